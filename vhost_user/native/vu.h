@@ -1,0 +1,343 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * vu.h - the C hot path of a vhost-user backend: guest memory, split rings,
+ * virtio-vsock connections and the engine thread that relays them
+ *
+ * This header is the manual: each function lists the errors it returns, and
+ * outputs are untouched on failure. Nothing here logs or exits; it counts, and
+ * Python reads the counters.
+ *
+ * Threads. vu_engine_run() is called on one thread, the engine thread, and
+ * stays there until vu_engine_stop(). Every other vu_engine_, vu_dev_,
+ * vu_conn_ and vu_listener_ function may be called on any other thread: it
+ * stops the engine between two batches for as long as it runs. Never call one
+ * on the engine thread.
+ *
+ * Ownership. Python owns memory maps and ring eventfds; C borrows them until
+ * vu_dev_set_mem(NULL), vu_dev_stop_ring() or vu_dev_del(). A connection owns
+ * the file descriptor it relays to; so does a listener its own.
+ */
+#ifndef VU_H
+#define VU_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#define VU_MAX_REGIONS 32
+#define VU_MAX_QUEUE   1024 /* entries in one ring; IOV_MAX bounds a batch */
+#define VU_MAX_DEVICES 64   /* per engine */
+
+/* Any port that has no route of its own; VMADDR_PORT_ANY */
+#define VU_PORT_ANY 0xffffffffU
+
+/**
+ * enum vu_err - What went wrong; functions return these negated
+ * @VU_ERR_EMPTY:	A range of zero bytes
+ * @VU_ERR_RANGE:	A guest address that isn't in any memory region
+ * @VU_ERR_FULL:	No room left in a fixed-size table
+ * @VU_ERR_NOMEM:	Out of memory
+ * @VU_ERR_RING:	The ring breaks a rule of the virtio specification
+ * @VU_ERR_CHAIN:	A descriptor chain does: loop, order, length, flags
+ * @VU_ERR_GONE:	No such device, listener or connection (any more)
+ * @VU_ERR_STATE:	Not in this state: ring started twice, answered twice
+ * @VU_ERR_INVAL:	An argument out of its range
+ * @VU_ERR_SYS:		A system call failed; errno says why
+ */
+enum vu_err {
+	VU_ERR_EMPTY = 1,
+	VU_ERR_RANGE = 2,
+	VU_ERR_FULL = 3,
+	VU_ERR_NOMEM = 4,
+	VU_ERR_RING = 5,
+	VU_ERR_CHAIN = 6,
+	VU_ERR_GONE = 7,
+	VU_ERR_STATE = 8,
+	VU_ERR_INVAL = 9,
+	VU_ERR_SYS = 10,
+};
+
+/* ---- guest memory (mem.c) ---- */
+
+struct vu_mem;
+
+struct vu_mem *vu_mem_new(void);
+void vu_mem_free(struct vu_mem *mem);
+int vu_mem_add(struct vu_mem *mem, uint64_t gpa, uint64_t uva, uint64_t size,
+	       void *va);
+int vu_mem_translate(const struct vu_mem *mem, uint64_t gpa, uint64_t *len,
+		     void **ret_va);
+int vu_mem_translate_uva(const struct vu_mem *mem, uint64_t uva, uint64_t *len,
+			 void **ret_va);
+
+/* ---- split ring (ring.c) ---- */
+
+/**
+ * struct vu_ring_config - A ring as the front-end describes it
+ * @desc_uva:	Descriptor table, in the front-end's address space
+ * @avail_uva:	Available ring, same
+ * @used_uva:	Used ring, same
+ * @features:	Negotiated feature bits (VIRTIO_RING_F_*)
+ * @num:	Entries, a power of two up to VU_MAX_QUEUE
+ * @base:	Index of the next available entry to take
+ * @kick_fd:	eventfd the guest signals, or -1 (the engine then polls)
+ * @call_fd:	eventfd that interrupts the guest, or -1
+ */
+struct vu_ring_config {
+	uint64_t desc_uva;
+	uint64_t avail_uva;
+	uint64_t used_uva;
+	uint64_t features;
+	uint32_t num;
+	uint16_t base;
+	int kick_fd;
+	int call_fd;
+};
+
+/**
+ * struct vu_chain - One descriptor chain, copied out and checked
+ * @head:	Index to give back to vu_ring_push()
+ * @n_read:	Segments the device reads; they come first in the iovec
+ * @n_write:	Segments the device writes; they follow
+ * @read_len:	Sum of the former, bytes
+ * @write_len:	Sum of the latter, bytes
+ */
+struct vu_chain {
+	uint16_t head;
+	uint16_t n_read;
+	uint16_t n_write;
+	uint64_t read_len;
+	uint64_t write_len;
+};
+
+struct vu_ring;
+
+struct vu_ring *vu_ring_new(const struct vu_mem *mem,
+			    const struct vu_ring_config *cfg, int *ret_err);
+void vu_ring_free(struct vu_ring *ring);
+int vu_ring_pop(struct vu_ring *ring, struct iovec *iov, unsigned iov_cap,
+		struct vu_chain *ret_chain);
+void vu_ring_unpop(struct vu_ring *ring, unsigned count);
+void vu_ring_push(struct vu_ring *ring, uint16_t head, uint32_t len);
+int vu_ring_flush(struct vu_ring *ring);
+bool vu_ring_pending(const struct vu_ring *ring);
+bool vu_ring_want_kicks(struct vu_ring *ring, bool want);
+uint16_t vu_ring_base(const struct vu_ring *ring);
+
+/* ---- targets: where a connection's other end is ---- */
+
+/**
+ * enum vu_target_kind - What the engine does with a connection request
+ * @VU_TARGET_RESET:	Refuse it: RST
+ * @VU_TARGET_ASK:	Post VU_EV_REQUEST and hold it for vu_conn_answer()
+ * @VU_TARGET_UNIX:	Connect to the unix socket "<addr>_<port>", or RST
+ * @VU_TARGET_DIAL:	Connect to the sockaddr in addr; the guest's RESPONSE
+ *			waits until that settles
+ * @VU_TARGET_ECHO:	Answered in the engine: every byte comes back (RFC 862)
+ * @VU_TARGET_DISCARD:	Same: bytes are read and dropped; after the peer's
+ *			FIN the engine closes its side (RFC 863)
+ * @VU_TARGET_CHARGEN:	Same: bytes are sent until the peer closes (RFC 864)
+ */
+enum vu_target_kind {
+	VU_TARGET_RESET = 0,
+	VU_TARGET_ASK = 1,
+	VU_TARGET_UNIX = 2,
+	VU_TARGET_DIAL = 3,
+	VU_TARGET_ECHO = 4,
+	VU_TARGET_DISCARD = 5,
+	VU_TARGET_CHARGEN = 6,
+};
+
+/**
+ * struct vu_target - See enum vu_target_kind
+ * @kind:	enum vu_target_kind
+ * @error:	RESET: errno for the events and for a TCP peer's benefit
+ * @addr_len:	Bytes used of @addr: a sockaddr (DIAL), a path (UNIX), else 0
+ * @addr:	The address
+ */
+struct vu_target {
+	uint32_t kind;
+	int32_t error;
+	uint32_t addr_len;
+	uint8_t addr[112];
+};
+
+/* ---- engine (engine.c) ---- */
+
+/**
+ * struct vu_engine_config - Fixed for an engine's life
+ * @poll_us:	Longest the engine spins before it blocks; 0: never spins
+ * @max_conns:	Connections over all devices and listeners
+ * @dial_timeout_ms: An unanswered dial or guest REQUEST fails with ETIMEDOUT
+ */
+struct vu_engine_config {
+	uint32_t poll_us;
+	uint32_t max_conns;
+	uint32_t dial_timeout_ms;
+};
+
+/**
+ * enum vu_event_kind - Why Python hears of a connection or device
+ * @VU_EV_REQUEST:	A guest (or a listener's client) wants a connection and
+ *			its route is VU_TARGET_ASK: answer it
+ * @VU_EV_OPENED:	The connection is established at both ends
+ * @VU_EV_FAILED:	It never was: dial error, reset target, timeout; @error
+ *			is the errno. The connection is gone
+ * @VU_EV_CLOSED:	An established connection ended; @error is 0 after an
+ *			orderly end. The connection is gone
+ * @VU_EV_BROKEN:	A device's ring broke the specification and is stopped;
+ *			@port is the queue, @error the enum vu_err
+ */
+enum vu_event_kind {
+	VU_EV_REQUEST = 1,
+	VU_EV_OPENED = 2,
+	VU_EV_FAILED = 3,
+	VU_EV_CLOSED = 4,
+	VU_EV_BROKEN = 5,
+};
+
+/**
+ * struct vu_event - One event
+ * @conn:	Connection, unique in the engine's life; 0 for VU_EV_BROKEN
+ * @up_bytes:	Bytes from the side that opened the connection, so far
+ * @down_bytes:	Bytes back to it, so far
+ * @duration_us: Since the request, us
+ * @kind:	enum vu_event_kind
+ * @source:	Device or listener id
+ * @error:	errno, or enum vu_err for VU_EV_BROKEN
+ * @peer_port:	vsock: the guest's port
+ * @port:	vsock: the port on our side (the requested one, or of an
+ *		opened connection the one we chose); VU_EV_BROKEN: the queue
+ * @src_len:	Bytes used of @src: 0 for vsock
+ * @dst_len:	Bytes used of @dst: 0 for vsock
+ * @src:	Listener: the client's sockaddr
+ * @dst:	Listener: getsockname(), with TPROXY the original destination
+ */
+struct vu_event {
+	uint64_t conn;
+	uint64_t up_bytes;
+	uint64_t down_bytes;
+	uint64_t duration_us;
+	uint32_t kind;
+	uint32_t source;
+	int32_t error;
+	uint32_t peer_port;
+	uint32_t port;
+	uint16_t src_len;
+	uint16_t dst_len;
+	uint8_t src[28];
+	uint8_t dst[28];
+};
+
+/**
+ * struct vu_engine_stats - Counters since vu_engine_new()
+ * @conns:	Connections now
+ * @wakeups:	Returns from a blocking wait
+ * @spins:	Times the engine entered a polling window
+ * @spin_hits:	Times it found work in one
+ */
+struct vu_engine_stats {
+	uint64_t conns;
+	uint64_t wakeups;
+	uint64_t spins;
+	uint64_t spin_hits;
+};
+
+struct vu_engine;
+
+struct vu_engine *vu_engine_new(const struct vu_engine_config *cfg);
+void vu_engine_free(struct vu_engine *engine);
+int vu_engine_run(struct vu_engine *engine);
+void vu_engine_stop(struct vu_engine *engine);
+int vu_engine_event_fd(const struct vu_engine *engine);
+int vu_engine_events(struct vu_engine *engine, struct vu_event *ret_events,
+		     unsigned max);
+void vu_engine_stats(struct vu_engine *engine, struct vu_engine_stats *ret);
+
+/* ---- vsock devices ---- */
+
+/* Event classes a device or listener wants, or'ed (VU_EV_REQUEST and
+ * VU_EV_BROKEN always come) */
+#define VU_WANT_OPENED (1U << VU_EV_OPENED)
+#define VU_WANT_FAILED (1U << VU_EV_FAILED)
+#define VU_WANT_CLOSED (1U << VU_EV_CLOSED)
+
+/**
+ * struct vu_dev_config - A virtio-vsock device (VIRTIO 1.2 section 5.10)
+ * @guest_cid:	The guest's CID, >= 3
+ * @buf_alloc:	Receive window a connection offers to the guest, bytes
+ * @max_conns:	Connections; one more is answered with RST and counted
+ * @want:	VU_WANT_* bits
+ */
+struct vu_dev_config {
+	uint64_t guest_cid;
+	uint32_t buf_alloc;
+	uint32_t max_conns;
+	uint32_t want;
+};
+
+/**
+ * struct vu_dev_stats - Counters since vu_dev_add()
+ * @conns:	Connections now
+ * @opened:	Connections established
+ * @failed:	Requests that ended before that
+ * @tx_packets:	Packets from the guest
+ * @tx_bytes:	Payload of them
+ * @rx_packets:	Packets to the guest
+ * @rx_bytes:	Payload of them
+ * @kicks:	Guest notifications received
+ * @calls:	Interrupts sent
+ * @rst_unknown: RSTs for packets of no known connection
+ * @bad_packets: Packets with a bad header, type, CID or length
+ * @credit_violations: Connections reset: the guest overran its credit
+ * @limit_conns: Requests refused because of max_conns
+ */
+struct vu_dev_stats {
+	uint64_t conns;
+	uint64_t opened;
+	uint64_t failed;
+	uint64_t tx_packets;
+	uint64_t tx_bytes;
+	uint64_t rx_packets;
+	uint64_t rx_bytes;
+	uint64_t kicks;
+	uint64_t calls;
+	uint64_t rst_unknown;
+	uint64_t bad_packets;
+	uint64_t credit_violations;
+	uint64_t limit_conns;
+};
+
+int vu_dev_add(struct vu_engine *engine, const struct vu_dev_config *cfg);
+int vu_dev_del(struct vu_engine *engine, uint32_t dev);
+int vu_dev_set_mem(struct vu_engine *engine, uint32_t dev,
+		   const struct vu_mem *mem);
+int vu_dev_start_ring(struct vu_engine *engine, uint32_t dev, uint32_t queue,
+		      const struct vu_ring_config *cfg);
+int vu_dev_stop_ring(struct vu_engine *engine, uint32_t dev, uint32_t queue);
+int vu_dev_set_call(struct vu_engine *engine, uint32_t dev, uint32_t queue,
+		    int call_fd);
+int vu_dev_reset(struct vu_engine *engine, uint32_t dev);
+int vu_dev_route(struct vu_engine *engine, uint32_t dev, uint32_t port,
+		 const struct vu_target *target);
+int vu_dev_unroute(struct vu_engine *engine, uint32_t dev, uint32_t port);
+int vu_dev_stats(struct vu_engine *engine, uint32_t dev,
+		 struct vu_dev_stats *ret);
+
+/* ---- TCP and unix listeners ---- */
+
+int vu_listener_add(struct vu_engine *engine, int fd, uint32_t want,
+		    const struct vu_target *target);
+int vu_listener_del(struct vu_engine *engine, uint32_t listener);
+
+/* ---- connections ---- */
+
+int vu_conn_answer(struct vu_engine *engine, uint64_t conn,
+		   const struct vu_target *target);
+int vu_conn_answer_fd(struct vu_engine *engine, uint64_t conn, int fd);
+int64_t vu_conn_open(struct vu_engine *engine, uint32_t dev,
+		     uint32_t guest_port, int fd, bool hybrid);
+int vu_conn_reset(struct vu_engine *engine, uint64_t conn, int error);
+
+#endif /* VU_H */
