@@ -1,0 +1,31 @@
+"""The one error that `fastpath` shows to its user.
+
+`FastpathError` says in one line what failed, why, and the command that mends
+it. The command line prints it and exits with status 2; everything else that
+reaches the top is a bug of ours and shows its traceback.
+"""
+
+from __future__ import annotations
+
+
+class FastpathError(Exception):
+    """Something the user can mend: `what: why; mend: command`.
+
+    Args:
+        what: what failed, without a full stop.
+        why: the cause, as precise as it is known.
+        mend: the command or the action that mends it; None if there is none.
+    """
+
+    def __init__(self, what: str, why: str, mend: str | None = None) -> None:
+        super().__init__(what, why, mend)
+        self.what = what
+        self.why = why
+        self.mend = mend
+
+    def __str__(self) -> str:
+        """One line, whatever the parts contain."""
+        line = f"{self.what}: {self.why}"
+        if self.mend is not None:
+            line += f"; mend: {self.mend}"
+        return " ".join(line.split())
