@@ -1,0 +1,276 @@
+"""The report as one HTML page: no script, no asset, light and dark.
+
+The page is the same content as the terminal's table plus the distributions; a
+reader who was not there finds the method and the machine on it.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING, Final
+
+from fastpath.report import svg
+from fastpath.report.table import machine_lines, verdict_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    from fastpath.report.model import PathResult, Report, Round, Verdict
+    from fastpath.report.stats import Summary
+
+STYLE: Final = """
+:root { color-scheme: light dark;
+  --page: #fbfbfa; --card: #fff; --ink: #1d2327; --soft: #5d676e; --rule: #dfe3e6;
+  --path0: #0b7285; --path1: #d9480f; --path2: #6741d9; --path3: #5c940d;
+  --good: #2b8a3e; --bad: #c92a2a; }
+@media (prefers-color-scheme: dark) { :root {
+  --page: #14181b; --card: #1c2226; --ink: #e6eaed; --soft: #9aa5ac; --rule: #333c42;
+  --path0: #3bc9db; --path1: #ff922b; --path2: #b197fc; --path3: #a9e34b;
+  --good: #69db7c; --bad: #ff8787; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 1120px; margin: 0 auto; padding: 32px 20px 64px; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 4px; }
+h2 { font-size: 1.15rem; margin: 40px 0 12px; }
+h3 { font-size: .95rem; margin: 0 0 8px; }
+p { margin: 0 0 8px; max-width: 75ch; }
+.soft, caption, th { color: var(--soft); }
+.cards { display: grid; gap: 12px; margin: 20px 0 0;
+  grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); }
+.card { background: var(--card); border: 1px solid var(--rule); border-radius: 8px;
+  padding: 14px 16px; }
+.card .big { font-size: 1.9rem; font-weight: 650; line-height: 1.2;
+  font-variant-numeric: tabular-nums; }
+.card small { display: block; color: var(--soft); }
+.low { margin-top: 12px; }
+.gap { height: 12px; } .note { margin-top: 8px; }
+.met { color: var(--good); } .missed { color: var(--bad); }
+.charts { display: grid; gap: 12px;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); }
+.legend { display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 0 0 12px; }
+.legend i { display: inline-block; width: 22px; height: 4px; border-radius: 2px;
+  margin: 0 8px 4px 0; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; background: var(--card);
+  border: 1px solid var(--rule); font-variant-numeric: tabular-nums; }
+th, td { padding: 6px 12px; text-align: right; border-top: 1px solid var(--rule); }
+th { font-weight: 600; font-size: .85rem; }
+th:first-child, td:first-child, td.words, th.words { text-align: left; }
+td.words { vertical-align: top; } td ol { margin: 0; padding-left: 1.2em; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 20px; margin: 0; }
+dt { color: var(--soft); } dd { margin: 0; }
+svg { display: block; width: 100%; height: auto; }
+svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
+svg .tick, svg .label { text-anchor: middle; }
+svg .share, svg .name { text-anchor: end; }
+svg .name { fill: var(--ink); font-size: 13px; }
+svg .grid { stroke: var(--rule); } svg .axis { stroke: var(--soft); }
+svg .one { stroke: var(--soft); stroke-dasharray: 3 4; }
+svg .curve { fill: none; stroke-width: 2.2; stroke-linejoin: round; }
+svg .dot { stroke: var(--card); stroke-width: 1.5; }
+svg .target { stroke: var(--ink); stroke-width: 1.6; fill: none; }
+svg .interval { stroke-width: 3; stroke-linecap: round; opacity: .55; }
+svg .interval.low { margin-top: 12px; }
+.gap { height: 12px; } .note { margin-top: 8px; }
+.met { stroke: var(--good); } svg .point.low { margin-top: 12px; }
+.gap { height: 12px; } .note { margin-top: 8px; }
+.met { fill: var(--good); }
+svg .interval.missed { stroke: var(--bad); } svg .point.missed { fill: var(--bad); }
+svg .interval.none { stroke: var(--soft); } svg .point.none { fill: var(--soft); }
+"""
+
+PATH_STYLES: Final = "".join(
+    f"svg .curve.path{i} {{ stroke: var(--path{i}); }} "
+    f"svg .dot.path{i} {{ fill: var(--path{i}); }} "
+    f".legend i.path{i} {{ background: var(--path{i}); }}\n"
+    for i in range(4)
+)
+
+LATENCIES: Final[tuple[tuple[str, Callable[[PathResult], Summary]], ...]] = (
+    ("connect", lambda p: p.connect),
+    ("64 B round trip", lambda p: p.rtt),
+    ("connect, through ztunnel", lambda p: p.through_connect),
+    ("64 B round trip, through ztunnel", lambda p: p.through_rtt),
+)
+
+CHARTS: Final[tuple[tuple[str, Callable[[Round], Sequence[int]]], ...]] = (
+    ("connect, sandbox to ztunnel", lambda r: r.connect_ns),
+    ("64 B round trip, sandbox to ztunnel", lambda r: r.rtt_ns),
+    ("connect, through ztunnel to a server", lambda r: r.through_connect_ns),
+    ("64 B round trip, through ztunnel to a server", lambda r: r.through_rtt_ns),
+)
+
+
+def write(report: Report, path: Path) -> None:
+    """Write the page to `path`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path.write_text(render(report), encoding="utf-8")
+
+
+def render(report: Report) -> str:
+    """Return the page; well-formed as XML too, so that a test can read it."""
+    names = " and ".join(p.facts.title for p in report.paths.values())
+    body = "".join(
+        [
+            f"<h1>{escape(names)}, side by side</h1>",
+            _subtitle(report),
+            *(_verdicts(pair, rows) for pair, rows in report.verdicts.items()),
+            _distributions(report),
+            _figures(report),
+            _anatomy(tuple(report.paths.values())),
+            _method(report),
+        ]
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
+        f"<title>fastpath compare: {escape(names)}</title>"
+        f"<style>{STYLE}{PATH_STYLES}</style></head><body><main>{body}</main></body></html>\n"
+    )
+
+
+def _subtitle(report: Report) -> str:
+    return (
+        '<p class="soft">One run, one microVM, one ztunnel process, the same '
+        f"unmodified program on each path. {escape(report.setting.started)}, "
+        f"accelerator {escape(report.setting.accel)}.</p>"
+    )
+
+
+def _verdicts(pair: str, verdicts: Sequence[Verdict]) -> str:
+    cards = "".join(_card(v) for v in verdicts if v.metric.bound is not None)
+    lines = "".join(
+        f"<dt>{escape(v.metric.title)}</dt><dd>{escape(verdict_line(v))}</dd>"
+        for v in verdicts
+    )
+    return (
+        f"<h2>{escape(pair)}</h2>"
+        '<p class="soft">Below 1x the first path is quicker (connect, round trip) '
+        "or slower (bulk). The bracket in the picture is the target, open towards "
+        "where the ratio should be.</p>"
+        f'<div class="cards">{cards}</div>'
+        f'<div class="card low">{svg.forest(verdicts)}</div>'
+        f'<div class="card low"><dl>{lines}</dl></div>'
+    )
+
+
+def _card(verdict: Verdict) -> str:
+    kind = "met" if verdict.met else "missed"
+    ratio = verdict.ratio
+    return (
+        f'<div class="card"><h3>{escape(verdict.metric.title)}</h3>'
+        f'<div class="big {kind}">{ratio.median:.2f}x</div>'
+        f"<small>95 % interval {ratio.low:.2f} to {ratio.high:.2f}</small>"
+        f"<small>target {escape(verdict.metric.target)}</small>"
+        f'<small class="{kind}">{escape(verdict.words)}</small></div>'
+    )
+
+
+def _distributions(report: Report) -> str:
+    legend = "".join(
+        f'<span><i class="path{i}"></i>{escape(p.facts.title)}</span>'
+        for i, p in enumerate(report.paths.values())
+    )
+    charts = "".join(
+        f'<div class="card"><h3>{escape(title)}</h3>{_chart(title, report, of)}</div>'
+        for title, of in CHARTS
+    )
+    return (
+        "<h2>Latency distributions</h2>"
+        '<p class="soft">Share of all samples at or below a time; further left is '
+        "quicker, steeper is steadier. The dot is the median; the axis ends at the "
+        f'99.5th percentile.</p><div class="legend">{legend}</div>'
+        f'<div class="charts">{charts}</div>'
+    )
+
+
+def _chart(title: str, report: Report, of: Callable[[Round], Sequence[int]]) -> str:
+    samples = {
+        name: [ns / 1e3 for r in path.rounds for ns in of(r)]
+        for name, path in report.paths.items()
+    }
+    return svg.ecdf(title, samples)
+
+
+def _figures(report: Report) -> str:
+    paths = tuple(report.paths.values())
+    rows = [
+        _summary_row(title, p.name, summary)
+        for title, of in LATENCIES
+        for p, summary in ((p, of(p)) for p in paths)
+    ]
+    bulk = [
+        (
+            p.name,
+            f"{p.up_mb_per_s:.1f}",
+            f"{p.down_mb_per_s:.1f}",
+            f"{p.cpu_us_per_rtt:.1f}",
+        )
+        for p in paths
+    ]
+    return (
+        "<h2>Figures</h2>"
+        + _table(("latency, us", "path", "p50", "p99", "min", "n"), rows)
+        + '<div class="gap"></div>'
+        + _table(("path", "bulk up, MB/s", "bulk down, MB/s", "host CPU/rtt, us"), bulk)
+        + f'<p class="soft note">{escape(report.setting.cpu_note)}</p>'
+    )
+
+
+def _summary_row(title: str, name: str, summary: Summary) -> tuple[str, ...]:
+    numbers = (f"{v:.1f}" for v in (summary.p50, summary.p99, summary.min))
+    return title, name, *numbers, str(summary.n)
+
+
+def _anatomy(paths: Sequence[PathResult]) -> str:
+    kinds: tuple[tuple[str, Callable[[PathResult], Sequence[str]]], ...] = (
+        ("TCP/IP stacks crossed", lambda p: p.facts.stacks),
+        ("copies, program to ztunnel", lambda p: p.facts.copies_up),
+        ("copies, ztunnel to program", lambda p: p.facts.copies_down),
+    )
+    head = "".join(f'<th class="words">{escape(p.facts.title)}</th>' for p in paths)
+    rows = "".join(
+        f"<tr><td>{title}</td>"
+        + "".join(f'<td class="words">{_numbered(of(p))}</td>' for p in paths)
+        + "</tr>"
+        for title, of in kinds
+    )
+    return (
+        "<h2>What a byte crosses</h2>"
+        f'<div class="scroll"><table><tr><th></th>{head}</tr>{rows}</table></div>'
+    )
+
+
+def _numbered(items: Sequence[str]) -> str:
+    if not items:
+        return "none"
+    return "<ol>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ol>"
+
+
+def _method(report: Report) -> str:
+    machine = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>"
+        for name, value in machine_lines(report)
+    )
+    setting = report.setting
+    method = "".join(f"<p>{escape(line)}</p>" for line in setting.method)
+    checks = "".join(f"<li>{escape(line)}</li>" for line in setting.checks)
+    checked = f"<p>Checked before the first round:</p><ul>{checks}</ul>"
+    return (
+        f'<h2>Machine</h2><div class="card"><dl>{machine}</dl></div>'
+        f"<h2>Method</h2>{method}{checked if checks else ''}"
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    lines = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+        for row in rows
+    )
+    return f'<div class="scroll"><table><tr>{top}</tr>{lines}</table></div>'

@@ -1,0 +1,114 @@
+"""The report as JSON: the keys of the project's contract, and more beside them.
+
+The contract (accel, geneve, guest_kernel, rounds, paths, ratios) is stable;
+`setting`, `targets` and `samples` are there for people who draw their own
+pictures. Times in us, rates in 10**6 bytes a second, samples in ns.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from fastpath.report.model import METRICS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fastpath.report.model import PathResult, Report, Verdict
+    from fastpath.report.stats import Summary
+
+
+def to_dict(report: Report) -> dict[str, Any]:
+    """Return the report as what `json.dumps` takes."""
+    setting = report.setting
+    return {
+        "accel": setting.accel,
+        "geneve": setting.geneve,
+        "guest_kernel": setting.guest_kernel,
+        "rounds": report.rounds,
+        "paths": {name: _path(path) for name, path in report.paths.items()},
+        "ratios": {
+            pair: {v.metric.key: _ratio(v) for v in verdicts}
+            for pair, verdicts in report.verdicts.items()
+        },
+        "targets": {
+            m.key: {"at_least" if m.at_least else "at_most": m.bound}
+            for m in METRICS
+            if m.bound is not None
+        },
+        "setting": {
+            "started": setting.started,
+            "accel_reason": setting.accel_reason,
+            "clocksource": setting.clocksource,
+            "host_kernel": setting.host_kernel,
+            "cpu_model": setting.cpu_model,
+            "cpus": setting.cpus,
+            "qemu": setting.qemu,
+            "pinning": setting.pinning,
+            "cpu_note": setting.cpu_note,
+            "method": list(setting.method),
+            "checks": list(setting.checks),
+        },
+        "samples": {name: _samples(path) for name, path in report.paths.items()},
+    }
+
+
+def write(report: Report, path: Path) -> None:
+    """Write the report to `path`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path.write_text(json.dumps(to_dict(report), indent=1) + "\n", encoding="utf-8")
+
+
+def _path(path: PathResult) -> dict[str, Any]:
+    facts = path.facts
+    return {
+        "connect_us": _summary(path.connect),
+        "rtt_64_us": _summary(path.rtt),
+        "up_mb_per_s": round(path.up_mb_per_s, 3),
+        "down_mb_per_s": round(path.down_mb_per_s, 3),
+        "host_cpu_us_per_rtt": round(path.cpu_us_per_rtt, 3),
+        "through": {
+            "connect_us": _summary(path.through_connect),
+            "rtt_64_us": _summary(path.through_rtt),
+        },
+        "tcp_ip_stacks": list(facts.stacks),
+        "copies_up": list(facts.copies_up),
+        "copies_down": list(facts.copies_down),
+    }
+
+
+def _summary(summary: Summary) -> dict[str, float | int]:
+    return {
+        "p50": round(summary.p50, 3),
+        "p99": round(summary.p99, 3),
+        "min": round(summary.min, 3),
+        "n": summary.n,
+    }
+
+
+def _ratio(verdict: Verdict) -> dict[str, Any]:
+    ratio = verdict.ratio
+    return {
+        "median": round(ratio.median, 4),
+        "ci95": [round(ratio.low, 4), round(ratio.high, 4)],
+        **({} if verdict.metric.bound is None else {"met": verdict.met}),
+    }
+
+
+def _samples(path: PathResult) -> list[dict[str, Any]]:
+    return [
+        {
+            "connect_ns": list(r.connect_ns),
+            "rtt_64_ns": list(r.rtt_ns),
+            "up_mb_per_s": r.up_bps / 1e6,
+            "down_mb_per_s": r.down_bps / 1e6,
+            "host_cpu_us_per_rtt": r.cpu_ns_per_rtt / 1e3,
+            "through_connect_ns": list(r.through_connect_ns),
+            "through_rtt_64_ns": list(r.through_rtt_ns),
+        }
+        for r in path.rounds
+    ]

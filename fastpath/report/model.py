@@ -1,0 +1,249 @@
+"""What `fastpath compare` measured: rounds, paths, targets, the machine.
+
+Raw samples stay in here (nanoseconds and bytes a second, as measured); units
+and words are made where they are shown. A `Report` is complete: each way to
+show it takes nothing else.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
+
+from fastpath.report import stats
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+FAST_PATH: Final = "tsi"
+"""The path that the others are compared with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """One path's samples in one round; times in ns, rates in bytes a second."""
+
+    connect_ns: tuple[int, ...]
+    rtt_ns: tuple[int, ...]
+    up_bps: float
+    """Sandbox to ztunnel."""
+    down_bps: float
+    cpu_ns_per_rtt: float
+    """Host CPU time a round trip: `Report.cpu_note` says what it contains."""
+    through_connect_ns: tuple[int, ...]
+    """Through ztunnel, to a server behind it."""
+    through_rtt_ns: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathFacts:
+    """What a path is made of: known from the code, not measured."""
+
+    title: str
+    stacks: tuple[str, ...]
+    """TCP/IP stacks that a byte crosses between the program and ztunnel."""
+    copies_up: tuple[str, ...]
+    """Copies of a payload byte by a CPU, program to ztunnel."""
+    copies_down: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathResult:
+    """All that was measured on one path."""
+
+    name: str
+    facts: PathFacts
+    rounds: tuple[Round, ...]
+
+    @cached_property
+    def connect(self) -> stats.Summary:
+        """Time of a connection to ztunnel, us."""
+        return _pooled(self.rounds, lambda r: r.connect_ns)
+
+    @cached_property
+    def rtt(self) -> stats.Summary:
+        """Round trip of 64 bytes with ztunnel, us."""
+        return _pooled(self.rounds, lambda r: r.rtt_ns)
+
+    @cached_property
+    def through_connect(self) -> stats.Summary:
+        """Time of a connection to a server behind ztunnel, us."""
+        return _pooled(self.rounds, lambda r: r.through_connect_ns)
+
+    @cached_property
+    def through_rtt(self) -> stats.Summary:
+        """Round trip of 64 bytes with a server behind ztunnel, us."""
+        return _pooled(self.rounds, lambda r: r.through_rtt_ns)
+
+    @cached_property
+    def up_mb_per_s(self) -> float:
+        """Bulk, sandbox to ztunnel: median of the rounds, 10**6 bytes a second."""
+        return statistics.median(r.up_bps for r in self.rounds) / 1e6
+
+    @cached_property
+    def down_mb_per_s(self) -> float:
+        """Bulk, ztunnel to sandbox: median of the rounds, 10**6 bytes a second."""
+        return statistics.median(r.down_bps for r in self.rounds) / 1e6
+
+    @cached_property
+    def cpu_us_per_rtt(self) -> float:
+        """Host CPU a round trip: median of the rounds, us."""
+        return statistics.median(r.cpu_ns_per_rtt for r in self.rounds) / 1e3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A figure that is compared: one number a round."""
+
+    key: str
+    """Its name in the JSON file."""
+    title: str
+    of: Callable[[Round], float]
+    bound: float | None = None
+    """The target for the ratio; None: shown, not judged."""
+    at_least: bool = False
+    """The ratio must be at least `bound`; else at most."""
+
+    def met(self, ratio: float) -> bool:
+        """Whether `ratio` reaches the target (without one: always)."""
+        if self.bound is None:
+            return True
+        return ratio >= self.bound if self.at_least else ratio <= self.bound
+
+    @property
+    def target(self) -> str:
+        """The target in words, as `at most 0.80x`."""
+        if self.bound is None:
+            return ""
+        return f"{'at least' if self.at_least else 'at most'} {self.bound:.2f}x"
+
+
+METRICS: Final = (
+    Metric(
+        key="connect",
+        title="connect",
+        of=lambda r: statistics.median(r.connect_ns),
+        bound=0.8,
+    ),
+    Metric(
+        key="rtt_64",
+        title="64 B round trip",
+        of=lambda r: statistics.median(r.rtt_ns),
+        bound=0.7,
+    ),
+    Metric(key="up", title="bulk up", of=lambda r: r.up_bps, bound=1.0, at_least=True),
+    Metric(
+        key="down", title="bulk down", of=lambda r: r.down_bps, bound=1.0, at_least=True
+    ),
+    Metric(
+        key="through_connect",
+        title="connect, through ztunnel",
+        of=lambda r: statistics.median(r.through_connect_ns),
+    ),
+    Metric(
+        key="through_rtt_64",
+        title="64 B round trip, through ztunnel",
+        of=lambda r: statistics.median(r.through_rtt_ns),
+    ),
+)
+"""What is compared; the targets are those of the project's main job."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One ratio held against its target."""
+
+    metric: Metric
+    ratio: stats.Ratio
+
+    @property
+    def met(self) -> bool:
+        """Whether the ratio reaches the target."""
+        return self.metric.met(self.ratio.median)
+
+    @property
+    def certain(self) -> bool:
+        """Whether the whole interval lies on the same side of the target."""
+        return self.metric.met(self.ratio.low) == self.metric.met(self.ratio.high)
+
+    @property
+    def words(self) -> str:
+        """`met` or `not met`, and when the interval says that it is close."""
+        if self.metric.bound is None:
+            return ""
+        words = "met" if self.met else "not met"
+        return words if self.certain else f"{words}, but the interval holds the target"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """Where and how it was measured."""
+
+    started: str
+    """UTC, ISO 8601."""
+    accel: str
+    accel_reason: str
+    geneve: str | None
+    """`kernel` or `bpf`; None when no path has a tunnel."""
+    guest_kernel: str
+    clocksource: str
+    host_kernel: str
+    cpu_model: str
+    cpus: int
+    qemu: str
+    pinning: str
+    cpu_note: str
+    """What the host CPU figure contains and what not."""
+    method: tuple[str, ...]
+    """Sentences: rounds, counts, order, what was checked before."""
+    checks: tuple[str, ...] = ()
+    """What the self check saw on each path."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One run of `fastpath compare`."""
+
+    setting: Setting
+    paths: Mapping[str, PathResult]
+    """By name, in the order that they are shown in."""
+
+    @property
+    def rounds(self) -> int:
+        """Rounds that were measured, the warm-up left out."""
+        return min(len(path.rounds) for path in self.paths.values())
+
+    @cached_property
+    def verdicts(self) -> Mapping[str, tuple[Verdict, ...]]:
+        """The fast path over each other path, by `ours/theirs`; empty for one path."""
+        return {
+            f"{ours.name}/{theirs.name}": tuple(
+                Verdict(metric, _ratio(metric, ours, theirs)) for metric in METRICS
+            )
+            for ours, theirs in self._pairs()
+        }
+
+    @property
+    def all_met(self) -> bool:
+        """Whether every target is reached against every other path."""
+        return all(v.met for verdicts in self.verdicts.values() for v in verdicts)
+
+    def _pairs(self) -> Iterator[tuple[PathResult, PathResult]]:
+        first = FAST_PATH if FAST_PATH in self.paths else next(iter(self.paths))
+        for name, path in self.paths.items():
+            if name != first:
+                yield self.paths[first], path
+
+
+def _pooled(
+    rounds: tuple[Round, ...], of: Callable[[Round], tuple[int, ...]]
+) -> stats.Summary:
+    return stats.summarize([ns for r in rounds for ns in of(r)], scale=1e-3)
+
+
+def _ratio(metric: Metric, ours: PathResult, theirs: PathResult) -> stats.Ratio:
+    return stats.paired_ratio(
+        [metric.of(r) for r in ours.rounds], [metric.of(r) for r in theirs.rounds]
+    )

@@ -1,0 +1,60 @@
+"""A made-up report for the report's tests: 6 rounds on two paths."""
+
+from __future__ import annotations
+
+import random
+
+from fastpath.report.model import PathFacts, PathResult, Report, Round, Setting
+
+SETTING = Setting(
+    started="2024-05-01T12:00:00Z",
+    accel="tcg",
+    accel_reason="asked for",
+    geneve="bpf",
+    guest_kernel="6.1.0-26-cloud-amd64",
+    clocksource="tsc",
+    host_kernel="6.18.44",
+    cpu_model="Test CPU <1 & 2>",
+    cpus=2,
+    qemu="QEMU 7.2.0",
+    pinning="vCPU on CPU 0, host side on CPU 1",
+    cpu_note="CPU time of ztunnel's and QEMU's threads; softirq is not counted.",
+    method=("Six rounds.", "In turns."),
+    checks=("tsi: 8 connections",),
+)
+
+
+def rounds(scale: float, count: int = 6, seed: int = 1) -> tuple[Round, ...]:
+    rng = random.Random(seed)
+
+    def times(mid: float, n: int) -> tuple[int, ...]:
+        return tuple(round(rng.lognormvariate(0, 0.25) * mid * scale) for _ in range(n))
+
+    return tuple(
+        Round(
+            connect_ns=times(200_000, 50),
+            rtt_ns=times(110_000, 200),
+            up_bps=90e6 / scale,
+            down_bps=120e6 / scale,
+            cpu_ns_per_rtt=20e3 * scale,
+            through_connect_ns=times(260_000, 50),
+            through_rtt_ns=times(150_000, 100),
+        )
+        for _ in range(count)
+    )
+
+
+def path(name: str, scale: float, **kwargs) -> PathResult:
+    facts = PathFacts(
+        title=f"path {name}",
+        stacks=() if name == "tsi" else ("guest", "node", "ztunnel"),
+        copies_up=("one", "two"),
+        copies_down=("one",),
+    )
+    return PathResult(name=name, facts=facts, rounds=rounds(scale, **kwargs))
+
+
+def report(*names: str) -> Report:
+    names = names or ("tsi", "ambient-geneve")
+    paths = {n: path(n, 1.0 if n == "tsi" else 2.0, seed=len(n)) for n in names}
+    return Report(setting=SETTING, paths=paths)

@@ -1,0 +1,148 @@
+"""The report as JSON, on the terminal and as a page."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+from rich.console import Console
+
+from fastpath.report import html, jsonfile, model, table
+
+from . import report_sample as sample
+
+# Written out from design.md section 4: a key stands for itself, a number for
+# any number, a string for any string, "*" for the names of paths or pairs.
+SUMMARY = {"p50": 0, "p99": 0, "min": 0, "n": 0}
+RATIO = {"median": 0, "ci95": [0, 0]}
+CONTRACT = {
+    "accel": "tcg",
+    "geneve": "bpf",
+    "guest_kernel": "...",
+    "rounds": 10,
+    "paths": {
+        "*": {
+            "connect_us": SUMMARY,
+            "rtt_64_us": SUMMARY,
+            "up_mb_per_s": 0,
+            "down_mb_per_s": 0,
+            "host_cpu_us_per_rtt": 0,
+            "through": {"connect_us": SUMMARY, "rtt_64_us": SUMMARY},
+        }
+    },
+    "ratios": {
+        "*": {
+            "connect": RATIO,
+            "rtt_64": RATIO,
+            "up": RATIO,
+            "down": RATIO,
+            "through_rtt_64": RATIO,
+        }
+    },
+}
+
+
+def assert_keeps(value, contract, where="$"):
+    if isinstance(contract, dict):
+        assert isinstance(value, dict), where
+        if "*" in contract:
+            assert value, f"{where} is empty"
+            contract = dict.fromkeys(value, contract["*"])
+        for key, inner in contract.items():
+            assert key in value, f"{where}.{key}"
+            assert_keeps(value[key], inner, f"{where}.{key}")
+    elif isinstance(contract, list):
+        assert isinstance(value, list), where
+        assert len(value) == len(contract), where
+    elif isinstance(contract, int):
+        assert isinstance(value, (int, float)), where
+    else:
+        assert isinstance(value, str), where
+
+
+def test_json_keeps_the_contract(tmp_path):
+    file = tmp_path / "report.json"
+    jsonfile.write(sample.report(), file)
+    loaded = json.loads(file.read_text())
+    assert_keeps(loaded, CONTRACT)
+    assert set(loaded["paths"]) == {"tsi", "ambient-geneve"}
+    assert set(loaded["ratios"]) == {"tsi/ambient-geneve"}
+    assert loaded["rounds"] == 6
+
+
+def test_json_figures_are_in_the_units_of_their_names():
+    loaded = jsonfile.to_dict(sample.report())
+    tsi = loaded["paths"]["tsi"]
+    assert tsi["up_mb_per_s"] == 90.0
+    assert tsi["host_cpu_us_per_rtt"] == 20.0
+    assert 150 < tsi["connect_us"]["p50"] < 250
+    assert tsi["connect_us"]["n"] == 300
+    assert loaded["ratios"]["tsi/ambient-geneve"]["up"]["median"] == 2.0
+
+
+def test_one_path_alone_has_figures_and_no_ratios():
+    report = sample.report("ambient-geneve")
+    assert jsonfile.to_dict(report)["ratios"] == {}
+    assert report.all_met
+    assert "ambient-geneve" in html.render(report)
+
+
+def test_the_fast_path_is_compared_with_each_other_path():
+    report = sample.report("ambient-geneve", "tsi", "plain")
+    assert list(report.verdicts) == ["tsi/ambient-geneve", "tsi/plain"]
+
+
+@pytest.mark.parametrize(
+    ("key", "ratio", "met"),
+    [
+        ("connect", 0.80, True),
+        ("connect", 0.81, False),
+        ("rtt_64", 0.70, True),
+        ("rtt_64", 0.71, False),
+        ("up", 1.00, True),
+        ("up", 0.99, False),
+        ("down", 0.99, False),
+        ("through_rtt_64", 9.0, True),
+    ],
+)
+def test_a_target_is_met_up_to_its_bound(key, ratio, met):
+    metric = next(m for m in model.METRICS if m.key == key)
+    assert metric.met(ratio) is met
+
+
+def test_the_table_says_plainly_what_was_not_reached():
+    slow = sample.path("tsi", 3.0)
+    report = model.Report(
+        setting=sample.SETTING,
+        paths={"tsi": slow, "ambient-geneve": sample.path("ambient-geneve", 2.0)},
+    )
+    text = _shown(report)
+    assert "at most 0.70x  | not met" in re.sub(r"[│┃]", "|", text)
+    assert not report.all_met
+
+
+def test_the_table_names_the_accelerator_the_tunnel_and_the_guest():
+    text = _shown(sample.report())
+    for words in ("tcg (asked for)", "tc-eBPF", "6.1.0-26", "softirq is not counted"):
+        assert words in text
+
+
+def test_the_page_is_well_formed_and_needs_nothing_else():
+    page = html.render(sample.report())
+    root = ET.fromstring(page.removeprefix("<!DOCTYPE html>"))
+    pictures = root.findall(".//{http://www.w3.org/2000/svg}svg")
+    assert len(pictures) == 5
+    assert not re.search(r"(src|href)=|url\(|@import|<script", page)
+
+
+def test_the_page_escapes_what_it_shows():
+    assert "Test CPU &lt;1 &amp; 2&gt;" in html.render(sample.report())
+
+
+def _shown(report):
+    out = io.StringIO()
+    table.show(report, Console(file=out, width=120))
+    return out.getvalue()
