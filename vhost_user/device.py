@@ -1,0 +1,63 @@
+"""What a vhost-user device is: the calls that a session makes on it.
+
+`vsock/device.py` is one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vhost_user.engine import RingConfig
+    from vhost_user.memory import GuestMemory
+    from vhost_user.message import ProtocolFeature
+
+
+class Device(Protocol):
+    """What a vhost-user device gives its session.
+
+    The session calls everything on one thread, in an order that the engine's
+    contract allows: memory before rings, rings stopped before memory changes.
+    """
+
+    on_ring_broke: Callable[[int], None] | None
+    """The back-end sets it; the device calls it with a queue it had to give up."""
+
+    @property
+    def features(self) -> int:
+        """Feature bits offered, without `Feature.PROTOCOL_FEATURES`."""
+
+    @property
+    def protocol_features(self) -> ProtocolFeature:
+        """Protocol features offered."""
+
+    @property
+    def queues(self) -> int:
+        """How many rings the device has."""
+
+    @property
+    def queue_size(self) -> int:
+        """Most entries that a ring may have."""
+
+    def config(self) -> bytes:
+        """Return the configuration space."""
+
+    def set_features(self, acked: int) -> None:
+        """Take the feature bits that the driver acknowledged."""
+
+    def set_memory(self, memory: GuestMemory | None) -> None:
+        """Borrow this guest memory until the next call."""
+
+    def start_ring(self, queue: int, config: RingConfig) -> None:
+        """Process a ring; borrows its eventfds. GuestError: it can't be used."""
+
+    def stop_ring(self, queue: int) -> int:
+        """Leave a ring alone and return the index of its next available entry."""
+
+    def set_call(self, queue: int, call_fd: int) -> None:
+        """Change a running ring's interrupt eventfd; -1: none."""
+
+    def reset(self) -> None:
+        """Forget everything that belongs to the driver that was there."""

@@ -1,0 +1,33 @@
+"""Every exception this package raises, sorted by whose fault it is.
+
+    VhostUserError
+     +-- FrontendError     the VMM broke the vhost-user protocol: end the session
+     +-- GuestError        the guest broke a virtio rule: mark the queue broken
+     +-- ClientError       a client of a host unix socket broke its protocol:
+     |                     close that client
+     +-- StateError        our caller used an object at the wrong time: a bug here
+
+`OSError` passes through untouched: a failing system call keeps its errno.
+"""
+
+from __future__ import annotations
+
+
+class VhostUserError(Exception):
+    """Base of all errors of this package."""
+
+
+class FrontendError(VhostUserError):
+    """The VMM sent something that the vhost-user protocol forbids."""
+
+
+class GuestError(VhostUserError):
+    """The guest wrote something that the virtio specification forbids."""
+
+
+class ClientError(VhostUserError):
+    """A host program that connected to a unix socket of ours broke its rules."""
+
+
+class StateError(VhostUserError):
+    """An object was used in a state that does not allow it."""
