@@ -1,0 +1,236 @@
+"""`vhost-user-vsock`: the virtio-vsock back-end as a process of its own.
+
+A drop-in for rust-vmm's vhost-device-vsock: the same options with the same meaning.
+Light on purpose: argparse, and YAML only when a file is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from vhost_user.backend import Backend
+from vhost_user.engine import Echo, Engine, Unix
+from vhost_user.errors import VhostUserError
+from vhost_user.sockets import UnixListener
+from vhost_user.vsock import config
+from vhost_user.vsock.config import ConfigError, VmConfig
+from vhost_user.vsock.device import VsockDevice
+from vhost_user.vsock.hybrid import HybridListener
+from vhost_user.vsock.packet import PORT_ANY
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Sequence
+
+PROG: Final = "vhost-user-vsock"
+EXIT_USAGE: Final = 2
+MAX_POLL_US: Final = 1_000_000
+
+_VM_OPTIONS: Final = ("guest_cid", "socket", "uds_path", "tx_buffer_size", "queue_size")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The command line, checked."""
+
+    vms: list[VmConfig]
+    poll_us: int
+    echo_port: int | None
+    stats_socket: Path | None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the back-end until SIGTERM or SIGINT; return the exit status."""
+    logging.basicConfig(
+        level=logging.INFO, format=f"{PROG}: %(message)s", stream=sys.stderr
+    )
+    try:
+        options = parse(sys.argv[1:] if argv is None else argv)
+        asyncio.run(_serve(options))
+    except (ConfigError, VhostUserError) as error:
+        return _fail(str(error))
+    except OSError as error:
+        path = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{path}{error.strerror or error}")
+    return 0
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Parse and check the command line.
+
+    Raises:
+        ConfigError: it contradicts itself or has a bad value.
+    """
+    args = _parser().parse_args(argv)
+    single = {
+        name: value
+        for name in _VM_OPTIONS
+        if (value := getattr(args, name)) is not None
+    }
+    sources = [bool(single), bool(args.vm), bool(args.config)]
+    if sum(sources) > 1:
+        raise ConfigError("give one of: --socket and its like, --vm, --config")
+    if args.config:
+        vms = config.load(Path(args.config))
+    elif args.vm:
+        vms = [config.parse_vm(text) for text in args.vm]
+    elif single:
+        vms = [config.from_options(single)]
+    else:
+        vms = []
+    config.check(vms)
+    return Options(
+        vms=vms,
+        poll_us=_option("--poll-us", args.poll_us, 0, MAX_POLL_US),
+        echo_port=args.echo_port
+        and _option("--echo-port", args.echo_port, 0, PORT_ANY - 1),
+        stats_socket=args.stats_socket and config.socket_path(args.stats_socket),
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage: one error is one line."""
+        raise ConfigError(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog=PROG, description="vhost-user back-end for virtio-vsock")
+    one = parser.add_argument_group("one VM")
+    one.add_argument("--guest-cid", metavar="CID", help="the guest's CID (3)")
+    one.add_argument("--socket", metavar="PATH", help="the VMM connects here")
+    one.add_argument(
+        "--uds-path",
+        metavar="PATH",
+        help="host clients connect here; guest connections go to PATH_PORT",
+    )
+    one.add_argument(
+        "--tx-buffer-size",
+        metavar="BYTES",
+        help="window of a connection, guest to host (262144)",
+    )
+    one.add_argument("--queue-size", metavar="N", help="largest ring (1024)")
+    many = parser.add_argument_group("several VMs")
+    many.add_argument(
+        "--vm",
+        action="append",
+        metavar="KEY=VALUE,...",
+        help="a VM, with the keys above; may be repeated",
+    )
+    many.add_argument("--config", metavar="FILE", help="YAML: a list vms of such keys")
+    parser.add_argument(
+        "--poll-us",
+        default="50",
+        metavar="US",
+        help="longest time to spin for work before blocking; 0: never (50)",
+    )
+    parser.add_argument(
+        "--echo-port", metavar="PORT", help="answer this port with an echo, in place"
+    )
+    parser.add_argument(
+        "--stats-socket",
+        metavar="PATH",
+        help="a client gets the counters as JSON",
+    )
+    return parser
+
+
+def _option(name: str, text: str, low: int, high: int) -> int:
+    try:
+        return config.integer(text, low, high)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+
+
+def _fail(reason: str) -> int:
+    sys.stderr.write(f"{PROG}: error: {reason}\n")
+    return EXIT_USAGE
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Vm:
+    """What runs for one VM."""
+
+    device: VsockDevice
+    backend: Backend
+    hybrid: HybridListener | None
+
+    def stats(self) -> dict[str, Any]:
+        return {
+            "guest_cid": self.device.guest_cid,
+            "connected": self.backend.connected.is_set(),
+            "clients_refused": self.hybrid.refused if self.hybrid else 0,
+            **dataclasses.asdict(self.device.handle.stats()),
+        }
+
+
+async def _serve(options: Options) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signo in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(signo, stop.set)
+    async with contextlib.AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(Engine(poll_us=options.poll_us))
+        vms = [await _start(stack, engine, vm, options.echo_port) for vm in options.vms]
+        if options.stats_socket is not None:
+            stats = UnixListener(
+                options.stats_socket, lambda sock: _send_stats(sock, engine, vms)
+            )
+            stats.start()
+            stack.callback(stats.close)
+        for vm in options.vms:
+            host = f", host side {vm.uds_path}" if vm.uds_path else ""
+            sys.stderr.write(
+                f"{PROG}: ready: CID {vm.guest_cid} on {vm.socket}{host}\n"
+            )
+        sys.stderr.flush()
+        await stop.wait()
+
+
+async def _start(
+    stack: contextlib.AsyncExitStack,
+    engine: Engine,
+    vm: VmConfig,
+    echo_port: int | None,
+) -> _Vm:
+    device = VsockDevice(
+        engine,
+        guest_cid=vm.guest_cid,
+        buf_alloc=vm.tx_buffer_size,
+        queue_size=vm.queue_size,
+    )
+    stack.callback(device.close)
+    hybrid = None
+    if vm.uds_path is not None:
+        device.handle.route(None, Unix(str(vm.uds_path)))
+        hybrid = HybridListener(device, vm.uds_path)
+        stack.push_async_callback(hybrid.close)
+        await hybrid.start()
+    if echo_port is not None:
+        device.handle.route(echo_port, Echo())
+    backend = Backend(vm.socket, device, name=f"CID {vm.guest_cid}")
+    stack.push_async_callback(backend.close)
+    await backend.start()
+    return _Vm(device, backend, hybrid)
+
+
+def _send_stats(client: socket.socket, engine: Engine, vms: list[_Vm]) -> None:
+    stats = {
+        "engine": dataclasses.asdict(engine.stats()),
+        "vms": [vm.stats() for vm in vms],
+    }
+    with client, contextlib.suppress(OSError):  # a client that left: its own loss
+        client.send(json.dumps(stats).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

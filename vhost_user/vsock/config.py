@@ -1,0 +1,210 @@
+"""What to serve: VMs from `--vm KEY=VALUE,...` or from a YAML file.
+
+The keys are vhost-device-vsock's, with `-` or `_` between words:
+
+    vms:
+      - guest_cid: 3
+        socket: /run/vm3.vhost
+        uds_path: /run/vm3.vsock
+        tx_buffer_size: 262144
+        queue_size: 1024
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from vhost_user.sockets import MAX_PATH
+from vhost_user.vsock.device import (
+    DEFAULT_BUF_ALLOC,
+    MAX_GUEST_CID,
+    MAX_QUEUE_SIZE,
+    MIN_GUEST_CID,
+)
+
+if TYPE_CHECKING:
+    from yaml import MappingNode, Node
+
+# What one uds_path must leave room for: "_" and the longest port.
+_PORT_SUFFIX: Final = len("_4294967295")
+
+MIN_TX_BUFFER: Final = 4096
+MAX_TX_BUFFER: Final = 1 << 30
+
+Pairs: TypeAlias = Iterable[tuple[str, str, str]]
+"""Key, value, and where it was written, for a message about it."""
+
+
+class ConfigError(Exception):
+    """An option or configuration that can't be used; the text is one line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmConfig:
+    """One VM to serve."""
+
+    socket: Path
+    """The vhost-user socket that its VMM connects to."""
+    uds_path: Path | None = None
+    """Host side of its vsock; None: it can reach nothing but the echo port."""
+    guest_cid: int = MIN_GUEST_CID
+    tx_buffer_size: int = DEFAULT_BUF_ALLOC
+    """Bytes of a connection on their way to the host."""
+    queue_size: int = MAX_QUEUE_SIZE
+
+
+def parse_vm(text: str) -> VmConfig:
+    """Parse the argument of `--vm`.
+
+    Raises:
+        ConfigError: a bad key or value, or one twice.
+    """
+    pairs = []
+    for part in text.split(","):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise ConfigError(f"--vm {text}: {part!r} is not KEY=VALUE")
+        pairs.append((key, value, f"--vm {text}"))
+    return _build(pairs, f"--vm {text}")
+
+
+def load(path: Path) -> list[VmConfig]:
+    """Read the VMs from a YAML file.
+
+    Raises:
+        ConfigError: it can't be read or isn't right; says file, line and key.
+    """
+    import yaml  # here: a process without --config stays light
+
+    try:
+        root = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{path}: {reason}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise ConfigError(f"{path}{line}: {problem}") from None
+    return _vms(path, root)
+
+
+def check(vms: list[VmConfig]) -> None:
+    """Check VMs against each other.
+
+    Raises:
+        ConfigError: there is none, or two want the same CID or path.
+    """
+    if not vms:
+        raise ConfigError("no VM: give --socket, --vm or --config")
+    claims: list[tuple[str, object]] = []
+    for vm in vms:
+        claims += [("guest CID", vm.guest_cid), ("path", vm.socket)]
+        if vm.uds_path is not None:
+            claims.append(("path", vm.uds_path))
+    for i, claim in enumerate(claims):
+        if claim in claims[:i]:
+            raise ConfigError(f"{claim[0]} {claim[1]} is used twice")
+
+
+def integer(text: str, low: int, high: int) -> int:
+    """Return `text` as a number of the range; ConfigError if it isn't one."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise ConfigError(f"{text!r} is not a number") from None
+    if not low <= number <= high:
+        raise ConfigError(f"{number} is not in {low}..{high}")
+    return number
+
+
+def socket_path(text: str) -> Path:
+    """Return `text` as a path that a socket can have; ConfigError if it can't."""
+    if not text or len(text.encode()) > MAX_PATH:
+        raise ConfigError(f"a socket's path has 1..{MAX_PATH} bytes: {text!r}")
+    return Path(text)
+
+
+def _uds_path(text: str) -> Path:
+    if len(text.encode()) + _PORT_SUFFIX > MAX_PATH:
+        limit = MAX_PATH - _PORT_SUFFIX
+        raise ConfigError(f"at most {limit} bytes, a port is added to it: {text!r}")
+    return socket_path(text)
+
+
+def _queue_size(text: str) -> int:
+    size = integer(text, 2, MAX_QUEUE_SIZE)
+    if size & (size - 1):
+        raise ConfigError(f"{size} is not a power of two")
+    return size
+
+
+_KEYS: Final[Mapping[str, Callable[[str], Any]]] = {
+    "guest_cid": lambda text: integer(text, MIN_GUEST_CID, MAX_GUEST_CID),
+    "socket": socket_path,
+    "uds_path": _uds_path,
+    "tx_buffer_size": lambda text: integer(text, MIN_TX_BUFFER, MAX_TX_BUFFER),
+    "queue_size": _queue_size,
+}
+
+
+def from_options(options: Mapping[str, str]) -> VmConfig:
+    """Build the one VM of `--guest-cid`, `--socket` and their like.
+
+    Raises:
+        ConfigError: a bad value.
+    """
+    flags = (
+        (key, value, "--" + key.replace("_", "-")) for key, value in options.items()
+    )
+    return _build(flags, "command line")
+
+
+def _build(pairs: Pairs, where: str) -> VmConfig:
+    values: dict[str, Any] = {}
+    for raw, text, place in pairs:
+        key = raw.strip().replace("-", "_")
+        if key not in _KEYS:
+            raise ConfigError(f"{place}: unknown key {raw!r}")
+        if key in values:
+            raise ConfigError(f"{place}: {key} is given twice")
+        try:
+            values[key] = _KEYS[key](text.strip())
+        except ConfigError as error:
+            raise ConfigError(f"{place}: {key}: {error}") from None
+    if "socket" not in values:
+        raise ConfigError(f"{where}: socket is missing")
+    return VmConfig(**values)
+
+
+def _vms(path: Path, root: Node | None) -> list[VmConfig]:
+    from yaml import MappingNode, SequenceNode
+
+    if not isinstance(root, MappingNode):
+        raise ConfigError(f"{path}:1: need a mapping with the key vms")
+    vms: list[VmConfig] = []
+    for key, value in root.value:
+        line = key.start_mark.line + 1
+        if key.value != "vms":
+            raise ConfigError(f"{path}:{line}: unknown key {key.value!r}")
+        if not isinstance(value, SequenceNode):
+            raise ConfigError(f"{path}:{line}: vms: need a list")
+        for item in value.value:
+            where = f"{path}:{item.start_mark.line + 1}"
+            if not isinstance(item, MappingNode):
+                raise ConfigError(f"{where}: vms: need a mapping")
+            vms.append(_build(_scalars(path, item), where))
+    return vms
+
+
+def _scalars(path: Path, mapping: MappingNode) -> Pairs:
+    from yaml import ScalarNode
+
+    for key, value in mapping.value:
+        where = f"{path}:{key.start_mark.line + 1}"
+        if not isinstance(value, ScalarNode):
+            raise ConfigError(f"{where}: {key.value}: need one value")
+        yield str(key.value), str(value.value), where

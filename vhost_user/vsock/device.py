@@ -1,0 +1,134 @@
+"""A virtio-vsock device for `Backend`: the engine's device and its configuration.
+
+Spec: VIRTIO 1.2 section 5.10 "Socket Device". The rings and the packets are the
+engine's; nothing here runs for a packet.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from typing import TYPE_CHECKING, Final
+
+from vhost_user.engine import Event, EventKind
+from vhost_user.message import Feature, ProtocolFeature
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vhost_user.engine import Engine, Handler, RingConfig
+    from vhost_user.memory import GuestMemory
+
+log = logging.getLogger(__name__)
+
+RX_QUEUE: Final = 0
+"""Host to guest (VIRTIO 1.2 section 5.10.2)."""
+TX_QUEUE: Final = 1
+"""Guest to host."""
+EVENT_QUEUE: Final = 2
+"""Transport events; QEMU keeps it for itself."""
+
+MAX_QUEUE_SIZE: Final = 1024
+DEFAULT_BUF_ALLOC: Final = 256 * 1024
+
+MIN_GUEST_CID: Final = 3
+MAX_GUEST_CID: Final = 0xFFFF_FFFE
+
+
+class VsockDevice:
+    """Virtio-vsock over `Engine.add_device()`.
+
+    Args:
+        engine: must be running, and outlives the device.
+        guest_cid: the guest's CID, `MIN_GUEST_CID` to `MAX_GUEST_CID`.
+        buf_alloc: receive window that a connection offers to the guest, bytes.
+        max_conns: connections; one more is refused.
+        queue_size: most entries that a ring may have.
+        on_event: gets the events of the device's connections, in the event loop.
+        want: the kinds of event besides REQUEST and BROKEN that it gets.
+    """
+
+    features: Final[int] = Feature.VERSION_1 | Feature.EVENT_IDX | Feature.INDIRECT_DESC
+    protocol_features: Final = (
+        ProtocolFeature.MQ | ProtocolFeature.CONFIG | ProtocolFeature.REPLY_ACK
+    )
+    queues: Final = 3
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        guest_cid: int,
+        buf_alloc: int = DEFAULT_BUF_ALLOC,
+        max_conns: int = 65536,
+        queue_size: int = MAX_QUEUE_SIZE,
+        on_event: Handler | None = None,
+        want: frozenset[EventKind] = frozenset(),
+    ) -> None:
+        self.guest_cid = guest_cid
+        self.queue_size = queue_size
+        self.on_ring_broke: Callable[[int], None] | None = None
+        """See `vhost_user.session.Device`."""
+        self._event_queue_base = 0
+        self._on_event = on_event
+        self.handle = engine.add_device(
+            guest_cid=guest_cid,
+            buf_alloc=buf_alloc,
+            max_conns=max_conns,
+            on_event=self._handle_event,
+            want=want,
+        )
+
+    def config(self) -> bytes:
+        """Return the guest CID (VIRTIO 1.2 section 5.10.4)."""
+        return struct.pack("<Q", self.guest_cid)
+
+    def set_features(self, acked: int) -> None:
+        """Do nothing: the rings get theirs when they start."""
+
+    def set_memory(self, memory: GuestMemory | None) -> None:
+        """Borrow `memory` until the next call."""
+        self.handle.set_memory(memory)
+
+    def start_ring(self, queue: int, config: RingConfig) -> None:
+        """Process ring `queue`.
+
+        Raises:
+            GuestError: it isn't in guest memory, or breaks the specification.
+        """
+        if queue == EVENT_QUEUE:  # there is no event to put into it yet
+            self._event_queue_base = config.base
+        else:
+            self.handle.start_ring(queue, config)
+
+    def stop_ring(self, queue: int) -> int:
+        """Leave ring `queue` alone; return its next available index."""
+        if queue == EVENT_QUEUE:
+            return self._event_queue_base
+        return self.handle.stop_ring(queue)
+
+    def set_call(self, queue: int, call_fd: int) -> None:
+        """Change the interrupt eventfd of ring `queue`; -1: none."""
+        if queue != EVENT_QUEUE:
+            self.handle.set_call(queue, call_fd)
+
+    def reset(self) -> None:
+        """Drop all connections: the driver that had them is gone."""
+        self.handle.reset()
+
+    def close(self) -> None:
+        """Take the device out of the engine."""
+        self.handle.close()
+
+    def _handle_event(self, event: Event) -> None:
+        if event.kind is EventKind.BROKEN:
+            log.warning(
+                "CID %d: the guest broke ring %d (error %d); it is stopped",
+                self.guest_cid,
+                event.port,
+                event.error,
+            )
+            if self.on_ring_broke is not None:
+                self.on_ring_broke(event.port)
+        if self._on_event is not None:
+            self._on_event(event)

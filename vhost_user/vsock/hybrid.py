@@ -1,0 +1,187 @@
+r"""Host to guest over a unix socket: `CONNECT port\n`, answered with `OK port\n`.
+
+A client connects to the device's unix socket and names a guest port in one line;
+from then on the socket is the connection. Only that line is read here: what a
+client sends right behind it stays in the socket for the engine, which writes the
+answer when the guest accepts, and closes the socket when it doesn't.
+
+The protocol is Firecracker's hybrid vsock, as vhost-device-vsock speaks it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from typing import TYPE_CHECKING, Final
+
+from vhost_user.errors import ClientError, VhostUserError
+from vhost_user.sockets import UnixListener
+from vhost_user.vsock.packet import PORT_ANY
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vhost_user.vsock.device import VsockDevice
+
+log = logging.getLogger(__name__)
+
+MAX_LINE: Final = 32
+"""Bytes of the CONNECT line with its newline; the longest right one has 19."""
+
+TIMEOUT_S: Final = 5.0
+"""A client that has not sent its line by then is closed."""
+
+MAX_WAITING: Final = 256
+"""Clients that may be about to send their line; more wait in the backlog."""
+
+
+class ConnectLine:
+    r"""Takes the line `CONNECT port\n` in pieces."""
+
+    def __init__(self) -> None:
+        self._line = b""
+
+    @property
+    def room(self) -> int:
+        """Bytes that the line may still have."""
+        return MAX_LINE - len(self._line)
+
+    def wanted(self, peeked: bytes) -> int:
+        """Return how many of the `peeked` bytes, still unread, are the line's."""
+        newline = peeked.find(b"\n")
+        return len(peeked) if newline < 0 else newline + 1
+
+    def feed(self, data: bytes) -> int | None:
+        """Add the line's next bytes; return the port once it is complete.
+
+        Args:
+            data: b"" at the stream's end.
+
+        Raises:
+            ClientError: it isn't a CONNECT line, ends early or is too long.
+        """
+        if not data:
+            raise ClientError("hung up before its CONNECT line")
+        self._line += data
+        if not self._line.endswith(b"\n"):
+            if len(self._line) >= MAX_LINE:
+                raise ClientError(f"no newline in the first {MAX_LINE} bytes")
+            return None
+        word, _, number = self._line.strip().partition(b" ")
+        if word.upper() != b"CONNECT":
+            raise ClientError(f"{self._line!r} is not CONNECT and a port")
+        if not number.isdigit() or int(number) >= PORT_ANY:
+            raise ClientError(f"{number!r} is not a port")
+        return int(number)
+
+
+class HybridListener:
+    """Accepts host clients on a unix socket and connects them to the guest.
+
+    Args:
+        device: whose guest it is.
+        path: the socket, made by `start()` and removed by `close()`.
+    """
+
+    def __init__(self, device: VsockDevice, path: Path) -> None:
+        self.path = path
+        self.refused = 0
+        """Clients closed because of what they sent or did not send."""
+        self._device = device
+        self._listener = UnixListener(path, self._on_client)
+        self._waiting: set[_Client] = set()
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            OSError: the socket can't be made; `filename` is set.
+        """
+        self._listener.start()
+
+    async def close(self) -> None:
+        """Stop listening, remove the socket, close clients that wait."""
+        self._listener.close()
+        for client in tuple(self._waiting):
+            client.release().close()
+        self._waiting.clear()
+
+    def _on_client(self, sock: socket.socket) -> None:
+        self._waiting.add(_Client(sock, self._on_line, self._on_error))
+        if len(self._waiting) >= MAX_WAITING:
+            self._listener.pause()
+
+    def _done(self, client: _Client) -> socket.socket:
+        self._waiting.discard(client)
+        if len(self._waiting) == MAX_WAITING - 1:
+            self._listener.resume()
+        return client.release()
+
+    def _on_line(self, client: _Client, port: int) -> None:
+        sock = self._done(client)
+        try:
+            self._device.handle.open(port, sock, hybrid=True)
+        except VhostUserError as error:
+            self._refuse(sock, f"guest CID {self._device.guest_cid}: {error}")
+
+    def _on_error(self, client: _Client, reason: str) -> None:
+        self._refuse(self._done(client), reason)
+
+    def _refuse(self, sock: socket.socket, reason: str) -> None:
+        self.refused += 1
+        if self.refused & (self.refused - 1) == 0:  # 1, 2, 4, ...: a client can't
+            log.warning(  # fill the log
+                "%s: client refused: %s (%d so far)", self.path, reason, self.refused
+            )
+        with contextlib.suppress(OSError):
+            sock.send(f"ERROR {reason}\n".encode(), socket.MSG_DONTWAIT)
+        sock.close()
+
+
+class _Client:
+    """A client that has not sent its whole line yet; owns the socket."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        on_line: _OnLine,
+        on_error: _OnError,
+    ) -> None:
+        self._sock = sock
+        self._on_line = on_line
+        self._on_error = on_error
+        self._line = ConnectLine()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(sock, self._readable)
+        self._timer = loop.call_later(
+            TIMEOUT_S, on_error, self, f"no CONNECT line within {TIMEOUT_S:g} s"
+        )
+
+    def release(self) -> socket.socket:
+        """Give the socket away; nothing more is called."""
+        self._timer.cancel()
+        asyncio.get_running_loop().remove_reader(self._sock)
+        return self._sock
+
+    def _readable(self) -> None:
+        try:
+            peeked = self._sock.recv(self._line.room, socket.MSG_PEEK)
+            # Never recv(0): nothing to read means that the client has hung up.
+            wanted = self._line.wanted(peeked)
+            port = self._line.feed(self._sock.recv(wanted) if wanted else b"")
+        except BlockingIOError:
+            return
+        except (ClientError, OSError) as error:
+            self._on_error(self, str(error))
+        else:
+            if port is not None:
+                self._on_line(self, port)
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    _OnLine = Callable[[_Client, int], None]
+    _OnError = Callable[[_Client, str], None]
