@@ -1,0 +1,62 @@
+"""Kernel features that the standard paths need, and how a missing one is mended.
+
+One table for two users: the code that asks the kernel turns its refusal into an
+error that names the module, and the doctor shows the same words beforehand.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from fastpath.errors import FastpathError
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """Something the kernel has built in, has as a module, or lacks."""
+
+    name: str
+    modules: tuple[str, ...]
+
+    def missing(self, why: str) -> FastpathError:
+        """The error for a kernel that answered `why`."""
+        return FastpathError(
+            f"this kernel lacks {self.name}",
+            f"{why} (module {', '.join(self.modules)})",
+            self.mend(),
+        )
+
+    def mend(self) -> str:
+        """The command that brings the modules, as far as the host can tell."""
+        release = os.uname().release
+        index = Path("/lib/modules", release, "modules.dep")
+        listed = index.read_text() if index.exists() else ""
+        if all(f"/{module}.ko" in listed for module in self.modules):
+            return f"sudo modprobe -a {' '.join(self.modules)}"
+        return (
+            f"sudo apt-get install linux-modules-extra-{release} (Ubuntu), or boot"
+            " the kernel of linux-image-amd64 (Debian)"
+        )
+
+
+VETH: Final = Feature("veth devices", ("veth",))
+TUN: Final = Feature("tap devices", ("tun",))
+IFB: Final = Feature("ifb devices", ("ifb",))
+GENEVE: Final = Feature("Geneve tunnels", ("geneve",))
+INGRESS: Final = Feature("the ingress and clsact qdiscs", ("sch_ingress",))
+TCFILTER: Final = Feature(
+    "the u32 filter and the mirred action",
+    (
+        "cls_u32",
+        "act_mirred",
+    ),
+)
+CLS_BPF: Final = Feature("the BPF classifier", ("cls_bpf",))
+IPSET: Final = Feature("IP sets of type hash:ip", ("ip_set_hash_ip",))
+XT_SET: Final = Feature("the iptables match set", ("xt_set",))
+XT_MARK: Final = Feature("the iptables match and target MARK", ("xt_mark",))
+XT_CONNMARK: Final = Feature("the iptables match and target CONNMARK", ("xt_connmark",))
+XT_TPROXY: Final = Feature("the iptables target TPROXY", ("xt_TPROXY",))

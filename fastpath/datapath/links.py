@@ -1,0 +1,302 @@
+"""Devices, addresses, routes, rules and filters; the one user of pyroute2.
+
+Everything here works in the network namespace of the calling thread: call it
+through `Namespace.run`. What the kernel does not know becomes an error that
+names the module; any other refusal is an `OSError` with the kernel's errno.
+
+Spec: rtnetlink(7), tc-u32(8), tc-mirred(8), tc-bpf(8), ipset(8); Linux,
+Documentation/networking/tuntap.rst, "Program interface".
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, Self
+
+from pyroute2 import IPRoute, IPSet  # type: ignore[import-untyped]
+from pyroute2.netlink.exceptions import (  # type: ignore[import-untyped]
+    NetlinkError,
+)
+
+from fastpath.datapath import features
+from fastpath.errors import FastpathError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from ipaddress import IPv4Interface
+    from types import TracebackType
+
+    from fastpath.datapath.features import Feature
+    from fastpath.datapath.rules import Mark
+
+TABLE_MAIN: Final = 254
+
+CLSACT_INGRESS: Final = 0xFFFF_FFF2
+CLSACT_EGRESS: Final = 0xFFFF_FFF3
+
+_INGRESS_HANDLE: Final = 0xFFFF_0000
+_ETH_P_ALL: Final = 0x0003
+_IFF_NOARP: Final = 0x80
+
+# tun_setiff(2) has no header for us: linux/if_tun.h
+_TUNSETIFF: Final = 0x4004_54CA
+_IFF_TAP: Final = 0x0002
+_IFF_NO_PI: Final = 0x1000
+_IFF_VNET_HDR: Final = 0x4000
+
+_IPSET_ERR_FIND_TYPE: Final = 4098
+_UNKNOWN: Final = {
+    errno.EOPNOTSUPP,
+    errno.EPROTONOSUPPORT,
+    errno.ENOENT,
+    _IPSET_ERR_FIND_TYPE,
+}
+"""What the kernel answers when a kind of device, qdisc, filter or set is unknown."""
+
+
+class Links:
+    """The devices and routes of a namespace, as a context manager."""
+
+    def __init__(self) -> None:
+        self._ip = IPRoute()
+
+    def index(self, device: str) -> int:
+        """Index of a device.
+
+        Raises:
+            OSError: there is no such device.
+        """
+        found: list[int] = list(self._ip.link_lookup(ifname=device))
+        if not found:
+            raise OSError(errno.ENODEV, f"no device {device}")
+        return found[0]
+
+    def mac(self, device: str) -> str:
+        """Ethernet address of a device."""
+        with _asking():
+            link = next(iter(self._ip.link("get", index=self.index(device))))
+        return str(link.get_attr("IFLA_ADDRESS"))
+
+    def up(self, device: str, *, mtu: int | None = None, arp: bool = False) -> None:
+        """Bring a device up.
+
+        Args:
+            device: its name.
+            mtu: bytes; None leaves it.
+            arp: resolve addresses on it although its kind does not by default.
+        """
+        settings: dict[str, object] = {"state": "up"}
+        if mtu is not None:
+            settings["mtu"] = mtu
+        index = self.index(device)
+        with _asking():
+            if arp:
+                self._ip.link("set", index=index, flags=0, change=_IFF_NOARP)
+            self._ip.link("set", index=index, **settings)
+
+    def veth(self, device: str, *, peer: str, peer_netns: int) -> None:
+        """Make a veth pair, its other end as `peer` in another namespace."""
+        with _asking(features.VETH):
+            self._ip.link(
+                "add",
+                ifname=device,
+                kind="veth",
+                peer={"ifname": peer, "net_ns_fd": peer_netns},
+            )
+
+    def ifb(self, device: str) -> None:
+        """Make an ifb device."""
+        with _asking(features.IFB):
+            self._ip.link("add", ifname=device, kind="ifb")
+
+    def geneve(self, device: str, *, vni: int, remote: str, port: int) -> None:
+        """Make one end of a Geneve tunnel of the kernel's."""
+        with _asking(features.GENEVE):
+            self._ip.link(
+                "add",
+                ifname=device,
+                kind="geneve",
+                geneve_id=vni,
+                geneve_remote=remote,
+                geneve_port=port,
+            )
+
+    def address(self, device: str, address: IPv4Interface) -> None:
+        """Give a device an address; the prefix becomes its route."""
+        with _asking():
+            self._ip.addr(
+                "add",
+                index=self.index(device),
+                address=str(address.ip),
+                prefixlen=address.network.prefixlen,
+            )
+
+    def route(
+        self,
+        destination: str,
+        *,
+        dev: str,
+        via: str | None = None,
+        table: int = TABLE_MAIN,
+        kind: str = "unicast",
+        onlink: bool = False,
+    ) -> None:
+        """Add a route.
+
+        Args:
+            destination: a prefix, or "default".
+            dev: device.
+            via: gateway; None: the destination is on the link.
+            table: routing table.
+            kind: type of the route: "unicast" or "local".
+            onlink: the gateway is on the link whatever the addresses say.
+        """
+        route: dict[str, object] = {"dst": destination, "oif": self.index(dev)}
+        if via is not None:
+            route["gateway"] = via
+        else:
+            route["scope"] = "host" if kind == "local" else "link"
+        if onlink:
+            route["flags"] = ["onlink"]
+        with _asking():
+            self._ip.route("add", table=table, type=kind, **route)
+
+    def rule(
+        self,
+        priority: int,
+        *,
+        mark: Mark | None = None,
+        table: int | None = None,
+        goto: int | None = None,
+    ) -> None:
+        """Add a policy routing rule: look up `table`, or go on at rule `goto`."""
+        rule: dict[str, object] = {"priority": priority}
+        if mark is not None:
+            rule |= {"fwmark": mark.value, "fwmask": mark.mask}
+        if table is not None:
+            rule["table"] = table
+        if goto is not None:
+            rule |= {"action": "goto", "goto": goto}
+        with _asking():
+            self._ip.rule("add", **rule)
+
+    def redirect(self, source: str, target: str) -> None:
+        """Send all that `source` receives out of `target`: half a Kata tcfilter."""
+        index, target_index = self.index(source), self.index(target)
+        with _asking(features.INGRESS):
+            self._ip.tc("add", "ingress", index, handle=_INGRESS_HANDLE)
+        with _asking(features.TCFILTER):
+            self._ip.tc(
+                "add-filter",
+                "u32",
+                index,
+                parent=_INGRESS_HANDLE,
+                protocol=_ETH_P_ALL,
+                prio=1,
+                target=0,
+                keys=["0x0/0x0+0"],
+                action={
+                    "kind": "mirred",
+                    "direction": "egress",
+                    "action": "redirect",
+                    "ifindex": target_index,
+                },
+            )
+
+    def attach(self, device: str, parent: int, program: int) -> None:
+        """Attach a BPF program, which stays when its descriptor is closed.
+
+        Args:
+            device: has no clsact qdisc yet.
+            parent: CLSACT_INGRESS or CLSACT_EGRESS.
+            program: descriptor.
+        """
+        index = self.index(device)
+        with _asking(features.INGRESS):
+            self._ip.tc("add", "clsact", index)
+        with _asking(features.CLS_BPF):
+            self._ip.tc(
+                "add-filter",
+                "bpf",
+                index,
+                parent=parent,
+                protocol=_ETH_P_ALL,
+                prio=1,
+                fd=program,
+                name="vsock-fastpath",
+                classid=1,
+                direct_action=True,
+            )
+
+    def close(self) -> None:
+        """Close the netlink socket."""
+        self._ip.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def ipset(name: str, members: Iterable[str]) -> None:
+    """Make an IP set of type hash:ip."""
+    with _asking(features.IPSET), IPSet() as sets:
+        sets.create(name, stype="hash:ip")
+        for member in members:
+            sets.add(name, member)
+
+
+def tap(device: str) -> int:
+    """Make a tap device with virtio-net headers.
+
+    Returns:
+        Its descriptor, which any process can use in any namespace. The device
+        goes when the last copy of it is closed.
+
+    Raises:
+        FastpathError: no tap devices in this kernel, or not for this user.
+        OSError: the name is taken.
+    """
+    try:
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    except PermissionError as exc:
+        raise FastpathError(
+            "cannot make a tap device",
+            f"/dev/net/tun: {exc.strerror}",
+            "sudo chmod 0666 /dev/net/tun",
+        ) from exc
+    except OSError as exc:
+        raise features.TUN.missing(f"/dev/net/tun: {exc.strerror}") from exc
+    try:
+        flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
+        fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", device.encode(), flags))
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+@contextmanager
+def _asking(needed: Feature | None = None) -> Iterator[None]:
+    """Turn the kernel's refusal into the errors that our callers know.
+
+    Args:
+        needed: what a kernel lacks that does not know this request.
+    """
+    try:
+        yield
+    except NetlinkError as exc:
+        code, why = int(exc.args[0]), str(exc.args[1])
+        if needed is not None and code in _UNKNOWN:
+            raise needed.missing(why) from exc
+        raise OSError(code, why) from exc
