@@ -142,7 +142,7 @@ class AmbientGeneve:
     Leaving it, or the end of the process by any means, leaves nothing behind.
 
     Args:
-        want: the tunnel: "kernel", "bpf", or "auto": the kernel's if it has it.
+        geneve: the tunnel: "kernel", "bpf", or "auto": the kernel's if it has it.
         mode: which packets take the tunnel.
         plan: the addresses.
 
@@ -164,13 +164,13 @@ class AmbientGeneve:
     def __init__(
         self,
         *,
-        want: Literal["auto", "kernel", "bpf"] = "auto",
+        geneve: Literal["auto", "kernel", "bpf"] = "auto",
         mode: Mode = Mode.EVERY_PACKET,
         plan: Plan | None = None,
     ) -> None:
         self.mode = mode
         self.plan = plan or Plan()
-        self._want = want
+        self._want = geneve
         self._stack = ExitStack()
 
     @property

@@ -35,10 +35,17 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-CLONE_NEWNET: Final = 0x4000_0000
-CAP_NET_ADMIN: Final = 12
-CAP_SYS_ADMIN: Final = 21
-CAP_BPF: Final = 39
+_CLONE_NEWNET: Final = 0x4000_0000
+_CAP_NET_ADMIN: Final = 12
+_CAP_SYS_ADMIN: Final = 21
+
+UNSHARE: Final = ("unshare", "--user", "--map-root-user", "--net")
+
+USER_NAMESPACE_MEND: Final = (
+    "sudo sysctl -w user.max_user_namespaces=10000"
+    " kernel.apparmor_restrict_unprivileged_userns=0"
+)
+"""Two limits; the second exists on Ubuntu 23.10 and later only."""
 
 _PROBE_TIMEOUT_S: Final = 10.0
 
@@ -151,32 +158,28 @@ def own_user_namespace(argv: Sequence[str]) -> None:
     Raises:
         FastpathError: the host does not let users make such namespaces.
     """
-    if has_capability(CAP_SYS_ADMIN) and has_capability(CAP_NET_ADMIN):
+    if may_configure():
         return
     if reason := user_namespace_problem():
         raise FastpathError(
             "cannot make a user and network namespace", reason, USER_NAMESPACE_MEND
         )
-    os.execvp("unshare", [*_UNSHARE, "--", *argv])  # noqa: S606, S607
+    os.execvp("unshare", [*UNSHARE, "--", *argv])  # noqa: S606, S607
 
 
-_UNSHARE: Final = ("unshare", "--user", "--map-root-user", "--net")
-
-USER_NAMESPACE_MEND: Final = (
-    "sudo sysctl -w user.max_user_namespaces=10000"
-    " kernel.apparmor_restrict_unprivileged_userns=0"
-)
-"""Two limits; the second exists on Ubuntu 23.10 and later only."""
+def may_configure() -> bool:
+    """Whether this process may make network namespaces and configure them."""
+    return _has_capability(_CAP_SYS_ADMIN) and _has_capability(_CAP_NET_ADMIN)
 
 
 def user_namespace_problem() -> str | None:
     """Why this user cannot make a user and network namespace; None: they can."""
-    if shutil.which(_UNSHARE[0]) is None:
+    if shutil.which(UNSHARE[0]) is None:
         return "unshare is not installed (Debian package util-linux)"
     # Only the whole of it tells: AppArmor lets the namespace be made and takes
     # its capabilities away, so that the network or the uid map fails after it.
     probe = subprocess.run(
-        [*_UNSHARE, "--", "true"],
+        [*UNSHARE, "--", "true"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -186,22 +189,11 @@ def user_namespace_problem() -> str | None:
     return probe.stderr.strip() or None if probe.returncode else None
 
 
-def has_capability(number: int) -> bool:
-    """Whether this process has a capability, in its own user namespace.
-
-    Args:
-        number: as in linux/capability.h.
-    """
+def _has_capability(number: int) -> bool:
     for line in Path("/proc/thread-self/status").read_text().splitlines():
         if line.startswith("CapEff:"):
             return bool(int(line.split()[1], 16) >> number & 1)
     return False
-
-
-def in_first_user_namespace() -> bool:
-    """Whether root here is root of the whole host (or container manager)."""
-    uid_map = Path("/proc/self/uid_map").read_text().split()
-    return uid_map == ["0", "0", "4294967295"]
 
 
 def _in_thread(function: Callable[[], T]) -> T:
@@ -211,13 +203,13 @@ def _in_thread(function: Callable[[], T]) -> T:
 
 
 def _new_namespace() -> int:
-    _check(_libc.unshare(CLONE_NEWNET))
+    _check(_libc.unshare(_CLONE_NEWNET))
     # Not /proc/self: that is the main thread, which is still where it was.
     return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _setns(fd: int) -> None:
-    _check(_libc.setns(fd, CLONE_NEWNET))
+    _check(_libc.setns(fd, _CLONE_NEWNET))
 
 
 def _check(result: int) -> None:
