@@ -1,0 +1,203 @@
+"""Reading the configuration, and what must hold between its parts.
+
+`decode` has checked each value by itself; here are names that refer to nothing
+and things that must be unique. A configuration that was built in code goes
+through the same checks.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from fastpath.errors import FastpathError
+from fastpath.ztunnel import decode
+from fastpath.ztunnel.model import (
+    Config,
+    Egress,
+    Fastpath,
+    NetworkMode,
+    Sandbox,
+    Workload,
+)
+from fastpath.ztunnel.rbac import Scope
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from fastpath.ztunnel.decode import IpAddress, KeyPath
+
+Problem = tuple["KeyPath", str]
+_MAX_UNIX_PATH = 107
+"""Bytes in sockaddr_un.sun_path without its NUL."""
+_MAX_PORT_SUFFIX = len("_4294967295")
+
+
+def load(path: Path) -> Config:
+    """Read and check a configuration file.
+
+    Raises:
+        FastpathError: `FILE:LINE: key.path: what is wrong`.
+    """
+    config, document = decode.load(path, Config)
+    for key_path, why in _problems(config):
+        raise document.error(key_path, why)
+    return config
+
+
+def check(config: Config) -> None:
+    """Check a configuration that was built in code.
+
+    Raises:
+        FastpathError: the first problem there is.
+    """
+    for key_path, why in _problems(config):
+        raise FastpathError(f"configuration: {decode.format_path(key_path)}", why)
+
+
+def for_sandbox(
+    *,
+    socket: Path,
+    cid: int,
+    addresses: tuple[IpAddress, ...],
+    name: str = "sandbox",
+    uds_path: Path | None = None,
+    egress: Egress | None = None,
+    echo: IpAddress | None = None,
+    access_log: Path | None = None,
+) -> Config:
+    """One sandbox that reaches whatever the process does; no listener, no metrics.
+
+    Args:
+        socket: vhost-user socket of the VM.
+        cid: its vsock CID.
+        addresses: its pod IPs, what the program sees as its own.
+        name: of the sandbox, the workload and in log lines.
+        uds_path: hybrid vsock socket, and the prefix of `UDS_PATH_PORT`.
+        egress: None: the default policy.
+        echo: the address that ztunnel answers itself.
+        access_log: None: stderr.
+    """
+    workload = Workload(workload_ips=addresses, namespace="default", name=name)
+    sandbox = Sandbox(
+        name=name,
+        workload=workload.key,
+        socket=socket,
+        cid=cid,
+        uds_path=uds_path,
+        egress=egress or Egress(),
+    )
+    own = Fastpath(sandboxes=(sandbox,), echo=echo, access_log=access_log)
+    return Config(workloads=(workload,), fastpath=own)
+
+
+def _problems(config: Config) -> Iterator[Problem]:
+    yield from _workload_problems(config)
+    yield from _service_problems(config)
+    yield from _policy_problems(config)
+    yield from _sandbox_problems(config)
+    yield from _echo_problems(config)
+
+
+def _workload_problems(config: Config) -> Iterator[Problem]:
+    services = {service.key for service in config.services}
+    policies = {policy.key: policy for policy in config.policies}
+    uids: list[tuple[KeyPath, object]] = []
+    addresses: list[tuple[KeyPath, object]] = []
+    for index, workload in enumerate(config.workloads):
+        here: KeyPath = ("workloads", index)
+        if workload.uid:
+            uids.append(((*here, "uid"), workload.uid))
+        if workload.network_mode is NetworkMode.STANDARD:
+            addresses += [
+                ((*here, "workloadIps", i), f"{workload.network}/{address}")
+                for i, address in enumerate(workload.workload_ips)
+            ]
+        for service in workload.services:
+            if service not in services:
+                yield (*here, "services", str(service)), "names no service of this file"
+        for i, name in enumerate(workload.authorization_policies):
+            where = (*here, "authorizationPolicies", i)
+            if name not in policies:
+                yield where, f"names no policy of this file: {name}"
+            elif policies[name].scope is not Scope.WORKLOAD_SELECTOR:
+                yield where, f"names a policy of another scope: {name}"
+    yield from _repeated(uids)
+    yield from _repeated(addresses)
+
+
+def _service_problems(config: Config) -> Iterator[Problem]:
+    keys: list[tuple[KeyPath, object]] = []
+    vips: list[tuple[KeyPath, object]] = []
+    for index, service in enumerate(config.services):
+        here: KeyPath = ("services", index)
+        keys.append(((*here, "hostname"), str(service.key)))
+        vips += [
+            ((*here, "vips", i), f"{vip.network}/{vip.address}")
+            for i, vip in enumerate(service.vips)
+        ]
+    yield from _repeated(keys)
+    yield from _repeated(vips)
+
+
+def _policy_problems(config: Config) -> Iterator[Problem]:
+    keys: list[tuple[KeyPath, object]] = []
+    for index, policy in enumerate(config.policies):
+        here: KeyPath = ("policies", index)
+        keys.append(((*here, "name"), policy.key))
+        if not policy.name:
+            yield (*here, "name"), "must not be empty"
+        if not policy.namespace and policy.scope is not Scope.GLOBAL:
+            yield (*here, "namespace"), f"scope {policy.scope.value} needs one"
+    yield from _repeated(keys)
+
+
+def _sandbox_problems(config: Config) -> Iterator[Problem]:
+    names: list[tuple[KeyPath, object]] = []
+    sockets: list[tuple[KeyPath, object]] = []
+    cids: list[tuple[KeyPath, object]] = []
+    workloads: list[tuple[KeyPath, object]] = []
+    for index, sandbox in enumerate(config.fastpath.sandboxes):
+        here: KeyPath = ("fastpath", "sandboxes", index)
+        names.append(((*here, "name"), sandbox.name))
+        cids.append(((*here, "cid"), sandbox.cid))
+        sockets.append(((*here, "socket"), sandbox.socket.absolute()))
+        yield from _path_problems((*here, "socket"), sandbox.socket, 0)
+        if sandbox.uds_path:
+            sockets.append(((*here, "udsPath"), sandbox.uds_path.absolute()))
+            yield from _path_problems(
+                (*here, "udsPath"), sandbox.uds_path, _MAX_PORT_SUFFIX
+            )
+        found = config.find_workload(sandbox.workload)
+        if len(found) != 1:
+            what = "several workloads" if found else "no workload"
+            yield (*here, "workload"), f"names {what} of this file: {sandbox.workload}"
+        elif not found[0].workload_ips:
+            yield (*here, "workload"), "names a workload without workloadIps"
+        else:
+            workloads.append(((*here, "workload"), found[0].uid or found[0].key))
+    for group in (names, workloads, sockets, cids):
+        yield from _repeated(group)
+
+
+def _path_problems(where: KeyPath, path: Path, suffix: int) -> Iterator[Problem]:
+    longest = _MAX_UNIX_PATH - suffix
+    if len(os.fsencode(path)) > longest:
+        yield where, f"is longer than the {longest} bytes that a unix socket takes"
+
+
+def _echo_problems(config: Config) -> Iterator[Problem]:
+    echo = config.fastpath.echo
+    vips = {vip.address for service in config.services for vip in service.vips}
+    pods = {ip for workload in config.workloads for ip in workload.workload_ips}
+    if echo in vips | pods:
+        yield ("fastpath", "echo"), f"{echo} belongs to a service or a workload"
+
+
+def _repeated(values: Iterable[tuple[KeyPath, object]]) -> Iterator[Problem]:
+    first: dict[object, KeyPath] = {}
+    for where, value in values:
+        if value in first:
+            yield where, f"{value} is also at {decode.format_path(first[value])}"
+        first.setdefault(value, where)

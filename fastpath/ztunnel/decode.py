@@ -1,0 +1,335 @@
+"""YAML into dataclasses, with the line and the key of everything that is wrong.
+
+A schema is a frozen dataclass; its annotations are the only description of the
+format. Field names are snake_case and appear in the file as camelCase. Unknown
+and repeated keys are errors, as in Istio's own parser. Understood are: `str`,
+`bool`, `Annotated[int, Between(low, high)]`, `Annotated[str, Matches(...)]`,
+enums (by value), dataclasses, `tuple[T, ...]`, `Mapping[K, V]`, `T | None`, the
+types in `_PARSERS`, types with a `parse` class method (a plain scalar) and types
+with a `from_tag` class method (a scalar with a YAML tag, such as `!Exact a`).
+
+This module knows nothing of Istio.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import ipaddress
+import operator
+import re
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import (
+    Annotated,
+    Any,
+    TypeAlias,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+import yaml
+
+from fastpath.errors import FastpathError
+
+T = TypeVar("T")
+Schema: TypeAlias = Any
+"""A type as an annotation says it: `str`, `tuple[int, ...]`."""
+Value: TypeAlias = Any
+"""A value of the schema beside it."""
+KeyPath = tuple[str | int, ...]
+"""Keys and list indices from the top of the document to one value."""
+
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IpPrefix = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def parse_ip(text: str) -> IpAddress:
+    """Read an IP without a scope (`%eth0`), or raise `ValueError`."""
+    if "%" in text:
+        raise ValueError(f"must be an IP without a scope, not {text!r}")
+    return ipaddress.ip_address(text)
+
+
+def parse_prefix(text: str) -> IpPrefix:
+    """Read `IP/LENGTH`, or raise `ValueError`; host bits may be set."""
+    return ipaddress.ip_network(text, strict=False)
+
+
+_PARSERS: Mapping[object, Callable[[str], object]] = {
+    IpAddress: parse_ip,
+    IpPrefix: parse_prefix,
+    Path: Path,
+}
+_TAG = "tag:yaml.org,2002:"
+_KINDS = {
+    yaml.ScalarNode: "a single value",
+    yaml.SequenceNode: "a list",
+    yaml.MappingNode: "a mapping",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Between:
+    """Bounds of an integer, both included."""
+
+    low: int
+    high: int
+
+    def parse(self, text: str) -> int:
+        """Read a decimal number, or raise `ValueError`."""
+        if text.isascii() and text.isdecimal() and len(text) < 20:
+            value = int(text)
+            if self.low <= value <= self.high:
+                return value
+        raise ValueError(f"must be a number from {self.low} to {self.high}, not {text}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Matches:
+    """What all of a string must match, and what to call that."""
+
+    pattern: str
+    what: str
+
+    def parse(self, text: str) -> str:
+        """Return `text`, or raise `ValueError`."""
+        if not re.fullmatch(self.pattern, text, re.ASCII):
+            raise ValueError(f"must be {self.what}, not {text!r}")
+        return text
+
+
+class Document:
+    """Where each value of a file stands, so that later checks can say so too.
+
+    Args:
+        name: what to call the file in messages.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._lines: dict[KeyPath, int] = {}
+
+    def note(self, path: KeyPath, node: yaml.Node) -> None:
+        """Remember `node` as what stands at `path`: a key where there is one."""
+        self._lines[path] = node.start_mark.line + 1
+
+    def note_first(self, path: KeyPath, node: yaml.Node) -> None:
+        """The same, unless something is known of `path` already."""
+        self._lines.setdefault(path, node.start_mark.line + 1)
+
+    def error(self, path: KeyPath, why: str) -> FastpathError:
+        """`FILE:LINE: key.path: what is wrong`.
+
+        A path that is not in the file (a missing key, a value built in code)
+        gets the line of what would contain it.
+        """
+        known = path
+        while known and known not in self._lines:
+            known = known[:-1]
+        line = self._lines.get(known, 1)
+        where = f"{self.name}:{line}"
+        return FastpathError(f"{where}: {format_path(path)}" if path else where, why)
+
+
+def format_path(path: KeyPath) -> str:
+    """`workloads[0].services["default/example.com"]`."""
+    text = ""
+    for key in path:
+        if isinstance(key, int):
+            text += f"[{key}]"
+        elif key.isidentifier():
+            text += f".{key}" if text else key
+        else:
+            text += f'["{key}"]'
+    return text
+
+
+def load(file: Path, schema: type[T]) -> tuple[T, Document]:
+    """Read `file` as one value of `schema`.
+
+    Raises:
+        FastpathError: it cannot be read, is not YAML, or does not fit.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as exc:
+        raise FastpathError(f"{file}", exc.strerror or str(exc)) from exc
+    document = Document(str(file))
+    node = _compose(data, document)
+    try:
+        return _Decoder(document).decode(node, schema, ()), document
+    except RecursionError:
+        raise document.error((), "is nested too deeply") from None
+
+
+def camel_case(name: str) -> str:
+    """The key that a field has in the file: `workload_ips` is `workloadIps`."""
+    head, *tail = name.split("_")
+    return head + "".join(part.capitalize() for part in tail)
+
+
+def _compose(data: bytes, document: Document) -> yaml.Node:
+    try:
+        node = yaml.compose(data, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as exc:
+        mark = exc.problem_mark or exc.context_mark
+        line = mark.line + 1 if mark else 1
+        why = exc.problem or "is not YAML"
+        raise FastpathError(f"{document.name}:{line}", why) from exc
+    except yaml.reader.ReaderError as exc:
+        line = data.count(b"\n", 0, exc.position) + 1
+        raise FastpathError(f"{document.name}:{line}", str(exc.reason)) from exc
+    except RecursionError:
+        raise FastpathError(f"{document.name}:1", "is nested too deeply") from None
+    if node is None:
+        raise FastpathError(f"{document.name}:1", "the file is empty")
+    return node
+
+
+class _Decoder:
+    """Walks a node tree along a type."""
+
+    def __init__(self, document: Document) -> None:
+        self._document = document
+
+    def decode(self, node: yaml.Node, schema: Schema, path: KeyPath) -> Value:
+        self._document.note_first(path, node)
+        origin: object = get_origin(schema)
+        args = get_args(schema)
+        if origin is Annotated:
+            return self._annotated(node, args, path)
+        if schema in _PARSERS:
+            return self._parsed(node, _PARSERS[schema], path)
+        if origin in (Union, types.UnionType):
+            return self._optional(node, args, path)
+        if origin is tuple:
+            return self._sequence(node, args[0], path)
+        if origin is Mapping:
+            return self._mapping(node, args, path)
+        if hasattr(schema, "from_tag"):
+            return self._tagged(node, schema, path)
+        if hasattr(schema, "parse"):
+            return self._parsed(node, schema.parse, path)
+        if dataclasses.is_dataclass(schema):
+            return self._fields(node, schema, path)
+        return self._scalar(node, schema, path)
+
+    def _scalar(self, node: yaml.Node, schema: Schema, path: KeyPath) -> Value:
+        text = self._text(node, path)
+        tag = node.tag.removeprefix(_TAG)
+        if schema is str:
+            if tag != "str":
+                raise self._document.error(
+                    path, f'must be a string, not {text or "empty"}; write "{text}"'
+                )
+            return text
+        if schema is bool:
+            if text not in ("true", "false"):
+                raise self._document.error(path, f"must be true or false, not {text}")
+            return text == "true"
+        assert issubclass(schema, enum.Enum), schema
+        choices = {str(member.value): member for member in schema}
+        if text not in choices:
+            raise self._document.error(
+                path, f"must be one of {', '.join(choices)}, not {text}"
+            )
+        return choices[text]
+
+    def _annotated(
+        self, node: yaml.Node, args: tuple[Schema, ...], path: KeyPath
+    ) -> Value:
+        schema, constraint = args
+        if schema is str:
+            self._scalar(node, str, path)
+        return self._parsed(node, constraint.parse, path)
+
+    def _parsed(
+        self, node: yaml.Node, parse: Callable[[str], Value], path: KeyPath
+    ) -> Value:
+        try:
+            return parse(self._text(node, path))
+        except ValueError as exc:
+            raise self._document.error(path, str(exc)) from exc
+
+    def _tagged(self, node: yaml.Node, schema: Schema, path: KeyPath) -> Value:
+        empty_list = isinstance(node, yaml.SequenceNode) and not node.value
+        text = "" if empty_list else self._text(node, path)
+        try:
+            return schema.from_tag(node.tag, text)
+        except ValueError as exc:
+            raise self._document.error(path, str(exc)) from exc
+
+    def _optional(
+        self, node: yaml.Node, args: tuple[Schema, ...], path: KeyPath
+    ) -> Value:
+        rest = [arg for arg in args if arg is not types.NoneType]
+        schema = functools.reduce(operator.or_, rest)
+        if isinstance(node, yaml.ScalarNode) and node.tag == f"{_TAG}null":
+            return None
+        return self.decode(node, schema, path)
+
+    def _sequence(
+        self, node: yaml.Node, schema: Schema, path: KeyPath
+    ) -> tuple[Value, ...]:
+        self._expect(node, yaml.SequenceNode, path)
+        return tuple(
+            self.decode(item, schema, (*path, index))
+            for index, item in enumerate(node.value)
+        )
+
+    def _mapping(
+        self, node: yaml.Node, args: tuple[Schema, ...], path: KeyPath
+    ) -> Mapping[Value, Value]:
+        key_schema, value_schema = args
+        return {
+            self.decode(key_node, key_schema, (*path, key)): self.decode(
+                value_node, value_schema, (*path, key)
+            )
+            for key, key_node, value_node in self._items(node, path)
+        }
+
+    def _fields(self, node: yaml.Node, schema: Schema, path: KeyPath) -> Value:
+        fields = {camel_case(field.name): field for field in dataclasses.fields(schema)}
+        hints = get_type_hints(schema, include_extras=True)
+        values = {}
+        for key, _, value_node in self._items(node, path):
+            if key not in fields:
+                raise self._document.error((*path, key), "unknown field")
+            name = fields[key].name
+            values[name] = self.decode(value_node, hints[name], (*path, key))
+        for key, field in fields.items():
+            required = field.default is field.default_factory is dataclasses.MISSING
+            if required and field.name not in values:
+                raise self._document.error((*path, key), "is missing")
+        return schema(**values)
+
+    def _items(
+        self, node: yaml.Node, path: KeyPath
+    ) -> list[tuple[str, yaml.Node, yaml.Node]]:
+        self._expect(node, yaml.MappingNode, path)
+        items: list[tuple[str, yaml.Node, yaml.Node]] = []
+        seen: set[str] = set()
+        for key_node, value_node in node.value:
+            key = self._text(key_node, path)
+            self._document.note((*path, key), key_node)
+            if key in seen:
+                raise self._document.error((*path, key), "is given twice")
+            seen.add(key)
+            items.append((key, key_node, value_node))
+        return items
+
+    def _text(self, node: yaml.Node, path: KeyPath) -> str:
+        self._expect(node, yaml.ScalarNode, path)
+        return str(node.value)
+
+    def _expect(self, node: yaml.Node, kind: type[yaml.Node], path: KeyPath) -> None:
+        if not isinstance(node, kind):
+            raise self._document.error(
+                path, f"must be {_KINDS[kind]}, not {_KINDS[type(node)]}"
+            )

@@ -1,0 +1,299 @@
+"""The configuration as data: Istio's local format and our own `fastpath` section.
+
+These classes are the whole description of the format: `config.load` fills them
+from a file, and they can be built in code. Field `workload_ips` is the key
+`workloadIps`. What each key means stands in docs/ztunnel-config.md.
+
+Spec: istio/ztunnel, local configuration (`LOCAL_XDS_PATH`).
+"""
+
+# ruff: noqa: TC001, TC003 - `decode` reads the annotations when it runs
+from __future__ import annotations
+
+import enum
+import errno
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Self
+
+from fastpath.tsi.policy import EgressPolicy, Rule
+from fastpath.ztunnel import decode
+from fastpath.ztunnel.decode import Between, IpAddress, Matches
+from fastpath.ztunnel.identity import (
+    NAMESPACE,
+    SERVICE_ACCOUNT,
+    TRUST_DOMAIN,
+    Identity,
+)
+from fastpath.ztunnel.rbac import Authorization, Port
+
+Namespace = Annotated[str, Matches(NAMESPACE, "a namespace name")]
+Hostname = Annotated[str, Matches(r"[A-Za-z0-9*][A-Za-z0-9*._-]*", "a host name")]
+TargetPort = Annotated[int, Between(0, 65535)]
+"""0: the other side of the mapping, workload or service, says it."""
+
+
+class Protocol(enum.Enum):
+    """How a workload takes connections from the mesh."""
+
+    TCP = "TCP"
+    HBONE = "HBONE"
+
+
+class NetworkMode(enum.Enum):
+    """Whether a workload's IPs are its own."""
+
+    STANDARD = "Standard"
+    HOST_NETWORK = "HostNetwork"
+    """They are the node's, so an IP does not tell which workload it is."""
+
+
+class HealthStatus(enum.Enum):
+    """Whether a workload may be chosen for a service."""
+
+    HEALTHY = "Healthy"
+    UNHEALTHY = "Unhealthy"
+
+
+class TunnelProtocol(enum.Enum):
+    """What precedes the bytes of an inbound connection."""
+
+    NONE = "NONE"
+    PROXY = "PROXY"
+
+
+class DenialErrno(enum.Enum):
+    """What the program's connect() fails with when policy denies it."""
+
+    ECONNREFUSED = "ECONNREFUSED"
+    EACCES = "EACCES"
+
+    @property
+    def errno(self) -> int:
+        """The number."""
+        return int(getattr(errno, self.value))
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkAddress:
+    """An IP on a network: `network/IP`; the network's name may be empty."""
+
+    network: str
+    address: IpAddress
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `network/IP`, or raise `ValueError`."""
+        network, slash, address = text.partition("/")
+        if not slash:
+            raise ValueError(f"must be network/IP or /IP, not {text!r}")
+        return cls(network, decode.parse_ip(address))
+
+
+@dataclass(frozen=True, slots=True)
+class NamespacedHostname:
+    """A service: `namespace/hostname`."""
+
+    namespace: str
+    hostname: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `namespace/hostname`, or raise `ValueError`."""
+        namespace, _, hostname = text.partition("/")
+        if not namespace or not hostname or "/" in hostname:
+            raise ValueError(f"must be namespace/hostname, not {text!r}")
+        return cls(namespace, hostname)
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.hostname}"
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayDestination:
+    """A gateway: `network/IP` or `namespace/hostname`."""
+
+    address: NetworkAddress | None = None
+    hostname: NamespacedHostname | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read either form, or raise `ValueError`."""
+        try:
+            return cls(address=NetworkAddress.parse(text))
+        except ValueError:
+            return cls(hostname=NamespacedHostname.parse(text))
+
+
+@dataclass(frozen=True, slots=True)
+class ListenAddress:
+    """`IP:PORT` or `[IPv6]:PORT`; port 0 takes a free one."""
+
+    host: IpAddress
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read it, or raise `ValueError`."""
+        host, colon, port = text.rpartition(":")
+        bracketed = host.startswith("[") and host.endswith("]")
+        if not colon or (":" in host) is not bracketed:
+            raise ValueError(f"must be IP:PORT or [IPv6]:PORT, not {text!r}")
+        address = decode.parse_ip(host[1:-1] if bracketed else host)
+        return cls(address, Between(0, 65535).parse(port))
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if self.host.version == 6 else f"{self.host}"
+        return f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApplicationTunnel:
+    """How an inbound connection is handed to the workload."""
+
+    protocol: TunnelProtocol
+    port: Port | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayAddress:
+    """A waypoint."""
+
+    destination: GatewayDestination
+    hbone_mtls_port: Port
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Workload:
+    """One pod, virtual machine or external endpoint."""
+
+    workload_ips: tuple[IpAddress, ...]
+    namespace: Namespace
+    uid: str = ""
+    name: str = ""
+    trust_domain: Annotated[str, Matches(TRUST_DOMAIN, "a trust domain")] = (
+        "cluster.local"
+    )
+    service_account: Annotated[
+        str, Matches(SERVICE_ACCOUNT, "a service account name")
+    ] = "default"
+    network: str = ""
+    node: str = ""
+    cluster_id: str = "Kubernetes"
+    protocol: Protocol = Protocol.TCP
+    network_mode: NetworkMode = NetworkMode.STANDARD
+    status: HealthStatus = HealthStatus.HEALTHY
+    capacity: Annotated[int, Between(0, 2**32 - 1)] = 1
+    workload_name: str = ""
+    workload_type: str = ""
+    canonical_name: str = ""
+    canonical_revision: str = ""
+    application_tunnel: ApplicationTunnel | None = None
+    waypoint: GatewayAddress | None = None
+    authorization_policies: tuple[str, ...] = ()
+    services: Mapping[NamespacedHostname, Mapping[Port, TargetPort]] = field(
+        default_factory=dict
+    )
+
+    @property
+    def identity(self) -> Identity:
+        """What the workload's certificate would say."""
+        return Identity(self.trust_domain, self.namespace, self.service_account)
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`."""
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Service:
+    """A name with virtual IPs in front of workloads."""
+
+    name: str
+    namespace: Namespace
+    hostname: Hostname
+    vips: tuple[NetworkAddress, ...]
+    ports: Mapping[Port, TargetPort]
+    subject_alt_names: tuple[Identity, ...] = ()
+
+    @property
+    def key(self) -> NamespacedHostname:
+        """How workloads refer to it."""
+        return NamespacedHostname(self.namespace, self.hostname)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Egress:
+    """Where a sandbox may connect to; see `fastpath.tsi.policy`."""
+
+    allow: tuple[Rule, ...] = ()
+    deny: tuple[Rule, ...] = ()
+    errno: DenialErrno = DenialErrno.ECONNREFUSED
+
+    def policy(self) -> EgressPolicy:
+        """What decides."""
+        return EgressPolicy(allow=self.allow, deny=self.deny)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sandbox:
+    """One VM: its vhost-user socket, and whose pod it is."""
+
+    name: Annotated[str, Matches(r"[A-Za-z0-9][A-Za-z0-9._-]*", "a sandbox name")]
+    workload: str
+    """A workload's uid or `namespace/name`."""
+    socket: Path
+    cid: Annotated[int, Between(3, 2**32 - 2)]
+    uds_path: Path | None = None
+    egress: Egress = field(default_factory=Egress)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outbound:
+    """Where captured connections arrive."""
+
+    tproxy: ListenAddress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fastpath:
+    """Our own section. Addresses that are None: that part is not there."""
+
+    sandboxes: tuple[Sandbox, ...] = ()
+    outbound: Outbound | None = None
+    metrics: ListenAddress | None = None
+    readiness: ListenAddress | None = None
+    echo: IpAddress | None = None
+    network: str = ""
+    access_log: Path | None = None
+    """None: stderr."""
+    poll_us: Annotated[int, Between(0, 1_000_000)] = 50
+    cpu: Annotated[int, Between(0, 4095)] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All of it; `config.check` says whether it makes sense."""
+
+    workloads: tuple[Workload, ...] = ()
+    services: tuple[Service, ...] = ()
+    policies: tuple[Authorization, ...] = ()
+    fastpath: Fastpath = field(default_factory=Fastpath)
+
+    def find_workload(self, name: str) -> list[Workload]:
+        """The workloads that `name`, a uid or `namespace/name`, refers to."""
+        by_uid = [item for item in self.workloads if item.uid and item.uid == name]
+        return by_uid or [item for item in self.workloads if item.key == name]
+
+    def workload(self, name: str) -> Workload:
+        """The one workload of that name, in a configuration that is checked."""
+        (workload,) = self.find_workload(name)
+        return workload
+
+    def addresses_here(self, workload: Workload) -> tuple[IpAddress, ...]:
+        """The IPs by which a workload is known on our own network."""
+        own = workload.network == self.fastpath.network
+        standard = workload.network_mode is NetworkMode.STANDARD
+        return workload.workload_ips if own and standard else ()

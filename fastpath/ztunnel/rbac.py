@@ -1,0 +1,111 @@
+"""Authorization policies: Istio's format, read and checked in full.
+
+A policy binds at the destination's proxy, where the client's identity is proved
+by mutual TLS. This process is the source's proxy, so it does not evaluate them;
+`process` says so once, by name, when it starts.
+
+Spec: istio/ztunnel, local configuration, `policies`.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Annotated, Self
+
+from fastpath.ztunnel.decode import Between, IpPrefix
+
+Port = Annotated[int, Between(1, 65535)]
+
+
+class Scope(enum.Enum):
+    """Which workloads a policy is for."""
+
+    GLOBAL = "Global"
+    NAMESPACE = "Namespace"
+    WORKLOAD_SELECTOR = "WorkloadSelector"
+    """Those that name it in `authorizationPolicies`."""
+
+
+class Action(enum.Enum):
+    """What a matching policy does."""
+
+    ALLOW = "Allow"
+    DENY = "Deny"
+
+
+class MatchKind(enum.Enum):
+    """How a string is compared; the value is the YAML tag."""
+
+    EXACT = "!Exact"
+    PREFIX = "!Prefix"
+    SUFFIX = "!Suffix"
+    PRESENCE = "!Presence"
+
+
+@dataclass(frozen=True, slots=True)
+class StringMatch:
+    """`!Exact a`, `!Prefix a`, `!Suffix a` or `!Presence []` (any but empty)."""
+
+    kind: MatchKind
+    value: str = ""
+
+    @classmethod
+    def from_tag(cls, tag: str, value: str) -> Self:
+        """Build it from a YAML tag and the scalar behind it.
+
+        Raises:
+            ValueError: another tag or none, or a value that does not go with it.
+        """
+        try:
+            kind = MatchKind(tag)
+        except ValueError:
+            tags = " ".join(kind.value for kind in MatchKind)
+            raise ValueError(f"must have one of the tags {tags}") from None
+        if (kind is MatchKind.PRESENCE) is bool(value):
+            wanted = "no value" if value else "a value"
+            raise ValueError(f"{tag} takes {wanted}")
+        return cls(kind, value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceAccountMatch:
+    """One service account of one namespace."""
+
+    namespace: str
+    service_account: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """All of the fields that are given must hold; of each field, any value."""
+
+    namespaces: tuple[StringMatch, ...] = ()
+    not_namespaces: tuple[StringMatch, ...] = ()
+    service_accounts: tuple[ServiceAccountMatch, ...] = ()
+    not_service_accounts: tuple[ServiceAccountMatch, ...] = ()
+    principals: tuple[StringMatch, ...] = ()
+    not_principals: tuple[StringMatch, ...] = ()
+    source_ips: tuple[IpPrefix, ...] = ()
+    not_source_ips: tuple[IpPrefix, ...] = ()
+    destination_ips: tuple[IpPrefix, ...] = ()
+    not_destination_ips: tuple[IpPrefix, ...] = ()
+    destination_ports: tuple[Port, ...] = ()
+    not_destination_ports: tuple[Port, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authorization:
+    """One policy; `rules` is any of rules of all of clauses of any of matches."""
+
+    name: str
+    namespace: str
+    scope: Scope
+    action: Action
+    rules: tuple[tuple[tuple[Match, ...], ...], ...] = ()
+    dry_run: bool = False
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`, as `authorizationPolicies` refers to it."""
+        return f"{self.namespace}/{self.name}"
