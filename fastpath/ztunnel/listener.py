@@ -1,0 +1,56 @@
+"""The socket that captured connections arrive on.
+
+Spec: Linux, Documentation/networking/tproxy.rst.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import TYPE_CHECKING
+
+from fastpath.errors import FastpathError
+
+if TYPE_CHECKING:
+    from fastpath.ztunnel.model import ListenAddress
+
+IP_TRANSPARENT = 19
+"""linux/in.h; Python's socket module has no name for it."""
+IPV6_TRANSPARENT = 75
+"""linux/in6.h."""
+BACKLOG = 4096
+
+_MENDS = {
+    errno.EPERM: "give the process CAP_NET_ADMIN, or run it in a user and network"
+    " namespace of its own: unshare -Urn",
+    errno.EADDRINUSE: "end the process that listens there, or name another port in"
+    " fastpath.outbound.tproxy",
+}
+
+
+def transparent(address: ListenAddress) -> socket.socket:
+    """Listen where TPROXY delivers connections to other hosts' addresses.
+
+    A connection's `getsockname()` is then its original destination.
+
+    Raises:
+        FastpathError: a right is missing, or the address cannot be taken.
+    """
+    version6 = address.host.version == 6
+    family = socket.AF_INET6 if version6 else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
+        if version6:
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
+        sock.bind((str(address.host), address.port))
+        sock.listen(BACKLOG)
+    except OSError as exc:
+        sock.close()
+        raise FastpathError(
+            f"cannot open the TPROXY listener {address}",
+            exc.strerror or str(exc),
+            _MENDS.get(exc.errno or 0),
+        ) from exc
+    return sock
