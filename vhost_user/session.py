@@ -168,7 +168,7 @@ class Session:
             raise FrontendError("not known here")
         missing = row.needs & ~self.acked_protocol_features
         if missing:
-            raise FrontendError(f"protocol feature {missing!r} was not negotiated")
+            raise FrontendError(f"protocol feature {missing.name} was not negotiated")
         if len(message.fds) > row.fds:
             raise FrontendError(f"{len(message.fds)} fds, at most {row.fds}")
         status = 0

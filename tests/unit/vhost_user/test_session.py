@@ -1,0 +1,571 @@
+"""Session: what each message does to the rings, the memory and the device."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from vhost_user.errors import FrontendError, GuestError, StateError
+from vhost_user.message import (
+    ConfigFlag,
+    ConfigSpace,
+    Feature,
+    MemoryRegion,
+    Message,
+    ProtocolFeature,
+    Request,
+    VringAddress,
+    VringFd,
+    VringState,
+    decode_reply,
+    decode_u64,
+    encode_mem_table,
+    encode_u64,
+)
+from vhost_user.session import Session
+
+PAGE = 4096
+GPA = 0x4000_0000
+UVA = 0x7F00_0000_0000
+ALL_PROTOCOL_FEATURES = (
+    ProtocolFeature.MQ | ProtocolFeature.CONFIG | ProtocolFeature.REPLY_ACK
+)
+
+pytestmark = pytest.mark.usefixtures("no_fd_leak")
+
+
+class Vmm:
+    """Sends messages to a session as a VMM would."""
+
+    def __init__(self, session):
+        self.session = session
+
+    def send(self, request, payload=b"", *fds, need_reply=False):
+        reply = self.session.receive(Message(request, payload, list(fds), need_reply))
+        if reply is None:
+            return None
+        assert decode_reply(reply[:12]) == (request, 0x5, len(reply) - 12)
+        return reply[12:]
+
+    def negotiate(self, features, protocol_features=ALL_PROTOCOL_FEATURES):
+        self.send(Request.SET_PROTOCOL_FEATURES, encode_u64(protocol_features))
+        self.send(Request.SET_OWNER)
+        self.send(Request.SET_FEATURES, encode_u64(features))
+
+    def set_memory(self, size=16 * PAGE):
+        fd = os.memfd_create("guest")
+        os.ftruncate(fd, size)
+        table = [MemoryRegion(gpa=GPA, size=size, uva=UVA)]
+        return self.send(Request.SET_MEM_TABLE, encode_mem_table(table), fd)
+
+    def set_ring(self, index, *, base=0, num=256):
+        self.send(Request.SET_VRING_NUM, VringState(index, num).encode())
+        self.send(Request.SET_VRING_BASE, VringState(index, base).encode())
+        self.send(Request.SET_VRING_ADDR, address(index).encode())
+        self.set_fd(Request.SET_VRING_CALL, index)
+        self.set_fd(Request.SET_VRING_KICK, index)
+
+    def set_fd(self, request, index):
+        self.send(request, VringFd(index, has_fd=True).encode(), os.eventfd(0))
+
+    def enable(self, index, on=1):
+        self.send(Request.SET_VRING_ENABLE, VringState(index, on).encode())
+
+    def get_base(self, index):
+        reply = self.send(Request.GET_VRING_BASE, VringState(index, 0).encode())
+        return VringState.decode(reply).num
+
+
+def address(index, desc=UVA):
+    base = desc + index * 4 * PAGE
+    return VringAddress(index=index, desc=base, avail=base + PAGE, used=base + 2 * PAGE)
+
+
+@pytest.fixture
+def session(device):
+    session = Session(device)
+    yield session
+    session.close()
+    assert device.running == {}
+    assert device.memory is None
+
+
+@pytest.fixture
+def vmm(session):
+    return Vmm(session)
+
+
+@pytest.fixture
+def running(vmm, device):
+    """A session like QEMU's, with both rings running."""
+    vmm.negotiate(Feature.VERSION_1 | Feature.PROTOCOL_FEATURES)
+    vmm.set_memory()
+    for index in (0, 1):
+        vmm.set_ring(index)
+        vmm.enable(index)
+    assert sorted(device.running) == [0, 1]
+    device.calls.clear()
+    return vmm
+
+
+# ---- negotiation ----
+
+
+@pytest.mark.spec("vhost-user VHOST_USER_GET_FEATURES")
+def test_offers_the_devices_features_and_the_protocol_features_bit(vmm):
+    offered = decode_u64(vmm.send(Request.GET_FEATURES))
+    assert offered == 1 << 32 | 1 << 29 | 1 << 28 | 1 << 30
+
+
+@pytest.mark.spec("vhost-user VHOST_USER_SET_FEATURES")
+def test_the_device_never_sees_the_protocol_features_bit(vmm, device):
+    vmm.send(Request.SET_FEATURES, encode_u64(1 << 32 | 1 << 30))
+    assert device.acked == 1 << 32
+
+
+@pytest.mark.spec("vhost-user VHOST_USER_SET_FEATURES")
+def test_rejects_a_feature_that_was_not_offered(vmm):
+    with pytest.raises(FrontendError, match="SET_FEATURES: features 0x1 were not"):
+        vmm.send(Request.SET_FEATURES, encode_u64(1))
+
+
+@pytest.mark.spec("vhost-user VHOST_USER_GET_PROTOCOL_FEATURES")
+def test_tells_protocol_features_before_features_are_set(vmm):
+    assert (
+        decode_u64(vmm.send(Request.GET_PROTOCOL_FEATURES)) == 1 << 0 | 1 << 3 | 1 << 9
+    )
+
+
+@pytest.mark.spec("vhost-user VHOST_USER_SET_PROTOCOL_FEATURES")
+def test_rejects_a_protocol_feature_that_was_not_offered(vmm):
+    with pytest.raises(FrontendError, match="were not offered"):
+        vmm.send(Request.SET_PROTOCOL_FEATURES, encode_u64(1 << 14))
+
+
+@pytest.mark.spec("vhost-user VHOST_USER_GET_QUEUE_NUM")
+def test_tells_the_number_of_queues(vmm, device):
+    assert decode_u64(vmm.send(Request.GET_QUEUE_NUM)) == 2
+    device.protocol_features = ProtocolFeature.CONFIG
+    with pytest.raises(FrontendError, match="MQ"):
+        vmm.send(Request.GET_QUEUE_NUM)
+
+
+@pytest.mark.parametrize("number", [0, 19, 26, 99, 2**32 - 1])
+def test_rejects_an_unknown_request(vmm, number):
+    with pytest.raises(FrontendError, match="not known here"):
+        vmm.send(number)
+
+
+def test_a_closed_session_takes_no_message(session, vmm):
+    session.close()
+    with pytest.raises(StateError):
+        vmm.send(Request.GET_FEATURES)
+
+
+# ---- REPLY_ACK ----
+
+
+@pytest.mark.spec('vhost-user "REPLY_ACK"')
+def test_acknowledges_only_when_negotiated_and_asked_for(vmm):
+    owner = (Request.SET_OWNER, b"")
+    assert vmm.send(*owner, need_reply=True) is None
+    vmm.negotiate(0)
+    assert vmm.send(*owner) is None
+    assert vmm.send(*owner, need_reply=True) == bytes(8)
+
+
+@pytest.mark.spec('vhost-user "REPLY_ACK"')
+def test_a_message_with_a_reply_is_not_acknowledged_as_well(vmm):
+    vmm.negotiate(0)
+    assert vmm.send(Request.GET_QUEUE_NUM, need_reply=True) == encode_u64(2)
+
+
+# ---- configuration space ----
+
+
+@pytest.mark.spec("vhost-user VHOST_USER_GET_CONFIG")
+def test_reads_part_of_the_configuration(vmm):
+    vmm.negotiate(0)
+    reply = vmm.send(Request.GET_CONFIG, ConfigSpace(0, bytes(4)).encode())
+    assert ConfigSpace.decode(reply) == ConfigSpace(0, b"\3\0\0\0")
+
+
+@pytest.mark.spec("vhost-user VHOST_USER_GET_CONFIG")
+@pytest.mark.parametrize("offset", [1, 8, 2**32 - 1])
+def test_an_empty_payload_says_that_the_configuration_is_not_there(vmm, offset):
+    vmm.negotiate(0)
+    assert vmm.send(Request.GET_CONFIG, ConfigSpace(offset, bytes(8)).encode()) == b""
+
+
+@pytest.mark.spec("vhost-user VHOST_USER_SET_CONFIG")
+@pytest.mark.parametrize(
+    ("flags", "data", "status"),
+    [
+        pytest.param(ConfigFlag.WRITABLE, b"\3" + bytes(7), 1, id="driver-write"),
+        pytest.param(ConfigFlag.MIGRATION, b"\3" + bytes(7), 0, id="migration"),
+        pytest.param(ConfigFlag.MIGRATION, b"\4" + bytes(7), 1, id="other-guest-cid"),
+        pytest.param(ConfigFlag.MIGRATION, bytes(9), 1, id="too-long"),
+        pytest.param(7, b"\3" + bytes(7), 1, id="unknown-flag"),
+    ],
+)
+def test_read_only_configuration_is_not_written(vmm, flags, data, status):
+    vmm.negotiate(0)
+    payload = ConfigSpace(0, data, flags).encode()
+    reply = vmm.send(Request.SET_CONFIG, payload, need_reply=True)
+    assert decode_u64(reply) == status
+    assert vmm.send(Request.SET_CONFIG, payload) is None
+
+
+@pytest.mark.parametrize("request_", [Request.GET_CONFIG, Request.SET_CONFIG])
+def test_config_needs_its_protocol_feature(vmm, request_):
+    vmm.negotiate(0, ProtocolFeature.MQ)
+    with pytest.raises(FrontendError, match="CONFIG was not negotiated"):
+        vmm.send(request_, ConfigSpace(0, bytes(8)).encode())
+
+
+# ---- ring states ----
+
+
+@pytest.mark.spec('vhost-user "Ring states"')
+def test_rings_start_enabled_without_protocol_features(vmm, device):
+    vmm.send(Request.SET_OWNER)
+    vmm.send(Request.SET_FEATURES, encode_u64(Feature.VERSION_1))
+    vmm.set_memory()
+    vmm.set_ring(0)
+    assert list(device.running) == [0]
+
+
+@pytest.mark.spec('vhost-user "Ring states"')
+def test_rings_start_disabled_with_protocol_features(vmm, device):
+    vmm.negotiate(Feature.PROTOCOL_FEATURES)
+    vmm.set_memory()
+    vmm.set_ring(0)
+    assert device.running == {}
+    vmm.enable(0)
+    assert list(device.running) == [0]
+    vmm.enable(0, 0)
+    assert device.running == {}
+
+
+@pytest.mark.spec("vhost-user VHOST_USER_SET_VRING_ENABLE")
+def test_enable_needs_protocol_features(vmm):
+    vmm.negotiate(Feature.VERSION_1)
+    with pytest.raises(FrontendError, match="not negotiated"):
+        vmm.enable(0)
+
+
+@pytest.mark.spec("vhost-user VHOST_USER_SET_VRING_ENABLE")
+def test_enable_is_0_or_1(running):
+    with pytest.raises(FrontendError, match="need 0 or 1"):
+        running.enable(0, 2)
+
+
+def test_the_device_gets_the_ring_as_it_was_described(running, device):
+    config = device.running[1]
+    assert (config.desc_uva, config.avail_uva, config.used_uva, config.num) == (
+        UVA + 4 * PAGE,
+        UVA + 5 * PAGE,
+        UVA + 6 * PAGE,
+        256,
+    )
+    assert config.features & Feature.VERSION_1
+    os.fstat(config.kick_fd)
+    os.fstat(config.call_fd)
+
+
+@pytest.mark.spec("vhost-user VHOST_USER_GET_VRING_BASE")
+def test_get_vring_base_stops_the_ring_until_the_next_kick(running, device):
+    device.progress = 5
+    assert running.get_base(0) == 5
+    assert list(device.running) == [1]
+    running.set_fd(Request.SET_VRING_KICK, 0)
+    assert device.calls == ["stop 0", "start 0 at 5"]
+
+
+@pytest.mark.spec("vhost-user VHOST_USER_GET_VRING_BASE")
+def test_get_vring_base_of_a_stopped_ring_is_its_base(vmm):
+    vmm.send(Request.SET_VRING_BASE, VringState(1, 77).encode())
+    assert vmm.get_base(1) == 77
+
+
+@pytest.mark.spec("vhost-user VHOST_USER_RESET_OWNER")
+def test_reset_owner_disables_the_rings(running, device):
+    running.send(Request.RESET_OWNER)
+    assert device.running == {}
+
+
+@pytest.mark.spec('vhost-user "Ring states"')
+@pytest.mark.parametrize(
+    "missing",
+    [
+        Request.SET_MEM_TABLE,
+        Request.SET_VRING_NUM,
+        Request.SET_VRING_ADDR,
+        Request.SET_VRING_KICK,
+    ],
+)
+def test_a_ring_starts_when_the_last_thing_it_needs_is_there(vmm, device, missing):
+    steps = {
+        Request.SET_MEM_TABLE: vmm.set_memory,
+        Request.SET_VRING_NUM: lambda: vmm.send(
+            Request.SET_VRING_NUM, VringState(0, 128).encode()
+        ),
+        Request.SET_VRING_ADDR: lambda: vmm.send(
+            Request.SET_VRING_ADDR, address(0).encode()
+        ),
+        Request.SET_VRING_KICK: lambda: vmm.set_fd(Request.SET_VRING_KICK, 0),
+    }
+    for step, do in steps.items():
+        if step != missing:
+            do()
+    assert device.running == {}
+    steps[missing]()
+    assert list(device.running) == [0]
+
+
+@pytest.mark.spec("vhost-user VHOST_USER_SET_VRING_KICK")
+def test_a_ring_without_a_kick_fd_is_polled(vmm, device):
+    vmm.set_memory()
+    vmm.send(Request.SET_VRING_NUM, VringState(0, 128).encode())
+    vmm.send(Request.SET_VRING_ADDR, address(0).encode())
+    vmm.send(Request.SET_VRING_KICK, VringFd(0, has_fd=False).encode())
+    assert (device.running[0].kick_fd, device.running[0].call_fd) == (-1, -1)
+
+
+@pytest.mark.parametrize("num", [0, 3, 255, 2048, 2**31, 2**32 - 1])
+def test_rejects_a_ring_size(vmm, num):
+    with pytest.raises(FrontendError, match="power of two"):
+        vmm.send(Request.SET_VRING_NUM, VringState(0, num).encode())
+
+
+@pytest.mark.parametrize("index", [2, 255, 2**32 - 1])
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request.SET_VRING_NUM,
+        Request.SET_VRING_BASE,
+        Request.GET_VRING_BASE,
+        Request.SET_VRING_ENABLE,
+    ],
+)
+def test_rejects_a_ring_that_is_not_there(vmm, request_, index):
+    vmm.negotiate(Feature.PROTOCOL_FEATURES)
+    with pytest.raises(FrontendError, match=f"ring {index}, there are 2"):
+        vmm.send(request_, VringState(index, 1).encode())
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [Request.SET_VRING_KICK, Request.SET_VRING_CALL, Request.SET_VRING_ERR],
+)
+def test_rejects_an_eventfd_for_a_ring_that_is_not_there(vmm, request_):
+    with pytest.raises(FrontendError, match="ring 2"):
+        vmm.set_fd(request_, 2)
+
+
+@pytest.mark.parametrize("request_", [Request.SET_VRING_NUM, Request.SET_VRING_BASE])
+def test_size_and_base_of_a_running_ring_stay(running, request_):
+    with pytest.raises(FrontendError, match="ring 0 is running"):
+        running.send(request_, VringState(0, 128).encode())
+
+
+def test_rejects_a_base_of_more_than_16_bits(vmm):
+    with pytest.raises(FrontendError, match="16 bits"):
+        vmm.send(Request.SET_VRING_BASE, VringState(0, 0x10000).encode())
+
+
+@pytest.mark.spec("VIRTIO 1.2 section 2.7")
+@pytest.mark.parametrize(
+    "delta",
+    [{"desc": 8}, {"avail": 1}, {"used": 2}],
+    ids=["descriptors", "available", "used"],
+)
+def test_rejects_a_ring_that_is_not_aligned(vmm, delta):
+    base = {"desc": UVA, "avail": UVA + PAGE, "used": UVA + 2 * PAGE}
+    ((part, off),) = delta.items()
+    base[part] += off
+    with pytest.raises(FrontendError, match="not aligned"):
+        vmm.send(Request.SET_VRING_ADDR, VringAddress(index=0, **base).encode())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [GuestError("address outside guest memory"), PermissionError(1, "not pollable")],
+    ids=["addresses", "kick-fd"],
+)
+def test_a_ring_that_the_device_cannot_use_ends_the_session(vmm, device, error):
+    device.start_error = error
+    vmm.set_memory()
+    with pytest.raises(FrontendError, match="ring 0"):
+        vmm.set_ring(0)
+
+
+# ---- changes on the fly ----
+
+
+@pytest.mark.spec("vhost-user VHOST_USER_SET_MEM_TABLE")
+def test_memory_changes_under_stopped_rings_that_go_on_where_they_were(running, device):
+    device.progress = 3
+    running.set_memory(32 * PAGE)
+    assert device.calls == [
+        "stop 0",
+        "stop 1",
+        "set_memory",
+        "start 0 at 3",
+        "start 1 at 3",
+    ]
+
+
+@pytest.mark.spec('vhost-user "Ring states"')
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(
+            lambda vmm: vmm.send(Request.SET_VRING_ADDR, address(0).encode()), id="addr"
+        ),
+        pytest.param(lambda vmm: vmm.set_fd(Request.SET_VRING_KICK, 0), id="kick"),
+    ],
+)
+def test_a_running_ring_restarts_where_it_was(running, device, change):
+    device.progress = 9
+    change(running)
+    assert device.calls == ["stop 0", "start 0 at 9"]
+
+
+def test_the_call_fd_changes_without_a_restart(running, device):
+    running.set_fd(Request.SET_VRING_CALL, 1)
+    assert device.calls == ["call 1"]
+
+
+def test_features_change_with_the_rings_stopped(running, device):
+    running.send(
+        Request.SET_FEATURES, encode_u64(Feature.PROTOCOL_FEATURES | Feature.EVENT_IDX)
+    )
+    assert device.running[0].features & Feature.EVENT_IDX
+    assert device.calls == ["stop 0", "stop 1", "start 0 at 0", "start 1 at 0"]
+
+
+def test_a_driver_that_goes_on_keeps_its_connections(running, device):
+    device.progress = 5
+    for index in (0, 1):
+        running.set_ring(index, base=running.get_base(index))
+    assert "reset" not in device.calls
+
+
+def test_a_driver_that_starts_over_loses_its_connections(running, device):
+    device.progress = 5
+    for index in (0, 1):
+        running.get_base(index)
+    device.calls.clear()
+    running.set_ring(0, base=0)
+    assert device.calls == ["reset", "start 0 at 0"]
+
+
+# ---- file descriptors and memory ----
+
+
+@pytest.mark.parametrize(
+    ("has_fd", "fds"),
+    [
+        pytest.param(True, 0, id="none"),
+        pytest.param(False, 1, id="one-with-NOFD"),
+        pytest.param(True, 2, id="two"),
+    ],
+)
+def test_rejects_a_kick_with_the_wrong_fds(vmm, has_fd, fds):
+    with pytest.raises(FrontendError, match="fd"):
+        vmm.send(
+            Request.SET_VRING_KICK,
+            VringFd(0, has_fd=has_fd).encode(),
+            *(os.eventfd(0) for _ in range(fds)),
+        )
+
+
+def test_rejects_fds_with_a_message_that_has_none(vmm):
+    with pytest.raises(FrontendError, match="1 fds, at most 0"):
+        vmm.send(Request.GET_FEATURES, b"", os.eventfd(0))
+
+
+def test_rejects_fds_with_an_unknown_message(vmm):
+    with pytest.raises(FrontendError):
+        vmm.send(99, b"", os.eventfd(0))
+
+
+@pytest.mark.parametrize("fds", [0, 2])
+def test_rejects_another_number_of_fds_than_regions(vmm, fds):
+    table = encode_mem_table([MemoryRegion(gpa=0, size=PAGE, uva=UVA)])
+    with pytest.raises(FrontendError, match=f"{fds} fds for 1 regions"):
+        vmm.send(Request.SET_MEM_TABLE, table, *(os.eventfd(0) for _ in range(fds)))
+
+
+@pytest.mark.parametrize(
+    ("size", "offset"),
+    [
+        pytest.param(0, 0, id="empty"),
+        pytest.param(2 * PAGE, 0, id="longer-than-its-file"),
+        pytest.param(2**63, 0, id="2**63-bytes"),
+        pytest.param(2**64 - PAGE, PAGE, id="end-wraps"),
+        pytest.param(PAGE, PAGE, id="behind-its-file"),
+        pytest.param(PAGE, 2**64 - PAGE, id="offset-2**64"),
+    ],
+)
+def test_rejects_memory_that_cannot_be_mapped(vmm, size, offset):
+    fd = os.memfd_create("guest")
+    os.ftruncate(fd, PAGE)
+    table = encode_mem_table([MemoryRegion(gpa=0, size=size, uva=UVA, offset=offset)])
+    with pytest.raises(FrontendError):
+        vmm.send(Request.SET_MEM_TABLE, table, fd)
+
+
+def test_rejects_memory_whose_fd_cannot_be_mapped(vmm):
+    table = encode_mem_table([MemoryRegion(gpa=0, size=PAGE, uva=UVA)])
+    with pytest.raises(FrontendError, match="can't be mapped"):
+        vmm.send(Request.SET_MEM_TABLE, table, os.eventfd(0))
+
+
+def test_a_received_eventfd_never_blocks_us(vmm):
+    ours = os.eventfd(0)
+    vmm.send(Request.SET_VRING_CALL, VringFd(0, has_fd=True).encode(), os.dup(ours))
+    assert not os.get_blocking(ours)
+    os.close(ours)
+
+
+def test_replaced_eventfds_are_closed(vmm, open_fds):
+    for request in (
+        Request.SET_VRING_KICK,
+        Request.SET_VRING_CALL,
+        Request.SET_VRING_ERR,
+    ):
+        vmm.set_fd(request, 0)
+        before = open_fds()
+        vmm.set_fd(request, 0)
+        assert open_fds() == before
+        vmm.send(request, VringFd(0, has_fd=False).encode())
+        assert open_fds() == before - 1
+
+
+@pytest.mark.spec("vhost-user VHOST_USER_SET_VRING_ERR")
+def test_a_broken_ring_signals_the_error_eventfd(running, session):
+    ours = os.eventfd(0, os.EFD_NONBLOCK)
+    running.send(Request.SET_VRING_ERR, VringFd(1, has_fd=True).encode(), os.dup(ours))
+    session.ring_broke(0)  # has none: nothing happens
+    session.ring_broke(1)
+    assert os.eventfd_read(ours) == 1
+    os.close(ours)
+
+
+def test_close_takes_everything_back_in_order(running, session, device):
+    session.close()
+    assert device.calls == ["stop 1", "stop 0", "reset", "drop_memory"]
+
+
+def test_close_goes_on_after_a_step_that_fails(running, session, device, monkeypatch):
+    def fail():
+        raise StateError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "reset", fail)
+        with pytest.raises(StateError, match="a bug"):
+            session.close()
+    assert device.calls == ["stop 1", "stop 0", "drop_memory"]
