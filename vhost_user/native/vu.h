@@ -123,6 +123,7 @@ void vu_ring_push(struct vu_ring *ring, uint16_t head, uint32_t len);
 int vu_ring_flush(struct vu_ring *ring);
 bool vu_ring_pending(const struct vu_ring *ring);
 bool vu_ring_want_kicks(struct vu_ring *ring, bool want);
+void vu_ring_set_call(struct vu_ring *ring, int call_fd);
 uint16_t vu_ring_base(const struct vu_ring *ring);
 
 /* ---- targets: where a connection's other end is ---- */

@@ -1,0 +1,577 @@
+"""The engine thread, its devices, listeners and connections, seen from asyncio.
+
+Python decides, C moves bytes: this module turns events of the C engine into calls of
+handlers in the event loop, and answers into C calls. No payload passes here.
+
+Every method may be called on the event loop's thread at any time: it stops the engine
+between two of its turns, for some microseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import errno
+import ipaddress
+import logging
+import os
+import socket
+import struct
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self
+
+from vhost_user._native import check, ffi, lib
+from vhost_user.errors import StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from cffi import FFI
+
+    from vhost_user._vu import CStruct
+    from vhost_user.memory import GuestMemory
+
+logger = logging.getLogger(__name__)
+
+SocketAddress = tuple[str, int]
+"""IP address (v4 or v6, no scope) and port."""
+
+_EVENTS_A_READ: Final = 256
+_PORT_ANY: Final = 0xFFFFFFFF  # VU_PORT_ANY
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """Refuse the connection; `error` is the errno that events report."""
+
+    error: int = errno.ECONNREFUSED
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Post a REQUEST event and hold the connection for `Engine.answer()`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unix:
+    """Connect to the unix socket `path` + "_" + the vsock port."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """Connect to a TCP address; the guest's RESPONSE waits until that settles."""
+
+    address: SocketAddress
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """The engine sends every byte back (RFC 862)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """The engine drops every byte and closes after the peer's FIN (RFC 863)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chargen:
+    """The engine sends bytes until the peer closes (RFC 864)."""
+
+
+Target = Reset | Ask | Unix | Dial | Echo | Discard | Chargen
+"""Where the other end of a connection is; `enum vu_target_kind`."""
+
+_SIMPLE: Final[dict[type, int]] = {
+    Ask: lib.VU_TARGET_ASK,
+    Echo: lib.VU_TARGET_ECHO,
+    Discard: lib.VU_TARGET_DISCARD,
+    Chargen: lib.VU_TARGET_CHARGEN,
+}
+
+
+class EventKind(enum.IntEnum):
+    """Why a handler is called; `enum vu_event_kind`."""
+
+    REQUEST = 1
+    OPENED = 2
+    FAILED = 3
+    CLOSED = 4
+    BROKEN = 5
+
+
+ALL_EVENTS: Final = frozenset({EventKind.OPENED, EventKind.FAILED, EventKind.CLOSED})
+"""What a device or listener may ask for; REQUEST and BROKEN always come."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One step in a connection's life; `struct vu_event`."""
+
+    kind: EventKind
+    conn: int = 0
+    error: int = 0
+    """errno; for BROKEN, the `enum vu_err`."""
+    port: int = 0
+    """vsock port on our side; for BROKEN, the queue."""
+    peer_port: int = 0
+    """vsock port in the guest."""
+    up_bytes: int = 0
+    """Payload from the side that opened the connection, bytes."""
+    down_bytes: int = 0
+    """Payload back to it, bytes."""
+    duration_us: int = 0
+    """Since the request, us."""
+    src: SocketAddress | None = None
+    """Listener: the client."""
+    dst: SocketAddress | None = None
+    """Listener: the socket's own name; with TPROXY, the original destination."""
+
+
+if TYPE_CHECKING:
+    Handler = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RingConfig:
+    """A ring as the front-end describes it; `struct vu_ring_config`."""
+
+    num: int
+    """Entries, a power of two, at most 1024."""
+    base: int
+    """Index of the next available entry to take."""
+    desc_uva: int
+    avail_uva: int
+    used_uva: int
+    features: int
+    """Negotiated feature bits."""
+    kick_fd: int
+    """eventfd, borrowed; -1: poll."""
+    call_fd: int
+    """eventfd, borrowed; -1: none."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStats:
+    """Counters of a device; `struct vu_dev_stats` says what each counts."""
+
+    conns: int
+    opened: int
+    failed: int
+    tx_packets: int
+    tx_bytes: int
+    rx_packets: int
+    rx_bytes: int
+    kicks: int
+    calls: int
+    rst_unknown: int
+    bad_packets: int
+    credit_violations: int
+    limit_conns: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Counters of an engine; `struct vu_engine_stats` says what each counts."""
+
+    conns: int
+    wakeups: int
+    spins: int
+    spin_hits: int
+
+
+class Engine:
+    """One engine thread; an async context manager that starts and stops it.
+
+    Args:
+        poll_us: longest the thread spins before it blocks, us; 0: never spins.
+        max_conns: connections over all devices and listeners.
+        dial_timeout_s: an unanswered dial fails with ETIMEDOUT after so long.
+        cpu: pin the thread to this CPU.
+    """
+
+    def __init__(
+        self,
+        *,
+        poll_us: int = 50,
+        max_conns: int = 131072,
+        dial_timeout_s: float = 30.0,
+        cpu: int | None = None,
+    ) -> None:
+        config = ffi.new("struct vu_engine_config *")
+        config.poll_us = poll_us
+        config.max_conns = max_conns
+        config.dial_timeout_ms = round(dial_timeout_s * 1000)
+        native = lib.vu_engine_new(config)
+        if native == ffi.NULL:
+            raise OSError(ffi.errno, f"engine: {os.strerror(ffi.errno)}")
+        self._native: FFI.CData | None = native
+        self._cpu = cpu
+        self._handlers: dict[int, Handler] = {}
+        self._events = ffi.new("struct vu_event[]", _EVENTS_A_READ)
+        self._thread = threading.Thread(target=self._run, name="vu-engine", daemon=True)
+
+    @property
+    def native(self) -> FFI.CData:
+        """`struct vu_engine *`, until the engine is left.
+
+        Raises:
+            StateError: it was.
+        """
+        if self._native is None:
+            raise StateError("the engine is closed")
+        return self._native
+
+    def _run(self) -> None:
+        if self._cpu is not None:
+            os.sched_setaffinity(0, {self._cpu})
+        lib.vu_engine_run(self.native)
+
+    async def __aenter__(self) -> Self:
+        fd = lib.vu_engine_event_fd(self.native)
+        asyncio.get_running_loop().add_reader(fd, self._dispatch)
+        self._thread.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        lib.vu_engine_stop(self.native)
+        await asyncio.to_thread(self._thread.join)
+        fd = lib.vu_engine_event_fd(self.native)
+        asyncio.get_running_loop().remove_reader(fd)
+        lib.vu_engine_free(self.native)
+        self._native = None
+        self._handlers.clear()
+
+    def _dispatch(self) -> None:
+        """Hand queued events to their handlers; more come with the next call."""
+        count = lib.vu_engine_events(self.native, self._events, _EVENTS_A_READ)
+        for i in range(count):
+            raw = self._events[i]
+            handler = self._handlers.get(raw.source)
+            if handler is None:
+                continue
+            try:
+                handler(_event(raw))
+            except Exception:
+                # one connection's trouble; it times out, the others go on
+                logger.exception("handler failed on event %d", raw.kind)
+
+    def add_device(
+        self,
+        *,
+        guest_cid: int,
+        on_event: Handler,
+        buf_alloc: int = 256 * 1024,
+        max_conns: int = 65536,
+        want: frozenset[EventKind] = ALL_EVENTS,
+    ) -> DeviceHandle:
+        """Add a virtio-vsock device; connections meet `Reset` until routed.
+
+        Args:
+            guest_cid: the guest's CID, 3 or more.
+            on_event: called in the event loop.
+            buf_alloc: receive window of a connection, bytes.
+            max_conns: connections; one more is refused and counted.
+            want: which events to post besides REQUEST and BROKEN.
+
+        Raises:
+            StateError: a value is out of range, or the engine has 64 devices.
+        """
+        config = ffi.new("struct vu_dev_config *")
+        config.guest_cid = guest_cid
+        config.buf_alloc = buf_alloc
+        config.max_conns = max_conns
+        config.want = _want(want)
+        dev = check(lib.vu_dev_add(self.native, config), f"device of CID {guest_cid}")
+        self._handlers[dev] = on_event
+        return DeviceHandle(self, dev)
+
+    def add_listener(
+        self,
+        sock: socket.socket,
+        target: Target,
+        *,
+        on_event: Handler,
+        want: frozenset[EventKind] = ALL_EVENTS,
+    ) -> ListenerHandle:
+        """Accept connections from a listening TCP or unix socket.
+
+        Args:
+            sock: taken over; set to non-blocking.
+            target: where its connections go; not `Unix`.
+            on_event: called in the event loop.
+            want: which events to post besides REQUEST.
+
+        Raises:
+            StateError: the target does not fit, or the engine has 64 listeners.
+            OSError: the socket cannot be watched.
+        """
+        sock.setblocking(False)
+        listener = check(
+            lib.vu_listener_add(
+                self.native, sock.fileno(), _want(want), _target(target)
+            ),
+            "add listener",
+        )
+        sock.detach()
+        self._handlers[listener] = on_event
+        return ListenerHandle(self, listener)
+
+    def answer(self, conn: int, target: Target) -> bool:
+        """Give a held connection its far end.
+
+        Returns:
+            False if the connection has ended meanwhile.
+
+        Raises:
+            StateError: it was answered before, or the target is malformed.
+        """
+        ret = lib.vu_conn_answer(self.native, conn, _target(target))
+        return _alive(ret, f"answer with {target}")
+
+    def answer_fd(self, conn: int, sock: socket.socket) -> bool:
+        """Give a held connection a connected stream socket as its far end.
+
+        Args:
+            conn: from a REQUEST event.
+            sock: taken over, closed if the connection has ended meanwhile.
+
+        Returns:
+            False if it has.
+
+        Raises:
+            StateError: it was answered before.
+            OSError: the socket cannot be watched.
+        """
+        ret = lib.vu_conn_answer_fd(self.native, conn, sock.fileno())
+        if _alive(ret, "answer with a socket"):
+            sock.detach()
+            return True
+        sock.close()
+        return False
+
+    def reset(self, conn: int, error: int = errno.ECONNRESET) -> bool:
+        """End a connection; both its ends see a reset.
+
+        Returns:
+            False if it had ended.
+        """
+        return _alive(lib.vu_conn_reset(self.native, conn, error), "reset")
+
+    def stats(self) -> EngineStats:
+        """Read the counters."""
+        raw = ffi.new("struct vu_engine_stats *")
+        lib.vu_engine_stats(self.native, raw)
+        return EngineStats(raw.conns, raw.wakeups, raw.spins, raw.spin_hits)
+
+    def forget(self, source: int) -> None:
+        """Call no handler any more for a device or listener that is closed."""
+        self._handlers.pop(source, None)
+
+
+class DeviceHandle:
+    """A virtio-vsock device in the engine; made by `Engine.add_device()`."""
+
+    def __init__(self, engine: Engine, dev: int) -> None:
+        self._engine = engine
+        self._dev = dev
+
+    def set_memory(self, memory: GuestMemory | None) -> None:
+        """Borrow the guest's memory, or give it back.
+
+        Raises:
+            StateError: a ring runs.
+        """
+        native = ffi.NULL if memory is None else memory.native
+        check(lib.vu_dev_set_mem(self._engine.native, self._dev, native), "set memory")
+
+    def start_ring(self, queue: int, config: RingConfig) -> None:
+        """Start a ring; its eventfds stay open until it is stopped.
+
+        Raises:
+            GuestError: its addresses are not in guest memory, or not aligned.
+            StateError: it runs, has a bad size, or there is no memory.
+        """
+        raw = ffi.new("struct vu_ring_config *")
+        for name in RingConfig.__slots__:
+            setattr(raw, name, getattr(config, name))
+        check(
+            lib.vu_dev_start_ring(self._engine.native, self._dev, queue, raw),
+            f"start ring {queue}",
+        )
+
+    def stop_ring(self, queue: int) -> int:
+        """Stop a ring; return the index of its next available entry."""
+        return check(
+            lib.vu_dev_stop_ring(self._engine.native, self._dev, queue),
+            f"stop ring {queue}",
+        )
+
+    def set_call(self, queue: int, call_fd: int) -> None:
+        """Change a running ring's interrupt eventfd (borrowed; -1: none)."""
+        check(
+            lib.vu_dev_set_call(self._engine.native, self._dev, queue, call_fd),
+            f"set call of ring {queue}",
+        )
+
+    def reset(self) -> None:
+        """End all connections: the front-end is gone."""
+        check(lib.vu_dev_reset(self._engine.native, self._dev), "reset device")
+
+    def route(self, port: int | None, target: Target) -> None:
+        """Send connections to a host port to `target`; None: any other port.
+
+        Raises:
+            StateError: the target is malformed.
+        """
+        number = _PORT_ANY if port is None else port
+        check(
+            lib.vu_dev_route(self._engine.native, self._dev, number, _target(target)),
+            f"route port {port}",
+        )
+
+    def unroute(self, port: int) -> None:
+        """Forget a port's route, if it has one."""
+        lib.vu_dev_unroute(self._engine.native, self._dev, port)
+
+    def open(self, guest_port: int, sock: socket.socket, *, hybrid: bool) -> int:
+        """Ask the guest for a connection to `guest_port` and relay it to `sock`.
+
+        Args:
+            guest_port: where a program in the guest listens.
+            sock: taken over.
+            hybrid: write "OK <port>" to it when the guest accepts.
+
+        Returns:
+            The connection's id.
+
+        Raises:
+            StateError: too many connections.
+            OSError: the socket cannot be watched.
+        """
+        conn = check(
+            lib.vu_conn_open(
+                self._engine.native, self._dev, guest_port, sock.fileno(), hybrid
+            ),
+            f"open guest port {guest_port}",
+        )
+        sock.detach()
+        return conn
+
+    def stats(self) -> DeviceStats:
+        """Read the counters."""
+        raw = ffi.new("struct vu_dev_stats *")
+        check(lib.vu_dev_stats(self._engine.native, self._dev, raw), "read counters")
+        return DeviceStats(*(getattr(raw, name) for name in DeviceStats.__slots__))
+
+    def close(self) -> None:
+        """Remove the device: rings stop, connections end; once only."""
+        check(lib.vu_dev_del(self._engine.native, self._dev), "remove device")
+        self._engine.forget(self._dev)
+
+
+class ListenerHandle:
+    """A listening socket in the engine; made by `Engine.add_listener()`."""
+
+    def __init__(self, engine: Engine, listener: int) -> None:
+        self._engine = engine
+        self._listener = listener
+
+    def close(self) -> None:
+        """Close the socket; its connections, and their events, go on."""
+        check(
+            lib.vu_listener_del(self._engine.native, self._listener),
+            "remove listener",
+        )
+
+
+def _alive(ret: int, context: str) -> bool:
+    """Return False for "gone", True for success; raise for the rest."""
+    if ret == -lib.VU_ERR_GONE:
+        return False
+    check(ret, context)
+    return True
+
+
+def _want(kinds: frozenset[EventKind]) -> int:
+    return sum(1 << kind for kind in kinds & ALL_EVENTS)
+
+
+def _target(target: Target) -> CStruct:
+    """Return `target` as a `struct vu_target *`.
+
+    Raises:
+        StateError: a path is too long, or an address is not an IP address.
+    """
+    raw = ffi.new("struct vu_target *")
+    match target:
+        case Reset(error):
+            raw.kind = lib.VU_TARGET_RESET
+            raw.error = error
+            return raw
+        case Unix(path):
+            raw.kind = lib.VU_TARGET_UNIX
+            data = os.fsencode(path)
+        case Dial(address):
+            raw.kind = lib.VU_TARGET_DIAL
+            data = _sockaddr(address)
+        case _:
+            raw.kind = _SIMPLE[type(target)]
+            return raw
+    if len(data) > len(raw.addr):
+        raise StateError(f"address of {target} is longer than {len(raw.addr)} bytes")
+    raw.addr_len = len(data)
+    ffi.memmove(raw.addr, data, len(data))
+    return raw
+
+
+def _sockaddr(address: SocketAddress) -> bytes:
+    """Return an address as the kernel's `sockaddr_in` or `sockaddr_in6`."""
+    host, port = address
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError as error:
+        raise StateError(f"dial {host}: {error}") from None
+    if ip.version == 4:
+        head = struct.pack("=H", socket.AF_INET) + struct.pack("!H", port)
+        return head + ip.packed + bytes(8)
+    head = struct.pack("=H", socket.AF_INET6) + struct.pack("!HI", port, 0)
+    return head + ip.packed + bytes(4)
+
+
+def _address(raw: FFI.CData, size: int) -> SocketAddress | None:
+    """Return a sockaddr as an address; None for an empty or other one."""
+    data = bytes(ffi.buffer(raw, size))
+    if len(data) < 4:
+        return None
+    family = struct.unpack_from("=H", data)[0]
+    port = struct.unpack_from("!H", data, 2)[0]
+    if family == socket.AF_INET:
+        return socket.inet_ntop(family, data[4:8]), port
+    if family == socket.AF_INET6:
+        return socket.inet_ntop(family, data[8:24]), port
+    return None
+
+
+def _event(raw: CStruct) -> Event:
+    return Event(
+        kind=EventKind(raw.kind),
+        conn=raw.conn,
+        error=raw.error,
+        port=raw.port,
+        peer_port=raw.peer_port,
+        up_bytes=raw.up_bytes,
+        down_bytes=raw.down_bytes,
+        duration_us=raw.duration_us,
+        src=_address(raw.src, raw.src_len),
+        dst=_address(raw.dst, raw.dst_len),
+    )

@@ -1,0 +1,64 @@
+"""Build `vhost_user._vu` from the C files next to this one.
+
+Run it by path (`python vhost_user/native/build.py`), never as a module: importing
+`vhost_user` needs what this builds. `VU_SANITIZE=address,undefined` (or `thread`) in
+the environment builds it with those sanitizers.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+SOURCES = ["mem.c", "ring.c", "conn.c", "vsock.c", "relay.c", "engine.c", "control.c"]
+WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
+# cffi's own generated file: its conversions are not ours to mend
+GENERATED = ["-Wno-conversion", "-Wno-sign-conversion", "-Wno-unused-parameter"]
+IOVEC = "struct iovec { void *iov_base; size_t iov_len; };\n"
+
+
+def declarations() -> str:
+    """Return vu.h as cffi's parser takes it: no preprocessor, comments stay."""
+    text = (HERE / "vu.h").read_text()
+    joined = re.sub(r"\\\n", " ", text)
+    return IOVEC + re.sub(r"^#.*$", "", joined, flags=re.MULTILINE)
+
+
+def flags() -> list[str]:
+    """Return compiler flags; warnings are errors in our files."""
+    sanitize = os.environ.get("VU_SANITIZE")
+    extra = [f"-fsanitize={sanitize}", "-O1", "-g", "-fno-omit-frame-pointer"]
+    return [
+        "-std=gnu11",
+        "-O2",
+        "-g",
+        "-D_GNU_SOURCE",
+        "-fvisibility=hidden",
+        *WARNINGS,
+        *GENERATED,
+        *(extra if sanitize else []),
+    ]
+
+
+ffibuilder = FFI()
+ffibuilder.cdef(declarations())
+ffibuilder.set_source(
+    "vhost_user._vu",
+    '#include "vu.h"',
+    sources=[str((HERE / name).relative_to(ROOT)) for name in SOURCES],
+    depends=[str((HERE / name).relative_to(ROOT)) for name in ("vu.h", "engine.h")],
+    include_dirs=[str(HERE.relative_to(ROOT))],
+    extra_compile_args=flags(),
+    extra_link_args=[
+        f"-fsanitize={kind}" for kind in [os.environ.get("VU_SANITIZE")] if kind
+    ],
+)
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    ffibuilder.compile(tmpdir=str(ROOT), verbose=False)

@@ -1,0 +1,826 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * conn.c - connections: the table, dialling, events, and how they end
+ *
+ * Theory of operation
+ * ===================
+ *
+ * A connection lives in a slot of a slab and never moves. Its id is the slot's
+ * index and generation: Python and epoll may hold an id for longer than the
+ * connection lives, and then find that the generation has gone on. A guest's
+ * connection is also in a hash table by device and port pair; the hash is
+ * seeded, because the guest chooses one of the ports.
+ *
+ *	HELD -> DIALING -> OPEN -> LINGER -> FREE	(near end asked for it)
+ *	REQUESTED -------> OPEN				(vu_conn_open)
+ *	any -> DEAD -> FREE				(a RST is owed)
+ *
+ * Python learns of the steps by events. There are at most a few for each
+ * connection; a source that wants events gets no new connection while Python
+ * is far behind (events_crowded), so the queue is bounded.
+ *
+ * Timeouts are all equal within a list, so a list in order of arrival is in
+ * order of expiry, and arming one costs nothing.
+ */
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/random.h>
+#include <sys/un.h>
+
+#include "engine.h"
+
+#define SLAB 1024 /* connections */
+
+/**
+ * now_us() - Monotonic time, us
+ *
+ * Returns: the time
+ */
+uint64_t now_us(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+/* ---- events ---- */
+
+/**
+ * events_init() - Make the queue towards Python
+ * @e:		Engine
+ *
+ * Returns: 0, or -1 with errno
+ */
+int events_init(struct vu_engine *e)
+{
+	pthread_mutex_init(&e->event_lock, NULL);
+	e->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	return e->event_fd < 0 ? -1 : 0;
+}
+
+/**
+ * grow_events() - Make room for one more event
+ * @e:		Engine, event_lock held
+ *
+ * Returns: true if there is room
+ */
+static bool grow_events(struct vu_engine *e)
+{
+	unsigned cap = e->event_cap ? 2 * e->event_cap : 64;
+	struct vu_event *events;
+
+	if (e->event_count < e->event_cap)
+		return true;
+	events = calloc(cap, sizeof(*events));
+	if (!events)
+		return false;
+	for (unsigned i = 0; i < e->event_count; i++)
+		events[i] = e->events[(e->event_first + i) % e->event_cap];
+	free(e->events);
+	e->events = events;
+	e->event_cap = cap;
+	e->event_first = 0;
+	return true;
+}
+
+/**
+ * events_push() - Queue an event for Python
+ * @e:		Engine
+ * @event:	Event, copied
+ */
+void events_push(struct vu_engine *e, const struct vu_event *event)
+{
+	const uint64_t one = 1;
+	bool first;
+
+	pthread_mutex_lock(&e->event_lock);
+	first = e->event_count == 0;
+	if (grow_events(e)) {
+		unsigned at = (e->event_first + e->event_count) % e->event_cap;
+
+		e->events[at] = *event;
+		e->event_count++;
+	}
+	pthread_mutex_unlock(&e->event_lock);
+	if (first && write(e->event_fd, &one, sizeof(one)) < 0)
+		return; /* the counter is full: it is readable already */
+}
+
+/**
+ * events_crowded() - Is Python too far behind for new connections?
+ * @e:		Engine
+ *
+ * Returns: true if it is
+ */
+bool events_crowded(const struct vu_engine *e)
+{
+	return __atomic_load_n(&e->event_count, __ATOMIC_RELAXED) >
+	       2 * e->cfg.max_conns + 1024;
+}
+
+/**
+ * vu_engine_events() - Take queued events
+ * @e:		Engine
+ * @ret_events:	Room for them
+ * @max:	Entries of @ret_events
+ *
+ * When it returns fewer than @max, the queue is empty and the event fd will
+ * be readable again after the next event.
+ *
+ * Returns: how many
+ */
+int vu_engine_events(struct vu_engine *e, struct vu_event *ret_events,
+		     unsigned max)
+{
+	uint64_t drained;
+	unsigned n = 0;
+
+	pthread_mutex_lock(&e->event_lock);
+	while (n < max && e->event_count) {
+		ret_events[n++] = e->events[e->event_first];
+		e->event_first = (e->event_first + 1) % e->event_cap;
+		e->event_count--;
+	}
+	if (!e->event_count && read(e->event_fd, &drained, sizeof(drained)) < 0)
+		errno = 0; /* nothing to drain */
+	pthread_mutex_unlock(&e->event_lock);
+	return (int)n;
+}
+
+/**
+ * put_names() - Give an event a socket's two addresses
+ * @event:	Event
+ * @fd:		The near end's socket
+ */
+static void put_names(struct vu_event *event, int fd)
+{
+	struct sockaddr_storage name;
+	socklen_t len = sizeof(name);
+
+	if (!getpeername(fd, (struct sockaddr *)&name, &len) &&
+	    len <= sizeof(event->src)) {
+		memcpy(event->src, &name, len);
+		event->src_len = (uint16_t)len;
+	}
+	len = sizeof(name);
+	if (!getsockname(fd, (struct sockaddr *)&name, &len) &&
+	    len <= sizeof(event->dst)) {
+		memcpy(event->dst, &name, len);
+		event->dst_len = (uint16_t)len;
+	}
+}
+
+/**
+ * conn_post() - Tell Python about a connection, if it wants to hear
+ * @e:		Engine
+ * @c:		Connection
+ * @kind:	What happened
+ * @error:	errno, or 0
+ */
+void conn_post(struct vu_engine *e, struct vu_conn *c, enum vu_event_kind kind,
+	       int error)
+{
+	struct vu_event event = {
+	    .conn = (uint64_t)c->generation << 32 | (c->index + 1),
+	    .up_bytes = c->up_bytes,
+	    .down_bytes = c->down_bytes,
+	    .kind = kind,
+	    .source = c->source,
+	    .error = error,
+	    .peer_port = c->peer_port,
+	    .port = c->port,
+	};
+
+	if (kind == VU_EV_FAILED || kind == VU_EV_CLOSED) {
+		if (c->reported)
+			return;
+		c->reported = true;
+	}
+	if (kind != VU_EV_REQUEST && !(c->want & (1U << kind)))
+		return;
+	event.duration_us = now_us() - c->start_us;
+	if (c->near.fd >= 0)
+		put_names(&event, c->near.fd);
+	events_push(e, &event);
+}
+
+/* ---- the table ---- */
+
+/**
+ * conn_new() - Make a connection
+ * @e:		Engine
+ * @source:	Device or listener id
+ *
+ * Returns: the connection, not in the hash, no ends; NULL if the engine has
+ * max_conns or memory is short
+ */
+struct vu_conn *conn_new(struct vu_engine *e, uint32_t source)
+{
+	struct vu_conn *c;
+
+	if (e->stats.conns >= e->cfg.max_conns)
+		return NULL;
+	if (!e->free) {
+		struct vu_conn **slabs = realloc(
+		    e->slabs, (e->n_slabs + 1) * sizeof(struct vu_conn *));
+		struct vu_conn *slab;
+
+		if (!slabs)
+			return NULL;
+		e->slabs = slabs;
+		slab = calloc(SLAB, sizeof(*slab));
+		if (!slab)
+			return NULL;
+		for (unsigned i = SLAB; i-- > 0;) {
+			slab[i].index = e->n_slabs * SLAB + i;
+			slab[i].hash_next = e->free;
+			e->free = &slab[i];
+		}
+		slabs[e->n_slabs++] = slab;
+	}
+	c = e->free;
+	e->free = c->hash_next;
+	*c = (struct vu_conn){
+	    .index = c->index,
+	    .generation = (c->generation + 1) & 0x7fffffff,
+	    .source = source,
+	    .start_us = now_us(),
+	    .near.fd = -1,
+	    .far.fd = -1,
+	    .rx_chains = 1,
+	};
+	list_init(&c->run);
+	list_init(&c->owe_link);
+	list_init(&c->timer);
+	e->stats.conns++;
+	return c;
+}
+
+/**
+ * conn_free() - Let go of everything a connection has
+ * @e:		Engine
+ * @c:		Connection
+ */
+void conn_free(struct vu_engine *e, struct vu_conn *c)
+{
+	conn_unhash(e, c);
+	list_del(&c->run);
+	list_del(&c->owe_link);
+	list_del(&c->timer);
+	conn_close_end(e, &c->near, false);
+	conn_close_end(e, &c->far, false);
+	way_drop(&c->up);
+	way_drop(&c->down);
+	if (c->dev)
+		c->dev->stats.conns--;
+	c->state = CONN_FREE;
+	c->hash_next = e->free;
+	e->free = c;
+	e->stats.conns--;
+}
+
+/**
+ * conn_by_id() - Find a connection by its id
+ * @e:		Engine
+ * @id:		Id, or an epoll tag's lower 56 bits
+ *
+ * Returns: the connection; NULL if it is gone
+ */
+struct vu_conn *conn_by_id(const struct vu_engine *e, uint64_t id)
+{
+	uint32_t index = (uint32_t)id - 1;
+	struct vu_conn *c;
+
+	if ((uint32_t)id == 0 || index / SLAB >= e->n_slabs)
+		return NULL;
+	c = &e->slabs[index / SLAB][index % SLAB];
+	if (c->state == CONN_FREE || (id >> 32 & 0x7fffffff) != c->generation)
+		return NULL;
+	return c;
+}
+
+/**
+ * bucket_of() - Hash a port pair
+ * @e:		Engine
+ * @d:		Device
+ * @peer_port:	The guest's port
+ * @port:	Ours
+ *
+ * Returns: the bucket's index
+ */
+static uint32_t bucket_of(const struct vu_engine *e, const struct vu_dev *d,
+			  uint32_t peer_port, uint32_t port)
+{
+	uint64_t h = ((uint64_t)peer_port << 32 | port) ^ e->hash_seed;
+
+	/* finalizer of MurmurHash3, keyed by the seed and the device */
+	h ^= h >> 33;
+	h *= 0xff51afd7ed558ccdULL;
+	h ^= (h >> 33) + d->id;
+	h *= 0xc4ceb9fe1a85ec53ULL;
+	h ^= h >> 33;
+	return (uint32_t)h & (e->n_buckets - 1);
+}
+
+/**
+ * conn_find() - Find a guest's connection by its ports
+ * @e:		Engine
+ * @d:		Device
+ * @peer_port:	The guest's port
+ * @port:	Ours
+ *
+ * Returns: the connection, or NULL
+ */
+struct vu_conn *conn_find(const struct vu_engine *e, const struct vu_dev *d,
+			  uint32_t peer_port, uint32_t port)
+{
+	struct vu_conn *c;
+
+	if (!e->n_buckets)
+		return NULL;
+	c = e->buckets[bucket_of(e, d, peer_port, port)];
+	while (c &&
+	       (c->dev != d || c->peer_port != peer_port || c->port != port))
+		c = c->hash_next;
+	return c;
+}
+
+/**
+ * grow_hash() - Double the table when it is full
+ * @e:		Engine
+ *
+ * Returns: 0, or -VU_ERR_NOMEM
+ */
+static int grow_hash(struct vu_engine *e)
+{
+	uint32_t n = e->n_buckets ? 2 * e->n_buckets : 256;
+	struct vu_conn **old = e->buckets, **buckets;
+	uint32_t n_old = e->n_buckets;
+
+	if (e->n_hashed < e->n_buckets)
+		return 0;
+	if (!old && getrandom(&e->hash_seed, sizeof(e->hash_seed), 0) < 0)
+		e->hash_seed = (uint64_t)(uintptr_t)e ^ now_us();
+	buckets = calloc(n, sizeof(struct vu_conn *));
+	if (!buckets)
+		return -VU_ERR_NOMEM;
+	e->buckets = buckets;
+	e->n_buckets = n;
+	for (uint32_t i = 0; i < n_old; i++) {
+		for (struct vu_conn *c = old[i], *next; c; c = next) {
+			uint32_t to =
+			    bucket_of(e, c->dev, c->peer_port, c->port);
+
+			next = c->hash_next;
+			c->hash_next = buckets[to];
+			buckets[to] = c;
+		}
+	}
+	free(old);
+	return 0;
+}
+
+/**
+ * conn_hash() - Make a guest's connection findable by its ports
+ * @e:		Engine
+ * @c:		Connection with dev, peer_port and port
+ *
+ * Returns: 0, or -VU_ERR_NOMEM
+ */
+int conn_hash(struct vu_engine *e, struct vu_conn *c)
+{
+	uint32_t at;
+
+	if (grow_hash(e))
+		return -VU_ERR_NOMEM;
+	at = bucket_of(e, c->dev, c->peer_port, c->port);
+	c->hash_next = e->buckets[at];
+	e->buckets[at] = c;
+	c->hashed = true;
+	e->n_hashed++;
+	return 0;
+}
+
+/**
+ * conn_unhash() - Undo conn_hash(), if it was done
+ * @e:		Engine
+ * @c:		Connection
+ */
+void conn_unhash(struct vu_engine *e, struct vu_conn *c)
+{
+	struct vu_conn **link;
+
+	if (!c->hashed)
+		return;
+	link = &e->buckets[bucket_of(e, c->dev, c->peer_port, c->port)];
+	while (*link != c)
+		link = &(*link)->hash_next;
+	*link = c->hash_next;
+	c->hash_next = NULL;
+	c->hashed = false;
+	e->n_hashed--;
+}
+
+/**
+ * conns_destroy() - Free all connections and the event queue
+ * @e:		Engine, its thread gone
+ */
+void conns_destroy(struct vu_engine *e)
+{
+	for (unsigned i = 0; i < e->n_slabs; i++) {
+		for (unsigned j = 0; j < SLAB; j++) {
+			if (e->slabs[i][j].state != CONN_FREE)
+				conn_free(e, &e->slabs[i][j]);
+		}
+	}
+	for (unsigned i = 0; i < e->n_slabs; i++)
+		free(e->slabs[i]);
+	free(e->slabs);
+	free(e->buckets);
+	free(e->events);
+	close(e->event_fd);
+	pthread_mutex_destroy(&e->event_lock);
+}
+
+/* ---- ends ---- */
+
+/**
+ * conn_watch() - Have epoll report what happens to a socket, edge-triggered
+ * @e:		Engine
+ * @c:		Connection
+ * @end:	Its near or far end, with fd
+ *
+ * Registered once for the connection's life: no system call when interest
+ * changes. The first turn tries the socket instead of waiting for an edge.
+ *
+ * Returns: 0, or -errno
+ */
+int conn_watch(struct vu_engine *e, struct vu_conn *c, struct end *end)
+{
+	uint64_t near = end == &c->near ? 1ULL << 63 : 0;
+	struct epoll_event ev = {
+	    .events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
+	    .data.u64 = near | (uint64_t)c->generation << 32 | (c->index + 1),
+	};
+
+	return epoll_ctl(e->epoll_fd, EPOLL_CTL_ADD, end->fd, &ev) ? -errno : 0;
+}
+
+/**
+ * conn_close_end() - Close one end, if it is a socket
+ * @e:		Engine
+ * @end:	End
+ * @abort:	The peer must see an error (TCP RST), not an orderly end
+ */
+void conn_close_end(struct vu_engine *e, struct end *end, bool abort)
+{
+	const struct linger hard = {.l_onoff = 1, .l_linger = 0};
+
+	(void)e;
+	if (end->fd < 0)
+		return;
+	if (abort)
+		setsockopt(end->fd, SOL_SOCKET, SO_LINGER, &hard, sizeof(hard));
+	close(end->fd); /* leaves epoll too: we hold the only reference */
+	*end = (struct end){.fd = -1};
+}
+
+/* ---- bytes on the way ---- */
+
+/**
+ * iov_copy() - Copy between an iovec and a flat buffer
+ * @iov:	Segments
+ * @n:		How many
+ * @off:	Bytes of them to skip first
+ * @buf:	The flat buffer
+ * @len:	Bytes; fewer if the segments are short
+ * @to_iov:	Copy from @buf to @iov, else from @iov to @buf
+ */
+void iov_copy(const struct iovec *iov, unsigned n, size_t off, void *buf,
+	      size_t len, bool to_iov)
+{
+	char *flat = buf;
+
+	for (unsigned i = 0; i < n && len; i++) {
+		size_t span = iov[i].iov_len;
+		char *seg = iov[i].iov_base;
+
+		if (off >= span) {
+			off -= span;
+			continue;
+		}
+		span = span - off < len ? span - off : len;
+		if (to_iov)
+			memcpy(seg + off, flat, span);
+		else
+			memcpy(flat, seg + off, span);
+		off = 0;
+		flat += span;
+		len -= span;
+	}
+}
+
+/**
+ * way_append() - Keep bytes that the sink has no room for
+ * @way:	Direction
+ * @iov:	Bytes
+ * @n_iov:	Segments
+ * @skip:	Leading bytes that are delivered already
+ *
+ * Returns: false if out of memory; nothing was kept
+ */
+bool way_append(struct way *way, const struct iovec *iov, unsigned n_iov,
+		size_t skip)
+{
+	size_t len = 0, need;
+
+	for (unsigned i = 0; i < n_iov; i++)
+		len += iov[i].iov_len;
+	len -= skip;
+	if (way->off && way->off + way->len + len > way->cap) {
+		memmove(way->data, way->data + way->off, way->len);
+		way->off = 0;
+	}
+	need = way->off + way->len + len;
+	if (need > way->cap) {
+		size_t cap = way->cap ? way->cap : 4096;
+		char *data;
+
+		while (cap < need)
+			cap *= 2;
+		data = realloc(way->data, cap);
+		if (!data)
+			return false;
+		way->data = data;
+		way->cap = (uint32_t)cap;
+	}
+	iov_copy(iov, n_iov, skip, way->data + way->off + way->len, len, false);
+	way->len += (uint32_t)len;
+	return true;
+}
+
+/**
+ * way_drain() - Write kept bytes
+ * @way:	Direction
+ * @sink:	Where they go
+ *
+ * Returns: bytes written, 0 if the sink is full, or -errno
+ */
+int64_t way_drain(struct way *way, struct end *sink)
+{
+	ssize_t n = send(sink->fd, way->data + way->off, way->len,
+			 MSG_NOSIGNAL | MSG_DONTWAIT);
+
+	if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
+		sink->writable = errno == EINTR;
+		return 0;
+	}
+	if (n < 0)
+		return -errno;
+	way->off += (uint32_t)n;
+	way->len -= (uint32_t)n;
+	if (way->len)
+		sink->writable = false;
+	else
+		way_drop(way);
+	return n;
+}
+
+/**
+ * way_drop() - Forget kept bytes
+ * @way:	Direction
+ */
+void way_drop(struct way *way)
+{
+	free(way->data);
+	way->data = NULL;
+	way->off = way->len = way->cap = 0;
+}
+
+/* ---- life ---- */
+
+/**
+ * conn_bury() - Close a connection's ends and let its guest know
+ * @e:		Engine
+ * @c:		Connection
+ * @abort:	Socket peers must see an error
+ */
+static void conn_bury(struct vu_engine *e, struct vu_conn *c, bool abort)
+{
+	conn_close_end(e, &c->near, abort);
+	conn_close_end(e, &c->far, abort);
+	way_drop(&c->up);
+	way_drop(&c->down);
+	list_del(&c->run);
+	list_del(&c->timer);
+	if (!c->dev || c->orphan) {
+		conn_free(e, c);
+		return;
+	}
+	c->state = CONN_DEAD;
+	c->owe = 0;
+	vsock_owe(c, OWE_RST);
+}
+
+/**
+ * conn_failed() - A connection never came to be
+ * @e:		Engine
+ * @c:		Connection, not OPEN yet; gone afterwards
+ * @error:	Why, an errno
+ */
+void conn_failed(struct vu_engine *e, struct vu_conn *c, int error)
+{
+	if (c->dev)
+		c->dev->stats.failed++;
+	conn_post(e, c, VU_EV_FAILED, error);
+	conn_bury(e, c, true);
+}
+
+/**
+ * conn_abort() - End an established connection
+ * @e:		Engine
+ * @c:		Connection; gone afterwards
+ * @error:	errno; 0: it ended in good order, both directions
+ */
+void conn_abort(struct vu_engine *e, struct vu_conn *c, int error)
+{
+	conn_post(e, c, VU_EV_CLOSED, error);
+	conn_bury(e, c, error != 0);
+}
+
+/**
+ * conn_opened() - The far end is there: bytes may flow
+ * @e:		Engine
+ * @c:		Connection
+ */
+void conn_opened(struct vu_engine *e, struct vu_conn *c)
+{
+	bool guest_asked = c->dev && c->state != CONN_REQUESTED;
+
+	c->state = CONN_OPEN;
+	list_del(&c->timer);
+	if (c->dev)
+		c->dev->stats.opened++;
+	conn_post(e, c, VU_EV_OPENED, 0);
+	c->far.readable = c->far.writable = c->far.fd >= 0;
+	if (guest_asked)
+		vsock_owe(c, OWE_RESPONSE);
+	list_add(&e->run, &c->run);
+}
+
+/**
+ * conn_dial_settled() - A far end's connect() succeeded or failed
+ * @e:		Engine
+ * @c:		Connection in CONN_DIALING
+ */
+void conn_dial_settled(struct vu_engine *e, struct vu_conn *c)
+{
+	int error = 0;
+	socklen_t len = sizeof(error);
+
+	if (getsockopt(c->far.fd, SOL_SOCKET, SO_ERROR, &error, &len))
+		error = errno;
+	if (error)
+		conn_failed(e, c, error);
+	else
+		conn_opened(e, c);
+}
+
+/**
+ * dial() - Connect the far end
+ * @e:		Engine
+ * @c:		Connection
+ * @addr:	Where to
+ * @len:	Size of @addr
+ */
+static void dial(struct vu_engine *e, struct vu_conn *c,
+		 const struct sockaddr *addr, socklen_t len)
+{
+	const int one = 1;
+	int err;
+
+	c->state = CONN_DIALING;
+	if (list_empty(&c->timer))
+		list_add(&e->dialing, &c->timer);
+	c->far.fd = socket(addr->sa_family,
+			   SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	if (c->far.fd < 0) {
+		conn_failed(e, c, errno);
+		return;
+	}
+	if (addr->sa_family != AF_UNIX)
+		setsockopt(c->far.fd, IPPROTO_TCP, TCP_NODELAY, &one,
+			   sizeof(one));
+	err = connect(c->far.fd, addr, len) ? errno : 0;
+	if (err == EAGAIN) { /* a unix listener's backlog is full: try later */
+		conn_close_end(e, &c->far, false);
+		list_add(&e->retries, &c->run);
+		return;
+	}
+	if (!err || err == EINPROGRESS) {
+		int watch = conn_watch(e, c, &c->far);
+
+		err = watch ? -watch : err;
+	}
+	if (!err)
+		conn_opened(e, c);
+	else if (err != EINPROGRESS)
+		conn_failed(e, c, err);
+}
+
+/**
+ * dial_unix() - Connect the far end to "<path>_<port>"
+ * @e:		Engine
+ * @c:		Connection
+ * @target:	Target of kind VU_TARGET_UNIX
+ */
+static void dial_unix(struct vu_engine *e, struct vu_conn *c,
+		      const struct vu_target *target)
+{
+	struct sockaddr_un addr = {.sun_family = AF_UNIX};
+	int n = snprintf(addr.sun_path, sizeof(addr.sun_path), "%.*s_%u",
+			 (int)target->addr_len, (const char *)target->addr,
+			 c->port);
+
+	if (n < 0 || (size_t)n >= sizeof(addr.sun_path))
+		conn_failed(e, c, ENAMETOOLONG);
+	else
+		dial(e, c, (struct sockaddr *)&addr, sizeof(addr));
+}
+
+/**
+ * conn_retry() - Dial once more a unix listener that was full
+ * @e:		Engine
+ * @c:		Connection
+ */
+void conn_retry(struct vu_engine *e, struct vu_conn *c)
+{
+	const struct vu_target *target =
+	    c->dev ? route_find(c->dev, c->port) : NULL;
+
+	if (target && target->kind == VU_TARGET_UNIX)
+		dial_unix(e, c, target);
+	else
+		conn_failed(e, c, ECONNREFUSED);
+}
+
+/**
+ * conn_target() - Give a requested connection its far end
+ * @e:		Engine
+ * @c:		Connection, new or HELD
+ * @target:	The far end
+ */
+void conn_target(struct vu_engine *e, struct vu_conn *c,
+		 const struct vu_target *target)
+{
+	struct sockaddr_storage addr;
+
+	c->target = (uint8_t)target->kind;
+	switch (target->kind) {
+	case VU_TARGET_ASK:
+		c->state = CONN_HELD;
+		list_add(&e->dialing, &c->timer);
+		conn_post(e, c, VU_EV_REQUEST, 0);
+		break;
+	case VU_TARGET_UNIX:
+		dial_unix(e, c, target);
+		break;
+	case VU_TARGET_DIAL:
+		memcpy(&addr, target->addr, target->addr_len);
+		dial(e, c, (struct sockaddr *)&addr, target->addr_len);
+		break;
+	case VU_TARGET_ECHO:
+	case VU_TARGET_DISCARD:
+	case VU_TARGET_CHARGEN:
+		conn_opened(e, c);
+		break;
+	default:
+		conn_failed(e, c, target->error ? target->error : ECONNREFUSED);
+	}
+}
+
+/**
+ * conn_run() - Move a connection's bytes for one turn
+ * @e:		Engine
+ * @c:		Connection from the run list
+ */
+void conn_run(struct vu_engine *e, struct vu_conn *c)
+{
+	if (c->state != CONN_OPEN)
+		return;
+	if (c->dev)
+		vsock_run(c);
+	else
+		relay_run(e, c);
+}

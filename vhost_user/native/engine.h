@@ -1,0 +1,375 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * engine.h - what the files of the engine share; vu.h is the outside
+ *
+ * engine.c	the thread: waiting, polling, and the lock that control calls
+ * take conn.c	the connection table, dialling, events, the end of a connection
+ * vsock.c	connections whose near end is a guest: packets, credit
+ * relay.c	connections whose near end is a socket
+ *
+ * A connection has a near end, which opened it, and a far end. Up is near to
+ * far, down is far to near.
+ */
+#ifndef ENGINE_H
+#define ENGINE_H
+
+#include <pthread.h>
+#include <sys/socket.h>
+
+#include "vu.h"
+
+#define QUEUE_RX     0
+#define QUEUE_TX     1
+#define QUEUE_EVENT  2
+#define QUEUES	     3
+#define BATCH_IOV    1024 /* IOV_MAX */
+#define BATCH_CHAINS 256
+#define SCRATCH	     (256 * 1024) /* one turn of a relay, bytes */
+#define RST_QUEUE    256
+
+#ifndef container_of
+#define container_of(ptr, type, member)                                        \
+	((type *)(void *)((char *)(ptr) - offsetof(type, member)))
+#endif
+
+/* ---- doubly linked lists; an unlinked node points to itself ---- */
+
+struct list {
+	struct list *next;
+	struct list *prev;
+};
+
+static inline void list_init(struct list *node)
+{
+	node->next = node->prev = node;
+}
+
+static inline bool list_empty(const struct list *node)
+{
+	return node->next == node;
+}
+
+static inline void list_del(struct list *node)
+{
+	node->next->prev = node->prev;
+	node->prev->next = node->next;
+	list_init(node);
+}
+
+/* Append @node to @head; a node that is on a list already stays there */
+static inline void list_add(struct list *head, struct list *node)
+{
+	if (!list_empty(node))
+		return;
+	node->prev = head->prev;
+	node->next = head;
+	head->prev->next = node;
+	head->prev = node;
+}
+
+/* Move all nodes of @from to the end of @to */
+static inline void list_splice(struct list *to, struct list *from)
+{
+	if (list_empty(from))
+		return;
+	from->next->prev = to->prev;
+	to->prev->next = from->next;
+	from->prev->next = to;
+	to->prev = from->prev;
+	list_init(from);
+}
+
+/* ---- connections ---- */
+
+/**
+ * enum conn_state - The life of a connection
+ * @CONN_FREE:	A slot without one
+ * @CONN_HELD:	Requested; Python has to answer
+ * @CONN_DIALING: The far end's connect() is under way
+ * @CONN_REQUESTED: We asked the guest (vu_conn_open) and await its answer
+ * @CONN_OPEN:	Bytes flow
+ * @CONN_LINGER: Both directions ended; the guest has yet to let go of the ports
+ * @CONN_DEAD:	Reset by us; the RST waits for an RX buffer
+ */
+enum conn_state {
+	CONN_FREE,
+	CONN_HELD,
+	CONN_DIALING,
+	CONN_REQUESTED,
+	CONN_OPEN,
+	CONN_LINGER,
+	CONN_DEAD,
+};
+
+/* What the engine owes the guest about a connection, or'ed; sent as RX buffers
+ * come, lowest bit first */
+#define OWE_REQUEST  1U
+#define OWE_RESPONSE 2U
+#define OWE_RST	     4U
+#define OWE_SHUTDOWN 8U
+#define OWE_CREDIT   16U
+
+/**
+ * struct end - One end of a connection that is a socket
+ * @fd:		Socket, or -1
+ * @readable:	read() may have bytes; cleared when it had none
+ * @writable:	write() may take bytes; cleared when it took none
+ * @hup:	A FIN or error is waiting behind the bytes
+ */
+struct end {
+	int fd;
+	bool readable;
+	bool writable;
+	bool hup;
+};
+
+/**
+ * struct way - One direction of a connection
+ * @data:	Bytes that the other side had no room for
+ * @off:	First of them in @data
+ * @len:	How many
+ * @cap:	Size of @data
+ * @eof:	The source ended
+ * @shut:	The sink knows
+ * @broken:	The sink is gone: bytes are read and dropped
+ */
+struct way {
+	char *data;
+	uint32_t off;
+	uint32_t len;
+	uint32_t cap;
+	bool eof;
+	bool shut;
+	bool broken;
+};
+
+/**
+ * struct vu_conn - A connection
+ * @run:	On the engine's run list, or its device's starved list
+ * @owe_link:	On its device's list of conns with @owe
+ * @timer:	On one of the engine's timeout lists
+ * @hash_next:	Next in the hash bucket, or on the free list
+ * @dev:	Near end is this guest; NULL: near end is @near
+ * @target:	enum vu_target_kind of the far end
+ * @guest_shut:	VIRTIO_VSOCK_SHUTDOWN_ flags that the guest sent
+ * @rx_chains:	RX buffers to take for the next read
+ * @want:	VU_WANT_ bits of the device or listener
+ * @hybrid:	Write "OK <port>\n" to the far end when the guest accepts
+ * @orphan:	The guest is gone; queued bytes still go up
+ * @reported:	Its end was posted
+ * @rx_cnt:	Bytes received from the guest
+ * @fwd_cnt:	Of them, bytes that left us
+ * @fwd_sent:	@fwd_cnt as the guest last saw it
+ * @tx_cnt:	Bytes sent to the guest
+ * @peer_buf_alloc: Its receive window
+ * @peer_fwd_cnt: Its @fwd_cnt
+ */
+struct vu_conn {
+	struct list run;
+	struct list owe_link;
+	struct list timer;
+	struct vu_conn *hash_next;
+	struct vu_dev *dev;
+	struct end near;
+	struct end far;
+	struct way up;
+	struct way down;
+	uint64_t up_bytes;
+	uint64_t down_bytes;
+	uint64_t start_us;
+	uint32_t index;
+	uint32_t generation;
+	uint32_t source;
+	uint32_t peer_port;
+	uint32_t port;
+	uint32_t rx_cnt;
+	uint32_t fwd_cnt;
+	uint32_t fwd_sent;
+	uint32_t tx_cnt;
+	uint32_t peer_buf_alloc;
+	uint32_t peer_fwd_cnt;
+	uint8_t state;
+	uint8_t target;
+	uint8_t owe;
+	uint8_t guest_shut;
+	uint8_t rx_chains;
+	uint8_t want;
+	bool hybrid;
+	bool orphan;
+	bool reported;
+	bool hashed;
+};
+
+/**
+ * struct route - A port's target
+ * @port:	Port
+ * @target:	Its target
+ */
+struct route {
+	struct route *next;
+	uint32_t port;
+	struct vu_target target;
+};
+
+#define ROUTE_BUCKETS 1024
+
+/**
+ * struct rst - A RST to a connection that isn't (any more) in the table
+ */
+struct rst {
+	uint64_t src_cid;
+	uint32_t src_port;
+	uint32_t dst_port;
+	uint16_t type;
+};
+
+/**
+ * struct vu_dev - A virtio-vsock device
+ * @rings:	Rings that run, else NULL; a broken one is NULL too
+ * @kick_fds:	What wakes us for each, -1 if nothing does
+ * @starved:	Connections with bytes for the guest, which has no RX buffer
+ * @owing:	Connections with @owe
+ * @rsts:	A ring buffer of RSTs, @rst_count from @rst_first
+ */
+struct vu_dev {
+	struct vu_engine *engine;
+	struct vu_dev_config cfg;
+	const struct vu_mem *mem;
+	struct vu_ring *rings[QUEUES];
+	struct list starved;
+	struct list owing;
+	struct vu_dev_stats stats;
+	struct vu_target fallback;
+	struct route *routes[ROUTE_BUCKETS];
+	int kick_fds[QUEUES];
+	uint16_t bases[QUEUES]; /* where a stopped ring goes on */
+	uint32_t id;
+	uint32_t next_port;
+	unsigned rst_first;
+	unsigned rst_count;
+	struct rst rsts[RST_QUEUE];
+};
+
+/**
+ * struct vu_listener - A listening socket
+ */
+struct vu_listener {
+	struct vu_target target;
+	uint32_t want;
+	uint32_t id;
+	int fd;
+	bool paused; /* out of descriptors: looked at again on the retry tick */
+};
+
+#define MAX_LISTENERS 64
+#define LISTENER_ID   0x10000U /* listener ids start here, device ids at 0 */
+
+/**
+ * struct poller - Adaptive polling; see engine.c
+ */
+struct poller {
+	uint32_t max_us;
+	uint32_t window_us;
+	uint32_t skip;
+	uint32_t penalty;
+};
+
+struct vu_engine {
+	pthread_mutex_t lock;
+	pthread_cond_t resumed;
+	unsigned waiting; /* control calls at the lock, atomic */
+	bool blocked;	  /* in epoll_wait() without the lock */
+	bool stopping;
+	int epoll_fd;
+	int wake_fd;
+	struct vu_engine_config cfg;
+	struct poller poller;
+	struct vu_engine_stats stats;
+	struct list run;
+	struct list dialing; /* by age: all have the same timeout */
+	struct list orphans; /* same */
+	struct list retries; /* unix listeners that were full */
+	struct vu_dev *devs[VU_MAX_DEVICES];
+	unsigned n_devs; /* highest id + 1 */
+	struct vu_listener *listeners[MAX_LISTENERS];
+
+	/* conn.c */
+	struct vu_conn **slabs;
+	unsigned n_slabs;
+	struct vu_conn *free;
+	struct vu_conn **buckets;
+	uint32_t n_buckets;
+	uint32_t n_hashed;
+	uint64_t hash_seed;
+	pthread_mutex_t event_lock;
+	struct vu_event *events;
+	unsigned event_cap, event_first, event_count;
+	int event_fd;
+
+	/* One batch; nothing in it outlives a turn */
+	struct iovec tx_iov[BATCH_IOV];	    /* payload from the guest */
+	struct iovec rx_iov[BATCH_IOV];	    /* buffers of the guest */
+	struct iovec rx_payload[BATCH_IOV]; /* the same behind the headers */
+	struct vu_chain tx_chains[BATCH_CHAINS];
+	struct vu_chain rx_chains[BATCH_CHAINS];
+	char scratch[SCRATCH];
+	char chargen[SCRATCH];
+};
+
+/* epoll tags of what isn't a connection: the lower half, a conn's index, is 0 */
+#define TAG_WAKE     (1ULL << 32)
+#define TAG_KICK     (2ULL << 32) /* + device id << 40 */
+#define TAG_LISTENER (3ULL << 32) /* + listener index << 40 */
+
+uint64_t now_us(void);
+
+/* engine.c */
+void control_begin(struct vu_engine *e);
+void control_end(struct vu_engine *e);
+
+/* conn.c */
+struct vu_conn *conn_new(struct vu_engine *e, uint32_t source);
+void conn_free(struct vu_engine *e, struct vu_conn *c);
+struct vu_conn *conn_by_id(const struct vu_engine *e, uint64_t id);
+struct vu_conn *conn_find(const struct vu_engine *e, const struct vu_dev *d,
+			  uint32_t peer_port, uint32_t port);
+int conn_hash(struct vu_engine *e, struct vu_conn *c);
+void conn_unhash(struct vu_engine *e, struct vu_conn *c);
+int conn_watch(struct vu_engine *e, struct vu_conn *c, struct end *end);
+void conn_close_end(struct vu_engine *e, struct end *end, bool abort);
+void conn_post(struct vu_engine *e, struct vu_conn *c, enum vu_event_kind kind,
+	       int error);
+void conn_target(struct vu_engine *e, struct vu_conn *c,
+		 const struct vu_target *target);
+void conn_dial_settled(struct vu_engine *e, struct vu_conn *c);
+void conn_opened(struct vu_engine *e, struct vu_conn *c);
+void conn_failed(struct vu_engine *e, struct vu_conn *c, int error);
+void conn_abort(struct vu_engine *e, struct vu_conn *c, int error);
+void conn_run(struct vu_engine *e, struct vu_conn *c);
+void conn_retry(struct vu_engine *e, struct vu_conn *c);
+int events_init(struct vu_engine *e);
+void events_push(struct vu_engine *e, const struct vu_event *event);
+bool events_crowded(const struct vu_engine *e);
+const struct vu_target *route_find(const struct vu_dev *d, uint32_t port);
+void conns_destroy(struct vu_engine *e);
+bool way_append(struct way *way, const struct iovec *iov, unsigned n_iov,
+		size_t skip);
+int64_t way_drain(struct way *way, struct end *sink);
+void way_drop(struct way *way);
+void iov_copy(const struct iovec *iov, unsigned n, size_t off, void *buf,
+	      size_t len, bool to_iov);
+
+/* vsock.c */
+bool vsock_pending(const struct vu_dev *d);
+void vsock_turn(struct vu_dev *d);
+bool vsock_want_kicks(struct vu_dev *d);
+void vsock_flush(struct vu_dev *d);
+void vsock_owe(struct vu_conn *c, uint8_t owe);
+void vsock_run(struct vu_conn *c);
+void vsock_broken(struct vu_dev *d, uint32_t queue, int err);
+
+/* relay.c */
+void relay_run(struct vu_engine *e, struct vu_conn *c);
+void relay_accept(struct vu_engine *e, struct vu_listener *l);
+
+#endif /* ENGINE_H */

@@ -1,0 +1,1152 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * vsock.c - connections of a guest: virtio-vsock packets, credit, half-close
+ *
+ * Theory of operation
+ * ===================
+ *
+ * VIRTIO 1.2 section 5.10 "Socket Device", stream sockets.
+ *
+ * TX, guest to host. Payloads of adjacent packets of one connection are
+ * gathered, in place, and leave by one sendmsg(); then their chains go back
+ * to the guest, with one used-index store for the whole turn. What the socket
+ * does not take is copied to the connection. fwd_cnt counts bytes that left
+ * us, never bytes that we only hold: so a connection holds at most buf_alloc,
+ * and a guest that sends more has broken its credit and is reset.
+ *
+ * RX, host to guest. One readv() fills many RX buffers, in place, behind room
+ * for the headers, which are written when the byte count is known. Nothing is
+ * read that the guest has no credit and no buffer for: the socket's own buffer
+ * makes the sender wait. How many buffers a read takes doubles while reads
+ * fill them and falls to what was used, so small messages cost one buffer.
+ *
+ * What isn't payload is owed: bits in conn->owe, sent when RX buffers come. A
+ * RST to a connection that we don't know has no place for a bit and waits in a
+ * short queue; while that is full no TX packet is read, so a guest that
+ * floods us and gives no RX buffers stops itself.
+ *
+ * The end. Each direction ends by itself: SHUTDOWN from the guest becomes
+ * shutdown() once all bytes are out, a FIN becomes SHUTDOWN. With both done
+ * the connection lingers until the guest lets go of the port (a RST). A guest
+ * that closes (both SHUTDOWN flags) gets its RST when its bytes are out.
+ *
+ * Every header field is the guest's word: it is copied once, and then checked.
+ */
+
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <linux/virtio_vsock.h>
+
+#include "engine.h"
+
+#define HDR	 sizeof(struct virtio_vsock_hdr)
+#define HOST_CID 2
+#define BOTH	 (VIRTIO_VSOCK_SHUTDOWN_RCV | VIRTIO_VSOCK_SHUTDOWN_SEND)
+
+static_assert(sizeof(struct virtio_vsock_hdr) == 44, "VIRTIO 1.2 5.10.6");
+
+/**
+ * struct burst - Adjacent packets of one connection, not delivered yet
+ * @conn:	The connection, or NULL
+ * @n_iov:	Segments of payload, from the start of tx_iov
+ * @n_chains:	Chains that hold them, from the start of tx_chains
+ * @len:	Bytes of payload
+ */
+struct burst {
+	struct vu_conn *conn;
+	unsigned n_iov;
+	unsigned n_chains;
+	uint32_t len;
+};
+
+/**
+ * vsock_broken() - Stop a ring whose driver broke the rules
+ * @d:		Device
+ * @queue:	Its ring
+ * @err:	Negated enum vu_err
+ */
+void vsock_broken(struct vu_dev *d, uint32_t queue, int err)
+{
+	struct vu_event event = {
+	    .kind = VU_EV_BROKEN,
+	    .source = d->id,
+	    .port = queue,
+	    .error = -err,
+	};
+
+	d->bases[queue] = vu_ring_base(d->rings[queue]);
+	vu_ring_free(d->rings[queue]);
+	d->rings[queue] = NULL;
+	events_push(d->engine, &event);
+}
+
+/* ---- RX: to the guest ---- */
+
+/**
+ * make_hdr() - Fill a packet header about a connection
+ * @c:		Connection
+ * @op:		VIRTIO_VSOCK_OP_
+ * @flags:	VIRTIO_VSOCK_SHUTDOWN_, for that op
+ * @len:	Bytes of payload
+ *
+ * Carries the credit, so a credit update that was owed is paid.
+ *
+ * Returns: the header
+ */
+static struct virtio_vsock_hdr make_hdr(struct vu_conn *c, uint16_t op,
+					uint32_t flags, uint32_t len)
+{
+	c->fwd_sent = c->fwd_cnt;
+	c->owe &= (uint8_t)~OWE_CREDIT;
+	return (struct virtio_vsock_hdr){
+	    .src_cid = HOST_CID,
+	    .dst_cid = c->dev->cfg.guest_cid,
+	    .src_port = c->port,
+	    .dst_port = c->peer_port,
+	    .len = len,
+	    .type = VIRTIO_VSOCK_TYPE_STREAM,
+	    .op = op,
+	    .flags = flags,
+	    .buf_alloc = c->dev->cfg.buf_alloc,
+	    .fwd_cnt = c->fwd_cnt,
+	};
+}
+
+/**
+ * rx_pop() - Take one RX buffer
+ * @d:		Device
+ * @at:		First free entry of rx_iov
+ * @ret_chain:	The chain; its segments are rx_iov[@at..]
+ *
+ * Returns: true if there was one with room for a header
+ */
+static bool rx_pop(struct vu_dev *d, unsigned at, struct vu_chain *ret_chain)
+{
+	struct vu_ring *ring = d->rings[QUEUE_RX];
+	struct iovec *iov = d->engine->rx_iov + at;
+	int ret;
+
+	if (!ring)
+		return false;
+	ret = vu_ring_pop(ring, iov, BATCH_IOV - at, ret_chain);
+	if (ret < 0 && at)
+		return false; /* end the batch; the next one starts with it */
+	if (ret > 0 && ret_chain->write_len < HDR) {
+		vu_ring_unpop(ring, 1);
+		if (at)
+			return false;
+		ret = -VU_ERR_CHAIN;
+	}
+	if (ret < 0) {
+		vsock_broken(d, QUEUE_RX, ret);
+		return false;
+	}
+	if (ret && ret_chain->n_read) /* section 5.10.6.2: RX is write-only */
+		memmove(iov, iov + ret_chain->n_read,
+			ret_chain->n_write * sizeof(*iov));
+	return ret;
+}
+
+/**
+ * rx_control() - Send the guest a packet without payload
+ * @d:		Device
+ * @hdr:	The packet
+ *
+ * Returns: false if there is no RX buffer
+ */
+static bool rx_control(struct vu_dev *d, struct virtio_vsock_hdr *hdr)
+{
+	struct vu_chain chain;
+
+	if (!rx_pop(d, 0, &chain))
+		return false;
+	iov_copy(d->engine->rx_iov, chain.n_write, 0, hdr, HDR, true);
+	vu_ring_push(d->rings[QUEUE_RX], chain.head, HDR);
+	d->stats.rx_packets++;
+	return true;
+}
+
+/**
+ * rx_room() - Is there an RX buffer?
+ * @d:		Device
+ *
+ * Returns: true if there is
+ */
+static bool rx_room(const struct vu_dev *d)
+{
+	return d->rings[QUEUE_RX] && vu_ring_pending(d->rings[QUEUE_RX]);
+}
+
+/**
+ * vsock_owe() - Send something about a connection when an RX buffer comes
+ * @c:		Connection
+ * @owe:	OWE_ bits
+ */
+void vsock_owe(struct vu_conn *c, uint8_t owe)
+{
+	c->owe |= owe;
+	list_add(&c->dev->owing, &c->owe_link);
+}
+
+/**
+ * pay() - Send the most urgent thing that a connection owes
+ * @c:		Connection with something owed; may be gone afterwards
+ *
+ * Returns: false if there is no RX buffer
+ */
+static bool pay(struct vu_conn *c)
+{
+	struct vu_dev *d = c->dev;
+	uint8_t bit = (uint8_t)(c->owe & -c->owe);
+	uint8_t owe =
+	    c->owe; /* make_hdr() changes it: on failure put it back */
+	struct virtio_vsock_hdr hdr;
+
+	if (!owe) { /* a packet with payload carried the credit */
+		list_del(&c->owe_link);
+		return true;
+	}
+
+	switch (bit) {
+	case OWE_REQUEST:
+		hdr = make_hdr(c, VIRTIO_VSOCK_OP_REQUEST, 0, 0);
+		break;
+	case OWE_RESPONSE:
+		hdr = make_hdr(c, VIRTIO_VSOCK_OP_RESPONSE, 0, 0);
+		break;
+	case OWE_RST:
+		hdr = make_hdr(c, VIRTIO_VSOCK_OP_RST, 0, 0);
+		break;
+	case OWE_SHUTDOWN:
+		hdr = make_hdr(c, VIRTIO_VSOCK_OP_SHUTDOWN,
+			       VIRTIO_VSOCK_SHUTDOWN_SEND |
+				   (c->state == CONN_LINGER
+					? VIRTIO_VSOCK_SHUTDOWN_RCV
+					: 0U),
+			       0);
+		break;
+	default:
+		hdr = make_hdr(c, VIRTIO_VSOCK_OP_CREDIT_UPDATE, 0, 0);
+	}
+	if (!rx_control(d, &hdr)) {
+		c->owe = owe;
+		return false;
+	}
+	c->owe &= (uint8_t)~bit;
+	if (bit == OWE_RESPONSE) /* data had to wait for it */
+		list_add(&d->engine->run, &c->run);
+	if (bit == OWE_RST)
+		conn_free(d->engine, c);
+	else if (!c->owe)
+		list_del(&c->owe_link);
+	return true;
+}
+
+/**
+ * pay_all() - Send what is owed, while there are RX buffers
+ * @d:		Device
+ */
+static void pay_all(struct vu_dev *d)
+{
+	while (d->rst_count) {
+		const struct rst *rst = &d->rsts[d->rst_first];
+		struct virtio_vsock_hdr hdr = {
+		    .src_cid = rst->src_cid,
+		    .dst_cid = d->cfg.guest_cid,
+		    .src_port = rst->src_port,
+		    .dst_port = rst->dst_port,
+		    .type = rst->type,
+		    .op = VIRTIO_VSOCK_OP_RST,
+		};
+
+		if (!rx_control(d, &hdr))
+			return;
+		d->rst_first = (d->rst_first + 1) % RST_QUEUE;
+		d->rst_count--;
+	}
+	while (!list_empty(&d->owing)) {
+		if (!pay(container_of(d->owing.next, struct vu_conn, owe_link)))
+			return;
+	}
+}
+
+/**
+ * credit() - How much may the guest still be sent?
+ * @c:		Connection
+ *
+ * A window that shrank below what is in flight leaves nothing.
+ *
+ * Returns: bytes
+ */
+static uint32_t credit(const struct vu_conn *c)
+{
+	uint32_t in_flight = c->tx_cnt - c->peer_fwd_cnt;
+
+	return in_flight < c->peer_buf_alloc ? c->peer_buf_alloc - in_flight
+					     : 0;
+}
+
+/**
+ * struct rx_batch - RX buffers taken, not pushed yet
+ * @n_chains:	Entries of rx_chains
+ * @n_iov:	Entries of rx_iov: the buffers as they are
+ * @n_payload:	Entries of rx_payload: the same behind the headers
+ * @room:	Bytes of payload that fit
+ */
+struct rx_batch {
+	unsigned n_chains;
+	unsigned n_iov;
+	unsigned n_payload;
+	size_t room;
+};
+
+/**
+ * rx_take() - Take RX buffers
+ * @d:		Device
+ * @max_chains:	At most so many
+ * @want:	Bytes of payload to make room for
+ *
+ * Returns: what was taken; n_chains is 0 if there is no buffer
+ */
+static struct rx_batch rx_take(struct vu_dev *d, unsigned max_chains,
+			       size_t want)
+{
+	struct vu_engine *e = d->engine;
+	struct rx_batch b = {0};
+
+	while (b.n_chains < max_chains && b.room < want) {
+		struct vu_chain *chain = &e->rx_chains[b.n_chains];
+		size_t skip = HDR;
+
+		/* its payload segments need entries too, never more */
+		if (!rx_pop(d, b.n_iov, chain))
+			break;
+		b.n_chains++;
+		for (unsigned i = 0; i < chain->n_write; i++) {
+			struct iovec seg = e->rx_iov[b.n_iov + i];
+			size_t cut = skip < seg.iov_len ? skip : seg.iov_len;
+
+			skip -= cut;
+			seg.iov_base = (char *)seg.iov_base + cut;
+			seg.iov_len -= cut;
+			if (seg.iov_len > want - b.room)
+				seg.iov_len = want - b.room;
+			if (!seg.iov_len)
+				continue;
+			e->rx_payload[b.n_payload++] = seg;
+			b.room += seg.iov_len;
+		}
+		b.n_iov += chain->n_write;
+	}
+	return b;
+}
+
+/**
+ * rx_commit() - Give the guest the buffers that were filled
+ * @c:		Connection whose bytes they hold
+ * @b:		What rx_take() took
+ * @len:	Bytes of payload in them; the buffers behind go back
+ */
+static void rx_commit(struct vu_conn *c, const struct rx_batch *b, size_t len)
+{
+	struct vu_dev *d = c->dev;
+	struct vu_engine *e = d->engine;
+	struct vu_ring *ring = d->rings[QUEUE_RX];
+	const struct iovec *iov = e->rx_iov;
+	unsigned i = 0;
+
+	if (!b->n_chains)
+		return;
+	/* buffers without room for payload leave as empty packets */
+	for (; i < b->n_chains && (len || !b->room); i++) {
+		const struct vu_chain *chain = &e->rx_chains[i];
+		uint64_t room = chain->write_len - HDR;
+		uint32_t n = (uint32_t)(len < room ? len : room);
+		struct virtio_vsock_hdr hdr =
+		    make_hdr(c, VIRTIO_VSOCK_OP_RW, 0, n);
+
+		iov_copy(iov, chain->n_write, 0, &hdr, HDR, true);
+		vu_ring_push(ring, chain->head, (uint32_t)HDR + n);
+		iov += chain->n_write;
+		len -= n;
+		c->tx_cnt += n;
+		c->down_bytes += n;
+		d->stats.rx_bytes += n;
+		d->stats.rx_packets++;
+	}
+	vu_ring_unpop(ring, b->n_chains - i);
+}
+
+/**
+ * rx_block() - Send the guest bytes from our memory
+ * @c:		Connection
+ * @data:	Bytes
+ * @len:	How many
+ *
+ * Returns: bytes sent; fewer than @len if credit or RX buffers ran out
+ */
+static size_t rx_block(struct vu_conn *c, const char *data, size_t len)
+{
+	struct vu_engine *e = c->dev->engine;
+	size_t sent = 0;
+
+	while (sent < len) {
+		uint32_t window = credit(c);
+		size_t want = len - sent < window ? len - sent : window;
+		struct rx_batch b;
+
+		if (!want)
+			break;
+		b = rx_take(c->dev, BATCH_CHAINS, want);
+		if (!b.n_chains) {
+			list_add(&c->dev->starved, &c->run);
+			break;
+		}
+		iov_copy(e->rx_payload, b.n_payload, 0,
+			 (char *)(uintptr_t)(data + sent), b.room, true);
+		rx_commit(c, &b, b.room);
+		sent += b.room;
+	}
+	return sent;
+}
+
+/**
+ * down_ended() - The far end sends no more
+ * @c:		Connection
+ */
+static void down_ended(struct vu_conn *c)
+{
+	c->down.eof = true;
+	vsock_owe(c, OWE_SHUTDOWN);
+}
+
+/**
+ * rx_socket() - Send the guest what its far end has
+ * @c:		Connection whose far end is a socket
+ *
+ * Stops after a turn's worth and runs again later: others wait too.
+ */
+static void rx_socket(struct vu_conn *c)
+{
+	struct vu_engine *e = c->dev->engine;
+	size_t total = 0;
+
+	while (c->far.readable && total < SCRATCH) {
+		uint32_t window = credit(c);
+		struct rx_batch b;
+		ssize_t n;
+
+		if (!window)
+			return; /* the guest's next packet runs us again */
+		b = rx_take(c->dev, c->rx_chains, window);
+		if (!b.n_chains) {
+			list_add(&c->dev->starved, &c->run);
+			return;
+		}
+		if (!b.room) {
+			rx_commit(c, &b, 0);
+			continue;
+		}
+		n = recvmsg(c->far.fd,
+			    &(struct msghdr){.msg_iov = e->rx_payload,
+					     .msg_iovlen = b.n_payload},
+			    MSG_DONTWAIT);
+		rx_commit(c, &b, n > 0 ? (size_t)n : 0);
+		if (n == 0) {
+			c->far.readable = false;
+			down_ended(c);
+			return;
+		}
+		if (n < 0) {
+			c->far.readable = errno == EINTR;
+			if (errno != EAGAIN && errno != EINTR)
+				conn_abort(e, c, errno);
+			return;
+		}
+		total += (size_t)n;
+		if ((size_t)n == b.room) {
+			c->rx_chains =
+			    (uint8_t)(b.n_chains < 64 ? 2 * b.n_chains : 128);
+			continue;
+		}
+		/* Short: the socket is empty, unless a FIN stands behind */
+		c->rx_chains = (uint8_t)(c->rx_chains / 2 | 1);
+		c->far.readable = c->far.hup;
+	}
+	if (c->far.readable)
+		list_add(&e->run, &c->run);
+}
+
+/* ---- TX: from the guest ---- */
+
+/**
+ * consumed() - Bytes from the guest have left us
+ * @c:		Connection
+ * @n:		How many
+ *
+ * The guest hears of it with the next packet, at the latest when half of its
+ * window is used up.
+ */
+static void consumed(struct vu_conn *c, size_t n)
+{
+	c->fwd_cnt += (uint32_t)n;
+	c->up_bytes += n;
+	if (c->fwd_cnt - c->fwd_sent >= c->dev->cfg.buf_alloc / 2)
+		vsock_owe(c, OWE_CREDIT);
+}
+
+/**
+ * up_broken() - The far end takes no more bytes
+ * @c:		Connection
+ *
+ * What it sent before may still be read; so the guest's bytes are dropped
+ * until that ends the connection (rx_socket() finds the error, or a FIN).
+ */
+static void up_broken(struct vu_conn *c)
+{
+	consumed(c, c->up.len);
+	way_drop(&c->up);
+	c->up.broken = true;
+	c->far.readable = c->far.hup = true;
+	list_add(&c->dev->engine->run, &c->run);
+}
+
+/**
+ * deliver_socket() - Write a burst to the far end
+ * @c:		Connection
+ * @b:		Burst
+ *
+ * Returns: bytes that it took
+ */
+static size_t deliver_socket(struct vu_conn *c, const struct burst *b)
+{
+	struct vu_engine *e = c->dev->engine;
+	ssize_t n;
+
+	if (c->up.len || !c->far.writable)
+		return 0;
+	n = sendmsg(
+	    c->far.fd,
+	    &(struct msghdr){.msg_iov = e->tx_iov, .msg_iovlen = b->n_iov},
+	    MSG_NOSIGNAL | MSG_DONTWAIT);
+	if (n >= 0) {
+		c->far.writable = (size_t)n == b->len;
+		return (size_t)n;
+	}
+	if (errno == EAGAIN)
+		c->far.writable = false;
+	else if (errno != EINTR)
+		up_broken(c);
+	return 0;
+}
+
+/**
+ * deliver_echo() - Send a burst back to the guest
+ * @c:		Connection
+ * @b:		Burst
+ *
+ * Returns: bytes that it took
+ */
+static size_t deliver_echo(struct vu_conn *c, const struct burst *b)
+{
+	struct vu_engine *e = c->dev->engine;
+	size_t n = b->len < SCRATCH ? b->len : SCRATCH;
+
+	if (c->up.len || (c->owe & OWE_RESPONSE))
+		return 0;
+	iov_copy(e->tx_iov, b->n_iov, 0, e->scratch, n, false);
+	return rx_block(c, e->scratch, n);
+}
+
+/**
+ * burst_end() - Deliver a burst and give its chains back
+ * @d:		Device
+ * @b:		Burst; empty afterwards
+ */
+static void burst_end(struct vu_dev *d, struct burst *b)
+{
+	struct vu_engine *e = d->engine;
+	struct vu_conn *c = b->conn;
+	size_t n = b->len;
+
+	if (c && b->len) {
+		if (c->up.broken)
+			n = b->len;
+		else if (c->far.fd >= 0)
+			n = deliver_socket(c, b);
+		else if (c->target == VU_TARGET_ECHO)
+			n = deliver_echo(c, b);
+		if (c->up.broken)
+			n = b->len;
+		if (n < b->len && !way_append(&c->up, e->tx_iov, b->n_iov, n)) {
+			conn_abort(e, c, ENOMEM);
+		} else {
+			consumed(c, n);
+			if (c->up.len)
+				list_add(&e->run, &c->run);
+		}
+	}
+	for (unsigned i = 0; i < b->n_chains; i++)
+		vu_ring_push(d->rings[QUEUE_TX], e->tx_chains[i].head, 0);
+	*b = (struct burst){0};
+}
+
+/**
+ * refuse() - Owe a RST about a packet of no known connection
+ * @d:		Device
+ * @hdr:	The packet
+ *
+ * Spec: VIRTIO 1.2 section 5.10.6.4.1. A RST is never answered.
+ */
+static void refuse(struct vu_dev *d, const struct virtio_vsock_hdr *hdr)
+{
+	unsigned at = (d->rst_first + d->rst_count) % RST_QUEUE;
+
+	if (hdr->op == VIRTIO_VSOCK_OP_RST || d->rst_count == RST_QUEUE)
+		return; /* tx() leaves packets on the ring before it is full */
+	d->rsts[at] = (struct rst){
+	    .src_cid = hdr->dst_cid,
+	    .src_port = hdr->dst_port,
+	    .dst_port = hdr->src_port,
+	    .type = hdr->type,
+	};
+	d->rst_count++;
+	d->stats.rst_unknown++;
+}
+
+/**
+ * update_credit() - Note what a packet says of the guest's receive window
+ * @c:		Connection
+ * @hdr:	Packet
+ */
+static void update_credit(struct vu_conn *c, const struct virtio_vsock_hdr *hdr)
+{
+	c->peer_buf_alloc = hdr->buf_alloc;
+	c->peer_fwd_cnt = hdr->fwd_cnt;
+	if (c->state == CONN_OPEN && (c->far.readable || c->far.fd < 0))
+		list_add(&c->dev->engine->run, &c->run);
+}
+
+/**
+ * guest_reset() - The guest sent a RST
+ * @c:		Connection; gone afterwards, but for bytes on their way up
+ */
+static void guest_reset(struct vu_conn *c)
+{
+	struct vu_engine *e = c->dev->engine;
+	bool closed = c->guest_shut == BOTH;
+
+	if (c->state == CONN_OPEN && closed && c->up.len) {
+		/* it closed long ago and gave up waiting for our RST */
+		conn_unhash(e, c);
+		list_del(&c->owe_link);
+		c->owe = 0;
+		c->orphan = true;
+		list_add(&e->orphans, &c->timer);
+		return;
+	}
+	if (c->state == CONN_OPEN)
+		conn_post(e, c, VU_EV_CLOSED, closed ? 0 : ECONNRESET);
+	else if (c->state != CONN_DEAD && c->state != CONN_LINGER) {
+		c->dev->stats.failed++;
+		conn_post(e, c, VU_EV_FAILED,
+			  c->state == CONN_REQUESTED ? ECONNREFUSED
+						     : ECONNABORTED);
+	}
+	conn_close_end(e, &c->far, !closed);
+	conn_free(e, c);
+}
+
+/**
+ * request() - The guest asks for a connection
+ * @d:		Device
+ * @hdr:	Packet with op REQUEST
+ */
+static void request(struct vu_dev *d, const struct virtio_vsock_hdr *hdr)
+{
+	struct vu_engine *e = d->engine;
+	const struct vu_target *target = route_find(d, hdr->dst_port);
+	struct vu_conn *c = conn_find(e, d, hdr->src_port, hdr->dst_port);
+
+	if (c) /* the guest has forgotten it: its port is in use again */
+		guest_reset(c);
+	c = NULL;
+	if (d->stats.conns < d->cfg.max_conns && !events_crowded(e))
+		c = conn_new(e, d->id);
+	if (!c) {
+		d->stats.limit_conns++;
+		refuse(d, hdr);
+		return;
+	}
+	c->dev = d;
+	d->stats.conns++;
+	c->want = (uint8_t)d->cfg.want;
+	c->peer_port = hdr->src_port;
+	c->port = hdr->dst_port;
+	c->peer_buf_alloc = hdr->buf_alloc;
+	c->peer_fwd_cnt = hdr->fwd_cnt;
+	if (conn_hash(e, c)) {
+		conn_free(e, c);
+		refuse(d, hdr);
+		return;
+	}
+	conn_target(e, c, target);
+}
+
+/**
+ * reset() - Send the RST that lets the guest's port go
+ * @c:		Connection in CONN_LINGER
+ */
+static void reset(struct vu_conn *c)
+{
+	c->state = CONN_DEAD;
+	c->owe = 0;
+	vsock_owe(c, OWE_RST);
+}
+
+/**
+ * accepted() - The guest took a connection that we asked for
+ * @c:		Connection in CONN_REQUESTED
+ */
+static void accepted(struct vu_conn *c)
+{
+	char line[32];
+	int n;
+
+	if (c->hybrid) {
+		n = snprintf(line, sizeof(line), "OK %u\n", c->peer_port);
+		/* the client's buffer is empty: it takes the line whole */
+		if (send(c->far.fd, line, (size_t)n,
+			 MSG_NOSIGNAL | MSG_DONTWAIT) != n) {
+			conn_failed(c->dev->engine, c, ECONNABORTED);
+			return;
+		}
+	}
+	conn_opened(c->dev->engine, c);
+}
+
+/**
+ * control() - Act on a packet of a known connection that isn't payload
+ * @c:		Connection
+ * @hdr:	Packet
+ *
+ * Returns: false if the packet doesn't fit the connection's state
+ */
+static bool control(struct vu_conn *c, const struct virtio_vsock_hdr *hdr)
+{
+	switch (hdr->op) {
+	case VIRTIO_VSOCK_OP_RST:
+		guest_reset(c);
+		return true;
+	case VIRTIO_VSOCK_OP_RESPONSE:
+		if (c->state != CONN_REQUESTED)
+			return false;
+		accepted(c);
+		return true;
+	case VIRTIO_VSOCK_OP_SHUTDOWN:
+		c->guest_shut |= hdr->flags & BOTH;
+		if (c->state == CONN_OPEN)
+			list_add(&c->dev->engine->run, &c->run);
+		else if (c->state == CONN_LINGER && c->guest_shut == BOTH)
+			reset(c); /* both sides have let go */
+		return c->state >= CONN_OPEN;
+	case VIRTIO_VSOCK_OP_CREDIT_REQUEST:
+		vsock_owe(c, OWE_CREDIT);
+		return c->state == CONN_OPEN || c->state == CONN_LINGER;
+	case VIRTIO_VSOCK_OP_CREDIT_UPDATE:
+		return true;
+	default:
+		return false;
+	}
+}
+
+/**
+ * known_op() - Does the specification have this packet's operation?
+ * @hdr:	Packet
+ *
+ * Returns: true if it does
+ */
+static bool known_op(const struct virtio_vsock_hdr *hdr)
+{
+	return hdr->op >= VIRTIO_VSOCK_OP_REQUEST &&
+	       hdr->op <= VIRTIO_VSOCK_OP_CREDIT_REQUEST;
+}
+
+/**
+ * misfit() - A packet broke the protocol: reset its connection
+ * @c:		Connection; dead afterwards
+ */
+static void misfit(struct vu_conn *c)
+{
+	struct vu_engine *e = c->dev->engine;
+
+	c->dev->stats.bad_packets++;
+	if (c->state == CONN_LINGER) {
+		reset(c);
+	} else if (c->state == CONN_OPEN) {
+		conn_abort(e, c, EPROTO);
+	} else if (c->state != CONN_DEAD) {
+		conn_failed(e, c, EPROTO);
+	}
+}
+
+/**
+ * packet() - Act on a packet that isn't payload of an open connection
+ * @d:		Device
+ * @hdr:	Packet
+ */
+static void packet(struct vu_dev *d, const struct virtio_vsock_hdr *hdr)
+{
+	struct vu_conn *c;
+
+	if (hdr->src_cid != d->cfg.guest_cid) {
+		d->stats.bad_packets++; /* spoofed: nobody to answer */
+		return;
+	}
+	if (hdr->dst_cid != HOST_CID || hdr->type != VIRTIO_VSOCK_TYPE_STREAM ||
+	    !known_op(hdr)) {
+		d->stats.bad_packets++;
+		refuse(d, hdr);
+		return;
+	}
+	if (hdr->op == VIRTIO_VSOCK_OP_REQUEST) {
+		request(d, hdr);
+		return;
+	}
+	c = conn_find(d->engine, d, hdr->src_port, hdr->dst_port);
+	if (!c) {
+		refuse(d, hdr);
+		return;
+	}
+	update_credit(c, hdr);
+	if (!control(c, hdr))
+		misfit(c);
+}
+
+/**
+ * take_credit() - Account for a packet's payload
+ * @d:		Device
+ * @c:		Connection
+ * @hdr:	Packet with op RW
+ *
+ * Returns: false if the guest overran its credit
+ */
+static bool take_credit(struct vu_dev *d, struct vu_conn *c,
+			const struct virtio_vsock_hdr *hdr)
+{
+	uint32_t held = c->rx_cnt - c->fwd_cnt;
+
+	if (held > d->cfg.buf_alloc || hdr->len > d->cfg.buf_alloc - held) {
+		d->stats.credit_violations++;
+		return false;
+	}
+	c->rx_cnt += hdr->len;
+	d->stats.tx_bytes += hdr->len;
+	c->peer_buf_alloc = hdr->buf_alloc;
+	c->peer_fwd_cnt = hdr->fwd_cnt;
+	if (c->far.readable || c->up.len)
+		list_add(&d->engine->run, &c->run);
+	return true;
+}
+
+/**
+ * strip() - Cut a chain's segments to the payload
+ * @iov:	Segments
+ * @n:		How many
+ * @len:	Bytes of payload behind the header
+ *
+ * Returns: segments that are left
+ */
+static unsigned strip(struct iovec *iov, unsigned n, uint32_t len)
+{
+	size_t skip = HDR;
+	unsigned out = 0;
+
+	for (unsigned i = 0; i < n && len; i++) {
+		struct iovec seg = iov[i];
+		size_t cut = skip < seg.iov_len ? skip : seg.iov_len;
+
+		skip -= cut;
+		seg.iov_base = (char *)seg.iov_base + cut;
+		seg.iov_len -= cut;
+		if (seg.iov_len > len)
+			seg.iov_len = len;
+		if (!seg.iov_len)
+			continue;
+		len -= (uint32_t)seg.iov_len;
+		iov[out++] = seg;
+	}
+	return out;
+}
+
+/**
+ * open_stream() - Find the connection that a payload packet may go on with
+ * @d:		Device
+ * @b:		Burst: most packets belong to the same connection as the last
+ * @hdr:	Packet
+ *
+ * Returns: the connection; NULL if the packet is for packet() to judge
+ */
+static struct vu_conn *open_stream(struct vu_dev *d, const struct burst *b,
+				   const struct virtio_vsock_hdr *hdr)
+{
+	struct vu_conn *c = b->conn;
+
+	if (hdr->op != VIRTIO_VSOCK_OP_RW ||
+	    hdr->type != VIRTIO_VSOCK_TYPE_STREAM ||
+	    hdr->src_cid != d->cfg.guest_cid || hdr->dst_cid != HOST_CID)
+		return NULL;
+	if (!c || c->peer_port != hdr->src_port || c->port != hdr->dst_port)
+		c = conn_find(d->engine, d, hdr->src_port, hdr->dst_port);
+	if (!c || c->state != CONN_OPEN ||
+	    (c->guest_shut & VIRTIO_VSOCK_SHUTDOWN_SEND))
+		return NULL;
+	return c;
+}
+
+/**
+ * tx_chain() - Act on one chain from the guest
+ * @d:		Device
+ * @b:		Burst
+ * @chain:	Chain, its segments behind the burst's in tx_iov
+ */
+static void tx_chain(struct vu_dev *d, struct burst *b,
+		     const struct vu_chain *chain)
+{
+	struct vu_engine *e = d->engine;
+	struct iovec *iov = e->tx_iov + b->n_iov;
+	struct virtio_vsock_hdr hdr;
+	struct vu_conn *c;
+	unsigned n;
+
+	d->stats.tx_packets++;
+	if (chain->read_len < HDR) {
+		d->stats.bad_packets++;
+		vu_ring_push(d->rings[QUEUE_TX], chain->head, 0);
+		return;
+	}
+	iov_copy(iov, chain->n_read, 0, &hdr, HDR, false);
+	if (hdr.len > chain->read_len - HDR) {
+		d->stats.bad_packets++;
+		vu_ring_push(d->rings[QUEUE_TX], chain->head, 0);
+		return;
+	}
+	c = open_stream(d, b, &hdr);
+	if (!c || !take_credit(d, c, &hdr)) {
+		burst_end(d, b);
+		/* the burst's end may have ended the connection: ask again */
+		c = c ? conn_find(e, d, hdr.src_port, hdr.dst_port) : NULL;
+		if (c && c->state == CONN_OPEN)
+			conn_abort(e, c, EPROTO);
+		else
+			packet(d, &hdr);
+		vu_ring_push(d->rings[QUEUE_TX], chain->head, 0);
+		return;
+	}
+	n = strip(iov, chain->n_read, hdr.len);
+	if (b->conn && b->conn != c) {
+		unsigned moved = b->n_iov;
+
+		burst_end(d, b);
+		memmove(e->tx_iov, e->tx_iov + moved, n * sizeof(*iov));
+	}
+	b->conn = c;
+	b->n_iov += n;
+	b->len += hdr.len;
+	e->tx_chains[b->n_chains++] = *chain;
+}
+
+/**
+ * tx() - Act on what the guest sent
+ * @d:		Device with a TX ring
+ *
+ * One turn takes at most a ring's worth: other devices wait too.
+ */
+static void tx(struct vu_dev *d)
+{
+	struct vu_engine *e = d->engine;
+	struct burst b = {0};
+
+	for (unsigned budget = VU_MAX_QUEUE; budget; budget--) {
+		struct vu_chain chain;
+		int ret;
+
+		if (d->rst_count == RST_QUEUE)
+			break;
+		if (b.n_chains == BATCH_CHAINS || b.len >= SCRATCH)
+			burst_end(d, &b);
+		ret = vu_ring_pop(d->rings[QUEUE_TX], e->tx_iov + b.n_iov,
+				  BATCH_IOV - b.n_iov, &chain);
+		if (ret == -VU_ERR_FULL && b.n_chains) {
+			burst_end(d, &b);
+			continue;
+		}
+		if (ret < 0) {
+			burst_end(d, &b);
+			vu_ring_flush(d->rings[QUEUE_TX]);
+			vsock_broken(d, QUEUE_TX, ret);
+			return;
+		}
+		if (!ret)
+			break;
+		tx_chain(d, &b, &chain);
+	}
+	burst_end(d, &b);
+}
+
+/* ---- turns ---- */
+
+/**
+ * finish() - Both directions are done: only the guest's port is left
+ * @c:		Connection in CONN_OPEN
+ */
+static void finish(struct vu_conn *c)
+{
+	struct vu_engine *e = c->dev->engine;
+
+	conn_post(e, c, VU_EV_CLOSED, 0);
+	conn_close_end(e, &c->far, false);
+	list_del(&c->run);
+	c->state = CONN_LINGER;
+	vsock_owe(c, OWE_SHUTDOWN);
+}
+
+/**
+ * run_up() - Move a connection's held bytes up, and its end
+ * @c:		Connection
+ *
+ * Returns: false if the connection has ended
+ */
+static bool run_up(struct vu_conn *c)
+{
+	struct vu_engine *e = c->dev->engine;
+	int64_t n;
+
+	if (c->up.len && c->far.fd >= 0 && c->far.writable) {
+		n = way_drain(&c->up, &c->far);
+		if (n < 0)
+			up_broken(c);
+		else
+			consumed(c, (size_t)n);
+	} else if (c->up.len && c->target == VU_TARGET_ECHO &&
+		   !(c->owe & OWE_RESPONSE)) {
+		n = (int64_t)rx_block(c, c->up.data + c->up.off, c->up.len);
+		c->up.off += (uint32_t)n;
+		c->up.len -= (uint32_t)n;
+		if (!c->up.len)
+			way_drop(&c->up);
+		consumed(c, (size_t)n);
+	}
+	if (c->up.len &&
+	    !(c->guest_shut & VIRTIO_VSOCK_SHUTDOWN_RCV && c->far.fd < 0))
+		return true;
+	if (c->guest_shut == BOTH) { /* also an orphan */
+		conn_abort(e, c, 0);
+		return false;
+	}
+	if ((c->guest_shut & VIRTIO_VSOCK_SHUTDOWN_SEND) && !c->up.shut) {
+		c->up.shut = true;
+		if (c->far.fd >= 0)
+			shutdown(c->far.fd, SHUT_WR);
+		else if (c->target != VU_TARGET_CHARGEN)
+			down_ended(c);
+	}
+	return true;
+}
+
+/**
+ * vsock_run() - Move an open connection's bytes for one turn
+ * @c:		Connection
+ */
+void vsock_run(struct vu_conn *c)
+{
+	struct vu_engine *e = c->dev->engine;
+
+	if (!run_up(c))
+		return;
+	if (!(c->owe & OWE_RESPONSE) && !c->down.eof && !c->orphan &&
+	    !(c->guest_shut & VIRTIO_VSOCK_SHUTDOWN_RCV)) {
+		if (c->far.fd >= 0) {
+			rx_socket(c);
+			if (c->state != CONN_OPEN)
+				return;
+		} else if (c->target == VU_TARGET_CHARGEN) {
+			size_t n = rx_block(c, e->chargen, SCRATCH);
+
+			if (n == SCRATCH)
+				list_add(&e->run, &c->run);
+		}
+	}
+	if (c->down.eof && (c->up.shut || c->up.broken) && !c->up.len)
+		finish(c);
+}
+
+/**
+ * vsock_pending() - Is there something that a turn would do?
+ * @d:		Device
+ *
+ * Returns: true if there is; a few loads, made for spinning
+ */
+bool vsock_pending(const struct vu_dev *d)
+{
+	bool wait_rx =
+	    d->rst_count || !list_empty(&d->owing) || !list_empty(&d->starved);
+
+	if (wait_rx && rx_room(d))
+		return true;
+	return d->rings[QUEUE_TX] && d->rst_count < RST_QUEUE &&
+	       vu_ring_pending(d->rings[QUEUE_TX]);
+}
+
+/**
+ * vsock_turn() - Act on a device's rings once
+ * @d:		Device
+ */
+void vsock_turn(struct vu_dev *d)
+{
+	if (d->rings[QUEUE_TX] && vu_ring_pending(d->rings[QUEUE_TX])) {
+		vu_ring_want_kicks(d->rings[QUEUE_TX], false);
+		tx(d);
+	}
+	pay_all(d);
+	if (!list_empty(&d->starved) && rx_room(d))
+		list_splice(&d->engine->run, &d->starved);
+}
+
+/**
+ * vsock_flush() - Show the guest what a turn did
+ * @d:		Device
+ */
+void vsock_flush(struct vu_dev *d)
+{
+	pay_all(d);
+	for (unsigned q = QUEUE_RX; q <= QUEUE_TX; q++) {
+		if (d->rings[q] && vu_ring_flush(d->rings[q]))
+			d->stats.calls++;
+	}
+}
+
+/**
+ * vsock_want_kicks() - Ask the guest to wake us, as far as it could help
+ * @d:		Device
+ *
+ * Returns: true if there is work already: don't block
+ */
+bool vsock_want_kicks(struct vu_dev *d)
+{
+	bool wait_rx =
+	    d->rst_count || !list_empty(&d->owing) || !list_empty(&d->starved);
+	bool ready = false;
+
+	if (d->rings[QUEUE_RX] && wait_rx)
+		ready |= vu_ring_want_kicks(d->rings[QUEUE_RX], true);
+	else if (d->rings[QUEUE_RX])
+		vu_ring_want_kicks(d->rings[QUEUE_RX], false);
+	if (d->rings[QUEUE_TX] && d->rst_count < RST_QUEUE)
+		ready |= vu_ring_want_kicks(d->rings[QUEUE_TX], true);
+	return ready;
+}
