@@ -17,7 +17,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING, Final
 
@@ -115,11 +115,17 @@ def network_checks() -> list[Check]:
 
 def main() -> None:
     """Print the network checks as JSON: a user's doctor starts this as root."""
-    answers = [
-        (check.name, check.ok, check.detail, check.mend, check.need.value)
-        for check in network_checks()
-    ]
-    print(json.dumps(answers))  # noqa: T201
+    print(to_json(network_checks()))  # noqa: T201
+
+
+def to_json(answers: list[Check]) -> str:
+    """Checks as one line, for `from_json`."""
+    return json.dumps([{**asdict(each), "need": each.need.value} for each in answers])
+
+
+def from_json(line: str) -> list[Check]:
+    """What `to_json` was given."""
+    return [Check(**{**each, "need": Need(each["need"])}) for each in json.loads(line)]
 
 
 def _network_checks_in_user_namespace() -> list[Check]:
@@ -127,10 +133,7 @@ def _network_checks_in_user_namespace() -> list[Check]:
     done = subprocess.run(
         argv, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
     )
-    return [
-        Check(name, ok, detail, mend, Need(need))
-        for name, ok, detail, mend, need in json.loads(done.stdout)
-    ]
+    return from_json(done.stdout)
 
 
 def _install(*packages: str) -> str:

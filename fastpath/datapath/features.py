@@ -13,6 +13,8 @@ from typing import Final
 
 from fastpath.errors import FastpathError
 
+_MODULES: Final = Path("/lib/modules")
+
 
 @dataclass(frozen=True, slots=True)
 class Feature:
@@ -32,7 +34,7 @@ class Feature:
     def mend(self) -> str:
         """The command that brings the modules, as far as the host can tell."""
         release = os.uname().release
-        index = Path("/lib/modules", release, "modules.dep")
+        index = _MODULES / release / "modules.dep"
         listed = index.read_text() if index.exists() else ""
         if all(f"/{module}.ko" in listed for module in self.modules):
             return f"sudo modprobe -a {' '.join(self.modules)}"

@@ -1,0 +1,80 @@
+"""The doctor says what it found, and for each "no" the command that mends it."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastpath import doctor
+from fastpath.datapath import netns
+from fastpath.doctor import Check, Need
+from fastpath.errors import FastpathError
+from fastpath.vm import accel
+from fastpath.vm.spec import Accelerator
+
+
+def look(function, mend="the mend"):
+    return doctor._Look("thing", Need.RUN, function, mend).answer()
+
+
+def raising(error):
+    def function():
+        raise error
+
+    return function
+
+
+def test_what_is_there_needs_no_mend():
+    found = Check("thing", ok=True, detail="1.0", mend=None, need=Need.RUN)
+    assert look(lambda: "1.0") == found
+
+
+@pytest.mark.parametrize(
+    ("error", "detail", "mend"),
+    [
+        pytest.param(FastpathError("w", "why", "its own"), "why", "its own", id="own"),
+        pytest.param(FastpathError("w", "why"), "why", "the mend", id="no-mend"),
+        pytest.param(OSError(2, "No such file"), "[Errno 2] No such file", "the mend"),
+        pytest.param(ImportError("no module"), "no module", "the mend", id="import"),
+        pytest.param(OSError("two\n lines"), "two lines", "the mend", id="lines"),
+    ],
+)
+def test_what_is_missing_brings_why_and_the_mend(error, detail, mend):
+    found = look(raising(error))
+    assert (found.ok, found.detail, found.mend) == (False, detail, mend)
+
+
+def test_a_missing_program_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = look(doctor._program("qemu-system-x86_64", "--version"))
+    assert not found.ok
+    assert "qemu-system-x86_64 is not installed" in found.detail
+
+
+@pytest.fixture
+def unprivileged(monkeypatch):
+    monkeypatch.setattr(netns, "may_configure", lambda: False)
+    monkeypatch.setattr(accel, "choose", lambda _: Accelerator("tcg", "no /dev/kvm"))
+
+
+def test_a_host_that_lets_nobody_configure_networks_says_so_once(
+    unprivileged, monkeypatch
+):
+    monkeypatch.setattr(netns, "user_namespace_problem", lambda: "not permitted")
+    missing = {c.name: c for c in doctor.checks() if not c.ok}
+    assert missing["network rights"].mend == netns.USER_NAMESPACE_MEND
+    assert "TPROXY" not in missing
+
+
+def test_every_check_that_is_needed_has_a_mend(unprivileged, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    missing = [c for c in doctor.checks() if not c.ok and c.need]
+    assert missing
+    assert [c.name for c in missing if not c.mend] == []
+
+
+def test_answers_survive_the_way_from_the_user_namespace():
+    answers = [
+        Check("TPROXY", ok=False, detail="lacks", mend="modprobe", need=Need.COMPARE),
+        Check("veth", ok=True, detail="present", mend=None, need=Need.ALL),
+    ]
+    assert doctor.from_json(doctor.to_json(answers)) == answers
