@@ -1,0 +1,92 @@
+# vsock-fastpath: `make compare` and `make test` do all the set-up on a fresh
+# Debian 12 machine (root, or sudo for the packages once).
+
+PYTHON   ?= python3
+VENV     := .venv
+BIN      := $(VENV)/bin
+PYTEST   := $(BIN)/python -m pytest
+JSON     ?= out/compare.json
+HTML     ?= out/compare.html
+FUZZ_S   ?= 60
+
+# What the commands need of the system; `fastpath doctor` checks each one.
+PACKAGES := gcc libc6-dev make python3-venv python3-dev qemu-system-x86 busybox-static \
+            iproute2 iptables ipset clang llvm kmod xz-utils zstd golang-go \
+            tcpdump ca-certificates
+
+NATIVE   := $(wildcard vhost_user/native/*.c vhost_user/native/*.h) \
+            vhost_user/native/build.py
+C_FILES  := $(wildcard vhost_user/native/*.[ch] guest/*.[ch] guest/tsi/*.[ch] \
+            fastpath/datapath/bpf/*.c tests/vm/*.c tests/fuzz/*.c)
+
+.PHONY: setup packages compare test lint types unit conformance sanitize netns \
+        vm fuzz bench image clean
+
+compare: setup image
+	mkdir -p $(dir $(JSON)) $(dir $(HTML))
+	$(BIN)/fastpath compare --json $(JSON) --html $(HTML)
+
+test: setup lint types unit conformance sanitize netns image vm fuzz bench
+
+setup: packages $(VENV)/.stamp
+
+packages:
+	@missing=$$(for p in $(PACKAGES); do \
+	  dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' \
+	  || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" = 0 ]; then sudo=; else sudo=sudo; fi; \
+	  if [ -n "$$sudo" ] && ! command -v sudo >/dev/null; then \
+	    echo "make: packages missing: run as root: apt-get install" $$missing >&2; \
+	    exit 2; fi; \
+	  $$sudo apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+	  $$sudo apt-get install -q -y --no-install-recommends $$missing; fi
+
+$(VENV)/.stamp: pyproject.toml setup.py $(NATIVE)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip setuptools
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	touch $@
+
+image: setup
+	$(BIN)/fastpath image build
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
+
+types: setup
+	$(BIN)/mypy
+
+unit: setup
+	$(PYTEST) tests/unit
+
+conformance: setup
+	$(PYTEST) tests/conformance
+
+# The same tests on a native module built with ASan and UBSan, in a copy.
+sanitize: setup
+	rm -rf build/sanitize && mkdir -p build/sanitize
+	cp -r pyproject.toml README.md vhost_user build/sanitize/
+	rm -f build/sanitize/vhost_user/_vu*.so
+	cd build/sanitize && VU_SANITIZE=address,undefined \
+	  ../../$(BIN)/python vhost_user/native/build.py
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	  PYTHONPATH=build/sanitize $(PYTEST) tests/unit/vhost_user tests/conformance
+
+netns: setup
+	$(PYTEST) tests/netns
+
+vm: setup image
+	$(PYTEST) tests/vm
+
+fuzz: setup
+	$(BIN)/python tests/fuzz/run.py --seconds $(FUZZ_S)
+
+bench: setup
+	$(PYTEST) bench --benchmark-disable-gc --benchmark-max-time=0.3
+
+clean:
+	rm -rf build out $(VENV) vhost_user/_vu*.so vhost_user/_vu.c *.egg-info
