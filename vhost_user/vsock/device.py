@@ -6,11 +6,13 @@ engine's; nothing here runs for a packet.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import struct
 from typing import TYPE_CHECKING, Final
 
 from vhost_user.engine import Event, EventKind
+from vhost_user.errors import StateError
 from vhost_user.message import Feature, ProtocolFeature
 
 if TYPE_CHECKING:
@@ -109,8 +111,11 @@ class VsockDevice:
 
     def set_call(self, queue: int, call_fd: int) -> None:
         """Change the interrupt eventfd of ring `queue`; -1: none."""
+        # A ring that the guest broke a moment ago is stopped without our doing;
+        # nobody needs its interrupts.
         if queue != EVENT_QUEUE:
-            self.handle.set_call(queue, call_fd)
+            with contextlib.suppress(StateError):
+                self.handle.set_call(queue, call_fd)
 
     def reset(self) -> None:
         """Drop all connections: the driver that had them is gone."""

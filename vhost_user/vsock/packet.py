@@ -88,7 +88,7 @@ class Header:
 
         Raises:
             GuestError: `buf` is short, `op` is unknown, or a CID has any of
-                its upper 32 bits set, which section 5.10.4 reserves.
+                its upper 32 bits set, which section 5.10.6.2 reserves.
         """
         if len(buf) < HDR_SIZE:
             raise GuestError(f"vsock header: {len(buf)} bytes, need {HDR_SIZE}")

@@ -1,0 +1,221 @@
+"""A vhost-user front-end: the VMM's side of the protocol, without a VM.
+
+With `driver.Virtqueue` it plays VMM and guest at once in user space:
+
+    with Ram() as ram, Frontend(path) as vmm:
+        features = vmm.negotiate()
+        vmm.set_memory(ram)
+        queue = Virtqueue(ram, features=features)
+        vmm.start(0, queue)
+
+Blocking, with a time limit on each answer. `send()` takes any bytes and any file
+descriptors: the hostile front-end is a caller of this class, not a part of it.
+
+Spec: vhost-user, "Communication" and "Front-end message types".
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Final, Self
+
+from vhost_user.errors import StateError
+from vhost_user.message import (
+    FLAG_REPLY,
+    HEADER_SIZE,
+    ConfigSpace,
+    Feature,
+    ProtocolFeature,
+    Request,
+    VringAddress,
+    VringFd,
+    VringState,
+    decode_reply,
+    decode_u64,
+    encode,
+    encode_mem_table,
+    encode_u64,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from vhost_user.driver import Ram, Virtqueue
+
+ALL_FEATURES: Final = (
+    Feature.VERSION_1
+    | Feature.EVENT_IDX
+    | Feature.INDIRECT_DESC
+    | Feature.PROTOCOL_FEATURES
+)
+ALL_PROTOCOL_FEATURES: Final = (
+    ProtocolFeature.MQ | ProtocolFeature.CONFIG | ProtocolFeature.REPLY_ACK
+)
+
+
+class Frontend:
+    """Connects to a back-end's socket and speaks for a VMM.
+
+    Args:
+        path: the back-end's socket.
+        timeout_s: how long each answer may take.
+
+    Raises:
+        OSError: it can't be connected to.
+    """
+
+    def __init__(self, path: Path, *, timeout_s: float = 5.0) -> None:
+        self.features = 0
+        self.protocol_features = ProtocolFeature(0)
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sock.settimeout(timeout_s)
+        try:
+            self._sock.connect(os.fspath(path))
+        except OSError:
+            self._sock.close()
+            raise
+
+    # ---- messages ----
+
+    def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """Send bytes, with file descriptors that stay the caller's."""
+        socket.send_fds(self._sock, [data], fds)
+
+    def hung_up(self) -> bool:
+        """Wait for the back-end to hang up; False: it said something instead.
+
+        Raises:
+            TimeoutError: neither.
+        """
+        try:
+            return not self._sock.recv(1)
+        except ConnectionResetError:  # it left something unread
+            return True
+
+    def ask(self, request: int, payload: bytes = b"") -> bytes:
+        """Send a message that has a reply; return the reply's payload.
+
+        Raises:
+            ConnectionError: the back-end hung up.
+            StateError: it answers something else.
+        """
+        self.send(encode(request, payload))
+        return self._reply(request)
+
+    def tell(self, request: int, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
+        """Send a message that has no reply; wait for its ack if there are any.
+
+        Raises:
+            ConnectionError: the back-end hung up.
+            StateError: it did not take the message.
+        """
+        need_reply = bool(self.protocol_features & ProtocolFeature.REPLY_ACK)
+        self.send(encode(request, payload, need_reply=need_reply), fds)
+        if need_reply and (status := decode_u64(self._reply(request))):
+            name = Request.describe(request)
+            raise StateError(f"request {name}: back-end refuses, {status}")
+
+    def _reply(self, request: int) -> bytes:
+        number, flags, size = decode_reply(self._read(HEADER_SIZE))
+        payload = self._read(size)
+        if number != request or not flags & FLAG_REPLY:
+            raise StateError(f"asked {request}, got {number} with flags {flags:#x}")
+        return payload
+
+    def _read(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            more = self._sock.recv(size - len(data))
+            if not more:
+                raise ConnectionResetError("back-end hung up")
+            data += more
+        return data
+
+    # ---- set-up ----
+
+    def negotiate(
+        self,
+        features: int = ALL_FEATURES,
+        protocol_features: ProtocolFeature = ALL_PROTOCOL_FEATURES,
+    ) -> int:
+        """Take what is offered of these; return the features taken.
+
+        Without `Feature.PROTOCOL_FEATURES` among them it is a front-end that knows
+        no extension at all.
+        """
+        features &= decode_u64(self.ask(Request.GET_FEATURES))
+        if features & Feature.PROTOCOL_FEATURES:
+            offered = decode_u64(self.ask(Request.GET_PROTOCOL_FEATURES))
+            taken = ProtocolFeature(protocol_features & offered)
+            self.tell(Request.SET_PROTOCOL_FEATURES, encode_u64(taken))
+            self.protocol_features = taken
+        self.tell(Request.SET_OWNER)
+        self.tell(Request.SET_FEATURES, encode_u64(features))
+        self.features = features
+        return features
+
+    def set_memory(self, *rams: Ram) -> None:
+        """Send the memory table."""
+        table = encode_mem_table([ram.region for ram in rams])
+        self.tell(Request.SET_MEM_TABLE, table, [ram.fd for ram in rams])
+
+    def config(self, size: int = 8, offset: int = 0) -> bytes:
+        """Read from the configuration space; b"": the back-end says no."""
+        asked = ConfigSpace(offset, bytes(size)).encode()
+        reply = self.ask(Request.GET_CONFIG, asked)
+        return ConfigSpace.decode(reply).data if reply else b""
+
+    def queue_num(self) -> int:
+        """Return how many rings the back-end has."""
+        return decode_u64(self.ask(Request.GET_QUEUE_NUM))
+
+    # ---- rings ----
+
+    def start(self, index: int, queue: Virtqueue, *, base: int = 0) -> None:
+        """Describe ring `index` and start it at available index `base`."""
+        ram = queue.ram
+        address = VringAddress(
+            index=index,
+            desc=ram.to_uva(queue.desc),
+            avail=ram.to_uva(queue.avail),
+            used=ram.to_uva(queue.used),
+        )
+        self.tell(Request.SET_VRING_NUM, VringState(index, queue.num).encode())
+        self.tell(Request.SET_VRING_BASE, VringState(index, base).encode())
+        self.tell(Request.SET_VRING_ADDR, address.encode())
+        self.set_fd(Request.SET_VRING_CALL, index, queue.call_fd)
+        self.set_fd(Request.SET_VRING_KICK, index, queue.kick_fd)
+        if self.features & Feature.PROTOCOL_FEATURES:
+            self.enable(index)
+
+    def stop(self, index: int) -> int:
+        """Stop ring `index` and return the base to go on from."""
+        asked = VringState(index, 0).encode()
+        return VringState.decode(self.ask(Request.GET_VRING_BASE, asked)).num
+
+    def enable(self, index: int, *, on: bool = True) -> None:
+        """Enable or disable ring `index`."""
+        self.tell(Request.SET_VRING_ENABLE, VringState(index, on).encode())
+
+    def set_fd(self, request: int, index: int, fd: int | None) -> None:
+        """Send the kick, call or error eventfd of ring `index`; None: NOFD."""
+        payload = VringFd(index, fd is not None).encode()
+        self.tell(request, payload, [] if fd is None else [fd])
+
+    def close(self) -> None:
+        """Hang up."""
+        self._sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,409 @@
+"""A guest in user space: the virtio-vsock driver, on top of a front-end.
+
+    with VsockGuest(path) as guest:
+        conn = guest.connect(port=7)
+        conn.send(b"hello")
+        assert conn.receive().payload == b"hello"
+
+Nothing happens by itself but the accounting of credit: the caller sees each packet
+that comes and says each packet that goes, so a test can do what no kernel does.
+Blocking; each wait has a time limit and raises TimeoutError.
+
+Spec: VIRTIO 1.2 section 5.10.6 "Device Operation".
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self
+
+from vhost_user.driver import Ram, Segment, Virtqueue
+from vhost_user.errors import StateError
+from vhost_user.frontend import ALL_FEATURES, Frontend
+from vhost_user.vsock.packet import CID_HOST, HDR_SIZE, Header, Op, Shutdown
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+RX: Final = 0
+TX: Final = 1
+
+_FIRST_PORT: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """A packet from the device."""
+
+    header: Header
+    payload: bytes
+
+    @property
+    def op(self) -> int:
+        """What it says."""
+        return self.header.op
+
+
+class VsockGuest:
+    """One guest with its rings, connected to a back-end's socket.
+
+    Args:
+        path: the vhost-user socket.
+        cid: the guest's CID.
+        features: feature bits to take if they are offered.
+        queue_size: entries of both rings.
+        rx_buffers: RX buffers to offer at once; more with `post_rx()`.
+        rx_layout: sizes of the segments that make up one RX buffer, bytes.
+        rx_indirect: describe each RX buffer by an indirect table.
+        ram_size: bytes of guest memory.
+        timeout_s: how long each wait may take.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        cid: int = 3,
+        features: int = ALL_FEATURES,
+        queue_size: int = 256,
+        rx_buffers: int = 64,
+        rx_layout: Sequence[int] = (4096,),
+        rx_indirect: bool = False,
+        ram_size: int = 32 << 20,
+        timeout_s: float = 5.0,
+    ) -> None:
+        self.cid = cid
+        self.timeout_s = timeout_s
+        self.vmm = Frontend(path, timeout_s=timeout_s)
+        self.ram = Ram(ram_size)
+        acked = self.vmm.negotiate(features)
+        self.vmm.set_memory(self.ram)
+        self.rx = Virtqueue(self.ram, queue_size, features=acked)
+        self.tx = Virtqueue(self.ram, queue_size, features=acked)
+        self._rx_layout = tuple(rx_layout)
+        self._rx_indirect = rx_indirect
+        self._rx_segments: dict[int, list[Segment]] = {}
+        self._tx_buffers: dict[int, tuple[int, int]] = {}
+        self._queued: deque[Packet] = deque()
+        self._next_port = _FIRST_PORT
+        self._bases = (0, 0)
+        self.post_rx(rx_buffers)
+        self.start()
+
+    def start(self) -> None:
+        """Start both rings, from where they were stopped."""
+        for index, queue in ((RX, self.rx), (TX, self.tx)):
+            self.vmm.start(index, queue, base=self._bases[index])
+        self.rx.kick()
+        self.tx.kick()
+
+    def stop(self) -> tuple[int, int]:
+        """Stop both rings; return the bases that `start()` goes on from."""
+        self._bases = (self.vmm.stop(RX), self.vmm.stop(TX))
+        return self._bases
+
+    # ---- packets ----
+
+    def post_rx(self, count: int = 1) -> None:
+        """Offer RX buffers, each of the layout that the guest was made with."""
+        for _ in range(count):
+            self._offer_rx([(self.ram.alloc(n), n) for n in self._rx_layout])
+        self.rx.kick()
+
+    def _offer_rx(self, segments: list[Segment]) -> None:
+        head = self.rx.add(writable=segments, indirect=self._rx_indirect)
+        self._rx_segments[head] = segments
+
+    def send(
+        self,
+        packet: Header | bytes,
+        payload: bytes = b"",
+        *,
+        split: Sequence[int] = (),
+        indirect: bool = False,
+        kick: bool = True,
+    ) -> None:
+        """Send a packet, well formed or not.
+
+        Args:
+            packet: its header, or any bytes.
+            payload: what follows in the same chain.
+            split: sizes of the descriptors that the packet starts with; the rest
+                of it goes into one more.
+            indirect: describe them by an indirect table.
+            kick: notify the device, if it wants to be.
+
+        Raises:
+            TimeoutError: the ring stays full.
+        """
+        data = (packet if isinstance(packet, bytes) else packet.encode()) + payload
+        self._reap()
+        while self.tx.free < len(split) + 1:
+            self._reap(wait=True)
+        gpa = self.ram.alloc(len(data))
+        self.ram.write(gpa, data)
+        segments = _split(gpa, len(data), split)
+        head = self.tx.add(readable=segments, indirect=indirect)
+        self._tx_buffers[head] = (gpa, len(data))
+        if kick:
+            self.tx.kick()
+
+    def _reap(self, *, wait: bool = False) -> None:
+        """Take back the TX buffers that the device is done with."""
+        used = self.tx.wait_used(self.timeout_s) if wait else self.tx.pop_used()
+        while used is not None:
+            self.ram.free(*self._tx_buffers.pop(used.head))
+            used = self.tx.pop_used()
+
+    def drain(self) -> None:
+        """Wait until the device has given back each TX buffer."""
+        while self.tx.in_flight:
+            self._reap(wait=True)
+
+    def receive(self, *, repost: bool = True) -> Packet:
+        """Return the next packet, whatever it belongs to.
+
+        Args:
+            repost: offer its buffer again.
+
+        Raises:
+            TimeoutError: none came.
+            GuestError: it isn't a packet.
+            StateError: its length isn't what the used ring says.
+        """
+        if self._queued:
+            return self._queued.popleft()
+        return self._take(repost=repost)
+
+    def _take(self, *, repost: bool = True) -> Packet:
+        used = self.rx.wait_used(self.timeout_s)
+        segments = self._rx_segments.pop(used.head)
+        data = b"".join(self.ram.read(gpa, size) for gpa, size in segments)[: used.len]
+        header = Header.decode(data)
+        if used.len != HDR_SIZE + header.len:
+            raise StateError(f"{used.len} bytes used for a packet of {header.len}")
+        if repost:
+            self._offer_rx(segments)
+            self.rx.kick()
+        return Packet(header, data[HDR_SIZE:])
+
+    def receive_for(self, guest_port: int, host_port: int) -> Packet:
+        """Return the next packet of one connection; others wait for their turn."""
+        for i, packet in enumerate(self._queued):
+            if _belongs(packet, guest_port, host_port):
+                del self._queued[i]
+                return packet
+        while not _belongs(packet := self._take(), guest_port, host_port):
+            self._queued.append(packet)
+        return packet
+
+    def fence(self) -> list[Packet]:
+        """Return each packet that the device had reason to send so far.
+
+        Asks for two answers, one after the other, with packets to a connection that
+        isn't there: what was due before the first came with it or before it.
+        """
+        for _ in range(2):
+            port = self.port()
+            self.send(self.header(Op.RW, port, port))
+            while not _belongs(packet := self._take(), port, port):
+                self._queued.append(packet)
+        packets = list(self._queued)
+        self._queued.clear()
+        return packets
+
+    # ---- connections ----
+
+    def port(self) -> int:
+        """Return a port that was not used before."""
+        self._next_port += 1
+        return self._next_port
+
+    def header(self, op: int, guest_port: int, host_port: int, **fields: int) -> Header:
+        """Make a header from this guest to the host; `fields` override any of it."""
+        values = {
+            "src_cid": self.cid,
+            "dst_cid": CID_HOST,
+            "src_port": guest_port,
+            "dst_port": host_port,
+            "op": op,
+            "buf_alloc": 256 * 1024,
+        }
+        return Header(**(values | fields))
+
+    def request(self, port: int, *, buf_alloc: int = 256 * 1024) -> Connection:
+        """Ask for a connection to host port `port`; the answer is yet to come."""
+        conn = Connection(self, self.port(), port, buf_alloc=buf_alloc)
+        conn.say(Op.REQUEST)
+        return conn
+
+    def connect(self, port: int, *, buf_alloc: int = 256 * 1024) -> Connection:
+        """Connect to host port `port`.
+
+        Raises:
+            ConnectionRefusedError: the device says RST.
+        """
+        conn = self.request(port, buf_alloc=buf_alloc)
+        packet = conn.receive()
+        if packet.op == Op.RST:
+            raise ConnectionRefusedError(f"host port {port}")
+        conn.require(packet, Op.RESPONSE)
+        return conn
+
+    def accept(self, *, buf_alloc: int = 256 * 1024) -> Connection:
+        """Take the next packet, a REQUEST of the host, and accept it."""
+        packet = self.receive()
+        header = packet.header
+        if header.op != Op.REQUEST:
+            raise StateError(f"expected REQUEST, got {packet}")
+        conn = Connection(self, header.dst_port, header.src_port, buf_alloc=buf_alloc)
+        conn.take_credit(header)
+        conn.say(Op.RESPONSE)
+        return conn
+
+    def close(self) -> None:
+        """Hang up and release the memory."""
+        self.vmm.close()
+        self.rx.close()
+        self.tx.close()
+        self.ram.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Connection:
+    """The guest's end of a stream, with both sides' credit.
+
+    Args:
+        guest: whose it is.
+        guest_port: its port there.
+        host_port: its port on the host.
+        buf_alloc: window that it offers, bytes.
+    """
+
+    def __init__(
+        self, guest: VsockGuest, guest_port: int, host_port: int, *, buf_alloc: int
+    ) -> None:
+        self.guest = guest
+        self.guest_port = guest_port
+        self.host_port = host_port
+        self.buf_alloc = buf_alloc
+        self.fwd_cnt = 0
+        """Payload consumed; `receive()` counts it, a test may hold it back."""
+        self.tx_cnt = 0
+        """Payload sent."""
+        self.peer_buf_alloc = 0
+        self.peer_fwd_cnt = 0
+
+    @property
+    def credit(self) -> int:
+        """Payload that may still be sent, bytes (section 5.10.6.3)."""
+        return self.peer_buf_alloc - (self.tx_cnt - self.peer_fwd_cnt & 0xFFFF_FFFF)
+
+    def say(
+        self, op: int, payload: bytes = b"", *, kick: bool = True, **f: int
+    ) -> None:
+        """Send one packet of this connection; `f` overrides header fields."""
+        fields = {
+            "len": len(payload),
+            "buf_alloc": self.buf_alloc,
+            "fwd_cnt": self.fwd_cnt & 0xFFFF_FFFF,
+        }
+        header = self.guest.header(op, self.guest_port, self.host_port, **fields | f)
+        self.guest.send(header, payload, kick=kick)
+        self.tx_cnt += len(payload) if op == Op.RW else 0
+
+    def send(self, data: bytes, *, packet_size: int = 32768) -> None:
+        """Send all of `data` within the credit, waiting for more of it."""
+        while data:
+            room = min(self.credit, packet_size)
+            if room <= 0:
+                self.require(self.receive(), Op.CREDIT_UPDATE, Op.RW)
+                continue
+            piece, data = data[:room], data[room:]
+            self.say(Op.RW, piece)
+
+    def receive(self, *, consume: bool = True) -> Packet:
+        """Return this connection's next packet.
+
+        Args:
+            consume: count its payload as consumed; the host hears of it with the
+                next packet that goes.
+        """
+        packet = self.guest.receive_for(self.guest_port, self.host_port)
+        self.take_credit(packet.header)
+        if consume:
+            self.fwd_cnt += packet.header.len
+        return packet
+
+    def receive_bytes(self, size: int) -> bytes:
+        """Return exactly `size` bytes of payload, giving credit back on the way.
+
+        Raises:
+            StateError: the stream ended before, or gave more.
+        """
+        data = b""
+        told = self.fwd_cnt
+        while len(data) < size:
+            packet = self.receive()
+            self.require(packet, Op.RW, Op.CREDIT_UPDATE)
+            data += packet.payload
+            if self.fwd_cnt - told >= self.buf_alloc // 2:
+                told = self.fwd_cnt
+                self.say(Op.CREDIT_UPDATE)
+        if len(data) > size:
+            raise StateError(f"{len(data)} bytes came, expected {size}")
+        return data
+
+    def expect(self, *ops: Op) -> Packet:
+        """Return the next packet, which must be one of `ops`."""
+        return self.require(self.receive(), *ops)
+
+    def require(self, packet: Packet, *ops: Op) -> Packet:
+        """Return `packet` if it is one of `ops`.
+
+        Raises:
+            StateError: it isn't.
+        """
+        if packet.op not in ops:
+            names = " or ".join(op.name for op in ops)
+            raise StateError(f"expected {names}, got {packet}")
+        return packet
+
+    def shutdown(self, flags: Shutdown) -> None:
+        """Say what this side will not do any more."""
+        self.say(Op.SHUTDOWN, flags=flags)
+
+    def take_credit(self, header: Header) -> None:
+        """Note the credit that a packet of the host carries."""
+        self.peer_buf_alloc = header.buf_alloc
+        self.peer_fwd_cnt = header.fwd_cnt
+
+
+def _belongs(packet: Packet, guest_port: int, host_port: int) -> bool:
+    header = packet.header
+    return (header.dst_port, header.src_port) == (guest_port, host_port)
+
+
+def _split(gpa: int, size: int, sizes: Sequence[int]) -> list[Segment]:
+    """Cut `size` bytes into segments of `sizes` and one with the rest."""
+    segments = []
+    for piece in sizes:
+        segments.append((gpa, piece))
+        gpa += piece
+        size -= piece
+    if size:
+        segments.append((gpa, size))
+    return segments
