@@ -22,8 +22,8 @@ class FakeDevice:
     queue_size: int = 1024
     progress: int = 0
     start_error: Exception | None = None
-    calls: list = field(default_factory=list)
-    running: dict = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+    running: dict[int, object] = field(default_factory=dict)
     memory: object = None
     acked: int = 0
     on_ring_broke: object = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
+import functools
 import logging
 import os
 import socket
@@ -36,6 +36,7 @@ TIMEOUT_S = 10
 def in_loop(test):
     """Run an async test with a time limit."""
 
+    @functools.wraps(test)  # pytest finds the fixtures through it
     def wrapper(**fixtures):
         async def bounded():
             async with asyncio.timeout(TIMEOUT_S):
@@ -43,8 +44,6 @@ def in_loop(test):
 
         asyncio.run(bounded())
 
-    wrapper.__name__ = test.__name__
-    wrapper.__signature__ = inspect.signature(test)
     return wrapper
 
 

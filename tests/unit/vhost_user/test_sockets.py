@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -155,9 +156,10 @@ def test_of_many_that_start_at_once_one_gets_it(path):
             )
             for _ in range(6)
         ]
-        for racer in racers:
-            racer.stdin.write(b"x")
-        said = sorted(racer.stdout.readline().decode().strip() for racer in racers)
-        for racer in racers:
-            racer.stdin.close()
+        pipes: Any = [(racer.stdin, racer.stdout) for racer in racers]
+        for stdin, _ in pipes:
+            stdin.write(b"x")
+        said = sorted(stdout.readline().decode().strip() for _, stdout in pipes)
+        for stdin, _ in pipes:
+            stdin.close()
     assert said == [str(errno.EADDRINUSE)] * 5 + ["won"]
