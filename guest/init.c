@@ -778,6 +778,9 @@ __attribute__((noreturn)) static void serve(void)
 
 /**
  * mount_all() - Mount what programs expect to find
+ *
+ * /tmp and /run are left alone: all of the root is memory, and the host may
+ * have put files there.
  */
 static void mount_all(void)
 {
@@ -790,8 +793,6 @@ static void mount_all(void)
 	    {"devtmpfs", "/dev", "mode=0755", MS_NOSUID},
 	    {"devpts", "/dev/pts", "mode=0620,ptmxmode=0666", MS_NOSUID},
 	    {"tmpfs", "/dev/shm", "mode=1777", MS_NOSUID | MS_NODEV},
-	    {"tmpfs", "/run", "mode=0755", MS_NOSUID | MS_NODEV},
-	    {"tmpfs", "/tmp", "mode=1777", MS_NOSUID | MS_NODEV},
 	};
 
 	for (size_t i = 0; i < sizeof(mounts) / sizeof(mounts[0]); i++) {

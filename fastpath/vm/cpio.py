@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Iterator, Mapping
 
 ALIGN = 4
 """Names and data are padded to this, and so is each archive in a row, bytes."""
@@ -52,28 +52,32 @@ def character_device(major: int, minor: int, mode: int = 0o600) -> Entry:
     return Entry(stat.S_IFCHR | mode, rdev=(major, minor))
 
 
-def write(entries: Mapping[str, Entry], out: BinaryIO) -> None:
+def write(
+    entries: Mapping[str, Entry], out: BinaryIO, *, existing: Container[str] = ()
+) -> None:
     """Write one archive; archives may follow each other in a file.
 
     Args:
         entries: path without a leading slash -> file. Directories that are
             only implied are added; parents come before their children.
         out: written to from its position on, a multiple of `ALIGN`.
+        existing: implied directories that an archive before this one has; the
+            kernel would set their mode, or replace a link by a directory.
     """
-    tree = _with_parents(entries)
+    tree = dict(entries)
+    for path in entries:
+        for parent in _parents(path):
+            if parent not in existing:
+                tree.setdefault(parent, directory())
     for inode, path in enumerate(sorted(tree), start=1):
         _write_one(out, inode, path, tree[path])
     _write_one(out, 0, TRAILER, Entry(0))
 
 
-def _with_parents(entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    tree = dict(entries)
-    for path in entries:
-        parent = path
-        while "/" in parent:
-            parent = parent.rpartition("/")[0]
-            tree.setdefault(parent, directory())
-    return tree
+def _parents(path: str) -> Iterator[str]:
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        yield path
 
 
 def _write_one(out: BinaryIO, inode: int, path: str, entry: Entry) -> None:

@@ -1,23 +1,55 @@
-"""MicroVM images from the recipes in vm-images/, built once and cached."""
+"""MicroVM images from the recipes in vm-images/, built once and cached.
+
+The cache, $XDG_CACHE_HOME/vsock-fastpath (or ~/.cache/vsock-fastpath):
+
+    apt/SUITE/              apt's lists and state
+    debs/                   packages
+    images/NAME-CONTENT/    kernel, initramfs, image.json
+    images/NAME.INPUTS      text: the folder that these inputs gave last
+
+INPUTS is a hash of the recipe, the guest programs' sources and the builder;
+CONTENT is one of INPUTS and the packages' versions. So an image whose inputs did
+not change is found without asking the package archive, and one whose packages
+did not change either is not built again.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastpath.errors import FastpathError
+from fastpath.vm import cpio, packages, recipe
+from fastpath.vm.recipe import ROOT, Recipe, known
 from fastpath.vm.spec import Image
+from fastpath.vm.tree import Tree, merged, special
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Mapping
 
     Progress = Callable[[str, int, int], None]
 
-__all__ = ["Image", "build", "known", "with_files"]
+__all__ = ["Image", "build", "cache_directory", "known", "program", "with_files"]
+
+GUEST = ROOT / "guest"
+STEPS = 100
+KEPT = 3
+"""Builds of one image that stay in the cache, the newest ones."""
 
 
-def known() -> list[str]:
-    """Names of the images that have a recipe, sorted."""
-    raise NotImplementedError
+def cache_directory() -> Path:
+    """Where images, packages and answers are kept."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "vsock-fastpath"
 
 
 def build(
@@ -37,7 +69,32 @@ def build(
     Raises:
         FastpathError: a recipe, package or tool is missing or broken.
     """
-    raise NotImplementedError
+    what = recipe.load(name)
+    tell = progress or (lambda _what, _done, _total: None)
+    try:
+        builder = _Builder(what, tell)
+        if not refresh and (image := builder.cached()):
+            return image
+        tell("waiting for another build", 0, STEPS)
+        with _locked(cache_directory() / "lock"):
+            if not refresh and (image := builder.cached()):
+                return image
+            return builder.build(refresh=refresh)
+    except OSError as error:
+        raise FastpathError(
+            f"image {name}",
+            str(error),
+            "free some space, or set XDG_CACHE_HOME to a directory you can write to",
+        ) from error
+
+
+def program(name: str) -> Path:
+    """A guest program of guest/, as the newest "base" image has it, on the host.
+
+    Raises:
+        FastpathError: as `build`.
+    """
+    return build("base").initramfs.parent / name
 
 
 def with_files(image: Image, files: Mapping[str, Path], out: Path) -> Image:
@@ -47,5 +104,173 @@ def with_files(image: Image, files: Mapping[str, Path], out: Path) -> Image:
         image: left as it is.
         files: absolute guest path -> host file or directory.
         out: initramfs to write; the caller removes it.
+
+    Raises:
+        FastpathError: a host file cannot be read, or a guest path is relative.
     """
-    raise NotImplementedError
+    entries: dict[str, cpio.Entry] = {}
+    for guest_path, source in files.items():
+        if not guest_path.startswith("/") or ".." in guest_path.split("/"):
+            raise FastpathError(
+                f"file {guest_path}",
+                "not an absolute path in the guest",
+                "--file SRC:/DST",
+            )
+        try:
+            entries.update(_host_files(merged(guest_path.strip("/")), source))
+        except OSError as error:
+            raise FastpathError(
+                f"file {source}", error.strerror or str(error), f"ls -l {source}"
+            ) from error
+    shutil.copyfile(image.initramfs, out)
+    with out.open("ab") as archive:
+        archive.write(bytes(-archive.tell() % cpio.ALIGN))
+        cpio.write(entries, archive, existing=special(recipe.load(image.name)))
+    return replace(image, initramfs=out)
+
+
+class _Builder:
+    """One image, from its recipe to its folder in the cache."""
+
+    def __init__(self, what: Recipe, tell: Progress) -> None:
+        self._recipe = what
+        self._tell = tell
+        self._images = cache_directory() / "images"
+        self._images.mkdir(parents=True, exist_ok=True)
+        self._inputs = _hash_of_inputs(what)
+        self._pointer = self._images / f"{what.name}.{self._inputs[:16]}"
+
+    def cached(self) -> Image | None:
+        """The image that these inputs gave last."""
+        try:
+            return self._open(self._images / self._pointer.read_text().strip())
+        except FileNotFoundError:
+            return None
+
+    def build(self, *, refresh: bool) -> Image:
+        archive = packages.Archive(cache_directory(), self._recipe.suite)
+        if refresh or not archive.has_lists():
+            self._update(archive)
+        try:
+            found = self._fetch(archive)
+        except FastpathError:
+            if refresh:
+                raise
+            self._update(archive)  # old lists name packages that are gone
+            found = self._fetch(archive)
+        versions = "".join(f"{deb.name}\n" for deb in sorted(found))
+        content = hashlib.sha256((self._inputs + versions).encode()).hexdigest()
+        folder = self._images / f"{self._recipe.name}-{content[:16]}"
+        if not folder.exists():
+            self._make(folder, found)
+        temporary = self._pointer.with_suffix(".new")
+        temporary.write_text(folder.name + "\n")
+        temporary.rename(self._pointer)
+        self._forget_old(folder)
+        self._tell(f"image {self._recipe.name} is ready", STEPS, STEPS)
+        return self._open(folder)
+
+    def _update(self, archive: packages.Archive) -> None:
+        self._tell("fetching package lists", 0, STEPS)
+        archive.update()
+
+    def _fetch(self, archive: packages.Archive) -> list[Path]:
+        """Download what the recipe names; the kernel's packages among them."""
+        self._tell("resolving packages", 10, STEPS)
+        kernel = archive.resolve([self._recipe.kernel])
+        wanted = [each for each in kernel if each.name.startswith("linux-image-")]
+        rest = archive.resolve(self._recipe.packages)
+        wanted += [each for each in rest if each.name not in self._recipe.omit]
+        self._tell("downloading packages", 15, STEPS)
+        return archive.fetch(
+            wanted,
+            lambda share: self._tell(
+                "downloading packages", 15 + int(share * 45), STEPS
+            ),
+        )
+
+    def _make(self, folder: Path, debs: list[Path]) -> None:
+        """Write the image's folder; it appears whole or not at all."""
+        with tempfile.TemporaryDirectory(dir=self._images, prefix=".new-") as name:
+            new = Path(name) / "image"
+            new.mkdir()
+            self._tell("compiling guest programs", 60, STEPS)
+            _compile(self._recipe.programs, new)
+            tree = Tree(self._recipe)
+            for done, deb in enumerate(debs):
+                self._tell(f"unpacking {deb.name}", 65 + 25 * done // len(debs), STEPS)
+                tree.add_package(deb)
+            self._tell("writing the initramfs", 90, STEPS)
+            release = tree.finish(new)
+            with (new / "initramfs").open("wb") as out:
+                cpio.write(tree.entries, out)
+            (new / "kernel").write_bytes(tree.kernel)
+            facts = {"release": release, "packages": [deb.name for deb in debs]}
+            (new / "image.json").write_text(json.dumps(facts, indent=1) + "\n")
+            new.rename(folder)
+
+    def _forget_old(self, current: Path) -> None:
+        folders = self._images.glob(f"{self._recipe.name}-*")
+        by_age = sorted(folders, key=lambda each: each.stat().st_mtime, reverse=True)
+        for folder in by_age[KEPT:]:
+            if folder != current:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _open(self, folder: Path) -> Image:
+        facts = json.loads((folder / "image.json").read_text())
+        return Image(
+            name=self._recipe.name,
+            kernel=folder / "kernel",
+            initramfs=folder / "initramfs",
+            kernel_release=facts["release"],
+        )
+
+
+def _compile(programs: Mapping[str, str], out: Path) -> None:
+    """Compile guest programs into `out`."""
+    for tool, package in (("make", "make"), ("cc", "gcc libc6-dev")):
+        if shutil.which(tool) is None:
+            raise FastpathError(
+                "guest programs", f"{tool} is missing", f"apt-get install {package}"
+            )
+    command = ["make", "-s", "-C", str(GUEST), f"OUT={out}", *programs]
+    # Our caller may be a make of its own; its flags are not for this one.
+    env = {key: value for key, value in os.environ.items() if key != "MAKEFLAGS"}
+    made = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    if made.returncode != 0:
+        lines = made.stderr.splitlines()
+        errors = [line for line in lines if "error" in line or "***" in line]
+        raise FastpathError(
+            "guest programs",
+            (errors or lines or ["make failed"])[0],
+            f"make -C {GUEST} shows all of it",
+        )
+
+
+def _hash_of_inputs(what: Recipe) -> str:
+    """Hash all that decides an image's content but the packages' versions."""
+    digest = hashlib.sha256(what.text.encode())
+    sources = [path for path in GUEST.rglob("*") if path.suffix in {".c", ".h"}]
+    builder = Path(__file__).parent.glob("*.py")
+    for path in sorted([*sources, GUEST / "Makefile", *builder]):
+        digest.update(f"{path.name}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _host_files(path: str, source: Path) -> Iterator[tuple[str, cpio.Entry]]:
+    """What is at `source` on the host, to be at `path` in the guest."""
+    mode = source.stat().st_mode & 0o777
+    if source.is_dir():
+        yield path, cpio.directory(mode)
+        for child in sorted(source.iterdir()):
+            yield from _host_files(f"{path}/{child.name}", child)
+    else:
+        yield path, cpio.file(source.read_bytes(), mode)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that the kernel drops when we die."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
