@@ -1,20 +1,61 @@
-"""Programs in the VM: the host's side of init's exec protocol."""
+"""Programs in the VM: the host's side of init's exec protocol.
+
+guest/init.c describes the protocol. Its stream is a vsock connection to the host's
+port 1029, which the device makes a connection to the unix socket UDS_PATH_1029.
+
+Input for the command is sent within a window that init opens, so a signal is
+never stuck behind input that the command does not read.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+import contextlib
+import enum
+import os
+import signal
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from fastpath.errors import FastpathError
+
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
     from types import TracebackType
 
     Sink = Callable[[bytes], None]
 
+INIT_VERSION = 1
 INIT_PORT = 1029
 """vsock port of the host that init connects to."""
+HEADER = struct.Struct("<II")
+FRAME_MAX = 128 * 1024
+"""Longest payload, bytes."""
+STDIN_CHUNK = 32 * 1024
+KILL_S = 5.0
+"""How long a command that was given up may take to die."""
+SOCKET_PATH_MAX = 107
+"""Longest path of a unix socket, bytes."""
+
+
+class Frame(enum.IntEnum):
+    """Types of frames, as in guest/init.c."""
+
+    EXEC = 1
+    STDIN = 2
+    SIGNAL = 3
+    READY = 16
+    STDOUT = 17
+    STDERR = 18
+    EXIT = 19
+    ERROR = 20
+    WINDOW = 21
+
+
+class GuestGoneError(FastpathError):
+    """The guest hung up, or broke the protocol: nothing more runs in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +65,18 @@ class GuestInfo:
     version: int
     kernel: str
     clocksource: str
+
+
+@dataclass(slots=True)
+class _Run:
+    """A command that runs."""
+
+    stdout: Sink | None
+    stderr: Sink | None
+    ended: asyncio.Future[int]
+    window: int = 0
+    opened: asyncio.Event = field(default_factory=asyncio.Event)
+    sink_error: Exception | None = None
 
 
 class Guest:
@@ -37,10 +90,24 @@ class Guest:
     """
 
     def __init__(self, uds_path: Path, *, console: Path | None = None) -> None:
-        raise NotImplementedError
+        self._path = Path(f"{uds_path}_{INIT_PORT}")
+        self._console = console
+        self._server: asyncio.Server | None = None
+        self._ready: asyncio.Future[GuestInfo]
+        self._reader: asyncio.Task[None] | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._run: _Run | None = None
 
     async def __aenter__(self) -> Self:
-        raise NotImplementedError
+        if len(os.fsencode(self._path)) > SOCKET_PATH_MAX:
+            raise FastpathError(
+                f"{self._path}",
+                "is too long for a unix socket",
+                "set TMPDIR to a short path",
+            )
+        self._ready = asyncio.get_running_loop().create_future()
+        self._server = await asyncio.start_unix_server(self._accepted, self._path)
+        return self
 
     async def __aexit__(
         self,
@@ -48,7 +115,16 @@ class Guest:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        raise NotImplementedError
+        self._stop_listening()
+        if self._reader is not None:
+            self._reader.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._reader
+        if self._writer is not None:
+            self._writer.close()
+            with contextlib.suppress(OSError):
+                await self._writer.wait_closed()
+        self._ready.cancel()
 
     async def ready(self, timeout_s: float = 30.0) -> GuestInfo:
         """Wait until init is ready.
@@ -56,7 +132,11 @@ class Guest:
         Raises:
             FastpathError: not within `timeout_s`.
         """
-        raise NotImplementedError
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.shield(self._ready)
+        except TimeoutError:
+            raise self._gone(f"init did not call within {timeout_s:.0f} s") from None
 
     async def run(
         self,
@@ -71,6 +151,8 @@ class Guest:
     ) -> int:
         """Run a command and wait for its end.
 
+        A run that is cancelled kills the command.
+
         Args:
             argv: program, looked up in PATH, and its arguments.
             tsi: run it under tsi-agent.
@@ -84,14 +166,203 @@ class Guest:
             As a shell's $?: 0 to 255, 128 + signal number for a signal.
 
         Raises:
-            FastpathError: the VM or its agent died.
+            FastpathError: the VM or its agent died, or the arguments are longer
+                than a frame.
         """
-        raise NotImplementedError
+        await asyncio.shield(self._ready)
+        if self._run is not None:
+            raise RuntimeError("a command runs already")
+        ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        request = encode_exec(argv, env or {}, cwd, tsi=tsi)
+        run = self._run = _Run(stdout, stderr, ended)
+        feeder: asyncio.Task[None] | None = None
+        try:
+            self._send(Frame.EXEC, request)
+            feeder = asyncio.create_task(self._feed(run, stdin))
+            return await asyncio.shield(ended)
+        finally:
+            if feeder is not None:
+                feeder.cancel()
+            if not ended.done():
+                await self.signal(signal.SIGKILL)
+                await asyncio.wait({ended}, timeout=KILL_S)
+            if ended.done() and not ended.cancelled():
+                ended.exception()  # seen: an error was raised, or is of no use
+            self._run = None
 
     async def signal(self, signo: int) -> None:
-        """Send a signal to the running command's process group."""
-        raise NotImplementedError
+        """Send a signal to the running command's process group; or to nobody."""
+        if self._run is not None and not self._run.ended.done():
+            with contextlib.suppress(GuestGoneError):
+                self._send(Frame.SIGNAL, struct.pack("<I", signo))
 
     async def network(self, address: str, gateway: str) -> None:
-        """Bring eth0 up: `address` is "10.200.1.2/30", `gateway` an address."""
-        raise NotImplementedError
+        """Bring eth0 up: `address` is "10.200.1.2/30", `gateway` an address.
+
+        Raises:
+            FastpathError: the guest has no eth0, or refuses the addresses.
+        """
+        script = (
+            'ip address add "$1" dev eth0; ip link set eth0 up; '
+            'ip route add default via "$2"'
+        )
+        said = bytearray()
+        command = ["sh", "-ec", script, "sh", address, gateway]
+        if await self.run(command, tsi=False, stderr=said.extend) != 0:
+            raise FastpathError("guest network", said.decode(errors="replace"))
+
+    def _accepted(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        if self._reader is not None:
+            writer.close()
+            return
+        self._stop_listening()
+        self._writer = writer
+        self._reader = asyncio.create_task(self._read(reader))
+
+    def _stop_listening(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            self._path.unlink(missing_ok=True)
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        """Act on frames until the stream ends."""
+        why = "it ended the control stream"
+        try:
+            while True:
+                kind, length = HEADER.unpack(await reader.readexactly(HEADER.size))
+                if length > FRAME_MAX:
+                    why = f"it sent a frame of {length} bytes"
+                    break
+                self._on_frame(kind, await reader.readexactly(length))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        except (struct.error, ValueError) as error:
+            why = f"it broke the exec protocol: {error}"
+        gone = self._gone(why)
+        if not self._ready.done():
+            self._ready.set_exception(gone)
+            self._ready.exception()  # seen: perhaps nobody waits for it
+        if self._run is not None and not self._run.ended.done():
+            self._run.ended.set_exception(gone)
+        if self._writer is not None:
+            self._writer.close()
+
+    def _on_frame(self, kind: int, payload: bytes) -> None:
+        run = self._run
+        if kind == Frame.READY:
+            if not self._ready.done():
+                self._ready.set_result(decode_ready(payload))
+        elif run is None or run.ended.done():
+            raise ValueError(f"frame {kind} without a command")
+        elif kind in {Frame.STDOUT, Frame.STDERR}:
+            self._deliver(run, kind, payload)
+        elif kind == Frame.WINDOW:
+            run.window += struct.unpack("<I", payload)[0]
+            run.opened.set()
+        elif kind == Frame.EXIT:
+            status = shell_status(struct.unpack("<I", payload)[0])
+            if run.sink_error is None:
+                run.ended.set_result(status)
+            else:
+                run.ended.set_exception(run.sink_error)
+        elif kind == Frame.ERROR:
+            text = payload.decode(errors="replace")
+            run.ended.set_exception(FastpathError("microVM", f"{text}{self._log()}"))
+        else:
+            raise ValueError(f"unknown frame {kind}")
+
+    def _deliver(self, run: _Run, kind: int, payload: bytes) -> None:
+        """Hand output on; a sink that fails ends the command, then the run."""
+        sink = run.stdout if kind == Frame.STDOUT else run.stderr
+        if sink is None or run.sink_error is not None:
+            return
+        try:
+            sink(payload)
+        except Exception as error:
+            run.sink_error = error
+            self._send(Frame.SIGNAL, struct.pack("<I", signal.SIGKILL))
+
+    async def _feed(
+        self, run: _Run, stdin: asyncio.StreamReader | bytes | None
+    ) -> None:
+        """Send the command's input as its window allows, then its end."""
+        if isinstance(stdin, asyncio.StreamReader):
+            source = stdin
+        else:
+            source = asyncio.StreamReader()
+            source.feed_data(stdin or b"")
+            source.feed_eof()
+        with contextlib.suppress(GuestGoneError, ConnectionError):
+            while True:
+                while run.window == 0:
+                    run.opened.clear()
+                    await run.opened.wait()
+                data = await source.read(min(run.window, STDIN_CHUNK))
+                run.window -= len(data)
+                self._send(Frame.STDIN, data)
+                if not data:
+                    return
+                assert self._writer is not None
+                await self._writer.drain()
+
+    def _send(self, kind: Frame, payload: bytes) -> None:
+        if self._writer is None or self._writer.is_closing():
+            raise self._gone("it ended the control stream")
+        self._writer.write(HEADER.pack(kind, len(payload)) + payload)
+
+    def _gone(self, why: str) -> GuestGoneError:
+        mend = None if self._console is None else f"tail {self._console}"
+        return GuestGoneError("guest", f"{why}{self._log()}", mend)
+
+    def _log(self) -> str:
+        return "" if self._console is None else f" (console log: {self._console})"
+
+
+def encode_exec(
+    argv: Sequence[str], env: Mapping[str, str], cwd: str, *, tsi: bool
+) -> bytes:
+    """The payload of an EXEC frame.
+
+    Raises:
+        FastpathError: a string has a NUL, or all are longer than a frame.
+    """
+    strings = [*argv, *(f"{name}={value}" for name, value in env.items()), cwd]
+    encoded = [os.fsencode(each) for each in strings]
+    if any(b"\0" in each for each in encoded):
+        raise FastpathError("command", "an argument contains a NUL")
+    head = struct.pack("<III", int(tsi), len(argv), len(env))
+    payload = head + b"".join(each + b"\0" for each in encoded)
+    if len(payload) > FRAME_MAX:
+        raise FastpathError(
+            "command",
+            f"arguments and environment have {len(payload)} bytes, "
+            f"more than {FRAME_MAX}",
+            "pass long input by --file or stdin",
+        )
+    return payload
+
+
+def decode_ready(payload: bytes) -> GuestInfo:
+    """What a READY frame says.
+
+    Raises:
+        ValueError: it is malformed, or of another version.
+    """
+    version = int.from_bytes(payload[:4], "little")
+    parts = payload[4:].split(b"\0")
+    if version != INIT_VERSION or len(parts) != 3:
+        raise ValueError(f"init speaks version {version}, not {INIT_VERSION}")
+    return GuestInfo(version, parts[0].decode(), parts[1].decode())
+
+
+def shell_status(status: int) -> int:
+    """A wait status as a shell's $?.
+
+    Raises:
+        ValueError: the status is of no process that ended.
+    """
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code

@@ -28,6 +28,8 @@ class Accelerator:
 
     kind: Literal["kvm", "tcg"]
     reason: str
+    tsc_khz: int | None = None
+    """Frequency of the host's tsc, which under tcg is the guest's, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +47,14 @@ class VmSpec:
 
     image: Image
     accel: Accelerator
-    vsock_socket: Path
-    """The vhost-user backend's unix socket; must listen before QEMU starts."""
+    vsock_socket: Path | None
+    """The vhost-user backend's unix socket, which must listen before QEMU starts;
+    None: no vsock device."""
     console: Path
     """File that the guest's console is written to."""
-    qmp: Path
-    """Unix socket that QEMU makes; its directory must exist."""
+    qmp: Path | None
+    """Unix socket that the machine listens on and QEMU connects to; None: no
+    QMP, which `Machine` needs."""
     memory_mib: int = 512
     cpus: int = 1
     net: Tap | None = None
@@ -63,6 +67,91 @@ class VmSpec:
     """Host CPUs that QEMU's threads may use; None: all."""
 
 
+KERNEL_PARAMETERS = (
+    "console=ttyS0",
+    "quiet",
+    # A panic restarts at once, by a triple fault, and -no-reboot ends QEMU.
+    "panic=-1",
+    "reboot=t",
+    # The crypto self-tests are a fifth of the boot under tcg.
+    "cryptomgr.notests",
+)
+
+
 def argv(spec: VmSpec) -> list[str]:
     """QEMU's command line for `spec`; looks at nothing but its argument."""
-    raise NotImplementedError
+    line = [
+        spec.qemu,
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        "-display",
+        "none",
+        "-M",
+        "microvm,rtc=on,pit=on,pic=on,memory-backend=ram",
+        "-accel",
+        spec.accel.kind,
+        "-cpu",
+        _cpu(spec.accel),
+        "-smp",
+        str(spec.cpus),
+        "-m",
+        f"{spec.memory_mib}M",
+        # Shared, because the vhost-user backend maps it.
+        "-object",
+        f"memory-backend-memfd,id=ram,size={spec.memory_mib}M,share=on",
+        "-global",
+        "virtio-mmio.force-legacy=false",
+        "-kernel",
+        str(spec.kernel or spec.image.kernel),
+        "-initrd",
+        str(spec.image.initramfs),
+        "-append",
+        " ".join([*KERNEL_PARAMETERS, *_clock(spec.accel), *spec.append.split()]),
+        "-chardev",
+        f"file,id=console,path={_escaped(spec.console)}",
+        "-serial",
+        "chardev:console",
+    ]
+    if spec.qmp is not None:
+        line += [
+            "-chardev",
+            f"socket,id=qmp,path={_escaped(spec.qmp)}",
+            "-mon",
+            "chardev=qmp,mode=control",
+        ]
+    if spec.vsock_socket is not None:
+        line += [
+            "-chardev",
+            f"socket,id=vsock,path={_escaped(spec.vsock_socket)}",
+            "-device",
+            "vhost-user-vsock-device,chardev=vsock",
+        ]
+    if spec.net is not None:
+        line += [
+            "-netdev",
+            f"tap,id=net,fd={spec.net.fd}",
+            "-device",
+            f"virtio-net-device,netdev=net,mac={spec.net.mac}",
+        ]
+    return line
+
+
+def _cpu(accel: Accelerator) -> str:
+    if accel.kind == "kvm":
+        return "host,migratable=off"  # with the invariant tsc, where there is one
+    # QEMU 7.2's cmpxchg16b makes Linux 6.12 panic at random.
+    return "max,cx16=off"
+
+
+def _clock(accel: Accelerator) -> list[str]:
+    """Parameters that give a steady tsc under tcg; kvm tells the guest itself."""
+    if accel.kind == "kvm":
+        return []
+    known = [] if accel.tsc_khz is None else [f"tsc_early_khz={accel.tsc_khz}"]
+    return ["tsc=reliable", "clocksource=tsc", *known]
+
+
+def _escaped(path: Path) -> str:
+    """A path in a QEMU option, where a comma is written twice."""
+    return str(path).replace(",", ",,")
