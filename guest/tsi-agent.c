@@ -1,0 +1,467 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * tsi-agent.c - tsi-agent: run a command whose TCP connections leave over vsock
+ *
+ *	tsi-agent [-v] -- COMMAND [ARGUMENT]...
+ *
+ * Theory of operation
+ * ===================
+ *
+ * The command runs as a child under a seccomp filter (filter.c), which all its
+ * descendants inherit. Calls that the filter traps wait until this process,
+ * the agent, answers them (notify.c, calls.c). The program's sockets are vsock
+ * sockets from the start, so its descriptors, epoll registrations, dups and
+ * forks refer to one file that never changes; connect() points them at the
+ * destination (connect.c, control.c). Bytes don't pass through the agent.
+ *
+ * One thread, one event loop. It waits for the listener, the control stream,
+ * connecting sockets of blocking calls, signals, and the end of the command.
+ *
+ * Exit status: the command's; a command that a signal killed makes the agent
+ * kill itself with that signal, so that its parent sees the same. 127: the
+ * command isn't there, 126: it can't be executed, 125: the agent failed, with
+ * one line on stderr that says why.
+ *
+ * Signals that would end or concern the command are passed on to it, except
+ * those the terminal sends: it sends them to the command as well.
+ *
+ * Processes that the command leaves behind are still under the filter and
+ * would get ENOSYS from then on. So if there are any, the agent leaves a copy
+ * of itself behind, which ends when the last of them does.
+ */
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "tsi/tsi.h"
+
+#define BATCH	  64	 /* events taken at once */
+#define MAX_FILES 262144 /* descriptors: one per waiting connect() */
+
+static const int passed_on[] = {SIGTERM, SIGINT,  SIGHUP,   SIGQUIT,
+				SIGUSR1, SIGUSR2, SIGWINCH, SIGALRM};
+
+static bool verbose;
+static int epoll_fd = -1;
+static struct source *dead;
+static int listener = -1;
+static int signal_fd = -1;
+static pid_t command = -1;
+static bool command_ended;
+static bool filter_unused; /* nobody is left under the filter */
+
+/* ---- talking ---- */
+
+/**
+ * say() - A line on stderr, in one write
+ * @fmt:	Format
+ * @args:	Its arguments
+ */
+static void say(const char *fmt, va_list args)
+{
+	char line[512] = "tsi-agent: ";
+	size_t len = strlen(line);
+
+	vsnprintf(line + len, sizeof(line) - len - 1, fmt, args);
+	len = strlen(line);
+	line[len++] = '\n';
+	if (write(STDERR_FILENO, line, len) < 0)
+		return; /* nobody listens */
+}
+
+/**
+ * debug() - Say something if -v was given
+ * @fmt:	Format
+ */
+void debug(const char *fmt, ...)
+{
+	va_list args;
+
+	if (!verbose)
+		return;
+	va_start(args, fmt);
+	say(fmt, args);
+	va_end(args);
+}
+
+/**
+ * complain() - Say what is wrong
+ * @fmt:	Format
+ */
+void complain(const char *fmt, ...)
+{
+	va_list args;
+
+	va_start(args, fmt);
+	say(fmt, args);
+	va_end(args);
+}
+
+/**
+ * fail() - Complain and exit
+ * @what:	What failed; errno says why
+ */
+static void __attribute__((noreturn)) fail(const char *what)
+{
+	complain("%s: %s", what, strerror(errno));
+	exit(EXIT_AGENT);
+}
+
+/* ---- event loop ---- */
+
+/**
+ * now_ms() - The time
+ *
+ * Returns: ms since some moment
+ */
+int64_t now_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/**
+ * loop_add() - Wait for a descriptor
+ * @source:	What to call
+ * @fd:		Descriptor
+ * @events:	epoll events
+ */
+void loop_add(struct source *source, int fd, uint32_t events)
+{
+	struct epoll_event event = {.events = events, .data.ptr = source};
+
+	if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event))
+		complain("epoll: %s", strerror(errno));
+}
+
+/**
+ * loop_del() - Don't wait for a descriptor any more
+ * @fd:		Descriptor
+ */
+void loop_del(int fd)
+{
+	epoll_ctl(epoll_fd, EPOLL_CTL_DEL, fd, NULL);
+}
+
+/**
+ * loop_bury() - Free a source, once no event for it can be queued
+ * @source:	From malloc(), and not waited for
+ */
+void loop_bury(struct source *source)
+{
+	source->dead = true;
+	source->next = dead;
+	dead = source;
+}
+
+/**
+ * loop_once() - Wait, then handle what came
+ */
+static void loop_once(void)
+{
+	struct epoll_event events[BATCH];
+	int n = epoll_wait(epoll_fd, events, BATCH, connect_poll_timeout_ms());
+
+	for (int i = 0; i < n; i++) {
+		struct source *source = events[i].data.ptr;
+
+		if (!source->dead)
+			source->ready(source, events[i].events);
+	}
+	connect_tick();
+	while (dead) {
+		struct source *next = dead->next;
+
+		free(dead);
+		dead = next;
+	}
+}
+
+/* ---- what it waits for ---- */
+
+/**
+ * listener_ready() - A call was trapped, or nobody is left to make one
+ * @source:	Unused: there is one listener
+ * @events:	epoll events
+ */
+static void listener_ready(struct source *source, uint32_t events)
+{
+	struct call call;
+
+	(void)source;
+	if (events & EPOLLIN) {
+		if (notify_receive(&call) == 0)
+			call_dispatch(&call);
+	} else if (events & EPOLLHUP) {
+		filter_unused = true;
+	}
+}
+
+/**
+ * signal_ready() - A signal came
+ * @source:	Unused: there is one signalfd
+ * @events:	Unused
+ */
+static void signal_ready(struct source *source, uint32_t events)
+{
+	struct signalfd_siginfo info;
+
+	(void)source;
+	(void)events;
+	if (read(signal_fd, &info, sizeof(info)) != sizeof(info))
+		return;
+	if (info.ssi_code != SI_KERNEL) /* else from the terminal */
+		kill(command, (int)info.ssi_signo);
+}
+
+/**
+ * command_ready() - The command ended
+ * @source:	Unused: there is one
+ * @events:	Unused
+ *
+ * The listener doesn't say so: a filter is in use until its last user is
+ * reaped.
+ */
+static void command_ready(struct source *source, uint32_t events)
+{
+	(void)source;
+	(void)events;
+	command_ended = true;
+}
+
+/* ---- the command ---- */
+
+/**
+ * send_fd() - Send a descriptor over a unix socket
+ * @sock:	Socket
+ * @fd:		Descriptor
+ *
+ * sendmsg() isn't trapped.
+ *
+ * Returns: true on success
+ */
+static bool send_fd(int sock, int fd)
+{
+	union {
+		struct cmsghdr header;
+		char space[CMSG_SPACE(sizeof(int))];
+	} control = {.header = {.cmsg_len = CMSG_LEN(sizeof(int)),
+				.cmsg_level = SOL_SOCKET,
+				.cmsg_type = SCM_RIGHTS}};
+	struct iovec iov = {.iov_base = "", .iov_len = 1};
+	struct msghdr msg = {.msg_iov = &iov,
+			     .msg_iovlen = 1,
+			     .msg_control = &control,
+			     .msg_controllen = sizeof(control)};
+
+	memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
+	return sendmsg(sock, &msg, MSG_NOSIGNAL) == 1;
+}
+
+/**
+ * receive_fd() - Receive a descriptor from a unix socket
+ * @sock:	Socket
+ *
+ * Returns: the descriptor, close-on-exec; -1 if the other end is closed
+ */
+static int receive_fd(int sock)
+{
+	union {
+		struct cmsghdr header;
+		char space[CMSG_SPACE(sizeof(int))];
+	} control;
+	char byte;
+	struct iovec iov = {.iov_base = &byte, .iov_len = 1};
+	struct msghdr msg = {.msg_iov = &iov,
+			     .msg_iovlen = 1,
+			     .msg_control = &control,
+			     .msg_controllen = sizeof(control)};
+	int fd = -1;
+
+	if (recvmsg(sock, &msg, MSG_CMSG_CLOEXEC) == 1 &&
+	    msg.msg_controllen >= CMSG_LEN(sizeof(int)))
+		memcpy(&fd, CMSG_DATA(&control.header), sizeof(fd));
+	return fd;
+}
+
+/**
+ * become_command() - In the child: filter on, listener sent, exec
+ * @sock:	To the agent
+ * @argv:	Command
+ * @mask:	Signal mask to run it with
+ */
+static void __attribute__((noreturn)) become_command(int sock, char **argv,
+						     const sigset_t *mask)
+{
+	int fd = filter_install();
+
+	if (fd < 0 || !send_fd(sock, fd))
+		fail(fd < 0 && errno == EBUSY ? "another agent is above this"
+					      : "seccomp filter");
+	close(fd);
+	close(sock);
+	sigprocmask(SIG_SETMASK, mask, NULL);
+	execvp(argv[0], argv);
+	complain("%s: %s", argv[0], strerror(errno));
+	_exit(errno == ENOENT ? EXIT_NOT_FOUND : EXIT_NOT_EXECUTABLE);
+}
+
+/**
+ * start_command() - Fork the command and get its listener
+ * @argv:	Command
+ * @mask:	Signal mask to run it with
+ */
+static void start_command(char **argv, const sigset_t *mask)
+{
+	int socks[2], status;
+
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, socks))
+		fail("socketpair");
+	command = fork();
+	if (command < 0)
+		fail("fork");
+	if (command == 0)
+		become_command(socks[1], argv, mask);
+	close(socks[1]);
+	listener = receive_fd(socks[0]);
+	close(socks[0]);
+	if (listener < 0) { /* it has said why */
+		waitpid(command, &status, 0);
+		exit(EXIT_AGENT);
+	}
+	if (notify_init(listener))
+		fail("seccomp notifications");
+}
+
+/**
+ * end_like() - Exit as the command did
+ * @status:	From waitpid()
+ */
+static void __attribute__((noreturn)) end_like(int status)
+{
+	const struct rlimit no_core = {0};
+	sigset_t all;
+	int signo;
+
+	if (WIFEXITED(status))
+		_exit(WEXITSTATUS(status));
+	signo = WTERMSIG(status);
+	setrlimit(RLIMIT_CORE, &no_core); /* the command has dumped its own */
+	signal(signo, SIG_DFL);
+	sigfillset(&all);
+	sigprocmask(SIG_UNBLOCK, &all, NULL);
+	kill(getpid(), signo);
+	_exit(128 + signo); /* we are PID 1 of a namespace */
+}
+
+/**
+ * leave_behind() - Reap the command; serve on if it left processes behind
+ */
+static void leave_behind(void)
+{
+	struct pollfd state = {.fd = listener};
+	int status, null;
+
+	waitpid(command, &status, 0);
+	poll(&state, 1, 0);
+	if ((state.revents & POLLHUP) || fork() != 0)
+		end_like(status);
+
+	setsid();
+	if (!verbose) { /* our parent may wait for these to be closed */
+		null = open("/dev/null", O_RDWR | O_CLOEXEC);
+		for (int fd = 0; fd <= STDERR_FILENO; fd++)
+			dup2(null, fd);
+	}
+	loop_del(signal_fd);
+	while (!filter_unused)
+		loop_once();
+	_exit(0);
+}
+
+/* ---- setting up ---- */
+
+/**
+ * block_signals() - Take signals from a descriptor from here on
+ * @ret_mask:	Signal mask as it was
+ */
+static void block_signals(sigset_t *ret_mask)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	for (size_t i = 0; i < sizeof(passed_on) / sizeof(passed_on[0]); i++)
+		sigaddset(&set, passed_on[i]);
+	sigprocmask(SIG_BLOCK, &set, ret_mask);
+	signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (signal_fd < 0)
+		fail("signalfd");
+}
+
+/**
+ * raise_limits() - Room for a descriptor per waiting connect()
+ *
+ * After the command is started: its limits stay as they are.
+ */
+static void raise_limits(void)
+{
+	struct rlimit limit = {.rlim_cur = MAX_FILES, .rlim_max = MAX_FILES};
+
+	if (!setrlimit(RLIMIT_NOFILE, &limit))
+		return;
+	if (!getrlimit(RLIMIT_NOFILE, &limit)) {
+		limit.rlim_cur = limit.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &limit);
+	}
+}
+
+int main(int argc, char **argv)
+{
+	static struct source listener_source = {.ready = listener_ready};
+	static struct source signal_source = {.ready = signal_ready};
+	static struct source command_source = {.ready = command_ready};
+	sigset_t mask;
+	int option, error;
+
+	while ((option = getopt(argc, argv, "+v")) == 'v')
+		verbose = true;
+	if (option != -1 || optind == argc) {
+		complain("usage: tsi-agent [-v] -- COMMAND [ARGUMENT]...");
+		return EXIT_AGENT;
+	}
+	epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	if (epoll_fd < 0)
+		fail("epoll");
+	error = control_start();
+	if (error) {
+		complain("no TSI service on the host: %s", strerror(error));
+		return EXIT_AGENT;
+	}
+
+	block_signals(&mask);
+	start_command(argv + optind, &mask);
+	raise_limits();
+	loop_add(&listener_source, listener, EPOLLIN);
+	loop_add(&signal_source, signal_fd, EPOLLIN);
+	loop_add(&command_source, (int)syscall(SYS_pidfd_open, command, 0),
+		 EPOLLIN);
+	while (!command_ended)
+		loop_once();
+	leave_behind();
+}

@@ -1,0 +1,486 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * control.c - the stream to the host: tokens for destinations, and failures
+ *
+ * Theory of operation
+ * ===================
+ *
+ * docs/tsi-protocol.md is the specification. In short: a destination is
+ * registered once, under the next token, and nothing is waited for; connecting
+ * a vsock socket to the token's port reaches the destination. So a second
+ * connect() to the same place costs no message at all.
+ *
+ * The stream gives us a range of tokens, and the latest `window` registered
+ * ones are good. They live in an array indexed by sequence number modulo the
+ * window: registering one more overwrites, and so forgets, the oldest. Tokens
+ * are never given to another destination; when the range is used up, a new
+ * stream brings a new range.
+ *
+ * A failed connection comes as a reset, and its errno as a message here, by
+ * the port that the socket connected from. Which of the two is seen first is
+ * chance. Failures that nobody waits for yet are kept in a small array, where
+ * newer ones overwrite them: a program that never asks costs nothing.
+ *
+ * If the stream breaks, the next connect() tries to open another one.
+ */
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+#include <linux/vm_sockets.h>
+
+#include "../tsi_protocol.h"
+#include "tsi.h"
+
+#define MAX_WINDOW 8192
+#define FAILURES   4096
+#define ANSWER_S   5	/* for the host to accept and greet us */
+#define SEND_S	   1	/* for room in the stream */
+#define RETRY_MS   1000 /* after a stream that could not be opened */
+#define MAX_ERRNO  4095
+#define NONE	   UINT32_MAX
+
+/**
+ * struct route - A registered destination
+ * @dst:	Destination
+ * @token:	Its token; 0: slot is free
+ * @next:	Next slot with the same hash, or NONE
+ */
+struct route {
+	struct destination dst;
+	uint32_t token;
+	uint32_t next;
+};
+
+/**
+ * struct failure - What a message said of a connection
+ * @guest_port:	Its port
+ * @error:	errno
+ */
+struct failure {
+	uint32_t guest_port;
+	int error;
+};
+
+/**
+ * struct control - The stream
+ * @source:	In the event loop
+ * @fd:		Socket, -1 if there is none
+ * @retry_ms:	Not before then is another one tried
+ * @welcome:	What the host granted
+ * @used:	Tokens registered, of welcome.token_count
+ * @in_len:	Bytes in @in
+ * @in:		Start of a message that isn't here in full
+ */
+static struct control {
+	struct source source;
+	int fd;
+	int64_t retry_ms;
+	struct tsi_welcome welcome;
+	uint32_t used;
+	size_t in_len;
+	uint8_t in[sizeof(struct tsi_header) + 512];
+} control = {.fd = -1};
+
+static struct route routes[MAX_WINDOW];
+static uint32_t heads[MAX_WINDOW]; /* by hash: slot in routes[], or NONE */
+static struct failure failures[FAILURES];
+
+/* ---- the table of destinations ---- */
+
+/**
+ * hash() - Spread destinations over heads[]
+ * @dst:	Destination
+ *
+ * Returns: index into heads[]
+ */
+static uint32_t hash(const struct destination *dst)
+{
+	uint64_t high, low;
+
+	memcpy(&high, dst->address.s6_addr, sizeof(high));
+	memcpy(&low, dst->address.s6_addr + sizeof(high), sizeof(low));
+	high ^= (uint64_t)dst->port << 48;
+	low = (low ^ (high * UINT64_C(0x9e3779b97f4a7c15))) *
+	      UINT64_C(0xff51afd7ed558ccd);
+	return (uint32_t)(low >> 32) % MAX_WINDOW;
+}
+
+/**
+ * same() - Compare two destinations
+ * @a:		One
+ * @b:		Other
+ *
+ * Returns: true if they are equal
+ */
+static bool same(const struct destination *a, const struct destination *b)
+{
+	return a->port == b->port &&
+	       IN6_ARE_ADDR_EQUAL(&a->address, &b->address);
+}
+
+/**
+ * route_unlink() - Take a slot that is about to be overwritten off its chain
+ * @slot:	Slot
+ */
+static void route_unlink(uint32_t slot)
+{
+	uint32_t *link = &heads[hash(&routes[slot].dst)];
+
+	if (!routes[slot].token)
+		return;
+	while (*link != NONE && *link != slot)
+		link = &routes[*link].next;
+	if (*link == slot)
+		*link = routes[slot].next;
+}
+
+/**
+ * route_forget() - The host doesn't know a token
+ * @token:	Token
+ *
+ * It is off its chain, so that nothing finds it; a connection that lives on
+ * still finds its peer's name in the slot.
+ */
+static void route_forget(uint32_t token)
+{
+	uint32_t sequence = token - control.welcome.first_token;
+
+	if (sequence < control.used &&
+	    control.used - sequence <= control.welcome.window)
+		route_unlink(sequence % control.welcome.window);
+}
+
+/* ---- the stream ---- */
+
+/**
+ * stream_close() - The stream is of no use any more
+ * @why:	For the log
+ */
+static void stream_close(const char *why)
+{
+	if (control.fd < 0)
+		return;
+	complain("control stream: %s", why);
+	loop_del(control.fd);
+	close(control.fd);
+	control.fd = -1;
+	control.in_len = 0;
+	control.retry_ms = now_ms() + RETRY_MS;
+}
+
+/**
+ * stream_send() - Send a message
+ * @fd:		Stream
+ * @type:	enum tsi_type
+ * @payload:	Payload
+ * @len:	Bytes of it
+ *
+ * Returns: 0, or an errno
+ */
+static int stream_send(int fd, uint16_t type, const void *payload, size_t len)
+{
+	uint8_t msg[sizeof(struct tsi_header) + sizeof(struct tsi_route)];
+	struct tsi_header header = {.type = type, .len = (uint16_t)len};
+
+	memcpy(msg, &header, sizeof(header));
+	memcpy(msg + sizeof(header), payload, len);
+	len += sizeof(header);
+	if (send(fd, msg, len, MSG_NOSIGNAL) != (ssize_t)len)
+		return errno ? errno : EPIPE;
+	return 0;
+}
+
+/**
+ * stream_greet() - Exchange HELLO and WELCOME
+ * @fd:		Stream, blocking with timeouts
+ *
+ * Returns: 0, or an errno after complaining
+ */
+static int stream_greet(int fd)
+{
+	const struct tsi_hello hello = {
+	    .magic = TSI_MAGIC,
+	    .version_min = TSI_VERSION,
+	    .version_max = TSI_VERSION,
+	};
+	struct tsi_header header;
+	char text[sizeof(uint32_t) + TSI_MAX_TEXT + 1] = {0};
+	int error = stream_send(fd, TSI_HELLO, &hello, sizeof(hello));
+
+	if (error)
+		return error;
+	if (recv(fd, &header, sizeof(header), MSG_WAITALL) != sizeof(header))
+		return EPROTO;
+	if (header.type == TSI_WELCOME &&
+	    header.len == sizeof(control.welcome)) {
+		if (recv(fd, &control.welcome, header.len, MSG_WAITALL) !=
+		    header.len)
+			return EPROTO;
+		if (control.welcome.version == TSI_VERSION &&
+		    control.welcome.first_token >= TSI_FIRST_TOKEN &&
+		    control.welcome.window > 0)
+			return 0;
+	} else if (header.type == TSI_REFUSED &&
+		   header.len >= sizeof(uint32_t) &&
+		   header.len < sizeof(text)) {
+		if (recv(fd, text, header.len, MSG_WAITALL) == header.len)
+			complain("the host refuses: %s",
+				 text + sizeof(uint32_t));
+		return ECONNREFUSED;
+	}
+	return EPROTO;
+}
+
+/**
+ * handle_failed() - A FAILED message
+ * @failed:	Payload
+ */
+static void handle_failed(const struct tsi_failed *failed)
+{
+	struct failure *slot = &failures[failed->guest_port % FAILURES];
+	int error = ECONNREFUSED;
+
+	if (failed->error > 0 && failed->error <= MAX_ERRNO)
+		error = (int)failed->error;
+	debug("port %u failed: %s", failed->guest_port, strerror(error));
+	if (error == ESTALE) { /* the next connect() registers it anew */
+		route_forget(failed->token);
+		error = ENETUNREACH;
+	}
+	*slot =
+	    (struct failure){.guest_port = failed->guest_port, .error = error};
+	connect_failure_arrived(failed->guest_port);
+}
+
+/**
+ * stream_parse() - Handle the complete messages in the buffer
+ *
+ * Returns: NULL, or what is wrong with them
+ */
+static const char *stream_parse(void)
+{
+	struct tsi_header header;
+	struct tsi_failed failed;
+	size_t at = 0;
+
+	while (control.in_len - at >= sizeof(header)) {
+		memcpy(&header, control.in + at, sizeof(header));
+		if (header.type != TSI_FAILED || header.len != sizeof(failed))
+			return "the host sent what it should not";
+		if (control.in_len - at < sizeof(header) + header.len)
+			break;
+		memcpy(&failed, control.in + at + sizeof(header),
+		       sizeof(failed));
+		at += sizeof(header) + header.len;
+		handle_failed(&failed);
+	}
+	control.in_len -= at;
+	memmove(control.in, control.in + at, control.in_len);
+	return NULL;
+}
+
+/**
+ * stream_ready() - Read what the host sent
+ * @source:	Unused: there is one stream
+ * @events:	Unused: reading tells
+ */
+static void stream_ready(struct source *source, uint32_t events)
+{
+	ssize_t len;
+	const char *wrong;
+
+	(void)source;
+	(void)events;
+	while (control.fd >= 0) {
+		len = recv(control.fd, control.in + control.in_len,
+			   sizeof(control.in) - control.in_len, MSG_DONTWAIT);
+		if (len < 0 && (errno == EAGAIN || errno == EINTR))
+			return;
+		if (len <= 0) {
+			stream_close("the host closed it");
+			return;
+		}
+		control.in_len += (size_t)len;
+		wrong = stream_parse();
+		if (wrong)
+			stream_close(wrong);
+	}
+}
+
+/**
+ * stream_open() - Open a stream and forget the routes of the one before
+ *
+ * Returns: 0, or an errno
+ */
+static int stream_open(void)
+{
+	const struct timeval answer = {.tv_sec = ANSWER_S};
+	const struct timeval room = {.tv_sec = SEND_S};
+	int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	int error;
+
+	if (fd < 0)
+		return errno;
+	setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &answer,
+		   sizeof(answer));
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &answer, sizeof(answer));
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &room, sizeof(room));
+	error = sock_connect(fd, TSI_PORT);
+	if (!error)
+		error = stream_greet(fd);
+	if (error) {
+		close(fd);
+		control.retry_ms = now_ms() + RETRY_MS;
+		return error;
+	}
+
+	memset(routes, 0, sizeof(routes));
+	memset(heads, 0xff, sizeof(heads)); /* NONE */
+	if (control.welcome.window > MAX_WINDOW)
+		control.welcome.window = MAX_WINDOW;
+	sock_set_connect_timeout(control.welcome.connect_timeout_ms);
+	control.used = 0;
+	control.fd = fd;
+	control.source.ready = stream_ready;
+	loop_add(&control.source, fd, EPOLLIN);
+	return 0;
+}
+
+/**
+ * control_start() - Open the stream
+ *
+ * Returns: 0, or an errno
+ */
+int control_start(void)
+{
+	return stream_open();
+}
+
+/* ---- tokens ---- */
+
+/**
+ * route_add() - Register a destination under the next token
+ * @dst:	Destination
+ * @ret_token:	The token
+ *
+ * Returns: 0, or an errno
+ */
+static int route_add(const struct destination *dst, uint32_t *ret_token)
+{
+	uint32_t token = control.welcome.first_token + control.used;
+	uint32_t slot = control.used % control.welcome.window;
+	uint32_t *head = &heads[hash(dst)];
+	bool v4 = IN6_IS_ADDR_V4MAPPED(&dst->address);
+	struct tsi_route msg = {
+	    .token = token,
+	    .family = v4 ? TSI_IPV4 : TSI_IPV6,
+	    .port = dst->port,
+	};
+	int error;
+
+	memcpy(msg.address, dst->address.s6_addr + (v4 ? 12 : 0), v4 ? 4 : 16);
+	error = stream_send(control.fd, TSI_ROUTE, &msg, sizeof(msg));
+	if (error)
+		return error;
+
+	control.used++;
+	route_unlink(slot);
+	routes[slot] = (struct route){.dst = *dst, .token = token};
+	routes[slot].next = *head;
+	*head = slot;
+	*ret_token = token;
+	return 0;
+}
+
+/**
+ * control_token() - The token to connect to for a destination
+ * @dst:	Destination
+ * @ret_token:	Its token, registered now if it was not yet
+ *
+ * Returns: 0, or an errno
+ */
+int control_token(const struct destination *dst, uint32_t *ret_token)
+{
+	uint32_t slot;
+
+	if (control.fd >= 0 && control.used == control.welcome.token_count)
+		stream_close("all its tokens are used, opening another");
+	if (control.fd < 0 &&
+	    (now_ms() < control.retry_ms || stream_open() != 0))
+		return ENETUNREACH;
+
+	for (slot = heads[hash(dst)]; slot != NONE; slot = routes[slot].next)
+		if (same(&routes[slot].dst, dst)) {
+			*ret_token = routes[slot].token;
+			return 0;
+		}
+	if (route_add(dst, ret_token)) {
+		stream_close("the host doesn't read it");
+		return ENETUNREACH;
+	}
+	return 0;
+}
+
+/**
+ * control_destination() - What a token stands for
+ * @token:	Token
+ * @ret_dst:	Its destination
+ *
+ * Returns: false if that was forgotten
+ */
+bool control_destination(uint32_t token, struct destination *ret_dst)
+{
+	uint32_t sequence = token - control.welcome.first_token;
+	const struct route *route;
+
+	if (!control.welcome.window)
+		return false;
+	route = &routes[sequence % control.welcome.window];
+	if (route->token != token || token == 0)
+		return false;
+	*ret_dst = route->dst;
+	return true;
+}
+
+/**
+ * control_pod_address() - The pod's address
+ * @v4:		The IPv4 one
+ *
+ * Returns: address, v4-mapped if IPv4; unspecified if it has none
+ */
+struct in6_addr control_pod_address(bool v4)
+{
+	struct in6_addr addr = {0};
+
+	if (v4) {
+		addr.s6_addr16[5] = 0xffff;
+		memcpy(addr.s6_addr + 12, control.welcome.ipv4, 4);
+	} else {
+		memcpy(addr.s6_addr, control.welcome.ipv6, 16);
+	}
+	return addr;
+}
+
+/* ---- failures ---- */
+
+/**
+ * control_failure() - What the host said of a connection, if it did
+ * @guest_port:	The socket's port
+ *
+ * Returns: errno, 0 if the host has said nothing yet; telling it forgets it
+ */
+int control_failure(uint32_t guest_port)
+{
+	struct failure *slot = &failures[guest_port % FAILURES];
+	int error = slot->error;
+
+	if (slot->guest_port != guest_port)
+		return 0;
+	*slot = (struct failure){0};
+	return error;
+}

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * sock.c - the vsock sockets that programs take for TCP sockets
+ *
+ * Theory of operation
+ * ===================
+ *
+ * Each socket carries its own label, and the agent keeps no table of sockets.
+ * The agent doesn't see a program close a socket, nor fork, nor exit, so a
+ * table could only guess when a row is stale; and an agent that is restarted
+ * would have lost it.
+ *
+ * The label is kept in SO_VM_SOCKETS_BUFFER_MAX_SIZE, a 64-bit value that the
+ * kernel stores per socket, gives back unchanged, and uses for one thing: as
+ * an upper bound for a later SO_VM_SOCKETS_BUFFER_SIZE, which no TCP program
+ * sets. The top byte is a mark that makes the value huge, hence harmless, and
+ * tells our sockets from a program's own vsock sockets (the default is
+ * 262144) and from all other files (the getsockopt() fails). Below it are the
+ * family the program asked for, what connect() still owes it, and the values
+ * of the TCP options that it may read back.
+ *
+ * All else the kernel knows: whether a socket is connected and to which
+ * token (getpeername), its local port (getsockname), its error.
+ *
+ * Facts of net/vmw_vsock/af_vsock.c that this file relies on:
+ *
+ * - A failed connect() leaves the socket "connecting" until a blocking
+ *   connect() collects the error; only then can it be connected again. That
+ *   call looks at the address only if the socket is not connecting, so that a
+ *   call with an address of no family collects and never starts (sock_settle).
+ * - A non-blocking connect() arms a timer with the socket's connect timeout
+ *   (2 s unless set), which ends the attempt, and holds a reference to the
+ *   socket until then, even if it is connected or closed long before. So the
+ *   timeout is what the host needs to settle a connect, and not more: closed
+ *   sockets cost 1.4 KiB until it has passed.
+ */
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+#include <linux/vm_sockets.h>
+
+#include "../tsi_protocol.h"
+#include "tsi.h"
+
+#define LABEL_MARK	(UINT64_C(0x54) << 56)
+#define LABEL_MARK_MASK (UINT64_C(0xff) << 56)
+
+static struct timeval connect_timeout = {.tv_sec = 30};
+
+/* One socket of each kind that was asked for before, made ahead of time */
+static struct spare {
+	bool wanted;
+	int fd; /* -1 if not @wanted or just taken; 0 is never one of ours */
+} spares[2][2];
+
+/**
+ * sock_set_connect_timeout() - Set what sockets made from now on wait
+ * @timeout_ms:	For the host to answer a connection request
+ */
+void sock_set_connect_timeout(uint32_t timeout_ms)
+{
+	connect_timeout = (struct timeval){
+	    .tv_sec = timeout_ms / 1000,
+	    .tv_usec = (timeout_ms % 1000) * 1000,
+	};
+}
+
+/**
+ * make() - Make a socket
+ * @family:	AF_INET or AF_INET6: what the program asked for
+ * @nonblock:	Whether it is non-blocking
+ *
+ * Returns: the socket; -1 with errno set otherwise
+ */
+static int make(int family, bool nonblock)
+{
+	int type = SOCK_STREAM | SOCK_CLOEXEC | (nonblock ? SOCK_NONBLOCK : 0);
+	int fd = socket(AF_VSOCK, type, 0);
+
+	if (fd < 0)
+		return -1;
+	setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT,
+		   &connect_timeout, sizeof(connect_timeout));
+	sock_set_label(fd, family == AF_INET6 ? LABEL_V6 : 0);
+	return fd;
+}
+
+/**
+ * sock_create() - Give out a socket
+ * @family:	AF_INET or AF_INET6: what the program asked for
+ * @nonblock:	Whether it is non-blocking
+ *
+ * Returns: the socket, the caller's to close; -1 with errno set otherwise
+ */
+int sock_create(int family, bool nonblock)
+{
+	struct spare *spare = &spares[family == AF_INET6][nonblock];
+	int fd = spare->fd;
+
+	spare->wanted = true;
+	spare->fd = 0;
+	return fd > 0 ? fd : make(family, nonblock);
+}
+
+/**
+ * sock_refill() - Make the next sockets, while the program runs on
+ */
+void sock_refill(void)
+{
+	for (int v6 = 0; v6 < 2; v6++)
+		for (int nonblock = 0; nonblock < 2; nonblock++) {
+			struct spare *spare = &spares[v6][nonblock];
+			int fd;
+
+			if (!spare->wanted || spare->fd > 0)
+				continue;
+			fd = make(v6 ? AF_INET6 : AF_INET, nonblock);
+			spare->fd = fd > 0 ? fd : 0;
+		}
+}
+
+/**
+ * sock_label() - Is this one of our sockets?
+ * @fd:		Any file
+ * @ret_label:	Its label, without the mark
+ *
+ * Returns: true if it is
+ */
+bool sock_label(int fd, uint64_t *ret_label)
+{
+	uint64_t value;
+	socklen_t len = sizeof(value);
+
+	if (getsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_BUFFER_MAX_SIZE, &value,
+		       &len) ||
+	    (value & LABEL_MARK_MASK) != LABEL_MARK)
+		return false;
+	*ret_label = value & ~LABEL_MARK_MASK;
+	return true;
+}
+
+/**
+ * sock_set_label() - Change what a socket carries
+ * @fd:		One of our sockets
+ * @label:	LABEL_* bits and fields
+ */
+void sock_set_label(int fd, uint64_t label)
+{
+	uint64_t value = LABEL_MARK | label;
+
+	setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_BUFFER_MAX_SIZE, &value,
+		   sizeof(value));
+}
+
+/**
+ * sock_connect() - connect() to a port of the host
+ * @fd:		One of our sockets, non-blocking unless the caller may wait
+ * @port:	Port
+ *
+ * Returns: 0, or an errno
+ */
+int sock_connect(int fd, uint32_t port)
+{
+	struct sockaddr_vm addr = {
+	    .svm_family = AF_VSOCK,
+	    .svm_port = port,
+	    .svm_cid = TSI_HOST_CID,
+	};
+
+	return connect(fd, (struct sockaddr *)&addr, sizeof(addr)) ? errno : 0;
+}
+
+/**
+ * sock_settle() - Collect a failed connect(): the socket is unconnected again
+ * @fd:		One of our sockets with POLLERR: it does not block then
+ *
+ * Returns: the errno of the attempt
+ */
+int sock_settle(int fd)
+{
+	struct sockaddr_vm nowhere = {.svm_family = AF_UNSPEC};
+	bool nonblock = sock_is_nonblocking(fd);
+	int error = 0, pending = 0;
+	socklen_t len = sizeof(pending);
+
+	if (nonblock)
+		sock_set_nonblocking(fd, false);
+	if (connect(fd, (struct sockaddr *)&nowhere, sizeof(nowhere)))
+		error = errno;
+	if (nonblock)
+		sock_set_nonblocking(fd, true);
+
+	/* EINVAL: it was unconnected already, with the error still pending */
+	if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &pending, &len))
+		pending = 0;
+	if (error == EINVAL || error == 0)
+		error = pending;
+	return error ? error : ECONNRESET;
+}
+
+/**
+ * sock_local_port() - The vsock port of our end
+ * @fd:		One of our sockets
+ *
+ * Returns: the port, NO_PORT if it was never connected
+ */
+uint32_t sock_local_port(int fd)
+{
+	struct sockaddr_vm addr;
+	socklen_t len = sizeof(addr);
+
+	if (getsockname(fd, (struct sockaddr *)&addr, &len))
+		return NO_PORT;
+	return addr.svm_port;
+}
+
+/**
+ * sock_peer_port() - The vsock port of the other end: a token
+ * @fd:		One of our sockets
+ *
+ * Returns: the token, NO_PORT if it isn't connected
+ */
+uint32_t sock_peer_port(int fd)
+{
+	struct sockaddr_vm addr;
+	socklen_t len = sizeof(addr);
+
+	if (getpeername(fd, (struct sockaddr *)&addr, &len))
+		return NO_PORT;
+	return addr.svm_port;
+}
+
+/**
+ * sock_is_nonblocking() - O_NONBLOCK, which programs change unseen
+ * @fd:		Socket
+ *
+ * Returns: true if it is set
+ */
+bool sock_is_nonblocking(int fd)
+{
+	return fcntl(fd, F_GETFL) & O_NONBLOCK;
+}
+
+/**
+ * sock_set_nonblocking() - Set or clear O_NONBLOCK
+ * @fd:		Socket; the flag is the file's, the program sees it too
+ * @on:		Set it
+ *
+ * F_SETFL replaces O_APPEND, O_ASYNC, O_DIRECT and O_NOATIME as well; none of
+ * them but O_ASYNC means anything for a socket, so FIONBIO, which leaves the
+ * others alone, does it in one call.
+ */
+void sock_set_nonblocking(int fd, bool on)
+{
+	int value = on;
+
+	ioctl(fd, FIONBIO, &value);
+}

@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * tsi_protocol.h - messages between tsi-agent and the host's TSI service
+ *
+ * docs/tsi-protocol.md is the specification; fastpath/tsi/protocol.py is the
+ * other end. All integers are little-endian. A message is a header and
+ * `len` bytes of payload; each type has one size, REFUSED's text excepted.
+ */
+#ifndef TSI_PROTOCOL_H
+#define TSI_PROTOCOL_H
+
+#include <assert.h>
+#include <stdint.h>
+
+#define TSI_HOST_CID	2U
+#define TSI_PORT	21587U /* "TS": the control stream, on TSI_HOST_CID */
+#define TSI_MAGIC	0x41495354U /* "TSIA" on the wire */
+#define TSI_VERSION	1U
+#define TSI_FIRST_TOKEN 0x10000U /* no token is below: those are vsock ports   \
+				  */
+#define TSI_MAX_TEXT 200U
+
+/**
+ * enum tsi_type - Message types; 16 to 63 are kept for listeners and datagrams
+ * @TSI_HELLO:		guest to host, first message: struct tsi_hello
+ * @TSI_WELCOME:	host to guest, the answer: struct tsi_welcome
+ * @TSI_REFUSED:	host to guest, the stream ends: u32 code, then text
+ * @TSI_ROUTE:		guest to host: struct tsi_route
+ * @TSI_FAILED:		host to guest: struct tsi_failed
+ */
+enum tsi_type {
+	TSI_HELLO = 1,
+	TSI_WELCOME = 2,
+	TSI_REFUSED = 3,
+	TSI_ROUTE = 4,
+	TSI_FAILED = 5,
+};
+
+/**
+ * enum tsi_family - Address family in a ROUTE, Linux's numbers don't matter
+ * @TSI_IPV4:	The first four bytes of the address count, the rest is 0
+ * @TSI_IPV6:	All sixteen do; never a v4-mapped address
+ */
+enum tsi_family {
+	TSI_IPV4 = 4,
+	TSI_IPV6 = 6,
+};
+
+/**
+ * struct tsi_header - What every message starts with
+ * @type:	enum tsi_type
+ * @len:	Bytes that follow
+ */
+struct tsi_header {
+	uint16_t type;
+	uint16_t len;
+};
+static_assert(sizeof(struct tsi_header) == 4, "wire layout");
+
+/**
+ * struct tsi_hello - Who speaks
+ * @magic:	TSI_MAGIC
+ * @version_min: Oldest version the agent speaks
+ * @version_max: Newest one
+ */
+struct tsi_hello {
+	uint32_t magic;
+	uint16_t version_min;
+	uint16_t version_max;
+};
+static_assert(sizeof(struct tsi_hello) == 8, "wire layout");
+
+/**
+ * struct tsi_welcome - What the agent may use
+ * @version:	The one both use from here on
+ * @reserved:	0
+ * @first_token: First token that belongs to this stream
+ * @token_count: How many do, in sequence
+ * @window:	The latest so many registered tokens can be connected to
+ * @connect_timeout_ms: The host has settled every connect by then
+ * @ipv4:	The pod's address in network order; 0: has none
+ * @ipv6:	Same; all 0: has none
+ */
+struct tsi_welcome {
+	uint16_t version;
+	uint16_t reserved;
+	uint32_t first_token;
+	uint32_t token_count;
+	uint32_t window;
+	uint32_t connect_timeout_ms;
+	uint8_t ipv4[4];
+	uint8_t ipv6[16];
+};
+static_assert(sizeof(struct tsi_welcome) == 40, "wire layout");
+
+/**
+ * struct tsi_route - Give a destination a token, for good
+ * @token:	The stream's next token: they are registered in rising order
+ * @family:	enum tsi_family
+ * @port:	TCP port
+ * @address:	In network order
+ */
+struct tsi_route {
+	uint32_t token;
+	uint16_t family;
+	uint16_t port;
+	uint8_t address[16];
+};
+static_assert(sizeof(struct tsi_route) == 24, "wire layout");
+
+/**
+ * struct tsi_failed - Why a connection request was, or will be, reset
+ * @guest_port:	The request's source port
+ * @token:	Its destination port
+ * @error:	Linux errno; ESTALE: the host doesn't know the token (any more)
+ */
+struct tsi_failed {
+	uint32_t guest_port;
+	uint32_t token;
+	uint32_t error;
+};
+static_assert(sizeof(struct tsi_failed) == 12, "wire layout");
+
+#endif /* TSI_PROTOCOL_H */
