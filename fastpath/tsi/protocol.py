@@ -1,0 +1,240 @@
+"""Messages of the TSI control stream: bytes to values and back; no I/O.
+
+`guest/tsi_protocol.h` is the other end. What a guest sends is checked here, once:
+a value of these types is well formed.
+
+Spec: docs/tsi-protocol.md, section 3 "Messages".
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from vhost_user.engine import SocketAddress
+
+TSI_PORT: Final = 21587
+"""vsock port of the control stream on the host."""
+VERSION: Final = 1
+"""The only version there is."""
+FIRST_TOKEN: Final = 0x10000
+"""Lowest vsock port that is a token."""
+UNKNOWN_TOKEN: Final = 116
+"""`error` of a FAILED for a token that the host does not know: ESTALE."""
+MAX_TEXT: Final = 200
+"""Most bytes of a REFUSED message's text."""
+
+_MAGIC: Final = 0x41495354  # "TSIA"
+_HEADER: Final = struct.Struct("<HH")
+_HELLO: Final = struct.Struct("<IHH")
+_WELCOME: Final = struct.Struct("<HHIIII4s16s")
+_REFUSED: Final = struct.Struct("<I")
+_ROUTE: Final = struct.Struct("<IHH16s")
+_FAILED: Final = struct.Struct("<III")
+
+
+class Type(enum.IntEnum):
+    """Message types; 16 to 63 are kept for listeners and datagrams."""
+
+    HELLO = 1
+    WELCOME = 2
+    REFUSED = 3
+    ROUTE = 4
+    FAILED = 5
+
+
+class Refusal(enum.IntEnum):
+    """Why the host ends a stream; `code` of a REFUSED message."""
+
+    MALFORMED = 1
+    VERSION = 2
+    UNEXPECTED = 3
+    LIMIT = 4
+
+
+class ProtocolError(Exception):
+    """The guest broke the protocol: its stream is refused.
+
+    Args:
+        code: goes into the REFUSED message.
+        text: likewise; ASCII, at most `MAX_TEXT` bytes.
+    """
+
+    def __init__(self, code: Refusal, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        self.text = text
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The agent's first message: the versions it speaks."""
+
+    version_min: int
+    version_max: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome:
+    """The answer to HELLO: what the agent may use."""
+
+    first_token: int
+    """First token that belongs to the stream."""
+    token_count: int
+    """How many do, in sequence."""
+    window: int
+    """The latest so many registered tokens can be connected to."""
+    connect_timeout_ms: int
+    """By then the host has settled every connect."""
+    ipv4: ipaddress.IPv4Address | None = None
+    """The pod's, for getsockname()."""
+    ipv6: ipaddress.IPv6Address | None = None
+
+    def encode(self) -> bytes:
+        """Return the message."""
+        payload = _WELCOME.pack(
+            VERSION,
+            0,
+            self.first_token,
+            self.token_count,
+            self.window,
+            self.connect_timeout_ms,
+            self.ipv4.packed if self.ipv4 else bytes(4),
+            self.ipv6.packed if self.ipv6 else bytes(16),
+        )
+        return _message(Type.WELCOME, payload)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The host ends the stream, and says why."""
+
+    code: Refusal
+    text: str
+
+    def encode(self) -> bytes:
+        """Return the message; a long text is cut."""
+        text = self.text.encode("ascii", "backslashreplace")[:MAX_TEXT]
+        return _message(Type.REFUSED, _REFUSED.pack(self.code) + text)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The agent gives a destination a token."""
+
+    token: int
+    destination: SocketAddress
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Why the guest's connection request was reset."""
+
+    guest_port: int
+    token: int
+    error: int
+    """Linux errno, or `UNKNOWN_TOKEN`."""
+
+    def encode(self) -> bytes:
+        """Return the message."""
+        payload = _FAILED.pack(self.guest_port, self.token, self.error)
+        return _message(Type.FAILED, payload)
+
+
+GuestMessage = Hello | Route
+"""What an agent may send."""
+
+
+class Decoder:
+    """Cuts a guest's bytes into messages; holds at most one incomplete one."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[GuestMessage]:
+        """Add `data`; yield the messages that are complete.
+
+        Raises:
+            ProtocolError: at the first message that breaks the protocol. What
+                follows it has no meaning: feed no more.
+        """
+        self._buffer += data
+        at = 0
+        try:
+            while len(self._buffer) - at >= _HEADER.size:
+                number, size = _HEADER.unpack_from(self._buffer, at)
+                decode = _decoder_of(number, size)
+                end = at + _HEADER.size + size
+                if len(self._buffer) < end:
+                    break
+                yield decode(bytes(self._buffer[at + _HEADER.size : end]))
+                at = end
+        finally:
+            del self._buffer[:at]
+
+
+def source_port(guest_port: int) -> int:
+    """Return the TCP source port that stands for a guest's vsock port.
+
+    getsockname() in the guest says the same, so that a line in an access log and
+    one in the program's log can be matched.
+    """
+    return guest_port & 0xFFFF
+
+
+def _message(kind: Type, payload: bytes) -> bytes:
+    return _HEADER.pack(kind, len(payload)) + payload
+
+
+def _decode_hello(payload: bytes) -> Hello:
+    magic, version_min, version_max = _HELLO.unpack(payload)
+    if magic != _MAGIC:
+        raise ProtocolError(Refusal.MALFORMED, f"HELLO: magic is {magic:#x}")
+    if version_min > version_max:
+        raise ProtocolError(
+            Refusal.MALFORMED, f"HELLO: versions {version_min} to {version_max}"
+        )
+    return Hello(version_min, version_max)
+
+
+def _decode_route(payload: bytes) -> Route:
+    token, family, port, address = _ROUTE.unpack(payload)
+    if token < FIRST_TOKEN:
+        raise ProtocolError(Refusal.MALFORMED, f"ROUTE: {token} is no token")
+    if family == 4 and not any(address[4:]):
+        return Route(token, (str(ipaddress.IPv4Address(address[:4])), port))
+    if family == 6:
+        ipv6 = ipaddress.IPv6Address(address)
+        if ipv6.ipv4_mapped is None:
+            return Route(token, (str(ipv6), port))
+    raise ProtocolError(
+        Refusal.MALFORMED, f"ROUTE: family {family}, address {address.hex()}"
+    )
+
+
+_DECODERS: Final[dict[int, tuple[int, Callable[[bytes], GuestMessage]]]] = {
+    Type.HELLO: (_HELLO.size, _decode_hello),
+    Type.ROUTE: (_ROUTE.size, _decode_route),
+}
+
+
+def _decoder_of(number: int, size: int) -> Callable[[bytes], GuestMessage]:
+    """Return what decodes a message with this header.
+
+    Raises:
+        ProtocolError: no agent may send such a message.
+    """
+    found = _DECODERS.get(number)
+    if found is None:
+        raise ProtocolError(Refusal.UNEXPECTED, f"message type {number}")
+    want, decode = found
+    if size != want:
+        name = Type(number).name
+        raise ProtocolError(Refusal.MALFORMED, f"{name}: {size} bytes, need {want}")
+    return decode

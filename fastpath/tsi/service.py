@@ -1,0 +1,410 @@
+"""The TSI service of one sandbox: control streams, tokens, connection events.
+
+    agent --- HELLO, ROUTE ---> ControlStream --> TsiService <-- events --- engine
+          <-- WELCOME, FAILED --                      |  answers, routes -->
+                                                      v
+                                               Router: policy, routing, log
+
+A guest's program connects a vsock socket to a token's port. The engine asks about
+a port it has no route for; the token is looked up, the router decides, and if it
+says that it will always decide so, the port becomes a route of the engine's: later
+connects to the destination never come here before they are dialled.
+
+The guest is hostile, and this is the code that reads what it writes. All that it
+can make us keep is bounded: streams, tokens, held requests. It can break its own
+connections and no others.
+
+A token's destination never changes, which keeps the access log honest: whatever
+an event refers to by port is what was decided on. Three rules see to that: each
+stream gets tokens of its own range; a range is given out again only a while after
+its stream ended; and tokens are registered no faster than `MESSAGES_A_SECOND`, so
+that one is forgotten only after any dial to it has settled.
+
+Spec: docs/tsi-protocol.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import itertools
+import logging
+import socket
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol, TypeVarTuple, Unpack
+
+from fastpath.tsi.protocol import (
+    FIRST_TOKEN,
+    TSI_PORT,
+    UNKNOWN_TOKEN,
+    VERSION,
+    Failed,
+    Hello,
+    ProtocolError,
+    Refusal,
+    Refused,
+    Welcome,
+)
+from fastpath.tsi.protocol import Route as RouteMessage
+from fastpath.tsi.stream import ControlStream
+from vhost_user.engine import Ask, EventKind, Reset
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from fastpath.tsi.protocol import GuestMessage
+    from vhost_user.engine import Engine, Event, SocketAddress, Target
+    from vhost_user.vsock.device import VsockDevice
+
+log = logging.getLogger(__name__)
+
+Args = TypeVarTuple("Args")
+
+WINDOW: Final = 8192
+"""Tokens that an agent may use at a time, the latest it registered."""
+MAX_TOKENS: Final = 65536
+"""Tokens of all streams; one more and the oldest is forgotten. At the pace that
+streams are read at, that is no token younger than the longest dial."""
+MAX_STREAMS: Final = 64
+"""Control streams at a time: agents in the guest."""
+MAX_HELD: Final = 1024
+"""Connection requests that wait for their ROUTE."""
+HOLD_S: Final = 5.0
+"""For so long: the control stream may lag behind the request."""
+RANGE_REST_S: Final = 60.0
+"""A range of tokens is not given out again for so long after its stream ended."""
+CONNECT_TIMEOUT_S: Final = 35.0
+"""What agents are told: more than the engine's dial timeout."""
+
+_RANGE_SIZE: Final = 1 << 20
+_RANGES: Final = (1 << 32) // _RANGE_SIZE - 1  # the first holds plain vsock ports
+_UNROUTES_AT_ONCE: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A router's answer."""
+
+    target: Target
+    """`Reset(errno)`: denied."""
+    cacheable: bool
+    """Whether the answer to this destination will always be the same."""
+
+
+class Router(Protocol):
+    """Decides on connections and hears of their fate, in the event loop."""
+
+    def route(self, destination: SocketAddress, conn: int) -> Route:
+        """Decide on the request `conn`. Not called if an answer was cacheable."""
+        ...
+
+    def opened(self, event: Event, destination: SocketAddress) -> None:
+        """A connection is established; perhaps one that `route` never saw."""
+        ...
+
+    def failed(self, event: Event, destination: SocketAddress) -> None:
+        """A connection never was."""
+        ...
+
+    def closed(self, event: Event, destination: SocketAddress) -> None:
+        """An established connection ended."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Agent:
+    """A control stream and the tokens it may register."""
+
+    range: int
+    stream: ControlStream | None = None
+    greeted: bool = False
+    next_token: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.next_token = self.range * _RANGE_SIZE
+
+    def owns(self, token: int) -> bool:
+        return token // _RANGE_SIZE == self.range
+
+
+@dataclass(slots=True)
+class TsiStats:
+    """What a service has, and counters since it began."""
+
+    streams: int = 0
+    """Open now."""
+    tokens: int = 0
+    """Known now."""
+    held: int = 0
+    """Requests that wait for their ROUTE now."""
+    refused: int = 0
+    """Streams ended for what they sent, or for want of room."""
+    ignored: int = 0
+    """ROUTEs of tokens that were not the stream's to register."""
+    forgotten: int = 0
+    """Tokens dropped because there were too many."""
+    unknown: int = 0
+    """Requests for tokens that nobody registered."""
+    unsent: int = 0
+    """FAILED messages that the guest had left no room for."""
+
+
+class TsiService:
+    """Serves the agents of one sandbox's guest.
+
+    Gives the device its routes. The device's events go to `handle_event`, FAILED
+    among those it wants; a router hears of the others if the device wants them.
+
+    Args:
+        engine: the device's.
+        device: the sandbox's.
+        router: decides.
+        addresses: the pod's, for getsockname() in the guest.
+        name: the sandbox's, for the log.
+        other: where connections to ports go that are not TSI's.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        device: VsockDevice,
+        router: Router,
+        *,
+        addresses: Sequence[str],
+        name: str,
+        other: Target = Reset(),  # noqa: B008  frozen
+    ) -> None:
+        self._engine = engine
+        self._device = device
+        self._router = router
+        self._name = name
+        self._other = other
+        self._stats = TsiStats()
+        self._agents: dict[int, _Agent] = {}  # by range
+        self._range = 0  # given out last
+        self._tokens: dict[int, SocketAddress] = {}  # oldest first
+        self._routed: set[int] = set()
+        self._held: dict[int, list[int]] = {}  # connections by token
+        self._live: dict[int, SocketAddress] = {}  # by connection
+        self._timers: set[asyncio.TimerHandle] = set()
+        ips = [ipaddress.ip_address(address) for address in addresses]
+        self._ipv4 = next((ip for ip in ips if ip.version == 4), None)
+        self._ipv6 = next((ip for ip in ips if ip.version == 6), None)
+        device.handle.route(TSI_PORT, Ask())
+        device.handle.route(None, Ask())
+
+    def stats(self) -> TsiStats:
+        """Return the counters; the object stays current."""
+        self._stats.streams = sum(a.stream is not None for a in self._agents.values())
+        self._stats.tokens = len(self._tokens)
+        self._stats.held = sum(map(len, self._held.values()))
+        return self._stats
+
+    def handle_event(self, event: Event) -> None:
+        """Handle an event of the device."""
+        if event.kind is EventKind.BROKEN:
+            return
+        if event.port >= FIRST_TOKEN:
+            self._handle_token(event)
+        elif event.kind is not EventKind.REQUEST:
+            return
+        elif event.port == TSI_PORT:
+            self._accept(event)
+        else:
+            self._engine.answer(event.conn, self._other)
+
+    def close(self) -> None:
+        """End the streams; the device keeps its routes."""
+        for agent in self._agents.values():
+            if agent.stream is not None:
+                agent.stream.close()
+        self._agents.clear()
+        for timer in self._timers:
+            timer.cancel()
+
+    # Connections
+
+    def _handle_token(self, event: Event) -> None:
+        agent = self._agents.get(event.port // _RANGE_SIZE)
+        if event.kind is EventKind.REQUEST and agent and agent.stream:
+            agent.stream.drain()  # its ROUTE was sent first
+        destination = self._live.get(event.conn) or self._tokens.get(event.port)
+        if event.kind is EventKind.REQUEST:
+            self._request(event.conn, event.port, destination)
+        elif event.kind is EventKind.FAILED:
+            self._tell_failed(event)
+            self._live.pop(event.conn, None)
+            if destination is not None:
+                self._router.failed(event, destination)
+        elif destination is None:
+            # cannot be: it was known when the request was answered
+            log.error("%s: event of unknown token %d", self._name, event.port)
+        elif event.kind is EventKind.OPENED:
+            self._live[event.conn] = destination
+            self._router.opened(event, destination)
+        else:
+            self._live.pop(event.conn, None)
+            self._router.closed(event, destination)
+
+    def _request(
+        self, conn: int, token: int, destination: SocketAddress | None
+    ) -> None:
+        """Answer a request, or hold it until its ROUTE comes."""
+        if destination is not None:
+            self._answer(conn, token, destination)
+            return
+        agent = self._agents.get(token // _RANGE_SIZE)
+        coming = agent is not None and agent.stream and token >= agent.next_token
+        if not coming or self.stats().held >= MAX_HELD:
+            self._stats.unknown += 1
+            self._engine.answer(conn, Reset(UNKNOWN_TOKEN))
+            return
+        self._held.setdefault(token, []).append(conn)
+        self._later(HOLD_S, self._give_up, token, conn)
+
+    def _give_up(self, token: int, conn: int) -> None:
+        held = self._held.get(token, [])
+        if conn in held:
+            held.remove(conn)
+            if not held:
+                del self._held[token]
+            self._stats.unknown += 1
+            self._engine.answer(conn, Reset(UNKNOWN_TOKEN))
+
+    def _answer(self, conn: int, token: int, destination: SocketAddress) -> None:
+        route = self._router.route(destination, conn)
+        if route.cacheable and token not in self._routed:
+            self._routed.add(token)
+            self._device.handle.route(token, route.target)
+        self._live[conn] = destination
+        self._engine.answer(conn, route.target)
+
+    def _tell_failed(self, event: Event) -> None:
+        """Send the errno after the engine's RST; the agent waits for it."""
+        agent = self._agents.get(event.port // _RANGE_SIZE)
+        if agent is None or agent.stream is None:
+            return
+        error = event.error or errno.ECONNREFUSED
+        message = Failed(event.peer_port, event.port, error)
+        if not agent.stream.send(message.encode()):
+            self._stats.unsent += 1
+
+    # Control streams
+
+    def _accept(self, event: Event) -> None:
+        """Give a control stream its far end: us."""
+        used = self.stats().streams
+        number = self._free_range() if used < MAX_STREAMS else None
+        ours, theirs = socket.socketpair()
+        if not self._engine.answer_fd(event.conn, theirs):
+            ours.close()
+            return
+        if number is None:
+            self._stats.refused += 1
+            log.warning("%s: an agent too many: %d streams", self._name, used)
+            text = f"{used} streams are open or were until a moment ago"
+            ours.send(Refused(Refusal.LIMIT, text).encode())
+            ours.close()
+            return
+        agent = _Agent(number)
+        self._agents[number] = agent
+        agent.stream = ControlStream(
+            ours,
+            on_message=lambda message: self._handle_message(agent, message),
+            on_end=lambda error: self._ended(agent, error),
+        )
+
+    def _free_range(self) -> int | None:
+        """Return the range that was not used for longest; None: all rest."""
+        for _ in range(_RANGES):
+            self._range = self._range % _RANGES + 1
+            if self._range not in self._agents:
+                return self._range
+        return None
+
+    def _handle_message(self, agent: _Agent, message: GuestMessage) -> None:
+        """Handle a message of the agent's.
+
+        Raises:
+            ProtocolError: it comes at the wrong time, or speaks no common version.
+        """
+        if isinstance(message, Hello):
+            self._greet(agent, message)
+        elif not agent.greeted:
+            raise ProtocolError(Refusal.UNEXPECTED, "ROUTE before HELLO")
+        else:
+            self._register(agent, message)
+
+    def _greet(self, agent: _Agent, hello: Hello) -> None:
+        if agent.greeted:
+            raise ProtocolError(Refusal.UNEXPECTED, "a second HELLO")
+        if not hello.version_min <= VERSION <= hello.version_max:
+            text = f"versions {hello.version_min} to {hello.version_max}, not {VERSION}"
+            raise ProtocolError(Refusal.VERSION, text)
+        assert agent.stream is not None
+        agent.greeted = True
+        welcome = Welcome(
+            first_token=agent.next_token,
+            token_count=_RANGE_SIZE,
+            window=WINDOW,
+            connect_timeout_ms=round(CONNECT_TIMEOUT_S * 1000),
+            ipv4=self._ipv4,
+            ipv6=self._ipv6,
+        )
+        agent.stream.send(welcome.encode())
+        log.info("%s: agent %d is here", self._name, agent.range)
+
+    def _register(self, agent: _Agent, message: RouteMessage) -> None:
+        token = message.token
+        if not agent.owns(token) or token < agent.next_token:
+            self._stats.ignored += 1
+            return
+        agent.next_token = token + 1
+        if len(self._tokens) >= MAX_TOKENS:
+            self._stats.forgotten += 1
+            self._forget(next(iter(self._tokens)))
+        self._tokens[token] = message.destination
+        for conn in self._held.pop(token, []):
+            self._answer(conn, token, message.destination)
+
+    def _forget(self, token: int) -> None:
+        self._tokens.pop(token, None)
+        if token in self._routed:
+            self._routed.discard(token)
+            self._device.handle.unroute(token)
+
+    def _ended(self, agent: _Agent, error: ProtocolError | None) -> None:
+        agent.stream = None
+        if error is None:
+            log.info("%s: agent %d is gone", self._name, agent.range)
+        else:
+            self._stats.refused += 1
+            log.warning("%s: agent %d refused: %s", self._name, agent.range, error.text)
+        tokens = [token for token in self._tokens if agent.owns(token)]
+        self._retire(agent, tokens)
+
+    def _retire(self, agent: _Agent, tokens: list[int]) -> None:
+        """Forget tokens, some at a time: each stops the engine for a moment."""
+        for token in itertools.islice(tokens, _UNROUTES_AT_ONCE):
+            self._forget(token)
+        left = tokens[_UNROUTES_AT_ONCE:]
+        if left:
+            self._later(0, self._retire, agent, left)
+        else:
+            self._later(RANGE_REST_S, self._agents.pop, agent.range, None)
+
+    def _later(
+        self,
+        delay_s: float,
+        call: Callable[[Unpack[Args]], object],
+        *args: *Args,
+    ) -> None:
+        """Call after `delay_s`, unless the service is closed by then."""
+
+        def fire() -> None:
+            self._timers.discard(timer)
+            call(*args)
+
+        timer = asyncio.get_running_loop().call_later(delay_s, fire)
+        self._timers.add(timer)
