@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Self
 from fastpath.errors import FastpathError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from types import TracebackType
 
-    Sink = Callable[[bytes], None]
+    Sink = Callable[[bytes], Awaitable[None] | None]
 
 INIT_VERSION = 1
 INIT_PORT = 1029
@@ -159,7 +159,9 @@ class Guest:
             env: added to init's own environment (PATH, HOME, TERM).
             cwd: directory to start in.
             stdin: what it reads; None is an empty input.
-            stdout: called with each piece of output; None drops it.
+            stdout: called with each piece of output; None drops it. When it
+                returns an awaitable, no more is read before that is done, so a
+                slow consumer slows the command down.
             stderr: likewise.
 
         Returns:
@@ -236,7 +238,7 @@ class Guest:
                 if length > FRAME_MAX:
                     why = f"it sent a frame of {length} bytes"
                     break
-                self._on_frame(kind, await reader.readexactly(length))
+                await self._on_frame(kind, await reader.readexactly(length))
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         except (struct.error, ValueError) as error:
@@ -250,7 +252,7 @@ class Guest:
         if self._writer is not None:
             self._writer.close()
 
-    def _on_frame(self, kind: int, payload: bytes) -> None:
+    async def _on_frame(self, kind: int, payload: bytes) -> None:
         run = self._run
         if kind == Frame.READY:
             if not self._ready.done():
@@ -258,7 +260,7 @@ class Guest:
         elif run is None or run.ended.done():
             raise ValueError(f"frame {kind} without a command")
         elif kind in {Frame.STDOUT, Frame.STDERR}:
-            self._deliver(run, kind, payload)
+            await self._deliver(run, kind, payload)
         elif kind == Frame.WINDOW:
             run.window += struct.unpack("<I", payload)[0]
             run.opened.set()
@@ -274,13 +276,15 @@ class Guest:
         else:
             raise ValueError(f"unknown frame {kind}")
 
-    def _deliver(self, run: _Run, kind: int, payload: bytes) -> None:
+    async def _deliver(self, run: _Run, kind: int, payload: bytes) -> None:
         """Hand output on; a sink that fails ends the command, then the run."""
         sink = run.stdout if kind == Frame.STDOUT else run.stderr
         if sink is None or run.sink_error is not None:
             return
         try:
-            sink(payload)
+            taken = sink(payload)
+            if taken is not None:
+                await taken
         except Exception as error:
             run.sink_error = error
             self._send(Frame.SIGNAL, struct.pack("<I", signal.SIGKILL))

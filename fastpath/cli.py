@@ -1,0 +1,252 @@
+"""The command line: options in, one of the commands called, an exit status out.
+
+Each command imports what it needs when it runs, so that `fastpath run` does not
+wait for the parts that only `fastpath compare` uses. An error that the user can
+mend (`FastpathError`, or a wrong option) becomes one line on stderr and exit
+status 2; anything else is a bug of ours and shows its traceback.
+"""
+
+# ruff: noqa: TC003 - typer reads the annotations when it runs
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn, cast
+
+import typer
+
+from fastpath import stdio
+from fastpath.errors import FastpathError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+EXIT_ERROR: Final = 2
+EXIT_INTERRUPTED: Final = 130
+
+app = typer.Typer(
+    name="fastpath",
+    help="A shared-memory fast path between microVMs and a service mesh.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+image_app = typer.Typer(help="MicroVM images.", no_args_is_help=True)
+app.add_typer(image_app, name="image")
+
+# typer exports one kind of usage error; its base is that of all of them.
+_UsageError: Final = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
+
+Accel = Annotated[str, typer.Option(help="auto, kvm or tcg.")]
+Qemu = Annotated[str, typer.Option(help="The QEMU program.")]
+
+
+def main() -> NoReturn:
+    """Run the program: the console script `fastpath`."""
+    stdio.open_closed_streams()
+    for signo in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signo, _end)
+    sys.exit(invoke(sys.argv[1:]))
+
+
+def invoke(args: Sequence[str]) -> int:
+    """Run one command and return its exit status; errors go to stderr."""
+    try:
+        status = app(list(args), prog_name="fastpath", standalone_mode=False)
+    except FastpathError as exc:
+        return _fail(str(exc))
+    except _UsageError as exc:
+        command = exc.ctx.command_path if exc.ctx else "fastpath"
+        return _fail(f"{exc.format_message()}; mend: {command} --help")
+    except (KeyboardInterrupt, typer.Abort):
+        return EXIT_INTERRUPTED
+    return int(status or 0)
+
+
+def _end(signo: int, _frame: object) -> NoReturn:
+    """End by an exception, so that everything that was started is stopped."""
+    sys.exit(128 + signo)
+
+
+def _fail(line: str) -> int:
+    print(f"fastpath: {line}", file=sys.stderr)  # noqa: T201
+    return EXIT_ERROR
+
+
+@app.command(
+    context_settings={"allow_interspersed_args": False},
+    epilog="Exit status: CMD's own; 124 after --timeout; 2 when it could not run.",
+)
+def run(
+    command: Annotated[
+        list[str], typer.Argument(metavar="-- CMD...", help="What to run.")
+    ],
+    *,
+    image: Annotated[str, typer.Option(help="See `fastpath image list`.")] = "base",
+    file: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SRC:DST", help="Add a host file to the guest."),
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="K=V", help="Set a variable; K alone takes ours."),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PREFIX[:PORTS]", help="Allow what is denied by default."),
+    ] = None,
+    kernel: Annotated[
+        Path | None, typer.Option(help="A kernel other than the image's.")
+    ] = None,
+    qemu: Qemu = "qemu-system-x86_64",
+    memory: Annotated[int, typer.Option(metavar="M", help="MiB.", min=64)] = 512,
+    cpus: Annotated[int, typer.Option(metavar="N", min=1)] = 1,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="S", help="Seconds for boot and CMD.")
+    ] = None,
+    accel: Accel = "auto",
+) -> int:
+    """Boot a microVM and run CMD in it; its connections take the fast path."""
+    from fastpath import run as runner
+
+    options = runner.Options(
+        argv=tuple(command),
+        image=image,
+        files=runner.parse_files(file or ()),
+        env=runner.parse_env(env or ()),
+        allow=runner.parse_allow(allow or ()),
+        kernel=kernel,
+        qemu=qemu,
+        memory_mib=memory,
+        cpus=cpus,
+        timeout_s=timeout,
+        accel=accel,
+    )
+    return runner.run(options)
+
+
+@app.command()
+def compare(
+    *,
+    paths: Annotated[
+        str, typer.Option(help="The paths, by name, with commas.")
+    ] = "tsi,ambient-geneve",
+    rounds: Annotated[int, typer.Option(metavar="N", min=2, max=1000)] = 10,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Three short rounds: does it work?")
+    ] = False,
+    geneve: Annotated[
+        str, typer.Option(help="auto, kernel or bpf: which Geneve device.")
+    ] = "auto",
+    accel: Accel = "auto",
+    qemu: Qemu = "qemu-system-x86_64",
+    budget: Annotated[
+        float, typer.Option(metavar="S", help="Measure no longer than this.")
+    ] = 270.0,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the report as a page.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit status 1 if a target is not met.")
+    ] = False,
+) -> int:
+    """Compare the fast path with the standard path, side by side, in one run."""
+    from fastpath import compare as comparer
+
+    options = comparer.Options(
+        paths=comparer.parse_paths(paths),
+        rounds=rounds,
+        quick=quick,
+        geneve=comparer.parse_geneve(geneve),
+        accel=accel,
+        qemu=qemu,
+        budget_s=budget,
+        json=json,
+        html=html,
+        check=check,
+    )
+    return comparer.run(options)
+
+
+@app.command()
+def ztunnel(
+    config: Annotated[Path, typer.Option(help="Istio's local configuration format.")],
+    ready_fd: Annotated[
+        int | None, typer.Option(help="Write a line to this descriptor when ready.")
+    ] = None,
+) -> int:
+    """Serve sandboxes and the captured traffic until SIGTERM."""
+    import asyncio
+
+    from fastpath.ztunnel import process
+
+    return asyncio.run(process.serve(config, ready_fd=ready_fd))
+
+
+@app.command()
+def doctor() -> int:
+    """Say what this host can do, and for each "no" the command that mends it."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from fastpath import doctor as checker
+
+    table = Table("", "check", "found", "needed for", "mend", box=None)
+    found = checker.checks()
+    for check in found:
+        table.add_row(
+            Text("yes", "green") if check.ok else Text("no", "bold red"),
+            check.name,
+            Text(check.detail),
+            ", ".join(
+                str(need.name).lower() for need in checker.Need if need in check.need
+            ),
+            Text(check.mend or ""),
+        )
+    Console().print(table)
+    return 0 if all(check.ok for check in found) else 1
+
+
+@image_app.command("build")
+def image_build(
+    name: Annotated[str | None, typer.Argument(help="Default: all of them.")] = None,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Ask for newer packages first.")
+    ] = False,
+) -> int:
+    """Build an image, or all; what did not change is not built again."""
+    from fastpath.progress import build_image
+    from fastpath.vm import images
+
+    for each in [name] if name else images.known():
+        image = build_image(each, refresh=refresh)
+        print(f"{image.name}: kernel {image.kernel_release}, {image.initramfs}")  # noqa: T201
+    return 0
+
+
+@image_app.command("list")
+def image_list(
+    name: Annotated[str | None, typer.Argument(help="Default: all.")] = None,
+) -> int:
+    """List the images that can be built."""
+    from fastpath.vm import images
+
+    known = images.known()
+    if name is not None and name not in known:
+        raise FastpathError(
+            f"image {name}", f"unknown; there are {', '.join(known)}", None
+        )
+    for each in [name] if name else known:
+        print(each)  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,269 @@
+"""`fastpath compare`: both paths, one run, side by side.
+
+    site        where the processes run: the standard path's namespaces, or here
+    scenario    the server, ztunnel, the microVM
+    selfcheck   each path goes where its name says
+    measure     the rounds
+    report      (fastpath.report) what came out
+
+Nothing is judged here and nothing is tuned: both paths meet the same ztunnel
+process with the same options, on the same CPUs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import platform
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, cast
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from fastpath.compare import cpu, facts, measure, scenario, selfcheck
+from fastpath.compare.site import AmbientSite, HostSite
+from fastpath.datapath import netns
+from fastpath.datapath.ambient_geneve import AmbientGeneve
+from fastpath.errors import FastpathError
+from fastpath.progress import build_image
+from fastpath.report import html, jsonfile, table
+from fastpath.report.model import FAST_PATH, PathResult, Report, Setting
+from fastpath.scratch import scratch
+from fastpath.vm import accel
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator
+    from pathlib import Path
+
+    from fastpath.compare.site import Site
+    from fastpath.report.model import PathFacts
+    from fastpath.vm.guest import GuestInfo
+
+PATHS: Final[dict[str, PathFacts]] = {
+    FAST_PATH: facts.TSI,
+    "ambient-geneve": facts.AMBIENT_GENEVE,
+}
+IMAGE: Final = "base"
+QUICK_ROUNDS: Final = 3
+EXIT_NOT_MET: Final = 1
+
+Geneve = Literal["auto", "kernel", "bpf"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What to compare, how long, and where to write it."""
+
+    paths: tuple[str, ...] = tuple(PATHS)
+    rounds: int = 10
+    quick: bool = False
+    geneve: Geneve = "auto"
+    accel: str = "auto"
+    qemu: str = "qemu-system-x86_64"
+    budget_s: float = 270.0
+    json: Path | None = None
+    html: Path | None = None
+    check: bool = False
+    """Exit status 1 when a target is not met."""
+
+
+def parse_paths(value: str) -> tuple[str, ...]:
+    """Read names with commas between them.
+
+    Raises:
+        FastpathError: a name is unknown or given twice.
+    """
+    names = tuple(name.strip() for name in value.split(","))
+    for name in names:
+        if name not in PATHS:
+            raise FastpathError(
+                f"--paths {value}", f"no path {name!r}; there are {', '.join(PATHS)}"
+            )
+    if len(set(names)) < len(names):
+        raise FastpathError(f"--paths {value}", "a path is named twice")
+    return names
+
+
+def parse_geneve(value: str) -> Geneve:
+    """Read the kind of Geneve device.
+
+    Raises:
+        FastpathError: there is no such kind.
+    """
+    if value not in ("auto", "kernel", "bpf"):
+        raise FastpathError(f"--geneve {value}", "must be auto, kernel or bpf")
+    return cast("Geneve", value)
+
+
+def run(options: Options) -> int:
+    """Compare, show the report, write its files, and return the exit status.
+
+    Raises:
+        FastpathError: a right, a program or a kernel feature is missing, a
+            file cannot be written, or a part failed; nothing is left running.
+    """
+    for file in (options.json, options.html):
+        _check_writable(file)
+    standard = options.paths != (FAST_PATH,)
+    if standard:
+        _take_rights()
+    image = build_image(IMAGE)
+    chosen = accel.choose(options.accel, qemu=options.qemu)
+    with _site(options) as site, scratch() as folder:
+        plan = scenario.Plan(
+            site=site,
+            folder=folder,
+            image=image,
+            accel=chosen,
+            qemu=options.qemu,
+            pinning=cpu.Pinning.choose(),
+        )
+        report = asyncio.run(_until_signal(_compare(options, plan)))
+    table.show(report, Console())
+    if options.json:
+        jsonfile.write(report, options.json)
+    if options.html:
+        html.write(report, options.html)
+    return EXIT_NOT_MET if options.check and not report.all_met else 0
+
+
+def _take_rights() -> None:
+    """Become root of a user and network namespace of our own, if need be.
+
+    There is no network in there, so the image is built before.
+    """
+    if netns.may_configure():
+        return
+    if problem := netns.user_namespace_problem():
+        raise FastpathError(
+            "the standard path cannot be built here",
+            f"not root, and {problem}",
+            netns.USER_NAMESPACE_MEND,
+        )
+    build_image(IMAGE)
+    netns.own_user_namespace([sys.executable, *sys.orig_argv[1:]])
+
+
+@contextlib.contextmanager
+def _site(options: Options) -> Iterator[Site]:
+    if options.paths == (FAST_PATH,):
+        yield HostSite()
+        return
+    with AmbientGeneve(geneve=options.geneve) as path:
+        yield AmbientSite(path)
+
+
+async def _until_signal(work: Coroutine[object, object, Report]) -> Report:
+    """Do the work; SIGTERM and SIGHUP cancel it, as asyncio has it for SIGINT."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(work)
+    ended_by: list[int] = []
+
+    def end(signo: int) -> None:
+        ended_by.append(signo)
+        task.cancel()
+
+    for signo in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(signo, end, signo)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if ended_by:
+            sys.exit(128 + ended_by[0])
+        raise
+
+
+async def _compare(options: Options, plan: scenario.Plan) -> Report:
+    started = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    rounds = QUICK_ROUNDS if options.quick else options.rounds
+    counts = measure.QUICK if options.quick else measure.FULL
+    with _progress() as progress:
+        bar = progress.add_task("booting the microVM", total=rounds)
+        async with scenario.running(plan) as (bench, info):
+            progress.update(bar, description="checking both paths")
+            checks = tuple(
+                [
+                    await selfcheck.verify(bench, name, plan.site, plan.access_log)
+                    for name in options.paths
+                ]
+            )
+            progress.update(bar, description="measuring, rounds done")
+            measured = await measure.measure(
+                bench,
+                options.paths,
+                rounds=rounds,
+                counts=counts,
+                budget_s=options.budget_s,
+                progress=lambda done: progress.update(bar, completed=done),
+            )
+    return Report(
+        setting=_setting(plan, info, started, counts, checks),
+        paths={
+            name: PathResult(name=name, facts=PATHS[name], rounds=figures)
+            for name, figures in measured.items()
+        },
+    )
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+def _setting(
+    plan: scenario.Plan,
+    info: GuestInfo,
+    started: str,
+    counts: measure.Counts,
+    checks: tuple[str, ...],
+) -> Setting:
+    return Setting(
+        started=started,
+        accel=plan.accel.kind,
+        accel_reason=plan.accel.reason,
+        geneve=plan.site.geneve,
+        guest_kernel=info.kernel,
+        clocksource=info.clocksource,
+        host_kernel=platform.release(),
+        cpu_model=cpu.model(),
+        cpus=cpu.count(),
+        qemu=_qemu_version(plan.qemu),
+        pinning=str(plan.pinning),
+        cpu_note=cpu.note(),
+        method=facts.method(counts),
+        checks=checks,
+    )
+
+
+def _qemu_version(qemu: str) -> str:
+    done = subprocess.run(
+        [qemu, "--version"], capture_output=True, text=True, check=False, timeout=10
+    )
+    return done.stdout.partition("\n")[0] or qemu
+
+
+def _check_writable(file: Path | None) -> None:
+    """Find out before the run that a file cannot be written."""
+    if file is None:
+        return
+    try:
+        file.open("ab").close()
+    except OSError as exc:
+        raise FastpathError(f"cannot write {file}", f"{exc.strerror}") from exc

@@ -1,0 +1,110 @@
+"""Where the processes of a comparison run, with the standard path or without.
+
+With it, ztunnel and the server have network namespaces of their own, made by
+`fastpath.datapath`. Without it (`--paths tsi`) everything stays where we are,
+which needs no right at all.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+from fastpath.datapath.ambient_geneve import TPROXY_PORT, AmbientGeneve
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastpath.vm.spec import Tap
+
+SERVER_PORT: Final = 7007
+"""Of the echo server behind ztunnel."""
+
+
+class Site(Protocol):
+    """What the scenario needs to know of its place."""
+
+    geneve: str | None
+    tap: Tap | None
+    pod_ip: str
+    """The sandbox's address, on both paths."""
+    server: str
+    """The server's address."""
+    tproxy_port: int | None
+    """Where ztunnel takes captured connections; None: there are none."""
+    network: tuple[str, str] | None
+    """The guest's address with its prefix, and its gateway."""
+
+    def ztunnel(self, argv: Sequence[str]) -> list[str]:
+        """Wrap a command line so that it runs where ztunnel does."""
+
+    def behind(self, argv: Sequence[str]) -> list[str]:
+        """Wrap a command line so that it runs where the server does."""
+
+    def tunnel_packets(self) -> int:
+        """Packets that the sandbox's node has sent into the tunnel so far."""
+
+
+class HostSite:
+    """No standard path: ztunnel and the server run in our own namespace."""
+
+    geneve: str | None = None
+    tap: Tap | None = None
+    pod_ip = "10.200.1.2"
+    server = "127.0.0.1"
+    tproxy_port: int | None = None
+    network: tuple[str, str] | None = None
+
+    def ztunnel(self, argv: Sequence[str]) -> list[str]:
+        """Leave it as it is."""
+        return list(argv)
+
+    def behind(self, argv: Sequence[str]) -> list[str]:
+        """Leave it as it is."""
+        return list(argv)
+
+    def tunnel_packets(self) -> int:
+        """No tunnel, no packets."""
+        return 0
+
+
+class AmbientSite:
+    """Istio ambient's Geneve path.
+
+    Args:
+        path: entered; the caller leaves it.
+    """
+
+    tproxy_port: int | None = TPROXY_PORT
+
+    def __init__(self, path: AmbientGeneve) -> None:
+        self._path = path
+        self.geneve: str | None = path.geneve
+        self.tap: Tap | None = path.tap
+        self.pod_ip = str(path.guest_address.ip)
+        self.server = path.server_address
+        self.network: tuple[str, str] | None = (
+            str(path.guest_address),
+            path.guest_gateway,
+        )
+
+    def ztunnel(self, argv: Sequence[str]) -> list[str]:
+        """Into ztunnel's namespace."""
+        return self._path.ztunnel_netns.command(argv)
+
+    def behind(self, argv: Sequence[str]) -> list[str]:
+        """Into the server's namespace."""
+        return self._path.server_netns.command(argv)
+
+    def tunnel_packets(self) -> int:
+        """Read the tunnel device's counter of sent packets."""
+        return self._path.node_netns.run(_sent_packets, self._path.plan.tunnel.name)
+
+
+def _sent_packets(device: str) -> int:
+    """Read from /proc, in the calling thread's namespace: see proc(5)."""
+    for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
+        name, _, counters = line.partition(":")
+        if name.strip() == device:
+            return int(counters.split()[9])
+    raise LookupError(device)

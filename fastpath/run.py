@@ -1,0 +1,266 @@
+"""`fastpath run`: boot a microVM and run one program in it, over the fast path.
+
+Everything is in this process but QEMU: the ztunnel with one sandbox, and the
+host's side of init's exec protocol. So destinations are dialled from the
+network namespace that the command was started in, and no right is needed.
+
+    our stdin, signals --> Guest === vsock === init --> program
+    our stdout, stderr <--   "                            | connect()
+    the network <-- Ztunnel <== vhost-user, TSI ==========+
+
+What a user sees is the program's output and exit status, 128 + n for a signal;
+124 when `--timeout` ran out; 128 + n also when a signal ended us before the
+program ran. A guest that panics or loses its agent is an error, and its console
+log is kept; in every other case nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from fastpath.errors import FastpathError
+from fastpath.progress import build_image
+from fastpath.scratch import CONSOLE, scratch
+from fastpath.stdio import Input, Output
+from fastpath.tsi.policy import Rule
+from fastpath.vm import accel, images
+from fastpath.vm.guest import Guest
+from fastpath.vm.machine import Machine
+from fastpath.vm.spec import VmSpec
+from fastpath.ztunnel.model import Config, Egress, Fastpath, Sandbox, Workload
+from fastpath.ztunnel.process import Ztunnel
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Mapping, Sequence
+
+EXIT_TIMEOUT: Final = 124
+"""As timeout(1) has it."""
+
+FORWARDED: Final = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+"""Signals that are the program's once it runs."""
+
+ENDING: Final = FORWARDED[:4]
+"""Those of them that end us before it runs."""
+
+SOCKET: Final = "vhost.sock"
+"""Between QEMU and ztunnel, in the run's folder."""
+
+PIPE_GRACE_S: Final = 1.0
+"""Time a program has to end after nobody reads its output any more."""
+
+POD_IP: Final = ipaddress.ip_address("10.200.1.2")
+"""What the program sees as its own address; it is never on a wire."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What to run, and in what."""
+
+    argv: tuple[str, ...]
+    image: str = "base"
+    files: Mapping[str, Path]
+    """Absolute guest path -> host file or directory."""
+    env: Mapping[str, str]
+    allow: tuple[Rule, ...] = ()
+    kernel: Path | None = None
+    qemu: str = "qemu-system-x86_64"
+    memory_mib: int = 512
+    cpus: int = 1
+    timeout_s: float | None = None
+    """For boot and program."""
+    accel: str = "auto"
+
+
+def parse_files(values: Sequence[str]) -> dict[str, Path]:
+    """Read `SRC:DST` values: host path, absolute guest path.
+
+    Raises:
+        FastpathError: no such file, or DST is not an absolute path.
+    """
+    files = {}
+    for value in values:
+        source, _, target = value.rpartition(":")
+        if not source or not target.startswith("/"):
+            raise FastpathError(f"--file {value}", "must be SRC:/ABSOLUTE/DST")
+        if not Path(source).exists():
+            raise FastpathError(f"--file {value}", f"no file or directory {source}")
+        files[target] = Path(source)
+    return files
+
+
+def parse_env(values: Sequence[str]) -> dict[str, str]:
+    """Read `K=V` values; `K` alone takes our own value, if there is one.
+
+    Raises:
+        FastpathError: a name is empty.
+    """
+    env = {}
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not name:
+            raise FastpathError(f"--env {value}", "must be NAME=VALUE or NAME")
+        if equals:
+            env[name] = text
+        elif name in os.environ:
+            env[name] = os.environ[name]
+    return env
+
+
+def parse_allow(values: Sequence[str]) -> tuple[Rule, ...]:
+    """Read `PREFIX[:PORTS]` values; see `fastpath.tsi.policy.Rule`.
+
+    Raises:
+        FastpathError: one cannot be read.
+    """
+    rules = []
+    for value in values:
+        try:
+            rules.append(Rule.parse(value))
+        except ValueError as exc:
+            raise FastpathError(f"--allow {value}", str(exc)) from exc
+    return tuple(rules)
+
+
+def run(options: Options) -> int:
+    """Boot, run the program, and return the exit status.
+
+    Raises:
+        FastpathError: it could not run, or the guest or its agent died.
+    """
+    image = build_image(options.image)
+    chosen = accel.choose(options.accel, qemu=options.qemu)
+    with scratch() as folder:
+        if options.files:
+            image = images.with_files(image, options.files, folder / "initramfs")
+        spec = VmSpec(
+            image=image,
+            accel=chosen,
+            vsock_socket=folder / SOCKET,
+            console=folder / CONSOLE,
+            qmp=folder / "qmp.sock",
+            memory_mib=options.memory_mib,
+            cpus=options.cpus,
+            qemu=options.qemu,
+            kernel=options.kernel,
+        )
+        return asyncio.run(_Run(options, spec, folder).main())
+
+
+class _Run:
+    """One run: a ztunnel, a machine, a guest, and the signals between them."""
+
+    def __init__(self, options: Options, spec: VmSpec, folder: Path) -> None:
+        self._options = options
+        self._spec = spec
+        self._vsock = folder / SOCKET
+        self._uds_path = folder / "vsock"
+        self._guest: Guest | None = None
+        """Set while the program runs: signals go there."""
+        self._ended_by: signal.Signals | None = None
+        self._output_closed = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def main(self) -> int:
+        """Do it all; cancelled by the signals that end a process."""
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+        for signo in FORWARDED:
+            loop.add_signal_handler(signo, self._on_signal, signo, task)
+        limit = asyncio.timeout(self._options.timeout_s)
+        try:
+            async with limit:
+                return await self._boot_and_run()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            print(  # noqa: T201
+                f"fastpath: timed out: not done within {self._options.timeout_s:g} s",
+                file=sys.stderr,
+            )
+            return EXIT_TIMEOUT
+        except asyncio.CancelledError:
+            if self._ended_by is None:
+                raise
+            return 128 + self._ended_by
+
+    async def _boot_and_run(self) -> int:
+        async with (
+            Ztunnel(self._ztunnel_config()),
+            Guest(self._uds_path, console=self._spec.console) as guest,
+            Machine(self._spec) as machine,
+        ):
+            await machine.watch(guest.ready())
+            return await machine.watch(self._program(guest))
+
+    async def _program(self, guest: Guest) -> int:
+        """Run the program with our stdio."""
+        self._guest = guest
+        try:
+            with Input(0) as stdin:
+                status = await guest.run(
+                    self._options.argv,
+                    tsi=True,
+                    env=self._options.env,
+                    stdin=stdin.reader,
+                    stdout=Output(1, self._on_closed).write,
+                    stderr=Output(2, self._on_closed).write,
+                )
+        finally:
+            self._guest = None
+            for task in self._tasks:
+                task.cancel()
+        return 128 + signal.SIGPIPE if self._output_closed else status
+
+    def _ztunnel_config(self) -> Config:
+        """One sandbox, one workload, nothing that listens."""
+        sandbox = Sandbox(
+            name="run",
+            workload="default/run",
+            socket=self._vsock,
+            cid=3,
+            uds_path=self._uds_path,
+            egress=Egress(allow=self._options.allow),
+        )
+        workload = Workload(workload_ips=(POD_IP,), namespace="default", name="run")
+        return Config(
+            workloads=(workload,),
+            fastpath=Fastpath(sandboxes=(sandbox,), access_log=Path(os.devnull)),
+        )
+
+    def _on_signal(self, signo: signal.Signals, main: asyncio.Task[object]) -> None:
+        if self._guest is not None:
+            self._start(self._guest.signal(signo))
+        elif self._ended_by is None and signo in ENDING:
+            self._ended_by = signo
+            main.cancel()
+
+    def _on_closed(self) -> None:
+        """Nobody reads the program's output: it ends as in a pipeline."""
+        if not self._output_closed and self._guest is not None:
+            self._output_closed = True
+            self._start(self._end_for_pipe(self._guest))
+
+    async def _end_for_pipe(self, guest: Guest) -> None:
+        await guest.signal(signal.SIGPIPE)
+        await asyncio.sleep(PIPE_GRACE_S)
+        await guest.signal(signal.SIGKILL)
+
+    def _start(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

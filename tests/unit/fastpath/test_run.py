@@ -1,0 +1,92 @@
+"""Options of `fastpath run`, and the folder that it works in."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+import pytest
+
+from fastpath import run
+from fastpath.errors import FastpathError
+from fastpath.scratch import CONSOLE, scratch
+
+
+def test_file_is_a_host_path_and_an_absolute_guest_path(tmp_path):
+    source = tmp_path / "a:b"
+    source.touch()
+    assert run.parse_files([f"{source}:/opt/x"]) == {"/opt/x": source}
+
+
+@pytest.mark.parametrize("value", ["x", "x:", ":/x", "/etc/passwd:relative", ""])
+def test_a_file_that_cannot_be_read_as_source_and_target(value):
+    with pytest.raises(FastpathError, match="must be SRC:/ABSOLUTE/DST"):
+        run.parse_files([value])
+
+
+def test_a_file_that_is_not_there():
+    with pytest.raises(FastpathError, match="no file or directory"):
+        run.parse_files(["/nonexistent/file:/x"])
+
+
+def test_env_sets_a_value_or_takes_ours(monkeypatch):
+    monkeypatch.setenv("FASTPATH_OURS", "ours")
+    monkeypatch.delenv("FASTPATH_MISSING", raising=False)
+    env = run.parse_env(["A=b=c", "B=", "FASTPATH_OURS", "FASTPATH_MISSING"])
+    assert env == {"A": "b=c", "B": "", "FASTPATH_OURS": "ours"}
+
+
+def test_env_needs_a_name():
+    with pytest.raises(FastpathError, match="NAME=VALUE"):
+        run.parse_env(["=x"])
+
+
+def test_allow_is_a_prefix_and_ports():
+    (rule,) = run.parse_allow(["127.0.0.0/8:80-90"])
+    assert rule.covers(ip_address("127.0.0.1"), 80)
+    assert not rule.covers(ip_address("127.0.0.1"), 91)
+
+
+def test_allow_that_cannot_be_read_names_itself():
+    with pytest.raises(FastpathError, match="--allow nonsense"):
+        run.parse_allow(["nonsense"])
+
+
+def test_the_folder_is_gone_after_success():
+    with scratch() as folder:
+        (folder / CONSOLE).write_text("booted")
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert not folder.exists()
+
+
+def _leave(error, console=""):
+    """Work in the folder, end with `error`; return where the folder was."""
+    with pytest.raises(type(error)) as raised:
+        _work_and_raise(error, console)
+    (folder,) = raised.value.args[-1:]
+    return folder
+
+
+def _work_and_raise(error, console):
+    with scratch() as folder:
+        (folder / CONSOLE).write_text(console)
+        (folder / "socket").touch()
+        error.args = (*error.args, folder)
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), SystemExit(), RuntimeError()], ids=repr
+)
+def test_the_folder_is_gone_when_we_are_ended(error):
+    assert not _leave(error, console="booted").exists()
+
+
+def test_after_an_error_only_the_console_log_is_left():
+    folder = _leave(FastpathError("guest", "panic"), console="Kernel panic")
+    assert [path.name for path in folder.iterdir()] == [CONSOLE]
+    (folder / CONSOLE).unlink()
+    folder.rmdir()
+
+
+def test_an_error_before_the_guest_spoke_leaves_nothing():
+    assert not _leave(FastpathError("qemu", "not found")).exists()
