@@ -1,0 +1,62 @@
+"""Who asks: which workload a connection comes from.
+
+A sandbox is known by the unix socket that its VM is attached to, a captured
+(TPROXY) connection by its source IP. Nothing that the guest says counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fastpath.ztunnel.model import Egress
+
+if TYPE_CHECKING:
+    from fastpath.tsi.policy import EgressPolicy
+    from fastpath.ztunnel.decode import IpAddress
+    from fastpath.ztunnel.identity import Identity
+    from fastpath.ztunnel.model import Config, Workload
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Client:
+    """One workload whose outbound connections we carry."""
+
+    name: str
+    """The sandbox's name; empty when there is no sandbox."""
+    workload: Workload
+    identity: Identity
+    policy: EgressPolicy
+
+
+class Clients:
+    """All workloads that may come to us.
+
+    Args:
+        config: checked (`config.check`).
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._sandboxes: dict[str, Client] = {}
+        self._addresses: dict[IpAddress, Client] = {}
+        sandboxes = {
+            config.workload(sandbox.workload): sandbox
+            for sandbox in config.fastpath.sandboxes
+        }
+        for workload in config.workloads:
+            sandbox = sandboxes.get(workload)
+            egress = sandbox.egress if sandbox else Egress()
+            name = sandbox.name if sandbox else ""
+            client = Client(name, workload, workload.identity, egress.policy())
+            if sandbox:
+                self._sandboxes[name] = client
+            for address in config.addresses_here(workload):
+                self._addresses[address] = client
+
+    def sandbox(self, name: str) -> Client:
+        """The sandbox with this name; the caller got it from the same config."""
+        return self._sandboxes[name]
+
+    def at(self, address: IpAddress) -> Client | None:
+        """The workload that has this IP on our network; None: unknown."""
+        return self._addresses.get(address)

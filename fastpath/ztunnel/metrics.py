@@ -1,0 +1,192 @@
+"""Istio's TCP metrics, and our own counters of denials, devices and the engine.
+
+As in Istio, "received" is client to server and "sent" is server to client, for
+both reporters. The engine tells the bytes of a connection when it ends, so the
+byte counters move then.
+
+Spec: Istio, "Standard Metrics", TCP; istio/ztunnel for the labels' values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Literal
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from prometheus_client.core import Metric
+
+    from fastpath.ztunnel.clients import Client
+    from fastpath.ztunnel.model import Service, Workload
+    from fastpath.ztunnel.routing import Decision
+    from vhost_user.engine import DeviceStats, EngineStats
+
+Flag = Literal["-", "DENY", "CONNECT"]
+"""`response_flags`: fine, denied by policy, upstream not reached."""
+
+_UNKNOWN = "unknown"
+_END_LABELS = (
+    "workload",
+    "canonical_service",
+    "canonical_revision",
+    "workload_namespace",
+    "principal",
+    "app",
+    "version",
+    "cluster",
+)
+LABELS = (
+    "reporter",
+    *(f"source_{name}" for name in _END_LABELS),
+    "destination_service",
+    "destination_service_namespace",
+    "destination_service_name",
+    *(f"destination_{name}" for name in _END_LABELS),
+    "request_protocol",
+    "response_flags",
+    "connection_security_policy",
+)
+
+
+class Metrics:
+    """The counters, in a registry of their own."""
+
+    def __init__(self) -> None:
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry()
+        self._opened = self._counter("connections_opened", "TCP connections opened")
+        self._closed = self._counter("connections_closed", "TCP connections closed")
+        self._received = self._counter("received_bytes", "Bytes client to server")
+        self._sent = self._counter("sent_bytes", "Bytes server to client")
+        self._denied = Counter(
+            "fastpath_denied",
+            "Connections refused before any dial",
+            ("sandbox", "reason"),
+            registry=self.registry,
+        )
+
+    def opened(self, client: Client, decision: Decision) -> None:
+        """A connection is established, or at least its dial was tried."""
+        self._opened.labels(*_labels(client, decision, "-")).inc()
+
+    def closed(
+        self, client: Client, decision: Decision, *, received: int, sent: int
+    ) -> None:
+        """An established connection ended.
+
+        Args:
+            client: who asked.
+            decision: where it went.
+            received: bytes from the client.
+            sent: bytes to the client.
+        """
+        labels = _labels(client, decision, "-")
+        self._closed.labels(*labels).inc()
+        self._received.labels(*labels).inc(received)
+        self._sent.labels(*labels).inc(sent)
+
+    def failed(self, client: Client, decision: Decision) -> None:
+        """A dial was tried and failed."""
+        self.opened(client, decision)
+        self._closed.labels(*_labels(client, decision, "CONNECT")).inc()
+
+    def denied(self, sandbox: str, reason: str) -> None:
+        """A connection was refused; `sandbox` is empty when there is none."""
+        self._denied.labels(sandbox, reason).inc()
+
+    def text(self) -> bytes:
+        """All of it in Prometheus's text format; callable on any thread."""
+        return prometheus_client.generate_latest(self.registry)
+
+    def _counter(self, name: str, what: str) -> Counter:
+        return Counter(f"istio_tcp_{name}", what, LABELS, registry=self.registry)
+
+
+class EngineCollector:
+    """Reads the engine's and the devices' counters when somebody asks.
+
+    Args:
+        engine: gives the engine's.
+        devices: gives each sandbox's, by its name.
+        dropped_lines: access-log lines dropped so far.
+    """
+
+    def __init__(
+        self,
+        engine: Callable[[], EngineStats],
+        devices: Callable[[], Mapping[str, DeviceStats]],
+        dropped_lines: Callable[[], int],
+    ) -> None:
+        self._engine = engine
+        self._devices = devices
+        self._dropped_lines = dropped_lines
+
+    def collect(self) -> Iterator[Metric]:
+        """One family a counter, one sample a sandbox."""
+        dropped = "Access-log lines dropped: the reader is too slow"
+        yield CounterMetricFamily(
+            "fastpath_access_log_dropped", dropped, value=self._dropped_lines()
+        )
+        for name, value in _numbers(self._engine()):
+            family = _family("engine", name, ())
+            family.add_metric((), value)
+            yield family
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+        for sandbox, stats in self._devices().items():
+            for name, value in _numbers(stats):
+                if name not in families:
+                    families[name] = _family("device", name, ("sandbox",))
+                families[name].add_metric((sandbox,), value)
+        yield from families.values()
+
+
+def _family(
+    part: str, name: str, labels: tuple[str, ...]
+) -> CounterMetricFamily | GaugeMetricFamily:
+    kind = GaugeMetricFamily if name == "conns" else CounterMetricFamily
+    what = f"{name} of the {part}, as in vhost_user/native/vu.h"
+    return kind(f"fastpath_{part}_{name}", what, labels=labels)
+
+
+def _numbers(stats: EngineStats | DeviceStats) -> Iterator[tuple[str, int]]:
+    for field in dataclasses.fields(stats):
+        yield field.name, getattr(stats, field.name)
+
+
+def _labels(client: Client, decision: Decision, flag: Flag) -> tuple[str, ...]:
+    return (
+        "source",
+        *_end(client.workload),
+        *_service(decision.service),
+        *_end(decision.workload),
+        "tcp",
+        flag,
+        _UNKNOWN,
+    )
+
+
+def _end(workload: Workload | None) -> tuple[str, ...]:
+    if workload is None:
+        return (_UNKNOWN,) * len(_END_LABELS)
+    values = (
+        workload.workload_name,
+        workload.canonical_name,
+        workload.canonical_revision,
+        workload.namespace,
+        str(workload.identity),
+        workload.canonical_name,
+        workload.canonical_revision,
+        workload.cluster_id,
+    )
+    return tuple(value or _UNKNOWN for value in values)
+
+
+def _service(service: Service | None) -> tuple[str, str, str]:
+    if service is None:
+        return (_UNKNOWN, _UNKNOWN, _UNKNOWN)
+    return (service.hostname, service.namespace, service.name)

@@ -1,0 +1,274 @@
+"""One outbound connection's life, the same for both ways it can arrive.
+
+    asked    `decide`   routing and policy; remembered until the end
+    opened   counted
+    failed   refused by us: counted as a denial, one `connection failed` line;
+             or the dial failed: counted, one `connection complete` line
+    closed   counted with its bytes, one `connection complete` line
+
+A connection through the vsock device (TSI) and one that was captured (TPROXY)
+differ in how the client is known and in what carries the request: `SandboxRouter`
+and `Capture` are those two differences. An error in the handling of one
+connection is logged and ends that connection only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+from fastpath.tsi.service import Route
+from fastpath.ztunnel.access_log import Party, Record
+from fastpath.ztunnel.routing import Decision, Refusal, format_address, unmap
+from vhost_user.engine import EventKind, Reset
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from fastpath.ztunnel.access_log import AccessLog
+    from fastpath.ztunnel.clients import Client, Clients
+    from fastpath.ztunnel.metrics import Metrics
+    from fastpath.ztunnel.routing import Routes
+    from vhost_user.engine import Engine, Event, SocketAddress, Target
+
+_log = logging.getLogger(__name__)
+
+
+class Outbound:
+    """Decides, remembers, counts and logs.
+
+    Args:
+        routes: where connections go.
+        access_log: gets one line a connection.
+        metrics: get the counts.
+    """
+
+    def __init__(self, routes: Routes, access_log: AccessLog, metrics: Metrics) -> None:
+        self._routes = routes
+        self._access_log = access_log
+        self._metrics = metrics
+        self.idle = asyncio.Event()
+        """Set while no connection is live."""
+        self.idle.set()
+        self._decisions: dict[int, Decision] = {}
+        """By connection; an entry lives as long as the engine knows it."""
+
+    @property
+    def live(self) -> Sequence[int]:
+        """The connections that we know of and that have not ended."""
+        return tuple(self._decisions)
+
+    def decide(self, client: Client, destination: SocketAddress, conn: int) -> Decision:
+        """Decide on a request, and remember the decision until `conn` ends."""
+        decision = self._decide(client, destination)
+        self._decisions[conn] = decision
+        self.idle.clear()
+        return decision
+
+    def opened(self, client: Client, event: Event, destination: SocketAddress) -> None:
+        """The connection is established at both ends."""
+        with _contained(event.conn):
+            decision = self._decisions.get(event.conn)
+            # None: the engine had the answer cached, so nobody asked us.
+            decision = decision or self.decide(client, destination, event.conn)
+            self._metrics.opened(client, decision)
+
+    def failed(
+        self,
+        client: Client,
+        event: Event,
+        source: SocketAddress,
+        destination: SocketAddress,
+    ) -> None:
+        """It never was established."""
+        with _contained(event.conn):
+            decision = self._forget(client, event, destination)
+            if decision.refusal:
+                self._metrics.denied(client.name, decision.refusal.reason)
+            else:
+                self._metrics.failed(client, decision)
+            self._write(client, event, source, decision)
+
+    def closed(
+        self,
+        client: Client,
+        event: Event,
+        source: SocketAddress,
+        destination: SocketAddress,
+    ) -> None:
+        """It was established and has ended."""
+        with _contained(event.conn):
+            decision = self._forget(client, event, destination)
+            self._metrics.closed(
+                client, decision, received=event.up_bytes, sent=event.down_bytes
+            )
+            self._write(client, event, source, decision)
+
+    def unknown(self, source: SocketAddress, destination: SocketAddress) -> None:
+        """A connection whose client we do not know was refused."""
+        self._metrics.denied("", "unknown_source")
+        self._access_log.write(
+            Record(
+                level="warn",
+                message="connection failed",
+                src=Party(addr=format_address(source)),
+                dst=Party(addr=format_address(destination)),
+                error=f"unknown source: {source[0]}",
+            )
+        )
+
+    def _decide(self, client: Client, destination: SocketAddress) -> Decision:
+        try:
+            return self._routes.decide(client, unmap(destination))
+        except Exception:
+            _log.exception("%s: no decision", client.identity)
+            refusal = Refusal("internal", "internal error", errno.ECONNABORTED)
+            return Decision(destination, Reset(refusal.errno), refusal=refusal)
+
+    def _forget(
+        self, client: Client, event: Event, destination: SocketAddress
+    ) -> Decision:
+        decision = self._decisions.pop(event.conn, None)
+        if not self._decisions:
+            self.idle.set()
+        return decision or self._decide(client, destination)
+
+    def _write(
+        self, client: Client, event: Event, source: SocketAddress, decision: Decision
+    ) -> None:
+        refusal = decision.refusal
+        error = refusal.text if refusal else _error_text(event.error)
+        service, workload = decision.service, decision.workload
+        self._access_log.write(
+            Record(
+                level="warn" if refusal else "error" if error else "info",
+                message="connection failed" if refusal else "connection complete",
+                src=Party(
+                    addr=format_address(source),
+                    workload=client.workload.name,
+                    namespace=client.workload.namespace,
+                    identity=str(client.identity),
+                ),
+                dst=Party(
+                    addr=format_address(decision.address or decision.destination),
+                    workload=workload.name if workload else "",
+                    namespace=workload.namespace if workload else "",
+                ),
+                service=service.hostname if service else "",
+                bytes_sent=None if refusal else event.up_bytes,
+                bytes_recv=None if refusal else event.down_bytes,
+                duration_ms=None if refusal else event.duration_us // 1000,
+                error=error,
+            )
+        )
+
+
+class SandboxRouter:
+    """What the TSI service of one sandbox asks and tells (`tsi.service.Router`).
+
+    Args:
+        outbound: does the work.
+        client: the sandbox.
+    """
+
+    def __init__(self, outbound: Outbound, client: Client) -> None:
+        self._outbound = outbound
+        self._client = client
+        self._address = str(client.workload.workload_ips[0])
+
+    def route(self, destination: SocketAddress, conn: int) -> Route:
+        """Decide on a request of the guest."""
+        decision = self._outbound.decide(self._client, destination, conn)
+        return Route(decision.target, cacheable=decision.cacheable)
+
+    def opened(self, event: Event, destination: SocketAddress) -> None:
+        """The connection is established at both ends."""
+        self._outbound.opened(self._client, event, destination)
+
+    def failed(self, event: Event, destination: SocketAddress) -> None:
+        """It never was established."""
+        source = self._source(event)
+        self._outbound.failed(self._client, event, source, destination)
+
+    def closed(self, event: Event, destination: SocketAddress) -> None:
+        """It was established and has ended."""
+        source = self._source(event)
+        self._outbound.closed(self._client, event, source, destination)
+
+    def _source(self, event: Event) -> SocketAddress:
+        """Pod IP and the low half of the vsock port: TCP ports have 16 bits."""
+        return (self._address, event.peer_port & 0xFFFF)
+
+
+@dataclass(frozen=True, slots=True)
+class _Captured:
+    """What a request said; later events may come when the socket has no peer."""
+
+    client: Client
+    source: SocketAddress
+    destination: SocketAddress
+
+
+class Capture:
+    """The TPROXY listener's events.
+
+    Args:
+        engine: takes the answers.
+        outbound: does the work.
+        clients: who has which IP.
+    """
+
+    def __init__(self, engine: Engine, outbound: Outbound, clients: Clients) -> None:
+        self._engine = engine
+        self._outbound = outbound
+        self._clients = clients
+        self._captured: dict[int, _Captured] = {}
+
+    def handle_event(self, event: Event) -> None:
+        """Handle one event of the listener; never raises."""
+        with _contained(event.conn):
+            if event.kind is EventKind.REQUEST:
+                self._engine.answer(event.conn, self._request(event))
+                return
+            captured = self._captured.get(event.conn)
+            if captured is None:  # refused before we knew whose it was
+                return
+            client, there = captured.client, captured.destination
+            if event.kind is EventKind.OPENED:
+                self._outbound.opened(client, event, there)
+                return
+            del self._captured[event.conn]
+            if event.kind is EventKind.FAILED:
+                self._outbound.failed(client, event, captured.source, there)
+            elif event.kind is EventKind.CLOSED:
+                self._outbound.closed(client, event, captured.source, there)
+
+    def _request(self, event: Event) -> Target:
+        if event.src is None or event.dst is None:
+            return Reset(errno.ECONNABORTED)  # the client has gone again
+        source, destination = unmap(event.src), unmap(event.dst)
+        client = self._clients.at(ip_address(source[0]))
+        if client is None:
+            self._outbound.unknown(source, destination)
+            return Reset()
+        self._captured[event.conn] = _Captured(client, source, destination)
+        return self._outbound.decide(client, destination, event.conn).target
+
+
+@contextlib.contextmanager
+def _contained(conn: int) -> Iterator[None]:
+    """Log whatever goes wrong in the handling of one connection."""
+    try:
+        yield
+    except Exception:
+        _log.exception("connection %d: its handling failed", conn)
+
+
+def _error_text(number: int) -> str:
+    return f"{os.strerror(number)} (os error {number})" if number else ""

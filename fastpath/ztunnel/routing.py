@@ -1,0 +1,230 @@
+"""Where an outbound TCP connection goes: the decision, without any I/O.
+
+    destination --policy--> echo address      an engine service, by port
+                            service VIP       a weighted random healthy endpoint
+                            workload IP       that workload
+                            anything else     TCP passthrough
+                --policy--> what was chosen
+
+Policy is asked twice: a service must not lead where a direct connection may not.
+Workloads that speak HBONE only, and waypoints, are refused: this process has no
+HBONE client, and plain TCP in its place would drop their mutual TLS.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+from fastpath.ztunnel.model import HealthStatus, Protocol
+from vhost_user.engine import Chargen, Dial, Discard, Echo, Reset
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from fastpath.ztunnel.clients import Client
+    from fastpath.ztunnel.decode import IpAddress
+    from fastpath.ztunnel.model import Config, Service, Workload
+    from vhost_user.engine import SocketAddress, Target
+
+ECHO_PORTS: Mapping[int, Target] = {7: Echo(), 9: Discard(), 19: Chargen()}
+"""RFC 862, RFC 863, RFC 864."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a connection is not made."""
+
+    reason: str
+    """A label: few values, no addresses."""
+    text: str
+    """For the log: one line, with the particulars."""
+    errno: int = errno.ECONNREFUSED
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do with one connection, and all that the log will say of it."""
+
+    destination: SocketAddress
+    """What the program asked for."""
+    target: Target
+    address: SocketAddress | None = None
+    """Where it is dialled; None: nowhere."""
+    service: Service | None = None
+    workload: Workload | None = None
+    refusal: Refusal | None = None
+    cacheable: bool = False
+    """The same destination always gets this decision."""
+
+
+class Routes:
+    """The tables for `decide`.
+
+    Args:
+        config: checked.
+        listener: our own capture listener: connecting to it would never end.
+        rng: chooses among endpoints.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        listener: SocketAddress | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._echo = config.fastpath.echo
+        self._network = config.fastpath.network
+        self._listener = listener
+        self._rng = rng or random.Random()  # noqa: S311 - balances load, no secret
+        self._services = {
+            vip.address: service
+            for service in config.services
+            for vip in service.vips
+            if vip.network == self._network
+        }
+        self._workloads = {
+            address: workload
+            for workload in config.workloads
+            for address in config.addresses_here(workload)
+        }
+        self._members = {
+            service.key: [w for w in config.workloads if service.key in w.services]
+            for service in config.services
+        }
+
+    def decide(self, client: Client, destination: SocketAddress) -> Decision:
+        """Decide on one connection of `client`.
+
+        Args:
+            client: who asks.
+            destination: IP and port, an IPv4 address never in IPv6 form.
+        """
+        refusal = self._denied(client, destination)
+        if refusal:
+            return _refuse(destination, refusal)
+        address = ip_address(destination[0])
+        if address == self._echo:
+            return _answer_here(destination)
+        if service := self._services.get(address):
+            return self._balance(client, destination, address, service)
+        workload = self._workloads.get(address)
+        return self._direct(destination, destination, workload)
+
+    def _balance(
+        self,
+        client: Client,
+        destination: SocketAddress,
+        vip: IpAddress,
+        service: Service,
+    ) -> Decision:
+        endpoints = list(self._endpoints(service, vip, destination[1]))
+        weights = [workload.capacity for workload, _ in endpoints]
+        if not any(weights):
+            refusal = Refusal("no_endpoint", f"no healthy endpoint for {service.key}")
+            return _refuse(destination, refusal, service)
+        (choice,) = self._rng.choices(endpoints, weights)
+        workload, address = choice
+        refused = self._denied(client, address)
+        if refused:
+            return _refuse(destination, refused, service, workload)
+        return self._direct(destination, address, workload, service)
+
+    def _endpoints(
+        self, service: Service, vip: IpAddress, port: int
+    ) -> Iterator[tuple[Workload, SocketAddress]]:
+        """Healthy members that serve `port`, each with the address to dial."""
+        if port not in service.ports:
+            return
+        for workload in self._members[service.key]:
+            target_port = workload.services[service.key].get(port, 0)
+            target_port = target_port or service.ports[port]
+            healthy = workload.status is HealthStatus.HEALTHY
+            if not healthy or not target_port or not workload.workload_ips:
+                continue
+            ips = workload.workload_ips
+            same_family = [ip for ip in ips if ip.version == vip.version]
+            yield workload, (str((same_family or ips)[0]), target_port)
+
+    def _direct(
+        self,
+        destination: SocketAddress,
+        address: SocketAddress,
+        workload: Workload | None,
+        service: Service | None = None,
+    ) -> Decision:
+        refusal = self._unreachable(address, workload)
+        if refusal:
+            return _refuse(destination, refusal, service, workload)
+        return Decision(
+            destination,
+            Dial(address),
+            address,
+            service,
+            workload,
+            cacheable=service is None,
+        )
+
+    def _denied(self, client: Client, address: SocketAddress) -> Refusal | None:
+        denial = client.policy.check(address)
+        if denial is None:
+            return None
+        text = f"{format_address(address)}: {denial.text}"
+        return Refusal(denial.reason, text, denial.error)
+
+    def _unreachable(
+        self, address: SocketAddress, workload: Workload | None
+    ) -> Refusal | None:
+        where = format_address(address)
+        if address == self._listener:
+            return Refusal("self_call", f"{where} is this process's own listener")
+        if workload is None:
+            return None
+        if workload.waypoint:
+            return Refusal("waypoint", f"{where} is behind a waypoint: not supported")
+        if workload.protocol is Protocol.HBONE:
+            return Refusal("hbone", f"{where} takes HBONE only: not supported yet")
+        if workload.network != self._network:
+            return Refusal("network", f"{where} is on network {workload.network}")
+        return None
+
+
+def format_address(address: SocketAddress) -> str:
+    """`192.0.2.1:80` or `[2001:db8::1]:80`."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def unmap(address: SocketAddress) -> SocketAddress:
+    """An IPv4 address in IPv6 form (`::ffff:192.0.2.1`) as an IPv4 address."""
+    host, port = address
+    parsed = ip_address(host)
+    mapped = parsed.ipv4_mapped if parsed.version == 6 else None
+    return (str(mapped), port) if mapped else (str(parsed), port)
+
+
+def _answer_here(destination: SocketAddress) -> Decision:
+    target = ECHO_PORTS.get(destination[1])
+    if target is None:
+        text = f"{format_address(destination)}: the echo address serves 7, 9 and 19"
+        return _refuse(destination, Refusal("no_endpoint", text))
+    return Decision(destination, target, destination, cacheable=True)
+
+
+def _refuse(
+    destination: SocketAddress,
+    refusal: Refusal,
+    service: Service | None = None,
+    workload: Workload | None = None,
+) -> Decision:
+    return Decision(
+        destination,
+        Reset(refusal.errno),
+        service=service,
+        workload=workload,
+        refusal=refusal,
+    )
