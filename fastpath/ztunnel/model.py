@@ -234,7 +234,7 @@ class Egress:
 
     def policy(self) -> EgressPolicy:
         """What decides."""
-        return EgressPolicy(allow=self.allow, deny=self.deny)
+        return EgressPolicy(allow=self.allow, deny=self.deny, error=self.errno.errno)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

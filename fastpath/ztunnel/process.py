@@ -1,0 +1,277 @@
+"""The ztunnel process: everything put together, started and stopped in order.
+
+    engine                      one thread, all devices and listeners
+      sandbox, for each         vsock device, TSI service, vhost-user socket,
+                                hybrid unix socket
+      capture                   TPROXY listener, if configured
+      admin                     metrics and readiness, if configured
+
+What is opened first is closed last. A sandbox's sockets exist before `ready`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import resource
+import signal
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from fastpath.errors import FastpathError
+from fastpath.tsi.service import TsiService
+from fastpath.ztunnel import config as configuration
+from fastpath.ztunnel import listener
+from fastpath.ztunnel.access_log import AccessLog
+from fastpath.ztunnel.admin import AdminServer
+from fastpath.ztunnel.clients import Clients
+from fastpath.ztunnel.metrics import EngineCollector, Metrics
+from fastpath.ztunnel.outbound import Capture, Outbound, SandboxRouter
+from fastpath.ztunnel.routing import Routes
+from vhost_user.backend import Backend
+from vhost_user.engine import ALL_EVENTS, Ask, Engine, Reset, Unix
+from vhost_user.vsock.device import VsockDevice
+from vhost_user.vsock.hybrid import HybridListener
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+    from fastpath.ztunnel.model import Config, Sandbox
+    from vhost_user.engine import DeviceStats, EngineStats
+
+DRAIN_TIMEOUT_S = 1.0
+"""How long the ends of open connections may take when the process stops."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningSandbox:
+    """What runs for one sandbox."""
+
+    device: VsockDevice
+    backend: Backend
+    service: TsiService
+    hybrid: HybridListener | None
+
+
+class Ztunnel:
+    """The whole process; an async context manager.
+
+    Args:
+        config: built in code or loaded; it is checked here.
+        capture: a listening socket in place of the one that the configuration
+            asks for; taken over. Its own address is a connection's destination.
+
+    Raises:
+        FastpathError: the configuration makes no sense.
+    """
+
+    def __init__(self, config: Config, *, capture: socket.socket | None = None) -> None:
+        configuration.check(config)
+        self.config = config
+        self.metrics = Metrics()
+        self.sandboxes: dict[str, RunningSandbox] = {}
+        """By name; complete once the context is entered."""
+        self.admin: list[AdminServer] = []
+        self._capture = capture
+        self._engine: Engine
+        self._ready = False
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        """Start everything, or nothing.
+
+        Raises:
+            FastpathError: a socket, a port or a right is missing.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        self._ready = True
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        """Stop everything and remove the sockets."""
+        self._ready = False
+        await self._stack.aclose()
+
+    def stats(self) -> EngineStats:
+        """The engine's counters."""
+        return self._engine.stats()
+
+    def device_stats(self) -> Mapping[str, DeviceStats]:
+        """Each sandbox's device counters."""
+        return {
+            name: sandbox.device.handle.stats()
+            for name, sandbox in self.sandboxes.items()
+        }
+
+    async def _start(self) -> None:
+        own = self.config.fastpath
+        access_log = AccessLog(own.access_log)
+        self._stack.push_async_callback(access_log.close)
+        capture = self._capture
+        if capture is None and own.outbound:
+            capture = listener.transparent(own.outbound.tproxy)
+        self._stack.callback(_close, capture)
+        address = capture.getsockname()[:2] if capture else None
+        routes = Routes(self.config, listener=address)
+        outbound = Outbound(routes, access_log, self.metrics)
+        clients = Clients(self.config)
+        self._engine = await self._stack.enter_async_context(
+            Engine(poll_us=own.poll_us, cpu=own.cpu)
+        )
+        for sandbox in own.sandboxes:
+            router = SandboxRouter(outbound, clients.sandbox(sandbox.name))
+            self.sandboxes[sandbox.name] = await self._start_sandbox(sandbox, router)
+        if capture:
+            events = Capture(self._engine, outbound, clients)
+            handle = self._engine.add_listener(
+                capture, Ask(), on_event=events.handle_event, want=ALL_EVENTS
+            )
+            self._stack.callback(handle.close)
+        self._stack.push_async_callback(self._drain, outbound)
+        self._start_admin(access_log)
+        self._announce_policies()
+
+    async def _start_sandbox(
+        self, sandbox: Sandbox, router: SandboxRouter
+    ) -> RunningSandbox:
+        service: TsiService
+        device = VsockDevice(
+            self._engine,
+            guest_cid=sandbox.cid,
+            on_event=lambda event: service.handle_event(event),
+            want=ALL_EVENTS,
+        )
+        self._stack.callback(device.close)
+        addresses = self.config.workload(sandbox.workload).workload_ips
+        service = TsiService(
+            self._engine,
+            device,
+            router,
+            addresses=[str(address) for address in addresses],
+            name=sandbox.name,
+            other=Unix(str(sandbox.uds_path)) if sandbox.uds_path else Reset(),
+        )
+        self._stack.callback(service.close)
+        hybrid = None
+        if sandbox.uds_path:
+            hybrid = HybridListener(device, sandbox.uds_path)
+            self._stack.push_async_callback(hybrid.close)
+            await _listen(hybrid, sandbox.uds_path)
+        backend = Backend(sandbox.socket, device, name=sandbox.name)
+        self._stack.push_async_callback(backend.close)
+        await _listen(backend, sandbox.socket)
+        return RunningSandbox(device, backend, service, hybrid)
+
+    async def _drain(self, outbound: Outbound) -> None:
+        """End what is left, so that each connection gets its line in the log."""
+        for conn in outbound.live:
+            self._engine.reset(conn, errno.ECANCELED)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(outbound.idle.wait(), DRAIN_TIMEOUT_S)
+
+    def _start_admin(self, access_log: AccessLog) -> None:
+        own = self.config.fastpath
+        self.metrics.registry.register(
+            EngineCollector(self.stats, self.device_stats, lambda: access_log.dropped)
+        )
+        addresses = {own.metrics: None, own.readiness: None}  # in order, each once
+        for address in addresses:
+            if address is None:
+                continue
+            server = AdminServer(address, self.metrics.text, lambda: self._ready)
+            self._stack.push_async_callback(server.close)
+            self.admin.append(server)
+
+    def _announce_policies(self) -> None:
+        names = ", ".join(policy.key for policy in self.config.policies)
+        if names:
+            _log.warning(
+                "authorization policies take effect at the destination's proxy,"
+                " not here: %s",
+                names,
+            )
+
+
+async def serve(config_path: Path, *, ready_fd: int | None = None) -> int:
+    """Run until SIGTERM or SIGINT; the body of `fastpath ztunnel`.
+
+    Says `ready` in one line on stderr when everything listens.
+
+    Args:
+        config_path: see docs/ztunnel-config.md.
+        ready_fd: also gets a newline then, and is closed.
+
+    Returns:
+        0, the exit status.
+
+    Raises:
+        FastpathError: before it is ready; nothing is left running.
+    """
+    config = configuration.load(config_path)
+    _raise_file_limit()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signo in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signo, stop.set)
+    try:
+        async with Ztunnel(config):
+            sys.stderr.write(f"{_ready_line(config)}\n")
+            sys.stderr.flush()
+            if ready_fd is not None:
+                os.write(ready_fd, b"\n")
+                os.close(ready_fd)
+            await stop.wait()
+    finally:
+        for signo in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(signo)
+    return 0
+
+
+def _ready_line(config: Config) -> str:
+    own = config.fastpath
+    parts = [f"sandbox {item.name} on {item.socket}" for item in own.sandboxes]
+    if own.outbound:
+        parts.append(f"TPROXY on {own.outbound.tproxy}")
+    if own.metrics:
+        parts.append(f"metrics on {own.metrics}")
+    return f"fastpath ztunnel: ready: {', '.join(parts) or 'nothing configured'}"
+
+
+def _raise_file_limit() -> None:
+    """Take as many descriptors as we may: each relayed connection needs one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _close(sock: socket.socket | None) -> None:
+    """Close a socket that the engine has not taken over."""
+    if sock is not None:
+        sock.close()
+
+
+async def _listen(server: Backend | HybridListener, path: Path) -> None:
+    try:
+        await server.start()
+    except OSError as exc:
+        raise FastpathError(
+            f"cannot listen on {path}",
+            exc.strerror or str(exc),
+            "name a path in a directory of yours, used by no other process",
+        ) from exc

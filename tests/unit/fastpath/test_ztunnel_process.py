@@ -1,0 +1,376 @@
+"""The process with the real engine: sockets, capture, admin pages, its end.
+
+A plain listener on loopback stands in for TPROXY's: a connection's destination
+is then the listener's own address, which the tests make a service's VIP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import errno
+import os
+import signal
+import socket
+import urllib.error
+import urllib.request
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from fastpath.errors import FastpathError
+from fastpath.tsi.policy import Rule
+from fastpath.ztunnel import config as configuration
+from fastpath.ztunnel import listener
+from fastpath.ztunnel.model import (
+    Config,
+    Egress,
+    Fastpath,
+    ListenAddress,
+    NamespacedHostname,
+    NetworkAddress,
+    Sandbox,
+    Service,
+    Workload,
+)
+from fastpath.ztunnel.process import Ztunnel, serve
+
+TIMEOUT_S = 20
+LOOPBACK = ip_address("127.0.0.1")
+WEB = NamespacedHostname("default", "web")
+FREE = ListenAddress(LOOPBACK, 0)
+
+
+def config(tmp_path, port, upstream, *, allow="127.0.0.0/8", **own):
+    """127.0.0.1 is the client; the listener's own address is the VIP."""
+    workload = Workload(
+        workload_ips=(ip_address("127.0.0.2"),),
+        namespace="default",
+        name="client",
+        service_account="client",
+    )
+    web = Workload(
+        workload_ips=(LOOPBACK,),
+        namespace="default",
+        name="web-1",
+        services={WEB: {port: upstream}},
+    )
+    service = Service(
+        name="web",
+        namespace="default",
+        hostname="web",
+        vips=(NetworkAddress("", ip_address("127.0.0.3")),),
+        ports={port: 0},
+    )
+    sandbox = Sandbox(
+        name="box",
+        workload="default/client",
+        socket=tmp_path / "box.sock",
+        cid=3,
+        uds_path=tmp_path / "box.vsock",
+        egress=Egress(allow=(Rule.parse(allow),)),
+    )
+    fields = {"sandboxes": (sandbox,), "access_log": tmp_path / "access.log"} | own
+    return Config(
+        workloads=(workload, web), services=(service,), fastpath=Fastpath(**fields)
+    )
+
+
+def listen(host="127.0.0.3"):
+    return socket.create_server((host, 0))
+
+
+async def connect(address, source="127.0.0.2"):
+    """Connect from the client's IP."""
+    return await asyncio.open_connection(*address, local_addr=(source, 0))
+
+
+async def expect_reset(address, source="127.0.0.2"):
+    """Connect and see a reset, which may come before connect() has returned."""
+
+    async def connect_and_read():
+        reader, writer = await connect(address, source)
+        with contextlib.closing(writer):
+            await reader.readexactly(1)
+
+    with pytest.raises(ConnectionResetError):
+        await connect_and_read()
+
+
+async def counted(ztunnel, name):
+    """Wait until a counter of that name has a sample."""
+    for _ in range(1000):
+        if f"{name}{{".encode() in ztunnel.metrics.text():
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail(f"{name} stays 0")
+
+
+@contextlib.asynccontextmanager
+async def upper_server():
+    """Answer what it gets in upper case, after the end of it."""
+
+    async def answer(reader, writer):
+        writer.write((await reader.read()).upper())
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+def run(main):
+    async def bounded():
+        async with asyncio.timeout(TIMEOUT_S):
+            return await main
+
+    return asyncio.run(bounded())
+
+
+def fetch(port, path):
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}") as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as exc:
+        with exc:
+            return exc.code, exc.read().decode()
+
+
+def fds():
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
+def test_a_captured_connection_reaches_the_service(tmp_path):
+    async def main():
+        capture = listen()
+        address = capture.getsockname()
+        async with (
+            upper_server() as upstream,
+            Ztunnel(
+                config(tmp_path, address[1], upstream, metrics=FREE), capture=capture
+            ) as ztunnel,
+        ):
+            reader, writer = await connect(address)
+            local = writer.get_extra_info("sockname")
+            writer.write(b"hello")
+            writer.write_eof()
+            assert await reader.read() == b"HELLO"
+            writer.close()
+            await counted(ztunnel, "istio_tcp_connections_closed_total")
+            page = await asyncio.to_thread(fetch, ztunnel.admin[0].port, "/metrics")
+            ready = await asyncio.to_thread(
+                fetch, ztunnel.admin[0].port, "/healthz/ready"
+            )
+            other = await asyncio.to_thread(fetch, ztunnel.admin[0].port, "/")
+        return local, upstream, page, ready, other
+
+    local, upstream, page, ready, other = run(main())
+    assert page[0] == 200
+    assert 'destination_service="web"' in page[1]
+    assert "istio_tcp_received_bytes_total" in page[1]
+    assert 'fastpath_device_opened_total{sandbox="box"} 0.0' in page[1]
+    assert "fastpath_engine_wakeups_total" in page[1]
+    assert ready == (200, "ready\n")
+    assert other[0] == 404
+    (line,) = (tmp_path / "access.log").read_text().splitlines()
+    assert line.split("\t")[1:4] == ["info", "access", "connection complete"]
+    fields = line.split("\t")[4].rsplit(" ", 1)
+    assert fields[0] == (
+        f'src.addr=127.0.0.2:{local[1]} src.workload="client" '
+        'src.namespace="default" '
+        'src.identity="spiffe://cluster.local/ns/default/sa/client" '
+        f'dst.addr=127.0.0.1:{upstream} dst.service="web" dst.workload="web-1" '
+        'dst.namespace="default" direction="outbound" bytes_sent=5 bytes_recv=5'
+    )
+    assert fields[1].startswith('duration="')
+
+
+@pytest.mark.parametrize(
+    ("allow", "reason"),
+    [
+        pytest.param("192.0.2.0/24", "127.0.0.3", id="before-the-vip"),
+        pytest.param("127.0.0.3/32", "127.0.0.1", id="after-the-vip"),
+    ],
+)
+def test_a_denied_connection_is_reset_and_logged(tmp_path, allow, reason):
+    async def main():
+        capture = listen()
+        address = capture.getsockname()
+        async with (
+            upper_server() as upstream,
+            Ztunnel(
+                config(tmp_path, address[1], upstream, allow=allow), capture=capture
+            ) as ztunnel,
+        ):
+            await expect_reset(address)
+            await counted(ztunnel, "fastpath_denied_total")
+            return ztunnel.metrics.text().decode()
+
+    assert 'fastpath_denied_total{reason="' in run(main())
+    (line,) = (tmp_path / "access.log").read_text().splitlines()
+    assert "\twarn\taccess\tconnection failed\t" in line
+    assert "sa/client" in line
+    assert reason in line.partition("error=")[2]
+
+
+def test_an_unknown_source_is_refused(tmp_path):
+    async def main():
+        capture = listen()
+        address = capture.getsockname()
+        async with Ztunnel(config(tmp_path, address[1], 9), capture=capture):
+            await expect_reset(address, "127.0.0.9")
+
+    run(main())
+    assert "unknown source: 127.0.0.9" in (tmp_path / "access.log").read_text()
+
+
+def test_the_echo_address_is_answered_by_the_engine(tmp_path):
+    """The echo ports themselves are privileged: the listener takes one of them."""
+
+    async def main():
+        try:
+            capture = socket.create_server(("127.0.0.3", 7))
+        except PermissionError:
+            pytest.skip("port 7 needs a right")
+        there = config(tmp_path, 80, 80, echo=ip_address("127.0.0.3"))
+        there = dataclasses.replace(there, services=(), workloads=there.workloads[:1])
+        async with Ztunnel(there, capture=capture):
+            reader, writer = await connect(("127.0.0.3", 7))
+            writer.write(b"x" * 100_000)
+            assert await reader.readexactly(100_000) == b"x" * 100_000
+            writer.close()
+
+    run(main())
+
+
+def test_the_sockets_are_there_and_go_away(tmp_path):
+    async def main():
+        before = fds()
+        async with Ztunnel(config(tmp_path, 80, 80)) as ztunnel:
+            assert not ztunnel.sandboxes["box"].backend.connected.is_set()
+            assert (tmp_path / "box.sock").is_socket()
+            assert (tmp_path / "box.vsock").is_socket()
+            assert ztunnel.stats().conns == 0
+            assert ztunnel.device_stats()["box"].conns == 0
+        return before, fds()
+
+    before, after = run(main())
+    assert not (tmp_path / "box.sock").exists()
+    assert not (tmp_path / "box.vsock").exists()
+    assert after <= before + 1  # asyncio.to_thread's executor may keep nothing
+
+
+def test_open_connections_are_logged_when_the_process_ends(tmp_path):
+    async def main():
+        capture = listen()
+        address = capture.getsockname()
+        async with upper_server() as upstream:
+            async with Ztunnel(
+                config(tmp_path, address[1], upstream), capture=capture
+            ) as ztunnel:
+                reader, writer = await connect(address)
+                await counted(ztunnel, "istio_tcp_connections_opened_total")
+            with pytest.raises(ConnectionResetError):
+                await reader.readexactly(1)
+            writer.close()
+
+    run(main())
+    (line,) = (tmp_path / "access.log").read_text().splitlines()
+    assert f"(os error {errno.ECANCELED})" in line
+
+
+def test_a_socket_in_use_leaves_nothing_behind(tmp_path):
+    there = config(tmp_path, 80, 80)
+    (tmp_path / "box.sock").write_text("not a socket")
+
+    async def main():
+        async with Ztunnel(there):
+            pass
+
+    with pytest.raises(FastpathError, match=r"cannot listen on .*box\.sock"):
+        run(main())
+    assert not (tmp_path / "box.vsock").exists()
+
+
+def test_a_metrics_port_in_use_is_named(tmp_path):
+    with listen("127.0.0.1") as taken:
+        address = ListenAddress(LOOPBACK, taken.getsockname()[1])
+
+        async def main():
+            async with Ztunnel(config(tmp_path, 80, 80, metrics=address)):
+                pass
+
+        with pytest.raises(FastpathError, match=rf"cannot listen on {address}: "):
+            run(main())
+
+
+def test_the_transparent_listener_says_which_right_it_lacks(monkeypatch):
+    class Denied(socket.socket):
+        def setsockopt(self, *args: Any) -> None:
+            if args[1] == listener.IP_TRANSPARENT:
+                raise PermissionError(errno.EPERM, "Operation not permitted")
+            super().setsockopt(*args)
+
+    monkeypatch.setattr(socket, "socket", Denied)
+    with pytest.raises(FastpathError, match=r"127\.0\.0\.1:0: Oper.*CAP_NET_ADMIN"):
+        listener.transparent(FREE)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_the_transparent_listener_accepts(host):
+    try:
+        sock = listener.transparent(ListenAddress(ip_address(host), 0))
+    except FastpathError as exc:
+        pytest.skip(str(exc))
+    with sock, socket.create_connection(sock.getsockname()[:2]):
+        accepted, _ = sock.accept()
+        accepted.close()
+
+
+def test_policies_are_announced_once(tmp_path, caplog):
+    document = tmp_path / "z.yaml"
+    document.write_text(
+        "policies:\n"
+        "  - {name: p, namespace: a, scope: Namespace, action: Deny}\n"
+        "  - {name: q, namespace: a, scope: Namespace, action: Allow}\n"
+    )
+
+    async def main():
+        async with Ztunnel(configuration.load(document)):
+            pass
+
+    run(main())
+    (message,) = [r.message for r in caplog.records if "authorization" in r.message]
+    assert message.endswith("not here: a/p, a/q")
+
+
+@pytest.mark.parametrize("signo", [signal.SIGTERM, signal.SIGINT])
+def test_serve_says_ready_and_ends_on_a_signal(tmp_path, signo, capfd):
+    document = tmp_path / "z.yaml"
+    document.write_text(
+        "workloads: [{name: a, namespace: default, workloadIps: [10.0.0.2]}]\n"
+        "fastpath:\n"
+        "  sandboxes:\n"
+        f"    - {{name: a, workload: default/a, socket: {tmp_path}/s, cid: 3}}\n"
+        f"  accessLog: {tmp_path}/log\n"
+    )
+    reader, writer = os.pipe()
+
+    async def main():
+        process = asyncio.create_task(serve(document, ready_fd=writer))
+        await asyncio.to_thread(os.read, reader, 1)
+        assert (tmp_path / "s").is_socket()
+        os.kill(os.getpid(), signo)
+        return await process
+
+    assert run(main()) == 0
+    os.close(reader)
+    assert not (tmp_path / "s").exists()
+    ready = f"fastpath ztunnel: ready: sandbox a on {tmp_path}/s\n"
+    assert ready in capfd.readouterr().err
+
+
+def test_serve_with_a_bad_file_starts_nothing(tmp_path):
+    with pytest.raises(FastpathError, match="No such file"):
+        run(serve(tmp_path / "none.yaml"))
