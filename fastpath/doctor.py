@@ -180,8 +180,10 @@ def _program(name: str, *version: str) -> Callable[[], str]:
             return path
         argv = [path, *version]
         done = subprocess.run(
-            argv, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
+            argv, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
         )
+        if done.returncode:
+            raise OSError(done.stderr or f"{name} exits with {done.returncode}")
         return done.stdout.splitlines()[0]
 
     return look

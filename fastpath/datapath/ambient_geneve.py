@@ -188,6 +188,10 @@ class AmbientGeneve:
         """Where a server behind ztunnel listens."""
         return str(self.plan.server.peer.ip)
 
+    def tunnel_packets(self) -> int:
+        """Packets that the node sent into the tunnel so far."""
+        return self.node_netns.run(_sent, self.plan.tunnel.name)
+
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self.geneve = geneve.choose(self._want)
@@ -265,6 +269,11 @@ def _configure_peer(wire: Wire) -> None:
 def _mac(device: str) -> str:
     with Links() as ip:
         return ip.mac(device)
+
+
+def _sent(device: str) -> int:
+    with Links() as ip:
+        return ip.sent(device)
 
 
 def _kata_tcfilter(mtu: int) -> tuple[int, str]:

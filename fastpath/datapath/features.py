@@ -58,6 +58,7 @@ TCFILTER: Final = Feature(
 )
 CLS_BPF: Final = Feature("the BPF classifier", ("cls_bpf",))
 IPSET: Final = Feature("IP sets of type hash:ip", ("ip_set_hash_ip",))
+NFT: Final = Feature("what iptables is built on", ("nf_tables", "nft_compat"))
 XT_SET: Final = Feature("the iptables match set", ("xt_set",))
 XT_MARK: Final = Feature("the iptables match and target MARK", ("xt_mark",))
 XT_CONNMARK: Final = Feature("the iptables match and target CONNMARK", ("xt_connmark",))

@@ -64,9 +64,8 @@ def iptables(*rules: str) -> None:
 
 def _refused(rule: str, stderr: str) -> FastpathError:
     why = f"iptables {rule}: {stderr}"
-    for word in rule.split():
-        if feature := _FEATURES.get(word):
-            return feature.missing(why)
-    return FastpathError(
-        "cannot set up iptables rules", why, "sudo modprobe -a nf_tables nft_compat"
-    )
+    if "initialize nft" not in stderr:
+        for word in rule.split():
+            if feature := _FEATURES.get(word):
+                return feature.missing(why)
+    return features.NFT.missing(why)

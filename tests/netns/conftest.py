@@ -23,7 +23,7 @@ ECHO = ("198.18.0.1", 7)
 
 def missing_right(why: str) -> NoReturn:
     """Skip loudly; in CI, where the rights must be there, fail."""
-    text = f"{why}; as a user: unshare -Urn .venv/bin/pytest tests/netns"
+    text = f"{why} (as a user: unshare -Urn .venv/bin/pytest tests/netns)"
     if os.environ.get("CI") == "true":
         pytest.fail(text)
     pytest.skip(text)

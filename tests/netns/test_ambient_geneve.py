@@ -26,6 +26,11 @@ def tunnelled(frame):
     return frame[INNER_IP:] if port == 6081 and frame[62:64] == ETH_IPV4 else None
 
 
+def is_tunnel(frame):
+    """Whether it is Geneve, with ARP inside or anything else."""
+    return frame[12:14] == ETH_IPV4 and frame[23] == 17
+
+
 def from_container(path, frames):
     """Those IPv4 TCP packets whose source is the container."""
     source = path.plan.container.peer.ip.packed
@@ -71,6 +76,7 @@ def test_the_underlay_carries_geneve_with_network_1001(path, listen, connect, ca
 def test_every_packet_of_the_pod_takes_the_tunnel(path, listen, connect, capture):
     pod = capture(path.node_netns, path.plan.container.name)
     underlay = capture(path.node_netns, path.plan.ztunnel.name)
+    before = path.tunnel_packets()
     client, server = connect(path, listen(path))
     exchange(client, server, 100)
 
@@ -81,6 +87,7 @@ def test_every_packet_of_the_pod_takes_the_tunnel(path, listen, connect, capture
     assert len(forward) > 100
     assert [p[20:] for p in inside] == [p[20:] for p in forward]
     assert not beside
+    assert path.tunnel_packets() - before == sum(map(is_tunnel, frames))
 
 
 def test_with_istios_connection_marks_the_first_packet_alone_takes_it(
