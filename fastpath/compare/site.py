@@ -7,7 +7,6 @@ which needs no right at all.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from fastpath.datapath.ambient_geneve import TPROXY_PORT, AmbientGeneve
@@ -97,14 +96,5 @@ class AmbientSite:
         return self._path.server_netns.command(argv)
 
     def tunnel_packets(self) -> int:
-        """Read the tunnel device's counter of sent packets."""
-        return self._path.node_netns.run(_sent_packets, self._path.plan.tunnel.name)
-
-
-def _sent_packets(device: str) -> int:
-    """Read from /proc, in the calling thread's namespace: see proc(5)."""
-    for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
-        name, _, counters = line.partition(":")
-        if name.strip() == device:
-            return int(counters.split()[9])
-    raise LookupError(device)
+        """Ask the path: a BPF tunnel's device counts nothing."""
+        return self._path.tunnel_packets()
