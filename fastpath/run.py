@@ -34,11 +34,14 @@ from fastpath.vm import accel, images
 from fastpath.vm.guest import Guest
 from fastpath.vm.machine import Machine
 from fastpath.vm.spec import VmSpec
-from fastpath.ztunnel.model import Config, Egress, Fastpath, Sandbox, Workload
+from fastpath.ztunnel.config import for_sandbox
+from fastpath.ztunnel.model import Egress
 from fastpath.ztunnel.process import Ztunnel
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
+
+    from fastpath.ztunnel.model import Config
 
 EXIT_TIMEOUT: Final = 124
 """As timeout(1) has it."""
@@ -55,6 +58,11 @@ FORWARDED: Final = (
 
 ENDING: Final = FORWARDED[:4]
 """Those of them that end us before it runs."""
+
+EVERYWHERE: Final = (Rule.parse("0.0.0.0/0"), Rule.parse("::/0"))
+"""Opens nothing that is denied by default: only a rule for that in particular does."""
+
+GUEST_CID: Final = 3
 
 SOCKET: Final = "vhost.sock"
 """Between QEMU and ztunnel, in the run's folder."""
@@ -227,19 +235,15 @@ class _Run:
         return 128 + signal.SIGPIPE if self._output_closed else status
 
     def _ztunnel_config(self) -> Config:
-        """One sandbox, one workload, nothing that listens."""
-        sandbox = Sandbox(
+        """One sandbox that reaches what we do, but what is denied by default."""
+        return for_sandbox(
             name="run",
-            workload="default/run",
             socket=self._vsock,
-            cid=3,
+            cid=GUEST_CID,
+            addresses=(POD_IP,),
             uds_path=self._uds_path,
-            egress=Egress(allow=self._options.allow),
-        )
-        workload = Workload(workload_ips=(POD_IP,), namespace="default", name="run")
-        return Config(
-            workloads=(workload,),
-            fastpath=Fastpath(sandboxes=(sandbox,), access_log=Path(os.devnull)),
+            egress=Egress(allow=(*EVERYWHERE, *self._options.allow)),
+            access_log=Path(os.devnull),
         )
 
     def _on_signal(self, signo: signal.Signals, main: asyncio.Task[object]) -> None:

@@ -21,15 +21,14 @@ CONSOLE: Final = "console.log"
 def scratch() -> Iterator[Path]:
     """Make the folder, and remove it at the end.
 
-    When an error ends the run after the guest began to speak, its console log
-    stays, because the error names it.
+    The guest's console log stays when an error ends the run that names it.
     """
     folder = Path(tempfile.mkdtemp(prefix="fastpath-"))
     console = folder / CONSOLE
     try:
         yield folder
-    except FastpathError:
-        if not (console.exists() and console.stat().st_size):
+    except FastpathError as exc:
+        if not console.exists() or str(console) not in str(exc):
             shutil.rmtree(folder)
             raise
         for path in folder.iterdir():

@@ -208,7 +208,7 @@ async def _compare(options: Options, plan: scenario.Plan) -> Report:
                 progress=lambda done: progress.update(bar, completed=done),
             )
     return Report(
-        setting=_setting(plan, info, started, counts, checks),
+        setting=_setting(plan, bench, info, started, counts, checks),
         paths={
             name: PathResult(name=name, facts=PATHS[name], rounds=figures)
             for name, figures in measured.items()
@@ -229,6 +229,7 @@ def _progress() -> Progress:
 
 def _setting(
     plan: scenario.Plan,
+    bench: measure.Bench,
     info: GuestInfo,
     started: str,
     counts: measure.Counts,
@@ -240,7 +241,7 @@ def _setting(
         accel_reason=plan.accel.reason,
         geneve=plan.site.geneve,
         guest_kernel=info.kernel,
-        clocksource=info.clocksource,
+        clocksource=", ".join(sorted(bench.clocksources)),
         host_kernel=platform.release(),
         cpu_model=cpu.model(),
         cpus=cpu.count(),

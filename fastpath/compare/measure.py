@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from fastpath.compare.cpu import used_ns
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 PROBE: Final = "probe"
 PROBE_TIMEOUT_S: Final = 60.0
 """Far more than any of them takes; a path that lost a byte must not hang us."""
+COUNTERS: Final = frozenset({"tsc", "tsc-early", "kvm-clock"})
+"""Clock sources that count and do not tick."""
 ECHO_PORT: Final = 7
 DISCARD_PORT: Final = 9
 CHARGEN_PORT: Final = 19
@@ -80,6 +82,8 @@ class Bench:
     """The address that ztunnel answers itself."""
     server: str
     """The server behind ztunnel."""
+    clocksources: set[str] = field(default_factory=set)
+    """What the guest's clock was read from so far."""
 
     async def probe(
         self, path: str, address: str, port: int, *args: str
@@ -87,7 +91,8 @@ class Bench:
         """Run the probe once on `path` and return what it prints.
 
         Raises:
-            FastpathError: it failed or hangs, or ztunnel or the guest died.
+            FastpathError: it failed or hangs, the guest's clock only ticks, or
+                ztunnel or the guest died.
         """
         argv = [PROBE, address, str(port), *args]
         what = f"{' '.join(argv)} on path {path}"
@@ -106,6 +111,13 @@ class Bench:
             said = err.decode(errors="replace").strip()
             raise FastpathError(what, said or f"exit status {status}")
         result: dict[str, Any] = json.loads(out)
+        if result["clocksource"] not in COUNTERS:
+            raise FastpathError(
+                f"the guest's clock source is {result['clocksource']}",
+                "it does not count finely enough to time a round trip",
+                "use another --accel, or a host whose TSC is stable",
+            )
+        self.clocksources.add(result["clocksource"])
         return result
 
     def host_ns(self) -> int:

@@ -152,7 +152,7 @@ def _verdicts(pair: str, verdicts: Sequence[Verdict]) -> str:
         f"<h2>{escape(pair)}</h2>"
         '<p class="soft">Below 1x the first path is quicker (connect, round trip) '
         "or slower (bulk). The bracket in the picture is the target, open towards "
-        "where the ratio should be.</p>"
+        "where the ratio should be; close: the interval holds the target.</p>"
         f'<div class="cards">{cards}</div>'
         f'<div class="card low">{svg.forest(verdicts)}</div>'
         f'<div class="card low"><dl>{lines}</dl></div>'

@@ -170,11 +170,11 @@ class Verdict:
 
     @property
     def words(self) -> str:
-        """`met` or `not met`, and when the interval says that it is close."""
+        """`met` or `not met`; `close` when the interval holds the target."""
         if self.metric.bound is None:
             return ""
         words = "met" if self.met else "not met"
-        return words if self.certain else f"{words}, but the interval holds the target"
+        return words if self.certain else f"{words} (close)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

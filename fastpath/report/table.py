@@ -118,7 +118,7 @@ def _costs(paths: tuple[PathResult, ...]) -> Table:
 
 def _ratios(report: Report, pair: str) -> Table:
     table = _table(f"{pair}: median of {report.rounds} paired rounds")
-    table.add_column("figure")
+    table.add_column("figure", min_width=16)
     table.add_column("ratio", justify="right")
     table.add_column("95 % interval", justify="right")
     table.add_column("target")

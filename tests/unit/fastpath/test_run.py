@@ -58,35 +58,35 @@ def test_the_folder_is_gone_after_success():
     assert not folder.exists()
 
 
-def _leave(error, console=""):
+def _leave(error):
     """Work in the folder, end with `error`; return where the folder was."""
     with pytest.raises(type(error)) as raised:
-        _work_and_raise(error, console)
+        _work_and_raise(error)
     (folder,) = raised.value.args[-1:]
     return folder
 
 
-def _work_and_raise(error, console):
+def _work_and_raise(error):
     with scratch() as folder:
-        (folder / CONSOLE).write_text(console)
+        (folder / CONSOLE).write_text("booted")
         (folder / "socket").touch()
         error.args = (*error.args, folder)
+        if isinstance(error, FastpathError):
+            error.why = error.why.format(console=folder / CONSOLE)
         raise error
 
 
 @pytest.mark.parametrize(
-    "error", [KeyboardInterrupt(), SystemExit(), RuntimeError()], ids=repr
+    "error",
+    [KeyboardInterrupt(), SystemExit(), RuntimeError(), FastpathError("x", "failed")],
+    ids=repr,
 )
-def test_the_folder_is_gone_when_we_are_ended(error):
-    assert not _leave(error, console="booted").exists()
+def test_the_folder_is_gone_whatever_ends_us(error):
+    assert not _leave(error).exists()
 
 
-def test_after_an_error_only_the_console_log_is_left():
-    folder = _leave(FastpathError("guest", "panic"), console="Kernel panic")
+def test_after_an_error_that_names_the_console_log_only_that_is_left():
+    folder = _leave(FastpathError("guest", "panic (console log: {console})"))
     assert [path.name for path in folder.iterdir()] == [CONSOLE]
     (folder / CONSOLE).unlink()
     folder.rmdir()
-
-
-def test_an_error_before_the_guest_spoke_leaves_nothing():
-    assert not _leave(FastpathError("qemu", "not found")).exists()
