@@ -26,6 +26,7 @@ from fastpath.datapath.links import Links
 from fastpath.datapath.rules import Mark, iptables
 from fastpath.errors import FastpathError
 from fastpath.vm import accel
+from fastpath.vm.images import cache_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,7 @@ _TIMEOUT_S: Final = 60.0
 _OLDEST_PYTHON: Final = (3, 11)
 
 QEMU: Final = "qemu-system-x86_64"
+IMAGE: Final = "base"
 
 
 class Need(enum.Flag):
@@ -155,10 +157,20 @@ def _memfd() -> str:
     return "memfd_create works"
 
 
+def _image() -> str:
+    """Whether it was ever built; `image build` knows whether it is up to date."""
+    images = cache_directory() / "images"
+    if not any(images.glob(f"{IMAGE}.*")):
+        raise OSError(f"not in {images}")
+    return f"in {images}"
+
+
 def _kvm() -> str:
+    accel.choose("kvm")  # brings its own mend if /dev/kvm cannot be opened
+    _image()
     chosen = accel.choose("auto")
     if chosen.kind != "kvm":
-        raise OSError(chosen.reason)
+        raise FastpathError("KVM", chosen.reason, "none: TCG takes its place")
     return chosen.reason
 
 
@@ -260,6 +272,7 @@ def _bpf_geneve() -> str:
 
 
 _PRESENT: Final = "present"
+_BUILD_IMAGE: Final = f"fastpath image build {IMAGE}"
 _SUDO: Final = "run with sudo"
 _DEBIAN_KERNEL: Final = "boot the kernel of linux-image-amd64"
 
@@ -269,7 +282,8 @@ _HOST: Final = (
     _Look("Python", Need.ALL, _python, _install("python3")),
     _Look("native module", Need.ALL, _native, "make setup"),
     _Look("QEMU", Need.ALL, _program(QEMU, "--version"), _install("qemu-system-x86")),
-    _Look("KVM", Need.NOTHING, _kvm),
+    _Look("image", Need.ALL, _image, _BUILD_IMAGE),
+    _Look("KVM", Need.NOTHING, _kvm, _BUILD_IMAGE),
     _Look("shared guest memory", Need.ALL, _memfd, "boot Linux 3.17 or later"),
     _Look("C compiler", Need.ALL, _program("gcc", "--version"), _install("gcc")),
     _Look("apt-get", Need.ALL, _program("apt-get"), "use Debian 12+ or Ubuntu 24.04+"),

@@ -19,13 +19,14 @@ import platform
 import shutil
 import struct
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fastpath.errors import FastpathError
+from fastpath.vm.images import cache_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
 BPF_PROG_LOAD: Final = 5
 BPF_PROG_TYPE_SCHED_CLS: Final = 3
@@ -64,16 +65,15 @@ def compile_source(source: Path) -> Path:
     """Compile `source` for the BPF machine, once; later calls find the object.
 
     Returns:
-        The object file, in $XDG_CACHE_HOME/vsock-fastpath/bpf.
+        The object file, in the cache.
 
     Raises:
         FastpathError: clang or the kernel's headers are missing.
     """
     text = source.read_bytes()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     stem = source.name.split(".")[0]
     digest = hashlib.sha256(text).hexdigest()[:16]
-    out = cache / "vsock-fastpath" / "bpf" / f"{stem}-{digest}.o"
+    out = cache_directory() / "bpf" / f"{stem}-{digest}.o"
     if out.exists():
         return out
     if (clang := shutil.which("clang")) is None:

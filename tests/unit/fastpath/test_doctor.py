@@ -65,6 +65,15 @@ def test_a_host_that_lets_nobody_configure_networks_says_so_once(
     assert "TPROXY" not in missing
 
 
+def test_kvm_is_not_tried_without_an_image(monkeypatch, tmp_path):
+    tried: list[str] = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(accel, "choose", tried.append)
+    with pytest.raises(OSError, match="not in"):
+        doctor._kvm()
+    assert tried == ["kvm"]
+
+
 def test_every_check_that_is_needed_has_a_mend(unprivileged, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     missing = [c for c in doctor.checks() if not c.ok and c.need]
