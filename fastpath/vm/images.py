@@ -11,6 +11,10 @@ INPUTS is a hash of the recipe, the guest programs' sources and the builder;
 CONTENT is one of INPUTS and the packages' versions. So an image whose inputs did
 not change is found without asking the package archive, and one whose packages
 did not change either is not built again.
+
+The initramfs is not compressed: under tcg the guest unpacks 5 MB (base) or 54 MB
+(apps) faster than it decompresses them. Until init's first line, best of four:
+base raw 1.26 s, gzip 1.34, zstd 1.37, lz4 1.30; apps 1.58, 2.06, 2.12, 1.63.
 """
 
 from __future__ import annotations

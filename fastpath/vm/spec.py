@@ -139,7 +139,7 @@ def argv(spec: VmSpec) -> list[str]:
 
 def _cpu(accel: Accelerator) -> str:
     if accel.kind == "kvm":
-        return "host,migratable=off"  # with the invariant tsc, where there is one
+        return "host,+invtsc"  # or the guest takes kvm-clock for its time
     # QEMU 7.2's cmpxchg16b makes Linux 6.12 panic at random.
     return "max,cx16=off"
 
