@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
+from fastpath.tsi.protocol import source_port
 from fastpath.tsi.service import Route
 from fastpath.ztunnel.access_log import Party, Record
 from fastpath.ztunnel.routing import Decision, Refusal, format_address, unmap
@@ -180,7 +181,7 @@ class SandboxRouter:
     def __init__(self, outbound: Outbound, client: Client) -> None:
         self._outbound = outbound
         self._client = client
-        self._address = str(client.workload.workload_ips[0])
+        self._addresses = client.workload.workload_ips
 
     def route(self, destination: SocketAddress, conn: int) -> Route:
         """Decide on a request of the guest."""
@@ -193,17 +194,20 @@ class SandboxRouter:
 
     def failed(self, event: Event, destination: SocketAddress) -> None:
         """It never was established."""
-        source = self._source(event)
+        source = self._source(event, destination)
         self._outbound.failed(self._client, event, source, destination)
 
     def closed(self, event: Event, destination: SocketAddress) -> None:
         """It was established and has ended."""
-        source = self._source(event)
+        source = self._source(event, destination)
         self._outbound.closed(self._client, event, source, destination)
 
-    def _source(self, event: Event) -> SocketAddress:
-        """Pod IP and the low half of the vsock port: TCP ports have 16 bits."""
-        return (self._address, event.peer_port & 0xFFFF)
+    def _source(self, event: Event, destination: SocketAddress) -> SocketAddress:
+        """What getsockname() in the guest says: a pod IP and a TCP port."""
+        version = ip_address(destination[0]).version
+        same = [ip for ip in self._addresses if ip.version == version]
+        address = (same or self._addresses)[0]
+        return (str(address), source_port(event.peer_port))
 
 
 @dataclass(frozen=True, slots=True)

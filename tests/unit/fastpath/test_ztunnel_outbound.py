@@ -6,7 +6,7 @@ import dataclasses
 import errno
 from ipaddress import ip_address
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -35,6 +35,10 @@ from vhost_user.engine import (
     EventKind,
     Reset,
 )
+
+if TYPE_CHECKING:
+    from fastpath.ztunnel.access_log import AccessLog
+    from vhost_user.engine import Engine
 
 WEB = NamespacedHostname("default", "web")
 POD = ("10.0.0.2", 40000)
