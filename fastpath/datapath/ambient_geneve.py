@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import enum
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING, Final, Literal, Self
@@ -137,7 +137,7 @@ class Plan:
 
 
 class AmbientGeneve:
-    """The whole path as a context manager; see `fastpath.datapath.Path`.
+    """The whole path, as a context manager.
 
     Leaving it, or the end of the process by any means, leaves nothing behind.
 
@@ -241,7 +241,8 @@ def _prepare() -> None:
     # with the host's values.
     for scope in ("all", "default"):
         sysctl(f"ipv4/conf/{scope}/rp_filter", 0)
-        sysctl(f"ipv6/conf/{scope}/disable_ipv6", 1)
+        with suppress(FileNotFoundError):  # a kernel started with ipv6.disable=1
+            sysctl(f"ipv6/conf/{scope}/disable_ipv6", 1)
     with Links() as ip:
         ip.up("lo")
 
