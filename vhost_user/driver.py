@@ -182,9 +182,13 @@ class Virtqueue:
         ram: where the ring goes.
         num: entries, a power of two.
         features: negotiated bits; `Feature.EVENT_IDX` changes notification.
+        first: index that the ring starts at; a new one starts at 0, one that has
+            been in use anywhere.
     """
 
-    def __init__(self, ram: Ram, num: int = 256, *, features: int = 0) -> None:
+    def __init__(
+        self, ram: Ram, num: int = 256, *, features: int = 0, first: int = 0
+    ) -> None:
         self.ram = ram
         self.num = num
         self.event_idx = bool(features & Feature.EVENT_IDX)
@@ -193,11 +197,13 @@ class Virtqueue:
         self.used = ram.alloc(6 + 8 * num)
         self.kick_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.call_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.avail_idx = 0
-        self.used_idx = 0
+        self.avail_idx = first
+        self.used_idx = first
+        ram.store16(self.avail + 2, first)
+        ram.store16(self.used + 2, first)
         self.kicks = 0
         """Notifications sent."""
-        self._kicked_idx = 0
+        self._kicked_idx = first
         self._free = list(reversed(range(num)))
         self._chains: dict[int, _Chain] = {}
 
@@ -346,8 +352,10 @@ class Virtqueue:
 
     def close(self) -> None:
         """Close the eventfds; the memory is the RAM's."""
-        os.close(self.kick_fd)
-        os.close(self.call_fd)
+        for fd in (self.kick_fd, self.call_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.kick_fd = self.call_fd = -1
 
     def _write_chain(
         self, table: int, slots: list[int], parts: list[tuple[int, int, int]]

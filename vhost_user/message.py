@@ -308,7 +308,8 @@ def decode_mem_table(payload: bytes) -> list[MemoryRegion]:
     used one is not looked at.
 
     Raises:
-        FrontendError: too many regions, or fewer bytes than they need.
+        FrontendError: too many regions, fewer bytes than they need, or a region
+            that ends behind the last address.
     """
     if len(payload) < _TABLE.size:
         raise FrontendError(f"payload of {len(payload)} bytes, need {_TABLE.size}")
@@ -318,10 +319,12 @@ def decode_mem_table(payload: bytes) -> list[MemoryRegion]:
     end = _TABLE.size + count * _REGION.size
     if len(payload) < end:
         raise FrontendError(f"payload of {len(payload)} bytes, need {end}")
-    return [
-        MemoryRegion(gpa=gpa, size=size, uva=uva, offset=offset)
-        for gpa, size, uva, offset in _REGION.iter_unpack(payload[_TABLE.size : end])
-    ]
+    table = []
+    for gpa, size, uva, offset in _REGION.iter_unpack(payload[_TABLE.size : end]):
+        if max(gpa, uva, offset) + size > 1 << 64:
+            raise FrontendError(f"region at {gpa:#x} ends behind the last address")
+        table.append(MemoryRegion(gpa=gpa, size=size, uva=uva, offset=offset))
+    return table
 
 
 @dataclass(frozen=True, slots=True)

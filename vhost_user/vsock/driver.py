@@ -58,6 +58,7 @@ class VsockGuest:
         rx_buffers: RX buffers to offer at once; more with `post_rx()`.
         rx_layout: sizes of the segments that make up one RX buffer, bytes.
         rx_indirect: describe each RX buffer by an indirect table.
+        first: index that both rings start at.
         ram_size: bytes of guest memory.
         timeout_s: how long each wait may take.
     """
@@ -72,6 +73,7 @@ class VsockGuest:
         rx_buffers: int = 64,
         rx_layout: Sequence[int] = (4096,),
         rx_indirect: bool = False,
+        first: int = 0,
         ram_size: int = 32 << 20,
         timeout_s: float = 5.0,
     ) -> None:
@@ -81,15 +83,15 @@ class VsockGuest:
         self.ram = Ram(ram_size)
         acked = self.vmm.negotiate(features)
         self.vmm.set_memory(self.ram)
-        self.rx = Virtqueue(self.ram, queue_size, features=acked)
-        self.tx = Virtqueue(self.ram, queue_size, features=acked)
+        self.rx = Virtqueue(self.ram, queue_size, features=acked, first=first)
+        self.tx = Virtqueue(self.ram, queue_size, features=acked, first=first)
         self._rx_layout = tuple(rx_layout)
         self._rx_indirect = rx_indirect
         self._rx_segments: dict[int, list[Segment]] = {}
         self._tx_buffers: dict[int, tuple[int, int]] = {}
         self._queued: deque[Packet] = deque()
         self._next_port = _FIRST_PORT
-        self._bases = (0, 0)
+        self._bases = (first, first)
         self.post_rx(rx_buffers)
         self.start()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from vhost_user.engine import RingConfig  # noqa: TC001  # dataclass field
 from vhost_user.message import Feature, ProtocolFeature
 
 
@@ -23,7 +24,7 @@ class FakeDevice:
     progress: int = 0
     start_error: Exception | None = None
     calls: list[str] = field(default_factory=list)
-    running: dict[int, object] = field(default_factory=dict)
+    running: dict[int, RingConfig] = field(default_factory=dict)
     memory: object = None
     acked: int = 0
     on_ring_broke: object = None

@@ -203,3 +203,11 @@ def test_closing_a_message_closes_what_was_not_taken():
     os.close(kept)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(left)
+
+
+@pytest.mark.parametrize("field", ["gpa", "uva", "offset"])
+def test_rejects_a_region_that_ends_behind_the_last_address(field):
+    last = {"gpa": 0, "uva": 0, "offset": 0} | {field: 2**64 - 4096}
+    assert decode_mem_table(encode_mem_table([MemoryRegion(size=4096, **last)]))
+    with pytest.raises(FrontendError, match="last address"):
+        decode_mem_table(encode_mem_table([MemoryRegion(size=4097, **last)]))

@@ -1,0 +1,192 @@
+"""The real back-end in a thread, for guests in user space to talk to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from vhost_user.backend import Backend
+from vhost_user.engine import ALL_EVENTS, Chargen, Discard, Echo, Engine, Reset, Unix
+from vhost_user.vsock.device import VsockDevice
+from vhost_user.vsock.driver import VsockGuest
+from vhost_user.vsock.hybrid import HybridListener
+
+ECHO, DISCARD, CHARGEN = 7, 9, 19
+REFUSED = 1
+TIMEOUT_S = 10.0
+
+
+class Host:
+    """A back-end with one device, running its event loop in a thread.
+
+    Host port 7 echoes, 9 discards, 19 sends for ever, 1 refuses; any other reaches
+    the unix socket `uds_path` + "_PORT".
+    """
+
+    def __init__(self, directory, *, buf_alloc=64 * 1024, poll_us=0, **limits):
+        self.path = directory / "vhost"
+        self.uds_path = directory / "vsock"
+        self.events = []
+        self._options = {"buf_alloc": buf_alloc, **limits}
+        self._poll_us = poll_us
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._stop = asyncio.Event()
+        self._error = None
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self):
+        self._thread.start()
+        assert self._ready.wait(TIMEOUT_S)
+        if self._error is not None:
+            raise self._error
+        return self
+
+    def __exit__(self, *exc):
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(TIMEOUT_S)
+        assert not self._thread.is_alive()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self):
+        try:
+            with contextlib.closing(self._loop):
+                self._loop.run_until_complete(self._serve())
+        except Exception as error:
+            self._error = error
+        finally:
+            self._ready.set()
+
+    async def _serve(self):
+        async with contextlib.AsyncExitStack() as stack:
+            engine = await stack.enter_async_context(Engine(poll_us=self._poll_us))
+            self.device = VsockDevice(
+                engine,
+                guest_cid=3,
+                on_event=self.events.append,
+                want=ALL_EVENTS,
+                **self._options,
+            )
+            stack.callback(self.device.close)
+            handle = self.device.handle
+            handle.route(None, Unix(str(self.uds_path)))
+            handle.route(ECHO, Echo())
+            handle.route(DISCARD, Discard())
+            handle.route(CHARGEN, Chargen())
+            handle.route(REFUSED, Reset())
+            hybrid = HybridListener(self.device, self.uds_path)
+            await hybrid.start()
+            stack.push_async_callback(hybrid.close)
+            self.backend = Backend(self.path, self.device, name="host")
+            await self.backend.start()
+            stack.push_async_callback(self.backend.close)
+            self._ready.set()
+            await self._stop.wait()
+
+    def call(self, function, *args):
+        """Call a function in the back-end's loop and return what it returns."""
+
+        async def call():
+            return function(*args)
+
+        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(TIMEOUT_S)
+
+    def idle(self):
+        """Wait until the session of a front-end that left has ended."""
+
+        async def idle():
+            while self.backend.connected.is_set():  # noqa: ASYNC110
+                await asyncio.sleep(0)
+
+        asyncio.run_coroutine_threadsafe(idle(), self._loop).result(TIMEOUT_S)
+
+    def events_of(self, kind):
+        """Return the events of one kind so far."""
+        return self.call(lambda: [e for e in self.events if e.kind is kind])
+
+    def stats(self):
+        return self.call(self.device.handle.stats)
+
+    def listen(self, port):
+        """Listen where guest connections to host port `port` arrive."""
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(TIMEOUT_S)
+        sock.bind(f"{self.uds_path}_{port}")
+        sock.listen()
+        return sock
+
+    def dial(self, port=None):
+        """Connect as a host client; with `port`, send its CONNECT line."""
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(TIMEOUT_S)
+        sock.connect(str(self.uds_path))
+        if port is not None:
+            sock.send(b"CONNECT %d\n" % port)
+        return sock
+
+
+@pytest.fixture
+def make_host(tmp_path):
+    with contextlib.ExitStack() as stack:
+
+        def make(**options):
+            return stack.enter_context(Host(tmp_path, **options))
+
+        yield make
+
+
+@pytest.fixture
+def host(make_host):
+    return make_host()
+
+
+@pytest.fixture
+def make_guest(host):
+    with contextlib.ExitStack() as stack:
+
+        def make(**options):
+            return stack.enter_context(VsockGuest(host.path, **options))
+
+        yield make
+
+
+@pytest.fixture
+def guest(make_guest):
+    return make_guest()
+
+
+@pytest.fixture
+def far(host, guest):
+    """Return a guest's connection and the host socket it reaches."""
+    with contextlib.ExitStack() as stack:
+
+        def connect(port=5000, **options):
+            with host.listen(port) as listener:
+                conn = guest.connect(port, **options)
+                sock, _ = listener.accept()
+            stack.enter_context(sock)
+            sock.settimeout(TIMEOUT_S)
+            Path(f"{host.uds_path}_{port}").unlink()
+            return conn, sock
+
+        yield connect
+
+
+def read_exactly(sock, size):
+    data = b""
+    while len(data) < size:
+        more = sock.recv(size - len(data))
+        assert more, f"end of stream after {len(data)} of {size} bytes"
+        data += more
+    return data
+
+
+@pytest.fixture(name="read_exactly")
+def read_exactly_fixture():
+    return read_exactly

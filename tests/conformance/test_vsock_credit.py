@@ -1,0 +1,153 @@
+"""virtio-vsock credit (VIRTIO 1.2 section 5.10.6.3 "Buffer Space Management")."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from vhost_user.vsock.packet import Op
+
+ECHO, DISCARD, CHARGEN = 7, 9, 19
+SPEC = "VIRTIO 1.2 section 5.10.6.3"
+
+
+def packets_of(conn, packets):
+    return [p for p in packets if p.header.src_port == conn.host_port]
+
+
+@pytest.mark.spec(SPEC)
+def test_a_credit_request_gets_an_update(guest):
+    conn = guest.connect(DISCARD)
+    conn.say(Op.CREDIT_REQUEST)
+    header = conn.expect(Op.CREDIT_UPDATE).header
+    assert (header.buf_alloc, header.fwd_cnt) == (64 * 1024, 0)
+
+
+@pytest.mark.spec(SPEC)
+def test_the_update_counts_the_bytes_that_were_taken(guest):
+    conn = guest.connect(DISCARD)
+    conn.say(Op.RW, b"x" * 1000)
+    conn.say(Op.CREDIT_REQUEST)
+    assert conn.expect(Op.CREDIT_UPDATE).header.fwd_cnt == 1000
+
+
+@pytest.mark.spec(SPEC)
+def test_credit_comes_back_without_asking(guest):
+    conn = guest.connect(DISCARD)
+    conn.send(b"x" * 1_000_000)
+    assert conn.tx_cnt == 1_000_000
+
+
+@pytest.mark.spec(SPEC)
+def test_bytes_that_the_host_did_not_take_earn_no_credit(far, guest, read_exactly):
+    conn, sock = far()
+    total = 0
+    while conn.credit:  # fill the host's socket buffer, then our window
+        piece = min(conn.credit, 32768)
+        conn.say(Op.RW, b"x" * piece)
+        total += piece
+        for packet in packets_of(conn, guest.fence()):
+            conn.take_credit(packet.header)
+    conn.say(Op.CREDIT_REQUEST)
+    assert conn.expect(Op.CREDIT_UPDATE).header.fwd_cnt == total - 64 * 1024
+    assert read_exactly(sock, total) == b"x" * total
+    while conn.peer_fwd_cnt <= total - 64 * 1024:
+        conn.expect(Op.CREDIT_UPDATE)
+
+
+@pytest.mark.spec(SPEC)
+def test_a_guest_that_overruns_its_credit_loses_that_connection(host, far, guest):
+    other = guest.connect(ECHO)
+    conn, sock = far()
+    sent = 0
+    while host.stats().credit_violations == 0:
+        conn.say(Op.RW, b"x" * 32768)
+        guest.fence()
+        sent += 32768
+        assert sent < 4 << 20
+    with contextlib.suppress(ConnectionResetError):
+        while sock.recv(1 << 20):  # what came before the violation, then an end
+            pass
+    other.say(Op.RW, b"alive")
+    assert other.receive().payload == b"alive"
+
+
+@pytest.mark.spec(SPEC)
+def test_a_packet_larger_than_the_window_is_a_violation(host, guest):
+    conn = guest.connect(DISCARD)
+    conn.say(Op.RW, b"x" * (64 * 1024 + 1))
+    conn.expect(Op.RST)
+    assert host.stats().credit_violations == 1
+
+
+@pytest.mark.spec(SPEC)
+@pytest.mark.parametrize("window", [1, 1000, 5000])
+def test_the_device_never_sends_more_than_the_guests_window(guest, window):
+    conn = guest.connect(CHARGEN, buf_alloc=window)
+    for _ in range(3):
+        came = 0
+        while came < window:
+            came += conn.receive(consume=False).header.len
+        assert came == window
+        assert packets_of(conn, guest.fence()) == []
+        conn.fwd_cnt += window
+        conn.say(Op.CREDIT_UPDATE)
+
+
+@pytest.mark.spec(SPEC)
+def test_a_window_that_shrinks_stops_the_device(guest):
+    conn = guest.connect(CHARGEN, buf_alloc=8000)
+    came = 0
+    while came < 8000:
+        came += conn.receive(consume=False).header.len
+    conn.buf_alloc, conn.fwd_cnt = 1000, 4000  # 4000 in flight, 1000 allowed
+    conn.say(Op.CREDIT_UPDATE)
+    assert packets_of(conn, guest.fence()) == []
+    conn.fwd_cnt = 8000
+    conn.say(Op.CREDIT_UPDATE)
+    assert conn.expect(Op.RW).header.len <= 1000
+
+
+@pytest.mark.spec(SPEC)
+def test_a_window_of_nothing_gets_nothing(guest):
+    conn = guest.connect(CHARGEN, buf_alloc=0)
+    assert packets_of(conn, guest.fence()) == []
+    conn.buf_alloc = 10
+    conn.say(Op.CREDIT_UPDATE)
+    assert conn.expect(Op.RW).header.len == 10
+
+
+@pytest.mark.spec(SPEC)
+def test_a_forged_fwd_cnt_ends_at_most_its_connection(guest):
+    conn, other = guest.connect(ECHO), guest.connect(ECHO)
+    conn.say(Op.CREDIT_UPDATE, fwd_cnt=2**31)  # more than was ever sent
+    other.say(Op.RW, b"alive")
+    assert other.receive().payload == b"alive"
+
+
+@pytest.mark.spec("VIRTIO 1.2 section 5.10.6.1")
+def test_without_rx_buffers_the_device_waits(make_guest):
+    guest = make_guest(rx_buffers=0)
+    conns = [guest.request(ECHO) for _ in range(20)]
+    guest.drain()
+    for conn in conns:
+        guest.post_rx()
+        assert guest.receive(repost=False).op == Op.RESPONSE
+        assert conn.host_port == ECHO
+
+
+@pytest.mark.spec("VIRTIO 1.2 section 5.10.6.1")
+def test_a_guest_without_rx_buffers_cannot_make_replies_pile_up(host, make_guest):
+    guest = make_guest(rx_buffers=0)
+    sent = 0
+    while guest.tx.free:
+        guest.send(guest.header(Op.RW, 4000, 4001))
+        sent += 1
+        if sent > 20 * guest.tx.num:
+            pytest.fail("the device goes on reading")
+        host.stats()
+    guest.post_rx(64)
+    for _ in range(sent):
+        assert guest.receive().op == Op.RST
+    guest.drain()
