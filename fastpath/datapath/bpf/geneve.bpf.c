@@ -56,7 +56,8 @@
 
 #define IP_DONT_FRAGMENT 0x4000
 #define IP_FRAGMENT_MASK 0x3fff /* more fragments, offset */
-#define IP_VERSION_IHL	 0x45
+#define IP_VERSION	 4
+#define IP_IHL		 5 /* 4-byte units: no options */
 #define OUTER_TTL	 64
 #define IP_MAX_LEN	 0xffff
 
@@ -171,6 +172,8 @@ static __always_inline void fill_outer(struct outer *outer, __u32 frame_len,
 	    .eth.h_proto = htons(ETH_P_IP),
 	    .ip =
 		{
+		    .version = IP_VERSION,
+		    .ihl = IP_IHL,
 		    .tot_len = htons((__u16)(frame_len + OUTER_IP_LEN)),
 		    .frag_off = htons(IP_DONT_FRAGMENT),
 		    .ttl = OUTER_TTL,
@@ -190,7 +193,6 @@ static __always_inline void fill_outer(struct outer *outer, __u32 frame_len,
 		    .vni = htonl((__u32)PARAM(geneve_vni) << GENEVE_VNI_SHIFT),
 		},
 	};
-	*(__u8 *)&outer->ip = IP_VERSION_IHL;
 	outer->ip.check = ip_checksum(outer);
 }
 
@@ -273,7 +275,7 @@ SEC("tc/encap") int encap(struct __sk_buff *skb)
 static __always_inline int is_ours(const struct outer *outer)
 {
 	return outer->eth.h_proto == htons(ETH_P_IP) &&
-	       *(const __u8 *)&outer->ip == IP_VERSION_IHL &&
+	       outer->ip.version == IP_VERSION && outer->ip.ihl == IP_IHL &&
 	       outer->ip.protocol == IPPROTO_UDP &&
 	       !(outer->ip.frag_off & htons(IP_FRAGMENT_MASK)) &&
 	       outer->ip.saddr == (__be32)PARAM(geneve_remote) &&
@@ -318,5 +320,5 @@ SEC("tc/decap") int decap(struct __sk_buff *skb)
 	return (int)redirect((__u32)PARAM(geneve_tunnel), BPF_F_INGRESS);
 }
 
-/* The kernel lends bpf_skb_adjust_room() and others to GPL programs only. */
+/* For whoever reads the object; the loader tells the kernel the same. */
 char geneve_license[] SEC("license") = "GPL";
