@@ -1,0 +1,356 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * fuzz_engine.c - a guest that does anything, against the engine
+ *
+ * Theory of operation
+ * ===================
+ *
+ * libFuzzer's bytes are a program of small steps: put a packet on the TX ring
+ * in any layout, offer RX buffers of any size, scribble over ring memory,
+ * answer a held connection, act on the host's end of one, restart a ring, turn
+ * the engine. engine.c is included, so that its turn() runs here, on this
+ * thread, and an input always does the same.
+ *
+ * Packets are biased towards the few ports and lengths where the protocol
+ * happens; every field can still be anything. What must hold: no sanitizer
+ * report, no hang, and no connection left when the device is removed.
+ */
+
+#include <fcntl.h>
+#include <sys/mman.h>
+
+#include <linux/virtio_ring.h>
+#include <linux/virtio_vsock.h>
+
+#include "../../vhost_user/native/engine.c"
+
+#define NUM	 64
+#define RAM	 (1U << 20)
+#define GPA	 0x100000U
+#define UVA	 0x7f0000000000ULL
+#define DESC(q)	 ((q) * 0x4000U)
+#define AVAIL(q) (DESC(q) + 0x2000U)
+#define USED(q)	 (DESC(q) + 0x3000U)
+#define DATA	 0x10000U
+#define CID	 3
+#define MAX_ENDS 16
+
+struct input {
+	const uint8_t *at;
+	size_t left;
+};
+
+struct world {
+	struct vu_engine *e;
+	struct vu_mem *mem;
+	char *ram;
+	uint32_t dev;
+	uint16_t avail[2];
+	uint16_t desc[2];
+	uint32_t data;
+	int ends[MAX_ENDS]; /* our halves of host sockets */
+	unsigned n_ends;
+	uint64_t features;
+};
+
+static uint8_t byte(struct input *in)
+{
+	if (!in->left)
+		return 0;
+	in->left--;
+	return *in->at++;
+}
+
+static uint32_t word(struct input *in)
+{
+	uint32_t v = byte(in);
+
+	v |= (uint32_t)byte(in) << 8;
+	v |= (uint32_t)byte(in) << 16;
+	return v | (uint32_t)byte(in) << 24;
+}
+
+static void start(struct world *w, uint32_t q)
+{
+	struct vu_ring_config cfg = {
+	    .desc_uva = UVA + DESC(q),
+	    .avail_uva = UVA + AVAIL(q),
+	    .used_uva = UVA + USED(q),
+	    .features = w->features,
+	    .num = NUM,
+	    .base = w->avail[q],
+	    .kick_fd = -1,
+	    .call_fd = -1,
+	};
+
+	vu_dev_start_ring(w->e, w->dev, q, &cfg);
+}
+
+/* Offer a chain of up to three descriptors over @len bytes at @off */
+static void offer(struct world *w, uint32_t q, uint32_t off, uint32_t len,
+		  uint8_t cut, bool indirect)
+{
+	struct vring_avail *avail = (void *)(w->ram + AVAIL(q));
+	struct vring_desc *ring = (void *)(w->ram + DESC(q)), *d = ring;
+	uint16_t head = w->desc[q], flags = q ? 0 : VRING_DESC_F_WRITE;
+	uint32_t first = cut < len ? cut : len;
+
+	if (indirect) {
+		d = (void *)(w->ram + DATA + 0xe0000U);
+		ring[head] = (struct vring_desc){
+		    .addr = GPA + DATA + 0xe0000U,
+		    .len = 32,
+		    .flags = VRING_DESC_F_INDIRECT,
+		};
+		d[0] = (struct vring_desc){.addr = GPA + off,
+					   .len = first,
+					   .flags = flags | VRING_DESC_F_NEXT,
+					   .next = 1};
+		d[1] = (struct vring_desc){.addr = GPA + off + first,
+					   .len = len - first,
+					   .flags = flags};
+		w->desc[q] = (uint16_t)((head + 1) % NUM);
+	} else {
+		uint16_t next = (uint16_t)((head + 1) % NUM);
+
+		d[head] =
+		    (struct vring_desc){.addr = GPA + off,
+					.len = first,
+					.flags = flags | VRING_DESC_F_NEXT,
+					.next = next};
+		d[next] = (struct vring_desc){.addr = GPA + off + first,
+					      .len = len - first,
+					      .flags = flags};
+		w->desc[q] = (uint16_t)((head + 2) % NUM);
+	}
+	avail->ring[w->avail[q]++ % NUM] = head;
+	__atomic_store_n(&avail->idx, w->avail[q], __ATOMIC_RELEASE);
+}
+
+static void packet_step(struct world *w, struct input *in)
+{
+	uint8_t shape = byte(in);
+	struct virtio_vsock_hdr h = {
+	    .src_cid = CID,
+	    .dst_cid = 2,
+	    .src_port = 1024 + (byte(in) & 3),
+	    .dst_port = byte(in) & 7,
+	    .type = VIRTIO_VSOCK_TYPE_STREAM,
+	    .op = byte(in) % 9,
+	    .flags = byte(in) & 3,
+	    .buf_alloc = 1U << (byte(in) & 31),
+	    .fwd_cnt = byte(in),
+	};
+	uint32_t room = (uint32_t)byte(in) << (shape & 7);
+	uint32_t off = DATA + w->data % 0x80000U;
+
+	h.len = room;
+	if (shape & 8)
+		h.fwd_cnt = word(in);
+	if (shape & 16)
+		h.len = word(in);
+	if (shape & 32) {
+		h.type = (uint16_t)word(in);
+		h.dst_cid = word(in) & 7;
+	}
+	memcpy(w->ram + off, &h, sizeof(h));
+	offer(w, QUEUE_TX, off, (uint32_t)sizeof(h) + room, byte(in),
+	      shape & 64);
+	w->data += 0x1000;
+}
+
+static void drain_events(struct world *w, struct input *in)
+{
+	struct vu_event ev[16];
+	int n;
+
+	while ((n = vu_engine_events(w->e, ev, 16)) > 0) {
+		for (int i = 0; i < n; i++) {
+			struct vu_target t = {.kind = byte(in) % 8};
+			int pair[2];
+
+			if (ev[i].kind != VU_EV_REQUEST)
+				continue;
+			if (t.kind <= VU_TARGET_UNIX ||
+			    t.kind == VU_TARGET_DIAL || t.kind > 6) {
+				if (w->n_ends == MAX_ENDS ||
+				    socketpair(AF_UNIX,
+					       SOCK_STREAM | SOCK_NONBLOCK, 0,
+					       pair))
+					continue;
+				if (vu_conn_answer_fd(w->e, ev[i].conn,
+						      pair[0]))
+					close(pair[0]);
+				w->ends[w->n_ends++] = pair[1];
+			} else {
+				vu_conn_answer(w->e, ev[i].conn, &t);
+			}
+		}
+		if (n < 16)
+			break;
+	}
+}
+
+static void host_step(struct world *w, struct input *in)
+{
+	static char buf[65536];
+	uint8_t op = byte(in);
+	int *end;
+
+	if (op % 8 == 7) {
+		int pair[2];
+
+		if (w->n_ends == MAX_ENDS ||
+		    socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair))
+			return;
+		if (vu_conn_open(w->e, w->dev, 1024 + (op >> 6), pair[0],
+				 op & 32) < 0)
+			close(pair[0]);
+		w->ends[w->n_ends++] = pair[1];
+		return;
+	}
+	if (!w->n_ends)
+		return;
+	end = &w->ends[(op >> 3) % w->n_ends];
+	if (*end < 0)
+		return;
+	switch (op % 8) {
+	case 0:
+	case 1:
+		send(*end, buf, (size_t)byte(in) << (byte(in) & 8),
+		     MSG_NOSIGNAL | MSG_DONTWAIT);
+		break;
+	case 2:
+	case 3:
+		if (recv(*end, buf, sizeof(buf), MSG_DONTWAIT) < 0)
+			return;
+		break;
+	case 4:
+		shutdown(*end, SHUT_WR);
+		break;
+	case 5:
+		shutdown(*end, SHUT_RD);
+		break;
+	default:
+		close(*end);
+		*end = -1;
+	}
+}
+
+static void engine_step(struct world *w)
+{
+	pthread_mutex_lock(&w->e->lock);
+	for (unsigned i = 0; i < 4; i++) {
+		poll_epoll(w->e);
+		turn(w->e);
+	}
+	pthread_mutex_unlock(&w->e->lock);
+}
+
+static void step(struct world *w, struct input *in)
+{
+	uint8_t op = byte(in);
+	uint32_t q = op >> 7, n;
+
+	switch (op & 7) {
+	case 0:
+	case 1:
+		packet_step(w, in);
+		break;
+	case 2:
+		for (n = byte(in) & 15; n; n--) {
+			offer(w, QUEUE_RX, DATA + 0x90000U + n * 0x2000U,
+			      (uint32_t)byte(in) * 16, byte(in), op & 64);
+		}
+		break;
+	case 3:
+		host_step(w, in);
+		break;
+	case 4: /* scribble over descriptors and indices */
+		n = (DESC(q) + word(in) % 0x4000U) & ~1U;
+		memcpy(w->ram + n, &(uint16_t){(uint16_t)word(in)}, 2);
+		break;
+	case 5:
+		n = (uint32_t)vu_dev_stop_ring(w->e, w->dev, q);
+		if (op & 64)
+			vu_dev_reset(w->e, w->dev);
+		w->avail[q] = (uint16_t)n;
+		((struct vring_avail *)(void *)(w->ram + AVAIL(q)))->idx =
+		    (uint16_t)n;
+		start(w, q);
+		break;
+	default:
+		engine_step(w);
+		drain_events(w, in);
+	}
+}
+
+static void routes(struct world *w)
+{
+	static const uint8_t kinds[8] = {
+	    VU_TARGET_ASK,     VU_TARGET_ECHO, VU_TARGET_DISCARD,
+	    VU_TARGET_CHARGEN, VU_TARGET_ASK,  VU_TARGET_RESET,
+	    VU_TARGET_UNIX,    VU_TARGET_ASK,
+	};
+
+	for (uint32_t port = 0; port < 8; port++) {
+		struct vu_target t = {.kind = kinds[port]};
+
+		if (t.kind == VU_TARGET_UNIX) {
+			memcpy(t.addr, "/nowhere", 8);
+			t.addr_len = 8;
+		}
+		vu_dev_route(w->e, w->dev, port, &t);
+	}
+}
+
+/**
+ * LLVMFuzzerTestOneInput() - Run one program of steps
+ * @data:	The program
+ * @size:	Its size, bytes
+ *
+ * Returns: 0
+ */
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	const struct vu_engine_config ec = {.max_conns = 64,
+					    .dial_timeout_ms = 60000};
+	const struct vu_dev_config dc = {
+	    .guest_cid = CID,
+	    .buf_alloc = 8192,
+	    .max_conns = 8,
+	    .want = VU_WANT_OPENED | VU_WANT_FAILED | VU_WANT_CLOSED};
+	static struct vu_engine *engine; /* once: making one costs more */
+	static char ram[RAM];
+	struct input in = {.at = data, .left = size};
+	struct world w = {.mem = vu_mem_new(), .ram = ram};
+	struct vu_engine_stats stats;
+
+	if (!engine)
+		engine = vu_engine_new(&ec);
+	w.e = engine;
+	memset(ram, 0, DATA);
+	vu_mem_add(w.mem, GPA, UVA, RAM / 2, w.ram);
+	vu_mem_add(w.mem, GPA + RAM / 2, UVA + RAM / 2, RAM / 2,
+		   w.ram + RAM / 2);
+	w.dev = (uint32_t)vu_dev_add(w.e, &dc);
+	w.features = (uint64_t)(byte(&in) & 3) << VIRTIO_RING_F_INDIRECT_DESC;
+	vu_dev_set_mem(w.e, w.dev, w.mem);
+	routes(&w);
+	start(&w, QUEUE_RX);
+	start(&w, QUEUE_TX);
+	while (in.left)
+		step(&w, &in);
+	engine_step(&w);
+	drain_events(&w, &in);
+	vu_dev_del(w.e, w.dev);
+	vu_engine_stats(w.e, &stats);
+	if (stats.conns)
+		abort();
+	vu_mem_free(w.mem);
+	for (unsigned i = 0; i < w.n_ends; i++) {
+		if (w.ends[i] >= 0)
+			close(w.ends[i]);
+	}
+	return 0;
+}
