@@ -4,7 +4,7 @@
     src.addr=10.0.0.2:40000 src.workload="a" ... duration="1ms"
 
 The loop only appends to a list. Ten times a second the list goes to a thread,
-which writes it. Lines that a stuck reader holds up beyond `MAX_QUEUED` are
+which formats and writes it. Lines that a stuck reader holds up beyond `MAX_QUEUED` are
 dropped and counted.
 
 Spec: istio/ztunnel, `access` log target. As there, a field that has no value is
@@ -69,6 +69,9 @@ class Record:
     error: str = ""
 
 
+_Batch = list[tuple[Record, datetime.datetime]]
+
+
 def format_line(record: Record, time: datetime.datetime) -> str:
     """The line without its newline.
 
@@ -131,11 +134,11 @@ class AccessLog:
         except OSError as exc:
             raise FastpathError(f"access log {path}", f"{exc.strerror}") from exc
         self.dropped = 0
-        self._lines: list[str] = []
+        self._lines: _Batch = []
         self._queued = 0
         """Lines in `_batches`; written by both threads, each under the lock."""
         self._lock = threading.Lock()
-        self._batches: queue.SimpleQueue[list[str] | None] = queue.SimpleQueue()
+        self._batches: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._timer: asyncio.TimerHandle | None = None
         self._thread = threading.Thread(
             target=self._write_all, name="access-log", daemon=True
@@ -147,7 +150,7 @@ class AccessLog:
         if len(self._lines) + self._queued >= MAX_QUEUED:
             self.dropped += 1
             return
-        self._lines.append(format_line(record, datetime.datetime.now(datetime.UTC)))
+        self._lines.append((record, datetime.datetime.now(datetime.UTC)))
         if self._timer is None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(FLUSH_S, self._flush)
@@ -174,7 +177,7 @@ class AccessLog:
     def _write_all(self) -> None:
         """Run the thread, which owns the file."""
         while (batch := self._batches.get()) is not None:
-            data = "".join(f"{line}\n" for line in batch).encode()
+            data = "".join(f"{format_line(*line)}\n" for line in batch).encode()
             try:
                 while data:
                     data = data[os.write(self._fd, data) :]

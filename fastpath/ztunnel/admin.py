@@ -1,6 +1,7 @@
 """HTTP for those who watch: `/metrics` and `/healthz/ready`.
 
-Each server has a thread of its own, so that a slow reader never holds the loop.
+The loop only accepts; each request has a thread of its own, so that a slow reader
+never holds the loop, and nothing runs while nobody asks.
 """
 
 from __future__ import annotations
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 READ_TIMEOUT_S = 5.0
 """A client that sends nothing for so long is dropped."""
-_POLL_S = 0.05
-"""How fast `close` is noticed."""
 
 
 class AdminServer:
@@ -32,7 +31,7 @@ class AdminServer:
 
     Args:
         address: where; port 0 takes a free one.
-        metrics: gives the text; called on a thread of the server.
+        metrics: gives the text; called on a request's thread.
         ready: whether the process takes connections; the same.
 
     Raises:
@@ -45,10 +44,14 @@ class AdminServer:
         metrics: Callable[[], bytes],
         ready: Callable[[], bool],
     ) -> None:
-        handler = _handler(metrics, ready)
+        self._metrics = metrics
+        self._ready = ready
+        self._lock = threading.Lock()
+        """Held while the process is looked at; `close` waits for that."""
+        self._closed = False
         server = _Server6 if address.host.version == 6 else _Server
         try:
-            self._server = server((str(address.host), address.port), handler)
+            self._server = server((str(address.host), address.port), _handler(self))
         except OSError as exc:
             raise FastpathError(
                 f"cannot listen on {address}",
@@ -56,50 +59,51 @@ class AdminServer:
                 "name a free address of this host in fastpath.metrics"
                 " and fastpath.readiness",
             ) from exc
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(_POLL_S,), name="admin"
+        self._server.socket.setblocking(False)
+        asyncio.get_running_loop().add_reader(
+            self._server.fileno(), self._server.handle_request
         )
-        self._thread.start()
 
     @property
     def port(self) -> int:
         """The port that was taken."""
         return int(self._server.server_address[1])
 
-    async def close(self) -> None:
-        """Stop serving; requests that are under way are abandoned."""
-        await asyncio.to_thread(self._server.shutdown)
-        await asyncio.to_thread(self._thread.join)
+    def close(self) -> None:
+        """Stop serving; afterwards neither `metrics` nor `ready` is called."""
+        asyncio.get_running_loop().remove_reader(self._server.fileno())
         self._server.server_close()
+        with self._lock:
+            self._closed = True
+
+    def page(self, path: str) -> tuple[HTTPStatus, str, bytes]:
+        """Status, content type and body of a page; called on a request's thread."""
+        with self._lock:
+            if path == "/metrics" and not self._closed:
+                return HTTPStatus.OK, CONTENT_TYPE_LATEST, self._metrics()
+            if path == "/healthz/ready":
+                if not self._closed and self._ready():
+                    return HTTPStatus.OK, "text/plain", b"ready\n"
+                return HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", b"not ready\n"
+        return HTTPStatus.NOT_FOUND, "text/plain", b"no such page\n"
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    timeout: float | None = 0
+    """`handle_request` is called when there is one."""
 
 
 class _Server6(_Server):
     address_family: int = socket.AF_INET6
 
 
-def _handler(
-    metrics: Callable[[], bytes], ready: Callable[[], bool]
-) -> type[BaseHTTPRequestHandler]:
+def _handler(admin: AdminServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout: ClassVar[float | None] = READ_TIMEOUT_S
 
         def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            if path == "/metrics":
-                self._answer(HTTPStatus.OK, CONTENT_TYPE_LATEST, metrics())
-            elif path == "/healthz/ready" and ready():
-                self._answer(HTTPStatus.OK, "text/plain", b"ready\n")
-            elif path == "/healthz/ready":
-                status = HTTPStatus.SERVICE_UNAVAILABLE
-                self._answer(status, "text/plain", b"not ready\n")
-            else:
-                self._answer(HTTPStatus.NOT_FOUND, "text/plain", b"no such page\n")
-
-        def _answer(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+            status, kind, body = admin.page(self.path.partition("?")[0])
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from fastpath.ztunnel.routing import Decision
     from vhost_user.engine import DeviceStats, EngineStats
 
+    _Key = tuple[Client, Workload | None, Service | None]
+
 Flag = Literal["-", "DENY", "CONNECT"]
 """`response_flags`: fine, denied by policy, upstream not reached."""
 
@@ -53,6 +55,16 @@ LABELS = (
 )
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Series:
+    """The four counters with one set of labels, looked up once."""
+
+    opened: Counter
+    closed: Counter
+    received: Counter
+    sent: Counter
+
+
 class Metrics:
     """The counters, in a registry of their own."""
 
@@ -63,6 +75,7 @@ class Metrics:
         self._closed = self._counter("connections_closed", "TCP connections closed")
         self._received = self._counter("received_bytes", "Bytes client to server")
         self._sent = self._counter("sent_bytes", "Bytes server to client")
+        self._series: dict[_Key, _Series] = {}
         self._denied = Counter(
             "fastpath_denied",
             "Connections refused before any dial",
@@ -72,7 +85,7 @@ class Metrics:
 
     def opened(self, client: Client, decision: Decision) -> None:
         """A connection is established, or at least its dial was tried."""
-        self._opened.labels(*_labels(client, decision, "-")).inc()
+        self._series_of(client, decision).opened.inc()
 
     def closed(
         self, client: Client, decision: Decision, *, received: int, sent: int
@@ -85,15 +98,16 @@ class Metrics:
             received: bytes from the client.
             sent: bytes to the client.
         """
-        labels = _labels(client, decision, "-")
-        self._closed.labels(*labels).inc()
-        self._received.labels(*labels).inc(received)
-        self._sent.labels(*labels).inc(sent)
+        series = self._series_of(client, decision)
+        series.closed.inc()
+        series.received.inc(received)
+        series.sent.inc(sent)
 
     def failed(self, client: Client, decision: Decision) -> None:
         """A dial was tried and failed."""
         self.opened(client, decision)
-        self._closed.labels(*_labels(client, decision, "CONNECT")).inc()
+        labels = _labels(client, decision, "CONNECT")
+        self._closed.labels(*labels).inc()
 
     def denied(self, sandbox: str, reason: str) -> None:
         """A connection was refused; `sandbox` is empty when there is none."""
@@ -102,6 +116,20 @@ class Metrics:
     def text(self) -> bytes:
         """All of it in Prometheus's text format; callable on any thread."""
         return prometheus_client.generate_latest(self.registry)
+
+    def _series_of(self, client: Client, decision: Decision) -> _Series:
+        """The counters with these labels; as many as workloads and services allow."""
+        key = (client, decision.workload, decision.service)
+        series = self._series.get(key)
+        if series is None:
+            labels = _labels(client, decision, "-")
+            series = self._series[key] = _Series(
+                self._opened.labels(*labels),
+                self._closed.labels(*labels),
+                self._received.labels(*labels),
+                self._sent.labels(*labels),
+            )
+        return series
 
     def _counter(self, name: str, what: str) -> Counter:
         return Counter(f"istio_tcp_{name}", what, LABELS, registry=self.registry)

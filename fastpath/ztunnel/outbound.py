@@ -126,7 +126,7 @@ class Outbound:
 
     def _decide(self, client: Client, destination: SocketAddress) -> Decision:
         try:
-            return self._routes.decide(client, unmap(destination))
+            return self._routes.decide(client, destination)
         except Exception:
             _log.exception("%s: no decision", client.identity)
             refusal = Refusal("internal", "internal error", errno.ECONNABORTED)

@@ -196,7 +196,7 @@ class Ztunnel:
             if address is None:
                 continue
             server = AdminServer(address, self.metrics.text, lambda: self._ready)
-            self._stack.push_async_callback(server.close)
+            self._stack.callback(server.close)
             self.admin.append(server)
 
     def _announce_policies(self) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
+from fastpath.tsi.policy import ZTUNNEL_PORTS
 from fastpath.ztunnel.model import HealthStatus, Protocol
 from vhost_user.engine import Chargen, Dial, Discard, Echo, Reset
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 ECHO_PORTS: Mapping[int, Target] = {7: Echo(), 9: Discard(), 19: Chargen()}
 """RFC 862, RFC 863, RFC 864."""
+MAX_FIXED = 4096
+"""Decisions that are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,8 @@ class Routes:
         self._network = config.fastpath.network
         self._listener = listener
         self._rng = rng or random.Random()  # noqa: S311 - balances load, no secret
+        self._fixed: dict[tuple[Client, SocketAddress], Decision] = {}
+        """Decisions that stay; a guest can name any number of destinations."""
         self._services = {
             vip.address: service
             for service in config.services
@@ -102,8 +107,19 @@ class Routes:
 
         Args:
             client: who asks.
-            destination: IP and port, an IPv4 address never in IPv6 form.
+            destination: IP and port; an IPv4 address may be in IPv6 form.
         """
+        key = (client, destination)
+        decision = self._fixed.get(key)
+        if decision is None:
+            decision = self._decide(client, unmap(destination))
+            if decision.cacheable:
+                if len(self._fixed) >= MAX_FIXED:
+                    self._fixed.clear()
+                self._fixed[key] = decision
+        return decision
+
+    def _decide(self, client: Client, destination: SocketAddress) -> Decision:
         refusal = self._denied(client, destination)
         if refusal:
             return _refuse(destination, refusal)
@@ -166,7 +182,8 @@ class Routes:
             address,
             service,
             workload,
-            cacheable=service is None,
+            # whether these ports are ours hangs on the addresses the host has now
+            cacheable=service is None and address[1] not in ZTUNNEL_PORTS,
         )
 
     def _denied(self, client: Client, address: SocketAddress) -> Refusal | None:

@@ -12,6 +12,7 @@ import pytest
 
 from fastpath.tsi.policy import Rule
 from fastpath.ztunnel import config as configuration
+from fastpath.ztunnel import routing
 from fastpath.ztunnel.clients import Clients
 from fastpath.ztunnel.model import (
     Config,
@@ -98,6 +99,18 @@ def test_an_unknown_ip_passes_through(world):
     assert decision.address == ("192.0.2.1", 443)
     assert decision.workload is None
     assert decision.cacheable
+
+
+def test_what_hangs_on_the_hosts_addresses_is_decided_each_time(world):
+    assert not world().decide("192.0.2.1", 15001).cacheable
+
+
+def test_any_number_of_destinations_can_be_named(world, monkeypatch):
+    monkeypatch.setattr(routing, "MAX_FIXED", 10)
+    there = world()
+    for port in range(1, 100):
+        assert there.decide("192.0.2.1", port).target == Dial(("192.0.2.1", port))
+    assert len(there.routes._fixed) <= 10
 
 
 def test_a_workload_ip_is_dialled_and_named(world):
