@@ -1,0 +1,270 @@
+"""`vhost-user-vsock`: options, one line an error, and a process that ends clean."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vhost_user.vsock.cli import main, parse
+from vhost_user.vsock.config import ConfigError, VmConfig
+from vhost_user.vsock.driver import VsockGuest
+from vhost_user.vsock.packet import Op
+
+ROOT = Path(__file__).parents[3]
+TIMEOUT_S = 30
+
+
+def vm(**fields):
+    return VmConfig(socket=Path("/run/a"), **fields)
+
+
+# ---- options ----
+
+
+def test_the_defaults():
+    options = parse(["--socket", "/run/a"])
+    assert options.vms == [vm()]
+    assert (options.vms[0].guest_cid, options.vms[0].tx_buffer_size) == (3, 262144)
+    assert (options.poll_us, options.echo_port, options.stats_socket) == (
+        50,
+        None,
+        None,
+    )
+
+
+def test_one_vm_by_options():
+    argv = [
+        "--guest-cid=4",
+        "--socket=/run/a",
+        "--uds-path=/run/b",
+        "--tx-buffer-size=65536",
+        "--queue-size=256",
+        "--poll-us=0",
+        "--echo-port=7",
+        "--stats-socket=/run/s",
+    ]
+    options = parse(argv)
+    assert options.vms == [
+        vm(guest_cid=4, uds_path=Path("/run/b"), tx_buffer_size=65536, queue_size=256)
+    ]
+    assert (options.poll_us, options.echo_port) == (0, 7)
+    assert options.stats_socket == Path("/run/s")
+
+
+def test_several_vms_with_either_spelling_of_a_key():
+    options = parse(
+        ["--vm", "guest-cid=3,socket=/a", "--vm", "guest_cid=4,socket=/b,uds-path=/c"]
+    )
+    assert [v.guest_cid for v in options.vms] == [3, 4]
+    assert options.vms[1].uds_path == Path("/c")
+
+
+def test_vms_from_a_file(tmp_path):
+    file = tmp_path / "vms.yaml"
+    file.write_text(
+        "vms:\n"
+        "    - guest_cid: 3\n"
+        "      socket: /run/a\n"
+        "      uds_path: /run/b\n"
+        "      tx_buffer_size: 65536\n"
+        "      queue_size: 1024\n"
+        "    - guest_cid: 4\n"
+        "      socket: /run/c\n"
+    )
+    options = parse(["--config", str(file)])
+    assert options.vms == [
+        vm(uds_path=Path("/run/b"), tx_buffer_size=65536),
+        VmConfig(socket=Path("/run/c"), guest_cid=4),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "reason"),
+    [
+        pytest.param([], "no VM", id="nothing"),
+        pytest.param(["--bogus"], "unrecognized arguments: --bogus", id="unknown"),
+        pytest.param(["--guest-cid=3"], "socket is missing", id="no-socket"),
+        pytest.param(["--socket=/a", "--guest-cid=2"], "--guest-cid", id="cid-2"),
+        pytest.param(["--socket=/a", "--guest-cid=x"], "not a number", id="cid-x"),
+        pytest.param(
+            ["--socket=/a", "--guest-cid=4294967295"], "not in 3..", id="cid-any"
+        ),
+        pytest.param(["--socket=/a", "--queue-size=100"], "power of two", id="queue"),
+        pytest.param(["--socket=/a", "--queue-size=2048"], "2..1024", id="queue-2048"),
+        pytest.param(["--socket=/a", "--tx-buffer-size=0"], "4096", id="window-0"),
+        pytest.param(["--socket=/a", "--poll-us=-1"], "--poll-us", id="poll"),
+        pytest.param(["--socket=/a", "--echo-port=-1"], "--echo-port", id="echo"),
+        pytest.param(["--socket=/a", "--uds-path=/a"], "used twice", id="same-path"),
+        pytest.param(["--socket=" + "x" * 108], "1..107 bytes", id="long-socket"),
+        pytest.param(
+            ["--socket=/a", "--uds-path=" + "x" * 97], "at most 96", id="long-uds-path"
+        ),
+        pytest.param(["--socket=/a", "--vm=socket=/b"], "give one of", id="two-ways"),
+        pytest.param(["--vm=socket"], "not KEY=VALUE", id="vm-no-value"),
+        pytest.param(["--vm=socket=/a,cid=3"], "unknown key 'cid'", id="vm-key"),
+        pytest.param(["--vm=socket=/a,socket=/b"], "twice", id="vm-key-twice"),
+        pytest.param(["--vm=socket=/a", "--vm=socket=/b"], "CID 3 is used", id="cids"),
+        pytest.param(["--config=/nonexistent"], "No such file", id="no-file"),
+    ],
+)
+def test_a_bad_command_line_is_one_line_and_status_2(argv, reason, capsys):
+    with pytest.raises(ConfigError, match=r"^[^\n]*$") as info:
+        parse(argv)
+    assert reason in str(info.value)
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("vhost-user-vsock: error: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "reason"),
+    [
+        pytest.param("vms:\n  - socket: /a\n    cid: 3\n", 3, "'cid'", id="key"),
+        pytest.param(
+            "vms:\n  - socket: /a\n    guest_cid: 1\n", 3, "guest_cid", id="value"
+        ),
+        pytest.param("vms:\n  - guest_cid: 3\n", 2, "socket is missing", id="missing"),
+        pytest.param("vms: 3\n", 1, "need a list", id="no-list"),
+        pytest.param("vms:\n  - 3\n", 2, "need a mapping", id="no-mapping"),
+        pytest.param("vms:\n  - socket: [1]\n", 2, "need one value", id="list-value"),
+        pytest.param("vms: []\nvm: []\n", 2, "unknown key 'vm'", id="top-key"),
+        pytest.param("- 1\n", 1, "need a mapping", id="top-list"),
+        pytest.param("", 1, "need a mapping", id="empty"),
+        pytest.param("vms:\n  - {\n", 3, "", id="not-yaml"),
+    ],
+)
+def test_a_bad_file_is_named_with_line_and_key(tmp_path, text, line, reason):
+    file = tmp_path / "vms.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=rf"^{file}:{line}: [^\n]*$") as info:
+        parse(["--config", str(file)])
+    assert reason in str(info.value)
+
+
+def test_a_file_that_is_no_text_is_an_error(tmp_path):
+    file = tmp_path / "vms.yaml"
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=str(file)):
+        parse(["--config", str(file)])
+
+
+# ---- the process ----
+
+
+class Process:
+    def __init__(self, *argv):
+        self._child: Any = subprocess.Popen(
+            [sys.executable, "-m", "vhost_user.vsock.cli", *map(str, argv)],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        self.pid = self._child.pid
+
+    def line(self):
+        return self._child.stderr.readline()
+
+    def end(self, signo=signal.SIGTERM):
+        self._child.send_signal(signo)
+        _, rest = self._child.communicate(timeout=TIMEOUT_S)
+        return self._child.returncode, rest
+
+    def rss_mib(self):
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        (line,) = (s for s in status.splitlines() if s.startswith("VmRSS"))
+        return int(line.split()[1]) / 1024
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        if self._child.poll() is None:
+            self._child.kill()
+        self._child.wait(TIMEOUT_S)
+        self._child.stderr.close()
+
+
+@pytest.mark.parametrize("signo", [signal.SIGTERM, signal.SIGINT])
+def test_serves_a_guest_and_ends_clean(tmp_path, signo):
+    paths = [tmp_path / name for name in ("vhost", "vsock", "stats")]
+    options = ["--socket", "--uds-path", "--stats-socket"]
+    argv = [str(x) for pair in zip(options, paths, strict=True) for x in pair]
+    with Process(*argv, "--echo-port", "7") as process:
+        assert process.line() == (
+            f"vhost-user-vsock: ready: CID 3 on {paths[0]}, host side {paths[1]}\n"
+        )
+        assert all(path.is_socket() for path in paths)
+        with VsockGuest(paths[0]) as guest:
+            conn = guest.connect(7)
+            conn.say(Op.RW, b"ping")
+            assert conn.receive_bytes(4) == b"ping"
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(TIMEOUT_S)
+                client.connect(str(paths[2]))
+                stats = json.loads(client.recv(1 << 16))
+        assert stats["vms"][0]["opened"] == 1
+        assert stats["vms"][0]["connected"] is True
+        assert process.rss_mib() < 60
+        status, _ = process.end(signo)
+        assert status == 0
+        assert not any(path.exists() for path in paths)
+
+
+def test_serves_several_vms(tmp_path):
+    vms = [
+        f"guest-cid={cid},socket={tmp_path}/{cid}.vhost,uds-path={tmp_path}/{cid}.vsock"
+        for cid in (3, 4)
+    ]
+    with Process("--vm", vms[0], "--vm", vms[1], "--poll-us", "0") as process:
+        assert "CID 3" in process.line()
+        assert "CID 4" in process.line()
+        for cid in (3, 4):
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(f"{tmp_path}/{cid}.vsock_5000")
+                listener.listen()
+                with VsockGuest(tmp_path / f"{cid}.vhost", cid=cid) as guest:
+                    assert guest.vmm.config() == cid.to_bytes(8, "little")
+                    conn = guest.connect(5000)
+                    far, _ = listener.accept()
+                    far.settimeout(TIMEOUT_S)
+                    conn.say(Op.RW, b"%d" % cid)
+                    assert far.recv(10) == b"%d" % cid
+                    far.close()
+        assert process.end()[0] == 0
+
+
+def test_a_killed_process_leaves_sockets_that_the_next_replaces(tmp_path):
+    argv = ["--socket", tmp_path / "vhost", "--uds-path", tmp_path / "vsock"]
+    with Process(*argv) as process:
+        assert "ready" in process.line()
+        process.end(signal.SIGKILL)
+    assert (tmp_path / "vhost").exists()
+    with Process(*argv) as process:
+        assert "ready" in process.line()
+        with Process(*argv) as second:
+            assert second.line() == (
+                f"vhost-user-vsock: error: {tmp_path}/vsock: "
+                "a live process listens there\n"
+            )
+            assert second._child.wait(TIMEOUT_S) == 2
+        with VsockGuest(tmp_path / "vhost") as guest:  # the live one goes on
+            assert guest.vmm.queue_num() == 3
+        assert process.end()[0] == 0
+
+
+def test_a_socket_that_cannot_be_made_leaves_nothing_behind(tmp_path, capsys):
+    status = main(
+        ["--socket", "/nonexistent/vhost", "--uds-path", str(tmp_path / "vsock")]
+    )
+    assert status == 2
+    assert "/nonexistent/vhost" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []  # noqa: PTH208
