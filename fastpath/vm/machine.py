@@ -35,8 +35,10 @@ QUIT_S = 2.0
 """After SIGTERM, QEMU gets this long before SIGKILL."""
 SETTLE_S = 2.0
 """When the guest hangs up, its QEMU gets this long to end, too."""
-TAIL_BYTES = 8192
+TAIL_BYTES = 64 * 1024
+"""Of the console; a panic with its trace is less."""
 TAIL_LINES = 15
+PANIC = "Kernel panic - not syncing: "
 SOCKET_PATH_MAX = 107
 """Longest path of a unix socket, bytes."""
 
@@ -48,7 +50,7 @@ class MachineDiedError(FastpathError):
         super().__init__(
             "microVM", f"{why} (console log: {console})", f"tail {console}"
         )
-        self.console_tail = tail(console)
+        self.console_tail = "\n".join(last_lines(console)[-TAIL_LINES:])
         """The last lines of the console."""
 
 
@@ -184,11 +186,11 @@ class Machine:
 
     def _died(self) -> FastpathError:
         """Why QEMU ended, as well as its words or the console tell."""
-        last = tail(self.spec.console)
-        panic = [line for line in last.splitlines() if "Kernel panic" in line]
+        log = last_lines(self.spec.console)
+        panic = [line for line in log if PANIC in line]
         status = self.exited.result()
         if panic:
-            why = "the guest panicked: " + panic[-1].partition("Kernel panic - ")[2]
+            why = "the guest panicked: " + panic[0].partition(PANIC)[2]
         elif status > 0:
             return FastpathError(
                 self.spec.qemu,
@@ -209,16 +211,18 @@ def _pin(pid: int, cpus: frozenset[int]) -> None:
             os.sched_setaffinity(int(thread.name), cpus)
 
 
-def tail(console: Path) -> str:
-    """The last lines of a console log, without control characters."""
+def last_lines(console: Path) -> list[str]:
+    """The end of a console log, without control characters."""
     try:
         with console.open("rb") as log:
             log.seek(max(0, console.stat().st_size - TAIL_BYTES))
             text = log.read().decode(errors="replace")
     except OSError:
-        return ""
-    clean = "".join(each for each in text if each == "\n" or each.isprintable())
-    return "\n".join(clean.splitlines()[-TAIL_LINES:])
+        return []
+    return [
+        "".join(each for each in line if each.isprintable())
+        for line in text.splitlines()
+    ]
 
 
 def _check(spec: VmSpec) -> None:
