@@ -47,4 +47,5 @@ def _progress() -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         console=Console(stderr=True),
+        transient=True,
     )

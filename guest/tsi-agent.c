@@ -350,24 +350,15 @@ static void start_command(char **argv, const sigset_t *mask)
 }
 
 /**
- * end_like() - Exit as the command did
+ * end_like() - Exit as a shell would after the command
  * @status:	From waitpid()
+ *
+ * Never by a signal, even if the command did: that is how init tells that the
+ * agent itself was killed.
  */
 static void __attribute__((noreturn)) end_like(int status)
 {
-	const struct rlimit no_core = {0};
-	sigset_t all;
-	int signo;
-
-	if (WIFEXITED(status))
-		_exit(WEXITSTATUS(status));
-	signo = WTERMSIG(status);
-	setrlimit(RLIMIT_CORE, &no_core); /* the command has dumped its own */
-	signal(signo, SIG_DFL);
-	sigfillset(&all);
-	sigprocmask(SIG_UNBLOCK, &all, NULL);
-	kill(getpid(), signo);
-	_exit(128 + signo); /* we are PID 1 of a namespace */
+	_exit(WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
 }
 
 /**
