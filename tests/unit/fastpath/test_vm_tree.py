@@ -30,7 +30,7 @@ def make_deb(path, files):
     for name, data in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(data)
-    command = ["dpkg-deb", "--root-owner-group", "-b", root, path]
+    command = ["dpkg-deb", "-Znone", "--root-owner-group", "-b", root, path]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return path
 
