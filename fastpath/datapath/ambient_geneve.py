@@ -189,7 +189,7 @@ class AmbientGeneve:
         return str(self.plan.server.peer.ip)
 
     def tunnel_packets(self) -> int:
-        """Packets that the node sent into the tunnel so far."""
+        """Packets that the node sent into the tunnel so far, ARP's among them."""
         return self.node_netns.run(_sent, self.plan.tunnel.name)
 
     def __enter__(self) -> Self:

@@ -236,7 +236,8 @@ class Links:
         """Packets that the stack sent into a device, which need not have sent them.
 
         What a program of ours takes on clsact egress never reaches the device's
-        own counter; the qdisc has counted it.
+        own counter; the qdisc has counted it, together with what the device
+        received, which on istioout is a reply to ARP now and then.
         """
         index = self.index(device)
         with _asking():

@@ -87,7 +87,9 @@ def test_every_packet_of_the_pod_takes_the_tunnel(path, listen, connect, capture
     assert len(forward) > 100
     assert [p[20:] for p in inside] == [p[20:] for p in forward]
     assert not beside
-    assert path.tunnel_packets() - before == sum(map(is_tunnel, frames))
+    # The counter of a BPF tunnel has ARP's replies, which come the other way.
+    counted, seen = path.tunnel_packets() - before, sum(map(is_tunnel, frames))
+    assert seen <= counted <= seen + 2
 
 
 def test_with_istios_connection_marks_the_first_packet_alone_takes_it(
