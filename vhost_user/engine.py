@@ -3,8 +3,12 @@
 Python decides, C moves bytes: this module turns events of the C engine into calls of
 handlers in the event loop, and answers into C calls. No payload passes here.
 
-Every method may be called on the event loop's thread at any time: it stops the engine
-between two of its turns, for some microseconds.
+Every method may be called on the event loop's thread at any time, `stats()` on any: it
+stops the engine between two of its turns, for some microseconds.
+
+REQUEST, FAILED and BROKEN events come at once. OPENED and CLOSED only tell of something;
+they may come some milliseconds late, together, so that no guest waits for Python's
+wake-up.
 """
 
 from __future__ import annotations
@@ -127,7 +131,7 @@ class Event:
     duration_us: int = 0
     """Since the request, us."""
     src: SocketAddress | None = None
-    """Listener: the client."""
+    """Listener: the client; None once it has hung up."""
     dst: SocketAddress | None = None
     """Listener: the socket's own name; with TPROXY, the original destination."""
 
@@ -251,7 +255,12 @@ class Engine:
         self._native = None
         self._handlers.clear()
 
-    def _dispatch(self) -> None:
+    def deliver(self) -> None:
+        """Hand all queued events to their handlers now, not when the loop comes by."""
+        while self._dispatch() == _EVENTS_A_READ:
+            pass
+
+    def _dispatch(self) -> int:
         """Hand queued events to their handlers; more come with the next call."""
         count = lib.vu_engine_events(self.native, self._events, _EVENTS_A_READ)
         for i in range(count):
@@ -264,6 +273,7 @@ class Engine:
             except Exception:
                 # one connection's trouble; it times out, the others go on
                 logger.exception("handler failed on event %d", raw.kind)
+        return count
 
     def add_device(
         self,
@@ -474,8 +484,12 @@ class DeviceHandle:
         return DeviceStats(*(getattr(raw, name) for name in DeviceStats.__slots__))
 
     def close(self) -> None:
-        """Remove the device: rings stop, connections end; once only."""
+        """Remove the device: rings stop, connections end; once only.
+
+        Its handler hears of each end before this returns.
+        """
         check(lib.vu_dev_del(self._engine.native, self._dev), "remove device")
+        self._engine.deliver()
         self._engine.forget(self._dev)
 
 

@@ -39,7 +39,8 @@
 
 #include "engine.h"
 
-#define SLAB 1024 /* connections */
+#define SLAB	       1024 /* connections */
+#define EVENT_DELAY_US 5000
 
 /**
  * now_us() - Monotonic time, us
@@ -98,23 +99,49 @@ static bool grow_events(struct vu_engine *e)
  * events_push() - Queue an event for Python
  * @e:		Engine
  * @event:	Event, copied
+ * @urgent:	Something waits for what Python does about it
  */
-void events_push(struct vu_engine *e, const struct vu_event *event)
+void events_push(struct vu_engine *e, const struct vu_event *event, bool urgent)
 {
-	const uint64_t one = 1;
-	bool first;
-
 	pthread_mutex_lock(&e->event_lock);
-	first = e->event_count == 0;
 	if (grow_events(e)) {
 		unsigned at = (e->event_first + e->event_count) % e->event_cap;
 
 		e->events[at] = *event;
-		e->event_count++;
+		if (!e->event_count++)
+			e->event_since_us = now_us();
+		e->event_urgent |= urgent;
 	}
 	pthread_mutex_unlock(&e->event_lock);
-	if (first && write(e->event_fd, &one, sizeof(one)) < 0)
-		return; /* the counter is full: it is readable already */
+}
+
+/**
+ * events_signal() - Wake Python if it is time to
+ * @e:		Engine, after the rings were flushed
+ *
+ * Python's wake-up costs more than a connection, and often the CPU that the
+ * guest's interrupt needs next. So it comes after the rings are flushed, and
+ * events that only tell of something wait for company.
+ *
+ * Returns: true if events are queued that Python hasn't been woken for
+ */
+bool events_signal(struct vu_engine *e)
+{
+	const uint64_t one = 1;
+	bool wake = false, waiting;
+
+	if (!__atomic_load_n(&e->event_count, __ATOMIC_RELAXED))
+		return false;
+	pthread_mutex_lock(&e->event_lock);
+	if (e->event_count && !e->event_signalled)
+		wake = e->event_urgent ||
+		       now_us() - e->event_since_us >= EVENT_DELAY_US;
+	e->event_signalled |= wake;
+	waiting = e->event_count && !e->event_signalled;
+	pthread_mutex_unlock(&e->event_lock);
+	if (wake && write(e->event_fd, &one, sizeof(one)) < 0)
+		return false; /* the counter is full: it is readable already */
+	return waiting;
 }
 
 /**
@@ -152,8 +179,11 @@ int vu_engine_events(struct vu_engine *e, struct vu_event *ret_events,
 		e->event_first = (e->event_first + 1) % e->event_cap;
 		e->event_count--;
 	}
-	if (!e->event_count && read(e->event_fd, &drained, sizeof(drained)) < 0)
-		errno = 0; /* nothing to drain */
+	if (!e->event_count) {
+		e->event_signalled = e->event_urgent = false;
+		if (read(e->event_fd, &drained, sizeof(drained)) < 0)
+			errno = 0; /* nothing to drain */
+	}
 	pthread_mutex_unlock(&e->event_lock);
 	return (int)n;
 }
@@ -212,7 +242,7 @@ void conn_post(struct vu_engine *e, struct vu_conn *c, enum vu_event_kind kind,
 	event.duration_us = now_us() - c->start_us;
 	if (c->near.fd >= 0)
 		put_names(&event, c->near.fd);
-	events_push(e, &event);
+	events_push(e, &event, kind == VU_EV_REQUEST || kind == VU_EV_FAILED);
 }
 
 /* ---- the table ---- */

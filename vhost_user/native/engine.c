@@ -30,6 +30,7 @@
  */
 
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -77,6 +78,7 @@ static void wake(struct vu_engine *e)
  */
 void control_end(struct vu_engine *e)
 {
+	events_signal(e);
 	if (e->blocked)
 		wake(e);
 	pthread_cond_signal(&e->resumed);
@@ -258,7 +260,7 @@ static int timers(struct vu_engine *e)
 	for (unsigned i = 0; i < e->n_devs && !soon; i++)
 		soon = e->devs[i] && e->devs[i]->rings[QUEUE_TX] &&
 		       e->devs[i]->kick_fds[QUEUE_TX] < 0;
-	if (soon)
+	if (events_signal(e) || soon)
 		return RETRY_US / 1000;
 	return list_empty(&e->dialing) && list_empty(&e->orphans) ? -1 : 50;
 }
@@ -312,6 +314,8 @@ static bool spin(struct vu_engine *e)
 			hit = rings_pending(e);
 		}
 		hit = hit || poll_epoll(e) || !list_empty(&e->run);
+		if (!hit)
+			sched_yield(); /* the guest's VMM may share our core */
 		if (__atomic_load_n(&e->waiting, __ATOMIC_RELAXED))
 			return true;
 		elapsed = now_us() - start;

@@ -304,6 +304,9 @@ struct vu_engine {
 	pthread_mutex_t event_lock;
 	struct vu_event *events;
 	unsigned event_cap, event_first, event_count;
+	uint64_t event_since_us; /* the oldest's age, while none is signalled */
+	bool event_signalled;	 /* event_fd is readable */
+	bool event_urgent;
 	int event_fd;
 
 	/* One batch; nothing in it outlives a turn */
@@ -316,7 +319,8 @@ struct vu_engine {
 	char chargen[SCRATCH];
 };
 
-/* epoll tags of what isn't a connection: the lower half, a conn's index, is 0 */
+/* epoll tags of what isn't a connection: the lower half, a conn's index, is 0
+ */
 #define TAG_WAKE     (1ULL << 32)
 #define TAG_KICK     (2ULL << 32) /* + device id << 40 */
 #define TAG_LISTENER (3ULL << 32) /* + listener index << 40 */
@@ -348,7 +352,9 @@ void conn_abort(struct vu_engine *e, struct vu_conn *c, int error);
 void conn_run(struct vu_engine *e, struct vu_conn *c);
 void conn_retry(struct vu_engine *e, struct vu_conn *c);
 int events_init(struct vu_engine *e);
-void events_push(struct vu_engine *e, const struct vu_event *event);
+void events_push(struct vu_engine *e, const struct vu_event *event,
+		 bool urgent);
+bool events_signal(struct vu_engine *e);
 bool events_crowded(const struct vu_engine *e);
 const struct vu_target *route_find(const struct vu_dev *d, uint32_t port);
 void conns_destroy(struct vu_engine *e);

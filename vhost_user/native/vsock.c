@@ -81,7 +81,7 @@ void vsock_broken(struct vu_dev *d, uint32_t queue, int err)
 	d->bases[queue] = vu_ring_base(d->rings[queue]);
 	vu_ring_free(d->rings[queue]);
 	d->rings[queue] = NULL;
-	events_push(d->engine, &event);
+	events_push(d->engine, &event, true);
 }
 
 /* ---- RX: to the guest ---- */

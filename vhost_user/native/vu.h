@@ -212,7 +212,7 @@ enum vu_event_kind {
  *		opened connection the one we chose); VU_EV_BROKEN: the queue
  * @src_len:	Bytes used of @src: 0 for vsock
  * @dst_len:	Bytes used of @dst: 0 for vsock
- * @src:	Listener: the client's sockaddr
+ * @src:	Listener: the client's sockaddr; empty once it has hung up
  * @dst:	Listener: getsockname(), with TPROXY the original destination
  */
 struct vu_event {
