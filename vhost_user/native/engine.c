@@ -469,6 +469,7 @@ void vu_engine_stop(struct vu_engine *e)
 {
 	control_begin(e);
 	e->stopping = true;
+	wake(e); /* always: the engine may be about to block, past its check */
 	control_end(e);
 }
 
