@@ -1,0 +1,168 @@
+"""A microVM from its boot to its end, whichever way that comes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from fastpath.errors import FastpathError
+from fastpath.vm import images
+from fastpath.vm.machine import Machine, MachineDiedError
+
+pytestmark = pytest.mark.vm
+
+FACTS = """
+cat /proc/cmdline > /dev/null && touch /tmp/a /run/a /dev/shm/a
+ls /dev/pts/ptmx /dev/vsock /proc/self/fd/0
+cat /sys/class/net/lo/operstate; ping -c 1 -w 1 127.0.0.1 > /dev/null && echo lo
+grep -c . /proc/modules; uname -r; stat -c %a /tmp /root
+cat /sys/devices/system/clocksource/clocksource0/available_clocksource
+[ $(date +%Y) -ge 2025 ] && echo time
+probe clock
+"""
+
+
+def is_running(pid):
+    return os.path.exists(f"/proc/{pid}")  # noqa: PTH110
+
+
+async def output(guest, script):
+    said = bytearray()
+    command = ["sh", "-ec", script]
+    status = await guest.run(command, tsi=False, stdout=said.extend, stderr=said.extend)
+    assert status == 0, said
+    return said.decode().splitlines()
+
+
+def test_the_guest_has_what_programs_expect(in_vm, vm_spec):
+    async def work(machine, guest):
+        return await output(guest, FACTS)
+
+    lines = in_vm(vm_spec, work)
+    assert "lo" in lines
+    assert "time" in lines
+    assert vm_spec.image.kernel_release in lines
+    assert {"1777", "700"} <= set(lines)
+    assert any('"tsc_khz"' in line for line in lines)
+
+
+def test_programs_run_one_after_another_with_their_streams(in_vm, vm_spec):
+    async def work(machine, guest):
+        back = bytearray()
+        data = bytes(range(256)) * 1024
+        statuses = [
+            await guest.run(["cat"], tsi=False, stdin=data, stdout=back.extend),
+            await guest.run(["sh", "-c", "exit 9"], tsi=False),
+            await guest.run(["no-such-program"], tsi=False),
+        ]
+        return statuses, bytes(back) == data
+
+    assert in_vm(vm_spec, work) == ([0, 9, 127], True)
+
+
+def test_files_of_the_host_are_in_the_guest_with_their_modes(
+    in_vm, vm_spec, vm_dir, tmp_path
+):
+    script = tmp_path / "script"
+    script.write_text("#!/bin/sh\necho from the host\n")
+    script.chmod(0o755)
+    where = {"/bin/mine": script, "/tmp/deep/er/mine": script}
+    image = images.with_files(vm_spec.image, where, vm_dir / "initramfs")
+
+    async def work(machine, guest):
+        return await output(guest, "mine; /tmp/deep/er/mine; stat -c %a /tmp")
+
+    lines = in_vm(replace(vm_spec, image=image), work)
+    assert lines == ["from the host", "from the host", "1777"]
+
+
+def test_the_threads_are_pinned(in_vm, vm_spec):
+    cpu = min(os.sched_getaffinity(0))
+
+    async def work(machine, guest):
+        (vcpu,) = machine.vcpu_thread_ids
+        return os.sched_getaffinity(vcpu), os.sched_getaffinity(machine.pid)
+
+    assert in_vm(replace(vm_spec, cpu_affinity=frozenset({cpu})), work) == ({cpu},) * 2
+
+
+def test_leaving_ends_qemu(in_vm, vm_spec):
+    async def work(machine, guest):
+        return machine.pid
+
+    assert not is_running(in_vm(vm_spec, work))
+
+
+def test_a_panic_is_named_with_the_console_log(in_vm, vm_spec):
+    async def work(machine, guest):
+        await guest.run(["sh", "-c", "echo c > /proc/sysrq-trigger"], tsi=False)
+
+    with pytest.raises(MachineDiedError, match=r"panicked: sysrq.*console") as caught:
+        in_vm(vm_spec, work)
+    assert str(vm_spec.console) in str(caught.value)
+    assert caught.value.console_tail
+
+
+def test_a_kernel_that_cannot_start_is_named(in_vm, vm_spec):
+    with pytest.raises(MachineDiedError, match="panicked"):
+        in_vm(replace(vm_spec, append="rdinit=/no/such init=/no/such"), None)
+
+
+def test_a_qemu_that_is_killed_is_named(in_vm, vm_spec):
+    async def work(machine, guest):
+        os.kill(machine.pid, signal.SIGKILL)
+        await guest.run(["sleep", "30"], tsi=False)
+
+    with pytest.raises(MachineDiedError, match="killed by signal 9"):
+        in_vm(vm_spec, work)
+
+
+def test_a_qemu_that_refuses_its_command_line_is_quoted(vm_spec):
+    async def work():
+        async with Machine(replace(vm_spec, vsock_socket=None, memory_mib=1)):
+            raise AssertionError
+
+    with pytest.raises(FastpathError, match="qemu"):
+        asyncio.run(work())
+
+
+def test_a_missing_backend_is_an_error_and_not_a_wait(vm_spec):
+    async def work():
+        async with Machine(vm_spec):
+            raise AssertionError
+
+    with pytest.raises(FastpathError, match="vhost"):
+        asyncio.run(work())
+
+
+def test_qemu_dies_with_the_process_that_started_it(vm_spec, vm_dir):
+    program = f"""
+import asyncio, os, pathlib
+from fastpath.vm import images, accel
+from fastpath.vm.machine import Machine
+from fastpath.vm.spec import VmSpec
+d = pathlib.Path({str(vm_dir)!r})
+spec = VmSpec(image=images.build("base"), accel=accel.choose("tcg"),
+              vsock_socket=None, console=d / "console", qmp=d / "qmp")
+async def main():
+    async with Machine(spec) as machine:
+        print(machine.pid, flush=True)
+        os.kill(os.getpid(), 9)
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    for _ in range(100):
+        if not is_running(int(done.stdout)):
+            break
+        subprocess.run(["sleep", "0.05"], check=True)
+    assert not is_running(int(done.stdout))
+    (vm_dir / "qmp").unlink()
