@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastpath.errors import FastpathError
-from fastpath.vm import cpio, modules, packages
+from fastpath.vm import bytecode, cpio, modules, packages
 
 if TYPE_CHECKING:
     from fastpath.vm.recipe import File, Recipe
@@ -90,6 +90,7 @@ class Tree:
             self._put(path, entry)
         for name, path in self._recipe.programs.items():
             self._put(path, cpio.file((programs / name).read_bytes(), 0o755))
+        self.entries |= dict(bytecode.of(self.entries))
         if self._recipe.applets:
             self._add_applets(self._recipe.applets)
         return self._add_kernel()

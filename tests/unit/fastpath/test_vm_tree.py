@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import lzma
 import subprocess
+import sys
 import tarfile
 
 import pytest
 
 from fastpath.errors import FastpathError
-from fastpath.vm import modules, packages
+from fastpath.vm import bytecode, cpio, modules, packages
 from fastpath.vm.recipe import File, Recipe
 from fastpath.vm.tree import Tree, merged, special
 
@@ -137,3 +138,33 @@ def test_a_damaged_package_is_named(tmp_path):
     deb.write_bytes(b"!<arch>\n")
     with pytest.raises(FastpathError, match=r"broken\.deb"):
         list(packages.read(deb))
+
+
+def test_python_finds_the_bytecode_and_does_not_look_at_the_source(tmp_path):
+    library = bytecode.LIBRARY
+    source = {f"{library}m.py": cpio.file(b"print('compiled')")}
+    ((path, entry),) = bytecode.of(source)
+    assert path.startswith(f"{library}__pycache__/m.")
+    cached = tmp_path / path.removeprefix(library)
+    cached.parent.mkdir()
+    cached.write_bytes(entry.data)
+    (tmp_path / "m.py").write_text("print('from source')")
+    done = subprocess.run(
+        [sys.executable, "-c", "import m"],
+        cwd=tmp_path,
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout == b"compiled\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "data"),
+    [
+        pytest.param("usr/lib/python0.1/m.py", b"x = 1", id="other-version"),
+        pytest.param(f"{bytecode.LIBRARY}bad.py", b"x = = 1", id="not-python"),
+        pytest.param(f"{bytecode.LIBRARY}data.txt", b"x = 1", id="other-file"),
+    ],
+)
+def test_what_is_not_our_pythons_source_has_no_bytecode(path, data):
+    assert list(bytecode.of({path: cpio.file(data)})) == []
