@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 __all__ = ["Image", "build", "cache_directory", "known", "program", "with_files"]
 
 GUEST = ROOT / "guest"
+HASH_LEN = 16
+"""Hexadecimal digits of a hash in a name."""
+HASH_PATTERN = "[0-9a-f]" * HASH_LEN
 STEPS = 100
 KEPT = 3
 """Builds of one image that stay in the cache, the newest ones."""
@@ -142,7 +145,7 @@ class _Builder:
         self._images = cache_directory() / "images"
         self._images.mkdir(parents=True, exist_ok=True)
         self._inputs = _hash_of_inputs(what)
-        self._pointer = self._images / f"{what.name}.{self._inputs[:16]}"
+        self._pointer = self._images / f"{what.name}.{self._inputs[:HASH_LEN]}"
 
     def cached(self) -> Image | None:
         """The image that these inputs gave last."""
@@ -164,7 +167,7 @@ class _Builder:
             found = self._fetch(archive)
         versions = "".join(f"{deb.name}\n" for deb in sorted(found))
         content = hashlib.sha256((self._inputs + versions).encode()).hexdigest()
-        folder = self._images / f"{self._recipe.name}-{content[:16]}"
+        folder = self._images / f"{self._recipe.name}-{content[:HASH_LEN]}"
         if not folder.exists():
             self._make(folder, found)
         temporary = self._pointer.with_suffix(".new")
@@ -214,11 +217,15 @@ class _Builder:
             new.rename(folder)
 
     def _forget_old(self, current: Path) -> None:
-        folders = self._images.glob(f"{self._recipe.name}-*")
+        name = self._recipe.name
+        folders = self._images.glob(f"{name}-{HASH_PATTERN}")
         by_age = sorted(folders, key=lambda each: each.stat().st_mtime, reverse=True)
         for folder in by_age[KEPT:]:
             if folder != current:
                 shutil.rmtree(folder, ignore_errors=True)
+        for pointer in self._images.glob(f"{name}.{HASH_PATTERN}"):
+            if not (self._images / pointer.read_text().strip()).exists():
+                pointer.unlink()
 
     def _open(self, folder: Path) -> Image:
         facts = json.loads((folder / "image.json").read_text())
