@@ -160,6 +160,24 @@ void loop_del(int fd)
 }
 
 /**
+ * loop_wait_for() - Wait for one more descriptor, outside the loop
+ * @fd:		Descriptor
+ * @events:	poll events
+ * @limit_ms:	At most so long
+ *
+ * Returns: events of @fd; 0 if the loop has work to do first, or time is up
+ */
+short loop_wait_for(int fd, short events, int limit_ms)
+{
+	struct pollfd fds[] = {{.fd = fd, .events = events},
+			       {.fd = epoll_fd, .events = POLLIN}};
+
+	if (poll(fds, 2, limit_ms) <= 0)
+		return 0;
+	return fds[0].revents;
+}
+
+/**
  * loop_bury() - Free a source, once no event for it can be queued
  * @source:	From malloc(), and not waited for
  */
@@ -171,13 +189,17 @@ void loop_bury(struct source *source)
 }
 
 /**
- * loop_once() - Wait, then handle what came
+ * loop_once() - Handle what came; if nothing did, prepare, then wait
  */
 static void loop_once(void)
 {
 	struct epoll_event events[BATCH];
-	int n = epoll_wait(epoll_fd, events, BATCH, connect_poll_timeout_ms());
+	bool idle = !sock_wants_refill();
+	int n = epoll_wait(epoll_fd, events, BATCH,
+			   idle ? connect_poll_timeout_ms() : 0);
 
+	if (n == 0 && !idle)
+		sock_refill();
 	for (int i = 0; i < n; i++) {
 		struct source *source = events[i].data.ptr;
 

@@ -28,7 +28,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
-import itertools
 import logging
 import socket
 from dataclasses import dataclass, field
@@ -73,13 +72,14 @@ MAX_HELD: Final = 1024
 HOLD_S: Final = 5.0
 """For so long: the control stream may lag behind the request."""
 RANGE_REST_S: Final = 60.0
-"""A range of tokens is not given out again for so long after its stream ended."""
+"""A stream's tokens are kept for so long after its end, and its range is not given
+out again: dials may be under way."""
 CONNECT_TIMEOUT_S: Final = 35.0
 """What agents are told: more than the engine's dial timeout."""
 
 _RANGE_SIZE: Final = 1 << 20
 _RANGES: Final = (1 << 32) // _RANGE_SIZE - 1  # the first holds plain vsock ports
-_UNROUTES_AT_ONCE: Final = 256
+_FORGOTTEN_AT_ONCE: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,18 +381,18 @@ class TsiService:
         else:
             self._stats.refused += 1
             log.warning("%s: agent %d refused: %s", self._name, agent.range, error.text)
-        tokens = [token for token in self._tokens if agent.owns(token)]
-        self._retire(agent, tokens)
+        # Its connections live on, and events of its tokens are still to come.
+        self._later(RANGE_REST_S, self._retire, agent)
 
-    def _retire(self, agent: _Agent, tokens: list[int]) -> None:
-        """Forget tokens, some at a time: each stops the engine for a moment."""
-        for token in itertools.islice(tokens, _UNROUTES_AT_ONCE):
+    def _retire(self, agent: _Agent) -> None:
+        """Forget an agent's tokens, some at a time: each halts the engine."""
+        tokens = [token for token in self._tokens if agent.owns(token)]
+        for token in tokens[:_FORGOTTEN_AT_ONCE]:
             self._forget(token)
-        left = tokens[_UNROUTES_AT_ONCE:]
-        if left:
-            self._later(0, self._retire, agent, left)
+        if len(tokens) > _FORGOTTEN_AT_ONCE:
+            self._later(0, self._retire, agent)
         else:
-            self._later(RANGE_REST_S, self._agents.pop, agent.range, None)
+            del self._agents[agent.range]
 
     def _later(
         self,

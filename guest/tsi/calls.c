@@ -20,12 +20,6 @@
 
 #include "tsi.h"
 
-/* Most that a vsock socket of ours queues: its default receive buffer */
-#define MAX_QUEUED 262144
-
-/* Linux's ephemeral ports are above this; see source_port() */
-#define FIRST_SOURCE_PORT 0x8000U
-
 /**
  * ours() - Is the call about one of our sockets?
  * @call:	Call whose first argument is a descriptor
@@ -63,7 +57,6 @@ static void handle_socket(const struct call *call)
 	close(fd);
 	if (error)
 		reply_error(call->id, error);
-	sock_refill();
 }
 
 /**
@@ -85,20 +78,6 @@ static void handle_bind(const struct call *call)
 		reply_native(call->id);
 	if (fd >= 0)
 		close(fd);
-}
-
-/**
- * source_port() - The TCP source port we show for a vsock port
- * @vsock_port:	32-bit port that the kernel chose
- *
- * Any 2^15 ports in sequence, as the kernel hands them out, stay distinct.
- *
- * Returns: a port in Linux's ephemeral range or little above
- */
-static uint16_t source_port(uint32_t vsock_port)
-{
-	return (uint16_t)(FIRST_SOURCE_PORT |
-			  (vsock_port & (FIRST_SOURCE_PORT - 1)));
 }
 
 /**
@@ -144,7 +123,7 @@ static void local_name(int fd, bool v6, struct destination *ret_name)
 		    !v6 || (control_destination(sock_peer_port(fd), &peer) &&
 			    IN6_IS_ADDR_V4MAPPED(&peer.address));
 
-		name.port = source_port(port);
+		name.port = (uint16_t)port; /* as the host's access log */
 		name.address = control_pod_address(v4);
 	}
 	*ret_name = name;
@@ -199,7 +178,7 @@ static void handle_name(const struct call *call)
  */
 static void handle_ioctl(const struct call *call)
 {
-	static char peeked[MAX_QUEUED];
+	static char peeked[SOCK_BUFFER_BYTES];
 	uint64_t label;
 	int fd = ours(call, &label);
 	ssize_t len;

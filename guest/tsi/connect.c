@@ -49,6 +49,7 @@
 
 #define TICK_MS	       200
 #define FAILED_WAIT_MS 1000
+#define SOON_MS	       5   /* see wait_for_outcome() */
 #define BUCKETS	       256 /* of waiters for a FAILED message, by port */
 #define NEVER_MS       INT64_MAX
 
@@ -214,28 +215,36 @@ void connect_failure_arrived(uint32_t guest_port)
 }
 
 /**
+ * tell_outcome() - Answer a blocking connect(): the socket has its outcome
+ * @call:	connect()
+ * @fd:		Socket
+ * @failed:	Which outcome
+ * @resumed:	The label says LABEL_UNREPORTED
+ */
+static void tell_outcome(const struct call *call, int fd, bool failed,
+			 bool resumed)
+{
+	int error = failed ? sock_settle(fd) : 0;
+
+	if (resumed)
+		owe(fd, false);
+	if (failed)
+		tell_failure(call, fd, error);
+	else if (!reply_error(call->id, 0))
+		owe(fd, true);
+}
+
+/**
  * waiter_ready() - A connecting socket has its outcome
  * @source:	The waiter's
  * @events:	epoll events
- *
- * Answering comes first: the program waits.
  */
 static void waiter_ready(struct source *source, uint32_t events)
 {
 	struct waiter *waiter = (struct waiter *)source;
 
-	if (events & EPOLLERR) {
-		int error = sock_settle(waiter->fd);
-
-		if (waiter->resumed)
-			owe(waiter->fd, false);
-		tell_failure(&waiter->call, waiter->fd, error);
-	} else {
-		if (waiter->resumed)
-			owe(waiter->fd, false);
-		if (!answer(&waiter->call, 0))
-			owe(waiter->fd, true);
-	}
+	tell_outcome(&waiter->call, waiter->fd, events & EPOLLERR,
+		     waiter->resumed);
 	waiter_free(waiter);
 }
 
@@ -339,12 +348,23 @@ static int64_t send_deadline(int fd, uint64_t label)
  * @fd:		Socket, connecting; ours from here on
  * @label:	Its label
  * @resumed:	It was connecting before this call
+ *
+ * The host mostly answers within some microseconds. So the socket is waited
+ * for by itself first, as long as nothing else happens, which saves putting
+ * it into the event loop and out again.
  */
 static void wait_for_outcome(const struct call *call, int fd, uint64_t label,
 			     bool resumed)
 {
-	struct waiter *waiter = waiter_new(call, send_deadline(fd, label));
+	short events = loop_wait_for(fd, POLLOUT, SOON_MS);
+	struct waiter *waiter;
 
+	if (events) {
+		tell_outcome(call, fd, events & POLLERR, resumed);
+		close(fd);
+		return;
+	}
+	waiter = waiter_new(call, send_deadline(fd, label));
 	if (!waiter) {
 		reply_error(call->id, ENOMEM);
 		close(fd);

@@ -19,6 +19,10 @@
  * family the program asked for, what connect() still owes it, and the values
  * of the TCP options that it may read back.
  *
+ * Sockets get a larger receive buffer than vsock's usual 256 KiB: it is the
+ * window for bytes from the host, and recv(MSG_WAITALL) of more than it holds
+ * fails with ENOMEM, which TCP never does.
+ *
  * All else the kernel knows: whether a socket is connected and to which
  * token (getpeername), its local port (getsockname), its error.
  *
@@ -52,11 +56,17 @@
 
 static struct timeval connect_timeout = {.tv_sec = 30};
 
-/* One socket of each kind that was asked for before, made ahead of time */
+/**
+ * struct spare - A socket made ahead of time
+ * @wanted:	Such a socket was asked for before
+ * @fd:		The socket; 0, which is never one of ours, if there is none
+ */
 static struct spare {
 	bool wanted;
-	int fd; /* -1 if not @wanted or just taken; 0 is never one of ours */
-} spares[2][2];
+	int fd;
+} spares[2][2]; /* by IPv6, by O_NONBLOCK */
+
+static bool refill_wanted;
 
 /**
  * sock_set_connect_timeout() - Set what sockets made from now on wait
@@ -80,6 +90,7 @@ void sock_set_connect_timeout(uint32_t timeout_ms)
 static int make(int family, bool nonblock)
 {
 	int type = SOCK_STREAM | SOCK_CLOEXEC | (nonblock ? SOCK_NONBLOCK : 0);
+	const uint64_t size = SOCK_BUFFER_BYTES;
 	int fd = socket(AF_VSOCK, type, 0);
 
 	if (fd < 0)
@@ -87,6 +98,8 @@ static int make(int family, bool nonblock)
 	setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT,
 		   &connect_timeout, sizeof(connect_timeout));
 	sock_set_label(fd, family == AF_INET6 ? LABEL_V6 : 0);
+	setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_BUFFER_SIZE, &size,
+		   sizeof(size)); /* the label is its bound */
 	return fd;
 }
 
@@ -104,14 +117,26 @@ int sock_create(int family, bool nonblock)
 
 	spare->wanted = true;
 	spare->fd = 0;
+	refill_wanted = true;
 	return fd > 0 ? fd : make(family, nonblock);
 }
 
 /**
- * sock_refill() - Make the next sockets, while the program runs on
+ * sock_wants_refill() - Would it pay to call sock_refill()?
+ *
+ * Returns: true if it would
+ */
+bool sock_wants_refill(void)
+{
+	return refill_wanted;
+}
+
+/**
+ * sock_refill() - Make the next sockets, while no program waits
  */
 void sock_refill(void)
 {
+	refill_wanted = false;
 	for (int v6 = 0; v6 < 2; v6++)
 		for (int nonblock = 0; nonblock < 2; nonblock++) {
 			struct spare *spare = &spares[v6][nonblock];

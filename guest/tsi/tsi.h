@@ -49,6 +49,7 @@ struct source {
 
 void loop_add(struct source *source, int fd, uint32_t events);
 void loop_del(int fd);
+short loop_wait_for(int fd, short events, int limit_ms);
 void loop_bury(struct source *source);
 int64_t now_ms(void);
 void debug(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
@@ -108,9 +109,12 @@ pid_t target_tgid(pid_t tid);
 #define LABEL_KEEPCNT_SHIFT   46
 #define LABEL_KEEPCNT_BITS    7
 
+#define SOCK_BUFFER_BYTES (1 << 20) /* most that a socket queues */
+
 #define NO_PORT UINT32_MAX /* VMADDR_PORT_ANY: not bound, not connected */
 
 int sock_create(int family, bool nonblock);
+bool sock_wants_refill(void);
 void sock_refill(void);
 bool sock_label(int fd, uint64_t *ret_label);
 void sock_set_label(int fd, uint64_t label);
