@@ -201,7 +201,7 @@ class Engine:
     def __init__(
         self,
         *,
-        poll_us: int = 50,
+        poll_us: int = 200,
         max_conns: int = 131072,
         dial_timeout_s: float = 30.0,
         cpu: int | None = None,

@@ -269,7 +269,7 @@ class Fastpath:
     network: str = ""
     access_log: Path | None = None
     """None: stderr."""
-    poll_us: Annotated[int, Between(0, 1_000_000)] = 50
+    poll_us: Annotated[int, Between(0, 1_000_000)] = 200
     cpu: Annotated[int, Between(0, 4095)] | None = None
 
 

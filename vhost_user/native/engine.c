@@ -247,7 +247,7 @@ static bool retry(struct vu_engine *e)
 static int timers(struct vu_engine *e)
 {
 	uint64_t dial_us = (uint64_t)e->cfg.dial_timeout_ms * 1000;
-	bool soon = false;
+	bool soon = false, held = false;
 
 	if (!list_empty(&e->dialing))
 		expire(e, &e->dialing, dial_us);
@@ -257,10 +257,16 @@ static int timers(struct vu_engine *e)
 		soon = e->listeners[i] && e->listeners[i]->paused;
 	if (soon || !list_empty(&e->retries))
 		soon = retry(e);
-	for (unsigned i = 0; i < e->n_devs && !soon; i++)
-		soon = e->devs[i] && e->devs[i]->rings[QUEUE_TX] &&
-		       e->devs[i]->kick_fds[QUEUE_TX] < 0;
-	if (events_signal(e) || soon)
+	for (unsigned i = 0; i < e->n_devs; i++) {
+		const struct vu_dev *d = e->devs[i];
+
+		soon |= d && d->rings[QUEUE_TX] && d->kick_fds[QUEUE_TX] < 0;
+		held |= d && vsock_holds(d);
+	}
+	soon |= events_signal(e);
+	if (held)
+		return HOLD_US / 1000;
+	if (soon)
 		return RETRY_US / 1000;
 	return list_empty(&e->dialing) && list_empty(&e->orphans) ? -1 : 50;
 }

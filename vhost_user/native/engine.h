@@ -26,6 +26,7 @@
 #define BATCH_CHAINS 256
 #define SCRATCH	     (256 * 1024) /* one turn of a relay, bytes */
 #define RST_QUEUE    256
+#define HOLD_US	     2000 /* see held_long() */
 
 #ifndef container_of
 #define container_of(ptr, type, member)                                        \
@@ -245,6 +246,8 @@ struct vu_dev {
 	uint16_t bases[QUEUES]; /* where a stopped ring goes on */
 	uint32_t id;
 	uint32_t next_port;
+	uint64_t held_us[QUEUES]; /* since when entries are held back, or 0 */
+	bool rx_urgent;		  /* a driver or program waits for some */
 	unsigned rst_first;
 	unsigned rst_count;
 	struct rst rsts[RST_QUEUE];
@@ -370,6 +373,7 @@ bool vsock_pending(const struct vu_dev *d);
 void vsock_turn(struct vu_dev *d);
 bool vsock_want_kicks(struct vu_dev *d);
 void vsock_flush(struct vu_dev *d);
+bool vsock_holds(const struct vu_dev *d);
 void vsock_owe(struct vu_conn *c, uint8_t owe);
 void vsock_run(struct vu_conn *c);
 void vsock_broken(struct vu_dev *d, uint32_t queue, int err);

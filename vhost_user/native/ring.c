@@ -48,6 +48,7 @@ struct vu_ring {
 	uint16_t last_avail;
 	uint16_t used_idx;	 /* next used entry, ours alone */
 	uint16_t used_published; /* what the driver sees */
+	unsigned unflushed;	 /* segments of chains between the two */
 	bool event_idx;
 	bool indirect;
 	int call_fd;
@@ -340,17 +341,31 @@ void vu_ring_unpop(struct vu_ring *ring, unsigned count)
 /**
  * vu_ring_push() - Put a chain on the used ring, not visible yet
  * @ring:	Ring
- * @head:	The chain's head
+ * @chain:	The chain
  * @len:	Bytes written into it
  */
-void vu_ring_push(struct vu_ring *ring, uint16_t head, uint32_t len)
+void vu_ring_push(struct vu_ring *ring, const struct vu_chain *chain,
+		  uint32_t len)
 {
 	struct vring_used_elem *elem =
 	    &ring->used->ring[ring->used_idx & (ring->num - 1)];
+	unsigned segments = (unsigned)chain->n_read + chain->n_write;
 
-	elem->id = head;
+	elem->id = chain->head;
 	elem->len = len;
 	ring->used_idx++;
+	ring->unflushed += segments ? segments : 1;
+}
+
+/**
+ * vu_ring_unflushed() - How much was pushed that the driver doesn't see?
+ * @ring:	Ring
+ *
+ * Returns: about so many descriptors
+ */
+unsigned vu_ring_unflushed(const struct vu_ring *ring)
+{
+	return ring->unflushed;
 }
 
 /**
@@ -392,6 +407,7 @@ int vu_ring_flush(struct vu_ring *ring)
 		return 0;
 	__atomic_store_n(&ring->used->idx, ring->used_idx, __ATOMIC_RELEASE);
 	ring->used_published = ring->used_idx;
+	ring->unflushed = 0;
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	if (!wants_call(ring, old) || ring->call_fd < 0)
 		return 0;
@@ -449,6 +465,17 @@ bool vu_ring_want_kicks(struct vu_ring *ring, bool want)
 void vu_ring_set_call(struct vu_ring *ring, int call_fd)
 {
 	ring->call_fd = call_fd;
+}
+
+/**
+ * vu_ring_num() - How many entries a ring has
+ * @ring:	Ring
+ *
+ * Returns: entries
+ */
+uint32_t vu_ring_num(const struct vu_ring *ring)
+{
+	return ring->num;
 }
 
 /**

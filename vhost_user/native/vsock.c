@@ -155,18 +155,21 @@ static bool rx_pop(struct vu_dev *d, unsigned at, struct vu_chain *ret_chain)
  * rx_control() - Send the guest a packet without payload
  * @d:		Device
  * @hdr:	The packet
+ * @urgent:	Somebody waits for it
  *
  * Returns: false if there is no RX buffer
  */
-static bool rx_control(struct vu_dev *d, struct virtio_vsock_hdr *hdr)
+static bool rx_control(struct vu_dev *d, struct virtio_vsock_hdr *hdr,
+		       bool urgent)
 {
 	struct vu_chain chain;
 
 	if (!rx_pop(d, 0, &chain))
 		return false;
 	iov_copy(d->engine->rx_iov, chain.n_write, 0, hdr, HDR, true);
-	vu_ring_push(d->rings[QUEUE_RX], chain.head, HDR);
+	vu_ring_push(d->rings[QUEUE_RX], &chain, HDR);
 	d->stats.rx_packets++;
+	d->rx_urgent |= urgent;
 	return true;
 }
 
@@ -232,7 +235,7 @@ static bool pay(struct vu_conn *c)
 	default:
 		hdr = make_hdr(c, VIRTIO_VSOCK_OP_CREDIT_UPDATE, 0, 0);
 	}
-	if (!rx_control(d, &hdr)) {
+	if (!rx_control(d, &hdr, bit != OWE_RST || c->guest_shut != BOTH)) {
 		c->owe = owe;
 		return false;
 	}
@@ -263,7 +266,7 @@ static void pay_all(struct vu_dev *d)
 		    .op = VIRTIO_VSOCK_OP_RST,
 		};
 
-		if (!rx_control(d, &hdr))
+		if (!rx_control(d, &hdr, true))
 			return;
 		d->rst_first = (d->rst_first + 1) % RST_QUEUE;
 		d->rst_count--;
@@ -370,7 +373,7 @@ static void rx_commit(struct vu_conn *c, const struct rx_batch *b, size_t len)
 		    make_hdr(c, VIRTIO_VSOCK_OP_RW, 0, n);
 
 		iov_copy(iov, chain->n_write, 0, &hdr, HDR, true);
-		vu_ring_push(ring, chain->head, (uint32_t)HDR + n);
+		vu_ring_push(ring, chain, (uint32_t)HDR + n);
 		iov += chain->n_write;
 		len -= n;
 		c->tx_cnt += n;
@@ -379,6 +382,7 @@ static void rx_commit(struct vu_conn *c, const struct rx_batch *b, size_t len)
 		d->stats.rx_packets++;
 	}
 	vu_ring_unpop(ring, b->n_chains - i);
+	d->rx_urgent |= i > 0;
 }
 
 /**
@@ -591,7 +595,7 @@ static void burst_end(struct vu_dev *d, struct burst *b)
 		}
 	}
 	for (unsigned i = 0; i < b->n_chains; i++)
-		vu_ring_push(d->rings[QUEUE_TX], e->tx_chains[i].head, 0);
+		vu_ring_push(d->rings[QUEUE_TX], &e->tx_chains[i], 0);
 	*b = (struct burst){0};
 }
 
@@ -926,13 +930,13 @@ static void tx_chain(struct vu_dev *d, struct burst *b,
 	d->stats.tx_packets++;
 	if (chain->read_len < HDR) {
 		d->stats.bad_packets++;
-		vu_ring_push(d->rings[QUEUE_TX], chain->head, 0);
+		vu_ring_push(d->rings[QUEUE_TX], chain, 0);
 		return;
 	}
 	iov_copy(iov, chain->n_read, 0, &hdr, HDR, false);
 	if (hdr.len > chain->read_len - HDR) {
 		d->stats.bad_packets++;
-		vu_ring_push(d->rings[QUEUE_TX], chain->head, 0);
+		vu_ring_push(d->rings[QUEUE_TX], chain, 0);
 		return;
 	}
 	c = open_stream(d, b, &hdr);
@@ -944,7 +948,7 @@ static void tx_chain(struct vu_dev *d, struct burst *b,
 			conn_abort(e, c, EPROTO);
 		else
 			packet(d, &hdr);
-		vu_ring_push(d->rings[QUEUE_TX], chain->head, 0);
+		vu_ring_push(d->rings[QUEUE_TX], chain, 0);
 		return;
 	}
 	n = strip(iov, chain->n_read, hdr.len);
@@ -1118,16 +1122,61 @@ void vsock_turn(struct vu_dev *d)
 }
 
 /**
+ * held_long() - Is it time to show the guest what nobody waits for?
+ * @d:		Device
+ * @queue:	Its ring, running
+ *
+ * No driver waits for its TX buffers until the ring runs full, nor for the RST
+ * that answers its own close; but the interrupt that brings them costs the
+ * guest as much as one that brings data. So they are shown with what is
+ * urgent, when they are a quarter of the ring, or after HOLD_US.
+ *
+ * Returns: true if it is
+ */
+static bool held_long(struct vu_dev *d, uint32_t queue)
+{
+	unsigned held = vu_ring_unflushed(d->rings[queue]);
+	uint64_t now;
+
+	if (!held)
+		return false;
+	if (held >= vu_ring_num(d->rings[queue]) / 4)
+		return true;
+	now = now_us();
+	if (!d->held_us[queue])
+		d->held_us[queue] = now;
+	return now - d->held_us[queue] >= HOLD_US;
+}
+
+/**
  * vsock_flush() - Show the guest what a turn did
  * @d:		Device
  */
 void vsock_flush(struct vu_dev *d)
 {
 	pay_all(d);
-	for (unsigned q = QUEUE_RX; q <= QUEUE_TX; q++) {
-		if (d->rings[q] && vu_ring_flush(d->rings[q]))
+	for (uint32_t q = QUEUE_RX; q <= QUEUE_TX; q++) {
+		bool urgent = q == QUEUE_RX && d->rx_urgent;
+
+		if (!d->rings[q] || (!urgent && !held_long(d, q)))
+			continue;
+		d->held_us[q] = 0;
+		if (vu_ring_flush(d->rings[q]))
 			d->stats.calls++;
 	}
+	d->rx_urgent = false;
+}
+
+/**
+ * vsock_holds() - Is there something that the guest doesn't see yet?
+ * @d:		Device
+ *
+ * Returns: true if there is: another turn is due within HOLD_US
+ */
+bool vsock_holds(const struct vu_dev *d)
+{
+	return (d->rings[QUEUE_RX] && vu_ring_unflushed(d->rings[QUEUE_RX])) ||
+	       (d->rings[QUEUE_TX] && vu_ring_unflushed(d->rings[QUEUE_TX]));
 }
 
 /**

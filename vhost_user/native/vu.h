@@ -97,7 +97,7 @@ struct vu_ring_config {
 
 /**
  * struct vu_chain - One descriptor chain, copied out and checked
- * @head:	Index to give back to vu_ring_push()
+ * @head:	Its first descriptor's index
  * @n_read:	Segments the device reads; they come first in the iovec
  * @n_write:	Segments the device writes; they follow
  * @read_len:	Sum of the former, bytes
@@ -119,11 +119,14 @@ void vu_ring_free(struct vu_ring *ring);
 int vu_ring_pop(struct vu_ring *ring, struct iovec *iov, unsigned iov_cap,
 		struct vu_chain *ret_chain);
 void vu_ring_unpop(struct vu_ring *ring, unsigned count);
-void vu_ring_push(struct vu_ring *ring, uint16_t head, uint32_t len);
+void vu_ring_push(struct vu_ring *ring, const struct vu_chain *chain,
+		  uint32_t len);
+unsigned vu_ring_unflushed(const struct vu_ring *ring);
 int vu_ring_flush(struct vu_ring *ring);
 bool vu_ring_pending(const struct vu_ring *ring);
 bool vu_ring_want_kicks(struct vu_ring *ring, bool want);
 void vu_ring_set_call(struct vu_ring *ring, int call_fd);
+uint32_t vu_ring_num(const struct vu_ring *ring);
 uint16_t vu_ring_base(const struct vu_ring *ring);
 
 /* ---- targets: where a connection's other end is ---- */

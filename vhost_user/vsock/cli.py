@@ -129,9 +129,9 @@ def _parser() -> argparse.ArgumentParser:
     many.add_argument("--config", metavar="FILE", help="YAML: a list vms of such keys")
     parser.add_argument(
         "--poll-us",
-        default="50",
+        default="200",
         metavar="US",
-        help="longest time to spin for work before blocking; 0: never (50)",
+        help="longest time to spin for work before blocking; 0: never (200)",
     )
     parser.add_argument(
         "--echo-port", metavar="PORT", help="answer this port with an echo, in place"

@@ -34,7 +34,7 @@ def test_the_defaults():
     assert options.vms == [vm()]
     assert (options.vms[0].guest_cid, options.vms[0].tx_buffer_size) == (3, 262144)
     assert (options.poll_us, options.echo_port, options.stats_socket) == (
-        50,
+        200,
         None,
         None,
     )
