@@ -1,0 +1,492 @@
+"""The TSI service: events of a device in, answers and routes out.
+
+A fake engine and a fake device; control streams are real socket pairs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import struct
+from typing import Any
+
+import pytest
+
+from fastpath.tsi import service as module
+from fastpath.tsi.protocol import UNKNOWN_TOKEN
+from fastpath.tsi.service import Route, TsiService
+from vhost_user.engine import Ask, Dial, Echo, Event, EventKind, Reset
+
+TSI_PORT = 21587
+DESTINATION = ("192.0.2.1", 80)
+HELLO = struct.pack("<HHIHH", 1, 8, 0x41495354, 1, 1)
+WELCOME, REFUSED, FAILED = 2, 3, 5
+
+
+class FakeEngine:
+    def __init__(self):
+        self.answers = {}
+        self.gone = set()
+
+    def answer(self, conn, target):
+        assert conn not in self.answers
+        self.answers[conn] = target
+        return conn not in self.gone
+
+    def answer_fd(self, conn, sock):
+        if conn in self.gone:
+            sock.close()
+            return False
+        self.answers[conn] = sock
+        return True
+
+
+class FakeDevice:
+    def __init__(self):
+        self.routes = {}
+        self.handle = self
+
+    def route(self, port, target):
+        self.routes[port] = target
+
+    def unroute(self, port):
+        del self.routes[port]
+
+
+class FakeRouter:
+    """Allows all but port 666; only port 80's answers are cacheable."""
+
+    def __init__(self):
+        self.said = []
+
+    def route(self, destination, conn):
+        self.said.append(("route", destination))
+        if destination[1] == 666:
+            return Route(Reset(errno.EACCES), cacheable=False)
+        return Route(Dial(destination), cacheable=destination[1] == 80)
+
+    def opened(self, event, destination):
+        self.said.append(("opened", destination))
+
+    def failed(self, event, destination):
+        self.said.append(("failed", destination))
+
+    def closed(self, event, destination):
+        self.said.append(("closed", destination))
+
+
+class World:
+    def __init__(self, **options):
+        self.engine: Any = FakeEngine()
+        self.device: Any = FakeDevice()
+        self.router = FakeRouter()
+        self.agents = []
+        self.conns = iter(range(1, 1 << 20))
+        self.service = TsiService(
+            self.engine,
+            self.device,
+            self.router,
+            addresses=["fd00::5", "10.0.0.5"],
+            name="test",
+            **options,
+        )
+
+    def event(self, kind, port, conn=None, **fields):
+        conn = next(self.conns) if conn is None else conn
+        event = Event(kind=kind, conn=conn, port=port, peer_port=1025, **fields)
+        self.service.handle_event(event)
+        return conn
+
+    def request(self, port):
+        return self.event(EventKind.REQUEST, port)
+
+    def agent(self):
+        conn = self.request(TSI_PORT)
+        self.agents.append(Agent(self.engine.answers.pop(conn)))
+        return self.agents[-1]
+
+    def close(self):
+        self.service.close()
+        for agent in self.agents:
+            agent.sock.close()
+
+
+class Agent:
+    def __init__(self, sock):
+        self.sock = sock
+        sock.setblocking(False)
+
+    def send(self, data):
+        self.sock.send(data)
+
+    async def receive(self):
+        """The next message: type and payload; b"" at the end of the stream."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(5):
+            header = await loop.sock_recv(self.sock, 4)
+            if not header:
+                return b""
+            kind, size = struct.unpack("<HH", header)
+            return kind, await loop.sock_recv(self.sock, size)
+
+    async def greet(self):
+        self.send(HELLO)
+        kind, payload = await self.receive()
+        assert kind == WELCOME
+        self.first_token = struct.unpack_from("<I", payload, 4)[0]
+        return payload
+
+    def register(self, token, host="192.0.2.1", port=80):
+        address = socket.inet_aton(host).ljust(16, b"\0")
+        self.send(struct.pack("<HHIHH", 4, 24, token, 4, port) + address)
+
+
+def run(work, **options):
+    async def bounded():
+        world = World(**options)
+        try:
+            async with asyncio.timeout(20):
+                return await work(world)
+        finally:
+            world.close()
+
+    return asyncio.run(bounded())
+
+
+def test_the_device_asks_about_all_ports():
+    async def work(world):
+        assert world.device.routes == {TSI_PORT: Ask(), None: Ask()}
+
+    run(work)
+
+
+def test_an_agent_learns_its_tokens_and_the_pods_addresses():
+    async def work(world):
+        payload = await world.agent().greet()
+        version, _, first, count, window, timeout_ms = struct.unpack_from(
+            "<HHIIII", payload
+        )
+        assert (version, window) == (1, 8192)
+        assert first >= 0x10000
+        assert count >= window
+        assert timeout_ms > 30000
+        assert payload[20:24] == bytes([10, 0, 0, 5])
+        assert payload[24:] == socket.inet_pton(socket.AF_INET6, "fd00::5")
+
+    run(work)
+
+
+def test_a_request_is_decided_after_its_route_was_read():
+    async def work(world):
+        agent = world.agent()
+        await agent.greet()
+        agent.register(agent.first_token)
+        conn = world.request(agent.first_token)  # nothing ran in between
+        assert world.engine.answers[conn] == Dial(DESTINATION)
+        assert world.router.said == [("route", DESTINATION)]
+
+    run(work)
+
+
+def test_a_cacheable_answer_becomes_a_route_of_the_device():
+    async def work(world):
+        agent = world.agent()
+        await agent.greet()
+        agent.register(agent.first_token)
+        agent.register(agent.first_token + 1, port=81)
+        world.request(agent.first_token)
+        world.request(agent.first_token + 1)
+        assert world.device.routes[agent.first_token] == Dial(DESTINATION)
+        assert agent.first_token + 1 not in world.device.routes
+
+    run(work)
+
+
+def test_the_router_hears_of_connections_that_it_was_not_asked_about():
+    async def work(world):
+        agent = world.agent()
+        await agent.greet()
+        agent.register(agent.first_token)
+        world.request(agent.first_token)
+        world.router.said.clear()
+        conn = world.event(EventKind.OPENED, agent.first_token)
+        world.event(EventKind.CLOSED, agent.first_token, conn)
+        assert world.router.said == [("opened", DESTINATION), ("closed", DESTINATION)]
+
+    run(work)
+
+
+def test_a_failure_is_sent_to_the_agent_with_its_errno():
+    async def work(world):
+        agent = world.agent()
+        await agent.greet()
+        agent.register(agent.first_token, port=666)
+        conn = world.request(agent.first_token)
+        assert world.engine.answers[conn] == Reset(errno.EACCES)
+        world.event(EventKind.FAILED, agent.first_token, conn, error=errno.EACCES)
+        kind, payload = await agent.receive()
+        assert kind == FAILED
+        assert struct.unpack("<III", payload) == (
+            1025,
+            agent.first_token,
+            errno.EACCES,
+        )
+        assert world.router.said[-1] == ("failed", ("192.0.2.1", 666))
+
+    run(work)
+
+
+def test_a_request_ahead_of_its_route_waits_for_it():
+    async def work(world):
+        agent = world.agent()
+        await agent.greet()
+        conn = world.request(agent.first_token + 2)
+        assert conn not in world.engine.answers
+        assert world.service.stats().held == 1
+        agent.register(agent.first_token + 2)
+        await asyncio.sleep(0.05)
+        assert world.engine.answers[conn] == Dial(DESTINATION)
+        assert world.service.stats().held == 0
+
+    run(work)
+
+
+def test_a_request_whose_route_never_comes_is_refused(monkeypatch):
+    monkeypatch.setattr(module, "HOLD_S", 0.05)
+
+    async def work(world):
+        agent = world.agent()
+        await agent.greet()
+        conn = world.request(agent.first_token)
+        await asyncio.sleep(0.2)
+        assert world.engine.answers[conn] == Reset(UNKNOWN_TOKEN)
+        assert world.service.stats().held == 0
+
+    run(work)
+
+
+def test_held_requests_are_bounded(monkeypatch):
+    monkeypatch.setattr(module, "MAX_HELD", 2)
+
+    async def work(world):
+        agent = world.agent()
+        await agent.greet()
+        conns = [world.request(agent.first_token + i) for i in range(3)]
+        assert world.engine.answers == {conns[2]: Reset(UNKNOWN_TOKEN)}
+
+    run(work)
+
+
+@pytest.mark.parametrize("token", [0x10000, 0xFFFFFFFF])
+def test_a_token_of_nobody_is_refused(token):
+    async def work(world):
+        conn = world.request(token)
+        assert world.engine.answers[conn] == Reset(UNKNOWN_TOKEN)
+        world.event(EventKind.FAILED, token, conn, error=UNKNOWN_TOKEN)
+        assert world.router.said == []
+
+    run(work)
+
+
+def test_two_agents_have_different_tokens_and_hear_of_their_own():
+    async def work(world):
+        one, other = world.agent(), world.agent()
+        await one.greet()
+        await other.greet()
+        assert one.first_token != other.first_token
+        one.register(one.first_token)
+        other.register(other.first_token)
+        conn = world.request(other.first_token)
+        world.event(EventKind.FAILED, other.first_token, conn, error=111)
+        assert (await other.receive())[0] == FAILED
+        with pytest.raises(BlockingIOError):
+            one.sock.recv(1)
+
+    run(work)
+
+
+def test_tokens_of_another_stream_are_ignored():
+    async def work(world):
+        one, other = world.agent(), world.agent()
+        await one.greet()
+        await other.greet()
+        one.register(other.first_token, "198.51.100.1")
+        other.register(other.first_token)
+        await asyncio.sleep(0.05)
+        conn = world.request(other.first_token)
+        assert world.engine.answers[conn] == Dial(DESTINATION)
+        assert world.service.stats().ignored == 1
+
+    run(work)
+
+
+def test_a_tokens_destination_never_changes():
+    async def work(world):
+        agent = world.agent()
+        await agent.greet()
+        agent.register(agent.first_token)
+        agent.register(agent.first_token, "198.51.100.1")
+        conn = world.request(agent.first_token)
+        assert world.engine.answers[conn] == Dial(DESTINATION)
+
+    run(work)
+
+
+def test_too_many_tokens_make_the_oldest_forgotten(monkeypatch):
+    monkeypatch.setattr(module, "MAX_TOKENS", 4)
+
+    async def work(world):
+        agent = world.agent()
+        await agent.greet()
+        agent.register(agent.first_token)
+        live = world.request(agent.first_token)
+        for i in range(1, 5):
+            agent.register(agent.first_token + i)
+        await asyncio.sleep(0.05)
+        assert agent.first_token not in world.device.routes
+        refused = world.request(agent.first_token)
+        assert world.engine.answers[refused] == Reset(UNKNOWN_TOKEN)
+        world.event(EventKind.OPENED, agent.first_token, live)
+        world.event(EventKind.CLOSED, agent.first_token, live)
+        assert world.router.said[-1] == ("closed", DESTINATION)
+        assert world.service.stats().forgotten == 1
+
+    run(work)
+
+
+def test_a_flood_is_read_at_its_pace():
+    async def work(world):
+        agent = world.agent()
+        await agent.greet()
+        loop = asyncio.get_running_loop()
+        data = b"".join(
+            struct.pack("<HHIHH", 4, 24, agent.first_token + i, 4, 80)
+            + socket.inet_aton("192.0.2.1").ljust(16, b"\0")
+            for i in range(20000)
+        )
+        sender = loop.create_task(loop.sock_sendall(agent.sock, data))
+        await asyncio.sleep(0.5)
+        assert not sender.done()
+        assert world.service.stats().tokens < 12000
+        sender.cancel()
+
+    run(work)
+
+
+def test_a_streams_tokens_outlive_it_for_a_while(monkeypatch):
+    monkeypatch.setattr(module, "RANGE_REST_S", 0.1)
+
+    async def work(world):
+        agent = world.agent()
+        await agent.greet()
+        agent.register(agent.first_token)
+        world.request(agent.first_token)
+        agent.sock.close()
+        await asyncio.sleep(0.02)
+        assert world.service.stats().streams == 0
+        conn = world.event(EventKind.OPENED, agent.first_token)
+        world.event(EventKind.CLOSED, agent.first_token, conn)
+        assert world.router.said[-1] == ("closed", DESTINATION)
+        await asyncio.sleep(0.3)
+        assert world.service.stats().tokens == 0
+        assert agent.first_token not in world.device.routes
+
+    run(work)
+
+
+def test_ranges_are_used_in_turn():
+    async def work(world):
+        first = set()
+        for _ in range(5):
+            agent = world.agent()
+            await agent.greet()
+            first.add(agent.first_token)
+            agent.sock.close()
+            await asyncio.sleep(0.01)
+        assert len(first) == 5
+
+    run(work)
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        pytest.param(HELLO + HELLO, 3, id="second-hello"),
+        pytest.param(
+            struct.pack("<HHIHH", 4, 24, 0x10000, 4, 80) + bytes(16), 3, id="no-hello"
+        ),
+        pytest.param(struct.pack("<HHIHH", 1, 8, 0x41495354, 2, 9), 2, id="version"),
+        pytest.param(b"GET / HTTP/1.0\r\n\r\n", 3, id="garbage"),
+    ],
+)
+def test_a_stream_that_breaks_the_protocol_is_refused_with_a_reason(data, code):
+    async def work(world):
+        agent = world.agent()
+        agent.send(data)
+        message = await agent.receive()
+        if message[0] == WELCOME:
+            message = await agent.receive()
+        assert message[0] == REFUSED
+        assert struct.unpack_from("<I", message[1])[0] == code
+        assert message[1][4:].isascii()
+        assert await agent.receive() == b""
+        assert world.service.stats().refused == 1
+
+    run(work)
+
+
+def test_an_agent_too_many_is_refused(monkeypatch):
+    monkeypatch.setattr(module, "MAX_STREAMS", 1)
+
+    async def work(world):
+        one, other = world.agent(), world.agent()
+        await one.greet()
+        kind, payload = await other.receive()
+        assert kind == REFUSED
+        assert struct.unpack_from("<I", payload)[0] == 4
+        assert await other.receive() == b""
+
+    run(work)
+
+
+def test_a_guest_that_does_not_read_loses_its_own_messages_only():
+    async def work(world):
+        agent = world.agent()
+        await agent.greet()
+        agent.register(agent.first_token)
+        for _ in range(20000):
+            conn = next(world.conns)
+            world.event(EventKind.FAILED, agent.first_token, conn, error=111)
+        stats = world.service.stats()
+        assert stats.unsent > 0
+
+    run(work)
+
+
+def test_other_ports_go_where_the_caller_says():
+    async def work(world):
+        conn = world.request(1029)
+        assert world.engine.answers[conn] == Echo()
+
+    run(work, other=Echo())
+
+
+def test_events_of_other_ports_mean_nothing():
+    async def work(world):
+        for kind in (EventKind.OPENED, EventKind.FAILED, EventKind.CLOSED):
+            world.event(kind, 1029)
+            world.event(kind, TSI_PORT)
+        world.event(EventKind.BROKEN, 1)
+        assert world.router.said == []
+
+    run(work)
+
+
+def test_a_control_stream_that_is_gone_at_once_leaves_nothing():
+    async def work(world):
+        world.engine.gone.add(1)
+        world.request(TSI_PORT)
+        assert world.service.stats().streams == 0
+
+    run(work)
