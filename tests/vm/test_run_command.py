@@ -1,0 +1,244 @@
+"""`fastpath run` as a user meets it: a process of its own, a real microVM."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.vm
+
+FASTPATH = (sys.executable, "-m", "fastpath.cli")
+TIMEOUT_S = 60
+
+
+@pytest.fixture(autouse=True)
+def _own_temporary_folder(tmp_path, monkeypatch):
+    """What a run leaves behind is seen in here, and nothing else is."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+
+def run(*command, options=(), **kwargs):
+    kwargs.setdefault("stdin", subprocess.DEVNULL)
+    if "input" in kwargs:
+        del kwargs["stdin"]
+    return subprocess.run(
+        [*FASTPATH, "run", *options, "--", *command],
+        check=False,
+        capture_output=True,
+        timeout=TIMEOUT_S,
+        **kwargs,
+    )
+
+
+def left_behind(tmp_path):
+    return sorted(
+        str(path.relative_to(tmp_path)) for path in tmp_path.glob("fastpath-*/*")
+    ) + [str(path) for path in tmp_path.glob("fastpath-*") if not any(path.iterdir())]
+
+
+@contextlib.contextmanager
+def started(*command):
+    """A run whose program has said `ready`."""
+    process = subprocess.Popen(
+        [*FASTPATH, "run", "--", *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_true_ends_within_six_seconds(tmp_path):
+    run("true")  # whatever is built or probed at first use
+    start = time.monotonic()
+    done = run("true")
+    took = time.monotonic() - start
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert took < 6
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [("exit 7", 7), ("kill -9 $$", 137), ("kill -TERM $$", 143), ("nonsense", 127)],
+)
+def test_the_exit_status_is_the_programs(script, status):
+    assert run("sh", "-c", script).returncode == status
+
+
+def test_stdin_stdout_and_stderr_pass_every_byte():
+    data = os.urandom(3_000_000)
+    done = run("sh", "-c", "cat; echo oops >&2", input=data)
+    assert hashlib.sha256(done.stdout).digest() == hashlib.sha256(data).digest()
+    assert done.stderr == b"oops\n"
+
+
+def test_a_reader_that_goes_away_ends_the_program(tmp_path):
+    line = " ".join([*FASTPATH, "run", "--", "sh", "-c", "'while :; do echo y; done'"])
+    done = subprocess.run(
+        ["bash", "-c", f"{line} | head -2; exit ${{PIPESTATUS[0]}}"],
+        check=False,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        timeout=TIMEOUT_S,
+    )
+    assert (done.returncode, done.stdout) == (128 + signal.SIGPIPE, b"y\ny\n")
+    assert left_behind(tmp_path) == []
+
+
+def test_a_reader_that_is_slow_does_not_make_us_grow():
+    command = "sh", "-c", "head -c 50000000 /dev/zero; echo done"
+    process = subprocess.Popen(
+        [*FASTPATH, "run", "--", *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.read(1) == b"\0"
+        before = _anonymous_kib(process.pid)
+        time.sleep(3)
+        assert _anonymous_kib(process.pid) - before < 8192
+        rest = process.stdout.read()
+        assert len(rest) == 50_000_000 - 1 + len(b"done\n")
+        assert process.wait(timeout=TIMEOUT_S) == 0
+    finally:
+        process.kill()
+        process.stdout.close()
+        process.wait()
+
+
+def _anonymous_kib(pid):
+    """Memory of its own; the guest's is shared and not counted."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1])
+    raise LookupError(pid)
+
+
+@pytest.mark.parametrize("signo", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_the_program_does_not_catch_ends_it(signo, tmp_path):
+    with started("sh", "-c", "echo ready; exec sleep 60") as process:
+        process.send_signal(signo)
+        assert process.wait(timeout=20) == 128 + signo
+    assert left_behind(tmp_path) == []
+
+
+def test_a_signal_that_the_program_catches_is_the_programs():
+    script = "trap 'echo caught; exit 5' USR1; echo ready; while :; do sleep 0.1; done"
+    with started("sh", "-c", script) as process:
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(timeout=20) == 5
+        assert process.stdout is not None
+        assert process.stdout.read() == "caught\n"
+
+
+def test_a_signal_during_boot_ends_us_and_leaves_nothing(tmp_path):
+    process = subprocess.Popen([*FASTPATH, "run", "--", "sleep", "60"])
+    while not list(tmp_path.glob("fastpath-*/*")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 128 + signal.SIGTERM
+    assert left_behind(tmp_path) == []
+
+
+def test_timeout_is_exit_status_124_and_a_line(tmp_path):
+    done = run("sleep", "60", options=("--timeout", "4"))
+    assert done.returncode == 124
+    assert done.stderr == b"fastpath: timed out: not done within 4 s\n"
+    assert left_behind(tmp_path) == []
+
+
+def test_env_and_file_are_the_programs(tmp_path):
+    (tmp_path / "in").write_bytes(b"\0binary\xff")
+    done = run(
+        "sh",
+        "-c",
+        'printf %s "$GREETING"; cat /opt/x',
+        options=("--env", "GREETING=hi = there", "--file", f"{tmp_path}/in:/opt/x"),
+    )
+    assert done.stdout == b"hi = there\0binary\xff"
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        ("echo c > /proc/sysrq-trigger; sleep 9", b"the guest panicked"),
+        ("kill -9 $PPID; sleep 9", b"tsi-agent: killed by signal 9"),
+    ],
+    ids=["panic", "agent"],
+)
+def test_a_guest_that_dies_is_an_error_that_names_the_console_log(
+    script, why, tmp_path
+):
+    done = run("sh", "-c", script)
+    assert done.returncode == 2
+    assert done.stderr.count(b"\n") == 1
+    assert why in done.stderr
+    (left,) = left_behind(tmp_path)
+    assert left.endswith("/console.log")
+    assert str(tmp_path / left).encode() in done.stderr
+
+
+def test_a_qemu_that_is_missing_is_an_error_with_its_mend(tmp_path):
+    done = run("true", options=("--qemu", "/nonexistent/qemu", "--accel", "tcg"))
+    assert done.returncode == 2
+    assert done.stderr.count(b"\n") == 1
+    assert b"/nonexistent/qemu" in done.stderr
+    assert b"mend: " in done.stderr
+    assert left_behind(tmp_path) == []
+
+
+class _Hello(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "6")
+        self.end_headers()
+        self.wfile.write(b"hello\n")
+
+    def log_message(self, *_args):
+        pass
+
+
+@pytest.fixture
+def server():
+    """A server on an address of ours that the guest does not take for its own."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: asks for the route
+        except OSError:
+            pytest.skip("no address but loopback")
+        host = probe.getsockname()[0]
+    with ThreadingHTTPServer((host, 0), _Hello) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://{host}:{server.server_port}/"
+        server.shutdown()
+
+
+def test_destinations_are_dialled_from_where_we_are(server):
+    done = run("wget", "-q", "-O", "-", server)
+    assert (done.returncode, done.stdout) == (0, b"hello\n")
+
+
+def test_allow_opens_what_is_denied_and_closes_nothing(server):
+    options = ("--allow", "169.254.1.1/32:80")
+    done = run("wget", "-q", "-O", "-", server, options=options)
+    assert (done.returncode, done.stdout) == (0, b"hello\n")
