@@ -75,7 +75,7 @@ async def running(plan: Plan) -> AsyncIterator[tuple[Bench, GuestInfo]]:
     config = folder / "ztunnel.yaml"
     config.write_text(yaml.safe_dump(ztunnel_config(plan)), encoding="utf-8")
     python = (sys.executable, "-m")
-    server = (*python, "fastpath.compare.server", site.server, str(SERVER_PORT))
+    server = (*python, "fastpath.compare.server", site.listen, str(SERVER_PORT))
     ztunnel = (*python, "fastpath.cli", "ztunnel", "--config", str(config))
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(
@@ -119,7 +119,7 @@ def ztunnel_config(plan: Plan) -> dict[str, Any]:
     """Make the configuration of ztunnel for this scenario, as its YAML file has it."""
     site = plan.site
     # Everything but what is denied by default, and the server even if it is.
-    allow = ["0.0.0.0/0", f"{site.server}/32:{SERVER_PORT}"]
+    allow = ["0.0.0.0/0", f"{site.listen}/32:{SERVER_PORT}"]
     sandbox = {
         "name": "sandbox",
         "workload": "compare/sandbox",
@@ -141,7 +141,32 @@ def ztunnel_config(plan: Plan) -> dict[str, Any]:
         "serviceAccount": "sandbox",
         "workloadIps": [site.pod_ip],
     }
-    return {"workloads": [workload], "fastpath": own}
+    config: dict[str, Any] = {"workloads": [workload], "fastpath": own}
+    if site.server != site.listen:
+        _add_service(config, site)
+    return config
+
+
+def _add_service(config: dict[str, Any], site: Site) -> None:
+    """Make the server a service: `site.server` leads to `site.listen`."""
+    ports = {SERVER_PORT: SERVER_PORT}
+    config["services"] = [
+        {
+            "name": "server",
+            "namespace": "compare",
+            "hostname": "server.compare",
+            "vips": [f"/{site.server}"],
+            "ports": ports,
+        }
+    ]
+    config["workloads"].append(
+        {
+            "name": "server",
+            "namespace": "compare",
+            "workloadIps": [site.listen],
+            "services": {"compare/server.compare": ports},
+        }
+    )
 
 
 def _spec(plan: Plan) -> VmSpec:

@@ -41,13 +41,9 @@ async def verify(bench: Bench, path: str, site: Site, access_log: Path) -> str:
     """
     known = len(_connections(access_log))
     packets = site.tunnel_packets()
-    wanted = (
-        f"{bench.echo}:{ECHO_PORT}",
-        f"{bench.server}:{SERVER_PORT}",
-    )
-    for address in wanted:
-        host, _, port = address.rpartition(":")
-        await bench.probe(path, host, int(port), "rtt", str(ROUND_TRIPS), "1")
+    wanted = (f"{bench.echo}:{ECHO_PORT}", f"{site.listen}:{SERVER_PORT}")
+    for host, port in ((bench.echo, ECHO_PORT), (bench.server, SERVER_PORT)):
+        await bench.probe(path, host, port, "rtt", str(ROUND_TRIPS), "1")
     lines = await _new_connections(access_log, known, len(wanted))
     packets = site.tunnel_packets() - packets
     judge(path, lines, wanted, packets)

@@ -28,7 +28,9 @@ class Site(Protocol):
     pod_ip: str
     """The sandbox's address, on both paths."""
     server: str
-    """The server's address."""
+    """The server's address, as the guest has it."""
+    listen: str
+    """The same, as the server has it: another one if it is a service's."""
     tproxy_port: int | None
     """Where ztunnel takes captured connections; None: there are none."""
     network: tuple[str, str] | None
@@ -50,7 +52,8 @@ class HostSite:
     geneve: str | None = None
     tap: Tap | None = None
     pod_ip = "10.200.1.2"
-    server = "127.0.0.1"
+    server = "198.18.0.2"  # what leads to loopback in a guest is the guest's own
+    listen = "127.0.0.1"
     tproxy_port: int | None = None
     network: tuple[str, str] | None = None
 
@@ -82,6 +85,7 @@ class AmbientSite:
         self.tap: Tap | None = path.tap
         self.pod_ip = str(path.guest_address.ip)
         self.server = path.server_address
+        self.listen = path.server_address
         self.network: tuple[str, str] | None = (
             str(path.guest_address),
             path.guest_gateway,

@@ -114,10 +114,10 @@ def write(report: Report, path: Path) -> None:
 
 def render(report: Report) -> str:
     """Return the page; well-formed as XML too, so that a test can read it."""
-    names = " and ".join(p.facts.title for p in report.paths.values())
+    names = " and ".join(report.paths)
     body = "".join(
         [
-            f"<h1>{escape(names)}, side by side</h1>",
+            f"<h1>fastpath compare: {escape(names)}</h1>",
             _subtitle(report),
             *(_verdicts(pair, rows) for pair, rows in report.verdicts.items()),
             _distributions(report),

@@ -1,0 +1,101 @@
+"""`fastpath compare`, the short form: it measures, reports and cleans up."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fastpath.datapath import netns
+
+pytestmark = [pytest.mark.vm, pytest.mark.netns]
+
+COMPARE = (sys.executable, "-m", "fastpath.cli", "compare", "--quick")
+TIMEOUT_S = 180
+
+
+@pytest.fixture(autouse=True)
+def _own_temporary_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+
+def require_namespaces():
+    if not netns.may_configure() and (problem := netns.user_namespace_problem()):
+        pytest.skip(problem)
+
+
+def compare(*options):
+    return subprocess.run(
+        [*COMPARE, *options],
+        check=False,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=TIMEOUT_S,
+    )
+
+
+def children():
+    """Processes that belong to a comparison, of anybody's."""
+    listed = subprocess.run(
+        ["ps", "-eo", "pid,args"], check=True, capture_output=True, text=True
+    )
+    return {
+        line.split()[0]
+        for line in listed.stdout.splitlines()
+        if "fastpath.compare.server" in line or "cli ztunnel --config" in line
+    }
+
+
+def test_both_paths_are_measured_and_reported(tmp_path):
+    require_namespaces()
+    before = children()
+    files = {kind: tmp_path / f"report.{kind}" for kind in ("json", "html")}
+    done = compare("--json", str(files["json"]), "--html", str(files["html"]))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(files["json"].read_text())
+    assert report["rounds"] == 3
+    assert report["geneve"] in {"kernel", "bpf"}
+    for path in report["paths"].values():
+        assert path["connect_us"]["n"] == 3 * 40
+        assert path["rtt_64_us"]["p50"] > 0
+        assert path["up_mb_per_s"] > 0
+        assert path["host_cpu_us_per_rtt"] > 0
+        assert path["through"]["rtt_64_us"]["p50"] > path["rtt_64_us"]["min"]
+    assert set(report["ratios"]["tsi/ambient-geneve"]) >= {"connect", "rtt_64", "up"}
+    assert "tsi/ambient-geneve" in done.stdout
+    assert files["html"].read_text().startswith("<!DOCTYPE html>")
+    assert list(tmp_path.glob("fastpath-*")) == []
+    assert children() - before == set()
+
+
+def test_the_fast_path_alone_needs_no_namespaces(tmp_path):
+    file = tmp_path / "report.json"
+    done = compare("--paths", "tsi", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(file.read_text())
+    assert set(report["paths"]) == {"tsi"}
+    assert report["geneve"] is None
+    assert report["ratios"] == {}
+
+
+@pytest.mark.parametrize("signo", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_everything(signo, tmp_path):
+    require_namespaces()
+    before = children()
+    process = subprocess.Popen(
+        COMPARE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    while len(children() - before) < 2 and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(1.5)  # QEMU boots
+    process.send_signal(signo)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 128 + signo, said
+    assert "Traceback" not in said
+    assert list(tmp_path.glob("fastpath-*")) == []
+    assert children() - before == set()
