@@ -50,6 +50,7 @@
 #include <linux/vm_sockets.h>
 #include <net/if.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -302,9 +303,17 @@ static void close_end(int i)
 __attribute__((noreturn)) static void become(char **argv, char **env,
 					     const char *cwd, const int ends[3])
 {
+	const struct sched_param plain = {0};
 	sigset_t none;
 
 	setsid();
+	/*
+	 * A program that wakes for the first of many packets must not take the
+	 * CPU from the kernel thread that is about to bring the others: it
+	 * would read them one by one. Batch tasks don't preempt; they get
+	 * their share all the same.
+	 */
+	sched_setscheduler(0, SCHED_BATCH, &plain);
 	for (int i = 0; i < 3; i++)
 		dup2(ends[i], i);
 	sigemptyset(&none);
