@@ -134,7 +134,7 @@ def compare(
     paths: Annotated[
         str, typer.Option(help="The paths, by name, with commas.")
     ] = "tsi,ambient-geneve",
-    rounds: Annotated[int, typer.Option(metavar="N", min=2, max=1000)] = 10,
+    rounds: Annotated[int, typer.Option(metavar="N", min=2, max=1000)] = 20,
     quick: Annotated[
         bool, typer.Option("--quick", help="Three short rounds: does it work?")
     ] = False,
@@ -145,7 +145,7 @@ def compare(
     qemu: Qemu = "qemu-system-x86_64",
     budget: Annotated[
         float, typer.Option(metavar="S", help="Measure no longer than this.")
-    ] = 270.0,
+    ] = 180.0,
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON.")
     ] = None,
@@ -191,27 +191,26 @@ def ztunnel(
 
 @app.command()
 def doctor() -> int:
-    """Say what this host can do, and for each "no" the command that mends it."""
+    """Say what this host can do, and for each "no" the command that mends it.
+
+    The exit status is 1 when something is missing that a command needs.
+    """
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     from fastpath import doctor as checker
 
-    table = Table("", "check", "found", "needed for", "mend", box=None)
-    found = checker.checks()
-    for check in found:
-        table.add_row(
-            Text("yes", "green") if check.ok else Text("no", "bold red"),
-            check.name,
-            Text(check.detail),
-            ", ".join(
-                str(need.name).lower() for need in checker.Need if need in check.need
-            ),
-            Text(check.mend or ""),
-        )
-    Console().print(table)
-    return 0 if all(check.ok for check in found) else 1
+    console = Console(soft_wrap=True)
+    missing = False
+    for check in checker.checks():
+        mark = Text("yes  ", "green") if check.ok else Text("no   ", "bold red")
+        console.print(mark + Text(check.name, "bold") + Text(f": {check.detail}"))
+        if not check.ok:
+            missing = missing or bool(check.need)
+            needs = [n.name.lower() for n in checker.Need if n in check.need and n.name]
+            console.print(Text(f"     needed for: {', '.join(needs) or 'nothing'}"))
+            console.print(Text(f"     mend: {check.mend}"))
+    return 1 if missing else 0
 
 
 @image_app.command("build")

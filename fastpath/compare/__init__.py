@@ -66,12 +66,12 @@ class Options:
     """What to compare, how long, and where to write it."""
 
     paths: tuple[str, ...] = tuple(PATHS)
-    rounds: int = 10
+    rounds: int = 20
     quick: bool = False
     geneve: Geneve = "auto"
     accel: str = "auto"
     qemu: str = "qemu-system-x86_64"
-    budget_s: float = 270.0
+    budget_s: float = 180.0
     json: Path | None = None
     html: Path | None = None
     check: bool = False
