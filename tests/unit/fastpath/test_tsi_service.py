@@ -9,7 +9,7 @@ import asyncio
 import errno
 import socket
 import struct
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -78,8 +78,8 @@ class FakeRouter:
 
 class World:
     def __init__(self, **options):
-        self.engine: Any = FakeEngine()
-        self.device: Any = FakeDevice()
+        self.engine = cast("Any", FakeEngine())
+        self.device = cast("Any", FakeDevice())
         self.router = FakeRouter()
         self.agents = []
         self.conns = iter(range(1, 1 << 20))
