@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * tsi-agent.c - tsi-agent: run a command whose TCP connections leave over vsock
+ * tsi-agent.c - run a command whose TCP connections leave over vsock
  *
  *	tsi-agent [-v] -- COMMAND [ARGUMENT]...
  *
@@ -17,10 +17,9 @@
  * One thread, one event loop. It waits for the listener, the control stream,
  * connecting sockets of blocking calls, signals, and the end of the command.
  *
- * Exit status: the command's; a command that a signal killed makes the agent
- * kill itself with that signal, so that its parent sees the same. 127: the
- * command isn't there, 126: it can't be executed, 125: the agent failed, with
- * one line on stderr that says why.
+ * Exit status: the command's, or 128 and the number of the signal that killed
+ * it. 127: the command isn't there, 126: it can't be executed, 125: the agent
+ * failed, with one line on stderr that says why.
  *
  * Signals that would end or concern the command are passed on to it, except
  * those the terminal sends: it sends them to the command as well.
@@ -50,6 +49,7 @@
 #include "tsi/tsi.h"
 
 #define BATCH	  64	 /* events taken at once */
+#define IDLE_MS	  5	 /* of nothing to do, before preparing */
 #define MAX_FILES 262144 /* descriptors: one per waiting connect() */
 
 static const int passed_on[] = {SIGTERM, SIGINT,  SIGHUP,   SIGQUIT,
@@ -165,16 +165,15 @@ void loop_del(int fd)
  * @events:	poll events
  * @limit_ms:	At most so long
  *
- * Returns: events of @fd; 0 if the loop has work to do first, or time is up
+ * Returns: true if @fd is ready; false if the loop has work to do first, or
+ *	time is up
  */
-short loop_wait_for(int fd, short events, int limit_ms)
+bool loop_wait_for(int fd, short events, int limit_ms)
 {
 	struct pollfd fds[] = {{.fd = fd, .events = events},
 			       {.fd = epoll_fd, .events = POLLIN}};
 
-	if (poll(fds, 2, limit_ms) <= 0)
-		return 0;
-	return fds[0].revents;
+	return poll(fds, 2, limit_ms) > 0 && fds[0].revents;
 }
 
 /**
@@ -189,14 +188,16 @@ void loop_bury(struct source *source)
 }
 
 /**
- * loop_once() - Handle what came; if nothing did, prepare, then wait
+ * loop_once() - Handle what came; if nothing does, prepare, then wait
+ *
+ * After a socket() mostly comes its connect(), and in that is time to prepare.
  */
 static void loop_once(void)
 {
 	struct epoll_event events[BATCH];
 	bool idle = !sock_wants_refill();
 	int n = epoll_wait(epoll_fd, events, BATCH,
-			   idle ? connect_poll_timeout_ms() : 0);
+			   idle ? connect_poll_timeout_ms() : IDLE_MS);
 
 	if (n == 0 && !idle)
 		sock_refill();

@@ -218,17 +218,20 @@ void connect_failure_arrived(uint32_t guest_port)
  * tell_outcome() - Answer a blocking connect(): the socket has its outcome
  * @call:	connect()
  * @fd:		Socket
- * @failed:	Which outcome
  * @resumed:	The label says LABEL_UNREPORTED
+ *
+ * poll() events don't tell which outcome. vsock_poll() looks at the error
+ * before it takes the socket's lock and at the state after it, so that a
+ * failure in between shows as writable and without an error.
  */
-static void tell_outcome(const struct call *call, int fd, bool failed,
-			 bool resumed)
+static void tell_outcome(const struct call *call, int fd, bool resumed)
 {
-	int error = failed ? sock_settle(fd) : 0;
+	bool connected = sock_peer_port(fd) != NO_PORT;
+	int error = connected ? 0 : sock_settle(fd);
 
 	if (resumed)
 		owe(fd, false);
-	if (failed)
+	if (!connected)
 		tell_failure(call, fd, error);
 	else if (!reply_error(call->id, 0))
 		owe(fd, true);
@@ -237,14 +240,14 @@ static void tell_outcome(const struct call *call, int fd, bool failed,
 /**
  * waiter_ready() - A connecting socket has its outcome
  * @source:	The waiter's
- * @events:	epoll events
+ * @events:	Unused: they don't tell which
  */
 static void waiter_ready(struct source *source, uint32_t events)
 {
 	struct waiter *waiter = (struct waiter *)source;
 
-	tell_outcome(&waiter->call, waiter->fd, events & EPOLLERR,
-		     waiter->resumed);
+	(void)events;
+	tell_outcome(&waiter->call, waiter->fd, waiter->resumed);
 	waiter_free(waiter);
 }
 
@@ -356,11 +359,11 @@ static int64_t send_deadline(int fd, uint64_t label)
 static void wait_for_outcome(const struct call *call, int fd, uint64_t label,
 			     bool resumed)
 {
-	short events = loop_wait_for(fd, POLLOUT, SOON_MS);
 	struct waiter *waiter;
 
-	if (events) {
-		tell_outcome(call, fd, events & POLLERR, resumed);
+	sock_refill(); /* in the time that the host takes */
+	if (loop_wait_for(fd, POLLOUT, SOON_MS)) {
+		tell_outcome(call, fd, resumed);
 		close(fd);
 		return;
 	}

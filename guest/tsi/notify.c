@@ -27,6 +27,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -290,6 +291,28 @@ static void process_forget(struct process *process)
 }
 
 /**
+ * process_sweep() - Free the slots of processes that have ended
+ *
+ * Their pidfds are readable (pidfd_open(2)). Done when another process makes
+ * its first call, so that a shell script's short-lived commands don't pile up.
+ */
+static void process_sweep(void)
+{
+	static struct pollfd states[PIDFD_CACHE];
+
+	for (int i = 0; i < PIDFD_CACHE; i++)
+		states[i] = (struct pollfd){
+		    .fd = processes[i].tid ? processes[i].pidfd : -1,
+		    .events = POLLIN,
+		};
+	if (poll(states, PIDFD_CACHE, 0) <= 0)
+		return;
+	for (int i = 0; i < PIDFD_CACHE; i++)
+		if (states[i].revents)
+			process_forget(&processes[i]);
+}
+
+/**
  * process_of() - The pidfd for a thread
  * @tid:	Thread
  * @ret_kept:	Whether it was kept from an earlier call
@@ -312,6 +335,7 @@ static struct process *process_of(pid_t tid, bool *ret_kept)
 		*ret_kept = false;
 	}
 	process_forget(process);
+	process_sweep();
 
 	pidfd = (int)syscall(SYS_pidfd_open, tid, 0);
 	if (pidfd < 0) { /* not a leader */

@@ -136,6 +136,8 @@ bool sock_wants_refill(void)
  */
 void sock_refill(void)
 {
+	if (!refill_wanted)
+		return;
 	refill_wanted = false;
 	for (int v6 = 0; v6 < 2; v6++)
 		for (int nonblock = 0; nonblock < 2; nonblock++) {

@@ -49,7 +49,7 @@ struct source {
 
 void loop_add(struct source *source, int fd, uint32_t events);
 void loop_del(int fd);
-short loop_wait_for(int fd, short events, int limit_ms);
+bool loop_wait_for(int fd, short events, int limit_ms);
 void loop_bury(struct source *source);
 int64_t now_ms(void);
 void debug(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
