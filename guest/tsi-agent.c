@@ -197,7 +197,7 @@ static void loop_once(void)
 	struct epoll_event events[BATCH];
 	bool idle = !sock_wants_refill();
 	int n = epoll_wait(epoll_fd, events, BATCH,
-			   idle ? connect_poll_timeout_ms() : IDLE_MS);
+			   idle ? wait_timeout_ms() : IDLE_MS);
 
 	if (n == 0 && !idle)
 		sock_refill();
@@ -207,7 +207,7 @@ static void loop_once(void)
 		if (!source->dead)
 			source->ready(source, events[i].events);
 	}
-	connect_tick();
+	wait_tick();
 	while (dead) {
 		struct source *next = dead->next;
 

@@ -12,13 +12,16 @@
 #include <assert.h>
 #include <stdint.h>
 
-#define TSI_HOST_CID	2U
-#define TSI_PORT	21587U /* "TS": the control stream, on TSI_HOST_CID */
-#define TSI_MAGIC	0x41495354U /* "TSIA" on the wire */
-#define TSI_VERSION	1U
-#define TSI_FIRST_TOKEN 0x10000U /* no token is below: those are vsock ports   \
-				  */
+/* The control stream is a connection to this port of this CID */
+#define TSI_HOST_CID 2U
+#define TSI_PORT     21587U /* "TS" */
+
+#define TSI_MAGIC    0x41495354U /* "TSIA" on the wire */
+#define TSI_VERSION  1U
 #define TSI_MAX_TEXT 200U
+
+/* No token is below: those are ports */
+#define TSI_FIRST_TOKEN 0x10000U
 
 /**
  * enum tsi_type - Message types; 16 to 63 are kept for listeners and datagrams

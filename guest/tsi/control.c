@@ -254,7 +254,7 @@ static void handle_failed(const struct tsi_failed *failed)
 	}
 	*slot =
 	    (struct failure){.guest_port = failed->guest_port, .error = error};
-	connect_failure_arrived(failed->guest_port);
+	wait_failure_arrived(failed->guest_port);
 }
 
 /**

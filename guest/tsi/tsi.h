@@ -150,13 +150,21 @@ int swap_to_inet(const struct call *call, int num, int fd, uint64_t label);
 int swap_to_vsock(const struct call *call, int num, int *fd);
 bool swap_is_tcp(int fd);
 
+/* ---- wait.c ---- */
+
+bool tell_error(const struct call *call, int error);
+void tell_failure(const struct call *call, int fd, int error);
+void wait_for_outcome(const struct call *call, int fd, uint64_t label,
+		      bool resumed);
+void wait_failure_arrived(uint32_t guest_port);
+void wait_drop_stale(void);
+int wait_timeout_ms(void);
+void wait_tick(void);
+
 /* ---- connect.c ---- */
 
 void connect_trapped(const struct call *call);
 void connect_error_wanted(const struct call *call, int fd, uint64_t label);
-void connect_failure_arrived(uint32_t guest_port);
-int connect_poll_timeout_ms(void);
-void connect_tick(void);
 
 /* ---- options.c ---- */
 
