@@ -45,6 +45,9 @@ SocketAddress = tuple[str, int]
 _EVENTS_A_READ: Final = 256
 _PORT_ANY: Final = 0xFFFFFFFF  # VU_PORT_ANY
 
+FIRST_OPENED_PORT: Final = 1 << 30
+"""Ports on our side of connections that `DeviceHandle.open()` made start here."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reset:

@@ -47,7 +47,7 @@ from fastpath.tsi.protocol import (
 )
 from fastpath.tsi.protocol import Route as RouteMessage
 from fastpath.tsi.stream import ControlStream
-from vhost_user.engine import Ask, EventKind, Reset
+from vhost_user.engine import FIRST_OPENED_PORT, Ask, EventKind, Reset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -78,7 +78,7 @@ CONNECT_TIMEOUT_S: Final = 35.0
 """What agents are told: more than the engine's dial timeout."""
 
 _RANGE_SIZE: Final = 1 << 20
-_RANGES: Final = (1 << 32) // _RANGE_SIZE - 1  # the first holds plain vsock ports
+_RANGES: Final = FIRST_OPENED_PORT // _RANGE_SIZE - 1  # the first: plain vsock ports
 _FORGOTTEN_AT_ONCE: Final = 256
 
 
@@ -203,8 +203,8 @@ class TsiService:
 
     def handle_event(self, event: Event) -> None:
         """Handle an event of the device."""
-        if event.kind is EventKind.BROKEN:
-            return
+        if event.kind is EventKind.BROKEN or event.port >= FIRST_OPENED_PORT:
+            return  # the back-end's business, or the hybrid socket's
         if event.port >= FIRST_TOKEN:
             self._handle_token(event)
         elif event.kind is not EventKind.REQUEST:
