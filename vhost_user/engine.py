@@ -6,9 +6,9 @@ handlers in the event loop, and answers into C calls. No payload passes here.
 Every method may be called on the event loop's thread at any time, `stats()` on any: it
 stops the engine between two of its turns, for some microseconds.
 
-REQUEST, FAILED and BROKEN events come at once. OPENED and CLOSED only tell of something;
-they may come some milliseconds late, together, so that no guest waits for Python's
-wake-up.
+REQUEST, FAILED and BROKEN events come at once. OPENED and CLOSED only tell of
+something: they may come some milliseconds late, together, so that no guest waits for
+Python's wake-up.
 """
 
 from __future__ import annotations

@@ -203,11 +203,14 @@ class TsiService:
 
     def handle_event(self, event: Event) -> None:
         """Handle an event of the device."""
-        if event.kind is EventKind.BROKEN or event.port >= FIRST_OPENED_PORT:
+        asked = event.kind is EventKind.REQUEST
+        if event.kind is EventKind.BROKEN or (
+            event.port >= FIRST_OPENED_PORT and not asked
+        ):
             return  # the back-end's business, or the hybrid socket's
         if event.port >= FIRST_TOKEN:
             self._handle_token(event)
-        elif event.kind is not EventKind.REQUEST:
+        elif not asked:
             return
         elif event.port == TSI_PORT:
             self._accept(event)
