@@ -34,9 +34,10 @@
  *   call with an address of no family collects and never starts (sock_settle).
  * - A non-blocking connect() arms a timer with the socket's connect timeout
  *   (2 s unless set), which ends the attempt, and holds a reference to the
- *   socket until then, even if it is connected or closed long before. So the
- *   timeout is what the host needs to settle a connect, and not more: closed
- *   sockets cost 1.4 KiB until it has passed.
+ *   socket until then, even if it is connected or closed long before: 1.4 KiB
+ *   each. So the timeout is what the host needs to settle a connect, and not
+ *   more, and less in a guest that connects so often that this would cost it
+ *   its memory (limit()).
  */
 
 #define _GNU_SOURCE
@@ -54,7 +55,10 @@
 #define LABEL_MARK	(UINT64_C(0x54) << 56)
 #define LABEL_MARK_MASK (UINT64_C(0xff) << 56)
 
-static struct timeval connect_timeout = {.tv_sec = 30};
+#define HELD_SOCKETS  16384 /* by timers, at most: 22 MiB */
+#define MIN_TIMEOUT_S 2	    /* but a connect has that long */
+
+static uint32_t connect_timeout_s = 30;
 
 /**
  * struct spare - A socket made ahead of time
@@ -74,10 +78,34 @@ static bool refill_wanted;
  */
 void sock_set_connect_timeout(uint32_t timeout_ms)
 {
-	connect_timeout = (struct timeval){
-	    .tv_sec = timeout_ms / 1000,
-	    .tv_usec = (timeout_ms % 1000) * 1000,
-	};
+	connect_timeout_s = (timeout_ms + 999) / 1000;
+}
+
+/**
+ * limit() - The connect timeout for a socket that is made now
+ *
+ * Returns: the host's, or less at a rate of sockets that would let timers hold
+ *	more than HELD_SOCKETS of them
+ */
+static struct timeval limit(void)
+{
+	static int64_t second;
+	static uint32_t made, made_before;
+	int64_t now = now_ms() / 1000;
+	uint32_t rate, timeout_s;
+
+	if (now != second) {
+		made_before = now == second + 1 ? made : 0;
+		made = 0;
+		second = now;
+	}
+	rate = ++made > made_before ? made : made_before;
+	timeout_s = HELD_SOCKETS / rate;
+	if (timeout_s < MIN_TIMEOUT_S)
+		timeout_s = MIN_TIMEOUT_S;
+	if (timeout_s > connect_timeout_s)
+		timeout_s = connect_timeout_s;
+	return (struct timeval){.tv_sec = timeout_s};
 }
 
 /**
@@ -91,12 +119,13 @@ static int make(int family, bool nonblock)
 {
 	int type = SOCK_STREAM | SOCK_CLOEXEC | (nonblock ? SOCK_NONBLOCK : 0);
 	const uint64_t size = SOCK_BUFFER_BYTES;
+	const struct timeval timeout = limit();
 	int fd = socket(AF_VSOCK, type, 0);
 
 	if (fd < 0)
 		return -1;
-	setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT,
-		   &connect_timeout, sizeof(connect_timeout));
+	setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &timeout,
+		   sizeof(timeout));
 	sock_set_label(fd, family == AF_INET6 ? LABEL_V6 : 0);
 	setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_BUFFER_SIZE, &size,
 		   sizeof(size)); /* the label is its bound */
