@@ -17,7 +17,8 @@ PACKAGES := gcc libc6-dev make python3-venv python3-dev qemu-system-x86 busybox-
 NATIVE   := $(wildcard vhost_user/native/*.c vhost_user/native/*.h) \
             vhost_user/native/build.py
 C_FILES  := $(wildcard vhost_user/native/*.[ch] guest/*.[ch] guest/tsi/*.[ch] \
-            fastpath/datapath/bpf/*.c tests/vm/*.c tests/fuzz/*.c)
+            fastpath/datapath/bpf/*.c tests/vm/*.c tests/fuzz/*.c \
+            bench/guest/*.[ch])
 
 .PHONY: setup packages compare test lint types unit conformance sanitize netns \
         vm fuzz bench image clean
