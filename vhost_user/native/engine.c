@@ -372,8 +372,11 @@ static void block(struct vu_engine *e, int timeout_ms)
 	int n;
 
 	for (unsigned i = 0; i < e->n_devs; i++) {
-		if (e->devs[i])
-			ready |= vsock_want_kicks(e->devs[i]);
+		if (!e->devs[i])
+			continue;
+		if (!e->poller.max_us)
+			vsock_show(e->devs[i]);
+		ready |= vsock_want_kicks(e->devs[i]);
 	}
 	if (ready)
 		timeout_ms = 0;

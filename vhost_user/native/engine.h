@@ -373,6 +373,7 @@ bool vsock_pending(const struct vu_dev *d);
 void vsock_turn(struct vu_dev *d);
 bool vsock_want_kicks(struct vu_dev *d);
 void vsock_flush(struct vu_dev *d);
+void vsock_show(struct vu_dev *d);
 bool vsock_holds(const struct vu_dev *d);
 void vsock_owe(struct vu_conn *c, uint8_t owe);
 void vsock_run(struct vu_conn *c);

@@ -1173,6 +1173,20 @@ void vsock_flush(struct vu_dev *d)
 }
 
 /**
+ * vsock_show() - Show the guest the RX buffers that are held back
+ * @d:		Device
+ *
+ * Without polling nothing is held for the sake of fewer interrupts: a program
+ * that lingers in close() (SO_LINGER) does wait for the RST.
+ */
+void vsock_show(struct vu_dev *d)
+{
+	d->held_us[QUEUE_RX] = 0;
+	if (d->rings[QUEUE_RX] && vu_ring_flush(d->rings[QUEUE_RX]))
+		d->stats.calls++;
+}
+
+/**
  * vsock_holds() - Is there something that the guest doesn't see yet?
  * @d:		Device
  *
