@@ -11,9 +11,9 @@ FUZZ_S   ?= 60
 MEMORY_TEST := tests/unit/vhost_user/test_vsock_cli.py::test_one_idle_vm_takes_less_than_60_mib
 
 # What the commands need of the system; `fastpath doctor` checks each one.
-PACKAGES := gcc libc6-dev make python3-venv python3-dev qemu-system-x86 busybox-static \
-            iproute2 iptables ipset clang llvm kmod xz-utils zstd golang-go \
-            tcpdump ca-certificates
+PACKAGES := gcc libc6-dev make python3-venv python3-dev ca-certificates \
+            qemu-system-x86 busybox-static iproute2 iptables clang \
+            libclang-rt-dev golang-go
 
 NATIVE   := $(wildcard vhost_user/native/*.c vhost_user/native/*.h) \
             vhost_user/native/build.py
