@@ -12,7 +12,7 @@ MEMORY_TEST := tests/unit/vhost_user/test_vsock_cli.py::test_one_idle_vm_takes_l
 
 # What the commands need of the system; `fastpath doctor` checks each one.
 PACKAGES := gcc libc6-dev make python3-venv python3-dev ca-certificates \
-            qemu-system-x86 busybox-static iproute2 iptables clang \
+            qemu-system-x86 busybox-static iproute2 iptables procps clang \
             libclang-rt-dev golang-go
 
 NATIVE   := $(wildcard vhost_user/native/*.c vhost_user/native/*.h) \
