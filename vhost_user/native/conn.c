@@ -308,8 +308,8 @@ void conn_free(struct vu_engine *e, struct vu_conn *c)
 	list_del(&c->run);
 	list_del(&c->owe_link);
 	list_del(&c->timer);
-	conn_close_end(e, &c->near, false);
-	conn_close_end(e, &c->far, false);
+	conn_close_end(&c->near, false);
+	conn_close_end(&c->far, false);
 	way_drop(&c->up);
 	way_drop(&c->down);
 	if (c->dev)
@@ -509,15 +509,13 @@ int conn_watch(struct vu_engine *e, struct vu_conn *c, struct end *end)
 
 /**
  * conn_close_end() - Close one end, if it is a socket
- * @e:		Engine
  * @end:	End
  * @abort:	The peer must see an error (TCP RST), not an orderly end
  */
-void conn_close_end(struct vu_engine *e, struct end *end, bool abort)
+void conn_close_end(struct end *end, bool abort)
 {
 	const struct linger hard = {.l_onoff = 1, .l_linger = 0};
 
-	(void)e;
 	if (end->fd < 0)
 		return;
 	if (abort)
@@ -648,8 +646,8 @@ void way_drop(struct way *way)
  */
 static void conn_bury(struct vu_engine *e, struct vu_conn *c, bool abort)
 {
-	conn_close_end(e, &c->near, abort);
-	conn_close_end(e, &c->far, abort);
+	conn_close_end(&c->near, abort);
+	conn_close_end(&c->far, abort);
 	way_drop(&c->up);
 	way_drop(&c->down);
 	list_del(&c->run);
@@ -754,7 +752,7 @@ static void dial(struct vu_engine *e, struct vu_conn *c,
 			   sizeof(one));
 	err = connect(c->far.fd, addr, len) ? errno : 0;
 	if (err == EAGAIN) { /* a unix listener's backlog is full: try later */
-		conn_close_end(e, &c->far, false);
+		conn_close_end(&c->far, false);
 		list_add(&e->retries, &c->run);
 		return;
 	}

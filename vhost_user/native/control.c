@@ -103,7 +103,7 @@ static void drop_conns(struct vu_dev *d)
 				  c->state == CONN_OPEN ? VU_EV_CLOSED
 							: VU_EV_FAILED,
 				  ECONNRESET);
-			conn_close_end(e, &c->far, true);
+			conn_close_end(&c->far, true);
 			conn_free(e, c);
 		}
 	}

@@ -343,7 +343,7 @@ struct vu_conn *conn_find(const struct vu_engine *e, const struct vu_dev *d,
 int conn_hash(struct vu_engine *e, struct vu_conn *c);
 void conn_unhash(struct vu_engine *e, struct vu_conn *c);
 int conn_watch(struct vu_engine *e, struct vu_conn *c, struct end *end);
-void conn_close_end(struct vu_engine *e, struct end *end, bool abort);
+void conn_close_end(struct end *end, bool abort);
 void conn_post(struct vu_engine *e, struct vu_conn *c, enum vu_event_kind kind,
 	       int error);
 void conn_target(struct vu_engine *e, struct vu_conn *c,

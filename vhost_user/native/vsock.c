@@ -666,7 +666,7 @@ static void guest_reset(struct vu_conn *c)
 			  c->state == CONN_REQUESTED ? ECONNREFUSED
 						     : ECONNABORTED);
 	}
-	conn_close_end(e, &c->far, !closed);
+	conn_close_end(&c->far, !closed);
 	conn_free(e, c);
 }
 
@@ -1018,7 +1018,7 @@ static void finish(struct vu_conn *c)
 	struct vu_engine *e = c->dev->engine;
 
 	conn_post(e, c, VU_EV_CLOSED, 0);
-	conn_close_end(e, &c->far, false);
+	conn_close_end(&c->far, false);
 	list_del(&c->run);
 	c->state = CONN_LINGER;
 	vsock_owe(c, OWE_SHUTDOWN);
