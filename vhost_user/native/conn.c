@@ -656,9 +656,7 @@ static void conn_bury(struct vu_engine *e, struct vu_conn *c, bool abort)
 		conn_free(e, c);
 		return;
 	}
-	c->state = CONN_DEAD;
-	c->owe = 0;
-	vsock_owe(c, OWE_RST);
+	vsock_reset(c);
 }
 
 /**

@@ -117,12 +117,8 @@ static void drop_conns(struct vu_dev *d)
  */
 static void stop_ring(struct vu_dev *d, uint32_t queue)
 {
-	if (d->rings[queue]) {
-		vu_ring_flush(d->rings[queue]);
-		d->bases[queue] = vu_ring_base(d->rings[queue]);
-		vu_ring_free(d->rings[queue]);
-		d->rings[queue] = NULL;
-	}
+	if (d->rings[queue])
+		vsock_stop_ring(d, queue);
 	if (d->kick_fds[queue] >= 0) {
 		epoll_ctl(d->engine->epoll_fd, EPOLL_CTL_DEL,
 			  d->kick_fds[queue], NULL);

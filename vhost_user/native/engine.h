@@ -376,6 +376,8 @@ void vsock_flush(struct vu_dev *d);
 void vsock_show(struct vu_dev *d);
 bool vsock_holds(const struct vu_dev *d);
 void vsock_owe(struct vu_conn *c, uint8_t owe);
+void vsock_reset(struct vu_conn *c);
+void vsock_stop_ring(struct vu_dev *d, uint32_t queue);
 void vsock_run(struct vu_conn *c);
 void vsock_broken(struct vu_dev *d, uint32_t queue, int err);
 

@@ -65,6 +65,19 @@ struct burst {
 };
 
 /**
+ * vsock_stop_ring() - Let go of a ring, all that was pushed shown
+ * @d:		Device
+ * @queue:	Its ring, running
+ */
+void vsock_stop_ring(struct vu_dev *d, uint32_t queue)
+{
+	vu_ring_flush(d->rings[queue]);
+	d->bases[queue] = vu_ring_base(d->rings[queue]);
+	vu_ring_free(d->rings[queue]);
+	d->rings[queue] = NULL;
+}
+
+/**
  * vsock_broken() - Stop a ring whose driver broke the rules
  * @d:		Device
  * @queue:	Its ring
@@ -79,9 +92,7 @@ void vsock_broken(struct vu_dev *d, uint32_t queue, int err)
 	    .error = -err,
 	};
 
-	d->bases[queue] = vu_ring_base(d->rings[queue]);
-	vu_ring_free(d->rings[queue]);
-	d->rings[queue] = NULL;
+	vsock_stop_ring(d, queue);
 	events_push(d->engine, &event, true);
 }
 
@@ -197,6 +208,17 @@ void vsock_owe(struct vu_conn *c, uint8_t owe)
 }
 
 /**
+ * vsock_reset() - Owe a connection's RST, and nothing else any more
+ * @c:		Connection, its far end closed; gone when the RST is sent
+ */
+void vsock_reset(struct vu_conn *c)
+{
+	c->state = CONN_DEAD;
+	c->owe = 0;
+	vsock_owe(c, OWE_RST);
+}
+
+/**
  * pay() - Send the most urgent thing that a connection owes
  * @c:		Connection with something owed; may be gone afterwards
  *
@@ -295,6 +317,40 @@ static uint32_t credit(const struct vu_conn *c)
 }
 
 /**
+ * behind_header() - Find the payload in a packet's segments
+ * @iov:	The packet
+ * @n:		Its segments
+ * @max:	Bytes of payload to find at most
+ * @ret_iov:	Segments of the payload; may be @iov
+ * @ret_len:	Bytes of it
+ *
+ * Returns: segments of the payload, at most @n
+ */
+static unsigned behind_header(const struct iovec *iov, unsigned n, size_t max,
+			      struct iovec *ret_iov, size_t *ret_len)
+{
+	size_t skip = HDR, len = 0;
+	unsigned out = 0;
+
+	for (unsigned i = 0; i < n && len < max; i++) {
+		struct iovec seg = iov[i];
+		size_t cut = skip < seg.iov_len ? skip : seg.iov_len;
+
+		skip -= cut;
+		seg.iov_base = (char *)seg.iov_base + cut;
+		seg.iov_len -= cut;
+		if (seg.iov_len > max - len)
+			seg.iov_len = max - len;
+		if (!seg.iov_len)
+			continue;
+		len += seg.iov_len;
+		ret_iov[out++] = seg;
+	}
+	*ret_len = len;
+	return out;
+}
+
+/**
  * struct rx_batch - RX buffers taken, not pushed yet
  * @n_chains:	Entries of rx_chains
  * @n_iov:	Entries of rx_iov: the buffers as they are
@@ -324,27 +380,16 @@ static struct rx_batch rx_take(struct vu_dev *d, unsigned max_chains,
 
 	while (b.n_chains < max_chains && b.room < want) {
 		struct vu_chain *chain = &e->rx_chains[b.n_chains];
-		size_t skip = HDR;
+		size_t room;
 
-		/* its payload segments need entries too, never more */
 		if (!rx_pop(d, b.n_iov, chain))
 			break;
 		b.n_chains++;
-		for (unsigned i = 0; i < chain->n_write; i++) {
-			struct iovec seg = e->rx_iov[b.n_iov + i];
-			size_t cut = skip < seg.iov_len ? skip : seg.iov_len;
-
-			skip -= cut;
-			seg.iov_base = (char *)seg.iov_base + cut;
-			seg.iov_len -= cut;
-			if (seg.iov_len > want - b.room)
-				seg.iov_len = want - b.room;
-			if (!seg.iov_len)
-				continue;
-			e->rx_payload[b.n_payload++] = seg;
-			b.room += seg.iov_len;
-		}
+		b.n_payload += behind_header(
+		    e->rx_iov + b.n_iov, chain->n_write, want - b.room,
+		    e->rx_payload + b.n_payload, &room);
 		b.n_iov += chain->n_write;
+		b.room += room;
 	}
 	return b;
 }
@@ -707,17 +752,6 @@ static void request(struct vu_dev *d, const struct virtio_vsock_hdr *hdr)
 }
 
 /**
- * reset() - Send the RST that lets the guest's port go
- * @c:		Connection in CONN_LINGER
- */
-static void reset(struct vu_conn *c)
-{
-	c->state = CONN_DEAD;
-	c->owe = 0;
-	vsock_owe(c, OWE_RST);
-}
-
-/**
  * accepted() - The guest took a connection that we asked for
  * @c:		Connection in CONN_REQUESTED
  */
@@ -761,7 +795,7 @@ static bool control(struct vu_conn *c, const struct virtio_vsock_hdr *hdr)
 		if (c->state == CONN_OPEN)
 			list_add(&c->dev->engine->run, &c->run);
 		else if (c->state == CONN_LINGER && c->guest_shut == BOTH)
-			reset(c); /* both sides have let go */
+			vsock_reset(c); /* both sides have let go */
 		return c->state >= CONN_OPEN;
 	case VIRTIO_VSOCK_OP_CREDIT_REQUEST:
 		vsock_owe(c, OWE_CREDIT);
@@ -795,7 +829,7 @@ static void misfit(struct vu_conn *c)
 
 	c->dev->stats.bad_packets++;
 	if (c->state == CONN_LINGER) {
-		reset(c);
+		vsock_reset(c);
 	} else if (c->state == CONN_OPEN) {
 		conn_abort(e, c, EPROTO);
 	} else if (c->state != CONN_DEAD) {
@@ -863,36 +897,6 @@ static bool take_credit(struct vu_dev *d, struct vu_conn *c,
 }
 
 /**
- * strip() - Cut a chain's segments to the payload
- * @iov:	Segments
- * @n:		How many
- * @len:	Bytes of payload behind the header
- *
- * Returns: segments that are left
- */
-static unsigned strip(struct iovec *iov, unsigned n, uint32_t len)
-{
-	size_t skip = HDR;
-	unsigned out = 0;
-
-	for (unsigned i = 0; i < n && len; i++) {
-		struct iovec seg = iov[i];
-		size_t cut = skip < seg.iov_len ? skip : seg.iov_len;
-
-		skip -= cut;
-		seg.iov_base = (char *)seg.iov_base + cut;
-		seg.iov_len -= cut;
-		if (seg.iov_len > len)
-			seg.iov_len = len;
-		if (!seg.iov_len)
-			continue;
-		len -= (uint32_t)seg.iov_len;
-		iov[out++] = seg;
-	}
-	return out;
-}
-
-/**
  * open_stream() - Find the connection that a payload packet may go on with
  * @d:		Device
  * @b:		Burst: most packets belong to the same connection as the last
@@ -931,6 +935,7 @@ static void tx_chain(struct vu_dev *d, struct burst *b,
 	struct virtio_vsock_hdr hdr;
 	struct vu_conn *c;
 	unsigned n;
+	size_t len;
 
 	d->stats.tx_packets++;
 	if (chain->read_len < HDR) {
@@ -956,7 +961,7 @@ static void tx_chain(struct vu_dev *d, struct burst *b,
 		vu_ring_push(d->rings[QUEUE_TX], chain, 0);
 		return;
 	}
-	n = strip(iov, chain->n_read, hdr.len);
+	n = behind_header(iov, chain->n_read, hdr.len, iov, &len);
 	if (b->conn && b->conn != c) {
 		unsigned moved = b->n_iov;
 
@@ -965,7 +970,7 @@ static void tx_chain(struct vu_dev *d, struct burst *b,
 	}
 	b->conn = c;
 	b->n_iov += n;
-	b->len += hdr.len;
+	b->len += (uint32_t)len;
 	e->tx_chains[b->n_chains++] = *chain;
 }
 
@@ -996,7 +1001,6 @@ static void tx(struct vu_dev *d)
 		}
 		if (ret < 0) {
 			burst_end(d, &b);
-			vu_ring_flush(d->rings[QUEUE_TX]);
 			vsock_broken(d, QUEUE_TX, ret);
 			return;
 		}
