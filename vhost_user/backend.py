@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
+import sys
 from typing import TYPE_CHECKING, Final
 
 from vhost_user.device import Device
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["MAX_FDS", "Backend", "Device"]
+__all__ = ["MAX_FDS", "Backend", "Device", "serve"]
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +95,27 @@ class Backend:
         self._connection = None
         self.connected.clear()
         self._listener.resume()
+
+
+async def serve(path: Path, device: Device, *, name: str) -> None:
+    """Serve one device until SIGTERM or SIGINT: all that a small back-end's main does.
+
+    Says "ready" on stderr once a VMM may connect.
+
+    Raises:
+        OSError: the socket can't be made.
+    """
+    stop = asyncio.Event()
+    for signo in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signo, stop.set)
+    backend = Backend(path, device, name=name)
+    await backend.start()
+    try:
+        sys.stderr.write(f"{name}: ready: {path}\n")
+        sys.stderr.flush()
+        await stop.wait()
+    finally:
+        await backend.close()
 
 
 class _Connection:

@@ -1,0 +1,269 @@
+"""A virtqueue, and a device made of them, for data paths written in Python.
+
+`Queue` is the C ring (ring.c) as asyncio sees it: it watches the kick, hands out
+chains whose descriptors are copied and checked, and interrupts the guest once a
+batch. `QueueDevice` is a whole device: a subclass says what to do with one chain.
+`rng.py` is the example. A device that moves much data wants the C engine instead.
+
+Everything here runs on the event loop's thread. Work comes in batches of at most
+`BATCH` chains; between two of them the loop serves others.
+
+Spec: VIRTIO 1.2 section 2.6 "Virtqueues".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import TYPE_CHECKING, Final
+
+from vhost_user._native import check, ffi, lib
+from vhost_user.errors import GuestError, StateError
+from vhost_user.message import Feature, ProtocolFeature
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cffi import FFI
+
+    from vhost_user._vu import CStruct
+    from vhost_user.engine import RingConfig
+    from vhost_user.memory import GuestMemory
+
+log = logging.getLogger(__name__)
+
+BATCH: Final = 64
+"""Chains that are processed before the event loop gets its turn."""
+
+MAX_QUEUE_SIZE: Final = 1024
+"""Entries of the largest ring (VU_MAX_QUEUE)."""
+
+_MAX_SEGMENTS: Final = MAX_QUEUE_SIZE + 32  # a chain may cross memory regions
+_POLL_S: Final = 0.001
+
+
+class Chain:
+    """One descriptor chain, until it is pushed or its queue is closed."""
+
+    __slots__ = ("_iov", "_queue", "native")
+
+    def __init__(self, queue: Queue, native: CStruct, iov: FFI.CData) -> None:
+        self._queue = queue
+        self._iov = iov
+        self.native = native
+        """`struct vu_chain *`, for the C calls that take it."""
+
+    @property
+    def readable(self) -> int:
+        """Bytes that the guest gives."""
+        return int(self.native.read_len)
+
+    @property
+    def writable(self) -> int:
+        """Bytes that the guest has room for."""
+        return int(self.native.write_len)
+
+    def read(self, size: int) -> bytes:
+        """Copy the first `size` bytes of the readable part, fewer if it is shorter."""
+        return b"".join(bytes(part) for part in self._parts(size, write=False))
+
+    def write(self, data: bytes) -> int:
+        """Fill the writable part from its start; return how much of `data` fitted."""
+        done = 0
+        for part in self._parts(len(data), write=True):
+            part[:] = data[done : done + len(part)]
+            done += len(part)
+        return done
+
+    def _parts(self, size: int, *, write: bool) -> list[memoryview]:
+        if self._queue.closed:
+            raise StateError("the queue is closed")
+        first = self.native.n_read if write else 0
+        count = self.native.n_write if write else self.native.n_read
+        parts = []
+        for i in range(first, first + count):
+            part = min(size, self._iov[i].iov_len)
+            if part:
+                parts.append(ffi.buffer(self._iov[i].iov_base, part))
+            size -= part
+        return parts
+
+
+class Queue:
+    """A running ring.
+
+    Every method but `close()` raises StateError once it is closed.
+
+    Args:
+        memory: borrowed until `close()`.
+        config: its eventfds are borrowed until `close()`.
+        on_ready: called when there may be chains: take some, `flush()`, and say
+            with `rearm()` that no more are wanted now.
+
+    Raises:
+        GuestError: the ring isn't in guest memory, or not aligned.
+        OSError: the kick can't be watched.
+    """
+
+    def __init__(
+        self, memory: GuestMemory, config: RingConfig, on_ready: Callable[[], None]
+    ) -> None:
+        error = ffi.new("int *")
+        raw = ffi.new("struct vu_ring_config *")
+        for name in config.__slots__:
+            setattr(raw, name, getattr(config, name))
+        ring = lib.vu_ring_new(memory.native, raw, error)
+        if ring == ffi.NULL:
+            check(error[0], "start ring")
+        self._native = ffi.gc(ring, lib.vu_ring_free)
+        self._iov = ffi.new("struct iovec[]", _MAX_SEGMENTS)
+        self._kick_fd = config.kick_fd
+        self._on_ready = on_ready
+        self._loop = asyncio.get_running_loop()
+        self.closed = False
+        if self._kick_fd >= 0:
+            self._loop.add_reader(self._kick_fd, self._kicked)
+        self._later = self._loop.call_soon(on_ready)
+
+    @property
+    def _ring(self) -> FFI.CData:
+        if self.closed:
+            raise StateError("the queue is closed")
+        return self._native
+
+    def pop(self) -> Chain | None:
+        """Take the next chain, or None.
+
+        Raises:
+            GuestError: the ring or the chain breaks the specification.
+        """
+        native = ffi.new("struct vu_chain *")
+        got = lib.vu_ring_pop(self._ring, self._iov, _MAX_SEGMENTS, native)
+        if got == -lib.VU_ERR_FULL:
+            raise GuestError(f"a chain of more than {_MAX_SEGMENTS} segments")
+        if not check(got, "take a chain"):
+            return None
+        count = native.n_read + native.n_write
+        iov = ffi.new("struct iovec[]", [self._iov[i] for i in range(count)])
+        return Chain(self, native, iov)
+
+    def push(self, chain: Chain, written: int = 0) -> None:
+        """Give a chain back with `written` bytes in it; seen after `flush()`."""
+        lib.vu_ring_push(self._ring, chain.native, written)
+
+    def flush(self) -> None:
+        """Show the guest what was pushed and interrupt it if it wants that."""
+        lib.vu_ring_flush(self._ring)
+
+    def rearm(self) -> None:
+        """Ask for a kick with the next chain; if one is there, be ready again."""
+        self._later.cancel()
+        if lib.vu_ring_want_kicks(self._ring, True):
+            self._later = self._loop.call_soon(self._on_ready)
+        elif self._kick_fd < 0:
+            self._later = self._loop.call_later(_POLL_S, self._on_ready)
+
+    def set_call(self, call_fd: int) -> None:
+        """Change the interrupt eventfd (borrowed; -1: none)."""
+        lib.vu_ring_set_call(self._ring, call_fd)
+
+    def close(self) -> int:
+        """Leave the ring alone; return the index of its next available entry."""
+        base = int(lib.vu_ring_base(self._native))
+        if not self.closed:
+            self.closed = True
+            self._later.cancel()
+            if self._kick_fd >= 0:
+                self._loop.remove_reader(self._kick_fd)
+        return base
+
+    def _kicked(self) -> None:
+        try:
+            whole = len(os.read(self._kick_fd, 8)) == 8
+        except BlockingIOError:
+            return
+        except OSError:
+            whole = False
+        if not whole:  # no eventfd, then: it would be readable for ever
+            self._loop.remove_reader(self._kick_fd)
+            self._kick_fd = -1
+        self._on_ready()
+
+
+class QueueDevice:
+    """A device whose rings are processed in Python; see `device.Device`.
+
+    A subclass sets `queues` and what else differs, and writes `process()`.
+    """
+
+    features: int = Feature.VERSION_1 | Feature.EVENT_IDX | Feature.INDIRECT_DESC
+    protocol_features: ProtocolFeature = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK
+    queues: int = 1
+    queue_size: int = MAX_QUEUE_SIZE
+
+    def __init__(self) -> None:
+        self.on_ring_broke: Callable[[int], None] | None = None
+        self._memory: GuestMemory | None = None
+        self._running: dict[int, Queue] = {}
+        self._bases: dict[int, int] = {}
+
+    def process(self, queue: int, chain: Chain) -> int:
+        """Do what `chain` of ring `queue` asks for; return the bytes written into it.
+
+        Raises:
+            GuestError: the chain makes no sense; the ring is given up.
+        """
+        raise NotImplementedError
+
+    def config(self) -> bytes:
+        """Return the configuration space: none."""
+        return b""
+
+    def set_features(self, acked: int) -> None:
+        """Do nothing: the rings get theirs when they start."""
+
+    def set_memory(self, memory: GuestMemory | None) -> None:
+        """Borrow `memory` until the next call."""
+        self._memory = memory
+
+    def start_ring(self, queue: int, config: RingConfig) -> None:
+        """Process ring `queue`.
+
+        Raises:
+            GuestError: it isn't in guest memory, or breaks the specification.
+        """
+        assert self._memory is not None
+        self._running[queue] = Queue(
+            self._memory, config, lambda: self._ready(queue, self._running[queue])
+        )
+
+    def stop_ring(self, queue: int) -> int:
+        """Leave ring `queue` alone; return its next available index."""
+        if queue in self._running:
+            self._bases[queue] = self._running.pop(queue).close()
+        return self._bases.get(queue, 0)
+
+    def set_call(self, queue: int, call_fd: int) -> None:
+        """Change the interrupt eventfd of ring `queue`; -1: none."""
+        if queue in self._running:  # a broken one needs none
+            self._running[queue].set_call(call_fd)
+
+    def reset(self) -> None:
+        """Forget what belongs to the driver that was there: nothing."""
+
+    def _ready(self, index: int, queue: Queue) -> None:
+        """Process one batch; whatever goes wrong ends this ring and no other."""
+        try:
+            for _ in range(BATCH):
+                chain = queue.pop()
+                if chain is None:
+                    break
+                queue.push(chain, self.process(index, chain))
+            queue.flush()
+            queue.rearm()
+        except (GuestError, OSError) as error:
+            log.warning("ring %d is given up: %s", index, error)
+            self.stop_ring(index)
+            if self.on_ring_broke is not None:
+                self.on_ring_broke(index)
