@@ -85,6 +85,7 @@ netns: setup
 vm: setup image
 	$(PYTEST) tests/vm
 
+# FUZZ_S seconds, divided among the harnesses.
 fuzz: setup
 	$(BIN)/python tests/fuzz/run.py --seconds $(FUZZ_S)
 

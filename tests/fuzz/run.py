@@ -1,13 +1,21 @@
-"""Build the libFuzzer harnesses with ASan and UBSan and run each for some time.
+"""Build the fuzzing harnesses with ASan and UBSan and run them, one after the other.
 
-`python tests/fuzz/run.py --seconds 60 [--corpus DIR]`: exit status 0 if none finds
-anything. A finding stays in `out/fuzz/` with the command that repeats it.
+`python tests/fuzz/run.py --seconds 60 [--only NAME] [--corpus DIR]`: exit status 0 if
+none finds anything. A finding stays in `out/fuzz/`, and the command that repeats it
+is the last line.
+
+A harness in C is one libFuzzer binary with the native files it needs; one in Python
+runs under Atheris, with the whole native module built for it in a copy of the
+package (`build/fuzz`).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,49 +24,93 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 NATIVE = ROOT / "vhost_user" / "native"
 OUT = ROOT / "out" / "fuzz"
-HARNESSES = {
-    "engine": [f"{name}.c" for name in ("mem", "ring", "conn", "vsock", "relay")]
-    + ["control.c"],
+COPY = ROOT / "build" / "fuzz"
+
+C_HARNESSES = {
+    # engine.c is included by the harness, which calls what is static there
+    "engine": ["mem", "ring", "conn", "vsock", "relay", "control"],
 }
+PYTHON_HARNESSES = ["session"]
+HARNESSES = [*C_HARNESSES, *PYTHON_HARNESSES]
+
 CFLAGS = shlex.split(
     "-std=gnu11 -D_GNU_SOURCE -g -O1 -Wall -Wextra -Werror "
     "-fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all"
 )
+LIMITS = ["-max_len=4096", "-len_control=20", "-timeout=20", "-rss_limit_mb=2048"]
+EXECUTIONS = re.compile(r"^stat::number_of_executed_units: *(\d+)$", re.MULTILINE)
 
 
-def build(name: str) -> Path:
-    """Compile one harness with the native files it needs."""
+def build_c(name: str) -> tuple[list[str], dict[str, str]]:
+    """Compile one harness; return how to start it: command and environment."""
     OUT.mkdir(parents=True, exist_ok=True)
     binary = OUT / f"fuzz_{name}"
-    sources = [HERE / f"fuzz_{name}.c", *(NATIVE / file for file in HARNESSES[name])]
-    command = ["clang", *CFLAGS, f"-I{NATIVE}", *map(str, sources), "-o", str(binary)]
-    subprocess.run(command, check=True)
-    return binary
+    sources = [NATIVE / f"{file}.c" for file in C_HARNESSES[name]]
+    command = ["clang", *CFLAGS, f"-I{NATIVE}", str(HERE / f"fuzz_{name}.c")]
+    subprocess.run([*command, *map(str, sources), "-o", str(binary)], check=True)
+    return [str(binary)], {}
 
 
-def fuzz(binary: Path, corpus: Path, seconds: int) -> bool:
-    """Run one harness; return whether it found nothing."""
+def build_python(name: str) -> tuple[list[str], dict[str, str]]:
+    """Build the native module for one harness; return how to start it."""
+    import atheris
+
+    shutil.rmtree(COPY, ignore_errors=True)
+    ignore = shutil.ignore_patterns("_vu*.so", "__pycache__")
+    shutil.copytree(ROOT / "vhost_user", COPY / "vhost_user", ignore=ignore)
+    sanitize = {"CC": "clang", "VU_SANITIZE": "fuzzer-no-link,address,undefined"}
+    subprocess.run(
+        [sys.executable, COPY / "vhost_user" / "native" / "build.py"],
+        check=True,
+        env=os.environ | sanitize,
+        capture_output=True,
+    )
+    environment = {
+        "LD_PRELOAD": f"{atheris.path()}/asan_with_fuzzer.so",
+        "ASAN_OPTIONS": "detect_leaks=0",  # CPython's own are many
+        "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+        "PYTHONPATH": str(COPY),
+    }
+    return [sys.executable, str(HERE / f"fuzz_{name}.py")], environment
+
+
+def fuzz(name: str, corpus: Path, seconds: int) -> bool:
+    """Build and run one harness; return whether it found nothing."""
+    build = build_c if name in C_HARNESSES else build_python
+    command, environment = build(name)
     corpus.mkdir(parents=True, exist_ok=True)
-    command = [str(binary), f"-max_total_time={seconds}", "-max_len=4096"]
-    command += ["-len_control=20", "-timeout=10", "-rss_limit_mb=1024", "-seed=1"]
-    command += [f"-artifact_prefix={OUT}/", "-print_final_stats=1", str(corpus)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    stats = [x for x in done.stderr.splitlines() if x.startswith("stat::")]
-    print(f"{binary.name}: exit {done.returncode}", *stats, sep="\n  ")  # noqa: T201
-    if done.returncode:
-        sys.stderr.write(done.stderr[-8000:])
-    return done.returncode == 0
+    before = set(OUT.iterdir())
+    options = [f"-max_total_time={seconds}", "-seed=1", "-print_final_stats=1"]
+    done = subprocess.run(
+        [*command, *LIMITS, *options, f"-artifact_prefix={OUT}/{name}-", str(corpus)],
+        check=False,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=os.environ | environment,
+    )
+    executions = EXECUTIONS.search(done.stderr)
+    count = executions[1] if executions else "no"
+    print(f"fuzz_{name}: {count} executions in {seconds} s, exit {done.returncode}")  # noqa: T201
+    if done.returncode == 0 and executions:
+        return True
+    sys.stderr.write(done.stderr[-8000:])
+    shell = " ".join(f"{key}={value}" for key, value in environment.items())
+    for found in sorted(set(OUT.iterdir()) - before):
+        sys.stderr.write(f"repeat: {shell} {' '.join(command)} {found}\n".lstrip())
+    return False
 
 
 def main() -> int:
-    """Build and run all; return the exit status."""
+    """Build and run them; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=int, default=60, help="for each harness")
+    parser.add_argument("--seconds", type=int, default=60, help="for all together")
+    parser.add_argument("--only", choices=HARNESSES, action="append")
     parser.add_argument("--corpus", type=Path, default=OUT / "corpus")
     options = parser.parse_args()
-    results = [
-        fuzz(build(name), options.corpus / name, options.seconds) for name in HARNESSES
-    ]
+    names = options.only or HARNESSES
+    seconds = max(1, options.seconds // len(names))
+    results = [fuzz(name, options.corpus / name, seconds) for name in names]
     return 0 if all(results) else 1
 
 
