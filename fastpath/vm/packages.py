@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 SOURCES_VARIABLE = "VSOCK_FASTPATH_APT_SOURCES"
 """Names a sources.list(5) file to use in place of the host's."""
+ROLLING = frozenset({"sid", "unstable"})
+"""Suites that are never released."""
 PRINT_URI = re.compile(r"^'(?P<uri>[^']+)' (?P<file>\S+) (?P<size>\d+)( |$)")
 STATUS = re.compile(r"^dlstatus:\d+:(?P<percent>[\d.]+):")
 
@@ -243,8 +245,26 @@ def _source_options(directory: Path, suite: str) -> list[str]:
         if source.suffix in {".list", ".sources"} and source.is_file():
             text = source.read_text(encoding="utf-8")
             codename = release.get("VERSION_CODENAME", "stable")
-            (parts / source.name).write_text(text.replace(codename, suite))
+            (parts / source.name).write_text(_of_suite(text, codename, suite))
     return ["-oDir::Etc::SourceList=/dev/null", f"-oDir::Etc::SourceParts={parts}"]
+
+
+def _of_suite(text: str, codename: str, suite: str) -> str:
+    """Return a sources file's text with another suite in place of `codename`.
+
+    A rolling suite is without the two that come with a release, its updates and
+    its security fixes: entries that name them go.
+    """
+    text = text.replace(codename, suite)
+    if suite not in ROLLING:
+        return text
+    beside = rf"\b{suite}-(updates|security|backports)(/updates)?\b"
+    if re.search("^Suites:", text, re.MULTILINE):
+        stanzas = re.split(r"\n\s*\n", re.sub(rf"[ \t]*{beside}", "", text))
+        named = re.compile(r"^Suites:[ \t]*\S", re.MULTILINE)
+        return "\n\n".join(stanza for stanza in stanzas if named.search(stanza))
+    lines = text.splitlines(keepends=True)
+    return "".join(line for line in lines if not re.search(beside, line))
 
 
 def _os_release() -> dict[str, str]:
