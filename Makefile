@@ -7,6 +7,8 @@ BIN      := $(VENV)/bin
 PYTEST   := $(BIN)/python -m pytest
 JSON     ?= out/compare.json
 HTML     ?= out/compare.html
+BENCH    ?= out/bench.json
+BENCH_OPTIONS := --benchmark-quiet --benchmark-disable-gc
 FUZZ_S   ?= 60
 MEMORY_TEST := tests/unit/vhost_user/test_vsock_cli.py::test_one_idle_vm_takes_less_than_60_mib
 
@@ -19,16 +21,16 @@ NATIVE   := $(wildcard vhost_user/native/*.c vhost_user/native/*.h) \
             vhost_user/native/build.py
 C_FILES  := $(wildcard vhost_user/native/*.[ch] guest/*.[ch] guest/tsi/*.[ch] \
             fastpath/datapath/bpf/*.c tests/vm/*.c tests/fuzz/*.c \
-            bench/guest/*.[ch])
+            bench/guest/*.[ch] bench/host/*.c)
 
 .PHONY: setup packages compare test lint types unit conformance sanitize netns \
-        vm fuzz bench image clean
+        vm fuzz bench bench-short image clean
 
 compare: setup image
 	mkdir -p $(dir $(JSON)) $(dir $(HTML))
 	$(BIN)/fastpath compare --json $(JSON) --html $(HTML)
 
-test: setup lint types unit conformance sanitize netns image vm fuzz bench
+test: setup lint types unit conformance sanitize netns image vm fuzz bench-short
 
 setup: packages $(VENV)/.stamp
 
@@ -89,8 +91,15 @@ vm: setup image
 fuzz: setup
 	$(BIN)/python tests/fuzz/run.py --seconds $(FUZZ_S)
 
+# Ours beside Debian's vhost-device-vsock, which is downloaded the first time.
 bench: setup
-	$(PYTEST) bench --benchmark-disable-gc --benchmark-max-time=0.3
+	mkdir -p $(dir $(BENCH))
+	$(PYTEST) bench $(BENCH_OPTIONS) --benchmark-json $(BENCH:.json=-pytest.json) \
+	  --out $(BENCH)
+
+# The same in short; fails when a ratio of bench/baseline.json is lost.
+bench-short: setup
+	$(PYTEST) bench $(BENCH_OPTIONS) --short
 
 clean:
 	rm -rf build out $(VENV) vhost_user/_vu*.so vhost_user/_vu.c *.egg-info

@@ -1,105 +1,224 @@
-"""The back-end without a VM: a driver in user space plays the guest.
+"""Both back-ends without a VM: a driver in user space plays the guest.
 
-Round trips, streams and connection rates through a hybrid unix socket to a server in
-another process, everything on one CPU, blocking; and the echo inside the engine with
-both sides spinning on two CPUs. `extra_info` says what one figure contains.
+Through hybrid unix sockets to a server in another process, as programs on the host
+would be. Four settings, the peer measured in each: everything on one CPU, or the driver
+on one and back-end and server on the other; our back-end blocking, or polling as it
+does by default. Where a guest sleeps its vCPU's core goes idle and a wake-up costs
+most; KVM's halt polling keeps it awake. So with two cores and polling the driver spins,
+for both back-ends alike.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
 
 from bench.harness import (
     ECHO,
-    ENGINE_ECHO,
     ONE_CORE,
     SINK,
-    SOURCE,
+    SOURCE_4K,
+    SOURCE_64,
+    SOURCE_64K,
     TWO_CORES,
+    Backend,
     Guest,
-    backend,
+    Pins,
+    guest_on,
     ours,
-    server,
+    theirs,
+)
+from bench.report import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MIB = 1 << 20
+POLL_US = 200
+"""Our default."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Who runs where, and who sleeps."""
+
+    name: str
+    title: str
+    pins: Pins
+    poll_us: int
+    spin: bool
+
+
+ONE_BLOCKING = Setting("one", "one core, blocking", ONE_CORE, 0, spin=False)
+ONE_POLLING = Setting("one-poll", "one core, polling", ONE_CORE, POLL_US, spin=False)
+TWO_BLOCKING = Setting("two", "two cores, blocking", TWO_CORES, 0, spin=False)
+TWO_POLLING = Setting("two-poll", "two cores, polling", TWO_CORES, POLL_US, spin=True)
+SETTINGS = (ONE_BLOCKING, ONE_POLLING, TWO_BLOCKING, TWO_POLLING)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the guest does; `prepare` returns what gives one figure."""
+
+    name: str
+    title: str
+    unit: str
+    less: bool
+    prepare: Callable[[Guest], Callable[[], float]]
+    targets: tuple[float | None, float | None, float | None]
+    """One core; two cores, blocking; two cores, polling."""
+    short: bool = True
+
+
+def _rtt(size, count, conns=1):
+    def prepare(guest):
+        conn = guest.connect(ECHO, conns)
+        return lambda: statistics.median(guest.rtt_ns(conn, size, count, conns)) / 1e3
+
+    return prepare
+
+
+def _send(size, total):
+    def prepare(guest):
+        conn = guest.connect(SINK)
+        return lambda: total * 8 / guest.send_ns(conn, size, total)
+
+    return prepare
+
+
+def _receive(port, total):
+    def prepare(guest):
+        def measure():
+            conn = guest.connect(port)
+            guest.receive_ns(conn, 1)
+            rate = total * 8 / guest.receive_ns(conn, total)
+            guest.close_conn(conn)  # or the source goes on, under what comes next
+            return rate
+
+        return measure
+
+    return prepare
+
+
+def _churn(in_flight, count):
+    return lambda guest: lambda: count * 1e6 / guest.churn_ns(ECHO, in_flight, count)
+
+
+LOADS = (
+    Load("rtt-64", "round trip 64 B, p50", "us", True, _rtt(64, 2000), (0.5, 0.5, 0.2)),
+    Load(
+        "rtt-4k", "round trip 4 KiB, p50", "us", True, _rtt(4096, 2000), (0.5, 0.5, 0.2)
+    ),
+    Load(
+        "up-64", "guest to host 64 B", "Gbit/s", False, _send(64, 4 * MIB), (10, 3, 3)
+    ),
+    Load(
+        "up-4k",
+        "guest to host 4 KiB",
+        "Gbit/s",
+        False,
+        _send(4096, 64 * MIB),
+        (4, 5, 5),
+    ),
+    Load(
+        "up-64k",
+        "guest to host 64 KiB",
+        "Gbit/s",
+        False,
+        _send(65536, 128 * MIB),
+        (1.6, 6, 6),
+    ),
+    Load(
+        "down-64",
+        "host to guest 64 B",
+        "Gbit/s",
+        False,
+        _receive(SOURCE_64, 4 * MIB),
+        (None, None, None),
+    ),
+    Load(
+        "down-4k",
+        "host to guest 4 KiB",
+        "Gbit/s",
+        False,
+        _receive(SOURCE_4K, 64 * MIB),
+        (3.5, 3.5, 3.5),
+    ),
+    Load(
+        "down-64k",
+        "host to guest 64 KiB",
+        "Gbit/s",
+        False,
+        _receive(SOURCE_64K, 64 * MIB),
+        (7, 3.5, 3.5),
+    ),
+    Load(
+        "churn-1",
+        "connect + close, 1 in flight",
+        "k/s",
+        False,
+        _churn(1, 1000),
+        (1.8, 1.5, 1.5),
+    ),
+    Load(
+        "churn-64",
+        "connect + close, 64 in flight",
+        "k/s",
+        False,
+        _churn(64, 2000),
+        (2.8, 2, 2),
+    ),
+    Load(
+        "conns-1000",
+        "1000 connections in turn, 64 B, p50",
+        "us",
+        True,
+        _rtt(64, 3000, 1000),
+        (0.55, 0.55, 0.55),
+    ),
 )
 
-ROUNDS = 5
-MIB = 1 << 20
+
+def _target(load, setting):
+    column = 0 if setting.pins is ONE_CORE else 2 if setting.spin else 1
+    bound = load.targets[column]
+    return None if bound is None else Target(bound)
 
 
-def _pinned_guest(folder, pins, *, poll_us, spin=False):
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {pins.driver})
-    try:
-        with (
-            server(folder, pins.server) as uds,
-            backend(ours(poll_us), folder, uds, pins.backend) as socket,
-        ):
-            guest = Guest(socket, spin=spin)
-            yield guest
-            guest.close()
-    finally:
-        os.sched_setaffinity(0, before)
+def _side(kind: Backend, setting: Setting, load: Load):
+    @contextmanager
+    def side():
+        with guest_on(kind, setting.pins, spin=setting.spin) as (guest, _pid):
+            yield load.prepare(guest)
+
+    return side
 
 
-@pytest.fixture(scope="module")
-def guest(tmp_path_factory):
-    yield from _pinned_guest(tmp_path_factory.mktemp("b"), ONE_CORE, poll_us=0)
-
-
-@pytest.mark.parametrize("size", [64, 4096])
-def bench_round_trip_unix(benchmark, guest, size):
-    conn = guest.connect(ECHO)
-    benchmark.extra_info.update(size=size, round_trips=1000, cores=1)
-    times = benchmark.pedantic(
-        guest.rtt_ns, (conn, size, 1000), rounds=ROUNDS, warmup_rounds=1
-    )
-    benchmark.extra_info["p50_us"] = statistics.median(times) / 1000
-    guest.close_conn(conn)
-
-
-def bench_round_trip_engine_spinning(benchmark, tmp_path):
-    if (os.cpu_count() or 1) < 2:
-        pytest.skip("needs two CPUs")
-    for guest in _pinned_guest(tmp_path, TWO_CORES, poll_us=50, spin=True):
-        conn = guest.connect(ENGINE_ECHO)
-        times = benchmark.pedantic(
-            guest.rtt_ns, (conn, 64, 10_000), rounds=ROUNDS, warmup_rounds=1
+@pytest.mark.parametrize(
+    ("setting", "load"),
+    [
+        pytest.param(
+            setting,
+            load,
+            id=f"{setting.name}-{load.name}",
+            marks=[] if setting in (ONE_BLOCKING, TWO_POLLING) else pytest.mark.long,
         )
-        benchmark.extra_info.update(size=64, round_trips=10_000, cores=2)
-        benchmark.extra_info["p50_us"] = statistics.median(times) / 1000
-
-
-@pytest.mark.parametrize("size", [64, 4096, 65536])
-def bench_guest_to_host(benchmark, guest, size):
-    conn = guest.connect(SINK)
-    total = {64: MIB, 4096: 64 * MIB, 65536: 128 * MIB}[size]
-    benchmark.extra_info.update(size=size, bytes=total, cores=1)
-    ns = benchmark.pedantic(
-        guest.send_ns, (conn, size, total), rounds=ROUNDS, warmup_rounds=1
+        for setting in SETTINGS
+        for load in LOADS
+    ],
+)
+def bench_native(bench, setting, load):
+    bench.pair(
+        _side(ours(setting.poll_us), setting, load),
+        _side(theirs(), setting, load),
+        key=f"{setting.name}-{load.name}",
+        group=setting.title,
+        title=load.title,
+        unit=load.unit,
+        less=load.less,
+        target=_target(load, setting),
     )
-    benchmark.extra_info["gbit_per_s"] = total * 8 / ns
-    guest.close_conn(conn)
-
-
-def bench_host_to_guest(benchmark, guest):
-    conn = guest.connect(SOURCE)
-    total = 128 * MIB
-    benchmark.extra_info.update(bytes=total, cores=1)
-    ns = benchmark.pedantic(
-        guest.receive_ns, (conn, total), rounds=ROUNDS, warmup_rounds=1
-    )
-    benchmark.extra_info["gbit_per_s"] = total * 8 / ns
-    guest.close_conn(conn)
-
-
-@pytest.mark.parametrize("in_flight", [1, 64])
-def bench_connect_and_close(benchmark, guest, in_flight):
-    count = 2000
-    benchmark.extra_info.update(in_flight=in_flight, connections=count, cores=1)
-    ns = benchmark.pedantic(
-        guest.churn_ns, (ECHO, in_flight, count), rounds=ROUNDS, warmup_rounds=1
-    )
-    benchmark.extra_info["per_second"] = count * 1e9 / ns

@@ -1,13 +1,16 @@
-"""What the native benchmarks share: a guest in user space, back-ends, a unix server.
+"""What the benchmarks share: a guest in user space, back-ends, a server, pinning.
 
-A `Guest` is `bench/guest/guest.c` behind `vhost_user.frontend`: one process plays VMM
-and guest. The back-end and the server behind its hybrid unix sockets are processes of
+A `Guest` is `bench/guest/*.c` behind `vhost_user.frontend`: one process plays VMM and
+guest. The back-end and the server behind its hybrid unix sockets are processes of
 their own, each pinned; so what is compared is the back-end alone.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -19,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cffi import FFI
 
+from bench import peer
 from vhost_user.driver import Ram, Virtqueue
 from vhost_user.errors import VhostUserError
 from vhost_user.frontend import ALL_FEATURES, Frontend
@@ -26,12 +30,15 @@ from vhost_user.frontend import ALL_FEATURES, Frontend
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-SOURCES: Final = Path(__file__).resolve().parent / "guest"
+HERE: Final = Path(__file__).resolve().parent
 CID: Final = 3
-ECHO, SINK, SOURCE, ENGINE_ECHO = 7, 9, 19, 4007
-"""Host ports: three unix sockets of the server, one echo inside our engine."""
-RAM: Final = 64 << 20
+ECHO, SINK, SOURCE_64, SOURCE_4K, SOURCE_64K, ENGINE_ECHO = 7, 9, 18, 19, 20, 4007
+"""Host ports: unix sockets of the server by what it does, and an echo in our engine."""
+RAM: Final = 32 << 20
+RING: Final = 256
 READY_S: Final = 10.0
+CFLAGS: Final = ("-std=gnu11", "-O2", "-D_GNU_SOURCE", "-Wall", "-Wextra")
+CFLAGS_STRICT: Final = ("-Wconversion", "-Werror")
 
 
 class MeasureError(VhostUserError):
@@ -59,58 +66,76 @@ class Backend:
     argv: Sequence[str]
 
 
-def ours(poll_us: int) -> Backend:
+def ours(poll_us: int, cids: Sequence[int] = (CID,)) -> Backend:
     """Return this project's back-end."""
-    argv = [sys.executable, "-m", "vhost_user.vsock.cli", f"--guest-cid={CID}"]
-    argv += ["--socket={socket}", "--uds-path={uds}", f"--poll-us={poll_us}"]
-    return Backend(f"ours, poll {poll_us}", [*argv, f"--echo-port={ENGINE_ECHO}"])
+    argv = [sys.executable, "-m", "vhost_user.vsock.cli", f"--poll-us={poll_us}"]
+    argv += [_vm(cid) for cid in cids]
+    return Backend("ours", [*argv, f"--echo-port={ENGINE_ECHO}"])
 
 
-def peer(binary: Path) -> Backend:
+def theirs(cids: Sequence[int] = (CID,)) -> Backend:
     """Return rust-vmm's vhost-device-vsock."""
-    argv = [f"--guest-cid={CID}", "--socket={socket}", "--uds-path={uds}"]
-    size = ["--tx-buffer-size=65536", "--queue-size=1024"]
-    return Backend("vhost-device-vsock", [str(binary), *argv, *size])
+    more = ",tx-buffer-size=65536,queue-size=1024"
+    return Backend("peer", [str(peer.binary()), *(_vm(cid) + more for cid in cids)])
 
 
+def _vm(cid: int) -> str:
+    return f"--vm=guest-cid={cid},socket={{socket}}{cid},uds-path={{uds}}{cid}"
+
+
+@functools.cache
+def program(name: str) -> Path:
+    """Compile bench/host/NAME.c; return the program, which lives as long as we do."""
+    out = Path(_scratch().name) / name
+    _compile(HERE / "host" / f"{name}.c", out=out)
+    return out
+
+
+@functools.cache
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="vsock-bench-")
+
+
+def _compile(*sources: Path, out: Path, flags: Sequence[str] = ()) -> None:
+    command = ["cc", *CFLAGS, *CFLAGS_STRICT, *flags, *map(str, sources)]
+    subprocess.run([*command, "-o", str(out)], check=True)
+
+
+@functools.cache
 def _library() -> tuple[Any, Any]:
-    """Compile guest.c once for each of its versions; return it loaded."""
+    """Compile the guest; return cffi's view of guest.h, and it."""
     ffi = FFI()
-    header = (SOURCES / "guest.h").read_text()
+    header = (HERE / "guest" / "guest.h").read_text()
     ffi.cdef("\n".join(x for x in header.splitlines() if not x.startswith("#")))
-    out = Path(tempfile.mkdtemp(prefix="vsock-bench-")) / "guest.so"
-    command = ["cc", "-std=gnu11", "-O2", "-D_GNU_SOURCE", "-Wall", "-Wextra"]
-    command += ["-Wconversion", "-Werror", "-shared", "-fPIC"]
-    subprocess.run([*command, str(SOURCES / "guest.c"), "-o", str(out)], check=True)
-    lib = ffi.dlopen(str(out))
-    out.unlink()
-    out.parent.rmdir()
-    return ffi, lib
-
-
-_ffi, _lib = _library()  # what guest.h declares; no stub for a test's own C
+    out = Path(_scratch().name) / "guest.so"
+    sources = (HERE / "guest").glob("*.c")
+    _compile(*sources, out=out, flags=("-shared", "-fPIC"))
+    return ffi, ffi.dlopen(str(out))
 
 
 class Guest:
     """A guest whose driver is C; methods raise MeasureError where C says errno."""
 
-    def __init__(self, socket: Path, *, rx_len: int = 4096, spin: bool = False) -> None:
+    def __init__(
+        self, socket: Path, *, cid: int = CID, rx_len: int = 4096, spin: bool = False
+    ) -> None:
+        self._ffi, self._lib = _library()
         self._ram = Ram(RAM)
-        self._frontend = Frontend(socket)
+        self._frontend = _dial(socket)
         features = self._frontend.negotiate(ALL_FEATURES)
         self._frontend.set_memory(self._ram)
-        self._queues = [Virtqueue(self._ram, 256, features=features) for _ in range(3)]
-        for index, queue in enumerate(self._queues[:2]):
+        self._queues = [Virtqueue(self._ram, RING, features=features) for _ in range(2)]
+        for index, queue in enumerate(self._queues):
             self._frontend.start(index, queue)
-        base = _ffi.from_buffer(self._ram._map)
-        config = _ffi.new("struct guest_config *")
-        size = 128 * (64 + rx_len) + 128 * (64 + 65536)
+        base = self._ffi.from_buffer(self._ram._map)
+        config = self._ffi.new("struct guest_config *")
+        size = RING // 2 * (64 + rx_len + 64 + 65536)
         config.gpa = self._ram.alloc(size)
         config.ram = base + (config.gpa - self._ram.gpa)
         config.size = size
-        config.cid = CID
+        config.cid = cid
         config.rx_len = rx_len
-        for name, queue in zip(("rx", "tx"), self._queues, strict=False):
+        for name, queue in zip(("rx", "tx"), self._queues, strict=True):
             ring = getattr(config, name)
             for part in ("desc", "avail", "used"):
                 at = getattr(queue, part) - self._ram.gpa
@@ -120,44 +145,68 @@ class Guest:
         config.event_idx = self._queues[0].event_idx
         config.spin = spin
         self._base = base
-        self._native = _lib.guest_new(config)
-        if self._native == _ffi.NULL:
-            raise MeasureError(f"guest: {os.strerror(_ffi.errno)}")
+        self._native = self._lib.guest_new(config)
+        if self._native == self._ffi.NULL:
+            raise MeasureError(f"guest: {os.strerror(self._ffi.errno)}")
 
     def connect(self, port: int, count: int = 1) -> int:
         """Open connections; return the first one's number."""
-        return _ok(_lib.guest_connect(self._native, port, count), f"connect {port}")
+        return _ok(self._lib.guest_connect(self._native, port, count), "connect")
 
     def close_conn(self, conn: int) -> None:
         """Close one."""
-        _ok(_lib.guest_close(self._native, conn), "close")
+        _ok(self._lib.guest_close(self._native, conn), "close")
 
     def rtt_ns(self, conn: int, size: int, count: int, conns: int = 1) -> list[int]:
         """Ping-pong with an echo; return the times."""
-        out = _ffi.new("uint64_t[]", count)
-        _ok(_lib.guest_rtt(self._native, conn, conns, size, count, out), "rtt")
-        return list(out)
+        out = self._ffi.new("uint64_t[]", count)
+        _ok(self._lib.guest_rtt(self._native, conn, conns, size, count, out), "rtt")
+        times: list[int] = self._ffi.unpack(out, count)
+        return times
 
     def send_ns(self, conn: int, size: int, total: int) -> int:
         """Stream `total` bytes by writes of `size`; return the time."""
-        return _ok(_lib.guest_send(self._native, conn, size, total), "send")
+        return _ok(self._lib.guest_send(self._native, conn, size, total), "send")
+
+    def send_for(self, conn: int, size: int, time_s: float) -> int:
+        """Stream for a time; return the bytes that arrived."""
+        ns = int(time_s * 1e9)
+        return _ok(self._lib.guest_send_for(self._native, conn, size, ns), "send")
 
     def receive_ns(self, conn: int, total: int) -> int:
         """Take `total` bytes; return the time."""
-        return _ok(_lib.guest_receive(self._native, conn, total), "receive")
+        return _ok(self._lib.guest_receive(self._native, conn, total), "receive")
+
+    def receive_for(self, conn: int, time_s: float) -> int:
+        """Take bytes for a time; return how many."""
+        ns = int(time_s * 1e9)
+        return _ok(self._lib.guest_receive_for(self._native, conn, ns), "receive")
 
     def churn_ns(self, port: int, in_flight: int, count: int) -> int:
         """Connect and close `count` times; return the time."""
-        return _ok(_lib.guest_churn(self._native, port, in_flight, count), "churn")
+        done = self._lib.guest_churn(self._native, port, in_flight, count)
+        return _ok(done, "connect and close")
 
     def close(self) -> None:
         """Hang up and free everything."""
-        _lib.guest_free(self._native)
         self._frontend.close()
-        _ffi.release(self._base)
+        self._lib.guest_free(self._native)
+        self._ffi.release(self._base)
         for queue in self._queues:
             queue.close()
         self._ram.close()
+
+
+def _dial(socket: Path) -> Frontend:
+    """Connect to a back-end that is about to listen."""
+    end = time.monotonic() + READY_S
+    while True:
+        try:
+            return Frontend(socket)
+        except (FileNotFoundError, ConnectionRefusedError):
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
 
 
 def _ok(ret: int, what: str) -> int:
@@ -167,41 +216,82 @@ def _ok(ret: int, what: str) -> int:
 
 
 @contextmanager
-def _process(argv: Sequence[str], cpu: int, ready: Path) -> Iterator[int]:
-    """Run a pinned process until the end of the block; yield its pid."""
-    argv = ["taskset", "-c", str(cpu), *argv]
-    child = subprocess.Popen(argv, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+def process(
+    argv: Sequence[str], cpu: int, *, stdout: int | None = subprocess.DEVNULL
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a pinned process with room for many fds until the end of the block."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    child = subprocess.Popen(
+        ["taskset", "-c", str(cpu), "prlimit", f"--nofile={limit}", *argv],
+        stdout=stdout,
+        stderr=subprocess.DEVNULL,
+    )
     try:
-        end = time.monotonic() + READY_S
-        while not ready.exists():
-            if child.poll() is not None or time.monotonic() > end:
-                raise MeasureError(f"{argv[3]} did not start")
-            time.sleep(0.01)
-        yield child.pid
+        yield child
     finally:
         child.terminate()
-        child.wait(READY_S)
+        try:
+            child.wait(READY_S)
+        except subprocess.TimeoutExpired:  # what is measured may hang
+            child.kill()
+            child.wait()
+        if child.stdout is not None:
+            child.stdout.close()
 
 
 @contextmanager
 def server(folder: Path, cpu: int) -> Iterator[Path]:
-    """Run echo, sink and source on unix sockets; yield the hybrid path."""
-    uds = folder / "host"
-    argv = [sys.executable, str(Path(__file__).with_name("server.py")), str(uds)]
-    with _process(argv, cpu, Path(f"{uds}_{SOURCE}")):
-        yield uds
+    """Run the server; yield the path that its sockets' paths begin with."""
+    path = folder / "host"
+    with process([str(program("server")), str(path)], cpu, stdout=subprocess.PIPE) as p:
+        assert p.stdout is not None
+        if p.stdout.readline() != b"ready\n":
+            raise MeasureError("the server did not start")
+        yield path
 
 
 @contextmanager
-def backend(kind: Backend, folder: Path, uds: Path, cpu: int) -> Iterator[Path]:
-    """Run a back-end; yield its vhost-user socket."""
-    socket = folder / f"{abs(hash(kind.name))}.sock"
-    own = folder / f"{abs(hash(kind.name))}.uds"
-    for port in (ECHO, SINK, SOURCE):
-        link = Path(f"{own}_{port}")
-        link.unlink(missing_ok=True)
-        link.symlink_to(f"{uds}_{port}")
+def backend(
+    kind: Backend, folder: Path, host: Path, cpu: int, cids: Sequence[int] = (CID,)
+) -> Iterator[tuple[Path, int]]:
+    """Run a back-end; yield what its vhost-user sockets' paths begin with, and its pid.
+
+    A path ends with the VM's CID. What its guests connect to on the host is the
+    server of `host`.
+    """
+    socket, own = folder / f"{kind.name}.sock", folder / f"{kind.name}.uds"
+    for cid in cids:
+        for port in (ECHO, SINK, SOURCE_64, SOURCE_4K, SOURCE_64K):
+            link = Path(f"{own}{cid}_{port}")
+            link.unlink(missing_ok=True)
+            link.symlink_to(f"{host}_{port}")
     argv = [part.format(socket=socket, uds=own) for part in kind.argv]
-    with _process(argv, cpu, socket):
-        time.sleep(0.2)  # the socket is there before listen() is
-        yield socket
+    with process(argv, cpu) as child:
+        yield socket, child.pid
+
+
+@contextmanager
+def pinned(cpu: int) -> Iterator[None]:
+    """Keep this thread on a CPU."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpu})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def guest_on(
+    kind: Backend, pins: Pins, *, spin: bool = False
+) -> Iterator[tuple[Guest, int]]:
+    """Run a back-end, a server and a guest; yield the guest and the back-end's pid."""
+    with contextlib.ExitStack() as stack:
+        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="vsock-bench-"))
+        stack.enter_context(pinned(pins.driver))
+        host = stack.enter_context(server(Path(name), pins.server))
+        running = backend(kind, Path(name), host, pins.backend)
+        socket, pid = stack.enter_context(running)
+        guest = Guest(Path(f"{socket}{CID}"), spin=spin)
+        stack.callback(guest.close)
+        yield guest, pid

@@ -4,7 +4,8 @@
  *
  * Functions return a count, 0, or a negated errno: ETIMEDOUT when the back-end
  * said nothing for GUEST_TIMEOUT_MS, ECONNRESET when it sent RST, EPROTO when
- * a byte or a header is not what it should be.
+ * a byte or a header is not what it should be. A guest is one thread's at a
+ * time; several guests may be several threads'.
  */
 #ifndef GUEST_H
 #define GUEST_H
@@ -60,7 +61,10 @@ int guest_rtt(struct guest *g, uint32_t first_conn, uint32_t n_conns,
 	      uint32_t size, uint32_t count, uint64_t *ret_ns);
 int64_t guest_send(struct guest *g, uint32_t conn, uint32_t size,
 		   uint64_t bytes);
+int64_t guest_send_for(struct guest *g, uint32_t conn, uint32_t size,
+		       uint64_t ns);
 int64_t guest_receive(struct guest *g, uint32_t conn, uint64_t bytes);
+int64_t guest_receive_for(struct guest *g, uint32_t conn, uint64_t ns);
 int64_t guest_churn(struct guest *g, uint32_t host_port, uint32_t in_flight,
 		    uint32_t count);
 

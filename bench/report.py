@@ -1,0 +1,206 @@
+"""What a run of the benchmarks found: figures, targets, the table, the JSON.
+
+`python -m bench.report FILE` prints a run's JSON as the Markdown tables of
+docs/measurements.md. A figure is ours beside another one: the peer's, or our own in
+another setting. Its ratio is paired by rounds (fastpath.report.stats).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from rich.table import Table
+
+from fastpath.report.stats import Ratio, paired_ratio
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+LOST: Final = 0.75
+"""Below this share of the recorded advantage, the advantage counts as lost."""
+MARKDOWN_HEADER: Final = (
+    "| measure | ours | against | ratio (95 % interval) | target | |\n"
+    "|---|---|---|---|---|---|"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A bound from the issue, on the ratio or on our own figure."""
+
+    bound: float
+    of: Literal["ratio", "ours"] = "ratio"
+
+    def text(self, *, less: bool, unit: str) -> str:
+        """Say it; `less`: lower is better."""
+        sign = "<=" if less else ">="
+        after = "x" if self.of == "ratio" else f" {unit}"
+        return f"{sign} {self.bound:g}{after}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One line of the table."""
+
+    key: str
+    """Names it in bench/baseline.json."""
+    group: str
+    title: str
+    unit: str
+    less: bool
+    """Lower is better."""
+    ours: tuple[float, ...]
+    """One figure a round."""
+    other: tuple[float, ...] = ()
+    """The other side's, in the same rounds; empty: there is none."""
+    against: str = "peer"
+    target: Target | None = None
+
+    @property
+    def ratio(self) -> Ratio | None:
+        """Ours over the other."""
+        return paired_ratio(self.ours, self.other) if self.other else None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is; None: there is none."""
+        if self.target is None:
+            return None
+        value = statistics.median(self.ours)
+        if self.target.of == "ratio":
+            assert self.ratio is not None
+            value = self.ratio.median
+        bound = self.target.bound
+        return value <= bound if self.less else value >= bound
+
+    def kept(self, recorded: float) -> float:
+        """Return which share of a recorded ratio's advantage is still there."""
+        assert self.ratio is not None
+        now = self.ratio.median
+        return recorded / now if self.less else now / recorded
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the columns of the table: title to verdict."""
+        ratio = self.ratio
+        other = f"{number(statistics.median(self.other))}" if self.other else ""
+        if self.other and self.against != "peer":
+            other += f" ({self.against})"
+        return (
+            f"{self.title}, {self.unit}" if self.unit else self.title,
+            number(statistics.median(self.ours)),
+            other,
+            f"{ratio.median:.2f}x ({ratio.low:.2f} - {ratio.high:.2f})"
+            if ratio
+            else "",
+            self.target.text(less=self.less, unit=self.unit) if self.target else "",
+            {None: "", True: "met", False: "not met"}[self.met],
+        )
+
+
+def number(value: float) -> str:
+    """Three digits that matter."""
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures hold for."""
+    cpu = next(
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    )
+    return {
+        "cpu": cpu,
+        "cpus": os.cpu_count(),
+        "kernel": platform.release(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def tables(figures: Iterable[Figure]) -> list[Table]:
+    """Return one rich table a group."""
+    out: dict[str, Table] = {}
+    for figure in figures:
+        if figure.group not in out:
+            out[figure.group] = Table(
+                figure.group, "ours", "other", "ratio, 95 % interval", "target", ""
+            )
+        *cells, verdict = figure.cells()
+        style = {"met": "green", "not met": "red"}.get(verdict, "")
+        out[figure.group].add_row(*cells, f"[{style}]{verdict}[/]" if style else "")
+    return list(out.values())
+
+
+def save(path: Path, figures: Sequence[Figure]) -> None:
+    """Write the summary of a run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [
+        dataclasses.asdict(figure)
+        | {
+            "ratio": figure.ratio and dataclasses.asdict(figure.ratio),
+            "met": figure.met,
+        }
+        for figure in figures
+    ]
+    text = json.dumps({"machine": machine(), "figures": rows}, indent=1)
+    path.write_text(text + "\n")
+
+
+def load(path: Path) -> tuple[dict[str, Any], list[Figure]]:
+    """Read what `save` wrote: the machine, and the figures."""
+    run = json.loads(path.read_text())
+    figures = []
+    for row in run["figures"]:
+        del row["ratio"], row["met"]
+        target = row.pop("target")
+        row["ours"], row["other"] = tuple(row["ours"]), tuple(row["other"])
+        figures.append(Figure(**row, target=target and Target(**target)))
+    return run["machine"], figures
+
+
+def baseline(run: Path) -> dict[str, Any]:
+    """Return what bench/baseline.json records of a run: its ratios to the peer."""
+    on, figures = load(run)
+    ratios = {
+        figure.key: round(figure.ratio.median, 3)
+        for figure in figures
+        if figure.ratio and figure.against == "peer"
+    }
+    return {"machine": on, "ratios": ratios}
+
+
+def markdown(on: Mapping[str, Any], figures: Sequence[Figure]) -> str:
+    """Return the tables for docs/measurements.md."""
+    where = f"{on['cpus']} CPUs of {on['cpu']}, Linux {on['kernel']}, {on['date']}"
+    lines = [f"{where}."]
+    for group in dict.fromkeys(figure.group for figure in figures):
+        lines += ["", f"### {group}", MARKDOWN_HEADER]
+        for figure in figures:
+            if figure.group == group:
+                lines.append(f"| {' | '.join(figure.cells())} |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> int:
+    """`FILE`: print Markdown; `FILE --baseline`: print the baseline."""
+    path, rest = Path(argv[0]), argv[1:]
+    if rest == ["--baseline"]:
+        sys.stdout.write(json.dumps(baseline(path), indent=1) + "\n")
+    else:
+        sys.stdout.write(markdown(*load(path)) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
