@@ -53,7 +53,8 @@ $(VENV)/.stamp: pyproject.toml setup.py $(NATIVE)
 	touch $@
 
 image: setup
-	$(BIN)/fastpath image build
+	$(BIN)/fastpath image build base
+	$(BIN)/fastpath image build apps
 
 lint: setup
 	$(BIN)/ruff check .

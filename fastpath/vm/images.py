@@ -35,7 +35,7 @@ from fastpath.errors import FastpathError
 from fastpath.vm import cpio, packages, recipe
 from fastpath.vm.recipe import ROOT, Recipe, known
 from fastpath.vm.spec import Image
-from fastpath.vm.tree import Tree, merged, special
+from fastpath.vm.tree import KERNELS, Tree, merged, special
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -83,7 +83,7 @@ def build(
         if not refresh and (image := builder.cached()):
             return image
         tell("waiting for another build", 0, STEPS)
-        with _locked(cache_directory() / "lock"):
+        with locked(cache_directory() / "lock"):
             if not refresh and (image := builder.cached()):
                 return image
             return builder.build(refresh=refresh)
@@ -185,7 +185,7 @@ class _Builder:
         """Download what the recipe names; the kernel's packages among them."""
         self._tell("resolving packages", 10, STEPS)
         kernel = archive.resolve([self._recipe.kernel])
-        wanted = [each for each in kernel if each.name.startswith("linux-image-")]
+        wanted = [each for each in kernel if each.file.startswith(KERNELS)]
         rest = archive.resolve(self._recipe.packages)
         wanted += [each for each in rest if each.name not in self._recipe.omit]
         self._tell("downloading packages", 15, STEPS)
@@ -282,7 +282,7 @@ def _host_files(path: str, source: Path) -> Iterator[tuple[str, cpio.Entry]]:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold a lock that the kernel drops when we die."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

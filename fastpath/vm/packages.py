@@ -4,7 +4,7 @@ apt is told to keep its lists and its state in our cache and to believe that
 nothing is installed, so its own resolver gives each package's whole closure.
 What it downloads is verified by apt, and only ever unpacked in memory.
 
-Spec: apt-get(8), apt.conf(5), sources.list(5).
+Spec: apt-get(8), apt.conf(5).
 """
 
 from __future__ import annotations
@@ -22,15 +22,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from fastpath.errors import FastpathError
-from fastpath.vm import cpio
+from fastpath.vm import cpio, sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-SOURCES_VARIABLE = "VSOCK_FASTPATH_APT_SOURCES"
-"""Names a sources.list(5) file to use in place of the host's."""
-ROLLING = frozenset({"sid", "unstable"})
-"""Suites that are never released."""
 PRINT_URI = re.compile(r"^'(?P<uri>[^']+)' (?P<file>\S+) (?P<size>\d+)( |$)")
 STATUS = re.compile(r"^dlstatus:\d+:(?P<percent>[\d.]+):")
 
@@ -50,8 +46,7 @@ class Archive:
 
     Args:
         cache: directory for lists and packages; made when missing.
-        suite: Debian codename. On a host of another release the host's
-            sources are read with the codename replaced.
+        suite: Debian codename, or "CODENAME-backports"; as `sources.options`.
 
     Raises:
         FastpathError: no apt, or no sources for that suite.
@@ -85,7 +80,7 @@ class Archive:
             "-oAcquire::Languages=none",
             "-oAcquire::Retries=2",
             "-oDebug::NoLocking=true",
-            *_source_options(self._apt, suite),
+            *sources.options(self._apt, suite),
         ]
 
     def update(self) -> None:
@@ -222,55 +217,3 @@ def _entries(tar: tarfile.TarFile) -> Iterator[tuple[str, cpio.Entry]]:
 def _report(line: str, progress: Callable[[float], None]) -> None:
     if match := STATUS.match(line):
         progress(float(match["percent"]) / 100)
-
-
-def _source_options(directory: Path, suite: str) -> list[str]:
-    """Options for apt that make it read `suite`, whatever the host runs."""
-    if own := os.environ.get(SOURCES_VARIABLE):
-        return [f"-oDir::Etc::SourceList={own}", "-oDir::Etc::SourceParts=/dev/null"]
-    release = _os_release()
-    if release.get("VERSION_CODENAME") == suite:
-        return []
-    if release.get("ID") != "debian":
-        raise FastpathError(
-            f"packages of Debian {suite}",
-            f"this host's apt reads {release.get('ID', 'an unknown system')}",
-            f"set {SOURCES_VARIABLE} to a sources.list(5) file for Debian {suite}",
-        )
-    parts = directory / "sources"
-    shutil.rmtree(parts, ignore_errors=True)
-    parts.mkdir()
-    etc = Path("/etc/apt")
-    for source in (etc / "sources.list", *(etc / "sources.list.d").glob("*")):
-        if source.suffix in {".list", ".sources"} and source.is_file():
-            text = source.read_text(encoding="utf-8")
-            codename = release.get("VERSION_CODENAME", "stable")
-            (parts / source.name).write_text(_of_suite(text, codename, suite))
-    return ["-oDir::Etc::SourceList=/dev/null", f"-oDir::Etc::SourceParts={parts}"]
-
-
-def _of_suite(text: str, codename: str, suite: str) -> str:
-    """Return a sources file's text with another suite in place of `codename`.
-
-    A rolling suite is without the two that come with a release, its updates and
-    its security fixes: entries that name them go.
-    """
-    text = text.replace(codename, suite)
-    if suite not in ROLLING:
-        return text
-    beside = rf"\b{suite}-(updates|security|backports)(/updates)?\b"
-    if re.search("^Suites:", text, re.MULTILINE):
-        stanzas = re.split(r"\n\s*\n", re.sub(rf"[ \t]*{beside}", "", text))
-        named = re.compile(r"^Suites:[ \t]*\S", re.MULTILINE)
-        return "\n\n".join(stanza for stanza in stanzas if named.search(stanza))
-    lines = text.splitlines(keepends=True)
-    return "".join(line for line in lines if not re.search(beside, line))
-
-
-def _os_release() -> dict[str, str]:
-    try:
-        text = Path("/etc/os-release").read_text(encoding="utf-8")
-    except OSError:
-        return {}
-    pairs = (line.partition("=") for line in text.splitlines())
-    return {key: value.strip('"') for key, _, value in pairs}

@@ -23,8 +23,10 @@ MERGED = ("bin", "sbin", "lib", "lib32", "lib64")
 """Directories that are links into usr/."""
 EMPTY = {"dev": 0o755, "proc": 0o555, "sys": 0o555, "run": 0o755, "tmp": 0o1777}
 """Directories that init mounts something on, or programs write to; and modes."""
-RELEASE = re.compile(r"^boot/vmlinuz-(?P<release>.+)$")
-MODULES = "lib/modules"
+KERNELS = ("linux-image-", "user-mode-linux_")
+"""Starts of the file names of packages that are kernels."""
+KERNEL = re.compile(r"^(boot/vmlinuz-.+|bin/linux\.uml)$")
+MODULES = re.compile(r"^(?P<directory>lib/(uml/)?modules/(?P<release>[^/]+))/.")
 ORDER = "order"
 """List of modules beside them, read by guest/init.c."""
 
@@ -63,7 +65,7 @@ class Tree:
 
     def add_package(self, deb: Path) -> None:
         """Add a package's files; a kernel's are kept apart."""
-        if deb.name.startswith("linux-image-"):
+        if deb.name.startswith(KERNELS):
             for path, entry in packages.read(deb):
                 self._kernel_files[path.removeprefix("usr/")] = entry.data
         else:
@@ -132,20 +134,22 @@ class Tree:
             self.entries.setdefault(merged(applet), cpio.symlink(path))
 
     def _add_kernel(self) -> str:
-        found = {path: RELEASE.match(path) for path in self._kernel_files}
-        images = {path: match["release"] for path, match in found.items() if match}
-        if len(images) != 1:
+        images = [path for path in self._kernel_files if KERNEL.match(path)]
+        found = {MODULES.match(path) for path in self._kernel_files} - {None}
+        modules = {(each["directory"], each["release"]) for each in found if each}
+        if len(images) != 1 or len(modules) != 1:
             raise FastpathError(
                 f"{self._recipe.source}: kernel",
-                f"{self._recipe.kernel} brings {len(images)} kernels",
+                f"{self._recipe.kernel} brings {len(images)} kernels and modules of "
+                f"{len(modules)}",
             )
-        ((path, release),) = images.items()
-        self.kernel = self._kernel_files[path]
-        self._add_modules(f"{MODULES}/{release}")
+        self.kernel = self._kernel_files[images[0]]
+        ((directory, release),) = modules
+        self._add_modules(directory, f"lib/modules/{release}")
         return release
 
-    def _add_modules(self, directory: str) -> None:
-        """Add the recipe's modules, and the list that init loads them by."""
+    def _add_modules(self, directory: str, to: str) -> None:
+        """Add the recipe's modules, and the list that init loads them by, in `to`."""
         packed = {
             name: path
             for path in self._kernel_files
@@ -162,6 +166,6 @@ class Tree:
             filter(None, map(modules.name_of, builtin.splitlines())),
         )
         for name in order:
-            self._put(f"{directory}/{name}.ko", cpio.file(elf[name]))
+            self._put(f"{to}/{name}.ko", cpio.file(elf[name]))
         lines = "".join(f"{name}.ko\n" for name in order)
-        self._put(f"{directory}/{ORDER}", cpio.file(lines.encode()))
+        self._put(f"{to}/{ORDER}", cpio.file(lines.encode()))

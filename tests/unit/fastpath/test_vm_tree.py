@@ -78,6 +78,20 @@ def test_the_image_lists_its_modules_for_init(tmp_path, kernel):
     assert tree.entries[f"{directory}/second.ko"].data == module("in_kernel")
 
 
+def test_a_user_mode_kernel_is_a_kernel(tmp_path):
+    base = "usr/lib/uml/modules/7.2.7"
+    files = {
+        "usr/bin/linux.uml": b"kernel",
+        f"{base}/kernel/a.ko": module(),
+        f"{base}/modules.builtin": b"",
+    }
+    tree = Tree(recipe(tmp_path, modules=("a",)))
+    tree.add_package(make_deb(tmp_path / "user-mode-linux_7.2um1_amd64.deb", files))
+    assert tree.finish(tmp_path) == "7.2.7"
+    assert tree.kernel == b"kernel"
+    assert tree.entries["usr/lib/modules/7.2.7/order"].data == b"a.ko\n"
+
+
 def test_a_recipe_without_a_kernel_in_its_package_is_refused(tmp_path):
     with pytest.raises(FastpathError, match="brings 0 kernels"):
         Tree(recipe(tmp_path)).finish(tmp_path)
