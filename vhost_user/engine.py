@@ -127,6 +127,8 @@ class Event:
     """vsock port on our side; for BROKEN, the queue."""
     peer_port: int = 0
     """vsock port in the guest."""
+    cid: int = 0
+    """vsock CID on our side: 2, or a sibling's; 0 for a listener."""
     up_bytes: int = 0
     """Payload from the side that opened the connection, bytes."""
     down_bytes: int = 0
@@ -219,6 +221,7 @@ class Engine:
         self._native: FFI.CData | None = native
         self._cpu = cpu
         self._handlers: dict[int, Handler] = {}
+        self._groups: dict[int, frozenset[str]] = {}
         self._events = ffi.new("struct vu_event[]", _EVENTS_A_READ)
         self._thread = threading.Thread(target=self._run, name="vu-engine", daemon=True)
 
@@ -286,8 +289,12 @@ class Engine:
         buf_alloc: int = 256 * 1024,
         max_conns: int = 65536,
         want: frozenset[EventKind] = ALL_EVENTS,
+        groups: frozenset[str] = frozenset(),
     ) -> DeviceHandle:
         """Add a virtio-vsock device; connections meet `Reset` until routed.
+
+        Guests whose devices have a group in common reach each other by CID. Both ends
+        of such a connection report their own events.
 
         Args:
             guest_cid: the guest's CID, 3 or more.
@@ -295,9 +302,11 @@ class Engine:
             buf_alloc: receive window of a connection, bytes.
             max_conns: connections; one more is refused and counted.
             want: which events to post besides REQUEST and BROKEN.
+            groups: names of the groups that the device is in.
 
         Raises:
-            StateError: a value is out of range, or the engine has 64 devices.
+            StateError: a value is out of range, the engine has 64 devices, or
+                another device of a group has the same CID.
         """
         config = ffi.new("struct vu_dev_config *")
         config.guest_cid = guest_cid
@@ -305,6 +314,13 @@ class Engine:
         config.max_conns = max_conns
         config.want = _want(want)
         dev = check(lib.vu_dev_add(self.native, config), f"device of CID {guest_cid}")
+        for other, names in self._groups.items():
+            if groups & names:
+                ret = lib.vu_dev_sibling(self.native, dev, other)
+                if ret < 0:
+                    lib.vu_dev_del(self.native, dev)
+                check(ret, f"sibling of CID {guest_cid} in {sorted(groups & names)}")
+        self._groups[dev] = groups
         self._handlers[dev] = on_event
         return DeviceHandle(self, dev)
 
@@ -389,6 +405,7 @@ class Engine:
     def forget(self, source: int) -> None:
         """Call no handler any more for a device or listener that is closed."""
         self._handlers.pop(source, None)
+        self._groups.pop(source, None)
 
 
 class DeviceHandle:
@@ -586,6 +603,7 @@ def _event(raw: CStruct) -> Event:
         error=raw.error,
         port=raw.port,
         peer_port=raw.peer_port,
+        cid=raw.cid,
         up_bytes=raw.up_bytes,
         down_bytes=raw.down_bytes,
         duration_us=raw.duration_us,

@@ -15,7 +15,16 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-SOURCES = ["mem.c", "ring.c", "conn.c", "vsock.c", "relay.c", "engine.c", "control.c"]
+SOURCES = [
+    "mem.c",
+    "ring.c",
+    "conn.c",
+    "vsock.c",
+    "sibling.c",
+    "relay.c",
+    "engine.c",
+    "control.c",
+]
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
 # cffi's own generated file: its conversions are not ours to mend
 GENERATED = ["-Wno-conversion", "-Wno-sign-conversion", "-Wno-unused-parameter"]

@@ -230,6 +230,7 @@ void conn_post(struct vu_engine *e, struct vu_conn *c, enum vu_event_kind kind,
 	    .error = error,
 	    .peer_port = c->peer_port,
 	    .port = c->port,
+	    .cid = c->dev ? c->cid : 0,
 	};
 
 	if (kind == VU_EV_FAILED || kind == VU_EV_CLOSED) {
@@ -285,6 +286,7 @@ struct vu_conn *conn_new(struct vu_engine *e, uint32_t source)
 	    .index = c->index,
 	    .generation = (c->generation + 1) & 0x7fffffff,
 	    .source = source,
+	    .cid = HOST_CID,
 	    .start_us = now_us(),
 	    .near.fd = -1,
 	    .far.fd = -1,
@@ -341,47 +343,49 @@ struct vu_conn *conn_by_id(const struct vu_engine *e, uint64_t id)
 }
 
 /**
- * bucket_of() - Hash a port pair
+ * bucket_of() - Hash a connection's two addresses
  * @e:		Engine
  * @d:		Device
  * @peer_port:	The guest's port
- * @port:	Ours
+ * @cid:	CID on our side
+ * @port:	Port on our side
  *
  * Returns: the bucket's index
  */
 static uint32_t bucket_of(const struct vu_engine *e, const struct vu_dev *d,
-			  uint32_t peer_port, uint32_t port)
+			  uint32_t peer_port, uint32_t cid, uint32_t port)
 {
 	uint64_t h = ((uint64_t)peer_port << 32 | port) ^ e->hash_seed;
 
 	/* finalizer of MurmurHash3, keyed by the seed and the device */
 	h ^= h >> 33;
 	h *= 0xff51afd7ed558ccdULL;
-	h ^= (h >> 33) + d->id;
+	h ^= (h >> 33) + ((uint64_t)cid << 32 | d->id);
 	h *= 0xc4ceb9fe1a85ec53ULL;
 	h ^= h >> 33;
 	return (uint32_t)h & (e->n_buckets - 1);
 }
 
 /**
- * conn_find() - Find a guest's connection by its ports
+ * conn_find() - Find a guest's connection by its addresses
  * @e:		Engine
  * @d:		Device
  * @peer_port:	The guest's port
- * @port:	Ours
+ * @cid:	CID on our side: the host's, or a sibling's
+ * @port:	Port on our side
  *
  * Returns: the connection, or NULL
  */
 struct vu_conn *conn_find(const struct vu_engine *e, const struct vu_dev *d,
-			  uint32_t peer_port, uint32_t port)
+			  uint32_t peer_port, uint64_t cid, uint32_t port)
 {
 	struct vu_conn *c;
 
 	if (!e->n_buckets)
 		return NULL;
-	c = e->buckets[bucket_of(e, d, peer_port, port)];
-	while (c &&
-	       (c->dev != d || c->peer_port != peer_port || c->port != port))
+	c = e->buckets[bucket_of(e, d, peer_port, (uint32_t)cid, port)];
+	while (c && (c->dev != d || c->peer_port != peer_port ||
+		     c->port != port || c->cid != cid))
 		c = c->hash_next;
 	return c;
 }
@@ -410,7 +414,7 @@ static int grow_hash(struct vu_engine *e)
 	for (uint32_t i = 0; i < n_old; i++) {
 		for (struct vu_conn *c = old[i], *next; c; c = next) {
 			uint32_t to =
-			    bucket_of(e, c->dev, c->peer_port, c->port);
+			    bucket_of(e, c->dev, c->peer_port, c->cid, c->port);
 
 			next = c->hash_next;
 			c->hash_next = buckets[to];
@@ -422,9 +426,9 @@ static int grow_hash(struct vu_engine *e)
 }
 
 /**
- * conn_hash() - Make a guest's connection findable by its ports
+ * conn_hash() - Make a guest's connection findable by its addresses
  * @e:		Engine
- * @c:		Connection with dev, peer_port and port
+ * @c:		Connection with dev, peer_port, cid and port
  *
  * Returns: 0, or -VU_ERR_NOMEM
  */
@@ -434,7 +438,7 @@ int conn_hash(struct vu_engine *e, struct vu_conn *c)
 
 	if (grow_hash(e))
 		return -VU_ERR_NOMEM;
-	at = bucket_of(e, c->dev, c->peer_port, c->port);
+	at = bucket_of(e, c->dev, c->peer_port, c->cid, c->port);
 	c->hash_next = e->buckets[at];
 	e->buckets[at] = c;
 	c->hashed = true;
@@ -453,7 +457,7 @@ void conn_unhash(struct vu_engine *e, struct vu_conn *c)
 
 	if (!c->hashed)
 		return;
-	link = &e->buckets[bucket_of(e, c->dev, c->peer_port, c->port)];
+	link = &e->buckets[bucket_of(e, c->dev, c->peer_port, c->cid, c->port)];
 	while (*link != c)
 		link = &(*link)->hash_next;
 	*link = c->hash_next;
@@ -555,6 +559,32 @@ void iov_copy(const struct iovec *iov, unsigned n, size_t off, void *buf,
 			memcpy(flat, seg + off, span);
 		off = 0;
 		flat += span;
+		len -= span;
+	}
+}
+
+/**
+ * iov_move() - Copy from one iovec to another
+ * @to:		Segments to fill from their start
+ * @n_to:	How many
+ * @from:	Segments to copy, no byte of them in @to
+ * @n_from:	How many
+ * @off:	Bytes of @from to skip first
+ * @len:	Bytes; fewer if either is short
+ */
+void iov_move(const struct iovec *to, unsigned n_to, const struct iovec *from,
+	      unsigned n_from, size_t off, size_t len)
+{
+	for (unsigned i = 0; i < n_to && len; i++) {
+		size_t span = to[i].iov_len < len ? to[i].iov_len : len;
+
+		while (n_from && off >= from->iov_len) {
+			off -= from->iov_len;
+			from++;
+			n_from--;
+		}
+		iov_copy(from, n_from, off, to[i].iov_base, span, false);
+		off += span;
 		len -= span;
 	}
 }
@@ -670,6 +700,7 @@ void conn_failed(struct vu_engine *e, struct vu_conn *c, int error)
 	if (c->dev)
 		c->dev->stats.failed++;
 	conn_post(e, c, VU_EV_FAILED, error);
+	sibling_part(c, error);
 	conn_bury(e, c, true);
 }
 
@@ -682,6 +713,7 @@ void conn_failed(struct vu_engine *e, struct vu_conn *c, int error)
 void conn_abort(struct vu_engine *e, struct vu_conn *c, int error)
 {
 	conn_post(e, c, VU_EV_CLOSED, error);
+	sibling_part(c, error);
 	conn_bury(e, c, error != 0);
 }
 

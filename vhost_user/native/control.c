@@ -103,6 +103,7 @@ static void drop_conns(struct vu_dev *d)
 				  c->state == CONN_OPEN ? VU_EV_CLOSED
 							: VU_EV_FAILED,
 				  ECONNRESET);
+			sibling_part(c, ECONNRESET);
 			conn_close_end(&c->far, true);
 			conn_free(e, c);
 		}
@@ -162,6 +163,10 @@ int vu_dev_del(struct vu_engine *e, uint32_t dev)
 			}
 		}
 		e->devs[dev] = NULL;
+		for (unsigned i = 0; i < e->n_devs; i++) {
+			if (e->devs[i])
+				e->devs[i]->siblings &= ~(1ULL << dev);
+		}
 		free(d);
 	}
 	control_end(e);
@@ -362,6 +367,51 @@ int vu_dev_stats(struct vu_engine *e, uint32_t dev, struct vu_dev_stats *ret)
 		*ret = d->stats;
 	control_end(e);
 	return d ? 0 : -VU_ERR_GONE;
+}
+
+/**
+ * knows_cid() - Does a device have a sibling of a CID?
+ * @d:		Device
+ * @cid:	CID
+ *
+ * Returns: true if it does, or if the CID is its own
+ */
+static bool knows_cid(const struct vu_dev *d, uint64_t cid)
+{
+	return d->cfg.guest_cid == cid || sibling_find(d, cid);
+}
+
+/**
+ * vu_dev_sibling() - Let two devices' guests reach each other by CID
+ * @e:		Engine
+ * @dev:	Id
+ * @other:	Id
+ *
+ * Until one of them is removed.
+ *
+ * Returns: 0,
+ *	-VU_ERR_GONE
+ *	-VU_ERR_STATE, if either has the other's CID, or a sibling that has
+ */
+int vu_dev_sibling(struct vu_engine *e, uint32_t dev, uint32_t other)
+{
+	struct vu_dev *a, *b;
+	int err = 0;
+
+	control_begin(e);
+	a = dev_get(e, dev);
+	b = dev_get(e, other);
+	if (!a || !b) {
+		err = -VU_ERR_GONE;
+	} else if (knows_cid(a, b->cfg.guest_cid) ||
+		   knows_cid(b, a->cfg.guest_cid)) {
+		err = -VU_ERR_STATE;
+	} else {
+		a->siblings |= 1ULL << other;
+		b->siblings |= 1ULL << dev;
+	}
+	control_end(e);
+	return err;
 }
 
 /* ---- routes ---- */
@@ -649,7 +699,7 @@ static int64_t open_conn(struct vu_dev *d, uint32_t guest_port, int fd,
 	c->peer_port = guest_port;
 	do /* ports above 2^30, as the guest's own are below */
 		c->port = d->next_port++ | 1U << 30;
-	while (conn_find(e, d, guest_port, c->port));
+	while (conn_find(e, d, guest_port, c->cid, c->port));
 	c->state = CONN_REQUESTED;
 	c->hybrid = hybrid;
 	c->far.fd = fd;

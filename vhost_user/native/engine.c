@@ -524,11 +524,11 @@ void vu_engine_free(struct vu_engine *e)
 {
 	if (!e)
 		return;
-	conns_destroy(e);
 	for (uint32_t i = 0; i < VU_MAX_DEVICES; i++)
 		vu_dev_del(e, i);
 	for (uint32_t i = 0; i < MAX_LISTENERS; i++)
 		vu_listener_del(e, LISTENER_ID + i);
+	conns_destroy(e);
 	if (e->epoll_fd >= 0)
 		close(e->epoll_fd);
 	if (e->wake_fd >= 0)

@@ -5,6 +5,7 @@
  * engine.c	the thread: waiting, polling, and the lock that control calls
  * take conn.c	the connection table, dialling, events, the end of a connection
  * vsock.c	connections whose near end is a guest: packets, credit
+ * sibling.c	connections between two guests
  * relay.c	connections whose near end is a socket
  *
  * A connection has a near end, which opened it, and a far end. Up is near to
@@ -18,6 +19,7 @@
 
 #include "vu.h"
 
+#define HOST_CID     2
 #define QUEUE_RX     0
 #define QUEUE_TX     1
 #define QUEUE_EVENT  2
@@ -109,6 +111,7 @@ enum conn_state {
 #define OWE_RST	     4U
 #define OWE_SHUTDOWN 8U
 #define OWE_CREDIT   16U
+#define OWE_ASK	     32U /* CREDIT_REQUEST: a sibling asks */
 
 /**
  * struct end - One end of a connection that is a socket
@@ -151,6 +154,8 @@ struct way {
  * @timer:	On one of the engine's timeout lists
  * @hash_next:	Next in the hash bucket, or on the free list
  * @dev:	Near end is this guest; NULL: near end is @near
+ * @twin:	The same connection as a sibling sees it: its guest is our far
+ *		end; see sibling.c
  * @target:	enum vu_target_kind of the far end
  * @guest_shut:	VIRTIO_VSOCK_SHUTDOWN_ flags that the guest sent
  * @rx_chains:	RX buffers to take for the next read
@@ -164,6 +169,9 @@ struct way {
  * @tx_cnt:	Bytes sent to the guest
  * @peer_buf_alloc: Its receive window
  * @peer_fwd_cnt: Its @fwd_cnt
+ * @edge:	Sibling: how far @rx_cnt may go, as the guest was told
+ * @cid:	CID on our side: HOST_CID, or a sibling's
+ * @shut_told:	Sibling: VIRTIO_VSOCK_SHUTDOWN_ flags that we sent the guest
  */
 struct vu_conn {
 	struct list run;
@@ -171,6 +179,7 @@ struct vu_conn {
 	struct list timer;
 	struct vu_conn *hash_next;
 	struct vu_dev *dev;
+	struct vu_conn *twin;
 	struct end near;
 	struct end far;
 	struct way up;
@@ -189,10 +198,13 @@ struct vu_conn {
 	uint32_t tx_cnt;
 	uint32_t peer_buf_alloc;
 	uint32_t peer_fwd_cnt;
+	uint32_t edge;
+	uint32_t cid;
 	uint8_t state;
 	uint8_t target;
 	uint8_t owe;
 	uint8_t guest_shut;
+	uint8_t shut_told;
 	uint8_t rx_chains;
 	uint8_t want;
 	bool hybrid;
@@ -228,6 +240,7 @@ struct rst {
  * struct vu_dev - A virtio-vsock device
  * @rings:	Rings that run, else NULL; a broken one is NULL too
  * @kick_fds:	What wakes us for each, -1 if nothing does
+ * @siblings:	Ids of the devices whose guests it may reach, one bit each
  * @starved:	Connections with bytes for the guest, which has no RX buffer
  * @owing:	Connections with @owe
  * @rsts:	A ring buffer of RSTs, @rst_count from @rst_first
@@ -237,6 +250,7 @@ struct vu_dev {
 	struct vu_dev_config cfg;
 	const struct vu_mem *mem;
 	struct vu_ring *rings[QUEUES];
+	uint64_t siblings;
 	struct list starved;
 	struct list owing;
 	struct vu_dev_stats stats;
@@ -339,7 +353,7 @@ struct vu_conn *conn_new(struct vu_engine *e, uint32_t source);
 void conn_free(struct vu_engine *e, struct vu_conn *c);
 struct vu_conn *conn_by_id(const struct vu_engine *e, uint64_t id);
 struct vu_conn *conn_find(const struct vu_engine *e, const struct vu_dev *d,
-			  uint32_t peer_port, uint32_t port);
+			  uint32_t peer_port, uint64_t cid, uint32_t port);
 int conn_hash(struct vu_engine *e, struct vu_conn *c);
 void conn_unhash(struct vu_engine *e, struct vu_conn *c);
 int conn_watch(struct vu_engine *e, struct vu_conn *c, struct end *end);
@@ -367,8 +381,14 @@ int64_t way_drain(struct way *way, struct end *sink);
 void way_drop(struct way *way);
 void iov_copy(const struct iovec *iov, unsigned n, size_t off, void *buf,
 	      size_t len, bool to_iov);
+void iov_move(const struct iovec *to, unsigned n_to, const struct iovec *from,
+	      unsigned n_from, size_t off, size_t len);
+
+struct virtio_vsock_hdr;
 
 /* vsock.c */
+size_t vsock_send(struct vu_conn *c, const struct iovec *iov, unsigned n_iov,
+		  size_t len);
 bool vsock_pending(const struct vu_dev *d);
 void vsock_turn(struct vu_dev *d);
 bool vsock_want_kicks(struct vu_dev *d);
@@ -380,6 +400,18 @@ void vsock_reset(struct vu_conn *c);
 void vsock_stop_ring(struct vu_dev *d, uint32_t queue);
 void vsock_run(struct vu_conn *c);
 void vsock_broken(struct vu_dev *d, uint32_t queue, int err);
+
+/* sibling.c */
+struct vu_dev *sibling_find(const struct vu_dev *d, uint64_t cid);
+void sibling_dial(struct vu_conn *c, struct vu_dev *to);
+void sibling_part(struct vu_conn *c, int error);
+bool sibling_packet(struct vu_conn *c, const struct virtio_vsock_hdr *hdr);
+bool sibling_take(struct vu_conn *c, const struct virtio_vsock_hdr *hdr);
+void sibling_deliver(struct vu_conn *c, const struct iovec *iov, unsigned n_iov,
+		     size_t len);
+uint32_t sibling_window(struct vu_conn *c);
+uint32_t sibling_shut(const struct vu_conn *c);
+void sibling_run(struct vu_conn *c);
 
 /* relay.c */
 void relay_run(struct vu_engine *e, struct vu_conn *c);

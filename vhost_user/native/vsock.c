@@ -44,7 +44,6 @@
 #include "engine.h"
 
 #define HDR	      sizeof(struct virtio_vsock_hdr)
-#define HOST_CID      2
 #define RX_CHAINS_MAX 64 /* one read */
 #define BOTH	      (VIRTIO_VSOCK_SHUTDOWN_RCV | VIRTIO_VSOCK_SHUTDOWN_SEND)
 
@@ -112,10 +111,12 @@ void vsock_broken(struct vu_dev *d, uint32_t queue, int err)
 static struct virtio_vsock_hdr make_hdr(struct vu_conn *c, uint16_t op,
 					uint32_t flags, uint32_t len)
 {
+	uint32_t window = c->twin ? sibling_window(c) : c->dev->cfg.buf_alloc;
+
 	c->fwd_sent = c->fwd_cnt;
 	c->owe &= (uint8_t)~OWE_CREDIT;
 	return (struct virtio_vsock_hdr){
-	    .src_cid = HOST_CID,
+	    .src_cid = c->cid,
 	    .dst_cid = c->dev->cfg.guest_cid,
 	    .src_port = c->port,
 	    .dst_port = c->peer_port,
@@ -123,7 +124,7 @@ static struct virtio_vsock_hdr make_hdr(struct vu_conn *c, uint16_t op,
 	    .type = VIRTIO_VSOCK_TYPE_STREAM,
 	    .op = op,
 	    .flags = flags,
-	    .buf_alloc = c->dev->cfg.buf_alloc,
+	    .buf_alloc = window,
 	    .fwd_cnt = c->fwd_cnt,
 	};
 }
@@ -219,6 +220,20 @@ void vsock_reset(struct vu_conn *c)
 }
 
 /**
+ * shutdown_flags() - Say which directions are over
+ * @c:		Connection
+ *
+ * Returns: VIRTIO_VSOCK_SHUTDOWN_ flags for the guest
+ */
+static uint32_t shutdown_flags(const struct vu_conn *c)
+{
+	if (c->twin)
+		return sibling_shut(c);
+	return VIRTIO_VSOCK_SHUTDOWN_SEND |
+	       (c->state == CONN_LINGER ? VIRTIO_VSOCK_SHUTDOWN_RCV : 0U);
+}
+
+/**
  * pay() - Send the most urgent thing that a connection owes
  * @c:		Connection with something owed; may be gone afterwards
  *
@@ -248,12 +263,11 @@ static bool pay(struct vu_conn *c)
 		hdr = make_hdr(c, VIRTIO_VSOCK_OP_RST, 0, 0);
 		break;
 	case OWE_SHUTDOWN:
-		hdr = make_hdr(c, VIRTIO_VSOCK_OP_SHUTDOWN,
-			       VIRTIO_VSOCK_SHUTDOWN_SEND |
-				   (c->state == CONN_LINGER
-					? VIRTIO_VSOCK_SHUTDOWN_RCV
-					: 0U),
-			       0);
+		hdr =
+		    make_hdr(c, VIRTIO_VSOCK_OP_SHUTDOWN, shutdown_flags(c), 0);
+		break;
+	case OWE_ASK:
+		hdr = make_hdr(c, VIRTIO_VSOCK_OP_CREDIT_REQUEST, 0, 0);
 		break;
 	default:
 		hdr = make_hdr(c, VIRTIO_VSOCK_OP_CREDIT_UPDATE, 0, 0);
@@ -263,6 +277,8 @@ static bool pay(struct vu_conn *c)
 		return false;
 	}
 	c->owe &= (uint8_t)~bit;
+	if (bit == OWE_SHUTDOWN)
+		c->shut_told |= hdr.flags & BOTH;
 	if (bit == OWE_RESPONSE) /* data had to wait for it */
 		list_add(&d->engine->run, &c->run);
 	if (bit == OWE_RST)
@@ -436,14 +452,16 @@ static void rx_commit(struct vu_conn *c, const struct rx_batch *b, size_t len)
 }
 
 /**
- * rx_block() - Send the guest bytes from our memory
+ * vsock_send() - Send the guest bytes that are in memory
  * @c:		Connection
- * @data:	Bytes
- * @len:	How many
+ * @iov:	Where they are: ours, or another guest's TX buffers
+ * @n_iov:	Segments
+ * @len:	How many bytes of them
  *
  * Returns: bytes sent; fewer than @len if credit or RX buffers ran out
  */
-static size_t rx_block(struct vu_conn *c, const char *data, size_t len)
+size_t vsock_send(struct vu_conn *c, const struct iovec *iov, unsigned n_iov,
+		  size_t len)
 {
 	struct vu_engine *e = c->dev->engine;
 	size_t sent = 0;
@@ -460,12 +478,25 @@ static size_t rx_block(struct vu_conn *c, const char *data, size_t len)
 			list_add(&c->dev->starved, &c->run);
 			break;
 		}
-		iov_copy(e->rx_payload, b.n_payload, 0,
-			 (char *)(uintptr_t)(data + sent), b.room, true);
+		iov_move(e->rx_payload, b.n_payload, iov, n_iov, sent, b.room);
 		rx_commit(c, &b, b.room);
 		sent += b.room;
 	}
 	return sent;
+}
+
+/**
+ * rx_block() - Send the guest bytes from our memory
+ * @c:		Connection
+ * @data:	Bytes
+ * @len:	How many
+ *
+ * Returns: bytes sent; fewer than @len if credit or RX buffers ran out
+ */
+static size_t rx_block(struct vu_conn *c, char *data, size_t len)
+{
+	return vsock_send(c, &(struct iovec){.iov_base = data, .iov_len = len},
+			  1, len);
 }
 
 /**
@@ -607,13 +638,9 @@ static size_t deliver_socket(struct vu_conn *c, const struct burst *b)
  */
 static size_t deliver_echo(struct vu_conn *c, const struct burst *b)
 {
-	struct vu_engine *e = c->dev->engine;
-	size_t n = b->len < SCRATCH ? b->len : SCRATCH;
-
 	if (c->up.len || (c->owe & OWE_RESPONSE))
 		return 0;
-	iov_copy(e->tx_iov, b->n_iov, 0, e->scratch, n, false);
-	return rx_block(c, e->scratch, n);
+	return vsock_send(c, c->dev->engine->tx_iov, b->n_iov, b->len);
 }
 
 /**
@@ -627,7 +654,9 @@ static void burst_end(struct vu_dev *d, struct burst *b)
 	struct vu_conn *c = b->conn;
 	size_t n = b->len;
 
-	if (c && b->len) {
+	if (c && c->twin && b->len) {
+		sibling_deliver(c, e->tx_iov, b->n_iov, b->len);
+	} else if (c && b->len) {
 		if (c->up.broken)
 			n = b->len;
 		else if (c->far.fd >= 0)
@@ -693,8 +722,12 @@ static void guest_reset(struct vu_conn *c)
 {
 	struct vu_engine *e = c->dev->engine;
 	bool closed = c->guest_shut == BOTH;
+	int error = c->state == CONN_OPEN	 ? ECONNRESET
+		    : c->state == CONN_REQUESTED ? ECONNREFUSED
+						 : ECONNABORTED;
 
-	if (c->state == CONN_OPEN && closed && c->up.len) {
+	if (c->state == CONN_OPEN && closed && c->up.len &&
+	    !(c->twin && c->twin->orphan)) {
 		/* it closed long ago and gave up waiting for our RST */
 		conn_unhash(e, c);
 		list_del(&c->owe_link);
@@ -703,14 +736,15 @@ static void guest_reset(struct vu_conn *c)
 		list_add(&e->orphans, &c->timer);
 		return;
 	}
+	if (closed || (c->twin && c->twin->guest_shut == BOTH))
+		error = 0;
 	if (c->state == CONN_OPEN)
-		conn_post(e, c, VU_EV_CLOSED, closed ? 0 : ECONNRESET);
+		conn_post(e, c, VU_EV_CLOSED, error);
 	else if (c->state != CONN_DEAD && c->state != CONN_LINGER) {
 		c->dev->stats.failed++;
-		conn_post(e, c, VU_EV_FAILED,
-			  c->state == CONN_REQUESTED ? ECONNREFUSED
-						     : ECONNABORTED);
+		conn_post(e, c, VU_EV_FAILED, error);
 	}
+	sibling_part(c, error);
 	conn_close_end(&c->far, !closed);
 	conn_free(e, c);
 }
@@ -723,8 +757,8 @@ static void guest_reset(struct vu_conn *c)
 static void request(struct vu_dev *d, const struct virtio_vsock_hdr *hdr)
 {
 	struct vu_engine *e = d->engine;
-	const struct vu_target *target = route_find(d, hdr->dst_port);
-	struct vu_conn *c = conn_find(e, d, hdr->src_port, hdr->dst_port);
+	struct vu_conn *c =
+	    conn_find(e, d, hdr->src_port, hdr->dst_cid, hdr->dst_port);
 
 	if (c) /* the guest has forgotten it: its port is in use again */
 		guest_reset(c);
@@ -740,6 +774,7 @@ static void request(struct vu_dev *d, const struct virtio_vsock_hdr *hdr)
 	d->stats.conns++;
 	c->want = (uint8_t)d->cfg.want;
 	c->peer_port = hdr->src_port;
+	c->cid = (uint32_t)hdr->dst_cid;
 	c->port = hdr->dst_port;
 	c->peer_buf_alloc = hdr->buf_alloc;
 	c->peer_fwd_cnt = hdr->fwd_cnt;
@@ -748,7 +783,10 @@ static void request(struct vu_dev *d, const struct virtio_vsock_hdr *hdr)
 		refuse(d, hdr);
 		return;
 	}
-	conn_target(e, c, target);
+	if (c->cid == HOST_CID)
+		conn_target(e, c, route_find(d, c->port));
+	else
+		sibling_dial(c, sibling_find(d, c->cid));
 }
 
 /**
@@ -850,8 +888,8 @@ static void packet(struct vu_dev *d, const struct virtio_vsock_hdr *hdr)
 		d->stats.bad_packets++; /* spoofed: nobody to answer */
 		return;
 	}
-	if (hdr->dst_cid != HOST_CID || hdr->type != VIRTIO_VSOCK_TYPE_STREAM ||
-	    !known_op(hdr)) {
+	if ((hdr->dst_cid != HOST_CID && !sibling_find(d, hdr->dst_cid)) ||
+	    hdr->type != VIRTIO_VSOCK_TYPE_STREAM || !known_op(hdr)) {
 		d->stats.bad_packets++;
 		refuse(d, hdr);
 		return;
@@ -860,9 +898,14 @@ static void packet(struct vu_dev *d, const struct virtio_vsock_hdr *hdr)
 		request(d, hdr);
 		return;
 	}
-	c = conn_find(d->engine, d, hdr->src_port, hdr->dst_port);
+	c = conn_find(d->engine, d, hdr->src_port, hdr->dst_cid, hdr->dst_port);
 	if (!c) {
 		refuse(d, hdr);
+		return;
+	}
+	if (c->twin && hdr->op != VIRTIO_VSOCK_OP_RST) {
+		if (!sibling_packet(c, hdr))
+			misfit(c);
 		return;
 	}
 	update_credit(c, hdr);
@@ -883,6 +926,8 @@ static bool take_credit(struct vu_dev *d, struct vu_conn *c,
 {
 	uint32_t held = c->rx_cnt - c->fwd_cnt;
 
+	if (c->twin)
+		return sibling_take(c, hdr);
 	if (held > d->cfg.buf_alloc || hdr->len > d->cfg.buf_alloc - held) {
 		d->stats.credit_violations++;
 		return false;
@@ -911,10 +956,12 @@ static struct vu_conn *open_stream(struct vu_dev *d, const struct burst *b,
 
 	if (hdr->op != VIRTIO_VSOCK_OP_RW ||
 	    hdr->type != VIRTIO_VSOCK_TYPE_STREAM ||
-	    hdr->src_cid != d->cfg.guest_cid || hdr->dst_cid != HOST_CID)
+	    hdr->src_cid != d->cfg.guest_cid)
 		return NULL;
-	if (!c || c->peer_port != hdr->src_port || c->port != hdr->dst_port)
-		c = conn_find(d->engine, d, hdr->src_port, hdr->dst_port);
+	if (!c || c->peer_port != hdr->src_port || c->port != hdr->dst_port ||
+	    c->cid != hdr->dst_cid)
+		c = conn_find(d->engine, d, hdr->src_port, hdr->dst_cid,
+			      hdr->dst_port);
 	if (!c || c->state != CONN_OPEN ||
 	    (c->guest_shut & VIRTIO_VSOCK_SHUTDOWN_SEND))
 		return NULL;
@@ -953,7 +1000,8 @@ static void tx_chain(struct vu_dev *d, struct burst *b,
 	if (!c || !take_credit(d, c, &hdr)) {
 		burst_end(d, b);
 		/* the burst's end may have ended the connection: ask again */
-		c = c ? conn_find(e, d, hdr.src_port, hdr.dst_port) : NULL;
+		c = c ? conn_find(e, d, hdr.src_port, hdr.dst_cid, hdr.dst_port)
+		      : NULL;
 		if (c && c->state == CONN_OPEN)
 			conn_abort(e, c, EPROTO);
 		else
@@ -1079,6 +1127,10 @@ void vsock_run(struct vu_conn *c)
 {
 	struct vu_engine *e = c->dev->engine;
 
+	if (c->twin) {
+		sibling_run(c);
+		return;
+	}
 	if (!run_up(c))
 		return;
 	if (!(c->owe & OWE_RESPONSE) && !c->down.eof && !c->orphan &&

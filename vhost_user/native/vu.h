@@ -213,6 +213,7 @@ enum vu_event_kind {
  * @peer_port:	vsock: the guest's port
  * @port:	vsock: the port on our side (the requested one, or of an
  *		opened connection the one we chose); VU_EV_BROKEN: the queue
+ * @cid:	vsock: the CID on our side: 2, or a sibling's
  * @src_len:	Bytes used of @src: 0 for vsock
  * @dst_len:	Bytes used of @dst: 0 for vsock
  * @src:	Listener: the client's sockaddr; empty once it has hung up
@@ -228,6 +229,7 @@ struct vu_event {
 	int32_t error;
 	uint32_t peer_port;
 	uint32_t port;
+	uint32_t cid;
 	uint16_t src_len;
 	uint16_t dst_len;
 	uint8_t src[28];
@@ -326,6 +328,7 @@ int vu_dev_reset(struct vu_engine *engine, uint32_t dev);
 int vu_dev_route(struct vu_engine *engine, uint32_t dev, uint32_t port,
 		 const struct vu_target *target);
 int vu_dev_unroute(struct vu_engine *engine, uint32_t dev, uint32_t port);
+int vu_dev_sibling(struct vu_engine *engine, uint32_t dev, uint32_t other);
 int vu_dev_stats(struct vu_engine *engine, uint32_t dev,
 		 struct vu_dev_stats *ret);
 

@@ -35,7 +35,14 @@ PROG: Final = "vhost-user-vsock"
 EXIT_USAGE: Final = 2
 MAX_POLL_US: Final = 1_000_000
 
-_VM_OPTIONS: Final = ("guest_cid", "socket", "uds_path", "tx_buffer_size", "queue_size")
+_VM_OPTIONS: Final = (
+    "guest_cid",
+    "socket",
+    "uds_path",
+    "tx_buffer_size",
+    "queue_size",
+    "groups",
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +126,11 @@ def _parser() -> argparse.ArgumentParser:
         help="window of a connection, guest to host (262144)",
     )
     one.add_argument("--queue-size", metavar="N", help="largest ring (1024)")
+    one.add_argument(
+        "--groups",
+        metavar="NAME+...",
+        help="VMs that share a group reach each other by CID (default)",
+    )
     many = parser.add_argument_group("several VMs")
     many.add_argument(
         "--vm",
@@ -207,6 +219,7 @@ async def _start(
         guest_cid=vm.guest_cid,
         buf_alloc=vm.tx_buffer_size,
         queue_size=vm.queue_size,
+        groups=vm.groups,
     )
     stack.callback(device.close)
     hybrid = None

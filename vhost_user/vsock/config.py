@@ -8,6 +8,7 @@ The keys are vhost-device-vsock's, with `-` or `_` between words:
         uds_path: /run/vm3.vsock
         tx_buffer_size: 262144
         queue_size: 1024
+        groups: web+db
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 # What one uds_path must leave room for: "_" and the longest port.
 _PORT_SUFFIX: Final = len("_4294967295")
+
+DEFAULT_GROUPS: Final = frozenset({"default"})
 
 MIN_TX_BUFFER: Final = 4096
 MAX_TX_BUFFER: Final = 1 << 30
@@ -54,6 +57,8 @@ class VmConfig:
     tx_buffer_size: int = DEFAULT_BUF_ALLOC
     """Bytes of a connection on their way to the host."""
     queue_size: int = MAX_QUEUE_SIZE
+    groups: frozenset[str] = DEFAULT_GROUPS
+    """VMs that share a group reach each other by CID."""
 
 
 def parse_vm(text: str) -> VmConfig:
@@ -142,12 +147,20 @@ def _queue_size(text: str) -> int:
     return size
 
 
+def _groups(text: str) -> frozenset[str]:
+    names = text.split("+")
+    if not all(names):
+        raise ConfigError(f"a group without a name: {text!r}")
+    return frozenset(names)
+
+
 _KEYS: Final[Mapping[str, Callable[[str], Any]]] = {
     "guest_cid": lambda text: integer(text, MIN_GUEST_CID, MAX_GUEST_CID),
     "socket": socket_path,
     "uds_path": _uds_path,
     "tx_buffer_size": lambda text: integer(text, MIN_TX_BUFFER, MAX_TX_BUFFER),
     "queue_size": _queue_size,
+    "groups": _groups,
 }
 
 

@@ -48,6 +48,8 @@ class VsockDevice:
         queue_size: most entries that a ring may have.
         on_event: gets the events of the device's connections, in the event loop.
         want: the kinds of event besides REQUEST and BROKEN that it gets.
+        groups: the guest and those of other devices that are in one of these groups
+            reach each other by CID.
     """
 
     features: Final[int] = Feature.VERSION_1 | Feature.EVENT_IDX | Feature.INDIRECT_DESC
@@ -66,6 +68,7 @@ class VsockDevice:
         queue_size: int = MAX_QUEUE_SIZE,
         on_event: Handler | None = None,
         want: frozenset[EventKind] = frozenset(),
+        groups: frozenset[str] = frozenset(),
     ) -> None:
         self.guest_cid = guest_cid
         self.queue_size = queue_size
@@ -79,6 +82,7 @@ class VsockDevice:
             max_conns=max_conns,
             on_event=self._handle_event,
             want=want,
+            groups=groups,
         )
 
     def config(self) -> bytes:

@@ -192,13 +192,15 @@ class VsockGuest:
             self.rx.kick()
         return Packet(header, data[HDR_SIZE:])
 
-    def receive_for(self, guest_port: int, host_port: int) -> Packet:
+    def receive_for(
+        self, guest_port: int, host_port: int, cid: int = CID_HOST
+    ) -> Packet:
         """Return the next packet of one connection; others wait for their turn."""
         for i, packet in enumerate(self._queued):
-            if _belongs(packet, guest_port, host_port):
+            if _belongs(packet, guest_port, host_port, cid):
                 del self._queued[i]
                 return packet
-        while not _belongs(packet := self._take(), guest_port, host_port):
+        while not _belongs(packet := self._take(), guest_port, host_port, cid):
             self._queued.append(packet)
         return packet
 
@@ -236,9 +238,11 @@ class VsockGuest:
         }
         return Header(**(values | fields))
 
-    def request(self, port: int, *, buf_alloc: int = 256 * 1024) -> Connection:
-        """Ask for a connection to host port `port`; the answer is yet to come."""
-        conn = Connection(self, self.port(), port, buf_alloc=buf_alloc)
+    def request(
+        self, port: int, *, buf_alloc: int = 256 * 1024, cid: int = CID_HOST
+    ) -> Connection:
+        """Ask for a connection to port `port`; the answer is yet to come."""
+        conn = Connection(self, self.port(), port, buf_alloc=buf_alloc, cid=cid)
         conn.say(Op.REQUEST)
         return conn
 
@@ -256,12 +260,18 @@ class VsockGuest:
         return conn
 
     def accept(self, *, buf_alloc: int = 256 * 1024) -> Connection:
-        """Take the next packet, a REQUEST of the host, and accept it."""
+        """Take the next packet, a REQUEST, and accept it."""
         packet = self.receive()
         header = packet.header
         if header.op != Op.REQUEST:
             raise StateError(f"expected REQUEST, got {packet}")
-        conn = Connection(self, header.dst_port, header.src_port, buf_alloc=buf_alloc)
+        conn = Connection(
+            self,
+            header.dst_port,
+            header.src_port,
+            buf_alloc=buf_alloc,
+            cid=header.src_cid,
+        )
         conn.take_credit(header)
         conn.say(Op.RESPONSE)
         return conn
@@ -291,16 +301,24 @@ class Connection:
     Args:
         guest: whose it is.
         guest_port: its port there.
-        host_port: its port on the host.
+        host_port: its port on the other side, the host or a sibling.
         buf_alloc: window that it offers, bytes.
+        cid: the other side's CID.
     """
 
     def __init__(
-        self, guest: VsockGuest, guest_port: int, host_port: int, *, buf_alloc: int
+        self,
+        guest: VsockGuest,
+        guest_port: int,
+        host_port: int,
+        *,
+        buf_alloc: int,
+        cid: int = CID_HOST,
     ) -> None:
         self.guest = guest
         self.guest_port = guest_port
         self.host_port = host_port
+        self.cid = cid
         self.buf_alloc = buf_alloc
         self.fwd_cnt = 0
         """Payload consumed; `receive()` counts it, a test may hold it back."""
@@ -322,6 +340,7 @@ class Connection:
             "len": len(payload),
             "buf_alloc": self.buf_alloc,
             "fwd_cnt": self.fwd_cnt & 0xFFFF_FFFF,
+            "dst_cid": self.cid,
         }
         header = self.guest.header(op, self.guest_port, self.host_port, **fields | f)
         self.guest.send(header, payload, kick=kick)
@@ -344,7 +363,7 @@ class Connection:
             consume: count its payload as consumed; the host hears of it with the
                 next packet that goes.
         """
-        packet = self.guest.receive_for(self.guest_port, self.host_port)
+        packet = self.guest.receive_for(self.guest_port, self.host_port, self.cid)
         self.take_credit(packet.header)
         if consume:
             self.fwd_cnt += packet.header.len
@@ -394,9 +413,12 @@ class Connection:
         self.peer_fwd_cnt = header.fwd_cnt
 
 
-def _belongs(packet: Packet, guest_port: int, host_port: int) -> bool:
+def _belongs(
+    packet: Packet, guest_port: int, host_port: int, cid: int = CID_HOST
+) -> bool:
     header = packet.header
-    return (header.dst_port, header.src_port) == (guest_port, host_port)
+    end = (header.dst_port, header.src_port, header.src_cid)
+    return end == (guest_port, host_port, cid)
 
 
 def _split(gpa: int, size: int, sizes: Sequence[int]) -> list[Segment]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -47,13 +48,20 @@ def test_one_vm_by_options():
         "--uds-path=/run/b",
         "--tx-buffer-size=65536",
         "--queue-size=256",
+        "--groups=x+y",
         "--poll-us=0",
         "--echo-port=7",
         "--stats-socket=/run/s",
     ]
     options = parse(argv)
     assert options.vms == [
-        vm(guest_cid=4, uds_path=Path("/run/b"), tx_buffer_size=65536, queue_size=256)
+        vm(
+            guest_cid=4,
+            uds_path=Path("/run/b"),
+            tx_buffer_size=65536,
+            queue_size=256,
+            groups=frozenset({"x", "y"}),
+        )
     ]
     assert (options.poll_us, options.echo_port) == (0, 7)
     assert options.stats_socket == Path("/run/s")
@@ -61,9 +69,13 @@ def test_one_vm_by_options():
 
 def test_several_vms_with_either_spelling_of_a_key():
     options = parse(
-        ["--vm", "guest-cid=3,socket=/a", "--vm", "guest_cid=4,socket=/b,uds-path=/c"]
+        [
+            "--vm=guest-cid=3,socket=/a",
+            "--vm=guest_cid=4,socket=/b,uds-path=/c,groups=x+y",
+        ]
     )
     assert [v.guest_cid for v in options.vms] == [3, 4]
+    assert [v.groups for v in options.vms] == [{"default"}, {"x", "y"}]
     assert options.vms[1].uds_path == Path("/c")
 
 
@@ -76,12 +88,17 @@ def test_vms_from_a_file(tmp_path):
         "      uds_path: /run/b\n"
         "      tx_buffer_size: 65536\n"
         "      queue_size: 1024\n"
+        "      groups: x+y\n"
         "    - guest_cid: 4\n"
         "      socket: /run/c\n"
     )
     options = parse(["--config", str(file)])
     assert options.vms == [
-        vm(uds_path=Path("/run/b"), tx_buffer_size=65536),
+        vm(
+            uds_path=Path("/run/b"),
+            tx_buffer_size=65536,
+            groups=frozenset({"x", "y"}),
+        ),
         VmConfig(socket=Path("/run/c"), guest_cid=4),
     ]
 
@@ -112,6 +129,7 @@ def test_vms_from_a_file(tmp_path):
         pytest.param(["--vm=socket=/a,cid=3"], "unknown key 'cid'", id="vm-key"),
         pytest.param(["--vm=socket=/a,socket=/b"], "twice", id="vm-key-twice"),
         pytest.param(["--vm=socket=/a", "--vm=socket=/b"], "CID 3 is used", id="cids"),
+        pytest.param(["--socket=/a", "--groups=x++y"], "--groups", id="group-none"),
         pytest.param(["--config=/nonexistent"], "No such file", id="no-file"),
     ],
 )
@@ -249,6 +267,27 @@ def test_serves_several_vms(tmp_path):
                     assert far.recv(10) == b"%d" % cid
                     far.close()
         assert process.end()[0] == 0
+
+
+def test_vms_of_a_group_reach_each_other(tmp_path):
+    vms = [
+        f"--vm=guest-cid={cid},socket={tmp_path}/{cid},groups={groups}"
+        for cid, groups in ((3, "x"), (4, "x+y"), (5, "y"))
+    ]
+    with Process(*vms) as process, contextlib.ExitStack() as stack:
+        for _ in vms:
+            assert "ready" in process.line()
+        a, b, c = (
+            stack.enter_context(VsockGuest(tmp_path / str(cid), cid=cid))
+            for cid in (3, 4, 5)
+        )
+        for guest in (a, c):
+            near = guest.request(5000, cid=4)
+            far = b.accept()
+            near.expect(Op.RESPONSE)
+            near.say(Op.RW, b"ping")
+            assert far.receive_bytes(4) == b"ping"
+        a.request(5000, cid=5).expect(Op.RST)
 
 
 def test_a_killed_process_leaves_sockets_that_the_next_replaces(tmp_path):
