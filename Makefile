@@ -23,8 +23,8 @@ C_FILES  := $(wildcard vhost_user/native/*.[ch] guest/*.[ch] guest/tsi/*.[ch] \
             fastpath/datapath/bpf/*.c tests/vm/*.c tests/fuzz/*.c \
             bench/guest/*.[ch] bench/host/*.c)
 
-.PHONY: setup packages compare test lint types unit conformance sanitize netns \
-        vm fuzz bench bench-short image clean
+.PHONY: setup packages compare test lint types unit conformance \
+        conformance-doc sanitize netns vm fuzz bench bench-short image clean
 
 compare: setup image
 	mkdir -p $(dir $(JSON)) $(dir $(HTML))
@@ -69,6 +69,10 @@ unit: setup
 
 conformance: setup
 	$(PYTEST) tests/conformance
+
+# docs/conformance.md from the requirements and the tests' marks.
+conformance-doc: setup
+	$(BIN)/python -m tests.conformance.doc
 
 # The same tests on a native module built with ASan and UBSan, in a copy.
 sanitize: setup

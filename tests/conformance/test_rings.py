@@ -32,7 +32,10 @@ LAYOUTS = {
 # ---- layouts ----
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 2.7.4")
+@pytest.mark.spec(
+    "virtio-1.2:2.7.4.1/any-arrangement",
+    "virtio-1.2:2.7.4.1/chain-limit",
+)
 @pytest.mark.parametrize("indirect", [False, True], ids=["direct", "indirect"])
 @pytest.mark.parametrize("split", LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_a_packet_may_lie_in_any_descriptors(guest, far, read_exactly, split, indirect):
@@ -45,7 +48,7 @@ def test_a_packet_may_lie_in_any_descriptors(guest, far, read_exactly, split, in
     guest.drain()
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 2.7.4")
+@pytest.mark.spec("virtio-1.2:2.7.4.1/any-arrangement")
 @pytest.mark.parametrize("indirect", [False, True], ids=["direct", "indirect"])
 @pytest.mark.parametrize(
     "layout",
@@ -65,6 +68,7 @@ def test_an_rx_buffer_may_lie_in_any_descriptors(make_guest, layout, indirect):
         assert conn.receive_bytes(size) == PATTERN[:size]
 
 
+@pytest.mark.spec("virtio-1.2:2.7.4.1/any-arrangement")
 def test_direct_and_indirect_chains_may_mix(guest):
     conn = guest.connect(ECHO)
     for i in range(20):
@@ -73,7 +77,7 @@ def test_direct_and_indirect_chains_may_mix(guest):
         assert conn.receive_bytes(10) == PATTERN[:10]
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 2.7.6")
+@pytest.mark.spec("vhost-user:payload/split-index")
 @pytest.mark.parametrize("first", [65536 - 10, 65535, 32768 - 10])
 def test_ring_indices_wrap(make_guest, first):
     guest = make_guest(first=first, queue_size=16, rx_buffers=8)
@@ -93,7 +97,10 @@ def test_more_packets_than_the_ring_has_entries_go_through(guest):
     assert conn.expect(Op.CREDIT_UPDATE).header.fwd_cnt == 5 * guest.tx.num
 
 
-@pytest.mark.spec('vhost-user "Ring states"')
+@pytest.mark.spec(
+    "vhost-user:communication/gated",
+    "virtio-1.2:5.10.3/stream",
+)
 @pytest.mark.parametrize("queue_size", [2, 64, 1024])
 @pytest.mark.parametrize(
     "features",
@@ -117,7 +124,10 @@ def test_works_with_whatever_features_are_taken(make_guest, features, queue_size
 # ---- notification suppression ----
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 2.7.7")
+@pytest.mark.spec(
+    "virtio-1.2:2.7.7.2/flags-1",
+    "virtio-1.2:2.7.7.2/used-event-not-reached",
+)
 @pytest.mark.parametrize(
     "features", [ALL_FEATURES, WITHOUT_EVENT_IDX], ids=["event-idx", "flags"]
 )
@@ -136,7 +146,10 @@ def test_no_interrupt_comes_where_none_is_wanted(make_guest, host, features):
     assert guest.tx.calls() == 0
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 2.7.7.1")
+@pytest.mark.spec(
+    "virtio-1.2:2.7.7.2/used-event-reached",
+    "virtio-1.2:2.7.7.2/used-event-not-reached",
+)
 def test_event_idx_delays_the_interrupt(make_guest):
     guest = make_guest()
     conn = guest.connect(DISCARD)
@@ -155,7 +168,7 @@ def test_event_idx_delays_the_interrupt(make_guest):
     assert select.select([guest.tx.call_fd], [], [], 5)[0]
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 2.7.10")
+@pytest.mark.spec("virtio-1.2:2.7.10.2/avail-event")
 def test_the_device_asks_for_fewer_kicks_than_there_are_packets(make_host):
     """One kick wakes the device; while it is awake it needs no more."""
     host = make_host(poll_us=1000)
@@ -167,7 +180,7 @@ def test_the_device_asks_for_fewer_kicks_than_there_are_packets(make_host):
         assert guest.tx.kicks < 2000
 
 
-@pytest.mark.spec("vhost-user VHOST_USER_SET_VRING_KICK")
+@pytest.mark.spec("virtio-1.2:2.7.10.2/spurious")
 def test_a_kick_that_was_not_asked_for_does_no_harm(guest):
     for _ in range(100):
         guest.tx.kick(force=True)
@@ -175,7 +188,7 @@ def test_a_kick_that_was_not_asked_for_does_no_harm(guest):
     guest.connect(ECHO)
 
 
-@pytest.mark.spec("vhost-user VHOST_USER_SET_VRING_CALL")
+@pytest.mark.spec("vhost-user:SET_VRING_CALL")
 def test_a_ring_without_a_call_fd_works(guest):
     guest.vmm.set_fd(Request.SET_VRING_CALL, TX, None)
     conn = guest.connect(ECHO)
@@ -239,8 +252,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 2.7.5")
-@pytest.mark.spec("vhost-user VHOST_USER_SET_VRING_ERR")
+@pytest.mark.spec("vhost-user:SET_VRING_ERR")
 @pytest.mark.parametrize("write", BROKEN.values(), ids=BROKEN.keys())
 def test_a_broken_ring_is_stopped_and_reported(host, make_guest, write):
     err = os.eventfd(0, os.EFD_NONBLOCK)
@@ -261,7 +273,7 @@ def test_a_broken_ring_is_stopped_and_reported(host, make_guest, write):
     make_guest().connect(ECHO)
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 2.7.5.3")
+@pytest.mark.spec("vhost-user:SET_VRING_ERR")
 def test_an_indirect_table_needs_its_feature(host, make_guest):
     err = os.eventfd(0, os.EFD_NONBLOCK)
     guest = make_guest(features=ALL_FEATURES & ~Feature.INDIRECT_DESC)

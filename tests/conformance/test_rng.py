@@ -94,7 +94,7 @@ def make_guest(rng):
 MINIMAL = Feature.VERSION_1
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 5.4.6.2")
+@pytest.mark.spec("virtio-1.2:5.4.6.2/random-bytes")
 @pytest.mark.parametrize("features", [ALL_FEATURES, MINIMAL], ids=["all", "minimal"])
 def test_fills_the_buffers_that_it_is_given(make_guest, features):
     guest = make_guest(features=features)
@@ -138,7 +138,7 @@ def test_a_ring_without_kicks_is_polled(make_guest):
     assert any(guest.ram.read(*chain[0]))
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 5.4.6.1")
+@pytest.mark.spec("virtio-1.2:2.7.5.1/no-write-to-readable")
 def test_a_readable_buffer_breaks_the_ring(make_guest):
     guest = make_guest()
     error_fd = os.eventfd(0)
@@ -150,6 +150,7 @@ def test_a_readable_buffer_breaks_the_ring(make_guest):
     assert guest.vmm.queue_num() == 1
 
 
+@pytest.mark.spec("vhost-user:communication/reconnect")
 def test_a_front_end_may_come_back(rng):
     for _ in range(3):
         guest = Guest(rng.path)

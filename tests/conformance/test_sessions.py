@@ -39,6 +39,7 @@ def echo(conn, data=b"ping"):
 # ---- coming and going ----
 
 
+@pytest.mark.spec("vhost-user:communication/reconnect")
 def test_a_front_end_may_come_back(host):
     for _ in range(5):
         with VsockGuest(host.path) as guest:
@@ -89,7 +90,11 @@ def test_a_driver_that_starts_over_gets_no_old_connections(host, guest):
 # ---- changes under way ----
 
 
-@pytest.mark.spec("vhost-user VHOST_USER_GET_VRING_BASE")
+@pytest.mark.spec(
+    "vhost-user:GET_VRING_BASE",
+    "vhost-user:ring-states/stop",
+    "vhost-user:ring-states/start",
+)
 def test_rings_go_on_where_they_stopped(guest):
     conn = guest.connect(ECHO)
     for _ in range(5):
@@ -100,7 +105,10 @@ def test_rings_go_on_where_they_stopped(guest):
     echo(conn)
 
 
-@pytest.mark.spec("vhost-user VHOST_USER_GET_VRING_BASE")
+@pytest.mark.spec(
+    "vhost-user:ring-states/stopped",
+    "vhost-user:ring-states/no-kick-needed",
+)
 def test_what_is_sent_while_the_rings_are_stopped_is_not_lost(guest):
     conn = guest.connect(ECHO)
     guest.stop()
@@ -109,7 +117,10 @@ def test_what_is_sent_while_the_rings_are_stopped_is_not_lost(guest):
     assert conn.receive_bytes(8) == b"patience"
 
 
-@pytest.mark.spec("vhost-user VHOST_USER_SET_MEM_TABLE")
+@pytest.mark.spec(
+    "vhost-user:SET_MEM_TABLE",
+    "vhost-user:ring-states/change",
+)
 def test_memory_may_grow_while_rings_run(guest):
     conn = guest.connect(ECHO)
     with Ram(1 << 20, gpa=0x8000_0000, uva=0x6F00_0000_0000) as more:
@@ -118,7 +129,10 @@ def test_memory_may_grow_while_rings_run(guest):
             echo(conn, b"x" * 10_000)
 
 
-@pytest.mark.spec("vhost-user VHOST_USER_SET_MEM_TABLE")
+@pytest.mark.spec(
+    "vhost-user:SET_MEM_TABLE",
+    "vhost-user:memory/guest-addresses",
+)
 def test_a_packet_may_lie_in_two_regions(guest):
     conn = guest.connect(ECHO)
     with Ram(1 << 20, gpa=0x8000_0000, uva=0x6F00_0000_0000) as more:
@@ -134,7 +148,7 @@ def test_a_packet_may_lie_in_two_regions(guest):
         guest.tx.wait_used()
 
 
-@pytest.mark.spec("vhost-user VHOST_USER_SET_MEM_TABLE")
+@pytest.mark.spec("vhost-user:SET_MEM_TABLE")
 def test_32_regions_are_taken(guest):
     rams = [Ram(PAGE, gpa=i << 32, uva=i << 40) for i in range(1, 32)]
     guest.vmm.set_memory(guest.ram, *rams)
@@ -143,7 +157,10 @@ def test_32_regions_are_taken(guest):
         ram.close()
 
 
-@pytest.mark.spec("vhost-user VHOST_USER_SET_VRING_ENABLE")
+@pytest.mark.spec(
+    "vhost-user:SET_VRING_ENABLE",
+    "vhost-user:ring-states/disabled",
+)
 def test_a_disabled_ring_is_left_alone_until_it_is_enabled(guest):
     conn = guest.connect(ECHO)
     guest.vmm.enable(TX, on=False)
@@ -163,7 +180,10 @@ def test_the_event_ring_may_be_set_up_and_stopped(guest):
     events.close()
 
 
-@pytest.mark.spec('vhost-user "Ring states"')
+@pytest.mark.spec(
+    "vhost-user:communication/gated",
+    "vhost-user:ring-states/enable-without-features",
+)
 def test_a_minimal_front_end_is_served(host):
     """No protocol features at all: two rings, nothing to enable, no config."""
     with VsockGuest(host.path, features=Feature.VERSION_1) as guest:
@@ -221,7 +241,10 @@ HOSTILE = {
 }
 
 
-@pytest.mark.spec('vhost-user "Communication"')
+@pytest.mark.spec(
+    "vhost-user:communication/error",
+    "vhost-user:memory/user-addresses",
+)
 @pytest.mark.parametrize("act", HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_hostile_front_end_ends_its_own_session_only(host, act, caplog):
     with VsockGuest(host.path) as guest:

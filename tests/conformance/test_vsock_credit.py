@@ -16,7 +16,7 @@ def packets_of(conn, packets):
     return [p for p in packets if p.header.src_port == conn.host_port]
 
 
-@pytest.mark.spec(SPEC)
+@pytest.mark.spec("virtio-1.2:5.10.6.3/credit-request")
 def test_a_credit_request_gets_an_update(guest):
     conn = guest.connect(DISCARD)
     conn.say(Op.CREDIT_REQUEST)
@@ -24,7 +24,10 @@ def test_a_credit_request_gets_an_update(guest):
     assert (header.buf_alloc, header.fwd_cnt) == (64 * 1024, 0)
 
 
-@pytest.mark.spec(SPEC)
+@pytest.mark.spec(
+    "virtio-1.2:5.10.6.3/payload-only",
+    "virtio-1.2:5.10.6.3.2/valid-fields",
+)
 def test_the_update_counts_the_bytes_that_were_taken(guest):
     conn = guest.connect(DISCARD)
     conn.say(Op.RW, b"x" * 1000)
@@ -32,14 +35,14 @@ def test_the_update_counts_the_bytes_that_were_taken(guest):
     assert conn.expect(Op.CREDIT_UPDATE).header.fwd_cnt == 1000
 
 
-@pytest.mark.spec(SPEC)
+@pytest.mark.spec("virtio-1.2:5.10.6.3/unasked-update")
 def test_credit_comes_back_without_asking(guest):
     conn = guest.connect(DISCARD)
     conn.send(b"x" * 1_000_000)
     assert conn.tx_cnt == 1_000_000
 
 
-@pytest.mark.spec(SPEC)
+@pytest.mark.spec("virtio-1.2:5.10.6.3.2/valid-fields")
 def test_bytes_that_the_host_did_not_take_earn_no_credit(far, guest, read_exactly):
     conn, sock = far()
     total = 0
@@ -56,7 +59,7 @@ def test_bytes_that_the_host_did_not_take_earn_no_credit(far, guest, read_exactl
         conn.expect(Op.CREDIT_UPDATE)
 
 
-@pytest.mark.spec(SPEC)
+@pytest.mark.spec("virtio-1.2:5.10.6.3/payload-only")
 def test_a_guest_that_overruns_its_credit_loses_that_connection(host, far, guest):
     other = guest.connect(ECHO)
     conn, sock = far()
@@ -73,7 +76,7 @@ def test_a_guest_that_overruns_its_credit_loses_that_connection(host, far, guest
     assert other.receive().payload == b"alive"
 
 
-@pytest.mark.spec(SPEC)
+@pytest.mark.spec("virtio-1.2:5.10.6.3/payload-only")
 def test_a_packet_larger_than_the_window_is_a_violation(host, guest):
     conn = guest.connect(DISCARD)
     conn.say(Op.RW, b"x" * (64 * 1024 + 1))
@@ -81,7 +84,7 @@ def test_a_packet_larger_than_the_window_is_a_violation(host, guest):
     assert host.stats().credit_violations == 1
 
 
-@pytest.mark.spec(SPEC)
+@pytest.mark.spec("virtio-1.2:5.10.6.3.2/rw-within-credit")
 @pytest.mark.parametrize("window", [1, 1000, 5000])
 def test_the_device_never_sends_more_than_the_guests_window(guest, window):
     conn = guest.connect(CHARGEN, buf_alloc=window)
@@ -95,7 +98,7 @@ def test_the_device_never_sends_more_than_the_guests_window(guest, window):
         conn.say(Op.CREDIT_UPDATE)
 
 
-@pytest.mark.spec(SPEC)
+@pytest.mark.spec("virtio-1.2:5.10.6.3.2/rw-within-credit")
 def test_a_window_that_shrinks_stops_the_device(guest):
     conn = guest.connect(CHARGEN, buf_alloc=8000)
     came = 0
@@ -109,7 +112,7 @@ def test_a_window_that_shrinks_stops_the_device(guest):
     assert conn.expect(Op.RW).header.len <= 1000
 
 
-@pytest.mark.spec(SPEC)
+@pytest.mark.spec("virtio-1.2:5.10.6.3.2/rw-within-credit")
 def test_a_window_of_nothing_gets_nothing(guest):
     conn = guest.connect(CHARGEN, buf_alloc=0)
     assert packets_of(conn, guest.fence()) == []
@@ -118,7 +121,7 @@ def test_a_window_of_nothing_gets_nothing(guest):
     assert conn.expect(Op.RW).header.len == 10
 
 
-@pytest.mark.spec(SPEC)
+@pytest.mark.spec("virtio-1.2:5.10.6.3/payload-only")
 def test_a_forged_fwd_cnt_ends_at_most_its_connection(guest):
     conn, other = guest.connect(ECHO), guest.connect(ECHO)
     conn.say(Op.CREDIT_UPDATE, fwd_cnt=2**31)  # more than was ever sent
@@ -126,7 +129,7 @@ def test_a_forged_fwd_cnt_ends_at_most_its_connection(guest):
     assert other.receive().payload == b"alive"
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 5.10.6.1")
+@pytest.mark.spec("virtio-1.2:5.10.6.1.2/tx-when-rx-full")
 def test_without_rx_buffers_the_device_waits(make_guest):
     guest = make_guest(rx_buffers=0)
     conns = [guest.request(ECHO) for _ in range(20)]
@@ -137,7 +140,7 @@ def test_without_rx_buffers_the_device_waits(make_guest):
         assert conn.host_port == ECHO
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 5.10.6.1")
+@pytest.mark.spec("virtio-1.2:5.10.6.1.2/bounded")
 def test_a_guest_without_rx_buffers_cannot_make_replies_pile_up(host, make_guest):
     guest = make_guest(rx_buffers=0)
     sent = 0

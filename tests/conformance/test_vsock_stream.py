@@ -15,7 +15,7 @@ ECHO, DISCARD, CHARGEN, REFUSED = 7, 9, 19, 1
 PATTERN = bytes(range(251)) * 1200
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 5.10.4")
+@pytest.mark.spec("virtio-1.2:5.10.4/guest-cid")
 def test_the_configuration_is_the_guests_cid(guest):
     assert guest.vmm.config() == b"\x03\0\0\0\0\0\0\0"
 
@@ -23,7 +23,10 @@ def test_the_configuration_is_the_guests_cid(guest):
 # ---- connection requests ----
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 5.10.6.5")
+@pytest.mark.spec(
+    "virtio-1.2:5.10.6.5/response",
+    "virtio-1.2:5.10.6.3.2/valid-fields",
+)
 def test_a_request_gets_a_response_from_the_port_it_named(guest):
     conn = guest.request(ECHO)
     header = conn.expect(Op.RESPONSE).header
@@ -33,13 +36,14 @@ def test_a_request_gets_a_response_from_the_port_it_named(guest):
     assert (header.buf_alloc, header.fwd_cnt) == (64 * 1024, 0)
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 5.10.6.5")
+@pytest.mark.spec("virtio-1.2:5.10.6.5/refused")
 @pytest.mark.parametrize("port", [REFUSED, 4999], ids=["refused", "nobody-listens"])
 def test_a_request_that_nobody_takes_gets_a_rst(guest, port):
     conn = guest.request(port)
     conn.expect(Op.RST)
 
 
+@pytest.mark.spec("virtio-1.2:5.10.6.5/refused")
 def test_a_host_socket_that_does_not_listen_refuses(host, guest):
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(f"{host.uds_path}_4998")
@@ -55,7 +59,10 @@ def test_a_request_on_a_port_in_use_starts_over(far, guest):
     conn.expect(Op.RST)  # nobody listens any more
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 5.10.6.4.1")
+@pytest.mark.spec(
+    "virtio-1.2:5.10.6.5/rst-disconnects",
+    "virtio-1.2:5.10.6.2/flow-tuple",
+)
 @pytest.mark.parametrize("op", [op for op in Op if op not in (Op.REQUEST, Op.RST)])
 def test_a_packet_of_no_connection_gets_a_rst(guest, op):
     guest.send(guest.header(op, 4000, 4001))
@@ -64,13 +71,13 @@ def test_a_packet_of_no_connection_gets_a_rst(guest, op):
     assert (header.src_cid, header.dst_cid) == (CID_HOST, 3)
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 5.10.6.4.1")
+@pytest.mark.spec("virtio-1.2:5.10.6.5/rst-disconnects")
 def test_a_rst_is_never_answered(host, guest):
     guest.send(guest.header(Op.RST, 4000, 4001))
     assert guest.fence() == []
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 5.10.6.4.1")
+@pytest.mark.spec("virtio-1.2:5.10.6.4.2/unknown-type")
 @pytest.mark.parametrize("kind", [0, Type.SEQPACKET, 3, 0xFFFF])
 def test_an_unknown_type_gets_a_rst_of_that_type(guest, kind):
     guest.send(guest.header(Op.REQUEST, 4000, ECHO, type=kind))
@@ -78,13 +85,14 @@ def test_an_unknown_type_gets_a_rst_of_that_type(guest, kind):
     assert (header.op, header.type) == (Op.RST, kind)
 
 
+@pytest.mark.spec("virtio-1.2:5.10.6/op-invalid")
 @pytest.mark.parametrize("op", [0, 8, 0xFFFF])
 def test_an_unknown_operation_gets_a_rst(guest, op):
     guest.send(guest.header(op, 4000, ECHO))
     assert guest.receive().op == Op.RST
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 5.10.6.2")
+@pytest.mark.spec("virtio-1.2:5.10.6.2/flow-tuple")
 @pytest.mark.parametrize("cid", [0, 1, 3, 4, 2**32 - 1])
 def test_a_packet_to_another_cid_gets_a_rst_from_there(guest, cid):
     guest.send(guest.header(Op.REQUEST, 4000, ECHO, dst_cid=cid))
@@ -92,7 +100,7 @@ def test_a_packet_to_another_cid_gets_a_rst_from_there(guest, cid):
     assert (header.op, header.src_cid, header.src_port) == (Op.RST, cid, ECHO)
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 5.10.6.2")
+@pytest.mark.spec("virtio-1.2:5.10.6/header")
 def test_a_packet_to_a_cid_of_more_than_32_bits_opens_nothing(host, guest):
     guest.send(guest.header(Op.REQUEST, 4000, ECHO, dst_cid=CID_HOST | 1 << 32))
     with pytest.raises(GuestError, match="reserved CID bits"):
@@ -100,7 +108,7 @@ def test_a_packet_to_a_cid_of_more_than_32_bits_opens_nothing(host, guest):
     assert host.stats().conns == 0
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 5.10.6.2")
+@pytest.mark.spec("virtio-1.2:5.10.6.2/flow-tuple")
 @pytest.mark.parametrize("cid", [0, 2, 4, 3 | 1 << 32])
 def test_a_packet_from_a_forged_cid_is_dropped(host, guest, far, cid):
     conn, sock = far()
@@ -153,6 +161,7 @@ def test_a_packet_that_does_not_fit_ends_its_connection_only(guest, op):
     assert other.receive().payload == b"alive"
 
 
+@pytest.mark.spec("virtio-1.2:5.10.6.5/refused")
 def test_one_connection_more_than_the_limit_is_refused(make_host):
     host = make_host(max_conns=2)
     with VsockGuest(host.path) as guest:
@@ -168,7 +177,7 @@ def test_one_connection_more_than_the_limit_is_refused(make_host):
 # ---- data ----
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 5.10.6.4")
+@pytest.mark.spec("virtio-1.2:5.10.6.2/stream-delivery")
 def test_bytes_reach_the_host_in_order(far, read_exactly):
     conn, sock = far()
     sent = PATTERN[: conn.credit]
@@ -177,13 +186,14 @@ def test_bytes_reach_the_host_in_order(far, read_exactly):
     assert read_exactly(sock, len(sent)) == sent
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 5.10.6.4")
+@pytest.mark.spec("virtio-1.2:5.10.6.2/stream-delivery")
 def test_bytes_reach_the_guest_in_order(far):
     conn, sock = far()
     sock.sendall(PATTERN[:100_000])
     assert conn.receive_bytes(100_000) == PATTERN[:100_000]
 
 
+@pytest.mark.spec("virtio-1.2:5.10.6.2/stream-delivery")
 def test_an_echo_of_more_than_the_window_comes_back_whole(guest):
     conn = guest.connect(ECHO)
     back = b""
@@ -200,6 +210,7 @@ def test_an_empty_packet_is_no_end_of_stream(far):
     assert sock.recv(10) == b"x"
 
 
+@pytest.mark.spec("virtio-1.2:5.10.6.2/flow-tuple")
 def test_many_connections_do_not_mix(guest):
     conns = [guest.connect(ECHO) for _ in range(100)]
     for i, conn in enumerate(conns):
@@ -211,7 +222,7 @@ def test_many_connections_do_not_mix(guest):
 # ---- the end ----
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 5.10.6.5")
+@pytest.mark.spec("virtio-1.2:5.10.6.5/shutdown-send")
 def test_the_guest_may_stop_sending_and_go_on_receiving(far, guest):
     conn, sock = far()
     conn.say(Op.RW, b"last words")
@@ -224,7 +235,7 @@ def test_the_guest_may_stop_sending_and_go_on_receiving(far, guest):
     assert conn.expect(Op.SHUTDOWN).header.flags == Shutdown.BOTH
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 5.10.6.5")
+@pytest.mark.spec("virtio-1.2:5.10.6.5/shutdown-send")
 def test_the_host_may_stop_sending_and_go_on_receiving(far, read_exactly):
     conn, sock = far()
     sock.sendall(b"last words")
@@ -237,7 +248,7 @@ def test_the_host_may_stop_sending_and_go_on_receiving(far, read_exactly):
     assert sock.recv(1) == b""
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 5.10.6.5")
+@pytest.mark.spec("virtio-1.2:5.10.6.5/clean-disconnect")
 def test_a_guest_that_closes_gets_a_rst_when_its_bytes_are_out(far, read_exactly):
     conn, sock = far()
     sent = PATTERN[: conn.credit]
@@ -250,6 +261,7 @@ def test_a_guest_that_closes_gets_a_rst_when_its_bytes_are_out(far, read_exactly
     assert packet.op == Op.RST
 
 
+@pytest.mark.spec("virtio-1.2:5.10.6.5/clean-disconnect")
 def test_a_guest_that_closes_an_idle_connection_gets_a_rst(far):
     conn, sock = far()
     conn.shutdown(Shutdown.BOTH)
@@ -257,6 +269,7 @@ def test_a_guest_that_closes_an_idle_connection_gets_a_rst(far):
     assert sock.recv(1) == b""
 
 
+@pytest.mark.spec("virtio-1.2:5.10.6.5/rst-disconnects")
 def test_a_guests_rst_ends_the_host_side(far):
     conn, sock = far()
     conn.say(Op.RST)
@@ -264,6 +277,7 @@ def test_a_guests_rst_ends_the_host_side(far):
         assert sock.recv(1) == b""
 
 
+@pytest.mark.spec("virtio-1.2:5.10.6.5/shutdown-send")
 def test_bytes_after_a_shutdown_end_the_connection(far):
     conn, _ = far()
     conn.shutdown(Shutdown.SEND)

@@ -120,6 +120,7 @@ def start_ring(sock, index):
         send_fds(sock, encode(request, payload), [os.eventfd(0)])
 
 
+@pytest.mark.spec("vhost-user:communication/replies")
 @in_loop
 async def test_answers_a_front_end(tmp_path, device):
     async with serving(tmp_path, device) as backend, front_end(backend) as sock:
@@ -145,7 +146,7 @@ async def test_messages_may_come_all_at_once(tmp_path, device):
         assert await read(sock, 20 * len(FEATURES)) == FEATURES * 20
 
 
-@pytest.mark.spec('vhost-user "Communication"')
+@pytest.mark.spec("vhost-user:communication/fds")
 @in_loop
 async def test_each_message_gets_the_fds_it_was_sent_with(tmp_path, device, open_fds):
     async with serving(tmp_path, device) as backend, front_end(backend) as sock:
@@ -158,6 +159,7 @@ async def test_each_message_gets_the_fds_it_was_sent_with(tmp_path, device, open
         assert open_fds() == before + 2  # kick and call; memory replaced memory
 
 
+@pytest.mark.spec("vhost-user:communication/reconnect")
 @in_loop
 async def test_disconnect_releases_all_and_the_next_is_served(
     tmp_path, device, open_fds
@@ -222,6 +224,7 @@ GARBAGE = {
 }
 
 
+@pytest.mark.spec("vhost-user:communication/error")
 @pytest.mark.parametrize("data", GARBAGE.values(), ids=GARBAGE.keys())
 @in_loop
 async def test_garbage_ends_the_session_with_one_line(
@@ -310,7 +313,7 @@ async def test_a_bug_in_the_device_ends_the_session_only(tmp_path, device, caplo
             await ask(sock)
 
 
-@pytest.mark.spec("vhost-user VHOST_USER_SET_VRING_ERR")
+@pytest.mark.spec("vhost-user:SET_VRING_ERR")
 @in_loop
 async def test_a_ring_that_the_device_gives_up_signals_its_error_fd(tmp_path, device):
     err = os.eventfd(0, os.EFD_NONBLOCK)

@@ -37,19 +37,22 @@ def hexa(text):
     return bytes.fromhex(text)
 
 
-@pytest.mark.spec('vhost-user "Header"')
+@pytest.mark.spec("vhost-user:header/version")
 def test_decodes_the_header_of_get_features():
     header = Header.decode(hexa("01000000 01000000 00000000"))
     assert header == Header(request=Request.GET_FEATURES, size=0, need_reply=False)
 
 
-@pytest.mark.spec('vhost-user "Header"')
+@pytest.mark.spec("vhost-user:header/need-reply")
 def test_bit_3_of_the_flags_asks_for_a_reply():
     header = Header.decode(hexa("02000000 09000000 08000000"))
     assert header == Header(request=Request.SET_FEATURES, size=8, need_reply=True)
 
 
-@pytest.mark.spec('vhost-user "Header"')
+@pytest.mark.spec(
+    "vhost-user:header/version",
+    "vhost-user:header/reply",
+)
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [
@@ -72,27 +75,30 @@ def test_the_error_names_the_request():
         Header.decode(hexa("63000000 01000000 ffffffff"))
 
 
-@pytest.mark.spec('vhost-user "Header"')
+@pytest.mark.spec(
+    "vhost-user:header/version",
+    "vhost-user:header/reply",
+)
 def test_a_reply_has_version_1_and_the_reply_flag():
     reply = encode(Request.GET_QUEUE_NUM, encode_u64(3), reply=True)
     assert reply == hexa("11000000 05000000 08000000 0300000000000000")
     assert decode_reply(reply[:12]) == (17, 5, 8)
 
 
-@pytest.mark.spec('vhost-user "A single 64-bit integer"')
+@pytest.mark.spec("vhost-user:payload/u64")
 def test_u64():
     assert decode_u64(hexa("0000004001000000")) == 1 << 32 | 1 << 30
     assert encode_u64(1 << 63) == hexa("0000000000000080")
 
 
-@pytest.mark.spec('vhost-user "A vring state description"')
+@pytest.mark.spec("vhost-user:payload/vring-state")
 def test_vring_state():
     raw = hexa("01000000 00010000")
     assert VringState.decode(raw) == VringState(index=1, num=256)
     assert VringState(1, 256).encode() == raw
 
 
-@pytest.mark.spec('vhost-user "A vring address description"')
+@pytest.mark.spec("vhost-user:payload/vring-address")
 def test_vring_address_has_used_before_available():
     raw = hexa(
         "01000000 00000000"
@@ -103,7 +109,11 @@ def test_vring_address_has_used_before_available():
     assert address.encode() == raw
 
 
-@pytest.mark.spec("vhost-user VHOST_USER_SET_VRING_KICK")
+@pytest.mark.spec(
+    "vhost-user:SET_VRING_KICK",
+    "vhost-user:SET_VRING_CALL",
+    "vhost-user:SET_VRING_ERR",
+)
 @pytest.mark.parametrize(
     ("raw", "value"),
     [
@@ -117,7 +127,7 @@ def test_vring_fd(raw, value):
     assert value.encode() == hexa(raw)
 
 
-@pytest.mark.spec('vhost-user "Memory regions description"')
+@pytest.mark.spec("vhost-user:payload/memory-regions")
 def test_mem_table_of_two_regions():
     raw = hexa(
         "02000000 00000000"
@@ -158,7 +168,7 @@ def test_the_longest_payload_is_a_table_of_32_regions():
     assert len(encode_mem_table([region] * MAX_REGIONS)) == MAX_PAYLOAD
 
 
-@pytest.mark.spec('vhost-user "Virtio device config space"')
+@pytest.mark.spec("vhost-user:payload/config")
 def test_config_space():
     raw = hexa("00000000 08000000 01000000 0300000000000000")
     space = ConfigSpace(offset=0, data=hexa("0300000000000000"), flags=1)

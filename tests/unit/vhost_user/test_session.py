@@ -112,38 +112,48 @@ def running(vmm, device):
 # ---- negotiation ----
 
 
-@pytest.mark.spec("vhost-user VHOST_USER_GET_FEATURES")
+@pytest.mark.spec("vhost-user:GET_FEATURES")
 def test_offers_the_devices_features_and_the_protocol_features_bit(vmm):
     offered = decode_u64(vmm.send(Request.GET_FEATURES))
     assert offered == 1 << 32 | 1 << 29 | 1 << 28 | 1 << 30
 
 
-@pytest.mark.spec("vhost-user VHOST_USER_SET_FEATURES")
+@pytest.mark.spec("vhost-user:SET_FEATURES")
 def test_the_device_never_sees_the_protocol_features_bit(vmm, device):
     vmm.send(Request.SET_FEATURES, encode_u64(1 << 32 | 1 << 30))
     assert device.acked == 1 << 32
 
 
-@pytest.mark.spec("vhost-user VHOST_USER_SET_FEATURES")
+@pytest.mark.spec(
+    "vhost-user:SET_FEATURES",
+    "vhost-user:communication/error",
+)
 def test_rejects_a_feature_that_was_not_offered(vmm):
     with pytest.raises(FrontendError, match="SET_FEATURES: features 0x1 were not"):
         vmm.send(Request.SET_FEATURES, encode_u64(1))
 
 
-@pytest.mark.spec("vhost-user VHOST_USER_GET_PROTOCOL_FEATURES")
+@pytest.mark.spec(
+    "vhost-user:GET_PROTOCOL_FEATURES",
+    "vhost-user:GET_PROTOCOL_FEATURES/before",
+)
 def test_tells_protocol_features_before_features_are_set(vmm):
     assert (
         decode_u64(vmm.send(Request.GET_PROTOCOL_FEATURES)) == 1 << 0 | 1 << 3 | 1 << 9
     )
 
 
-@pytest.mark.spec("vhost-user VHOST_USER_SET_PROTOCOL_FEATURES")
+@pytest.mark.spec("vhost-user:SET_PROTOCOL_FEATURES")
 def test_rejects_a_protocol_feature_that_was_not_offered(vmm):
     with pytest.raises(FrontendError, match="were not offered"):
         vmm.send(Request.SET_PROTOCOL_FEATURES, encode_u64(1 << 14))
 
 
-@pytest.mark.spec("vhost-user VHOST_USER_GET_QUEUE_NUM")
+@pytest.mark.spec(
+    "vhost-user:GET_QUEUE_NUM",
+    "vhost-user:feature/MQ",
+    "vhost-user:multiple-queues/mq",
+)
 def test_tells_the_number_of_queues(vmm, device):
     assert decode_u64(vmm.send(Request.GET_QUEUE_NUM)) == 2
     device.protocol_features = ProtocolFeature.CONFIG
@@ -151,6 +161,7 @@ def test_tells_the_number_of_queues(vmm, device):
         vmm.send(Request.GET_QUEUE_NUM)
 
 
+@pytest.mark.spec("vhost-user:unknown")
 @pytest.mark.parametrize("number", [0, 19, 26, 99, 2**32 - 1])
 def test_rejects_an_unknown_request(vmm, number):
     with pytest.raises(FrontendError, match="not known here"):
@@ -166,7 +177,12 @@ def test_a_closed_session_takes_no_message(session, vmm):
 # ---- REPLY_ACK ----
 
 
-@pytest.mark.spec('vhost-user "REPLY_ACK"')
+@pytest.mark.spec(
+    "vhost-user:reply-ack/respond",
+    "vhost-user:feature/REPLY_ACK",
+    "vhost-user:SET_OWNER",
+    "vhost-user:SET_PROTOCOL_FEATURES/before",
+)
 def test_acknowledges_only_when_negotiated_and_asked_for(vmm):
     owner = (Request.SET_OWNER, b"")
     assert vmm.send(*owner, need_reply=True) is None
@@ -175,7 +191,7 @@ def test_acknowledges_only_when_negotiated_and_asked_for(vmm):
     assert vmm.send(*owner, need_reply=True) == bytes(8)
 
 
-@pytest.mark.spec('vhost-user "REPLY_ACK"')
+@pytest.mark.spec("vhost-user:reply-ack/own-reply")
 def test_a_message_with_a_reply_is_not_acknowledged_as_well(vmm):
     vmm.negotiate(0)
     assert vmm.send(Request.GET_QUEUE_NUM, need_reply=True) == encode_u64(2)
@@ -184,21 +200,28 @@ def test_a_message_with_a_reply_is_not_acknowledged_as_well(vmm):
 # ---- configuration space ----
 
 
-@pytest.mark.spec("vhost-user VHOST_USER_GET_CONFIG")
+@pytest.mark.spec(
+    "vhost-user:GET_CONFIG",
+    "vhost-user:GET_CONFIG/size",
+)
 def test_reads_part_of_the_configuration(vmm):
     vmm.negotiate(0)
     reply = vmm.send(Request.GET_CONFIG, ConfigSpace(0, bytes(4)).encode())
     assert ConfigSpace.decode(reply) == ConfigSpace(0, b"\3\0\0\0")
 
 
-@pytest.mark.spec("vhost-user VHOST_USER_GET_CONFIG")
+@pytest.mark.spec("vhost-user:GET_CONFIG/size")
 @pytest.mark.parametrize("offset", [1, 8, 2**32 - 1])
 def test_an_empty_payload_says_that_the_configuration_is_not_there(vmm, offset):
     vmm.negotiate(0)
     assert vmm.send(Request.GET_CONFIG, ConfigSpace(offset, bytes(8)).encode()) == b""
 
 
-@pytest.mark.spec("vhost-user VHOST_USER_SET_CONFIG")
+@pytest.mark.spec(
+    "vhost-user:SET_CONFIG",
+    "vhost-user:SET_CONFIG/flags",
+    "vhost-user:reply-ack/status",
+)
 @pytest.mark.parametrize(
     ("flags", "data", "status"),
     [
@@ -217,6 +240,11 @@ def test_read_only_configuration_is_not_written(vmm, flags, data, status):
     assert vmm.send(Request.SET_CONFIG, payload) is None
 
 
+@pytest.mark.spec(
+    "vhost-user:feature/CONFIG",
+    "vhost-user:communication/gated",
+    "vhost-user:unknown",
+)
 @pytest.mark.parametrize("request_", [Request.GET_CONFIG, Request.SET_CONFIG])
 def test_config_needs_its_protocol_feature(vmm, request_):
     vmm.negotiate(0, ProtocolFeature.MQ)
@@ -227,7 +255,7 @@ def test_config_needs_its_protocol_feature(vmm, request_):
 # ---- ring states ----
 
 
-@pytest.mark.spec('vhost-user "Ring states"')
+@pytest.mark.spec("vhost-user:ring-states/enable-without-features")
 def test_rings_start_enabled_without_protocol_features(vmm, device):
     vmm.send(Request.SET_OWNER)
     vmm.send(Request.SET_FEATURES, encode_u64(Feature.VERSION_1))
@@ -236,7 +264,11 @@ def test_rings_start_enabled_without_protocol_features(vmm, device):
     assert list(device.running) == [0]
 
 
-@pytest.mark.spec('vhost-user "Ring states"')
+@pytest.mark.spec(
+    "vhost-user:ring-states/initial",
+    "vhost-user:ring-states/enabled",
+    "vhost-user:SET_VRING_ENABLE",
+)
 def test_rings_start_disabled_with_protocol_features(vmm, device):
     vmm.negotiate(Feature.PROTOCOL_FEATURES)
     vmm.set_memory()
@@ -248,19 +280,25 @@ def test_rings_start_disabled_with_protocol_features(vmm, device):
     assert device.running == {}
 
 
-@pytest.mark.spec("vhost-user VHOST_USER_SET_VRING_ENABLE")
+@pytest.mark.spec("vhost-user:SET_VRING_ENABLE")
 def test_enable_needs_protocol_features(vmm):
     vmm.negotiate(Feature.VERSION_1)
     with pytest.raises(FrontendError, match="not negotiated"):
         vmm.enable(0)
 
 
-@pytest.mark.spec("vhost-user VHOST_USER_SET_VRING_ENABLE")
+@pytest.mark.spec("vhost-user:SET_VRING_ENABLE")
 def test_enable_is_0_or_1(running):
     with pytest.raises(FrontendError, match="need 0 or 1"):
         running.enable(0, 2)
 
 
+@pytest.mark.spec(
+    "vhost-user:SET_VRING_NUM",
+    "vhost-user:SET_VRING_ADDR",
+    "vhost-user:SET_VRING_KICK",
+    "vhost-user:SET_VRING_CALL",
+)
 def test_the_device_gets_the_ring_as_it_was_described(running, device):
     config = device.running[1]
     assert (config.desc_uva, config.avail_uva, config.used_uva, config.num) == (
@@ -274,7 +312,11 @@ def test_the_device_gets_the_ring_as_it_was_described(running, device):
     os.fstat(config.call_fd)
 
 
-@pytest.mark.spec("vhost-user VHOST_USER_GET_VRING_BASE")
+@pytest.mark.spec(
+    "vhost-user:GET_VRING_BASE",
+    "vhost-user:ring-states/stop",
+    "vhost-user:ring-states/start",
+)
 def test_get_vring_base_stops_the_ring_until_the_next_kick(running, device):
     device.progress = 5
     assert running.get_base(0) == 5
@@ -283,19 +325,25 @@ def test_get_vring_base_stops_the_ring_until_the_next_kick(running, device):
     assert device.calls == ["stop 0", "start 0 at 5"]
 
 
-@pytest.mark.spec("vhost-user VHOST_USER_GET_VRING_BASE")
+@pytest.mark.spec(
+    "vhost-user:GET_VRING_BASE",
+    "vhost-user:SET_VRING_BASE",
+)
 def test_get_vring_base_of_a_stopped_ring_is_its_base(vmm):
     vmm.send(Request.SET_VRING_BASE, VringState(1, 77).encode())
     assert vmm.get_base(1) == 77
 
 
-@pytest.mark.spec("vhost-user VHOST_USER_RESET_OWNER")
+@pytest.mark.spec("vhost-user:RESET_OWNER")
 def test_reset_owner_disables_the_rings(running, device):
     running.send(Request.RESET_OWNER)
     assert device.running == {}
 
 
-@pytest.mark.spec('vhost-user "Ring states"')
+@pytest.mark.spec(
+    "vhost-user:ring-states/initial",
+    "vhost-user:ring-states/start",
+)
 @pytest.mark.parametrize(
     "missing",
     [
@@ -324,7 +372,7 @@ def test_a_ring_starts_when_the_last_thing_it_needs_is_there(vmm, device, missin
     assert list(device.running) == [0]
 
 
-@pytest.mark.spec("vhost-user VHOST_USER_SET_VRING_KICK")
+@pytest.mark.spec("vhost-user:SET_VRING_KICK/polling")
 def test_a_ring_without_a_kick_fd_is_polled(vmm, device):
     vmm.set_memory()
     vmm.send(Request.SET_VRING_NUM, VringState(0, 128).encode())
@@ -333,6 +381,7 @@ def test_a_ring_without_a_kick_fd_is_polled(vmm, device):
     assert (device.running[0].kick_fd, device.running[0].call_fd) == (-1, -1)
 
 
+@pytest.mark.spec("vhost-user:SET_VRING_NUM")
 @pytest.mark.parametrize("num", [0, 3, 255, 2048, 2**31, 2**32 - 1])
 def test_rejects_a_ring_size(vmm, num):
     with pytest.raises(FrontendError, match="power of two"):
@@ -370,12 +419,13 @@ def test_size_and_base_of_a_running_ring_stay(running, request_):
         running.send(request_, VringState(0, 128).encode())
 
 
+@pytest.mark.spec("vhost-user:payload/split-index")
 def test_rejects_a_base_of_more_than_16_bits(vmm):
     with pytest.raises(FrontendError, match="16 bits"):
         vmm.send(Request.SET_VRING_BASE, VringState(0, 0x10000).encode())
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 2.7")
+@pytest.mark.spec("vhost-user:SET_VRING_ADDR")
 @pytest.mark.parametrize(
     "delta",
     [{"desc": 8}, {"avail": 1}, {"used": 2}],
@@ -404,7 +454,10 @@ def test_a_ring_that_the_device_cannot_use_ends_the_session(vmm, device, error):
 # ---- changes on the fly ----
 
 
-@pytest.mark.spec("vhost-user VHOST_USER_SET_MEM_TABLE")
+@pytest.mark.spec(
+    "vhost-user:SET_MEM_TABLE",
+    "vhost-user:ring-states/change",
+)
 def test_memory_changes_under_stopped_rings_that_go_on_where_they_were(running, device):
     device.progress = 3
     running.set_memory(32 * PAGE)
@@ -417,7 +470,7 @@ def test_memory_changes_under_stopped_rings_that_go_on_where_they_were(running, 
     ]
 
 
-@pytest.mark.spec('vhost-user "Ring states"')
+@pytest.mark.spec("vhost-user:ring-states/change")
 @pytest.mark.parametrize(
     "change",
     [
@@ -433,11 +486,19 @@ def test_a_running_ring_restarts_where_it_was(running, device, change):
     assert device.calls == ["stop 0", "start 0 at 9"]
 
 
+@pytest.mark.spec(
+    "vhost-user:SET_VRING_CALL",
+    "vhost-user:ring-states/change",
+)
 def test_the_call_fd_changes_without_a_restart(running, device):
     running.set_fd(Request.SET_VRING_CALL, 1)
     assert device.calls == ["call 1"]
 
 
+@pytest.mark.spec(
+    "vhost-user:SET_FEATURES",
+    "vhost-user:ring-states/change",
+)
 def test_features_change_with_the_rings_stopped(running, device):
     running.send(
         Request.SET_FEATURES, encode_u64(Feature.PROTOCOL_FEATURES | Feature.EVENT_IDX)
@@ -465,6 +526,10 @@ def test_a_driver_that_starts_over_loses_its_connections(running, device):
 # ---- file descriptors and memory ----
 
 
+@pytest.mark.spec(
+    "vhost-user:SET_VRING_KICK",
+    "vhost-user:communication/fds",
+)
 @pytest.mark.parametrize(
     ("has_fd", "fds"),
     [
@@ -492,6 +557,7 @@ def test_rejects_fds_with_an_unknown_message(vmm):
         vmm.send(99, b"", os.eventfd(0))
 
 
+@pytest.mark.spec("vhost-user:SET_MEM_TABLE")
 @pytest.mark.parametrize("fds", [0, 2])
 def test_rejects_another_number_of_fds_than_regions(vmm, fds):
     table = encode_mem_table([MemoryRegion(gpa=0, size=PAGE, uva=UVA)])
@@ -545,7 +611,7 @@ def test_replaced_eventfds_are_closed(vmm, open_fds):
         assert open_fds() == before - 1
 
 
-@pytest.mark.spec("vhost-user VHOST_USER_SET_VRING_ERR")
+@pytest.mark.spec("vhost-user:SET_VRING_ERR")
 def test_a_broken_ring_signals_the_error_eventfd(running, session):
     ours = os.eventfd(0, os.EFD_NONBLOCK)
     running.send(Request.SET_VRING_ERR, VringFd(1, has_fd=True).encode(), os.dup(ours))

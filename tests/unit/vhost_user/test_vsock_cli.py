@@ -103,6 +103,7 @@ def test_vms_from_a_file(tmp_path):
     ]
 
 
+@pytest.mark.spec("vhost-user:conventions/fail-early")
 @pytest.mark.parametrize(
     ("argv", "reason"),
     [
@@ -211,6 +212,10 @@ class Process:
         self._child.stderr.close()
 
 
+@pytest.mark.spec(
+    "vhost-user:conventions/sigterm",
+    "vhost-user:conventions/no-daemon",
+)
 @pytest.mark.parametrize("signo", [signal.SIGTERM, signal.SIGINT])
 def test_serves_a_guest_and_ends_clean(tmp_path, signo):
     paths = [tmp_path / name for name in ("vhost", "vsock", "stats")]
@@ -309,6 +314,7 @@ def test_a_killed_process_leaves_sockets_that_the_next_replaces(tmp_path):
         assert process.end()[0] == 0
 
 
+@pytest.mark.spec("vhost-user:conventions/fail-early")
 def test_a_socket_that_cannot_be_made_leaves_nothing_behind(tmp_path, capsys):
     status = main(
         ["--socket", "/nonexistent/vhost", "--uds-path", str(tmp_path / "vsock")]

@@ -21,7 +21,7 @@ REQUEST = bytes.fromhex(
 )
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 5.10.6")
+@pytest.mark.spec("virtio-1.2:5.10.6/header")
 def test_decodes_a_connection_request():
     assert Header.decode(REQUEST) == Header(
         src_cid=3,
