@@ -18,7 +18,7 @@ import gc
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import pytest
 from rich.console import Console
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     Measure = Callable[[], float]
     Side = Callable[[], AbstractContextManager[Measure]]
 
+T = TypeVar("T")
 BASELINE: Final = Path(__file__).with_name("baseline.json")
 FIGURES = pytest.StashKey[list[Figure]]()
 SITTINGS, ROUNDS = 3, 5
@@ -107,9 +108,15 @@ class Bench:
             )
         return figure
 
-    def alone(self, values: Sequence[float], **about: Any) -> Figure:
-        """Note a figure that has no other side."""
-        figure = Figure(ours=tuple(values), **about)
+    def each(self, measure: Callable[[], T], *, rounds: int) -> list[T]:
+        """Call `measure` a few times; return what it returned."""
+        done: list[T] = []
+        self._benchmark.pedantic(lambda: done.append(measure()), rounds=rounds)
+        return done
+
+    def note(self, **about: Any) -> Figure:
+        """Note a figure that was measured otherwise."""
+        figure = Figure(**about)
         self._note(figure)
         return figure
 
@@ -176,5 +183,9 @@ def bench(benchmark, pytestconfig):
 @pytest.fixture(scope="session", autouse=True)
 def _two_cpus():
     """Every benchmark is pinned to CPU 0, or to CPUs 0 and 1."""
-    if len(os.sched_getaffinity(0) & {0, 1}) < 2:
+    try:
+        os.sched_setaffinity(0, {0, 1})
+    except OSError:
+        pytest.skip("the benchmarks need CPUs 0 and 1")
+    if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("the benchmarks need CPUs 0 and 1")

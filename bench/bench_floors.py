@@ -1,0 +1,45 @@
+"""What this machine costs without any back-end: the floors under the figures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+
+from bench.harness import program
+
+TITLES = {
+    "eventfd_us": ("eventfd ping-pong", "us"),
+    "unix_us": ("unix socket ping-pong, 64 B", "us"),
+    "relay_us": ("relay eventfd - unix socket - eventfd", "us"),
+    "spin_us": ("shared-memory spin ping-pong", "us"),
+    "memcpy_cold": ("memcpy, 256 MiB", "GB/s"),
+    "memcpy_hot": ("memcpy, 64 KiB", "GB/s"),
+    "syscall_ns": ("system call", "ns"),
+}
+OF_THE_MACHINE = {"memcpy_cold", "memcpy_hot", "syscall_ns"}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "cpus"), [("one core", (0, 0)), ("two cores", (0, 1))], ids=["one", "two"]
+)
+def bench_floors(bench, name, cpus):
+    command = [str(program("floors")), *map(str, cpus)]
+
+    def run():
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+        return json.loads(done.stdout)
+
+    runs = bench.each(run, rounds=3)
+    for key, (title, unit) in TITLES.items():
+        if key in runs[0] and (cpus[0] != cpus[1] or key not in OF_THE_MACHINE):
+            bench.note(
+                ours=tuple(figures[key] for figures in runs),
+                key=f"floor-{name}-{key}",
+                group="Floors: no back-end at all",
+                title=title if key in OF_THE_MACHINE else f"{title}, {name}",
+                unit=unit,
+                less=unit != "GB/s",
+            )
