@@ -10,7 +10,7 @@ import os
 from typing import Final
 
 from vhost_user._vu import ffi, lib
-from vhost_user.errors import GuestError, StateError, VhostUserError
+from vhost_user.errors import FrontendError, GuestError, StateError, VhostUserError
 
 __all__ = ["check", "ffi", "lib"]
 
@@ -24,6 +24,8 @@ _ERRORS: Final[dict[int, tuple[type[VhostUserError], str]]] = {
     lib.VU_ERR_GONE: (StateError, "no such device, listener, route or connection"),
     lib.VU_ERR_STATE: (StateError, "not possible in this state"),
     lib.VU_ERR_INVAL: (StateError, "argument out of range"),
+    lib.VU_ERR_FAULT: (FrontendError, "guest memory is gone: its file was truncated"),
+    lib.VU_ERR_REGION: (FrontendError, "memory region wraps or overlaps another"),
 }
 
 
@@ -35,6 +37,7 @@ def check(ret: int, context: str) -> int:
         context: what was being done, for the message.
 
     Raises:
+        FrontendError: the front-end did.
         GuestError: the guest gave bad values.
         StateError: the caller did.
         OSError: a system call failed.

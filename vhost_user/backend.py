@@ -17,6 +17,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from vhost_user.device import Device
+from vhost_user.engine import ALL_QUEUES
 from vhost_user.errors import FrontendError
 from vhost_user.message import HEADER_SIZE, MAX_REGIONS, Header, Message
 from vhost_user.session import Session
@@ -70,7 +71,11 @@ class Backend:
             self.connected.clear()
 
     def _ring_broke(self, queue: int) -> None:
-        if self._connection is not None:
+        if self._connection is None:
+            return
+        if queue == ALL_QUEUES:
+            self._on_end(FrontendError("guest memory is gone: its file was truncated"))
+        else:
             self._connection.session.ring_broke(queue)
 
     def _on_client(self, sock: socket.socket) -> None:

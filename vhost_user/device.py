@@ -23,7 +23,10 @@ class Device(Protocol):
     """
 
     on_ring_broke: Callable[[int], None] | None
-    """The back-end sets it; the device calls it with a queue it had to give up."""
+    """The back-end sets it; the device calls it with a queue it had to give up.
+
+    `ALL_QUEUES`: the guest's memory is gone (its file was truncated).
+    """
 
     @property
     def features(self) -> int:

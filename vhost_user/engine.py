@@ -44,6 +44,10 @@ SocketAddress = tuple[str, int]
 
 _EVENTS_A_READ: Final = 256
 _PORT_ANY: Final = 0xFFFFFFFF  # VU_PORT_ANY
+_NOT_LOGGED: Final = 0xFFFF_FFFF_FFFF_FFFF  # UINT64_MAX
+
+ALL_QUEUES: Final = 0xFFFFFFFF
+"""`Event.port` of a BROKEN event about the whole device: its memory is gone."""
 
 FIRST_OPENED_PORT: Final = 1 << 30
 """Ports on our side of connections that `DeviceHandle.open()` made start here."""
@@ -124,7 +128,7 @@ class Event:
     error: int = 0
     """errno; for BROKEN, the `enum vu_err`."""
     port: int = 0
-    """vsock port on our side; for BROKEN, the queue."""
+    """vsock port on our side; for BROKEN, the queue, or `ALL_QUEUES`."""
     peer_port: int = 0
     """vsock port in the guest."""
     cid: int = 0
@@ -162,6 +166,16 @@ class RingConfig:
     """eventfd, borrowed; -1: poll."""
     call_fd: int
     """eventfd, borrowed; -1: none."""
+    log_used_gpa: int | None = None
+    """Where the dirty log has the used ring; None: it isn't logged."""
+
+    def native(self) -> CStruct:
+        """Return it as `struct vu_ring_config *`."""
+        raw = ffi.new("struct vu_ring_config *")
+        for name in self.__slots__:
+            value = getattr(self, name)
+            setattr(raw, name, _NOT_LOGGED if value is None else value)
+        return raw
 
 
 @dataclass(frozen=True, slots=True)
@@ -431,11 +445,10 @@ class DeviceHandle:
             GuestError: its addresses are not in guest memory, or not aligned.
             StateError: it runs, has a bad size, or there is no memory.
         """
-        raw = ffi.new("struct vu_ring_config *")
-        for name in RingConfig.__slots__:
-            setattr(raw, name, getattr(config, name))
         check(
-            lib.vu_dev_start_ring(self._engine.native, self._dev, queue, raw),
+            lib.vu_dev_start_ring(
+                self._engine.native, self._dev, queue, config.native()
+            ),
             f"start ring {queue}",
         )
 

@@ -47,6 +47,7 @@ class GuestMemory:
         regions: at most 32, in any order, not overlapping.
 
     Raises:
+        FrontendError: a region wraps, or overlaps another.
         StateError: more regions than the C table holds.
         OSError: a region could not be mapped.
     """
@@ -85,6 +86,7 @@ class GuestMemory:
         For the control plane: the data path stays in C.
 
         Raises:
+            FrontendError: the memory's file was truncated.
             GuestError: part of the range is not guest memory.
             StateError: the memory is closed.
         """
@@ -99,7 +101,17 @@ class GuestMemory:
             chunks.append(bytes(ffi.buffer(va[0], span[0])))
             gpa += span[0]
             size -= span[0]
+        if self.lost:
+            check(-lib.VU_ERR_FAULT, f"read {gpa:#x}")
         return b"".join(chunks)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the front-end truncated a file under us.
+
+        What was read since the last look may be zeroes that nobody wrote.
+        """
+        return bool(self._maps) and lib.vu_mem_faulted(self.native)
 
     def close(self) -> None:
         """Unmap everything; a second call does nothing."""

@@ -19,6 +19,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from vhost_user._native import check, ffi, lib
+from vhost_user.engine import ALL_QUEUES
 from vhost_user.errors import GuestError, StateError
 from vhost_user.message import Feature, ProtocolFeature
 
@@ -53,6 +54,12 @@ class Chain:
         self._iov = iov
         self.native = native
         """`struct vu_chain *`, for the C calls that take it."""
+
+    @property
+    def written(self) -> FFI.CData:
+        """Its device-writable segments, `struct iovec *`."""
+        first: FFI.CData = self._iov + self.native.n_read
+        return first
 
     @property
     def readable(self) -> int:
@@ -110,10 +117,7 @@ class Queue:
         self, memory: GuestMemory, config: RingConfig, on_ready: Callable[[], None]
     ) -> None:
         error = ffi.new("int *")
-        raw = ffi.new("struct vu_ring_config *")
-        for name in config.__slots__:
-            setattr(raw, name, getattr(config, name))
-        ring = lib.vu_ring_new(memory.native, raw, error)
+        ring = lib.vu_ring_new(memory.native, config.native(), error)
         if ring == ffi.NULL:
             check(error[0], "start ring")
         self._native = ffi.gc(ring, lib.vu_ring_free)
@@ -150,7 +154,7 @@ class Queue:
 
     def push(self, chain: Chain, written: int = 0) -> None:
         """Give a chain back with `written` bytes in it; seen after `flush()`."""
-        lib.vu_ring_push(self._ring, chain.native, written)
+        lib.vu_ring_push(self._ring, chain.native, chain.written, written)
 
     def flush(self) -> None:
         """Show the guest what was pushed and interrupt it if it wants that."""
@@ -267,3 +271,8 @@ class QueueDevice:
             self.stop_ring(index)
             if self.on_ring_broke is not None:
                 self.on_ring_broke(index)
+        if self._memory is not None and self._memory.lost:
+            for ring in list(self._running):
+                self.stop_ring(ring)
+            if self.on_ring_broke is not None:
+                self.on_ring_broke(ALL_QUEUES)

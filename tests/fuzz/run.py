@@ -28,7 +28,7 @@ COPY = ROOT / "build" / "fuzz"
 
 C_HARNESSES = {
     # engine.c is included by the harness, which calls what is static there
-    "engine": ["mem", "ring", "conn", "vsock", "relay", "control"],
+    "engine": ["mem", "fault", "ring", "conn", "vsock", "relay", "control"],
 }
 PYTHON_HARNESSES = ["session"]
 HARNESSES = [*C_HARNESSES, *PYTHON_HARNESSES]

@@ -17,6 +17,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 SOURCES = [
     "mem.c",
+    "fault.c",
     "ring.c",
     "conn.c",
     "vsock.c",
@@ -60,7 +61,9 @@ ffibuilder.set_source(
     "vhost_user._vu",
     '#include "vu.h"',
     sources=[str((HERE / name).relative_to(ROOT)) for name in SOURCES],
-    depends=[str((HERE / name).relative_to(ROOT)) for name in ("vu.h", "engine.h")],
+    depends=[
+        str((HERE / name).relative_to(ROOT)) for name in ("vu.h", "mem.h", "engine.h")
+    ],
     include_dirs=[str(HERE.relative_to(ROOT))],
     extra_compile_args=flags(),
     extra_link_args=[

@@ -85,10 +85,10 @@ int vu_dev_add(struct vu_engine *e, const struct vu_dev_config *cfg)
 }
 
 /**
- * drop_conns() - End a device's connections; its guest is gone
+ * dev_drop_conns() - End a device's connections; its guest is gone
  * @d:		Device
  */
-static void drop_conns(struct vu_dev *d)
+void dev_drop_conns(struct vu_dev *d)
 {
 	struct vu_engine *e = d->engine;
 
@@ -142,7 +142,7 @@ int vu_dev_del(struct vu_engine *e, uint32_t dev)
 	control_begin(e);
 	d = dev_get(e, dev);
 	if (d) {
-		drop_conns(d);
+		dev_drop_conns(d);
 		for (uint32_t q = 0; q < QUEUES; q++)
 			stop_ring(d, q);
 		/* orphans still point to it: no guest, no more counting */
@@ -194,8 +194,10 @@ int vu_dev_set_mem(struct vu_engine *e, uint32_t dev, const struct vu_mem *mem)
 		err = -VU_ERR_GONE;
 	for (unsigned q = 0; q < QUEUES && !err; q++)
 		err = d->rings[q] ? -VU_ERR_STATE : 0;
-	if (!err)
+	if (!err) {
 		d->mem = mem;
+		d->faulted = false;
+	}
 	control_end(e);
 	return err;
 }
@@ -251,7 +253,8 @@ static int start_ring(struct vu_dev *d, uint32_t queue,
  * Returns: 0,
  *	-VU_ERR_GONE
  *	-VU_ERR_STATE, if it runs already, or there is no memory map
- *	-VU_ERR_INVAL, -VU_ERR_RANGE, -VU_ERR_RING, -VU_ERR_NOMEM: vu_ring_new()
+ *	-VU_ERR_INVAL, -VU_ERR_RANGE, -VU_ERR_RING, -VU_ERR_NOMEM,
+ *	-VU_ERR_FAULT: vu_ring_new()
  *	-VU_ERR_SYS, if the kick eventfd can't be watched
  */
 int vu_dev_start_ring(struct vu_engine *e, uint32_t dev, uint32_t queue,
@@ -344,7 +347,7 @@ int vu_dev_reset(struct vu_engine *e, uint32_t dev)
 	control_begin(e);
 	d = dev_get(e, dev);
 	if (d)
-		drop_conns(d);
+		dev_drop_conns(d);
 	control_end(e);
 	return d ? 0 : -VU_ERR_GONE;
 }

@@ -262,6 +262,7 @@ struct vu_dev {
 	uint32_t next_port;
 	uint64_t held_us[QUEUES]; /* since when entries are held back, or 0 */
 	bool rx_urgent;		  /* a driver or program waits for some */
+	bool faulted;		  /* a system call found no guest memory */
 	unsigned rst_first;
 	unsigned rst_count;
 	struct rst rsts[RST_QUEUE];
@@ -385,6 +386,9 @@ void iov_move(const struct iovec *to, unsigned n_to, const struct iovec *from,
 	      unsigned n_from, size_t off, size_t len);
 
 struct virtio_vsock_hdr;
+
+/* control.c */
+void dev_drop_conns(struct vu_dev *d);
 
 /* vsock.c */
 size_t vsock_send(struct vu_conn *c, const struct iovec *iov, unsigned n_iov,

@@ -32,7 +32,7 @@
 
 #include <linux/virtio_ring.h>
 
-#include "vu.h"
+#include "mem.h"
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
 	      "rings are little-endian; this code does not swap");
@@ -52,6 +52,7 @@ struct vu_ring {
 	bool event_idx;
 	bool indirect;
 	int call_fd;
+	uint64_t log_used; /* the used ring's place in the log */
 };
 
 /**
@@ -84,7 +85,7 @@ static int map_ring(const struct vu_mem *mem, uint64_t uva, uint64_t len,
  * @mem:	Memory map; outlives the ring
  * @cfg:	Where the ring is
  * @ret_err:	On failure -VU_ERR_INVAL (size), -VU_ERR_RANGE or -VU_ERR_RING
- *		(addresses), -VU_ERR_NOMEM
+ *		(addresses), -VU_ERR_NOMEM, -VU_ERR_FAULT
  *
  * Returns: the ring, to be freed with vu_ring_free(), or NULL
  */
@@ -122,10 +123,16 @@ struct vu_ring *vu_ring_new(const struct vu_mem *mem,
 	    .event_idx = cfg->features >> VIRTIO_RING_F_EVENT_IDX & 1,
 	    .indirect = cfg->features >> VIRTIO_RING_F_INDIRECT_DESC & 1,
 	    .call_fd = cfg->call_fd,
+	    .log_used = cfg->log_used_gpa,
 	};
 	/* The front-end may hand over a ring that was in use: go on there */
 	ring->used_idx = __atomic_load_n(&ring->used->idx, __ATOMIC_RELAXED);
 	ring->used_published = ring->used_idx;
+	if (vu_mem_faulted(mem)) {
+		free(ring);
+		*ret_err = -VU_ERR_FAULT;
+		return NULL;
+	}
 	return ring;
 }
 
@@ -339,13 +346,46 @@ void vu_ring_unpop(struct vu_ring *ring, unsigned count)
 }
 
 /**
+ * log_used() - Mark a part of the used ring that was written
+ * @ring:	Ring
+ * @part:	It, in our address space
+ * @len:	Its size, bytes
+ */
+static void log_used(const struct vu_ring *ring, const void *part, uint64_t len)
+{
+	uint64_t off = (uintptr_t)part - (uintptr_t)ring->used;
+
+	if (ring->mem->log && ring->log_used <= UINT64_MAX - off - len)
+		mem_log(ring->mem, ring->log_used + off, len);
+}
+
+/**
+ * log_written() - Mark what a device wrote into a chain
+ * @ring:	Ring
+ * @iov:	The chain's device-writable segments
+ * @n:		How many
+ * @len:	Bytes written, from the start of the first
+ */
+static void log_written(const struct vu_ring *ring, const struct iovec *iov,
+			unsigned n, uint64_t len)
+{
+	for (unsigned i = 0; i < n && len; i++) {
+		uint64_t span = len < iov[i].iov_len ? len : iov[i].iov_len;
+
+		mem_log_va(ring->mem, iov[i].iov_base, span);
+		len -= span;
+	}
+}
+
+/**
  * vu_ring_push() - Put a chain on the used ring, not visible yet
  * @ring:	Ring
  * @chain:	The chain
- * @len:	Bytes written into it
+ * @written:	Its device-writable segments; NULL if @len is 0
+ * @len:	Bytes written into them, for the driver and the dirty log
  */
 void vu_ring_push(struct vu_ring *ring, const struct vu_chain *chain,
-		  uint32_t len)
+		  const struct iovec *written, uint32_t len)
 {
 	struct vring_used_elem *elem =
 	    &ring->used->ring[ring->used_idx & (ring->num - 1)];
@@ -355,6 +395,10 @@ void vu_ring_push(struct vu_ring *ring, const struct vu_chain *chain,
 	elem->len = len;
 	ring->used_idx++;
 	ring->unflushed += segments ? segments : 1;
+	if (ring->mem->log) {
+		log_used(ring, elem, sizeof(*elem));
+		log_written(ring, written, chain->n_write, len);
+	}
 }
 
 /**
@@ -408,6 +452,7 @@ int vu_ring_flush(struct vu_ring *ring)
 	__atomic_store_n(&ring->used->idx, ring->used_idx, __ATOMIC_RELEASE);
 	ring->used_published = ring->used_idx;
 	ring->unflushed = 0;
+	log_used(ring, &ring->used->idx, sizeof(ring->used->idx));
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	if (!wants_call(ring, old) || ring->call_fd < 0)
 		return 0;
@@ -445,11 +490,13 @@ bool vu_ring_want_kicks(struct vu_ring *ring, bool want)
 
 			__atomic_store_n(avail_event, ring->last_avail,
 					 __ATOMIC_RELAXED);
+			log_used(ring, avail_event, sizeof(*avail_event));
 		}
 	} else {
 		__atomic_store_n(&ring->used->flags,
 				 want ? 0 : VRING_USED_F_NO_NOTIFY,
 				 __ATOMIC_RELAXED);
+		log_used(ring, &ring->used->flags, sizeof(ring->used->flags));
 	}
 	if (!want)
 		return false;

@@ -77,6 +77,43 @@ void vsock_stop_ring(struct vu_dev *d, uint32_t queue)
 }
 
 /**
+ * faulted() - Did the front-end take the guest's memory away?
+ * @d:		Device
+ *
+ * Returns: true if it did, until dev_fault() or a new map
+ */
+static bool faulted(const struct vu_dev *d)
+{
+	return d->faulted || (d->mem && vu_mem_faulted(d->mem));
+}
+
+/**
+ * dev_fault() - Break a device whose guest's memory is gone
+ * @d:		Device, faulted(); no connection of it is in anyone's hands
+ *
+ * What was read of that memory since is worth nothing, so nothing of it is
+ * delivered: connections end with a reset.
+ */
+static void dev_fault(struct vu_dev *d)
+{
+	struct vu_event event = {
+	    .kind = VU_EV_BROKEN,
+	    .source = d->id,
+	    .port = VU_QUEUE_ALL,
+	    .error = VU_ERR_FAULT,
+	};
+
+	for (uint32_t q = 0; q < QUEUES; q++) {
+		if (d->rings[q])
+			vsock_stop_ring(d, q);
+	}
+	dev_drop_conns(d);
+	d->mem = NULL;
+	d->faulted = false;
+	events_push(d->engine, &event, true);
+}
+
+/**
  * vsock_broken() - Stop a ring whose driver broke the rules
  * @d:		Device
  * @queue:	Its ring
@@ -92,7 +129,8 @@ void vsock_broken(struct vu_dev *d, uint32_t queue, int err)
 	};
 
 	vsock_stop_ring(d, queue);
-	events_push(d->engine, &event, true);
+	if (!faulted(d)) /* else dev_fault() is about to tell */
+		events_push(d->engine, &event, true);
 }
 
 /* ---- RX: to the guest ---- */
@@ -180,7 +218,7 @@ static bool rx_control(struct vu_dev *d, struct virtio_vsock_hdr *hdr,
 	if (!rx_pop(d, 0, &chain))
 		return false;
 	iov_copy(d->engine->rx_iov, chain.n_write, 0, hdr, HDR, true);
-	vu_ring_push(d->rings[QUEUE_RX], &chain, HDR);
+	vu_ring_push(d->rings[QUEUE_RX], &chain, d->engine->rx_iov, HDR);
 	d->stats.rx_packets++;
 	d->rx_urgent |= urgent;
 	return true;
@@ -435,7 +473,7 @@ static void rx_commit(struct vu_conn *c, const struct rx_batch *b, size_t len)
 		    make_hdr(c, VIRTIO_VSOCK_OP_RW, 0, n);
 
 		iov_copy(iov, chain->n_write, 0, &hdr, HDR, true);
-		vu_ring_push(ring, chain, (uint32_t)HDR + n);
+		vu_ring_push(ring, chain, iov, (uint32_t)HDR + n);
 		iov += chain->n_write;
 		len -= n;
 		c->tx_cnt += n;
@@ -479,6 +517,10 @@ size_t vsock_send(struct vu_conn *c, const struct iovec *iov, unsigned n_iov,
 			break;
 		}
 		iov_move(e->rx_payload, b.n_payload, iov, n_iov, sent, b.room);
+		if (c->twin && faulted(c->twin->dev)) {
+			rx_commit(c, &b, 0); /* not what its guest sent */
+			break;
+		}
 		rx_commit(c, &b, b.room);
 		sent += b.room;
 	}
@@ -544,6 +586,10 @@ static void rx_socket(struct vu_conn *c)
 		if (n == 0) {
 			c->far.readable = false;
 			down_ended(c);
+			return;
+		}
+		if (n < 0 && errno == EFAULT) {
+			c->dev->faulted = true;
 			return;
 		}
 		if (n < 0) {
@@ -622,7 +668,9 @@ static size_t deliver_socket(struct vu_conn *c, const struct burst *b)
 		c->far.writable = (size_t)n == b->len;
 		return (size_t)n;
 	}
-	if (errno == EAGAIN)
+	if (errno == EFAULT)
+		c->dev->faulted = true;
+	else if (errno == EAGAIN)
 		c->far.writable = false;
 	else if (errno != EINTR)
 		up_broken(c);
@@ -654,7 +702,9 @@ static void burst_end(struct vu_dev *d, struct burst *b)
 	struct vu_conn *c = b->conn;
 	size_t n = b->len;
 
-	if (c && c->twin && b->len) {
+	if (faulted(d)) {
+		; /* what it holds may be zeroes that nobody wrote */
+	} else if (c && c->twin && b->len) {
 		sibling_deliver(c, e->tx_iov, b->n_iov, b->len);
 	} else if (c && b->len) {
 		if (c->up.broken)
@@ -674,7 +724,7 @@ static void burst_end(struct vu_dev *d, struct burst *b)
 		}
 	}
 	for (unsigned i = 0; i < b->n_chains; i++)
-		vu_ring_push(d->rings[QUEUE_TX], &e->tx_chains[i], 0);
+		vu_ring_push(d->rings[QUEUE_TX], &e->tx_chains[i], NULL, 0);
 	*b = (struct burst){0};
 }
 
@@ -987,13 +1037,13 @@ static void tx_chain(struct vu_dev *d, struct burst *b,
 	d->stats.tx_packets++;
 	if (chain->read_len < HDR) {
 		d->stats.bad_packets++;
-		vu_ring_push(d->rings[QUEUE_TX], chain, 0);
+		vu_ring_push(d->rings[QUEUE_TX], chain, NULL, 0);
 		return;
 	}
 	iov_copy(iov, chain->n_read, 0, &hdr, HDR, false);
 	if (hdr.len > chain->read_len - HDR) {
 		d->stats.bad_packets++;
-		vu_ring_push(d->rings[QUEUE_TX], chain, 0);
+		vu_ring_push(d->rings[QUEUE_TX], chain, NULL, 0);
 		return;
 	}
 	c = open_stream(d, b, &hdr);
@@ -1006,7 +1056,7 @@ static void tx_chain(struct vu_dev *d, struct burst *b,
 			conn_abort(e, c, EPROTO);
 		else
 			packet(d, &hdr);
-		vu_ring_push(d->rings[QUEUE_TX], chain, 0);
+		vu_ring_push(d->rings[QUEUE_TX], chain, NULL, 0);
 		return;
 	}
 	n = behind_header(iov, chain->n_read, hdr.len, iov, &len);
@@ -1161,7 +1211,7 @@ bool vsock_pending(const struct vu_dev *d)
 	bool wait_rx =
 	    d->rst_count || !list_empty(&d->owing) || !list_empty(&d->starved);
 
-	if (wait_rx && rx_room(d))
+	if ((wait_rx && rx_room(d)) || faulted(d))
 		return true;
 	return d->rings[QUEUE_TX] && d->rst_count < RST_QUEUE &&
 	       vu_ring_pending(d->rings[QUEUE_TX]);
@@ -1173,9 +1223,15 @@ bool vsock_pending(const struct vu_dev *d)
  */
 void vsock_turn(struct vu_dev *d)
 {
+	if (faulted(d))
+		dev_fault(d);
 	if (d->rings[QUEUE_TX] && vu_ring_pending(d->rings[QUEUE_TX])) {
 		vu_ring_want_kicks(d->rings[QUEUE_TX], false);
 		tx(d);
+	}
+	if (faulted(d)) { /* before a connection passes on what it read */
+		dev_fault(d);
+		return;
 	}
 	pay_all(d);
 	if (!list_empty(&d->starved) && rx_room(d))
@@ -1216,6 +1272,10 @@ static bool held_long(struct vu_dev *d, uint32_t queue)
 void vsock_flush(struct vu_dev *d)
 {
 	pay_all(d);
+	if (faulted(d)) {
+		dev_fault(d);
+		return;
+	}
 	for (uint32_t q = QUEUE_RX; q <= QUEUE_TX; q++) {
 		bool urgent = q == QUEUE_RX && d->rx_urgent;
 

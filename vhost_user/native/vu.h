@@ -29,6 +29,9 @@
 #define VU_MAX_QUEUE   1024 /* entries in one ring; IOV_MAX bounds a batch */
 #define VU_MAX_DEVICES 64   /* per engine */
 
+/* VU_EV_BROKEN: not one queue but the whole device */
+#define VU_QUEUE_ALL 0xffffffffU
+
 /* Any port that has no route of its own; VMADDR_PORT_ANY */
 #define VU_PORT_ANY 0xffffffffU
 
@@ -44,6 +47,8 @@
  * @VU_ERR_STATE:	Not in this state: ring started twice, answered twice
  * @VU_ERR_INVAL:	An argument out of its range
  * @VU_ERR_SYS:		A system call failed; errno says why
+ * @VU_ERR_FAULT:	Guest memory is gone: its file was truncated
+ * @VU_ERR_REGION:	A memory region wraps, or overlaps another
  */
 enum vu_err {
 	VU_ERR_EMPTY = 1,
@@ -56,9 +61,11 @@ enum vu_err {
 	VU_ERR_STATE = 8,
 	VU_ERR_INVAL = 9,
 	VU_ERR_SYS = 10,
+	VU_ERR_FAULT = 11,
+	VU_ERR_REGION = 12,
 };
 
-/* ---- guest memory (mem.c) ---- */
+/* ---- guest memory (mem.c, fault.c) ---- */
 
 struct vu_mem;
 
@@ -66,6 +73,9 @@ struct vu_mem *vu_mem_new(void);
 void vu_mem_free(struct vu_mem *mem);
 int vu_mem_add(struct vu_mem *mem, uint64_t gpa, uint64_t uva, uint64_t size,
 	       void *va);
+int vu_mem_del(struct vu_mem *mem, uint64_t gpa, uint64_t uva, uint64_t size);
+bool vu_mem_faulted(const struct vu_mem *mem);
+int vu_mem_set_log(struct vu_mem *mem, void *log, uint64_t log_size);
 int vu_mem_translate(const struct vu_mem *mem, uint64_t gpa, uint64_t *len,
 		     void **ret_va);
 int vu_mem_translate_uva(const struct vu_mem *mem, uint64_t uva, uint64_t *len,
@@ -83,11 +93,14 @@ int vu_mem_translate_uva(const struct vu_mem *mem, uint64_t uva, uint64_t *len,
  * @base:	Index of the next available entry to take
  * @kick_fd:	eventfd the guest signals, or -1 (the engine then polls)
  * @call_fd:	eventfd that interrupts the guest, or -1
+ * @log_used_gpa: Where the dirty log has the used ring (VHOST_VRING_F_LOG);
+ *		UINT64_MAX: what is written there isn't logged
  */
 struct vu_ring_config {
 	uint64_t desc_uva;
 	uint64_t avail_uva;
 	uint64_t used_uva;
+	uint64_t log_used_gpa;
 	uint64_t features;
 	uint32_t num;
 	uint16_t base;
@@ -120,7 +133,7 @@ int vu_ring_pop(struct vu_ring *ring, struct iovec *iov, unsigned iov_cap,
 		struct vu_chain *ret_chain);
 void vu_ring_unpop(struct vu_ring *ring, unsigned count);
 void vu_ring_push(struct vu_ring *ring, const struct vu_chain *chain,
-		  uint32_t len);
+		  const struct iovec *written, uint32_t len);
 unsigned vu_ring_unflushed(const struct vu_ring *ring);
 int vu_ring_flush(struct vu_ring *ring);
 bool vu_ring_pending(const struct vu_ring *ring);
@@ -191,7 +204,9 @@ struct vu_engine_config {
  * @VU_EV_CLOSED:	An established connection ended; @error is 0 after an
  *			orderly end. The connection is gone
  * @VU_EV_BROKEN:	A device's ring broke the specification and is stopped;
- *			@port is the queue, @error the enum vu_err
+ *			@port is the queue, @error the enum vu_err. With
+ *			VU_ERR_FAULT @port is VU_QUEUE_ALL: all rings are
+ *			stopped, all connections ended, the memory map is gone
  */
 enum vu_event_kind {
 	VU_EV_REQUEST = 1,

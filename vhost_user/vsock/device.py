@@ -11,7 +11,7 @@ import logging
 import struct
 from typing import TYPE_CHECKING, Final
 
-from vhost_user.engine import Event, EventKind
+from vhost_user.engine import ALL_QUEUES, Event, EventKind
 from vhost_user.errors import StateError
 from vhost_user.message import Feature, ProtocolFeature
 
@@ -131,12 +131,13 @@ class VsockDevice:
 
     def _handle_event(self, event: Event) -> None:
         if event.kind is EventKind.BROKEN:
-            log.warning(
-                "CID %d: the guest broke ring %d (error %d); it is stopped",
-                self.guest_cid,
-                event.port,
-                event.error,
-            )
+            if event.port != ALL_QUEUES:
+                log.warning(
+                    "CID %d: the guest broke ring %d (error %d); it is stopped",
+                    self.guest_cid,
+                    event.port,
+                    event.error,
+                )
             if self.on_ring_broke is not None:
                 self.on_ring_broke(event.port)
         if self._on_event is not None:
