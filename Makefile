@@ -97,7 +97,7 @@ fuzz: setup
 	$(BIN)/python tests/fuzz/run.py --seconds $(FUZZ_S)
 
 # Ours beside Debian's vhost-device-vsock, which is downloaded the first time.
-bench: setup
+bench: setup image
 	mkdir -p $(dir $(BENCH))
 	$(PYTEST) bench $(BENCH_OPTIONS) --benchmark-json $(BENCH:.json=-pytest.json) \
 	  --out $(BENCH)

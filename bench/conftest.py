@@ -17,6 +17,7 @@ import contextlib
 import gc
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
@@ -26,17 +27,19 @@ from rich.console import Console
 from bench.report import LOST, Figure, save, tables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     Measure = Callable[[], float]
+    Measures = Callable[[], Sequence[float]]
     Side = Callable[[], AbstractContextManager[Measure]]
+    Sides = Callable[[], AbstractContextManager[Measures]]
 
 T = TypeVar("T")
 BASELINE: Final = Path(__file__).with_name("baseline.json")
 FIGURES = pytest.StashKey[list[Figure]]()
-SITTINGS, ROUNDS = 3, 5
-SHORT_SITTINGS, SHORT_ROUNDS = 1, 5
+SITTINGS, SHORT_SITTINGS = 3, 1
+ROUNDS = 5
 MORE_SITTINGS = 3
 
 
@@ -77,36 +80,26 @@ class Bench:
         self._benchmark = benchmark
         self._figures = config.stash[FIGURES]
 
-    def pair(
-        self,
-        ours: Side,
-        other: Side,
-        *,
-        sittings: int | None = None,
-        rounds: int | None = None,
-        **about: Any,
-    ) -> Figure:
-        """Measure, note and return the figure that `about` (Figure's) describes."""
-        sittings = sittings or (SHORT_SITTINGS if self.short else SITTINGS)
-        rounds = rounds or (SHORT_ROUNDS if self.short else ROUNDS)
-        with _Sitting((ours, other), rounds) as sitting:
-            self._benchmark.pedantic(sitting.round, rounds=sittings * rounds)
-            figure = _figure(sitting.done, about)
-            recorded = self._recorded(figure)
+    def pair(self, ours: Side, other: Side, **about: Any) -> None:
+        """Measure and note the figure that `about` (Figure's) describes."""
+        self.pairs(_one_figure(ours), _one_figure(other), [about])
+
+    def pairs(self, ours: Sides, other: Sides, about: Sequence[dict[str, Any]]) -> None:
+        """Measure sides that give several figures a round; note each."""
+        sittings = SHORT_SITTINGS if self.short else SITTINGS
+        with _Sitting((ours, other), ROUNDS) as sitting:
+            self._benchmark.pedantic(sitting.round, rounds=sittings * ROUNDS)
+            figures = _figures(sitting.done, about)
             for _ in range(MORE_SITTINGS):
-                if recorded is None or figure.kept(recorded) >= LOST:
+                if not any(map(self._lost, figures)):
                     break
-                for _ in range(rounds):
+                for _ in range(ROUNDS):
                     sitting.round()
-                figure = _figure(sitting.done, about)
-        self._note(figure)
-        if recorded is not None and figure.kept(recorded) < LOST:
-            pytest.fail(
-                f"{figure.group}: {figure.title}: {figure.ratio} to the peer, recorded "
-                f"{recorded:.2f}: {figure.kept(recorded):.0%} of the advantage is left",
-                pytrace=False,
-            )
-        return figure
+                figures = _figures(sitting.done, about)
+        for figure in figures:
+            self._note(figure)
+        if lost := [complaint for each in figures if (complaint := self._lost(each))]:
+            pytest.fail("; ".join(lost), pytrace=False)
 
     def each(self, measure: Callable[[], T], *, rounds: int) -> list[T]:
         """Call `measure` a few times; return what it returned."""
@@ -128,29 +121,51 @@ class Bench:
             figure.against: figure.other,
         }
 
-    def _recorded(self, figure: Figure) -> float | None:
-        """Return the ratio to hold on to, if this is a run that judges."""
+    def _lost(self, figure: Figure) -> str:
+        """Say how much of the recorded advantage is gone; "": enough is left."""
         if not self.short or not BASELINE.exists():
-            return None
-        ratios: dict[str, float] = json.loads(BASELINE.read_text())["ratios"]
-        return ratios.get(figure.key)
+            return ""
+        recorded = json.loads(BASELINE.read_text())["ratios"].get(figure.key)
+        if recorded is None or (kept := figure.kept(recorded)) >= LOST:
+            return ""
+        assert figure.ratio is not None
+        return (
+            f"{figure.group}: {figure.title}: {figure.ratio.median:.2f}x the peer "
+            f"over {figure.ratio.pairs} rounds, recorded {recorded:.2f}x: "
+            f"{kept:.0%} of the advantage is left"
+        )
 
 
-def _figure(done: Sequence[Sequence[float]], about: dict[str, Any]) -> Figure:
-    ours, other = zip(*done, strict=True)
-    return Figure(ours=ours, other=other, **about)
+def _one_figure(side: Side) -> Sides:
+    @contextmanager
+    def run() -> Iterator[Measures]:
+        with side() as measure:
+            yield lambda: (measure(),)
+
+    return run
+
+
+def _figures(
+    done: Sequence[Sequence[Sequence[float]]], about: Sequence[dict[str, Any]]
+) -> list[Figure]:
+    """Turn rounds of sides of figures into figures of sides of rounds."""
+    ours, other = (list(zip(*side, strict=True)) for side in zip(*done, strict=True))
+    return [
+        Figure(ours=mine, other=its, **words)
+        for mine, its, words in zip(ours, other, about, strict=True)
+    ]
 
 
 class _Sitting:
     """Rounds over sides that are started afresh every few of them."""
 
-    def __init__(self, sides: Sequence[Side], rounds: int) -> None:
-        self.done: list[tuple[float, ...]] = []
+    def __init__(self, sides: Sequence[Sides], rounds: int) -> None:
+        self.done: list[list[Sequence[float]]] = []
         self._sides = sides
         self._rounds = rounds
         self._left = 0
         self._open = contextlib.ExitStack()
-        self._measures: list[Measure] = []
+        self._measures: list[Measures] = []
 
     def round(self) -> None:
         """Do one round; begin a sitting if it is time to."""
@@ -162,11 +177,12 @@ class _Sitting:
             self._left = self._rounds
             gc.collect()
         self._left -= 1
-        order = list(enumerate(self._measures))
-        figures = dict.fromkeys(range(len(order)), 0.0)
-        for at, measure in order if len(self.done) % 2 else reversed(order):
-            figures[at] = measure()
-        self.done.append(tuple(figures.values()))
+        figures = [measure() for measure in self._order(self._measures)]
+        self.done.append(self._order(figures))
+
+    def _order(self, sides: list[T]) -> list[T]:
+        """Turn sides round every other time, or back."""
+        return sides[::-1] if len(self.done) % 2 else sides
 
     def __enter__(self) -> Self:
         return self

@@ -37,6 +37,8 @@ ECHO, SINK, SOURCE_64, SOURCE_4K, SOURCE_64K, ENGINE_ECHO = 7, 9, 18, 19, 20, 40
 RAM: Final = 32 << 20
 RING: Final = 256
 READY_S: Final = 10.0
+SO_ACCEPTCON: Final = 1 << 16
+"""In /proc/net/unix: the socket listens."""
 CFLAGS: Final = ("-std=gnu11", "-O2", "-D_GNU_SOURCE", "-Wall", "-Wextra")
 CFLAGS_STRICT: Final = ("-Wconversion", "-Werror")
 
@@ -207,6 +209,19 @@ def _dial(socket: Path) -> Frontend:
             if time.monotonic() > end:
                 raise
             time.sleep(0.01)
+
+
+def wait_for_socket(path: Path) -> None:
+    """Wait until somebody listens, without connecting."""
+    end = time.monotonic() + READY_S
+    while True:
+        for line in Path("/proc/net/unix").read_text().splitlines():
+            words = line.split()
+            if words[7:] == [str(path)] and int(words[3], 16) & SO_ACCEPTCON:
+                return
+        if time.monotonic() > end:
+            raise MeasureError(f"nobody listens on {path}")
+        time.sleep(0.01)
 
 
 def _ok(ret: int, what: str) -> int:

@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * probe.c - time TCP connections as an ordinary program sees them
+ * probe.c - time connections as an ordinary program sees them
  *
  * Theory of operation
  * ===================
  *
  *	probe ADDRESS PORT connect COUNT	socket() and connect(), each
  *	probe ADDRESS PORT rtt COUNT SIZE	SIZE bytes to an echo and back
- *	probe ADDRESS PORT up BYTES		to a discard, until it saw the
- *end probe ADDRESS PORT down BYTES		from a chargen probe clock
- *the counter behind the clock
+ *	probe ADDRESS PORT up BYTES		to a discard, until its end
+ *	probe ADDRESS PORT down BYTES		from a chargen
+ *	probe ADDRESS PORT echo BYTES		to an echo, both ways at once
+ *	probe clock				the counter behind the clock
+ *
+ * ADDRESS is numeric, IPv4 or IPv6 for TCP, or vsock:CID.
  *
  * The result is one line of JSON on stdout. Plain sockets and nothing else: the
  * same binary runs over TSI and over the standard paths, so it must not know
@@ -31,6 +34,7 @@
 #include <inttypes.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -42,11 +46,14 @@
 #include <unistd.h>
 #include <x86intrin.h>
 
+#include <linux/vm_sockets.h>
+
 #define COUNT_MAX	1000000U
 #define SIZE_MAX_BYTES	(1024U * 1024)
 #define CHUNK		(64U * 1024) /* of a bulk transfer, bytes */
 #define WARM_UP_CONNECT 8U	     /* samples dropped */
 #define WARM_UP_RTT	100U
+#define VSOCK		"vsock:"
 #define CLOCK_WINDOW_NS (50 * 1000 * 1000)
 
 static struct sockaddr_storage peer;
@@ -126,16 +133,23 @@ static void read_clocksource(void)
 
 /**
  * resolve() - Turn the address and the port into @peer
- * @address:	Numeric IPv4 or IPv6 address
+ * @address:	Numeric IPv4 or IPv6 address, or "vsock:CID"
  * @port:	Number
  */
 static void resolve(const char *address, const char *port)
 {
+	struct sockaddr_vm *vm = (struct sockaddr_vm *)&peer;
 	struct sockaddr_in *v4 = (struct sockaddr_in *)&peer;
 	struct sockaddr_in6 *v6 = (struct sockaddr_in6 *)&peer;
 	uint16_t number_be = htons((uint16_t)number(port, UINT16_MAX, "PORT"));
 
-	if (inet_pton(AF_INET, address, &v4->sin_addr) == 1) {
+	if (!strncmp(address, VSOCK, strlen(VSOCK))) {
+		vm->svm_family = AF_VSOCK;
+		vm->svm_cid = (uint32_t)number(address + strlen(VSOCK),
+					       UINT32_MAX, "CID");
+		vm->svm_port = ntohs(number_be);
+		peer_len = sizeof(*vm);
+	} else if (inet_pton(AF_INET, address, &v4->sin_addr) == 1) {
 		v4->sin_family = AF_INET;
 		v4->sin_port = number_be;
 		peer_len = sizeof(*v4);
@@ -144,7 +158,7 @@ static void resolve(const char *address, const char *port)
 		v6->sin6_port = number_be;
 		peer_len = sizeof(*v6);
 	} else {
-		fail("\"%s\" is not an IP address", address);
+		fail("\"%s\" is neither an IP address nor vsock:CID", address);
 	}
 }
 
@@ -346,6 +360,44 @@ static void time_down(uint64_t bytes)
 }
 
 /**
+ * time_echo() - Time a transfer to an echo and back, both ways at once
+ * @bytes:	How many each way
+ *
+ * One thread that does whatever its socket is ready for, so that neither
+ * direction waits for the other.
+ */
+static void time_echo(uint64_t bytes)
+{
+	char *out = allocate(CHUNK), *in = allocate(CHUNK);
+	int s = dial();
+	struct pollfd p = {.fd = s, .events = POLLIN | POLLOUT};
+	uint64_t start = now_ns(), sent = 0, got = 0;
+
+	while (got < bytes) {
+		size_t n =
+		    bytes - sent < CHUNK ? (size_t)(bytes - sent) : CHUNK;
+		ssize_t did;
+
+		if (poll(&p, 1, -1) < 0)
+			fail("poll: %s", strerror(errno));
+		if (p.revents & POLLOUT) {
+			did = send(s, out, n, MSG_DONTWAIT);
+			if (did < 0 && errno != EAGAIN)
+				fail("send: %s", strerror(errno));
+			sent += did < 0 ? 0 : (uint64_t)did;
+			if (sent == bytes)
+				p.events = POLLIN;
+		}
+		if (p.revents & (POLLIN | POLLHUP | POLLERR))
+			got += receive_some(s, in, CHUNK);
+	}
+	print_bulk("echo", bytes, now_ns() - start);
+	close(s);
+	free(in);
+	free(out);
+}
+
+/**
  * time_clock() - Measure the frequency of the tsc
  */
 static void time_clock(void)
@@ -382,8 +434,10 @@ int main(int argc, char **argv)
 		time_up(number(argv[4], UINT64_MAX, "BYTES"));
 	else if (argc == 5 && !strcmp(op, "down"))
 		time_down(number(argv[4], UINT64_MAX, "BYTES"));
+	else if (argc == 5 && !strcmp(op, "echo"))
+		time_echo(number(argv[4], UINT64_MAX, "BYTES"));
 	else
 		fail("usage: probe ADDRESS PORT connect COUNT | rtt COUNT SIZE"
-		     " | up BYTES | down BYTES; or: probe clock");
+		     " | up BYTES | down BYTES | echo BYTES; or: probe clock");
 	return 0;
 }
