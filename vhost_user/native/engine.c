@@ -192,7 +192,7 @@ static void expire(struct vu_engine *e, struct list *head, uint64_t timeout_us)
 		struct vu_conn *c =
 		    container_of(head->next, struct vu_conn, timer);
 
-		if (now - c->start_us < timeout_us)
+		if (now - (c->orphan ? c->orphan_us : c->start_us) < timeout_us)
 			return;
 		list_del(&c->timer);
 		if (c->orphan)

@@ -162,6 +162,7 @@ struct way {
  * @want:	VU_WANT_ bits of the device or listener
  * @hybrid:	Write "OK <port>\n" to the far end when the guest accepts
  * @orphan:	The guest is gone; queued bytes still go up
+ * @orphan_us:	Since when
  * @reported:	Its end was posted
  * @rx_cnt:	Bytes received from the guest
  * @fwd_cnt:	Of them, bytes that left us
@@ -187,6 +188,7 @@ struct vu_conn {
 	uint64_t up_bytes;
 	uint64_t down_bytes;
 	uint64_t start_us;
+	uint64_t orphan_us;
 	uint32_t index;
 	uint32_t generation;
 	uint32_t source;

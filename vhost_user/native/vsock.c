@@ -783,6 +783,7 @@ static void guest_reset(struct vu_conn *c)
 		list_del(&c->owe_link);
 		c->owe = 0;
 		c->orphan = true;
+		c->orphan_us = now_us();
 		list_add(&e->orphans, &c->timer);
 		return;
 	}
