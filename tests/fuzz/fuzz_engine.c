@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * fuzz_engine.c - a guest that does anything, against the engine
+ * fuzz_engine.c - guests that do anything, against the engine
  *
  * Theory of operation
  * ===================
@@ -8,8 +8,8 @@
  * libFuzzer's bytes are a program of small steps: put a packet on the TX ring
  * in any layout, offer RX buffers of any size, scribble over ring memory,
  * answer a held connection, act on the host's end of one, restart a ring, turn
- * the engine. engine.c is included, so that its turn() runs here, on this
- * thread, and an input always does the same.
+ * the engine. Two guests, siblings, take such steps. engine.c is included, so
+ * that its turn() runs here, on this thread, and an input always does the same.
  *
  * Packets are biased towards the few ports and lengths where the protocol
  * happens; every field can still be anything. What must hold: no sanitizer
@@ -45,6 +45,7 @@ struct world {
 	struct vu_mem *mem;
 	char *ram;
 	uint32_t dev;
+	uint32_t cid; /* CID or CID + 1 */
 	uint16_t avail[2];
 	uint16_t desc[2];
 	uint32_t data;
@@ -131,7 +132,7 @@ static void packet_step(struct world *w, struct input *in)
 {
 	uint8_t shape = byte(in);
 	struct virtio_vsock_hdr h = {
-	    .src_cid = CID,
+	    .src_cid = w->cid,
 	    .dst_cid = 2,
 	    .src_port = 1024 + (byte(in) & 3),
 	    .dst_port = byte(in) & 7,
@@ -145,6 +146,14 @@ static void packet_step(struct world *w, struct input *in)
 	uint32_t off = DATA + w->data % 0x80000U;
 
 	h.len = room;
+	if (shape & 128)
+		h.dst_cid = 2 * CID + 1 - w->cid;
+	if (shape & 128 && w->cid != CID) { /* ports as the other has them */
+		uint32_t port = h.src_port;
+
+		h.src_port = h.dst_port;
+		h.dst_port = port;
+	}
 	if (shape & 8)
 		h.fwd_cnt = word(in);
 	if (shape & 16)
@@ -304,6 +313,38 @@ static void routes(struct world *w)
 	}
 }
 
+static void guest_start(struct world *w, char *ram, uint32_t cid)
+{
+	const struct vu_dev_config dc = {
+	    .guest_cid = cid,
+	    .buf_alloc = 8192,
+	    .max_conns = 8,
+	    .want = VU_WANT_OPENED | VU_WANT_FAILED | VU_WANT_CLOSED};
+
+	memset(ram, 0, DATA);
+	w->ram = ram;
+	w->cid = cid;
+	w->mem = vu_mem_new();
+	vu_mem_add(w->mem, GPA, UVA, RAM / 2, ram);
+	vu_mem_add(w->mem, GPA + RAM / 2, UVA + RAM / 2, RAM / 2,
+		   ram + RAM / 2);
+	w->dev = (uint32_t)vu_dev_add(w->e, &dc);
+	vu_dev_set_mem(w->e, w->dev, w->mem);
+	routes(w);
+	start(w, QUEUE_RX);
+	start(w, QUEUE_TX);
+}
+
+static void guest_end(struct world *w)
+{
+	vu_dev_del(w->e, w->dev);
+	vu_mem_free(w->mem);
+	for (unsigned i = 0; i < w->n_ends; i++) {
+		if (w->ends[i] >= 0)
+			close(w->ends[i]);
+	}
+}
+
 /**
  * LLVMFuzzerTestOneInput() - Run one program of steps
  * @data:	The program
@@ -315,42 +356,29 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	const struct vu_engine_config ec = {.max_conns = 64,
 					    .dial_timeout_ms = 60000};
-	const struct vu_dev_config dc = {
-	    .guest_cid = CID,
-	    .buf_alloc = 8192,
-	    .max_conns = 8,
-	    .want = VU_WANT_OPENED | VU_WANT_FAILED | VU_WANT_CLOSED};
 	static struct vu_engine *engine; /* once: making one costs more */
-	static char ram[RAM];
+	static char ram[2][RAM];
 	struct input in = {.at = data, .left = size};
-	struct world w = {.mem = vu_mem_new(), .ram = ram};
+	uint64_t features = (uint64_t)(byte(&in) & 3)
+			    << VIRTIO_RING_F_INDIRECT_DESC;
+	struct world w[2];
 	struct vu_engine_stats stats;
 
 	if (!engine)
 		engine = vu_engine_new(&ec);
-	w.e = engine;
-	memset(ram, 0, DATA);
-	vu_mem_add(w.mem, GPA, UVA, RAM / 2, w.ram);
-	vu_mem_add(w.mem, GPA + RAM / 2, UVA + RAM / 2, RAM / 2,
-		   w.ram + RAM / 2);
-	w.dev = (uint32_t)vu_dev_add(w.e, &dc);
-	w.features = (uint64_t)(byte(&in) & 3) << VIRTIO_RING_F_INDIRECT_DESC;
-	vu_dev_set_mem(w.e, w.dev, w.mem);
-	routes(&w);
-	start(&w, QUEUE_RX);
-	start(&w, QUEUE_TX);
+	for (uint32_t i = 0; i < 2; i++) {
+		w[i] = (struct world){.e = engine, .features = features};
+		guest_start(&w[i], ram[i], CID + i);
+	}
+	vu_dev_sibling(engine, w[0].dev, w[1].dev);
 	while (in.left)
-		step(&w, &in);
-	engine_step(&w);
-	drain_events(&w, &in);
-	vu_dev_del(w.e, w.dev);
-	vu_engine_stats(w.e, &stats);
+		step(&w[*in.at >> 3 & 1], &in);
+	engine_step(&w[0]);
+	drain_events(&w[0], &in);
+	guest_end(&w[0]);
+	guest_end(&w[1]);
+	vu_engine_stats(engine, &stats);
 	if (stats.conns)
 		abort();
-	vu_mem_free(w.mem);
-	for (unsigned i = 0; i < w.n_ends; i++) {
-		if (w.ends[i] >= 0)
-			close(w.ends[i]);
-	}
 	return 0;
 }
