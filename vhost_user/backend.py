@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from vhost_user.device import Device
 from vhost_user.engine import ALL_QUEUES
 from vhost_user.errors import FrontendError
-from vhost_user.message import HEADER_SIZE, MAX_REGIONS, Header, Message
+from vhost_user.message import HEADER_SIZE, MAX_REGIONS, Header, Message, Reply
 from vhost_user.session import Session
 from vhost_user.sockets import UnixListener
 
@@ -61,6 +61,7 @@ class Backend:
         """
         self._listener.start()
         self._device.on_ring_broke = self._ring_broke
+        self._device.on_config_change = self._config_changed
 
     async def close(self) -> None:
         """End the session, stop listening, remove the socket."""
@@ -77,6 +78,10 @@ class Backend:
             self._on_end(FrontendError("guest memory is gone: its file was truncated"))
         else:
             self._connection.session.ring_broke(queue)
+
+    def _config_changed(self) -> None:
+        if self._connection is not None:
+            self._connection.session.config_changed()
 
     def _on_client(self, sock: socket.socket) -> None:
         self._listener.pause()
@@ -205,10 +210,10 @@ class _Connection:
         if reply is not None:
             self._send(reply)
 
-    def _send(self, reply: bytes) -> None:
+    def _send(self, reply: Reply) -> None:
         try:
-            sent = self._sock.send(reply)
+            sent = socket.send_fds(self._sock, [reply.data], reply.fds)
         except BlockingIOError:
             sent = 0
-        if sent != len(reply):
+        if sent != len(reply.data):
             raise FrontendError("asks, but does not read the replies")

@@ -5,14 +5,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
+
+from vhost_user.message import ProtocolFeature
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vhost_user.engine import RingConfig
     from vhost_user.memory import GuestMemory
-    from vhost_user.message import ProtocolFeature
+
+SESSION_FEATURES: Final = (
+    ProtocolFeature.MQ
+    | ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.BACKEND_REQ
+    | ProtocolFeature.RESET_DEVICE
+    | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    | ProtocolFeature.STATUS
+)
+"""Protocol features that the session brings along for each device."""
 
 
 class Device(Protocol):
@@ -27,6 +38,9 @@ class Device(Protocol):
 
     `ALL_QUEUES`: the guest's memory is gone (its file was truncated).
     """
+
+    on_config_change: Callable[[], None] | None
+    """The back-end sets it; the device calls it when `config()` has changed."""
 
     @property
     def features(self) -> int:

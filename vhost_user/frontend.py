@@ -18,22 +18,28 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 
 from vhost_user.errors import StateError
 from vhost_user.message import (
+    FLAG_NEED_REPLY,
     FLAG_REPLY,
     HEADER_SIZE,
+    MAX_REGIONS,
+    BackendRequest,
     ConfigSpace,
     Feature,
     ProtocolFeature,
     Request,
+    Status,
     VringAddress,
     VringFd,
     VringState,
     decode_reply,
     decode_u64,
     encode,
+    encode_mem_region,
     encode_mem_table,
     encode_u64,
 )
@@ -49,11 +55,26 @@ ALL_FEATURES: Final = (
     Feature.VERSION_1
     | Feature.EVENT_IDX
     | Feature.INDIRECT_DESC
+    | Feature.RING_RESET
     | Feature.PROTOCOL_FEATURES
 )
 ALL_PROTOCOL_FEATURES: Final = (
-    ProtocolFeature.MQ | ProtocolFeature.CONFIG | ProtocolFeature.REPLY_ACK
+    ProtocolFeature.MQ
+    | ProtocolFeature.CONFIG
+    | ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.BACKEND_REQ
+    | ProtocolFeature.RESET_DEVICE
+    | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    | ProtocolFeature.STATUS
 )
+
+
+@dataclass(slots=True)
+class _Answer:
+    """A reply's payload, and the file descriptors that came along."""
+
+    payload: bytes
+    fds: list[int] = field(default_factory=list)
 
 
 class Frontend:
@@ -103,7 +124,7 @@ class Frontend:
             StateError: it answers something else.
         """
         self.send(encode(request, payload))
-        return self._reply(request)
+        return self._reply(request).payload
 
     def tell(self, request: int, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
         """Send a message that has no reply; wait for its ack if there are any.
@@ -114,25 +135,17 @@ class Frontend:
         """
         need_reply = bool(self.protocol_features & ProtocolFeature.REPLY_ACK)
         self.send(encode(request, payload, need_reply=need_reply), fds)
-        if need_reply and (status := decode_u64(self._reply(request))):
+        if need_reply and (status := decode_u64(self._reply(request).payload)):
             name = Request.describe(request)
             raise StateError(f"request {name}: back-end refuses, {status}")
 
-    def _reply(self, request: int) -> bytes:
-        number, flags, size = decode_reply(self._read(HEADER_SIZE))
-        payload = self._read(size)
+    def _reply(self, request: int) -> _Answer:
+        answer = _Answer(b"")
+        number, flags, size = decode_reply(_read(self._sock, HEADER_SIZE, answer.fds))
+        answer.payload = _read(self._sock, size, answer.fds)
         if number != request or not flags & FLAG_REPLY:
             raise StateError(f"asked {request}, got {number} with flags {flags:#x}")
-        return payload
-
-    def _read(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            more = self._sock.recv(size - len(data))
-            if not more:
-                raise ConnectionResetError("back-end hung up")
-            data += more
-        return data
+        return answer
 
     # ---- set-up ----
 
@@ -157,10 +170,47 @@ class Frontend:
         self.features = features
         return features
 
+    def renegotiate(self) -> None:
+        """Take the same features again, as after a reset of the device."""
+        self.tell(Request.SET_FEATURES, encode_u64(self.features))
+
     def set_memory(self, *rams: Ram) -> None:
         """Send the memory table."""
         table = encode_mem_table([ram.region for ram in rams])
         self.tell(Request.SET_MEM_TABLE, table, [ram.fd for ram in rams])
+
+    def max_mem_slots(self) -> int:
+        """Return how many regions the back-end takes."""
+        return decode_u64(self.ask(Request.GET_MAX_MEM_SLOTS))
+
+    def add_memory(self, ram: Ram) -> None:
+        """Add one region; rings may run."""
+        self.tell(Request.ADD_MEM_REG, encode_mem_region(ram.region), [ram.fd])
+
+    def remove_memory(self, ram: Ram) -> None:
+        """Take one region out; rings may run."""
+        self.tell(Request.REM_MEM_REG, encode_mem_region(ram.region))
+
+    def reset_device(self) -> None:
+        """Ask the back-end to reset the device."""
+        self.tell(Request.RESET_DEVICE)
+
+    @property
+    def status(self) -> Status:
+        """The device status."""
+        return Status(decode_u64(self.ask(Request.GET_STATUS)))
+
+    @status.setter
+    def status(self, value: int) -> None:
+        self.tell(Request.SET_STATUS, encode_u64(value))
+
+    def open_channel(self) -> Channel:
+        """Give the back-end a channel for its own requests; return our end of it."""
+        ours, theirs = socket.socketpair()
+        ours.settimeout(self._sock.gettimeout())
+        with theirs:
+            self.tell(Request.SET_BACKEND_REQ_FD, fds=[theirs.fileno()])
+        return Channel(ours)
 
     def config(self, size: int = 8, offset: int = 0) -> bytes:
         """Read from the configuration space; b"": the back-end says no."""
@@ -219,3 +269,70 @@ class Frontend:
         tb: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class Channel:
+    """The front-end's end of the channel on which the back-end asks.
+
+    Spec: vhost-user, "Back-end communication".
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def receive(self) -> tuple[int, bool]:
+        """Return the next request, without payload, and whether it wants a reply.
+
+        Raises:
+            ConnectionError: the back-end closed the channel.
+            TimeoutError: there is none.
+        """
+        number, flags, size = decode_reply(_read(self._sock, HEADER_SIZE, []))
+        if size:
+            raise StateError(f"back-end request {number} with {size} bytes of payload")
+        return number, bool(flags & FLAG_NEED_REPLY)
+
+    def reply(self, request: int, status: int = 0) -> None:
+        """Answer a request."""
+        self.send(encode(request, encode_u64(status), reply=True))
+
+    def expect_config_change(self) -> None:
+        """Take the request CONFIG_CHANGE_MSG and answer it if that is wanted."""
+        request, need_reply = self.receive()
+        if request != BackendRequest.CONFIG_CHANGE_MSG:
+            raise StateError(f"back-end request {request}, not CONFIG_CHANGE_MSG")
+        if need_reply:
+            self.reply(request)
+
+    def send(self, data: bytes) -> None:
+        """Send any bytes."""
+        self._sock.sendall(data)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _read(sock: socket.socket, size: int, fds: list[int]) -> bytes:
+    """Read exactly `size` bytes; append the file descriptors that come along."""
+    data = b""
+    while len(data) < size:
+        more, came, _, _ = socket.recv_fds(
+            sock, size - len(data), MAX_REGIONS, socket.MSG_CMSG_CLOEXEC
+        )
+        fds += came
+        if not more:
+            raise ConnectionResetError("back-end hung up")
+        data += more
+    return data

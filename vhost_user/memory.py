@@ -1,6 +1,7 @@
-"""Guest memory: the mappings the VMM shares with us, and addresses in them.
+"""Memory that the front-end shares with us: guest RAM, and the logs it keeps for us.
 
-Spec: vhost-user, "Memory region description" and `VHOST_USER_SET_MEM_TABLE`.
+Spec: vhost-user, "Memory regions description", `VHOST_USER_SET_MEM_TABLE`,
+`VHOST_USER_ADD_MEM_REG`, "Migration".
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-    from cffi import FFI
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Region:
@@ -32,16 +31,47 @@ class Region:
     offset: int = 0
     """Where it begins in `fd`; any value, pages are our business."""
 
-    def __post_init__(self) -> None:
-        if self.size == 0:  # mmap() would take it for "the whole file"
-            raise FrontendError(f"region at {self.gpa:#x} is empty")
+
+class SharedArea:
+    """A piece of a file, mapped for reading and writing.
+
+    Args:
+        fd: borrowed; the mapping holds the file.
+        size: bytes.
+        offset: where in the file it begins; any value.
+
+    Raises:
+        FrontendError: it is empty.
+        OSError, OverflowError, ValueError: `mmap()` refuses a bad size, offset or fd
+            in as many ways as it has checks.
+    """
+
+    def __init__(self, fd: int, size: int, offset: int = 0) -> None:
+        if size == 0:  # mmap() would take it for "the whole file"
+            raise FrontendError("a shared area is empty")
+        skip = offset % mmap.PAGESIZE
+        self.size = size
+        self._map = mmap.mmap(fd, size + skip, offset=offset - skip)
+        self._view = ffi.from_buffer(self._map, require_writable=True)
+        self.va = self._view + skip
+        """Where it is in our address space, for the C side."""
+
+    @property
+    def address(self) -> int:
+        """The same as a number."""
+        return int(ffi.cast("uintptr_t", self.va))
+
+    def close(self) -> None:
+        """Unmap it; a second call does nothing."""
+        ffi.release(self._view)
+        self._map.close()
 
 
 class GuestMemory:
     """Maps guest RAM and reads it by guest physical address.
 
-    Owns its mappings until `close()`. The C side borrows them, so `close()`
-    drops the C map first, then its views, then the mappings.
+    Owns its mappings until `close()`. The C side borrows them, so `close()` drops the
+    C map first, then the mappings.
 
     Args:
         regions: at most 32, in any order, not overlapping.
@@ -49,36 +79,63 @@ class GuestMemory:
     Raises:
         FrontendError: a region wraps, or overlaps another.
         StateError: more regions than the C table holds.
-        OSError: a region could not be mapped.
+        OSError, OverflowError, ValueError: a region could not be mapped.
     """
 
-    def __init__(self, regions: Sequence[Region]) -> None:
+    def __init__(self, regions: Sequence[Region] = ()) -> None:
+        self._regions: list[tuple[Region, SharedArea]] = []
         mem = lib.vu_mem_new()
         if mem == ffi.NULL:
             raise MemoryError
         self.native = ffi.gc(mem, lib.vu_mem_free)
         """`struct vu_mem *`, for the C calls that borrow it."""
-        self._maps: list[mmap.mmap] = []
-        self._views: list[FFI.CData] = []
         try:
             for region in regions:
-                self._add(region)
+                self.add(region)
         except BaseException:
             self.close()
             raise
 
-    def _add(self, region: Region) -> None:
-        skip = region.offset % mmap.PAGESIZE
-        mapping = mmap.mmap(region.fd, region.size + skip, offset=region.offset - skip)
-        view = ffi.from_buffer(mapping, require_writable=True)
-        self._maps.append(mapping)
-        self._views.append(view)
-        check(
-            lib.vu_mem_add(
-                self.native, region.gpa, region.uva, region.size, view + skip
-            ),
-            "add region",
-        )
+    @property
+    def regions(self) -> list[Region]:
+        """What is mapped; the fds are closed by now."""
+        return [region for region, _ in self._regions]
+
+    def add(self, region: Region) -> None:
+        """Map one more region; no ring runs meanwhile.
+
+        Raises:
+            FrontendError: it wraps, or overlaps one that is there.
+            StateError, OSError, OverflowError, ValueError: as for the class.
+        """
+        area = SharedArea(region.fd, region.size, region.offset)
+        self._regions.append((region, area))
+        try:
+            ret = lib.vu_mem_add(
+                self.native, region.gpa, region.uva, region.size, area.va
+            )
+            check(ret, f"region at {region.gpa:#x}")
+        except BaseException:
+            self._regions.pop()
+            area.close()
+            raise
+
+    def remove(self, *, gpa: int, uva: int, size: int) -> None:
+        """Unmap a region, which these three values name; no ring runs meanwhile.
+
+        Raises:
+            FrontendError: there is none.
+        """
+        names = [(region.gpa, region.uva, region.size) for region in self.regions]
+        if (gpa, uva, size) not in names:
+            raise FrontendError(f"no region of {size} bytes at {gpa:#x}")
+        check(lib.vu_mem_del(self.native, gpa, uva, size), f"region at {gpa:#x}")
+        _, area = self._regions.pop(names.index((gpa, uva, size)))
+        area.close()
+
+    def holds(self, uva: int) -> bool:
+        """Is this address of the front-end in a region?"""
+        return any(r.uva <= uva < r.uva + r.size for r in self.regions)
 
     def read(self, gpa: int, size: int) -> bytes:
         """Copy `size` bytes at guest physical address `gpa`.
@@ -90,7 +147,7 @@ class GuestMemory:
             GuestError: part of the range is not guest memory.
             StateError: the memory is closed.
         """
-        if not self._maps:
+        if not self._regions:
             raise StateError("guest memory is closed")
         va = ffi.new("void **")
         span = ffi.new("uint64_t *")
@@ -111,17 +168,14 @@ class GuestMemory:
 
         What was read since the last look may be zeroes that nobody wrote.
         """
-        return bool(self._maps) and lib.vu_mem_faulted(self.native)
+        return bool(self._regions) and lib.vu_mem_faulted(self.native)
 
     def close(self) -> None:
         """Unmap everything; a second call does nothing."""
         ffi.release(self.native)
-        for view in self._views:
-            ffi.release(view)
-        for mapping in self._maps:
-            mapping.close()
-        self._views.clear()
-        self._maps.clear()
+        for _, area in self._regions:
+            area.close()
+        self._regions.clear()
 
     def __enter__(self) -> Self:
         return self

@@ -13,7 +13,7 @@ import enum
 import os
 import struct
 from dataclasses import dataclass, field
-from typing import Final, Self
+from typing import ClassVar, Final, Self
 
 from vhost_user.errors import FrontendError
 
@@ -36,6 +36,10 @@ _STATE: Final = struct.Struct("=II")
 _ADDRESS: Final = struct.Struct("=IIQQQQ")
 _TABLE: Final = struct.Struct("=II")
 _REGION: Final = struct.Struct("=QQQQ")
+_SINGLE_REGION: Final = struct.Struct("=QQQQQ")
+_LOG: Final = struct.Struct("=QQ")
+_INFLIGHT: Final = struct.Struct("=QQHH")
+_INFLIGHT_PADDING: Final = bytes(4)  # C front-ends send the struct as it lies there
 _CONFIG: Final = struct.Struct("=III")
 
 HEADER_SIZE: Final = _HEADER.size
@@ -88,11 +92,21 @@ class Request(enum.IntEnum):
     REM_MEM_REG = 38
     SET_STATUS = 39
     GET_STATUS = 40
+    GET_SHARED_OBJECT = 41
+    SET_DEVICE_STATE_FD = 42
+    CHECK_DEVICE_STATE = 43
+    GET_SHMEM_CONFIG = 44
 
     @classmethod
     def describe(cls, number: int) -> str:
         """Return the name of request `number`, or the number if it has none."""
         return cls(number).name if number in cls._value2member_map_ else f"{number}"
+
+
+class BackendRequest(enum.IntEnum):
+    """Messages that the back-end sends ("Back-end message types"); the one we use."""
+
+    CONFIG_CHANGE_MSG = 2
 
 
 class Feature(enum.IntFlag):
@@ -105,6 +119,7 @@ class Feature(enum.IntFlag):
     PROTOCOL_FEATURES = 1 << 30
     """vhost-user: a bit that virtio leaves unused; the driver never sees it."""
     VERSION_1 = 1 << 32
+    RING_RESET = 1 << 40
 
 
 class ProtocolFeature(enum.IntFlag):
@@ -112,13 +127,35 @@ class ProtocolFeature(enum.IntFlag):
 
     MQ = 1 << 0
     LOG_SHMFD = 1 << 1
+    RARP = 1 << 2
     REPLY_ACK = 1 << 3
+    NET_MTU = 1 << 4
     BACKEND_REQ = 1 << 5
+    CROSS_ENDIAN = 1 << 6
+    CRYPTO_SESSION = 1 << 7
+    PAGEFAULT = 1 << 8
     CONFIG = 1 << 9
+    BACKEND_SEND_FD = 1 << 10
+    HOST_NOTIFIER = 1 << 11
     INFLIGHT_SHMFD = 1 << 12
     RESET_DEVICE = 1 << 13
+    INBAND_NOTIFICATIONS = 1 << 14
     CONFIGURE_MEM_SLOTS = 1 << 15
     STATUS = 1 << 16
+    XEN_MMAP = 1 << 17
+    SHARED_OBJECT = 1 << 18
+    DEVICE_STATE = 1 << 19
+
+
+class Status(enum.IntFlag):
+    """Device status (VIRTIO 1.2 section 2.1)."""
+
+    ACKNOWLEDGE = 1
+    DRIVER = 2
+    DRIVER_OK = 4
+    FEATURES_OK = 8
+    NEEDS_RESET = 64
+    FAILED = 128
 
 
 class ConfigFlag(enum.IntFlag):
@@ -181,6 +218,17 @@ class Message:
             os.close(self.fds.pop())
 
 
+@dataclass(slots=True)
+class Reply:
+    """What goes back: a whole message, and file descriptors that it takes along.
+
+    The descriptors are borrowed: they outlive the reply.
+    """
+
+    data: bytes
+    fds: tuple[int, ...] = ()
+
+
 def encode(
     request: int, payload: bytes = b"", *, reply: bool = False, need_reply: bool = False
 ) -> bytes:
@@ -241,6 +289,9 @@ class VringState:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VringAddress:
     """Where a ring is ("A vring address description"); user addresses."""
+
+    LOG: ClassVar = 1
+    """Flag: log writes to the used ring, at guest address `log` (VHOST_VRING_F_LOG)."""
 
     index: int
     flags: int = 0
@@ -319,12 +370,87 @@ def decode_mem_table(payload: bytes) -> list[MemoryRegion]:
     end = _TABLE.size + count * _REGION.size
     if len(payload) < end:
         raise FrontendError(f"payload of {len(payload)} bytes, need {end}")
-    table = []
-    for gpa, size, uva, offset in _REGION.iter_unpack(payload[_TABLE.size : end]):
-        if max(gpa, uva, offset) + size > 1 << 64:
-            raise FrontendError(f"region at {gpa:#x} ends behind the last address")
-        table.append(MemoryRegion(gpa=gpa, size=size, uva=uva, offset=offset))
-    return table
+    return [
+        _region(*fields) for fields in _REGION.iter_unpack(payload[_TABLE.size : end])
+    ]
+
+
+def encode_mem_region(region: MemoryRegion) -> bytes:
+    """Return the payload of `VHOST_USER_ADD_MEM_REG` and `VHOST_USER_REM_MEM_REG`."""
+    return _SINGLE_REGION.pack(0, region.gpa, region.size, region.uva, region.offset)
+
+
+def decode_mem_region(payload: bytes) -> MemoryRegion:
+    """Decode a "single memory region description".
+
+    Raises:
+        FrontendError: wrong size, or a region that ends behind the last address.
+    """
+    _require(payload, _SINGLE_REGION.size)
+    _padding, *fields = _SINGLE_REGION.unpack(payload)
+    return _region(*fields)
+
+
+def _region(gpa: int, size: int, uva: int, offset: int) -> MemoryRegion:
+    if max(gpa, uva, offset) + size > 1 << 64:
+        raise FrontendError(f"region at {gpa:#x} ends behind the last address")
+    return MemoryRegion(gpa=gpa, size=size, uva=uva, offset=offset)
+
+
+@dataclass(frozen=True, slots=True)
+class LogArea:
+    """Where in its file the dirty log is ("Log description"); bytes."""
+
+    size: int
+    offset: int
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Self:
+        """Decode; raises FrontendError for a wrong size."""
+        _require(payload, _LOG.size)
+        return cls(*_LOG.unpack(payload))
+
+    def encode(self) -> bytes:
+        """Return the payload."""
+        return _LOG.pack(self.size, self.offset)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InflightArea:
+    """Where in its file the in-flight log is ("Inflight description")."""
+
+    size: int = 0
+    """Bytes."""
+    offset: int = 0
+    queues: int
+    queue_size: int
+    """Entries of the largest ring in it."""
+    padded: bool = False
+    """The sender's struct ends with four bytes of padding; so does our answer."""
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Self:
+        """Decode it, packed as the specification has it or padded as QEMU sends it.
+
+        Raises:
+            FrontendError: wrong size.
+        """
+        padded = len(payload) == _INFLIGHT.size + len(_INFLIGHT_PADDING)
+        if not padded:
+            _require(payload, _INFLIGHT.size)
+        size, offset, queues, queue_size = _INFLIGHT.unpack_from(payload)
+        return cls(
+            size=size,
+            offset=offset,
+            queues=queues,
+            queue_size=queue_size,
+            padded=padded,
+        )
+
+    def encode(self) -> bytes:
+        """Return the payload."""
+        raw = _INFLIGHT.pack(self.size, self.offset, self.queues, self.queue_size)
+        return raw + _INFLIGHT_PADDING * self.padded
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,10 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from vhost_user._native import check, ffi, lib
+from vhost_user.device import SESSION_FEATURES
 from vhost_user.engine import ALL_QUEUES
 from vhost_user.errors import GuestError, StateError
-from vhost_user.message import Feature, ProtocolFeature
+from vhost_user.message import Feature
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from vhost_user._vu import CStruct
     from vhost_user.engine import RingConfig
     from vhost_user.memory import GuestMemory
+    from vhost_user.message import ProtocolFeature
 
 log = logging.getLogger(__name__)
 
@@ -198,19 +200,27 @@ class Queue:
 class QueueDevice:
     """A device whose rings are processed in Python; see `device.Device`.
 
-    A subclass sets `queues` and what else differs, and writes `process()`.
+    A subclass sets `queues` and what else differs, and writes `process()`. One that
+    calls `set_config()` adds `ProtocolFeature.CONFIG` to `protocol_features`.
     """
 
-    features: int = Feature.VERSION_1 | Feature.EVENT_IDX | Feature.INDIRECT_DESC
-    protocol_features: ProtocolFeature = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK
+    features: int = (
+        Feature.VERSION_1
+        | Feature.EVENT_IDX
+        | Feature.INDIRECT_DESC
+        | Feature.RING_RESET
+    )
+    protocol_features: ProtocolFeature = SESSION_FEATURES
     queues: int = 1
     queue_size: int = MAX_QUEUE_SIZE
 
     def __init__(self) -> None:
         self.on_ring_broke: Callable[[int], None] | None = None
+        self.on_config_change: Callable[[], None] | None = None
         self._memory: GuestMemory | None = None
         self._running: dict[int, Queue] = {}
         self._bases: dict[int, int] = {}
+        self._config = b""
 
     def process(self, queue: int, chain: Chain) -> int:
         """Do what `chain` of ring `queue` asks for; return the bytes written into it.
@@ -221,8 +231,14 @@ class QueueDevice:
         raise NotImplementedError
 
     def config(self) -> bytes:
-        """Return the configuration space: none."""
-        return b""
+        """Return the configuration space."""
+        return self._config
+
+    def set_config(self, data: bytes) -> None:
+        """Change the configuration space and tell the front-end."""
+        self._config = data
+        if self.on_config_change is not None:
+            self.on_config_change()
 
     def set_features(self, acked: int) -> None:
         """Do nothing: the rings get theirs when they start."""

@@ -1,17 +1,16 @@
 """One front-end's session: what each vhost-user message does; no socket here.
 
-`Session.receive()` takes a whole message and returns the reply's bytes, calling the
-device on the way. `backend.py` feeds it from a socket; tests feed it directly.
-
-A ring runs in the device exactly while everything it needs is there: size,
-addresses, a kick, memory, and the enabled state. Each message that changes one of
-these stops the ring, changes it and starts the ring again where it stood
-(`_paused`), so a change on the fly and a first set-up are one path.
+`Session.receive()` takes a whole message and returns the reply, calling the device on
+the way. `backend.py` feeds it from a socket; tests feed it directly.
 
 Messages are rows of `Session._TABLE`: payload codec, handler, fds allowed, the protocol
-feature that makes the message legal. An extension is a row and a handler.
+feature that makes the message legal. An extension is a row and a handler. What is not
+there is refused: `_REFUSED` says why.
 
-Spec: vhost-user, "Front-end message types" and "Ring states".
+Three things end what the driver has with the device, its connections first of all:
+RESET_DEVICE, status 0, and rings that start somewhere else than they stopped.
+
+Spec: vhost-user, "Front-end message types"; `vring.py` has the ring states.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar
 
-from vhost_user.engine import RingConfig
+from vhost_user.channel import BackendChannel
 from vhost_user.errors import FrontendError, GuestError, StateError
 from vhost_user.memory import GuestMemory, Region
 from vhost_user.message import (
@@ -32,51 +31,44 @@ from vhost_user.message import (
     MemoryRegion,
     Message,
     ProtocolFeature,
+    Reply,
     Request,
+    Status,
     VringAddress,
     VringFd,
     VringState,
+    decode_mem_region,
     decode_mem_table,
     decode_nothing,
     decode_u64,
     encode,
     encode_u64,
 )
+from vhost_user.vring import Ring, Rings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from vhost_user.device import Device
 
-
-@dataclass(slots=True)
-class _Ring:
-    """A ring as set up so far; owns its eventfds."""
-
-    index: int
-    num: int = 0
-    """Entries; 0: not set yet."""
-    base: int = 0
-    address: VringAddress | None = None
-    started: bool = False
-    """A kick was set and no GET_VRING_BASE came since."""
-    enabled: bool = True
-    running: bool = False
-    """The device has it."""
-    kick_fd: int = -1
-    call_fd: int = -1
-    err_fd: int = -1
-
-    def replace_fd(self, name: str, fd: int) -> None:
-        """Own `fd` (-1: none) as `name` and close the one that was there."""
-        old = getattr(self, name)
-        setattr(self, name, fd)
-        if old >= 0:
-            os.close(old)
-
-    def close(self) -> None:
-        for name in ("kick_fd", "call_fd", "err_fd"):
-            self.replace_fd(name, -1)
+_REFUSED: Final[dict[int, str]] = {
+    Request.SEND_RARP: "protocol feature RARP",
+    Request.NET_SET_MTU: "protocol feature NET_MTU",
+    Request.IOTLB_MSG: "feature ACCESS_PLATFORM",
+    Request.SET_VRING_ENDIAN: "protocol feature CROSS_ENDIAN",
+    Request.CREATE_CRYPTO_SESSION: "protocol feature CRYPTO_SESSION",
+    Request.CLOSE_CRYPTO_SESSION: "protocol feature CRYPTO_SESSION",
+    Request.POSTCOPY_ADVISE: "protocol feature PAGEFAULT",
+    Request.POSTCOPY_LISTEN: "protocol feature PAGEFAULT",
+    Request.POSTCOPY_END: "protocol feature PAGEFAULT",
+    Request.GPU_SET_SOCKET: "the GPU device",
+    Request.VRING_KICK: "protocol feature INBAND_NOTIFICATIONS",
+    Request.GET_SHARED_OBJECT: "protocol feature SHARED_OBJECT",
+    Request.SET_DEVICE_STATE_FD: "protocol feature DEVICE_STATE",
+    Request.CHECK_DEVICE_STATE: "protocol feature DEVICE_STATE",
+    Request.GET_SHMEM_CONFIG: "protocol feature SHMEM",
+}
+"""Messages of the specification that no device here takes, and what they belong to."""
 
 
 class _RefusedError(Exception):
@@ -92,7 +84,7 @@ class _Row(Generic[P]):
 
     decode: Callable[[bytes], P]
     handle: Callable[[Session, P, list[int]], bytes | None]
-    """Returns the reply's payload; None: the message has no reply of its own."""
+    """Return the reply's payload; None: the message has no reply of its own."""
     fds: int = 0
     """Most fds the message may carry."""
     needs: ProtocolFeature = field(default_factory=lambda: ProtocolFeature(0))
@@ -108,14 +100,20 @@ class Session:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._rings = [_Ring(index) for index in range(device.queues)]
+        self._rings = Rings(device)
         self._memory: GuestMemory | None = None
+        self._channel: BackendChannel | None = None
+        self._status = Status(0)
         self._closed = False
-        self.acked_features = 0
         self.acked_protocol_features = ProtocolFeature(0)
 
-    def receive(self, message: Message) -> bytes | None:
-        """Handle a message; return the reply to send, header included, or None.
+    @property
+    def acked_features(self) -> int:
+        """Feature bits that the front-end took, PROTOCOL_FEATURES among them."""
+        return self._rings.features
+
+    def receive(self, message: Message) -> Reply | None:
+        """Handle a message; return the reply to send, or None.
 
         Takes over the message's file descriptors. After an error the session is
         good for nothing but `close()`.
@@ -137,13 +135,24 @@ class Session:
     def ring_broke(self, queue: int) -> None:
         """Tell the front-end that the device gave up ring `queue`.
 
-        Spec: `VHOST_USER_SET_VRING_ERR`.
+        Spec: `VHOST_USER_SET_VRING_ERR`; VIRTIO 1.2 section 2.1.2, NEEDS_RESET.
         """
-        fd = self._rings[queue].err_fd
+        fd = self._rings.all[queue].err_fd
         if fd >= 0:
             # An eventfd at its limit has been signalled already.
             with contextlib.suppress(OSError):
                 os.eventfd_write(fd, 1)
+        self._status |= Status.NEEDS_RESET
+        if self._status & Status.DRIVER_OK:
+            self.config_changed()
+
+    def config_changed(self) -> None:
+        """Tell the front-end that the configuration space or the status did.
+
+        Spec: `VHOST_USER_BACKEND_CONFIG_CHANGE_MSG`.
+        """
+        if self._channel is not None and self._acked(ProtocolFeature.CONFIG):
+            self._channel.config_changed()
 
     def close(self) -> None:
         """Take everything back from the device; a second call does nothing."""
@@ -151,19 +160,20 @@ class Session:
             return
         self._closed = True
         with contextlib.ExitStack() as stack:  # each step, even if one fails
-            for ring in self._rings:
-                stack.callback(ring.close)
+            if self._channel is not None:
+                stack.callback(self._channel.close)
             if self._memory is not None:
                 stack.callback(self._memory.close)
             stack.callback(self._device.set_memory, None)
             stack.callback(self._device.reset)
-            for ring in self._rings:
-                stack.callback(self._stop, ring)
+            stack.callback(self._rings.close)
 
     # ---- dispatch ----
 
-    def _dispatch(self, message: Message) -> bytes | None:
+    def _dispatch(self, message: Message) -> Reply | None:
         row = self._TABLE.get(message.request)
+        if row is None and (reason := _REFUSED.get(message.request)):
+            raise FrontendError(f"belongs to {reason}, which is not offered")
         if row is None:
             raise FrontendError("not known here")
         missing = row.needs & ~self.acked_protocol_features
@@ -177,9 +187,9 @@ class Session:
         except _RefusedError:
             reply, status = None, 1
         if reply is not None:
-            return encode(message.request, reply, reply=True)
+            return Reply(encode(message.request, reply, reply=True))
         if message.need_reply and self._acked(ProtocolFeature.REPLY_ACK):
-            return encode(message.request, encode_u64(status), reply=True)
+            return Reply(encode(message.request, encode_u64(status), reply=True))
         return None
 
     def _acked(self, feature: ProtocolFeature) -> bool:
@@ -194,17 +204,17 @@ class Session:
         unknown = acked & ~(self._device.features | Feature.PROTOCOL_FEATURES)
         if unknown:
             raise FrontendError(f"features {unknown:#x} were not offered")
-        with self._paused(*self._rings):
+        with self._rings.paused():
             self._set_enabled_by_default(acked)
-            self.acked_features = acked
+            self._rings.features = acked
             self._device.set_features(acked & ~Feature.PROTOCOL_FEATURES)
 
     def _set_enabled_by_default(self, acked: int) -> None:
         """Rings start disabled only where there is a message to enable them."""
         before = bool(self.acked_features & Feature.PROTOCOL_FEATURES)
         after = bool(acked & Feature.PROTOCOL_FEATURES)
-        if before != after:
-            for ring in self._rings:
+        if before != after or not after:
+            for ring in self._rings.all:
                 ring.enabled = not after
 
     def _get_protocol_features(self, _: None, __: list[int]) -> bytes:
@@ -221,143 +231,179 @@ class Session:
             raise FrontendError("protocol feature MQ was not offered")
         return encode_u64(self._device.queues)
 
-    # ---- owner ----
+    # ---- owner, status, reset ----
 
     def _set_owner(self, _: None, __: list[int]) -> None:
         """The connection itself is the owner: nothing to do."""
 
     def _reset_owner(self, _: None, __: list[int]) -> None:
         """Disable all rings, the one reading of it that does no harm."""
-        for ring in self._rings:
-            with self._paused(ring):
+        with self._rings.paused():
+            for ring in self._rings.all:
                 ring.enabled = False
+
+    def _reset_device(self, _: None, __: list[int]) -> None:
+        """Go back to where the driver finds a new device; the front-end stays.
+
+        Its memory, its channel and what was negotiated about the protocol stay too:
+        they are the connection's, not the device's.
+        """
+        kept = self.acked_features & Feature.PROTOCOL_FEATURES
+        with self._rings.paused():
+            for ring in self._rings.all:
+                ring.forget()
+                ring.enabled = not kept
+            self._rings.features = kept
+            self._device.set_features(0)
+            self._device.reset()
+        self._status = Status(0)
+
+    def _get_status(self, _: None, __: list[int]) -> bytes:
+        return encode_u64(self._status)
+
+    def _set_status(self, value: int, _: list[int]) -> None:
+        """Note the driver's status; 0 is a reset.
+
+        Not where each ring was stopped with GET_VRING_BASE before: QEMU says 0 also
+        when it only pauses a machine, and goes on from those bases. Rings that start
+        somewhere else than they stopped are the reset then (`_set_vring_base`).
+        """
+        if value > 0xFF:
+            raise FrontendError(f"device status {value:#x} has more than 8 bits")
+        if value:
+            self._status = Status(value) | self._status & Status.NEEDS_RESET
+        elif any(ring.started for ring in self._rings.all):
+            self._reset_device(None, [])
+        else:
+            self._status = Status(0)
 
     # ---- memory ----
 
     def _set_mem_table(self, table: list[MemoryRegion], fds: list[int]) -> None:
         if len(fds) != len(table):
             raise FrontendError(f"{len(fds)} fds for {len(table)} regions")
-        memory = _map(table, fds)
-        with self._paused(*self._rings):
+        memory = GuestMemory()
+        try:
+            for region, fd in zip(table, fds, strict=True):
+                _map(memory, region, fd)
+        except BaseException:
+            memory.close()
+            raise
+        with self._changing_memory():
             old, self._memory = self._memory, memory
-            self._device.set_memory(memory)
             if old is not None:
                 old.close()
+
+    def _get_max_mem_slots(self, _: None, __: list[int]) -> bytes:
+        return encode_u64(MAX_REGIONS)
+
+    def _add_mem_reg(self, region: MemoryRegion, fds: list[int]) -> None:
+        if len(fds) != 1:
+            raise FrontendError(f"{len(fds)} fds for a region")
+        with self._changing_memory():
+            if self._memory is None:
+                self._memory = GuestMemory()
+            _map(self._memory, region, fds[0])
+
+    def _rem_mem_reg(self, region: MemoryRegion, _: list[int]) -> None:
+        if self._memory is None:
+            raise FrontendError("there is no memory yet")
+        with self._changing_memory():
+            self._memory.remove(gpa=region.gpa, uva=region.uva, size=region.size)
+            self._rings.note_memory_removed()
+
+    @contextlib.contextmanager
+    def _changing_memory(self) -> Iterator[None]:
+        """Let the caller change the memory while neither ring nor device uses it."""
+        with self._rings.paused():
+            self._device.set_memory(None)
+            yield
+            self._rings.memory = self._memory
+            self._device.set_memory(self._memory)
 
     # ---- rings ----
 
     def _set_vring_num(self, state: VringState, _: list[int]) -> None:
-        ring = self._stopped_ring(state.index)
+        ring = self._rings.get_stopped(state.index)
         limit = self._device.queue_size
         if not 0 < state.num <= limit or state.num & (state.num - 1):
             raise FrontendError(
                 f"ring of {state.num} entries, need a power of two up to {limit}"
             )
         ring.num = state.num
-        self._start_if_ready(ring)
+        self._rings.start_if_ready(ring)
 
     def _set_vring_addr(self, address: VringAddress, _: list[int]) -> None:
-        ring = self._ring(address.index)
+        ring = self._rings.get(address.index)
         if address.desc % 16 or address.avail % 2 or address.used % 4:
             raise FrontendError(
                 f"ring {ring.index} is not aligned: desc {address.desc:#x}, "
                 f"avail {address.avail:#x}, used {address.used:#x}"
             )
-        with self._paused(ring):
+        with self._rings.paused(ring):
             ring.address = address
 
     def _set_vring_base(self, state: VringState, _: list[int]) -> None:
-        ring = self._stopped_ring(state.index)
+        ring = self._rings.get_stopped(state.index)
         if state.num > 0xFFFF:
             raise FrontendError(f"ring base {state.num:#x} has more than 16 bits")
-        if state.num != ring.base:
+        if state.num != ring.base and not self._resets_one_ring(ring):
             # A driver that goes on takes the base that it was given. This one
             # starts over (its machine was reset), and knows none of the old
             # one's connections.
             self._device.reset()
         ring.base = state.num
-        self._start_if_ready(ring)
+        self._rings.start_if_ready(ring)
+
+    def _resets_one_ring(self, ring: Ring) -> bool:
+        """Does this ring start over by itself (VIRTIO 1.2 section 2.6.1)?"""
+        negotiated = bool(self.acked_features & Feature.RING_RESET)
+        return negotiated and self._rings.others_run(ring)
 
     def _get_vring_base(self, state: VringState, _: list[int]) -> bytes:
-        ring = self._ring(state.index)
-        self._stop(ring)
+        ring = self._rings.get(state.index)
+        self._rings.stop(ring)
         ring.started = False
         ring.replace_fd("kick_fd", -1)
         return VringState(ring.index, ring.base).encode()
 
     def _set_vring_kick(self, which: VringFd, fds: list[int]) -> None:
-        ring = self._ring(which.index)
+        ring = self._rings.get(which.index)
         fd = _take_fd(which, fds)
-        with self._paused(ring):
+        with self._rings.paused(ring):
             ring.replace_fd("kick_fd", fd)
             ring.started = True
 
     def _set_vring_call(self, which: VringFd, fds: list[int]) -> None:
-        ring = self._ring(which.index)
+        ring = self._rings.get(which.index)
         fd = _take_fd(which, fds)
         if ring.running:  # interrupts are masked and unmasked often: no restart
             self._device.set_call(ring.index, fd)
         ring.replace_fd("call_fd", fd)
 
     def _set_vring_err(self, which: VringFd, fds: list[int]) -> None:
-        self._ring(which.index).replace_fd("err_fd", _take_fd(which, fds))
+        self._rings.get(which.index).replace_fd("err_fd", _take_fd(which, fds))
 
     def _set_vring_enable(self, state: VringState, _: list[int]) -> None:
         if not self.acked_features & Feature.PROTOCOL_FEATURES:
             raise FrontendError("feature PROTOCOL_FEATURES was not negotiated")
         if state.num not in (0, 1):
             raise FrontendError(f"enable is {state.num}, need 0 or 1")
-        with self._paused(self._ring(state.index)) as (ring,):
+        ring = self._rings.get(state.index)
+        with self._rings.paused(ring):
             ring.enabled = bool(state.num)
 
-    def _ring(self, index: int) -> _Ring:
-        if index >= len(self._rings):
-            raise FrontendError(f"ring {index}, there are {len(self._rings)}")
-        return self._rings[index]
+    # ---- the back-end's channel ----
 
-    def _stopped_ring(self, index: int) -> _Ring:
-        ring = self._ring(index)
-        if ring.running:
-            raise FrontendError(f"ring {index} is running")
-        return ring
-
-    @contextlib.contextmanager
-    def _paused(self, *rings: _Ring) -> Iterator[tuple[_Ring, ...]]:
-        """Stop `rings`, let the caller change things, start those that are ready.
-
-        After an error in between they stay stopped: the session is over.
-        """
-        for ring in rings:
-            self._stop(ring)
-        yield rings
-        for ring in rings:
-            self._start_if_ready(ring)
-
-    def _start_if_ready(self, ring: _Ring) -> None:
-        if not (ring.started and ring.enabled and ring.num and ring.address):
-            return
-        if self._memory is None:
-            return
-        config = RingConfig(
-            desc_uva=ring.address.desc,
-            avail_uva=ring.address.avail,
-            used_uva=ring.address.used,
-            features=self.acked_features,
-            num=ring.num,
-            base=ring.base,
-            kick_fd=ring.kick_fd,
-            call_fd=ring.call_fd,
-        )
-        try:
-            self._device.start_ring(ring.index, config)
-        except (GuestError, OSError) as error:  # OSError: a kick fd can't be polled
-            raise FrontendError(f"ring {ring.index}: {error}") from error
-        ring.running = True
-
-    def _stop(self, ring: _Ring) -> None:
-        if ring.running:
-            ring.running = False
-            ring.base = self._device.stop_ring(ring.index)
+    def _set_backend_req_fd(self, _: None, fds: list[int]) -> None:
+        if len(fds) != 1:
+            raise FrontendError(f"{len(fds)} fds for a channel")
+        need_reply = self._acked(ProtocolFeature.REPLY_ACK)
+        channel = BackendChannel(fds[0], need_reply=need_reply)
+        fds.clear()
+        old, self._channel = self._channel, channel
+        if old is not None:
+            old.close()
 
     # ---- configuration space ----
 
@@ -391,6 +437,36 @@ class Session:
         Request.SET_OWNER: _Row(decode_nothing, _set_owner),
         Request.RESET_OWNER: _Row(decode_nothing, _reset_owner),
         Request.SET_MEM_TABLE: _Row(decode_mem_table, _set_mem_table, fds=MAX_REGIONS),
+        Request.RESET_DEVICE: _Row(
+            decode_nothing, _reset_device, needs=ProtocolFeature.RESET_DEVICE
+        ),
+        Request.GET_STATUS: _Row(
+            decode_nothing, _get_status, needs=ProtocolFeature.STATUS
+        ),
+        Request.SET_STATUS: _Row(decode_u64, _set_status, needs=ProtocolFeature.STATUS),
+        Request.GET_MAX_MEM_SLOTS: _Row(
+            decode_nothing,
+            _get_max_mem_slots,
+            needs=ProtocolFeature.CONFIGURE_MEM_SLOTS,
+        ),
+        Request.ADD_MEM_REG: _Row(
+            decode_mem_region,
+            _add_mem_reg,
+            fds=1,
+            needs=ProtocolFeature.CONFIGURE_MEM_SLOTS,
+        ),
+        Request.REM_MEM_REG: _Row(  # some front-ends send the fd again
+            decode_mem_region,
+            _rem_mem_reg,
+            fds=1,
+            needs=ProtocolFeature.CONFIGURE_MEM_SLOTS,
+        ),
+        Request.SET_BACKEND_REQ_FD: _Row(
+            decode_nothing,
+            _set_backend_req_fd,
+            fds=1,
+            needs=ProtocolFeature.BACKEND_REQ,
+        ),
         Request.SET_VRING_NUM: _Row(VringState.decode, _set_vring_num),
         Request.SET_VRING_ADDR: _Row(VringAddress.decode, _set_vring_addr),
         Request.SET_VRING_BASE: _Row(VringState.decode, _set_vring_base),
@@ -411,13 +487,16 @@ class Session:
     }
 
 
-def _map(table: list[MemoryRegion], fds: list[int]) -> GuestMemory:
+def _map(memory: GuestMemory, region: MemoryRegion, fd: int) -> None:
     try:
-        return GuestMemory(
-            [
-                Region(gpa=r.gpa, uva=r.uva, size=r.size, fd=fd, offset=r.offset)
-                for r, fd in zip(table, fds, strict=True)
-            ]
+        memory.add(
+            Region(
+                gpa=region.gpa,
+                uva=region.uva,
+                size=region.size,
+                fd=fd,
+                offset=region.offset,
+            )
         )
     except (GuestError, OSError, OverflowError, StateError, ValueError) as error:
         # mmap() refuses a bad size, offset or fd in as many ways as it has checks.

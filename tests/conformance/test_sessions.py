@@ -13,7 +13,6 @@ from vhost_user.engine import EventKind
 from vhost_user.errors import StateError
 from vhost_user.frontend import Frontend
 from vhost_user.message import (
-    Feature,
     MemoryRegion,
     Request,
     VringAddress,
@@ -77,10 +76,7 @@ def test_a_driver_that_starts_over_gets_no_old_connections(host, guest):
     """The machine was reset: the rings start at 0 again, the front-end stays."""
     old = guest.connect(ECHO)
     guest.stop()
-    guest.rx = Virtqueue(guest.ram, features=guest.vmm.features)
-    guest.tx = Virtqueue(guest.ram, features=guest.vmm.features)
-    guest._bases = (0, 0)
-    guest.start()
+    guest.start_over()
     guest.post_rx(16)
     assert host.stats().conns == 0
     old.say(Op.RW, b"are you there?")
@@ -178,17 +174,6 @@ def test_the_event_ring_may_be_set_up_and_stopped(guest):
     echo(guest.connect(ECHO))
     assert guest.vmm.stop(2) == 0
     events.close()
-
-
-@pytest.mark.spec(
-    "vhost-user:communication/gated",
-    "vhost-user:ring-states/enable-without-features",
-)
-def test_a_minimal_front_end_is_served(host):
-    """No protocol features at all: two rings, nothing to enable, no config."""
-    with VsockGuest(host.path, features=Feature.VERSION_1) as guest:
-        assert guest.vmm.protocol_features == 0
-        echo(guest.connect(ECHO))
 
 
 # ---- what a front-end must not do ----

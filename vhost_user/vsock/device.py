@@ -11,6 +11,7 @@ import logging
 import struct
 from typing import TYPE_CHECKING, Final
 
+from vhost_user.device import SESSION_FEATURES
 from vhost_user.engine import ALL_QUEUES, Event, EventKind
 from vhost_user.errors import StateError
 from vhost_user.message import Feature, ProtocolFeature
@@ -52,10 +53,13 @@ class VsockDevice:
             reach each other by CID.
     """
 
-    features: Final[int] = Feature.VERSION_1 | Feature.EVENT_IDX | Feature.INDIRECT_DESC
-    protocol_features: Final = (
-        ProtocolFeature.MQ | ProtocolFeature.CONFIG | ProtocolFeature.REPLY_ACK
+    features: Final[int] = (
+        Feature.VERSION_1
+        | Feature.EVENT_IDX
+        | Feature.INDIRECT_DESC
+        | Feature.RING_RESET
     )
+    protocol_features: Final = SESSION_FEATURES | ProtocolFeature.CONFIG
     queues: Final = 3
 
     def __init__(
@@ -73,7 +77,8 @@ class VsockDevice:
         self.guest_cid = guest_cid
         self.queue_size = queue_size
         self.on_ring_broke: Callable[[int], None] | None = None
-        """See `vhost_user.session.Device`."""
+        self.on_config_change: Callable[[], None] | None = None
+        """See `vhost_user.device.Device`."""
         self._event_queue_base = 0
         self._on_event = on_event
         self.handle = engine.add_device(

@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, Final, Self
 
 from vhost_user.driver import Ram, Segment, Virtqueue
 from vhost_user.errors import StateError
-from vhost_user.frontend import ALL_FEATURES, Frontend
+from vhost_user.frontend import ALL_FEATURES, ALL_PROTOCOL_FEATURES, Frontend
 from vhost_user.vsock.packet import CID_HOST, HDR_SIZE, Header, Op, Shutdown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
     from types import TracebackType
+
+    from vhost_user.message import ProtocolFeature
 
 RX: Final = 0
 TX: Final = 1
@@ -54,6 +56,8 @@ class VsockGuest:
         path: the vhost-user socket.
         cid: the guest's CID.
         features: feature bits to take if they are offered.
+        protocol_features: protocol features to take if they are offered.
+        memory_slots: give the memory region by region, not as a table.
         queue_size: entries of both rings.
         rx_buffers: RX buffers to offer at once; more with `post_rx()`.
         rx_layout: sizes of the segments that make up one RX buffer, bytes.
@@ -69,6 +73,8 @@ class VsockGuest:
         *,
         cid: int = 3,
         features: int = ALL_FEATURES,
+        protocol_features: ProtocolFeature = ALL_PROTOCOL_FEATURES,
+        memory_slots: bool = False,
         queue_size: int = 256,
         rx_buffers: int = 64,
         rx_layout: Sequence[int] = (4096,),
@@ -81,8 +87,11 @@ class VsockGuest:
         self.timeout_s = timeout_s
         self.vmm = Frontend(path, timeout_s=timeout_s)
         self.ram = Ram(ram_size)
-        acked = self.vmm.negotiate(features)
-        self.vmm.set_memory(self.ram)
+        acked = self.vmm.negotiate(features, protocol_features)
+        if memory_slots:
+            self.vmm.add_memory(self.ram)
+        else:
+            self.vmm.set_memory(self.ram)
         self.rx = Virtqueue(self.ram, queue_size, features=acked, first=first)
         self.tx = Virtqueue(self.ram, queue_size, features=acked, first=first)
         self._rx_layout = tuple(rx_layout)
@@ -106,6 +115,27 @@ class VsockGuest:
         """Stop both rings; return the bases that `start()` goes on from."""
         self._bases = (self.vmm.stop(RX), self.vmm.stop(TX))
         return self._bases
+
+    def start_over(self, *queues: int) -> None:
+        """Make rings anew and start them at 0, as a driver does after a reset.
+
+        Args:
+            queues: `RX`, `TX`; none: both. They are stopped.
+        """
+        bases = list(self._bases)
+        for index in queues or (RX, TX):
+            old = self.rx if index == RX else self.tx
+            queue = Virtqueue(self.ram, old.num, features=self.vmm.features)
+            old.close()
+            if index == RX:
+                self.rx = queue
+                self._rx_segments.clear()
+            else:
+                self.tx = queue
+                self._tx_buffers.clear()
+            bases[index] = 0
+            self.vmm.start(index, queue)
+        self._bases = (bases[RX], bases[TX])
 
     # ---- packets ----
 

@@ -28,7 +28,9 @@ PAGE = 4096
 UVA = 0x7F00_0000_0000
 GET_FEATURES = encode(Request.GET_FEATURES)
 FEATURES = encode(
-    Request.GET_FEATURES, encode_u64(1 << 32 | 1 << 30 | 1 << 29 | 1 << 28), reply=True
+    Request.GET_FEATURES,
+    encode_u64(1 << 40 | 1 << 32 | 1 << 30 | 1 << 29 | 1 << 28),
+    reply=True,
 )
 TIMEOUT_S = 10
 

@@ -1,0 +1,171 @@
+"""The rings of a session: what each was told, and whether the device has it.
+
+A ring runs in the device exactly while everything it needs is there: size,
+addresses, a kick, memory, and the enabled state. Each message that changes one of
+these stops the ring, changes it and starts the ring again where it stood
+(`paused`), so a change on the fly and a first set-up are one path.
+
+Spec: vhost-user, "Ring states".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vhost_user.engine import RingConfig
+from vhost_user.errors import FrontendError, GuestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vhost_user.device import Device
+    from vhost_user.memory import GuestMemory
+    from vhost_user.message import VringAddress
+
+
+@dataclass(slots=True)
+class Ring:
+    """A ring as set up so far; owns its eventfds."""
+
+    index: int
+    num: int = 0
+    """Entries; 0: not set yet."""
+    base: int = 0
+    address: VringAddress | None = None
+    started: bool = False
+    """A kick was set and no GET_VRING_BASE came since."""
+    enabled: bool = True
+    running: bool = False
+    """The device has it."""
+    away: bool = False
+    """It ran in memory that the front-end has taken out since."""
+    kick_fd: int = -1
+    call_fd: int = -1
+    err_fd: int = -1
+
+    def replace_fd(self, name: str, fd: int) -> None:
+        """Own `fd` (-1: none) as `name` and close the one that was there."""
+        old = getattr(self, name)
+        setattr(self, name, fd)
+        if old >= 0:
+            os.close(old)
+
+    def forget(self) -> None:
+        """Go back to how a session begins, but for `enabled`."""
+        for name in ("kick_fd", "call_fd", "err_fd"):
+            self.replace_fd(name, -1)
+        self.num = self.base = 0
+        self.address = None
+        self.started = self.away = False
+
+    @property
+    def ready(self) -> bool:
+        """Is everything there but the memory?"""
+        return bool(self.started and self.enabled and self.num and self.address)
+
+
+class Rings:
+    """All rings of one session.
+
+    Args:
+        device: stays the caller's; `close()` leaves it without rings.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self.all = [Ring(index) for index in range(device.queues)]
+        self.features = 0
+        """Acknowledged; change it while all rings are paused."""
+        self.memory: GuestMemory | None = None
+        """Borrowed; change it while all rings are paused."""
+
+    def get(self, index: int) -> Ring:
+        """Return ring `index`; FrontendError: there is none."""
+        if index >= len(self.all):
+            raise FrontendError(f"ring {index}, there are {len(self.all)}")
+        return self.all[index]
+
+    def get_stopped(self, index: int) -> Ring:
+        """Return ring `index`; FrontendError: there is none, or it runs."""
+        ring = self.get(index)
+        if ring.running:
+            raise FrontendError(f"ring {index} is running")
+        return ring
+
+    def others_run(self, ring: Ring) -> bool:
+        """Does any ring but this one run?"""
+        return any(other.running for other in self.all if other is not ring)
+
+    @contextlib.contextmanager
+    def paused(self, *rings: Ring) -> Iterator[None]:
+        """Stop `rings` (none: all), let the caller change things, start them again.
+
+        Only those that are ready start. After an error in between they stay stopped:
+        the session is over.
+        """
+        rings = rings or tuple(self.all)
+        for ring in rings:
+            self.stop(ring)
+        yield
+        for ring in rings:
+            self.start_if_ready(ring)
+
+    def start_if_ready(self, ring: Ring) -> None:
+        """Give a ring to the device once nothing is missing.
+
+        Raises:
+            FrontendError: the device can't use it.
+        """
+        if not ring.ready or self.memory is None or self._is_away(ring):
+            return
+        try:
+            self._device.start_ring(ring.index, self._config(ring))
+        except (GuestError, OSError) as error:  # OSError: a kick fd can't be polled
+            raise FrontendError(f"ring {ring.index}: {error}") from error
+        ring.running = True
+
+    def _config(self, ring: Ring) -> RingConfig:
+        assert ring.address is not None
+        return RingConfig(
+            desc_uva=ring.address.desc,
+            avail_uva=ring.address.avail,
+            used_uva=ring.address.used,
+            features=self.features,
+            num=ring.num,
+            base=ring.base,
+            kick_fd=ring.kick_fd,
+            call_fd=ring.call_fd,
+        )
+
+    def note_memory_removed(self) -> None:
+        """Let rings that lost their memory wait, not fail, until it is back.
+
+        A front-end that changes its layout takes regions out and puts others in, one
+        message each; between two of them a ring may lie nowhere.
+        """
+        for ring in self.all:
+            ring.away = ring.address is not None
+
+    def _is_away(self, ring: Ring) -> bool:
+        assert ring.address is not None
+        assert self.memory is not None
+        parts = (ring.address.desc, ring.address.avail, ring.address.used)
+        ring.away = ring.away and not all(map(self.memory.holds, parts))
+        return ring.away
+
+    def stop(self, ring: Ring) -> None:
+        """Take a ring back from the device, if it has it, and note where it stood."""
+        if ring.running:
+            ring.running = False
+            ring.base = self._device.stop_ring(ring.index)
+
+    def close(self) -> None:
+        """Take all rings back and close their eventfds."""
+        with contextlib.ExitStack() as stack:  # each step, even if one fails
+            for ring in self.all:
+                stack.callback(ring.forget)
+            for ring in self.all:
+                stack.callback(self.stop, ring)
