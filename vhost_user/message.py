@@ -96,6 +96,7 @@ class Request(enum.IntEnum):
     SET_DEVICE_STATE_FD = 42
     CHECK_DEVICE_STATE = 43
     GET_SHMEM_CONFIG = 44
+    GET_VRING_BASE_SKIP_DRAIN = 45
 
     @classmethod
     def describe(cls, number: int) -> str:

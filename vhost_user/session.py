@@ -67,6 +67,7 @@ _REFUSED: Final[dict[int, str]] = {
     Request.SET_DEVICE_STATE_FD: "protocol feature DEVICE_STATE",
     Request.CHECK_DEVICE_STATE: "protocol feature DEVICE_STATE",
     Request.GET_SHMEM_CONFIG: "protocol feature SHMEM",
+    Request.GET_VRING_BASE_SKIP_DRAIN: "protocol feature GET_VRING_BASE_SKIP_DRAIN",
 }
 """Messages of the specification that no device here takes, and what they belong to."""
 
@@ -104,6 +105,8 @@ class Session:
         self._memory: GuestMemory | None = None
         self._channel: BackendChannel | None = None
         self._status = Status(0)
+        self._untold = False
+        """The configuration changed while the device was suspended."""
         self._closed = False
         self.acked_protocol_features = ProtocolFeature(0)
 
@@ -149,9 +152,14 @@ class Session:
     def config_changed(self) -> None:
         """Tell the front-end that the configuration space or the status did.
 
-        Spec: `VHOST_USER_BACKEND_CONFIG_CHANGE_MSG`.
+        While all rings are stopped the device is silent: it hears of it afterwards.
+
+        Spec: `VHOST_USER_BACKEND_CONFIG_CHANGE_MSG`, "Suspended device state".
         """
-        if self._channel is not None and self._acked(ProtocolFeature.CONFIG):
+        if self._channel is None or not self._acked(ProtocolFeature.CONFIG):
+            return
+        self._untold = not any(ring.started for ring in self._rings.all)
+        if not self._untold:
             self._channel.config_changed()
 
     def close(self) -> None:
@@ -373,6 +381,8 @@ class Session:
         with self._rings.paused(ring):
             ring.replace_fd("kick_fd", fd)
             ring.started = True
+        if self._untold:
+            self.config_changed()
 
     def _set_vring_call(self, which: VringFd, fds: list[int]) -> None:
         ring = self._rings.get(which.index)

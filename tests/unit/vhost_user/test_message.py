@@ -13,17 +13,21 @@ from vhost_user.message import (
     MAX_REGIONS,
     ConfigSpace,
     Header,
+    InflightArea,
+    LogArea,
     MemoryRegion,
     Message,
     Request,
     VringAddress,
     VringFd,
     VringState,
+    decode_mem_region,
     decode_mem_table,
     decode_nothing,
     decode_reply,
     decode_u64,
     encode,
+    encode_mem_region,
     encode_mem_table,
     encode_u64,
 )
@@ -163,6 +167,40 @@ def test_rejects_a_bad_mem_table(raw):
         decode_mem_table(raw)
 
 
+@pytest.mark.spec("vhost-user:payload/memory-region")
+def test_single_memory_region_has_padding_first():
+    raw = hexa(
+        "0000000000000000"
+        "0000000001000000 0000001000000000 00000000ff7f0000 0000004000000000"
+    )
+    region = MemoryRegion(
+        gpa=1 << 32, size=0x1000_0000, uva=0x7FFF_0000_0000, offset=0x4000_0000
+    )
+    assert decode_mem_region(raw) == region
+    assert encode_mem_region(region) == raw
+
+
+@pytest.mark.spec("vhost-user:payload/log")
+def test_log_area():
+    raw = hexa("0000010000000000 0010000000000000")
+    assert LogArea.decode(raw) == LogArea(size=0x10000, offset=0x1000)
+    assert LogArea(0x10000, 0x1000).encode() == raw
+
+
+@pytest.mark.spec("vhost-user:payload/inflight")
+@pytest.mark.parametrize("padding", ["", "00000000"], ids=["packed", "as-qemu-sends"])
+def test_inflight_area(padding):
+    raw = hexa("0020000000000000 0010000000000000 0200 0001" + padding)
+    area = InflightArea.decode(raw)
+    assert (area.size, area.offset, area.queues, area.queue_size) == (
+        0x2000,
+        0x1000,
+        2,
+        256,
+    )
+    assert area.encode() == raw
+
+
 def test_the_longest_payload_is_a_table_of_32_regions():
     region = MemoryRegion(gpa=0, size=1, uva=0)
     assert len(encode_mem_table([region] * MAX_REGIONS)) == MAX_PAYLOAD
@@ -192,7 +230,16 @@ def test_rejects_a_bad_config_space(raw):
 
 @pytest.mark.parametrize("size", [0, 7, 9])
 @pytest.mark.parametrize(
-    "decode", [decode_u64, VringState.decode, VringFd.decode, VringAddress.decode]
+    "decode",
+    [
+        decode_u64,
+        VringState.decode,
+        VringFd.decode,
+        VringAddress.decode,
+        decode_mem_region,
+        LogArea.decode,
+        InflightArea.decode,
+    ],
 )
 def test_rejects_a_payload_of_the_wrong_size(decode, size):
     with pytest.raises(FrontendError, match=f"payload of {size} bytes, need"):

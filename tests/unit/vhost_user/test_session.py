@@ -97,6 +97,7 @@ def test_tells_the_number_of_queues(vmm, device):
         pytest.param(Request.SET_DEVICE_STATE_FD, "DEVICE_STATE", id="SET_STATE_FD"),
         pytest.param(Request.CHECK_DEVICE_STATE, "DEVICE_STATE", id="CHECK_STATE"),
         pytest.param(Request.GET_SHMEM_CONFIG, "SHMEM", id="GET_SHMEM_CONFIG"),
+        pytest.param(Request.GET_VRING_BASE_SKIP_DRAIN, "DRAIN", id="SKIP_DRAIN"),
     ],
 )
 def test_says_what_a_refused_request_belongs_to(vmm, request_, reason):
@@ -105,7 +106,7 @@ def test_says_what_a_refused_request_belongs_to(vmm, request_, reason):
 
 
 @pytest.mark.spec("vhost-user:unknown")
-@pytest.mark.parametrize("number", [0, 45, 99, 2**32 - 1])
+@pytest.mark.parametrize("number", [0, 46, 99, 2**32 - 1])
 def test_rejects_an_unknown_request(vmm, number):
     with pytest.raises(FrontendError, match="not known here"):
         vmm.send(number)

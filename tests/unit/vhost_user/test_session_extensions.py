@@ -42,7 +42,17 @@ NEEDS = {
 }
 
 
-@pytest.mark.parametrize("request_", NEEDS, ids=lambda request: request.name)
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param(
+            request,
+            id=request.name,
+            marks=pytest.mark.spec(f"vhost-user:feature/{feature.name}"),
+        )
+        for request, (_, feature) in NEEDS.items()
+    ],
+)
 def test_a_message_needs_its_protocol_feature(vmm, device, request_):
     payload, feature = NEEDS[request_]
     vmm.negotiate(0, device.protocol_features & ~feature)
@@ -321,10 +331,15 @@ async def turn():
         await asyncio.sleep(0)
 
 
-@pytest.mark.spec("vhost-user:BACKEND_CONFIG_CHANGE_MSG")
+@pytest.mark.spec(
+    "vhost-user:BACKEND_CONFIG_CHANGE_MSG",
+    "vhost-user:backend-communication/channel",
+    "vhost-user:SET_BACKEND_REQ_FD",
+)
 def test_tells_of_a_changed_configuration_and_takes_the_answer(vmm, session):
     async def steps():
         vmm.negotiate(0)
+        vmm.set_fd(Request.SET_VRING_KICK, 0)  # not suspended
         with channel(vmm) as ours:
             for _ in range(3):
                 session.config_changed()
@@ -340,6 +355,7 @@ def test_tells_of_a_changed_configuration_and_takes_the_answer(vmm, session):
 def test_asks_for_no_answer_without_reply_ack(vmm, session, device):
     async def steps():
         vmm.negotiate(0, device.protocol_features & ~ProtocolFeature.REPLY_ACK)
+        vmm.set_fd(Request.SET_VRING_KICK, 0)  # not suspended
         with channel(vmm) as ours:
             session.config_changed()
             session.config_changed()
@@ -352,6 +368,7 @@ def test_asks_for_no_answer_without_reply_ack(vmm, session, device):
 def test_changes_before_the_answer_are_told_once_more(vmm, session):
     async def steps():
         vmm.negotiate(0)
+        vmm.set_fd(Request.SET_VRING_KICK, 0)  # not suspended
         with channel(vmm) as ours:
             for _ in range(5):
                 session.config_changed()
@@ -373,6 +390,7 @@ def test_changes_before_the_answer_are_told_once_more(vmm, session):
 def test_a_refused_change_is_logged(vmm, session, caplog):
     async def steps():
         vmm.negotiate(0)
+        vmm.set_fd(Request.SET_VRING_KICK, 0)  # not suspended
         with channel(vmm) as ours:
             session.config_changed()
             ours.send(reply(status=1))
@@ -395,6 +413,7 @@ def test_a_refused_change_is_logged(vmm, session, caplog):
 def test_a_channel_that_breaks_is_closed_alone(vmm, session, answer):
     async def steps():
         vmm.negotiate(0)
+        vmm.set_fd(Request.SET_VRING_KICK, 0)  # not suspended
         with channel(vmm) as ours:
             session.config_changed()
             ours.recv(100)
@@ -412,6 +431,7 @@ def test_a_channel_that_breaks_is_closed_alone(vmm, session, answer):
 def test_a_channel_that_nobody_reads_is_closed(vmm, session, device):
     async def steps():
         vmm.negotiate(0, device.protocol_features & ~ProtocolFeature.REPLY_ACK)
+        vmm.set_fd(Request.SET_VRING_KICK, 0)
         with channel(vmm):
             for _ in range(100_000):
                 session.config_changed()
@@ -424,6 +444,7 @@ def test_a_channel_that_nobody_reads_is_closed(vmm, session, device):
 def test_a_second_channel_replaces_the_first(vmm, session):
     async def steps():
         vmm.negotiate(0)
+        vmm.set_fd(Request.SET_VRING_KICK, 0)  # not suspended
         with channel(vmm) as first, channel(vmm) as second:
             assert first.recv(1) == b""
             session.config_changed()
@@ -447,6 +468,24 @@ def test_rejects_a_channel_that_is_no_socket(vmm):
         vmm.send(Request.SET_BACKEND_REQ_FD, b"", os.eventfd(0))
 
 
+@pytest.mark.spec("vhost-user:suspended/messages")
+def test_a_change_while_all_rings_are_stopped_is_told_when_one_starts(vmm, session):
+    async def steps():
+        vmm.negotiate(0)
+        with channel(vmm) as ours:
+            ours.setblocking(False)
+            vmm.set_fd(Request.SET_VRING_KICK, 0)
+            vmm.get_base(0)
+            session.config_changed()
+            with pytest.raises(BlockingIOError):
+                ours.recv(100)
+            vmm.set_fd(Request.SET_VRING_KICK, 1)
+            assert ours.recv(100) == CHANGE_NEED_REPLY
+            session.close()
+
+    in_loop(steps)
+
+
 def test_without_a_channel_a_change_is_told_to_nobody(vmm, session):
     vmm.negotiate(0)
     session.config_changed()
@@ -456,6 +495,7 @@ def test_without_a_channel_a_change_is_told_to_nobody(vmm, session):
 def test_a_broken_ring_is_told_as_a_change_once_the_driver_is_there(vmm, session):
     async def steps():
         vmm.negotiate(0)
+        vmm.set_fd(Request.SET_VRING_KICK, 0)
         with channel(vmm) as ours:
             session.ring_broke(0)
             vmm.status = 15
@@ -466,7 +506,19 @@ def test_a_broken_ring_is_told_as_a_change_once_the_driver_is_there(vmm, session
     in_loop(steps)
 
 
-# ---- RESET_OWNER, SET_FEATURES ----
+# ---- RESET_OWNER, SET_FEATURES, SET_VRING_ENABLE ----
+
+
+@pytest.mark.spec("vhost-user:ring-states/tracked")
+def test_a_ring_enabled_while_stopped_is_enabled_once_it_starts(running, device):
+    running.get_base(0)
+    running.enable(0, 0)
+    running.set_fd(Request.SET_VRING_KICK, 0)
+    assert list(device.running) == [1]
+    running.get_base(0)
+    running.enable(0)
+    running.set_fd(Request.SET_VRING_KICK, 0)
+    assert sorted(device.running) == [0, 1]
 
 
 @pytest.mark.spec("vhost-user:ring-states/enable-without-features")
