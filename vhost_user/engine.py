@@ -195,6 +195,7 @@ class DeviceStats:
     bad_packets: int
     credit_violations: int
     limit_conns: int
+    message_errors: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -491,14 +492,14 @@ class DeviceHandle:
 
         Args:
             guest_port: where a program in the guest listens.
-            sock: taken over.
+            sock: taken over; SOCK_SEQPACKET makes a SEQPACKET connection.
             hybrid: write "OK <port>" to it when the guest accepts.
 
         Returns:
             The connection's id.
 
         Raises:
-            StateError: too many connections.
+            StateError: too many connections, or the guest knows no SEQPACKET.
             OSError: the socket cannot be watched.
         """
         conn = check(

@@ -43,10 +43,18 @@ class UnixListener:
         path: where the socket is made by `start()` and removed by `close()`.
         on_client: gets each client, non-blocking, and owns it. Called in the
             event loop.
+        kind: SOCK_STREAM or SOCK_SEQPACKET.
     """
 
-    def __init__(self, path: Path, on_client: Callable[[socket.socket], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        on_client: Callable[[socket.socket], None],
+        *,
+        kind: int = socket.SOCK_STREAM,
+    ) -> None:
         self.path = path
+        self._kind = kind
         self._on_client = on_client
         self._sock: socket.socket | None = None
         self._identity = (0, 0)
@@ -59,7 +67,7 @@ class UnixListener:
             OSError: it can't be made; EADDRINUSE: a live process listens there, or
                 the file isn't a socket. `filename` is set.
         """
-        self._sock = _listen(self.path)
+        self._sock = _listen(self.path, self._kind)
         status = self.path.stat()
         self._identity = (status.st_dev, status.st_ino)
         self.resume()
@@ -108,11 +116,11 @@ class UnixListener:
         self._retry = loop.call_later(_FULL_RETRY_S, self.resume)
 
 
-def _listen(path: Path) -> socket.socket:
+def _listen(path: Path, kind: int) -> socket.socket:
     if len(os.fsencode(path)) > MAX_PATH:
         reason = os.strerror(errno.ENAMETOOLONG)
         raise OSError(errno.ENAMETOOLONG, reason, str(path))
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = socket.socket(socket.AF_UNIX, kind)
     try:
         with _locked(path.parent):
             _remove_stale(path)

@@ -14,7 +14,8 @@ from vhost_user.backend import Backend
 from vhost_user.engine import ALL_EVENTS, Chargen, Discard, Echo, Engine, Reset, Unix
 from vhost_user.vsock.device import VsockDevice
 from vhost_user.vsock.driver import VsockGuest
-from vhost_user.vsock.hybrid import HybridListener
+from vhost_user.vsock.hybrid import SEQPACKET_SUFFIX, HybridListener
+from vhost_user.vsock.packet import Type
 
 ECHO, DISCARD, CHARGEN = 7, 9, 19
 REFUSED = 1
@@ -113,19 +114,20 @@ class Host:
     def stats(self):
         return self.call(self.device.handle.stats)
 
-    def listen(self, port):
+    def listen(self, port, kind=socket.SOCK_STREAM):
         """Listen where guest connections to host port `port` arrive."""
-        sock = socket.socket(socket.AF_UNIX)
+        sock = socket.socket(socket.AF_UNIX, kind)
         sock.settimeout(TIMEOUT_S)
         sock.bind(f"{self.uds_path}_{port}")
         sock.listen()
         return sock
 
-    def dial(self, port=None):
+    def dial(self, port=None, kind=socket.SOCK_STREAM):
         """Connect as a host client; with `port`, send its CONNECT line."""
-        sock = socket.socket(socket.AF_UNIX)
+        suffix = SEQPACKET_SUFFIX if kind == socket.SOCK_SEQPACKET else ""
+        sock = socket.socket(socket.AF_UNIX, kind)
         sock.settimeout(TIMEOUT_S)
-        sock.connect(str(self.uds_path))
+        sock.connect(f"{self.uds_path}{suffix}")
         if port is not None:
             sock.send(b"CONNECT %d\n" % port)
         return sock
@@ -167,7 +169,9 @@ def far(host, guest):
     with contextlib.ExitStack() as stack:
 
         def connect(port=5000, **options):
-            with host.listen(port) as listener:
+            seqpacket = options.get("kind") == Type.SEQPACKET
+            kind = socket.SOCK_SEQPACKET if seqpacket else socket.SOCK_STREAM
+            with host.listen(port, kind) as listener:
                 conn = guest.connect(port, **options)
                 sock, _ = listener.accept()
             stack.enter_context(sock)

@@ -78,7 +78,7 @@ def test_a_rst_is_never_answered(host, guest):
 
 
 @pytest.mark.spec("virtio-1.2:5.10.6.4.2/unknown-type")
-@pytest.mark.parametrize("kind", [0, Type.SEQPACKET, 3, 0xFFFF])
+@pytest.mark.parametrize("kind", [0, 3, 0xFFFF])
 def test_an_unknown_type_gets_a_rst_of_that_type(guest, kind):
     guest.send(guest.header(Op.REQUEST, 4000, ECHO, type=kind))
     header = guest.receive().header

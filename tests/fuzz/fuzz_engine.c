@@ -162,6 +162,8 @@ static void packet_step(struct world *w, struct input *in)
 		h.type = (uint16_t)word(in);
 		h.dst_cid = word(in) & 7;
 	}
+	if (shape & 128)
+		h.type = VIRTIO_VSOCK_TYPE_SEQPACKET;
 	memcpy(w->ram + off, &h, sizeof(h));
 	offer(w, QUEUE_TX, off, (uint32_t)sizeof(h) + room, byte(in),
 	      shape & 64);
@@ -207,10 +209,10 @@ static void host_step(struct world *w, struct input *in)
 	int *end;
 
 	if (op % 8 == 7) {
-		int pair[2];
+		int kind = op & 16 ? SOCK_SEQPACKET : SOCK_STREAM, pair[2];
 
 		if (w->n_ends == MAX_ENDS ||
-		    socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair))
+		    socketpair(AF_UNIX, kind | SOCK_NONBLOCK, 0, pair))
 			return;
 		if (vu_conn_open(w->e, w->dev, 1024 + (op >> 6), pair[0],
 				 op & 32) < 0)
@@ -359,8 +361,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	static struct vu_engine *engine; /* once: making one costs more */
 	static char ram[2][RAM];
 	struct input in = {.at = data, .left = size};
-	uint64_t features = (uint64_t)(byte(&in) & 3)
-			    << VIRTIO_RING_F_INDIRECT_DESC;
+	uint64_t bits = byte(&in);
+	uint64_t features = (bits & 3) << VIRTIO_RING_F_INDIRECT_DESC |
+			    (bits >> 2 & 1) << VIRTIO_VSOCK_F_SEQPACKET;
 	struct world w[2];
 	struct vu_engine_stats stats;
 

@@ -22,10 +22,12 @@ SOURCES = [
     "conn.c",
     "vsock.c",
     "sibling.c",
+    "seqpacket.c",
     "relay.c",
     "engine.c",
     "control.c",
 ]
+HEADERS = ["vu.h", "mem.h", "engine.h", "vsock.h"]
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
 # cffi's own generated file: its conversions are not ours to mend
 GENERATED = ["-Wno-conversion", "-Wno-sign-conversion", "-Wno-unused-parameter"]
@@ -61,9 +63,7 @@ ffibuilder.set_source(
     "vhost_user._vu",
     '#include "vu.h"',
     sources=[str((HERE / name).relative_to(ROOT)) for name in SOURCES],
-    depends=[
-        str((HERE / name).relative_to(ROOT)) for name in ("vu.h", "mem.h", "engine.h")
-    ],
+    depends=[str((HERE / name).relative_to(ROOT)) for name in HEADERS],
     include_dirs=[str(HERE.relative_to(ROOT))],
     extra_compile_args=flags(),
     extra_link_args=[

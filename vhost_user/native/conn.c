@@ -30,6 +30,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <linux/virtio_vsock.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/epoll.h>
@@ -765,6 +766,7 @@ void conn_dial_settled(struct vu_engine *e, struct vu_conn *c)
 static void dial(struct vu_engine *e, struct vu_conn *c,
 		 const struct sockaddr *addr, socklen_t len)
 {
+	bool seqpacket = c->type == VIRTIO_VSOCK_TYPE_SEQPACKET;
 	const int one = 1;
 	int err;
 
@@ -772,8 +774,10 @@ static void dial(struct vu_engine *e, struct vu_conn *c,
 	if (list_empty(&c->timer))
 		list_add(&e->dialing, &c->timer);
 	c->far.fd = socket(addr->sa_family,
-			   SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-	if (c->far.fd < 0) {
+			   (seqpacket ? SOCK_SEQPACKET : SOCK_STREAM) |
+			       SOCK_NONBLOCK | SOCK_CLOEXEC,
+			   0);
+	if (c->far.fd < 0 || (seqpacket && seq_socket(c))) {
 		conn_failed(e, c, errno);
 		return;
 	}
@@ -845,6 +849,11 @@ void conn_target(struct vu_engine *e, struct vu_conn *c,
 	struct sockaddr_storage addr;
 
 	c->target = (uint8_t)target->kind;
+	if (c->type == VIRTIO_VSOCK_TYPE_SEQPACKET &&
+	    (target->kind == VU_TARGET_ASK || target->kind == VU_TARGET_DIAL)) {
+		conn_failed(e, c, EPROTOTYPE);
+		return;
+	}
 	switch (target->kind) {
 	case VU_TARGET_ASK:
 		c->state = CONN_HELD;

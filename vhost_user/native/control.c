@@ -17,6 +17,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <linux/virtio_vsock.h>
 #include <sys/epoll.h>
 
 #include "engine.h"
@@ -239,6 +240,8 @@ static int start_ring(struct vu_dev *d, uint32_t queue,
 	}
 	d->kick_fds[queue] = kick;
 	d->rings[queue] = ring;
+	if (queue == QUEUE_TX)
+		d->features = cfg->features;
 	vu_ring_want_kicks(ring, false);
 	return 0;
 }
@@ -687,8 +690,17 @@ static int64_t open_conn(struct vu_dev *d, uint32_t guest_port, int fd,
 			 bool hybrid)
 {
 	struct vu_engine *e = d->engine;
+	uint16_t type = VIRTIO_VSOCK_TYPE_STREAM;
 	struct vu_conn *c;
+	int kind = 0;
+	socklen_t len = sizeof(kind);
 
+	if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &kind, &len))
+		return -VU_ERR_SYS;
+	if (kind == SOCK_SEQPACKET)
+		type = VIRTIO_VSOCK_TYPE_SEQPACKET;
+	if (!vsock_has_type(d, type))
+		return -VU_ERR_STATE;
 	if (d->stats.conns >= d->cfg.max_conns || events_crowded(e)) {
 		d->stats.limit_conns++;
 		return -VU_ERR_FULL;
@@ -699,6 +711,8 @@ static int64_t open_conn(struct vu_dev *d, uint32_t guest_port, int fd,
 	c->dev = d;
 	d->stats.conns++;
 	c->want = (uint8_t)d->cfg.want;
+	c->type = (uint8_t)type;
+	c->buf_alloc = vsock_window(d, type);
 	c->peer_port = guest_port;
 	do /* ports above 2^30, as the guest's own are below */
 		c->port = d->next_port++ | 1U << 30;
@@ -706,7 +720,8 @@ static int64_t open_conn(struct vu_dev *d, uint32_t guest_port, int fd,
 	c->state = CONN_REQUESTED;
 	c->hybrid = hybrid;
 	c->far.fd = fd;
-	if (conn_hash(e, c) || conn_watch(e, c, &c->far)) {
+	if ((type == VIRTIO_VSOCK_TYPE_SEQPACKET && seq_socket(c)) ||
+	    conn_hash(e, c) || conn_watch(e, c, &c->far)) {
 		c->far.fd = -1;
 		conn_free(e, c);
 		return -VU_ERR_SYS;
@@ -721,12 +736,14 @@ static int64_t open_conn(struct vu_dev *d, uint32_t guest_port, int fd,
  * @e:		Engine
  * @dev:	Device
  * @guest_port:	Port that a program in the guest listens on
- * @fd:		Host client's connected socket, taken over on success
+ * @fd:		Host client's connected socket, taken over on success; that of
+ *		a SOCK_SEQPACKET socket becomes a SEQPACKET connection
  * @hybrid:	Write "OK <port>\n" to it when the guest accepts (the hybrid
  *		unix socket protocol of Firecracker and vhost-device-vsock)
  *
  * Returns: the connection's id,
  *	-VU_ERR_GONE, if there is no such device
+ *	-VU_ERR_STATE, if the guest's driver knows no SEQPACKET
  *	-VU_ERR_FULL, if it or the engine has max_conns
  *	-VU_ERR_SYS, if the socket can't be watched
  */

@@ -5,6 +5,7 @@
  * engine.c	the thread: waiting, polling, and the lock that control calls
  * take conn.c	the connection table, dialling, events, the end of a connection
  * vsock.c	connections whose near end is a guest: packets, credit
+ * seqpacket.c	those of them that keep message boundaries
  * sibling.c	connections between two guests
  * relay.c	connections whose near end is a socket
  *
@@ -19,16 +20,17 @@
 
 #include "vu.h"
 
-#define HOST_CID     2
-#define QUEUE_RX     0
-#define QUEUE_TX     1
-#define QUEUE_EVENT  2
-#define QUEUES	     3
-#define BATCH_IOV    1024 /* IOV_MAX */
-#define BATCH_CHAINS 256
-#define SCRATCH	     (256 * 1024) /* one turn of a relay, bytes */
-#define RST_QUEUE    256
-#define HOLD_US	     2000 /* see held_long() */
+#define HOST_CID       2
+#define QUEUE_RX       0
+#define QUEUE_TX       1
+#define QUEUE_EVENT    2
+#define QUEUES	       3
+#define BATCH_IOV      1024 /* IOV_MAX */
+#define BATCH_CHAINS   256
+#define SCRATCH	       (256 * 1024) /* one turn of a relay, bytes */
+#define RST_QUEUE      256
+#define SEQ_WINDOW_MAX (16U << 20) /* bytes of a message */
+#define HOLD_US	       2000	   /* see held_long() */
 
 #ifndef container_of
 #define container_of(ptr, type, member)                                        \
@@ -133,6 +135,8 @@ struct end {
  * @off:	First of them in @data
  * @len:	How many
  * @cap:	Size of @data
+ * @tail:	SEQPACKET: where the last message's mark is, from @off; @data
+ *		holds a mark before each message, see seqpacket.c
  * @eof:	The source ended
  * @shut:	The sink knows
  * @broken:	The sink is gone: bytes are read and dropped
@@ -142,6 +146,7 @@ struct way {
 	uint32_t off;
 	uint32_t len;
 	uint32_t cap;
+	uint32_t tail;
 	bool eof;
 	bool shut;
 	bool broken;
@@ -156,6 +161,7 @@ struct way {
  * @dev:	Near end is this guest; NULL: near end is @near
  * @twin:	The same connection as a sibling sees it: its guest is our far
  *		end; see sibling.c
+ * @type:	VIRTIO_VSOCK_TYPE_; 0 without @dev
  * @target:	enum vu_target_kind of the far end
  * @guest_shut:	VIRTIO_VSOCK_SHUTDOWN_ flags that the guest sent
  * @rx_chains:	RX buffers to take for the next read
@@ -167,6 +173,7 @@ struct way {
  * @rx_cnt:	Bytes received from the guest
  * @fwd_cnt:	Of them, bytes that left us
  * @fwd_sent:	@fwd_cnt as the guest last saw it
+ * @buf_alloc:	Receive window that we offer the guest
  * @tx_cnt:	Bytes sent to the guest
  * @peer_buf_alloc: Its receive window
  * @peer_fwd_cnt: Its @fwd_cnt
@@ -197,12 +204,14 @@ struct vu_conn {
 	uint32_t rx_cnt;
 	uint32_t fwd_cnt;
 	uint32_t fwd_sent;
+	uint32_t buf_alloc;
 	uint32_t tx_cnt;
 	uint32_t peer_buf_alloc;
 	uint32_t peer_fwd_cnt;
 	uint32_t edge;
 	uint32_t cid;
 	uint8_t state;
+	uint8_t type;
 	uint8_t target;
 	uint8_t owe;
 	uint8_t guest_shut;
@@ -243,6 +252,7 @@ struct rst {
  * @rings:	Rings that run, else NULL; a broken one is NULL too
  * @kick_fds:	What wakes us for each, -1 if nothing does
  * @siblings:	Ids of the devices whose guests it may reach, one bit each
+ * @features:	What the driver negotiated, as its TX ring was started with
  * @starved:	Connections with bytes for the guest, which has no RX buffer
  * @owing:	Connections with @owe
  * @rsts:	A ring buffer of RSTs, @rst_count from @rst_first
@@ -253,6 +263,7 @@ struct vu_dev {
 	const struct vu_mem *mem;
 	struct vu_ring *rings[QUEUES];
 	uint64_t siblings;
+	uint64_t features;
 	struct list starved;
 	struct list owing;
 	struct vu_dev_stats stats;
@@ -394,7 +405,7 @@ void dev_drop_conns(struct vu_dev *d);
 
 /* vsock.c */
 size_t vsock_send(struct vu_conn *c, const struct iovec *iov, unsigned n_iov,
-		  size_t len);
+		  size_t len, uint32_t flags);
 bool vsock_pending(const struct vu_dev *d);
 void vsock_turn(struct vu_dev *d);
 bool vsock_want_kicks(struct vu_dev *d);
@@ -406,6 +417,11 @@ void vsock_reset(struct vu_conn *c);
 void vsock_stop_ring(struct vu_dev *d, uint32_t queue);
 void vsock_run(struct vu_conn *c);
 void vsock_broken(struct vu_dev *d, uint32_t queue, int err);
+bool vsock_has_type(const struct vu_dev *d, uint16_t type);
+uint32_t vsock_window(const struct vu_dev *d, uint16_t type);
+
+/* seqpacket.c */
+int seq_socket(struct vu_conn *c);
 
 /* sibling.c */
 struct vu_dev *sibling_find(const struct vu_dev *d, uint64_t cid);

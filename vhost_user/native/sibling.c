@@ -109,6 +109,8 @@ static struct vu_conn *make_twin(const struct vu_conn *c, struct vu_dev *to)
 	t->dev = to;
 	to->stats.conns++;
 	t->want = (uint8_t)to->cfg.want;
+	t->type = c->type;
+	t->buf_alloc = to->cfg.buf_alloc;
 	t->peer_port = c->port;
 	t->cid = cid;
 	t->port = c->peer_port;
@@ -331,7 +333,7 @@ void sibling_deliver(struct vu_conn *c, const struct iovec *iov, unsigned n_iov,
 	if (t->orphan)
 		return; /* nobody reads them any more */
 	if (!c->up.len && !(t->owe & OWE_RESPONSE))
-		n = vsock_send(t, iov, n_iov, len);
+		n = vsock_send(t, iov, n_iov, len, 0);
 	if (n < len && !way_append(&c->up, iov, n_iov, n)) {
 		conn_abort(c->dev->engine, c, ENOMEM);
 		return;
@@ -354,7 +356,7 @@ void sibling_run(struct vu_conn *c)
 		return;
 	if (len) {
 		iov = (struct iovec){way->data + way->off, len};
-		n = vsock_send(c, &iov, 1, len);
+		n = vsock_send(c, &iov, 1, len, 0);
 		way->off += (uint32_t)n;
 		way->len -= (uint32_t)n;
 		if (!way->len)

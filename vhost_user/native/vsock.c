@@ -5,7 +5,8 @@
  * Theory of operation
  * ===================
  *
- * VIRTIO 1.2 section 5.10 "Socket Device", stream sockets.
+ * VIRTIO 1.2 section 5.10 "Socket Device", stream sockets; what differs for
+ * seqpacket sockets is in seqpacket.c.
  *
  * TX, guest to host. Payloads of adjacent packets of one connection are
  * gathered, in place, and leave by one sendmsg(); then their chains go back
@@ -39,29 +40,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <linux/virtio_vsock.h>
+#include "vsock.h"
 
-#include "engine.h"
-
-#define HDR	      sizeof(struct virtio_vsock_hdr)
-#define RX_CHAINS_MAX 64 /* one read */
-#define BOTH	      (VIRTIO_VSOCK_SHUTDOWN_RCV | VIRTIO_VSOCK_SHUTDOWN_SEND)
+#define BOTH (VIRTIO_VSOCK_SHUTDOWN_RCV | VIRTIO_VSOCK_SHUTDOWN_SEND)
 
 static_assert(sizeof(struct virtio_vsock_hdr) == 44, "VIRTIO 1.2 5.10.6");
-
-/**
- * struct burst - Adjacent packets of one connection, not delivered yet
- * @conn:	The connection, or NULL
- * @n_iov:	Segments of payload, from the start of tx_iov
- * @n_chains:	Chains that hold them, from the start of tx_chains
- * @len:	Bytes of payload
- */
-struct burst {
-	struct vu_conn *conn;
-	unsigned n_iov;
-	unsigned n_chains;
-	uint32_t len;
-};
 
 /**
  * vsock_stop_ring() - Let go of a ring, all that was pushed shown
@@ -139,7 +122,7 @@ void vsock_broken(struct vu_dev *d, uint32_t queue, int err)
  * make_hdr() - Fill a packet header about a connection
  * @c:		Connection
  * @op:		VIRTIO_VSOCK_OP_
- * @flags:	VIRTIO_VSOCK_SHUTDOWN_, for that op
+ * @flags:	VIRTIO_VSOCK_SHUTDOWN_ or, with OP_RW, VIRTIO_VSOCK_SEQ_ bits
  * @len:	Bytes of payload
  *
  * Carries the credit, so a credit update that was owed is paid.
@@ -149,7 +132,7 @@ void vsock_broken(struct vu_dev *d, uint32_t queue, int err)
 static struct virtio_vsock_hdr make_hdr(struct vu_conn *c, uint16_t op,
 					uint32_t flags, uint32_t len)
 {
-	uint32_t window = c->twin ? sibling_window(c) : c->dev->cfg.buf_alloc;
+	uint32_t window = c->twin ? sibling_window(c) : c->buf_alloc;
 
 	c->fwd_sent = c->fwd_cnt;
 	c->owe &= (uint8_t)~OWE_CREDIT;
@@ -159,7 +142,7 @@ static struct virtio_vsock_hdr make_hdr(struct vu_conn *c, uint16_t op,
 	    .src_port = c->port,
 	    .dst_port = c->peer_port,
 	    .len = len,
-	    .type = VIRTIO_VSOCK_TYPE_STREAM,
+	    .type = c->type,
 	    .op = op,
 	    .flags = flags,
 	    .buf_alloc = window,
@@ -355,14 +338,14 @@ static void pay_all(struct vu_dev *d)
 }
 
 /**
- * credit() - How much may the guest still be sent?
+ * vsock_credit() - How much may the guest still be sent?
  * @c:		Connection
  *
  * A window that shrank below what is in flight leaves nothing.
  *
  * Returns: bytes
  */
-static uint32_t credit(const struct vu_conn *c)
+uint32_t vsock_credit(const struct vu_conn *c)
 {
 	uint32_t in_flight = c->tx_cnt - c->peer_fwd_cnt;
 
@@ -405,29 +388,15 @@ static unsigned behind_header(const struct iovec *iov, unsigned n, size_t max,
 }
 
 /**
- * struct rx_batch - RX buffers taken, not pushed yet
- * @n_chains:	Entries of rx_chains
- * @n_iov:	Entries of rx_iov: the buffers as they are
- * @n_payload:	Entries of rx_payload: the same behind the headers
- * @room:	Bytes of payload that fit
- */
-struct rx_batch {
-	unsigned n_chains;
-	unsigned n_iov;
-	unsigned n_payload;
-	size_t room;
-};
-
-/**
- * rx_take() - Take RX buffers
+ * vsock_rx_take() - Take RX buffers
  * @d:		Device
  * @max_chains:	At most so many
  * @want:	Bytes of payload to make room for
  *
  * Returns: what was taken; n_chains is 0 if there is no buffer
  */
-static struct rx_batch rx_take(struct vu_dev *d, unsigned max_chains,
-			       size_t want)
+struct rx_batch vsock_rx_take(struct vu_dev *d, unsigned max_chains,
+			      size_t want)
 {
 	struct vu_engine *e = d->engine;
 	struct rx_batch b = {0};
@@ -449,12 +418,14 @@ static struct rx_batch rx_take(struct vu_dev *d, unsigned max_chains,
 }
 
 /**
- * rx_commit() - Give the guest the buffers that were filled
+ * vsock_rx_commit() - Give the guest the buffers that were filled
  * @c:		Connection whose bytes they hold
- * @b:		What rx_take() took
+ * @b:		What vsock_rx_take() took
  * @len:	Bytes of payload in them; the buffers behind go back
+ * @flags:	VIRTIO_VSOCK_SEQ_ bits for the last packet
  */
-static void rx_commit(struct vu_conn *c, const struct rx_batch *b, size_t len)
+void vsock_rx_commit(struct vu_conn *c, const struct rx_batch *b, size_t len,
+		     uint32_t flags)
 {
 	struct vu_dev *d = c->dev;
 	struct vu_engine *e = d->engine;
@@ -470,7 +441,7 @@ static void rx_commit(struct vu_conn *c, const struct rx_batch *b, size_t len)
 		uint64_t room = chain->write_len - HDR;
 		uint32_t n = (uint32_t)(len < room ? len : room);
 		struct virtio_vsock_hdr hdr =
-		    make_hdr(c, VIRTIO_VSOCK_OP_RW, 0, n);
+		    make_hdr(c, VIRTIO_VSOCK_OP_RW, len == n ? flags : 0, n);
 
 		iov_copy(iov, chain->n_write, 0, &hdr, HDR, true);
 		vu_ring_push(ring, chain, iov, (uint32_t)HDR + n);
@@ -495,57 +466,84 @@ static void rx_commit(struct vu_conn *c, const struct rx_batch *b, size_t len)
  * @iov:	Where they are: ours, or another guest's TX buffers
  * @n_iov:	Segments
  * @len:	How many bytes of them
+ * @flags:	VIRTIO_VSOCK_SEQ_ bits for the packet with the last of them
  *
  * Returns: bytes sent; fewer than @len if credit or RX buffers ran out
  */
 size_t vsock_send(struct vu_conn *c, const struct iovec *iov, unsigned n_iov,
-		  size_t len)
+		  size_t len, uint32_t flags)
 {
 	struct vu_engine *e = c->dev->engine;
 	size_t sent = 0;
 
 	while (sent < len) {
-		uint32_t window = credit(c);
+		uint32_t window = vsock_credit(c);
 		size_t want = len - sent < window ? len - sent : window;
 		struct rx_batch b;
 
 		if (!want)
 			break;
-		b = rx_take(c->dev, RX_CHAINS_MAX, want);
+		b = vsock_rx_take(c->dev, RX_CHAINS_MAX, want);
 		if (!b.n_chains) {
 			list_add(&c->dev->starved, &c->run);
 			break;
 		}
 		iov_move(e->rx_payload, b.n_payload, iov, n_iov, sent, b.room);
 		if (c->twin && faulted(c->twin->dev)) {
-			rx_commit(c, &b, 0); /* not what its guest sent */
+			vsock_rx_commit(c, &b, 0, 0); /* not what it sent */
 			break;
 		}
-		rx_commit(c, &b, b.room);
 		sent += b.room;
+		vsock_rx_commit(c, &b, b.room, sent == len ? flags : 0);
 	}
 	return sent;
 }
 
 /**
- * rx_block() - Send the guest bytes from our memory
+ * vsock_send_block() - Send the guest bytes from our memory
  * @c:		Connection
  * @data:	Bytes
  * @len:	How many
+ * @flags:	VIRTIO_VSOCK_SEQ_ bits for the packet with the last of them
  *
  * Returns: bytes sent; fewer than @len if credit or RX buffers ran out
  */
-static size_t rx_block(struct vu_conn *c, char *data, size_t len)
+size_t vsock_send_block(struct vu_conn *c, const char *data, size_t len,
+			uint32_t flags)
 {
-	return vsock_send(c, &(struct iovec){.iov_base = data, .iov_len = len},
-			  1, len);
+	const struct iovec iov = {
+	    .iov_base = (char *)(uintptr_t)data,
+	    .iov_len = len,
+	};
+
+	return vsock_send(c, &iov, 1, len, flags);
 }
 
 /**
- * down_ended() - The far end sends no more
+ * vsock_send_empty() - Send the guest an empty message, or a message's end
+ * @c:		Connection
+ * @flags:	VIRTIO_VSOCK_SEQ_ bits
+ *
+ * Returns: false if there is no RX buffer
+ */
+bool vsock_send_empty(struct vu_conn *c, uint32_t flags)
+{
+	struct virtio_vsock_hdr hdr;
+	uint8_t owe = c->owe;
+
+	hdr = make_hdr(c, VIRTIO_VSOCK_OP_RW, flags, 0);
+	if (rx_control(c->dev, &hdr, true))
+		return true;
+	c->owe = owe;
+	list_add(&c->dev->starved, &c->run);
+	return false;
+}
+
+/**
+ * vsock_down_ended() - The far end sends no more
  * @c:		Connection
  */
-static void down_ended(struct vu_conn *c)
+void vsock_down_ended(struct vu_conn *c)
 {
 	c->down.eof = true;
 	vsock_owe(c, OWE_SHUTDOWN);
@@ -563,29 +561,29 @@ static void rx_socket(struct vu_conn *c)
 	size_t total = 0;
 
 	while (c->far.readable && total < SCRATCH) {
-		uint32_t window = credit(c);
+		uint32_t window = vsock_credit(c);
 		struct rx_batch b;
 		ssize_t n;
 
 		if (!window)
 			return; /* the guest's next packet runs us again */
-		b = rx_take(c->dev, c->rx_chains, window);
+		b = vsock_rx_take(c->dev, c->rx_chains, window);
 		if (!b.n_chains) {
 			list_add(&c->dev->starved, &c->run);
 			return;
 		}
 		if (!b.room) {
-			rx_commit(c, &b, 0);
+			vsock_rx_commit(c, &b, 0, 0);
 			continue;
 		}
 		n = recvmsg(c->far.fd,
 			    &(struct msghdr){.msg_iov = e->rx_payload,
 					     .msg_iovlen = b.n_payload},
 			    MSG_DONTWAIT);
-		rx_commit(c, &b, n > 0 ? (size_t)n : 0);
+		vsock_rx_commit(c, &b, n > 0 ? (size_t)n : 0, 0);
 		if (n == 0) {
 			c->far.readable = false;
-			down_ended(c);
+			vsock_down_ended(c);
 			return;
 		}
 		if (n < 0 && errno == EFAULT) {
@@ -615,31 +613,33 @@ static void rx_socket(struct vu_conn *c)
 /* ---- TX: from the guest ---- */
 
 /**
- * consumed() - Bytes from the guest have left us
+ * vsock_consumed() - Bytes from the guest have left us
  * @c:		Connection
  * @n:		How many
  *
  * The guest hears of it with the next packet, at the latest when half of its
  * window is used up.
  */
-static void consumed(struct vu_conn *c, size_t n)
+void vsock_consumed(struct vu_conn *c, size_t n)
 {
 	c->fwd_cnt += (uint32_t)n;
 	c->up_bytes += n;
-	if (c->fwd_cnt - c->fwd_sent >= c->dev->cfg.buf_alloc / 2)
+	if (c->fwd_cnt - c->fwd_sent >= c->buf_alloc / 2)
 		vsock_owe(c, OWE_CREDIT);
 }
 
 /**
- * up_broken() - The far end takes no more bytes
+ * vsock_up_broken() - The far end takes no more bytes
  * @c:		Connection
  *
  * What it sent before may still be read; so the guest's bytes are dropped
  * until that ends the connection (rx_socket() finds the error, or a FIN).
  */
-static void up_broken(struct vu_conn *c)
+void vsock_up_broken(struct vu_conn *c)
 {
-	consumed(c, c->up.len);
+	vsock_consumed(c, c->type == VIRTIO_VSOCK_TYPE_SEQPACKET
+			      ? seq_payload(&c->up)
+			      : c->up.len);
 	way_drop(&c->up);
 	c->up.broken = true;
 	c->far.readable = c->far.hup = true;
@@ -673,7 +673,7 @@ static size_t deliver_socket(struct vu_conn *c, const struct burst *b)
 	else if (errno == EAGAIN)
 		c->far.writable = false;
 	else if (errno != EINTR)
-		up_broken(c);
+		vsock_up_broken(c);
 	return 0;
 }
 
@@ -688,7 +688,7 @@ static size_t deliver_echo(struct vu_conn *c, const struct burst *b)
 {
 	if (c->up.len || (c->owe & OWE_RESPONSE))
 		return 0;
-	return vsock_send(c, c->dev->engine->tx_iov, b->n_iov, b->len);
+	return vsock_send(c, c->dev->engine->tx_iov, b->n_iov, b->len, 0);
 }
 
 /**
@@ -706,6 +706,8 @@ static void burst_end(struct vu_dev *d, struct burst *b)
 		; /* what it holds may be zeroes that nobody wrote */
 	} else if (c && c->twin && b->len) {
 		sibling_deliver(c, e->tx_iov, b->n_iov, b->len);
+	} else if (c && c->type == VIRTIO_VSOCK_TYPE_SEQPACKET) {
+		seq_deliver(c, b);
 	} else if (c && b->len) {
 		if (c->up.broken)
 			n = b->len;
@@ -718,7 +720,7 @@ static void burst_end(struct vu_dev *d, struct burst *b)
 		if (n < b->len && !way_append(&c->up, e->tx_iov, b->n_iov, n)) {
 			conn_abort(e, c, ENOMEM);
 		} else {
-			consumed(c, n);
+			vsock_consumed(c, n);
 			if (c->up.len)
 				list_add(&e->run, &c->run);
 		}
@@ -760,7 +762,8 @@ static void update_credit(struct vu_conn *c, const struct virtio_vsock_hdr *hdr)
 {
 	c->peer_buf_alloc = hdr->buf_alloc;
 	c->peer_fwd_cnt = hdr->fwd_cnt;
-	if (c->state == CONN_OPEN && (c->far.readable || c->far.fd < 0))
+	if (c->state == CONN_OPEN &&
+	    (c->far.readable || c->far.fd < 0 || c->down.len))
 		list_add(&c->dev->engine->run, &c->run);
 }
 
@@ -824,6 +827,8 @@ static void request(struct vu_dev *d, const struct virtio_vsock_hdr *hdr)
 	c->dev = d;
 	d->stats.conns++;
 	c->want = (uint8_t)d->cfg.want;
+	c->type = (uint8_t)hdr->type;
+	c->buf_alloc = vsock_window(d, c->type);
 	c->peer_port = hdr->src_port;
 	c->cid = (uint32_t)hdr->dst_cid;
 	c->port = hdr->dst_port;
@@ -836,6 +841,8 @@ static void request(struct vu_dev *d, const struct virtio_vsock_hdr *hdr)
 	}
 	if (c->cid == HOST_CID)
 		conn_target(e, c, route_find(d, c->port));
+	else if (c->type != VIRTIO_VSOCK_TYPE_STREAM)
+		conn_failed(e, c, EPROTOTYPE);
 	else
 		sibling_dial(c, sibling_find(d, c->cid));
 }
@@ -897,6 +904,37 @@ static bool control(struct vu_conn *c, const struct virtio_vsock_hdr *hdr)
 }
 
 /**
+ * vsock_has_type() - May the guest have connections of a type?
+ * @d:		Device
+ * @type:	VIRTIO_VSOCK_TYPE_
+ *
+ * Spec: VIRTIO 1.2 section 5.10.3. Streams need no feature bit.
+ *
+ * Returns: true if it may
+ */
+bool vsock_has_type(const struct vu_dev *d, uint16_t type)
+{
+	return type == VIRTIO_VSOCK_TYPE_STREAM ||
+	       (type == VIRTIO_VSOCK_TYPE_SEQPACKET &&
+		d->features >> VIRTIO_VSOCK_F_SEQPACKET & 1);
+}
+
+/**
+ * vsock_window() - Which receive window does a connection offer its guest?
+ * @d:		Device
+ * @type:	VIRTIO_VSOCK_TYPE_
+ *
+ * Returns: bytes
+ */
+uint32_t vsock_window(const struct vu_dev *d, uint16_t type)
+{
+	if (type == VIRTIO_VSOCK_TYPE_SEQPACKET &&
+	    d->cfg.buf_alloc > SEQ_WINDOW_MAX)
+		return SEQ_WINDOW_MAX;
+	return d->cfg.buf_alloc;
+}
+
+/**
  * known_op() - Does the specification have this packet's operation?
  * @hdr:	Packet
  *
@@ -940,7 +978,7 @@ static void packet(struct vu_dev *d, const struct virtio_vsock_hdr *hdr)
 		return;
 	}
 	if ((hdr->dst_cid != HOST_CID && !sibling_find(d, hdr->dst_cid)) ||
-	    hdr->type != VIRTIO_VSOCK_TYPE_STREAM || !known_op(hdr)) {
+	    !vsock_has_type(d, hdr->type) || !known_op(hdr)) {
 		d->stats.bad_packets++;
 		refuse(d, hdr);
 		return;
@@ -950,7 +988,7 @@ static void packet(struct vu_dev *d, const struct virtio_vsock_hdr *hdr)
 		return;
 	}
 	c = conn_find(d->engine, d, hdr->src_port, hdr->dst_cid, hdr->dst_port);
-	if (!c) {
+	if (!c || c->type != hdr->type) {
 		refuse(d, hdr);
 		return;
 	}
@@ -979,7 +1017,7 @@ static bool take_credit(struct vu_dev *d, struct vu_conn *c,
 
 	if (c->twin)
 		return sibling_take(c, hdr);
-	if (held > d->cfg.buf_alloc || hdr->len > d->cfg.buf_alloc - held) {
+	if (held > c->buf_alloc || hdr->len > c->buf_alloc - held) {
 		d->stats.credit_violations++;
 		return false;
 	}
@@ -987,7 +1025,7 @@ static bool take_credit(struct vu_dev *d, struct vu_conn *c,
 	d->stats.tx_bytes += hdr->len;
 	c->peer_buf_alloc = hdr->buf_alloc;
 	c->peer_fwd_cnt = hdr->fwd_cnt;
-	if (c->far.readable || c->up.len)
+	if (c->far.readable || c->up.len || c->down.len)
 		list_add(&d->engine->run, &c->run);
 	return true;
 }
@@ -1005,15 +1043,13 @@ static struct vu_conn *open_stream(struct vu_dev *d, const struct burst *b,
 {
 	struct vu_conn *c = b->conn;
 
-	if (hdr->op != VIRTIO_VSOCK_OP_RW ||
-	    hdr->type != VIRTIO_VSOCK_TYPE_STREAM ||
-	    hdr->src_cid != d->cfg.guest_cid)
+	if (hdr->op != VIRTIO_VSOCK_OP_RW || hdr->src_cid != d->cfg.guest_cid)
 		return NULL;
 	if (!c || c->peer_port != hdr->src_port || c->port != hdr->dst_port ||
 	    c->cid != hdr->dst_cid)
 		c = conn_find(d->engine, d, hdr->src_port, hdr->dst_cid,
 			      hdr->dst_port);
-	if (!c || c->state != CONN_OPEN ||
+	if (!c || c->state != CONN_OPEN || hdr->type != c->type ||
 	    (c->guest_shut & VIRTIO_VSOCK_SHUTDOWN_SEND))
 		return NULL;
 	return c;
@@ -1071,6 +1107,11 @@ static void tx_chain(struct vu_dev *d, struct burst *b,
 	b->n_iov += n;
 	b->len += (uint32_t)len;
 	e->tx_chains[b->n_chains++] = *chain;
+	if (c->type == VIRTIO_VSOCK_TYPE_SEQPACKET &&
+	    hdr.flags & VIRTIO_VSOCK_SEQ_EOM) {
+		b->flags = hdr.flags;
+		burst_end(d, b);
+	}
 }
 
 /**
@@ -1128,7 +1169,33 @@ static void finish(struct vu_conn *c)
 }
 
 /**
- * run_up() - Move a connection's held bytes up, and its end
+ * stream_run_up() - Move a stream's held bytes up
+ * @c:		Connection
+ */
+static void stream_run_up(struct vu_conn *c)
+{
+	int64_t n;
+
+	if (c->up.len && c->far.fd >= 0 && c->far.writable) {
+		n = way_drain(&c->up, &c->far);
+		if (n < 0)
+			vsock_up_broken(c);
+		else
+			vsock_consumed(c, (size_t)n);
+	} else if (c->up.len && c->target == VU_TARGET_ECHO &&
+		   !(c->owe & OWE_RESPONSE)) {
+		n = (int64_t)vsock_send_block(c, c->up.data + c->up.off,
+					      c->up.len, 0);
+		c->up.off += (uint32_t)n;
+		c->up.len -= (uint32_t)n;
+		if (!c->up.len)
+			way_drop(&c->up);
+		vsock_consumed(c, (size_t)n);
+	}
+}
+
+/**
+ * run_up() - Move what a connection holds up, and its end
  * @c:		Connection
  *
  * Returns: false if the connection has ended
@@ -1136,23 +1203,11 @@ static void finish(struct vu_conn *c)
 static bool run_up(struct vu_conn *c)
 {
 	struct vu_engine *e = c->dev->engine;
-	int64_t n;
 
-	if (c->up.len && c->far.fd >= 0 && c->far.writable) {
-		n = way_drain(&c->up, &c->far);
-		if (n < 0)
-			up_broken(c);
-		else
-			consumed(c, (size_t)n);
-	} else if (c->up.len && c->target == VU_TARGET_ECHO &&
-		   !(c->owe & OWE_RESPONSE)) {
-		n = (int64_t)rx_block(c, c->up.data + c->up.off, c->up.len);
-		c->up.off += (uint32_t)n;
-		c->up.len -= (uint32_t)n;
-		if (!c->up.len)
-			way_drop(&c->up);
-		consumed(c, (size_t)n);
-	}
+	if (c->type == VIRTIO_VSOCK_TYPE_STREAM)
+		stream_run_up(c);
+	else if (!seq_run_up(c))
+		return false;
 	if (c->up.len &&
 	    !(c->guest_shut & VIRTIO_VSOCK_SHUTDOWN_RCV && c->far.fd < 0))
 		return true;
@@ -1165,7 +1220,7 @@ static bool run_up(struct vu_conn *c)
 		if (c->far.fd >= 0)
 			shutdown(c->far.fd, SHUT_WR);
 		else if (c->target != VU_TARGET_CHARGEN)
-			down_ended(c);
+			vsock_down_ended(c);
 	}
 	return true;
 }
@@ -1186,12 +1241,16 @@ void vsock_run(struct vu_conn *c)
 		return;
 	if (!(c->owe & OWE_RESPONSE) && !c->down.eof && !c->orphan &&
 	    !(c->guest_shut & VIRTIO_VSOCK_SHUTDOWN_RCV)) {
-		if (c->far.fd >= 0) {
+		if (c->type == VIRTIO_VSOCK_TYPE_SEQPACKET) {
+			seq_run_down(c);
+			if (c->state != CONN_OPEN)
+				return;
+		} else if (c->far.fd >= 0) {
 			rx_socket(c);
 			if (c->state != CONN_OPEN)
 				return;
 		} else if (c->target == VU_TARGET_CHARGEN) {
-			size_t n = rx_block(c, e->chargen, SCRATCH);
+			size_t n = vsock_send_block(c, e->chargen, SCRATCH, 0);
 
 			if (n == SCRATCH)
 				list_add(&e->run, &c->run);

@@ -155,6 +155,9 @@ uint16_t vu_ring_base(const struct vu_ring *ring);
  * @VU_TARGET_DISCARD:	Same: bytes are read and dropped; after the peer's
  *			FIN the engine closes its side (RFC 863)
  * @VU_TARGET_CHARGEN:	Same: bytes are sent until the peer closes (RFC 864)
+ *
+ * A SEQPACKET connection is refused by ASK and DIAL; with UNIX its socket is a
+ * SOCK_SEQPACKET one; ECHO and CHARGEN send messages.
  */
 enum vu_target_kind {
 	VU_TARGET_RESET = 0,
@@ -313,6 +316,9 @@ struct vu_dev_config {
  * @bad_packets: Packets with a bad header, type, CID or length
  * @credit_violations: Connections reset: the guest overran its credit
  * @limit_conns: Requests refused because of max_conns
+ * @message_errors: SEQPACKET connections reset: a message was larger than its
+ *		receiver's window or socket, or never ended, or too many were
+ *		empty
  */
 struct vu_dev_stats {
 	uint64_t conns;
@@ -328,6 +334,7 @@ struct vu_dev_stats {
 	uint64_t bad_packets;
 	uint64_t credit_violations;
 	uint64_t limit_conns;
+	uint64_t message_errors;
 };
 
 int vu_dev_add(struct vu_engine *engine, const struct vu_dev_config *cfg);

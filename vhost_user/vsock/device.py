@@ -15,6 +15,7 @@ from vhost_user.device import SESSION_FEATURES
 from vhost_user.engine import ALL_QUEUES, Event, EventKind
 from vhost_user.errors import StateError
 from vhost_user.message import Feature, ProtocolFeature
+from vhost_user.vsock.packet import F_SEQPACKET
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,6 +59,7 @@ class VsockDevice:
         | Feature.EVENT_IDX
         | Feature.INDIRECT_DESC
         | Feature.RING_RESET
+        | F_SEQPACKET
     )
     protocol_features: Final = SESSION_FEATURES | ProtocolFeature.CONFIG
     queues: Final = 3

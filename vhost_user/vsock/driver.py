@@ -21,7 +21,16 @@ from typing import TYPE_CHECKING, Final, Self
 from vhost_user.driver import Ram, Segment, Virtqueue
 from vhost_user.errors import StateError
 from vhost_user.frontend import ALL_FEATURES, ALL_PROTOCOL_FEATURES, Frontend
-from vhost_user.vsock.packet import CID_HOST, HDR_SIZE, Header, Op, Shutdown
+from vhost_user.vsock.packet import (
+    CID_HOST,
+    F_SEQPACKET,
+    HDR_SIZE,
+    Header,
+    Op,
+    Seq,
+    Shutdown,
+    Type,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,7 +81,7 @@ class VsockGuest:
         path: Path,
         *,
         cid: int = 3,
-        features: int = ALL_FEATURES,
+        features: int = ALL_FEATURES | F_SEQPACKET,
         protocol_features: ProtocolFeature = ALL_PROTOCOL_FEATURES,
         memory_slots: bool = False,
         queue_size: int = 256,
@@ -269,20 +278,29 @@ class VsockGuest:
         return Header(**(values | fields))
 
     def request(
-        self, port: int, *, buf_alloc: int = 256 * 1024, cid: int = CID_HOST
+        self,
+        port: int,
+        *,
+        buf_alloc: int = 256 * 1024,
+        cid: int = CID_HOST,
+        kind: int = Type.STREAM,
     ) -> Connection:
         """Ask for a connection to port `port`; the answer is yet to come."""
-        conn = Connection(self, self.port(), port, buf_alloc=buf_alloc, cid=cid)
+        conn = Connection(
+            self, self.port(), port, buf_alloc=buf_alloc, cid=cid, kind=kind
+        )
         conn.say(Op.REQUEST)
         return conn
 
-    def connect(self, port: int, *, buf_alloc: int = 256 * 1024) -> Connection:
+    def connect(
+        self, port: int, *, buf_alloc: int = 256 * 1024, kind: int = Type.STREAM
+    ) -> Connection:
         """Connect to host port `port`.
 
         Raises:
             ConnectionRefusedError: the device says RST.
         """
-        conn = self.request(port, buf_alloc=buf_alloc)
+        conn = self.request(port, buf_alloc=buf_alloc, kind=kind)
         packet = conn.receive()
         if packet.op == Op.RST:
             raise ConnectionRefusedError(f"host port {port}")
@@ -301,6 +319,7 @@ class VsockGuest:
             header.src_port,
             buf_alloc=buf_alloc,
             cid=header.src_cid,
+            kind=header.type,
         )
         conn.take_credit(header)
         conn.say(Op.RESPONSE)
@@ -326,7 +345,7 @@ class VsockGuest:
 
 
 class Connection:
-    """The guest's end of a stream, with both sides' credit.
+    """The guest's end of a connection, with both sides' credit.
 
     Args:
         guest: whose it is.
@@ -334,6 +353,7 @@ class Connection:
         host_port: its port on the other side, the host or a sibling.
         buf_alloc: window that it offers, bytes.
         cid: the other side's CID.
+        kind: its socket type.
     """
 
     def __init__(
@@ -344,12 +364,14 @@ class Connection:
         *,
         buf_alloc: int,
         cid: int = CID_HOST,
+        kind: int = Type.STREAM,
     ) -> None:
         self.guest = guest
         self.guest_port = guest_port
         self.host_port = host_port
         self.cid = cid
         self.buf_alloc = buf_alloc
+        self.kind = kind
         self.fwd_cnt = 0
         """Payload consumed; `receive()` counts it, a test may hold it back."""
         self.tx_cnt = 0
@@ -367,6 +389,7 @@ class Connection:
     ) -> None:
         """Send one packet of this connection; `f` overrides header fields."""
         fields = {
+            "type": self.kind,
             "len": len(payload),
             "buf_alloc": self.buf_alloc,
             "fwd_cnt": self.fwd_cnt & 0xFFFF_FFFF,
@@ -385,6 +408,36 @@ class Connection:
                 continue
             piece, data = data[:room], data[room:]
             self.say(Op.RW, piece)
+
+    def send_message(
+        self, data: bytes, *, packet_size: int = 32768, flags: int = Seq.EOM
+    ) -> None:
+        """Send a message of a SEQPACKET connection, waiting for credit.
+
+        Args:
+            data: the message.
+            packet_size: most payload of one packet, bytes.
+            flags: of its last packet.
+        """
+        last = max(len(data) - 1, 0) // packet_size * packet_size
+        self.send(data[:last], packet_size=packet_size)
+        while self.credit < len(data) - last:
+            self.require(self.receive(), Op.CREDIT_UPDATE, Op.RW)
+        self.say(Op.RW, data[last:], flags=flags)
+
+    def receive_message(self) -> tuple[bytes, int]:
+        """Return the next message of a SEQPACKET connection and its flags.
+
+        Raises:
+            StateError: the connection ended before.
+        """
+        data = b""
+        while True:
+            packet = self.require(self.receive(), Op.RW, Op.CREDIT_UPDATE)
+            data += packet.payload
+            if packet.op == Op.RW and packet.header.flags:
+                self.say(Op.CREDIT_UPDATE)
+                return data, packet.header.flags
 
     def receive(self, *, consume: bool = True) -> Packet:
         """Return this connection's next packet.

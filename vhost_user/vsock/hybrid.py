@@ -5,7 +5,9 @@ from then on the socket is the connection. Only that line is read here: what a
 client sends right behind it stays in the socket for the engine, which writes the
 answer when the guest accepts, and closes the socket when it doesn't.
 
-The protocol is Firecracker's hybrid vsock, as vhost-device-vsock speaks it.
+The protocol is Firecracker's hybrid vsock, as vhost-device-vsock speaks it. A second
+socket beside it, of type SOCK_SEQPACKET, is for SEQPACKET connections: there the line
+is the first message, the answer another.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from vhost_user.vsock.device import VsockDevice
 
 log = logging.getLogger(__name__)
+
+SEQPACKET_SUFFIX: Final = "_seqpacket"
+"""What the second socket's path has more than the first's."""
 
 MAX_LINE: Final = 32
 """Bytes of the CONNECT line with its newline; the longest right one has 19."""
@@ -78,11 +83,12 @@ class ConnectLine:
 
 
 class HybridListener:
-    """Accepts host clients on a unix socket and connects them to the guest.
+    """Accepts host clients on two unix sockets and connects them to the guest.
 
     Args:
         device: whose guest it is.
-        path: the socket, made by `start()` and removed by `close()`.
+        path: the socket for streams, made by `start()` and removed by `close()`; that
+            for messages has `SEQPACKET_SUFFIX` behind.
     """
 
     def __init__(self, device: VsockDevice, path: Path) -> None:
@@ -90,20 +96,26 @@ class HybridListener:
         self.refused = 0
         """Clients closed because of what they sent or did not send."""
         self._device = device
-        self._listener = UnixListener(path, self._on_client)
+        messages = path.with_name(path.name + SEQPACKET_SUFFIX)
+        self._listeners = (
+            UnixListener(path, self._on_client),
+            UnixListener(messages, self._on_client, kind=socket.SOCK_SEQPACKET),
+        )
         self._waiting: set[_Client] = set()
 
     async def start(self) -> None:
         """Listen.
 
         Raises:
-            OSError: the socket can't be made; `filename` is set.
+            OSError: a socket can't be made; `filename` is set.
         """
-        self._listener.start()
+        for listener in self._listeners:
+            listener.start()
 
     async def close(self) -> None:
-        """Stop listening, remove the socket, close clients that wait."""
-        self._listener.close()
+        """Stop listening, remove the sockets, close clients that wait."""
+        for listener in self._listeners:
+            listener.close()
         for client in tuple(self._waiting):
             client.release().close()
         self._waiting.clear()
@@ -111,12 +123,14 @@ class HybridListener:
     def _on_client(self, sock: socket.socket) -> None:
         self._waiting.add(_Client(sock, self._on_line, self._on_error))
         if len(self._waiting) >= MAX_WAITING:
-            self._listener.pause()
+            for listener in self._listeners:
+                listener.pause()
 
     def _done(self, client: _Client) -> socket.socket:
         self._waiting.discard(client)
         if len(self._waiting) == MAX_WAITING - 1:
-            self._listener.resume()
+            for listener in self._listeners:
+                listener.resume()
         return client.release()
 
     def _on_line(self, client: _Client, port: int) -> None:
@@ -167,10 +181,7 @@ class _Client:
 
     def _readable(self) -> None:
         try:
-            peeked = self._sock.recv(self._line.room, socket.MSG_PEEK)
-            # Never recv(0): nothing to read means that the client has hung up.
-            wanted = self._line.wanted(peeked)
-            port = self._line.feed(self._sock.recv(wanted) if wanted else b"")
+            port = self._line.feed(self._read())
         except BlockingIOError:
             return
         except (ClientError, OSError) as error:
@@ -178,6 +189,18 @@ class _Client:
         else:
             if port is not None:
                 self._on_line(self, port)
+
+    def _read(self) -> bytes:
+        """Take the line's next bytes from the socket; b"": the client has hung up."""
+        if self._sock.type == socket.SOCK_SEQPACKET:
+            data = self._sock.recv(MAX_LINE)
+            if data and data.find(b"\n") != len(data) - 1:
+                raise ClientError("the first message is not one line")
+            return data
+        peeked = self._sock.recv(self._line.room, socket.MSG_PEEK)
+        # Never recv(0): nothing to read means that the client has hung up.
+        wanted = self._line.wanted(peeked)
+        return self._sock.recv(wanted) if wanted else b""
 
 
 if TYPE_CHECKING:

@@ -29,6 +29,10 @@ _HDR: Final = struct.Struct("<QQIIIHHIII")
 assert _HDR.size == HDR_SIZE
 
 
+F_SEQPACKET: Final = 1 << 1
+"""VIRTIO_VSOCK_F_SEQPACKET, a feature bit (VIRTIO 1.2 section 5.10.3)."""
+
+
 class Type(enum.IntEnum):
     """Socket types (VIRTIO 1.2 section 5.10.6)."""
 
@@ -46,6 +50,15 @@ class Op(enum.IntEnum):
     RW = 5
     CREDIT_UPDATE = 6
     CREDIT_REQUEST = 7
+
+
+class Seq(enum.IntFlag):
+    """Flags of a SEQPACKET connection's RW packet (VIRTIO 1.2 section 5.10.6.6)."""
+
+    EOM = 1
+    """It ends a message."""
+    EOR = 2
+    """It ends a record."""
 
 
 class Shutdown(enum.IntFlag):
