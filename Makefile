@@ -24,7 +24,7 @@ C_FILES  := $(wildcard vhost_user/native/*.[ch] guest/*.[ch] guest/tsi/*.[ch] \
             bench/guest/*.[ch] bench/host/*.c)
 
 .PHONY: setup packages compare test lint types unit conformance \
-        conformance-doc sanitize netns vm fuzz bench bench-short image clean
+        conformance-doc sanitize netns vm frontends fuzz bench bench-short image clean
 
 compare: setup image
 	mkdir -p $(dir $(JSON)) $(dir $(HTML))
@@ -91,6 +91,9 @@ netns: setup
 
 vm: setup image
 	$(PYTEST) tests/vm
+
+frontends: setup image
+	$(PYTEST) tests/vm/test_frontends.py --write-frontends docs/frontends.md
 
 # FUZZ_S seconds, divided among the harnesses.
 fuzz: setup

@@ -1,7 +1,7 @@
 """`vhost-user-rng`: the whole of a vhost-user device, the virtio entropy source.
 
     vhost-user-rng --socket PATH
-    qemu ... -chardev socket,id=c,path=PATH -device vhost-user-rng-device,chardev=c
+    qemu ... -chardev socket,id=c,path=PATH -device vhost-user-rng,chardev=c
 
 Each chain of its one queue is room that the guest wants filled with random bytes.
 

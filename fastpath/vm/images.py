@@ -212,6 +212,7 @@ class _Builder:
             with (new / "initramfs").open("wb") as out:
                 cpio.write(tree.entries, out)
             (new / "kernel").write_bytes(tree.kernel)
+            (new / "kernel").chmod(0o755)  # a user-mode one is a program
             facts = {"release": release, "packages": [deb.name for deb in debs]}
             (new / "image.json").write_text(json.dumps(facts, indent=1) + "\n")
             new.rename(folder)

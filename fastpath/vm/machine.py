@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from qemu.qmp import QMPClient, QMPError
 
 from fastpath.errors import FastpathError
-from fastpath.vm.spec import argv
+from fastpath.vm.spec import Tap, argv
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -147,7 +147,7 @@ class Machine:
                 await task
 
     async def _spawn(self) -> None:
-        fds = () if self.spec.net is None else (self.spec.net.fd,)
+        fds = (self.spec.net.fd,) if isinstance(self.spec.net, Tap) else ()
         self._process = await asyncio.create_subprocess_exec(
             "setpriv",
             "--pdeathsig",

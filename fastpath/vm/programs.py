@@ -4,14 +4,18 @@ Each has all the libraries that it depends on beside it, the dynamic loader amon
 them, so it runs on a host with another libc, or with none of its libraries.
 Nothing is installed.
 
-    trees/NAME-VERSIONS/    the packages' files, and the script that starts it
-    trees/NAME              text: the folder that was unpacked last
+    trees/NAME-CONTENT/     the packages' files, and the script that starts it
+    trees/NAME.INPUTS       text: the folder that these inputs gave last
+
+INPUTS is a hash of what is wanted and of this file; CONTENT is one of INPUTS and the
+packages' versions.
 
 A program stays at the versions that were found first, until `refresh`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import shlex
 import shutil
@@ -24,6 +28,7 @@ from typing import TYPE_CHECKING, Final
 from fastpath.errors import FastpathError
 from fastpath.vm import packages
 from fastpath.vm.images import HASH_LEN, cache_directory, locked
+from fastpath.vm.tree import INTERPRETER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,12 +48,10 @@ class Program:
     suite: str
     package: str
     path: str | None
-    """Where it is in its package, without a leading slash; None: the package has the
-    libraries, and what they run is the first argument."""
+    """Where it is in its package, without a leading slash; None: the package has only
+    the libraries for an image's user-mode kernel, which is the first argument."""
     arguments: tuple[str, ...] = ()
     """Those that it always gets; `{root}` is the folder it is unpacked in."""
-    prefix: tuple[str, ...] = ()
-    """Program of the host, and arguments, that starts it."""
 
 
 QEMU_10: Final = Program(
@@ -58,17 +61,13 @@ QEMU_10: Final = Program(
     path="usr/bin/qemu-system-x86_64",
     arguments=("-L", "{root}/usr/share/qemu", "-L", "{root}/usr/share/seabios"),
 )
-"""QEMU 10.0."""
+"""QEMU 10.0, to which Debian 12 can be upgraded."""
 
-UML: Final = Program(
-    name="uml",
-    suite="sid",
-    package="libc6",
-    path=None,
-    # It would execute /proc/self/exe to get this, and that is the loader.
-    prefix=("setarch", "--addr-no-randomize"),
-)
-"""What a user-mode Linux kernel of an image needs."""
+QEMU_SID: Final = dataclasses.replace(QEMU_10, name="qemu-sid", suite="sid")
+"""QEMU 11.1 or newer, with a device for any vhost-user back-end."""
+
+UML: Final = Program(name="uml", suite="sid", package="libc6", path=None)
+"""What the kernel of the image "uml" needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,8 @@ def unpack(what: Program, *, refresh: bool = False) -> Unpacked:
     """
     trees = cache_directory() / "trees"
     trees.mkdir(parents=True, exist_ok=True)
-    pointer = trees / what.name
+    inputs = _hash(f"{what}", Path(__file__).read_text(encoding="utf-8"))
+    pointer = trees / f"{what.name}.{inputs}"
     with locked(cache_directory() / "lock"):
         if not refresh and pointer.exists():
             folder = trees / pointer.read_text().strip()
@@ -105,16 +105,16 @@ def unpack(what: Program, *, refresh: bool = False) -> Unpacked:
         archive.update()
         found = archive.resolve([what.package])
         debs = archive.fetch(found, lambda _share: None)
-        text = f"{what}" + "".join(f"{deb.name}\n" for deb in debs)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:HASH_LEN]
-        folder = trees / f"{what.name}-{digest}"
+        folder = trees / f"{what.name}-{_hash(inputs, *(deb.name for deb in debs))}"
         if not folder.exists():
             version = next(each.version for each in found if each.name == what.package)
             _make(what, version, debs, folder)
+        for old in trees.glob(f"{what.name}.{'?' * HASH_LEN}"):
+            old.unlink()
+        for old in trees.glob(f"{what.name}-{'?' * HASH_LEN}"):
+            if old != folder:
+                shutil.rmtree(old)
         pointer.write_text(folder.name + "\n")
-        for other in trees.glob(f"{what.name}-{'?' * HASH_LEN}"):
-            if other != folder:
-                shutil.rmtree(other)
         return _open(folder)
 
 
@@ -126,14 +126,23 @@ def script(what: Program, root: Path, loader: Path) -> str:
         root: folder that it is unpacked in.
         loader: the dynamic loader in there, relative to `root`.
     """
+    libraries = ":".join(f"{root / each}" for each in LIBRARIES)
+    if what.path is None:  # `Tree` made the folder's loader the kernel's
+        return (
+            f"#!/bin/sh\ncd {shlex.quote(str(root))}\n"
+            f'LD_LIBRARY_PATH={shlex.quote(libraries)} exec "$@"\n'
+        )
     words = [
-        *what.prefix,
         f"{root / loader}",
-        *("--library-path", ":".join(f"{root / each}" for each in LIBRARIES)),
-        *([f"{root / what.path}"] if what.path else []),
+        *("--library-path", libraries),
+        f"{root / what.path}",
         *(each.replace("{root}", str(root)) for each in what.arguments),
     ]
     return f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n'
+
+
+def _hash(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:HASH_LEN]
 
 
 def _open(folder: Path) -> Unpacked:
@@ -153,6 +162,7 @@ def _make(what: Program, version: str, debs: Sequence[Path], folder: Path) -> No
         ]
         if not loaders or not (new / (what.path or loaders[0])).exists():
             raise FastpathError(f"package {what.package}", f"has no {what.path}")
+        (new / INTERPRETER).symlink_to(loaders[0])
         start = new / START
         start.write_text(script(what, folder, loaders[0]))
         start.chmod(0o755)

@@ -41,6 +41,21 @@ class Tap:
     mac: str
 
 
+@dataclass(frozen=True, slots=True)
+class UserNet:
+    """QEMU's own network: the guest's eth0 reaches the host's loopback at 10.0.2.2."""
+
+    forward: tuple[int, int] | None = None
+    """TCP port of the host's loopback, and the guest's port that it leads to."""
+
+
+VSOCK = "vhost-user-vsock"
+"""The vsock device of QEMU that has its features from a list of its own."""
+GENERIC_VSOCK = "vhost-user-test-device,virtio-id=19,num_vqs=3,config_size=8"
+"""QEMU 11's device for any back-end, as a vsock device: all features and all three
+queues are the back-end's."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmSpec:
     """A microVM with one vhost-user-vsock device."""
@@ -57,7 +72,15 @@ class VmSpec:
     QMP, which `Machine` needs."""
     memory_mib: int = 512
     cpus: int = 1
-    net: Tap | None = None
+    net: Tap | UserNet | None = None
+    machine: Literal["microvm", "microvm-pci", "q35"] = "microvm"
+    """Virtio devices are on the mmio bus of a microvm, else on PCI."""
+    vsock_device: str = VSOCK
+    """Its name without the bus, and properties."""
+    rng_socket: Path | None = None
+    """Unix socket of a vhost-user-rng backend; None: no such device."""
+    hotplug_mib: int = 0
+    """Memory that can be added while it runs; a q35's only."""
     qemu: str = "qemu-system-x86_64"
     kernel: Path | None = None
     """A kernel other than the image's; all drivers built in."""
@@ -88,7 +111,7 @@ def argv(spec: VmSpec) -> list[str]:
         "-display",
         "none",
         "-M",
-        "microvm,rtc=on,pit=on,pic=on,memory-backend=ram",
+        MACHINES[spec.machine] + ",memory-backend=ram",
         "-accel",
         spec.accel.kind,
         "-cpu",
@@ -96,7 +119,7 @@ def argv(spec: VmSpec) -> list[str]:
         "-smp",
         str(spec.cpus),
         "-m",
-        f"{spec.memory_mib}M",
+        _memory(spec),
         # Shared, because the vhost-user backend maps it.
         "-object",
         f"memory-backend-memfd,id=ram,size={spec.memory_mib}M,share=on",
@@ -120,21 +143,60 @@ def argv(spec: VmSpec) -> list[str]:
             "-mon",
             "chardev=qmp,mode=control",
         ]
-    if spec.vsock_socket is not None:
-        line += [
-            "-chardev",
-            f"socket,id=vsock,path={_escaped(spec.vsock_socket)}",
-            "-device",
-            "vhost-user-vsock-device,chardev=vsock",
-        ]
-    if spec.net is not None:
-        line += [
-            "-netdev",
-            f"tap,id=net,fd={spec.net.fd}",
-            "-device",
-            f"virtio-net-device,netdev=net,mac={spec.net.mac}",
-        ]
-    return line
+    line += _backend(spec, "vsock", spec.vsock_device, spec.vsock_socket)
+    line += _backend(spec, "rng", "vhost-user-rng", spec.rng_socket)
+    return [*line, *_net(spec)]
+
+
+MACHINES = {
+    "microvm": "microvm,rtc=on,pit=on,pic=on",
+    "microvm-pci": "microvm,rtc=on,pit=on,pic=on,pcie=on",
+    "q35": "q35",
+}
+
+
+def _memory(spec: VmSpec) -> str:
+    if not spec.hotplug_mib:
+        return f"{spec.memory_mib}M"
+    return f"{spec.memory_mib}M,slots=4,maxmem={spec.memory_mib + spec.hotplug_mib}M"
+
+
+BARE = {"vhost-user-rng", "vhost-user-test-device"}
+"""Devices that have no "-device" added to their name on the mmio bus."""
+
+
+def _device(spec: VmSpec, name: str) -> str:
+    """The name of a virtio device on the machine's bus."""
+    if spec.machine != "microvm":
+        return f"{name}-pci"
+    return name if name in BARE else f"{name}-device"
+
+
+def _backend(spec: VmSpec, own: str, device: str, socket: Path | None) -> list[str]:
+    """A vhost-user device, with a name of ours, on its backend's socket."""
+    if socket is None:
+        return []
+    name, *properties = device.split(",")
+    return [
+        "-chardev",
+        f"socket,id={own},path={_escaped(socket)}",
+        "-device",
+        ",".join([_device(spec, name), f"chardev={own}", *properties]),
+    ]
+
+
+def _net(spec: VmSpec) -> list[str]:
+    if spec.net is None:
+        return []
+    device = f"{_device(spec, 'virtio-net')},netdev=net"
+    if isinstance(spec.net, Tap):
+        device += f",mac={spec.net.mac}"
+        netdev = f"tap,id=net,fd={spec.net.fd}"
+    else:
+        netdev = "user,id=net"
+        if spec.net.forward is not None:
+            netdev += ",hostfwd=tcp:127.0.0.1:{}-:{}".format(*spec.net.forward)
+    return ["-netdev", netdev, "-device", device]
 
 
 def _cpu(accel: Accelerator) -> str:

@@ -27,6 +27,10 @@ KERNELS = ("linux-image-", "user-mode-linux_")
 """Starts of the file names of packages that are kernels."""
 KERNEL = re.compile(r"^(boot/vmlinuz-.+|bin/linux\.uml)$")
 MODULES = re.compile(r"^(?P<directory>lib/(uml/)?modules/(?P<release>[^/]+))/.")
+INTERPRETER = "ld.so"
+"""Dynamic loader of a user-mode kernel, in the directory that it is started in. It
+cannot be given to another loader: it wants its heap behind itself."""
+DEBIANS_INTERPRETER = b"/lib64/ld-linux-x86-64.so.2\0"
 ORDER = "order"
 """List of modules beside them, read by guest/init.c."""
 
@@ -143,7 +147,9 @@ class Tree:
                 f"{self._recipe.kernel} brings {len(images)} kernels and modules of "
                 f"{len(modules)}",
             )
-        self.kernel = self._kernel_files[images[0]]
+        own = INTERPRETER.encode().ljust(len(DEBIANS_INTERPRETER), b"\0")
+        # There is none in a kernel that is not an ELF program.
+        self.kernel = self._kernel_files[images[0]].replace(DEBIANS_INTERPRETER, own, 1)
         ((directory, release),) = modules
         self._add_modules(directory, f"lib/modules/{release}")
         return release

@@ -15,9 +15,39 @@ from fastpath.vm import accel, images
 from fastpath.vm.guest import Guest
 from fastpath.vm.machine import Machine
 from fastpath.vm.spec import VmSpec
+from fastpath.vm.uml import UmlSpec, UserModeLinux
 
-BACKEND = "vhost_user.vsock.cli"
 READY_S = 30.0
+
+
+FRONTENDS_HEAD = """\
+# Front-ends that were tried
+
+Each booted a guest on `vhost-user-vsock`, sent 4 MiB to it and back, and ended; the
+back-end then ended with status 0. Written by `make frontends` from a run of
+tests/vm/test_frontends.py, which `make test` runs, too. Features are those that the
+guest's driver acknowledged.
+
+| front-end | machine | device | guest kernel | features |
+|---|---|---|---|---|
+"""
+
+
+def pytest_addoption(parser):
+    parser.addoption("--write-frontends", metavar="FILE", type=Path)
+
+
+@pytest.fixture(scope="session")
+def frontend_rows(request):
+    """Front-end -> version, machine, device, guest kernel and set of features."""
+    rows: dict[str, tuple[str, str, str, str, set[str]]] = {}
+    yield rows
+    if file := request.config.getoption("--write-frontends", default=None):
+        lines = (
+            "| {} | {} | `{}` | {} | {} |\n".format(*row, ", ".join(sorted(features)))
+            for *row, features in rows.values()
+        )
+        file.write_text(FRONTENDS_HEAD + "".join(lines))
 
 
 @pytest.fixture(scope="session")
@@ -68,35 +98,45 @@ def in_vm(vm_dir):
     def run(spec, work, *, timeout_s=60.0):
         async def bounded():
             async with asyncio.timeout(timeout_s):
-                async with _backend(spec, vm_dir / "vsock"):
-                    return await _boot(spec, vm_dir / "vsock", work)
+                async with vsock_backend(vm_dir):
+                    return await boot(spec, vm_dir / "vsock", work)
 
         return asyncio.run(bounded())
 
     return run
 
 
-async def _boot(spec, uds_path, work):
-    async with (
-        Guest(uds_path, console=spec.console) as guest,
-        Machine(spec) as machine,
-    ):
+async def boot(spec, uds_path, work):
+    """Boot a spec whose vsock backend runs; return what `work(machine, guest)` does."""
+    machine = UserModeLinux(spec) if isinstance(spec, UmlSpec) else Machine(spec)
+    async with Guest(uds_path, console=spec.console) as guest, machine:
         await machine.watch(guest.ready(READY_S))
         return await machine.watch(work(machine, guest))
 
 
-@contextlib.asynccontextmanager
-async def _backend(spec, uds_path):
+def vsock_backend(vm_dir, *options):
     """The project's own vhost-user-vsock, as a process."""
+    sockets = ("--socket", str(vm_dir / "vhost"), "--uds-path", str(vm_dir / "vsock"))
+    return backend("vhost_user.vsock.cli", *(options or sockets))
+
+
+@contextlib.asynccontextmanager
+async def backend(module, *options):
+    """A back-end of the project as a process; it has to end well."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", BACKEND),
-        *("--socket", str(spec.vsock_socket), "--uds-path", str(uds_path)),
+        *(sys.executable, "-m", module, *options),
         stderr=asyncio.subprocess.PIPE,
     )
+    said = b""
     try:
         assert process.stderr is not None
-        assert b"ready" in await process.stderr.readline()
-        yield
+        while b"ready" not in said:
+            line = await process.stderr.readline()
+            assert line, said.decode()
+            said += line
+        yield process
     finally:
-        process.terminate()
-        await process.communicate()
+        if process.returncode is None:
+            process.terminate()
+        said += (await process.communicate())[1]
+    assert process.returncode == 0, said.decode()

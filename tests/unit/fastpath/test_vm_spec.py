@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from fastpath.vm.spec import Accelerator, Image, Tap, VmSpec, argv
+from fastpath.vm import uml
+from fastpath.vm.spec import (
+    GENERIC_VSOCK,
+    Accelerator,
+    Image,
+    Tap,
+    UserNet,
+    VmSpec,
+    argv,
+)
 
 IMAGE = Image("base", Path("/i/kernel"), Path("/i/initramfs"), "6.1.0")
 SPEC = VmSpec(
@@ -41,6 +50,51 @@ def test_a_tap_is_passed_by_its_number():
     line = argv(replace(SPEC, net=Tap(7, "02:00:00:00:00:01")))
     assert option(line, "-netdev") == ["tap,id=net,fd=7"]
     assert option(line, "-device")[1].endswith("mac=02:00:00:00:00:01")
+
+
+@pytest.mark.parametrize(
+    ("machine", "device", "name"),
+    [
+        ("microvm", "vhost-user-vsock", "vhost-user-vsock-device,chardev=vsock"),
+        ("microvm-pci", "vhost-user-vsock", "vhost-user-vsock-pci,chardev=vsock"),
+        ("q35", "vhost-user-vsock,packed=on", "vhost-user-vsock-pci,chardev=vsock,"),
+        ("microvm", GENERIC_VSOCK, "vhost-user-test-device,chardev=vsock,virtio-id="),
+        ("q35", GENERIC_VSOCK, "vhost-user-test-device-pci,chardev=vsock,virtio-id="),
+    ],
+)
+def test_a_device_is_on_the_machines_bus(machine, device, name):
+    line = argv(replace(SPEC, machine=machine, vsock_device=device))
+    assert option(line, "-M")[0].startswith(machine.partition("-")[0])
+    assert option(line, "-device")[0].startswith(name)
+
+
+def test_an_entropy_device_has_a_socket_of_its_own():
+    line = argv(replace(SPEC, rng_socket=Path("/t/rng")))
+    assert "socket,id=rng,path=/t/rng" in option(line, "-chardev")
+    assert option(line, "-device")[1] == "vhost-user-rng,chardev=rng"
+
+
+def test_a_port_of_the_hosts_loopback_leads_into_the_guest():
+    line = argv(replace(SPEC, net=UserNet((4000, 22))))
+    assert option(line, "-netdev") == ["user,id=net,hostfwd=tcp:127.0.0.1:4000-:22"]
+    assert option(argv(replace(SPEC, net=UserNet())), "-netdev") == ["user,id=net"]
+
+
+def test_memory_can_be_added_up_to_a_limit():
+    line = argv(replace(SPEC, machine="q35", memory_mib=300, hotplug_mib=200))
+    assert option(line, "-m") == ["300M,slots=4,maxmem=500M"]
+
+
+def test_a_user_mode_kernel_is_its_own_front_end():
+    spec = uml.UmlSpec(
+        image=IMAGE,
+        start=Path("/p/start"),
+        vsock_socket=Path("/t/vu"),
+        console=Path("/t/console"),
+    )
+    start, kernel, *parameters = uml.argv(spec)
+    assert (start, kernel) == ("/p/start", "/i/kernel")
+    assert "virtio_uml.device=/t/vu:19:1" in parameters
 
 
 def test_a_panic_ends_qemu():

@@ -81,14 +81,14 @@ def test_the_image_lists_its_modules_for_init(tmp_path, kernel):
 def test_a_user_mode_kernel_is_a_kernel(tmp_path):
     base = "usr/lib/uml/modules/7.2.7"
     files = {
-        "usr/bin/linux.uml": b"kernel",
+        "usr/bin/linux.uml": b"ELF/lib64/ld-linux-x86-64.so.2\0code",
         f"{base}/kernel/a.ko": module(),
         f"{base}/modules.builtin": b"",
     }
     tree = Tree(recipe(tmp_path, modules=("a",)))
     tree.add_package(make_deb(tmp_path / "user-mode-linux_7.2um1_amd64.deb", files))
     assert tree.finish(tmp_path) == "7.2.7"
-    assert tree.kernel == b"kernel"
+    assert tree.kernel == b"ELFld.so".ljust(31, b"\0") + b"code"
     assert tree.entries["usr/lib/modules/7.2.7/order"].data == b"a.ko\n"
 
 

@@ -1,0 +1,127 @@
+"""Real front-ends: each boots a guest on our back-end, and a payload goes both ways.
+
+With `--write-frontends FILE` what was seen becomes the table in docs/frontends.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from dataclasses import dataclass, replace
+
+import pytest
+
+from fastpath.vm import images, programs
+from fastpath.vm.spec import GENERIC_VSOCK, VSOCK
+from fastpath.vm.uml import UmlSpec
+from tests.vm.conftest import boot, vsock_backend
+
+pytestmark = pytest.mark.vm
+
+TIMEOUT_S = 90.0
+PAYLOAD = bytes(range(256)) * 4096 * 4  # 4 MiB
+
+FACTS = """
+uname -r
+for each in /sys/bus/virtio/devices/*; do
+  test $(cat $each/device) != 0x0013 || cat $each/features
+done
+"""
+BITS = {
+    1: "SEQPACKET",
+    28: "INDIRECT_DESC",
+    29: "EVENT_IDX",
+    32: "VERSION_1",
+    34: "RING_PACKED",
+    35: "IN_ORDER",
+    40: "RING_RESET",
+}
+"""VIRTIO 1.2 sections 5.10.3 and 6."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frontend:
+    """A front-end that is tried."""
+
+    id: str
+    image: str = "base"
+    qemu: programs.Program | None = None
+    """None: the host's."""
+    machine: str = "microvm"
+    device: str = VSOCK
+    features: frozenset[str] = frozenset({"EVENT_IDX", "INDIRECT_DESC", "VERSION_1"})
+    """Negotiated, at least."""
+
+
+FRONTENDS = [
+    Frontend(id="qemu-7.2-mmio"),
+    Frontend(id="qemu-7.2-pci", machine="microvm-pci"),
+    Frontend(id="qemu-7.2-mmio-linux-6.12", image="linux-6.12"),
+    Frontend(id="qemu-10-mmio", qemu=programs.QEMU_10),
+    Frontend(
+        id="qemu-10-q35-linux-6.12",
+        image="linux-6.12",
+        qemu=programs.QEMU_10,
+        machine="q35",
+    ),
+    Frontend(id="qemu-sid-generic", qemu=programs.QEMU_SID, device=GENERIC_VSOCK),
+    Frontend(id="uml", image="uml"),
+]
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS, ids=lambda each: each.id)
+def test_a_payload_goes_both_ways_and_the_end_is_clean(
+    frontend, vm_spec, vm_dir, frontend_rows
+):
+    spec, version = _spec(frontend, vm_spec)
+
+    async def work(machine, guest):
+        facts, back = bytearray(), bytearray()
+        statuses = [
+            await guest.run(["sh", "-ec", FACTS], tsi=False, stdout=facts.extend),
+            await guest.run(["cat"], tsi=False, stdin=PAYLOAD, stdout=back.extend),
+        ]
+        return statuses, facts.decode().split(), bytes(back) == PAYLOAD
+
+    async def bounded():
+        async with asyncio.timeout(TIMEOUT_S), vsock_backend(vm_dir):
+            return await boot(spec, vm_dir / "vsock", work)
+
+    statuses, (kernel, features), same = asyncio.run(bounded())
+    assert statuses == [0, 0]
+    assert same
+    negotiated = {BITS[i] for i, bit in enumerate(features) if bit == "1"}
+    frontend_rows[frontend.id] = (version, *_device(frontend), kernel, negotiated)
+    assert negotiated >= frontend.features
+
+
+def _spec(frontend, vm_spec):
+    """What to boot, and the version of the front-end."""
+    image = images.build(frontend.image)
+    if frontend.image == "uml":
+        unpacked = programs.unpack(programs.UML)
+        spec = UmlSpec(
+            image=image,
+            start=unpacked.start,
+            vsock_socket=vm_spec.vsock_socket,
+            console=vm_spec.console,
+        )
+        return spec, f"user-mode Linux {image.kernel_release}"
+    spec = replace(
+        vm_spec, image=image, machine=frontend.machine, vsock_device=frontend.device
+    )
+    if frontend.qemu is not None:
+        spec = replace(spec, qemu=str(programs.unpack(frontend.qemu).start))
+    said = subprocess.run(
+        [spec.qemu, "--version"], capture_output=True, text=True, check=True
+    )
+    return spec, "QEMU " + said.stdout.split()[3]
+
+
+def _device(frontend):
+    """The machine and the device, for the table."""
+    if frontend.image == "uml":
+        return "um", "virtio_uml"
+    name = frontend.device.partition(",")[0]
+    bus = "mmio" if frontend.machine == "microvm" else "pci"
+    return frontend.machine, f"{name} ({bus})"
