@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SESSION_FEATURES: Final = (
     ProtocolFeature.MQ
+    | ProtocolFeature.LOG_SHMFD
     | ProtocolFeature.REPLY_ACK
     | ProtocolFeature.BACKEND_REQ
     | ProtocolFeature.RESET_DEVICE

@@ -26,10 +26,12 @@ from vhost_user.message import (
     FLAG_NEED_REPLY,
     FLAG_REPLY,
     HEADER_SIZE,
+    LOG_PAGE,
     MAX_REGIONS,
     BackendRequest,
     ConfigSpace,
     Feature,
+    LogArea,
     ProtocolFeature,
     Request,
     Status,
@@ -60,6 +62,7 @@ ALL_FEATURES: Final = (
 )
 ALL_PROTOCOL_FEATURES: Final = (
     ProtocolFeature.MQ
+    | ProtocolFeature.LOG_SHMFD
     | ProtocolFeature.CONFIG
     | ProtocolFeature.REPLY_ACK
     | ProtocolFeature.BACKEND_REQ
@@ -170,9 +173,9 @@ class Frontend:
         self.features = features
         return features
 
-    def renegotiate(self) -> None:
-        """Take the same features again, as after a reset of the device."""
-        self.tell(Request.SET_FEATURES, encode_u64(self.features))
+    def renegotiate(self, more: int = 0) -> None:
+        """Take the same features again, and `more`, with rings running or not."""
+        self.tell(Request.SET_FEATURES, encode_u64(self.features | more))
 
     def set_memory(self, *rams: Ram) -> None:
         """Send the memory table."""
@@ -204,6 +207,15 @@ class Frontend:
     def status(self, value: int) -> None:
         self.tell(Request.SET_STATUS, encode_u64(value))
 
+    def set_log(self, log: DirtyLog) -> None:
+        """Have the device mark what it writes in `log`, and in no other from now on.
+
+        It does once a ring logs, or `renegotiate(Feature.LOG_ALL)` says so.
+        """
+        payload = LogArea(log.size, log.offset).encode()
+        self.send(encode(Request.SET_LOG_BASE, payload), [log.fd])
+        self._reply(Request.SET_LOG_BASE)
+
     def open_channel(self) -> Channel:
         """Give the back-end a channel for its own requests; return our end of it."""
         ours, theirs = socket.socketpair()
@@ -226,20 +238,34 @@ class Frontend:
 
     def start(self, index: int, queue: Virtqueue, *, base: int = 0) -> None:
         """Describe ring `index` and start it at available index `base`."""
-        ram = queue.ram
-        address = VringAddress(
-            index=index,
-            desc=ram.to_uva(queue.desc),
-            avail=ram.to_uva(queue.avail),
-            used=ram.to_uva(queue.used),
-        )
         self.tell(Request.SET_VRING_NUM, VringState(index, queue.num).encode())
         self.tell(Request.SET_VRING_BASE, VringState(index, base).encode())
-        self.tell(Request.SET_VRING_ADDR, address.encode())
+        self.set_address(index, queue)
         self.set_fd(Request.SET_VRING_CALL, index, queue.call_fd)
         self.set_fd(Request.SET_VRING_KICK, index, queue.kick_fd)
         if self.features & Feature.PROTOCOL_FEATURES:
             self.enable(index)
+
+    def set_address(
+        self, index: int, queue: Virtqueue, *, log_gpa: int | None = None
+    ) -> None:
+        """Say where ring `index` is; it may run.
+
+        Args:
+            index: ring.
+            queue: the ring's other side.
+            log_gpa: have writes to the used ring logged as if it were there.
+        """
+        ram = queue.ram
+        address = VringAddress(
+            index=index,
+            flags=0 if log_gpa is None else VringAddress.LOG,
+            desc=ram.to_uva(queue.desc),
+            avail=ram.to_uva(queue.avail),
+            used=ram.to_uva(queue.used),
+            log=log_gpa or 0,
+        )
+        self.tell(Request.SET_VRING_ADDR, address.encode())
 
     def stop(self, index: int) -> int:
         """Stop ring `index` and return the base to go on from."""
@@ -258,6 +284,45 @@ class Frontend:
     def close(self) -> None:
         """Hang up."""
         self._sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class DirtyLog:
+    """A dirty log in a memfd, for guest addresses below `end`.
+
+    Spec: vhost-user, "Migration".
+    """
+
+    def __init__(self, end: int) -> None:
+        self.size = -(-end // LOG_PAGE // 8)
+        self.offset = LOG_PAGE + 64  # anywhere in its file
+        self.fd = os.memfd_create("vhost-log", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, self.offset + self.size)
+
+    def pages(self) -> set[int]:
+        """Return the numbers of the pages that are marked."""
+        bits = os.pread(self.fd, self.size, self.offset)
+        return {
+            8 * i + bit
+            for i, byte in enumerate(bits)
+            if byte
+            for bit in range(8)
+            if byte >> bit & 1
+        }
+
+    def close(self) -> None:
+        """Close its file; the device's mapping stays."""
+        os.close(self.fd)
 
     def __enter__(self) -> Self:
         return self

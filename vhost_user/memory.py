@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from vhost_user._native import check, ffi, lib
 from vhost_user.errors import FrontendError, StateError
@@ -16,6 +16,10 @@ from vhost_user.errors import FrontendError, StateError
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
+
+
+MAP_ERRORS: Final = (OSError, OverflowError, ValueError)
+"""`mmap()` refuses a bad size, offset or fd in as many ways as it has checks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +46,7 @@ class SharedArea:
 
     Raises:
         FrontendError: it is empty.
-        OSError, OverflowError, ValueError: `mmap()` refuses a bad size, offset or fd
-            in as many ways as it has checks.
+        MAP_ERRORS: it can't be mapped.
     """
 
     def __init__(self, fd: int, size: int, offset: int = 0) -> None:
@@ -79,7 +82,7 @@ class GuestMemory:
     Raises:
         FrontendError: a region wraps, or overlaps another.
         StateError: more regions than the C table holds.
-        OSError, OverflowError, ValueError: a region could not be mapped.
+        MAP_ERRORS: a region could not be mapped.
     """
 
     def __init__(self, regions: Sequence[Region] = ()) -> None:
@@ -106,7 +109,7 @@ class GuestMemory:
 
         Raises:
             FrontendError: it wraps, or overlaps one that is there.
-            StateError, OSError, OverflowError, ValueError: as for the class.
+            StateError, MAP_ERRORS: as for the class.
         """
         area = SharedArea(region.fd, region.size, region.offset)
         self._regions.append((region, area))
@@ -132,6 +135,23 @@ class GuestMemory:
         check(lib.vu_mem_del(self.native, gpa, uva, size), f"region at {gpa:#x}")
         _, area = self._regions.pop(names.index((gpa, uva, size)))
         area.close()
+
+    def set_log(self, log: SharedArea | None) -> None:
+        """Keep the dirty log there, or none; no ring runs meanwhile.
+
+        Args:
+            log: borrowed until the next call, or `close()`.
+
+        Raises:
+            StateError, OSError: no room to guard it against truncation.
+        """
+        va, size = (ffi.NULL, 0) if log is None else (log.va, log.size)
+        check(lib.vu_mem_set_log(self.native, va, size), "dirty log")
+
+    @property
+    def end(self) -> int:
+        """The guest address behind the last one, bytes."""
+        return max((r.gpa + r.size for r in self.regions), default=0)
 
     def holds(self, uva: int) -> bool:
         """Is this address of the front-end in a region?"""

@@ -30,6 +30,9 @@ MAX_REGIONS: Final = 32
 MAX_CONFIG: Final = 256
 """Bytes of device configuration in one message (QEMU's limit as well)."""
 
+LOG_PAGE: Final = 4096
+"""Bytes of guest memory that one bit of the dirty log stands for."""
+
 _HEADER: Final = struct.Struct("=III")
 _U64: Final = struct.Struct("=Q")
 _STATE: Final = struct.Struct("=II")

@@ -208,6 +208,7 @@ class QueueDevice:
         Feature.VERSION_1
         | Feature.EVENT_IDX
         | Feature.INDIRECT_DESC
+        | Feature.LOG_ALL
         | Feature.RING_RESET
     )
     protocol_features: ProtocolFeature = SESSION_FEATURES

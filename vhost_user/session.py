@@ -21,13 +21,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar
 
 from vhost_user.channel import BackendChannel
-from vhost_user.errors import FrontendError, GuestError, StateError
-from vhost_user.memory import GuestMemory, Region
+from vhost_user.dirtylog import DirtyLog
+from vhost_user.errors import FrontendError, StateError
+from vhost_user.memory import MAP_ERRORS, GuestMemory, Region
 from vhost_user.message import (
     MAX_REGIONS,
     ConfigFlag,
     ConfigSpace,
     Feature,
+    LogArea,
     MemoryRegion,
     Message,
     ProtocolFeature,
@@ -104,6 +106,7 @@ class Session:
         self._rings = Rings(device)
         self._memory: GuestMemory | None = None
         self._channel: BackendChannel | None = None
+        self._log = DirtyLog()
         self._status = Status(0)
         self._untold = False
         """The configuration changed while the device was suspended."""
@@ -170,6 +173,7 @@ class Session:
         with contextlib.ExitStack() as stack:  # each step, even if one fails
             if self._channel is not None:
                 stack.callback(self._channel.close)
+            stack.callback(self._log.close)
             if self._memory is not None:
                 stack.callback(self._memory.close)
             stack.callback(self._device.set_memory, None)
@@ -215,6 +219,7 @@ class Session:
         with self._rings.paused():
             self._set_enabled_by_default(acked)
             self._rings.features = acked
+            self._log.apply(self._rings)
             self._device.set_features(acked & ~Feature.PROTOCOL_FEATURES)
 
     def _set_enabled_by_default(self, acked: int) -> None:
@@ -262,6 +267,7 @@ class Session:
                 ring.forget()
                 ring.enabled = not kept
             self._rings.features = kept
+            self._log.apply(self._rings)
             self._device.set_features(0)
             self._device.reset()
         self._status = Status(0)
@@ -327,7 +333,23 @@ class Session:
             self._device.set_memory(None)
             yield
             self._rings.memory = self._memory
+            self._log.apply(self._rings)
             self._device.set_memory(self._memory)
+
+    # ---- dirty log ----
+
+    def _set_log_base(self, where: LogArea, fds: list[int]) -> bytes:
+        if len(fds) != 1:
+            raise FrontendError(f"{len(fds)} fds for a dirty log")
+        self._log.set_area(where, fds[0])
+        with self._rings.paused():
+            self._log.apply(self._rings)
+        return encode_u64(0)
+
+    def _set_log_fd(self, _: None, fds: list[int]) -> None:
+        if len(fds) != 1:
+            raise FrontendError(f"{len(fds)} fds for the log's eventfd")
+        self._log.set_fd(fds.pop())
 
     # ---- rings ----
 
@@ -348,8 +370,12 @@ class Session:
                 f"ring {ring.index} is not aligned: desc {address.desc:#x}, "
                 f"avail {address.avail:#x}, used {address.used:#x}"
             )
+        was_logged = ring.logged
         with self._rings.paused(ring):
             ring.address = address
+        if ring.logged != was_logged:
+            with self._rings.paused():
+                self._log.apply(self._rings)
 
     def _set_vring_base(self, state: VringState, _: list[int]) -> None:
         ring = self._rings.get_stopped(state.index)
@@ -373,6 +399,7 @@ class Session:
         self._rings.stop(ring)
         ring.started = False
         ring.replace_fd("kick_fd", -1)
+        self._log.ring_stopped()
         return VringState(ring.index, ring.base).encode()
 
     def _set_vring_kick(self, which: VringFd, fds: list[int]) -> None:
@@ -477,6 +504,10 @@ class Session:
             fds=1,
             needs=ProtocolFeature.BACKEND_REQ,
         ),
+        Request.SET_LOG_BASE: _Row(
+            LogArea.decode, _set_log_base, fds=1, needs=ProtocolFeature.LOG_SHMFD
+        ),
+        Request.SET_LOG_FD: _Row(decode_nothing, _set_log_fd, fds=1),
         Request.SET_VRING_NUM: _Row(VringState.decode, _set_vring_num),
         Request.SET_VRING_ADDR: _Row(VringAddress.decode, _set_vring_addr),
         Request.SET_VRING_BASE: _Row(VringState.decode, _set_vring_base),
@@ -508,8 +539,7 @@ def _map(memory: GuestMemory, region: MemoryRegion, fd: int) -> None:
                 offset=region.offset,
             )
         )
-    except (GuestError, OSError, OverflowError, StateError, ValueError) as error:
-        # mmap() refuses a bad size, offset or fd in as many ways as it has checks.
+    except (*MAP_ERRORS, StateError) as error:
         raise FrontendError(f"memory can't be mapped: {error}") from error
 
 

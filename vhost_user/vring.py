@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 from vhost_user.engine import RingConfig
 from vhost_user.errors import FrontendError, GuestError
+from vhost_user.message import LOG_PAGE, VringAddress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vhost_user.device import Device
     from vhost_user.memory import GuestMemory
-    from vhost_user.message import VringAddress
 
 
 @dataclass(slots=True)
@@ -62,6 +62,11 @@ class Ring:
         self.started = self.away = False
 
     @property
+    def logged(self) -> bool:
+        """Are writes to the used ring to be logged?"""
+        return self.address is not None and bool(self.address.flags & VringAddress.LOG)
+
+    @property
     def ready(self) -> bool:
         """Is everything there but the memory?"""
         return bool(self.started and self.enabled and self.num and self.address)
@@ -81,6 +86,8 @@ class Rings:
         """Acknowledged; change it while all rings are paused."""
         self.memory: GuestMemory | None = None
         """Borrowed; change it while all rings are paused."""
+        self.log_size = 0
+        """Bytes of the dirty log; 0: none is kept."""
 
     def get(self, index: int) -> Ring:
         """Return ring `index`; FrontendError: there is none."""
@@ -129,6 +136,13 @@ class Rings:
 
     def _config(self, ring: Ring) -> RingConfig:
         assert ring.address is not None
+        log_used_gpa = ring.address.log if ring.logged else None
+        if log_used_gpa is not None and self.log_size:
+            last = log_used_gpa + 6 + 8 * ring.num - 1  # VIRTIO 1.2 section 2.7
+            if last // LOG_PAGE // 8 >= self.log_size:
+                raise FrontendError(
+                    f"ring {ring.index}: the dirty log ends before {last:#x}"
+                )
         return RingConfig(
             desc_uva=ring.address.desc,
             avail_uva=ring.address.avail,
@@ -138,6 +152,7 @@ class Rings:
             base=ring.base,
             kick_fd=ring.kick_fd,
             call_fd=ring.call_fd,
+            log_used_gpa=log_used_gpa,
         )
 
     def note_memory_removed(self) -> None:

@@ -96,11 +96,10 @@ class VsockGuest:
         self.timeout_s = timeout_s
         self.vmm = Frontend(path, timeout_s=timeout_s)
         self.ram = Ram(ram_size)
-        acked = self.vmm.negotiate(features, protocol_features)
-        if memory_slots:
-            self.vmm.add_memory(self.ram)
-        else:
-            self.vmm.set_memory(self.ram)
+        self._features = features
+        self._protocol_features = protocol_features
+        self._memory_slots = memory_slots
+        acked = self._introduce()
         self.rx = Virtqueue(self.ram, queue_size, features=acked, first=first)
         self.tx = Virtqueue(self.ram, queue_size, features=acked, first=first)
         self._rx_layout = tuple(rx_layout)
@@ -112,6 +111,24 @@ class VsockGuest:
         self._bases = (first, first)
         self.post_rx(rx_buffers)
         self.start()
+
+    def _introduce(self) -> int:
+        acked = self.vmm.negotiate(self._features, self._protocol_features)
+        if self._memory_slots:
+            self.vmm.add_memory(self.ram)
+        else:
+            self.vmm.set_memory(self.ram)
+        return acked
+
+    def reconnect(self, path: Path) -> None:
+        """Leave the back-end for the one at `path`; `start()` goes on there.
+
+        The rings go on where `stop()` found them, or where they were if the back-end
+        was gone too soon for it.
+        """
+        self.vmm.close()
+        self.vmm = Frontend(path, timeout_s=self.timeout_s)
+        self._introduce()
 
     def start(self) -> None:
         """Start both rings, from where they were stopped."""

@@ -41,6 +41,7 @@ class FakeDevice:
         Feature.VERSION_1
         | Feature.EVENT_IDX
         | Feature.INDIRECT_DESC
+        | Feature.LOG_ALL
         | Feature.RING_RESET
     )
     protocol_features: ProtocolFeature = ALL_PROTOCOL_FEATURES

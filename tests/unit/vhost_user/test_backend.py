@@ -29,7 +29,7 @@ UVA = 0x7F00_0000_0000
 GET_FEATURES = encode(Request.GET_FEATURES)
 FEATURES = encode(
     Request.GET_FEATURES,
-    encode_u64(1 << 40 | 1 << 32 | 1 << 30 | 1 << 29 | 1 << 28),
+    encode_u64(1 << 40 | 1 << 26 | 1 << 32 | 1 << 30 | 1 << 29 | 1 << 28),
     reply=True,
 )
 TIMEOUT_S = 10

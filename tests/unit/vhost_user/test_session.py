@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("no_fd_leak")
 @pytest.mark.spec("vhost-user:GET_FEATURES")
 def test_offers_the_devices_features_and_the_protocol_features_bit(vmm):
     offered = decode_u64(vmm.send(Request.GET_FEATURES))
-    assert offered == 1 << 40 | 1 << 32 | 1 << 29 | 1 << 28 | 1 << 30
+    assert offered == 1 << 40 | 1 << 26 | 1 << 32 | 1 << 29 | 1 << 28 | 1 << 30
 
 
 @pytest.mark.spec("vhost-user:SET_FEATURES")
@@ -58,7 +58,16 @@ def test_rejects_a_feature_that_was_not_offered(vmm):
 )
 def test_tells_protocol_features_before_features_are_set(vmm):
     offered = decode_u64(vmm.send(Request.GET_PROTOCOL_FEATURES))
-    assert {bit for bit in range(64) if offered >> bit & 1} == {0, 3, 5, 9, 13, 15, 16}
+    assert {bit for bit in range(64) if offered >> bit & 1} == {
+        0,
+        1,
+        3,
+        5,
+        9,
+        13,
+        15,
+        16,
+    }
 
 
 @pytest.mark.spec("vhost-user:SET_PROTOCOL_FEATURES")

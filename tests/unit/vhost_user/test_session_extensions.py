@@ -14,9 +14,11 @@ from vhost_user.message import (
     BackendRequest,
     ConfigSpace,
     Feature,
+    LogArea,
     ProtocolFeature,
     Request,
     Status,
+    VringAddress,
     VringState,
     decode_u64,
     encode,
@@ -36,6 +38,7 @@ NEEDS = {
     Request.GET_MAX_MEM_SLOTS: (b"", ProtocolFeature.CONFIGURE_MEM_SLOTS),
     Request.ADD_MEM_REG: (bytes(40), ProtocolFeature.CONFIGURE_MEM_SLOTS),
     Request.REM_MEM_REG: (bytes(40), ProtocolFeature.CONFIGURE_MEM_SLOTS),
+    Request.SET_LOG_BASE: (bytes(16), ProtocolFeature.LOG_SHMFD),
     Request.SET_BACKEND_REQ_FD: (b"", ProtocolFeature.BACKEND_REQ),
     Request.GET_CONFIG: (bytes(12), ProtocolFeature.CONFIG),
     Request.SET_CONFIG: (bytes(12), ProtocolFeature.CONFIG),
@@ -273,6 +276,121 @@ def test_rejects_a_region_without_its_fd(vmm):
     payload = b"".join(map(encode_u64, (0, GPA, PAGE, UVA, 0)))
     with pytest.raises(FrontendError, match="0 fds for a region"):
         vmm.send(Request.ADD_MEM_REG, payload)
+
+
+# ---- LOG_SHMFD ----
+
+LOG_ALL = Feature.VERSION_1 | Feature.PROTOCOL_FEATURES | Feature.LOG_ALL
+RAM_END = GPA + 16 * PAGE
+
+
+def log_area(size=RAM_END // PAGE // 8, offset=100):
+    return LogArea(size, offset).encode()
+
+
+def log_fd(size=RAM_END // PAGE // 8 + 100):
+    fd = os.memfd_create("log")
+    os.ftruncate(fd, size)
+    return fd
+
+
+def set_log(vmm, **area):
+    return vmm.send(Request.SET_LOG_BASE, log_area(**area), log_fd())
+
+
+def log_ring(vmm, index, gpa):
+    """Have the used ring logged as QEMU does: the same address with the flag."""
+    desc = UVA + index * 4 * PAGE
+    address = VringAddress(
+        index=index,
+        flags=VringAddress.LOG,
+        desc=desc,
+        avail=desc + PAGE,
+        used=desc + 2 * PAGE,
+        log=gpa,
+    )
+    vmm.send(Request.SET_VRING_ADDR, address.encode())
+
+
+@pytest.mark.spec("vhost-user:SET_LOG_BASE", "vhost-user:communication/replies")
+def test_set_log_base_is_answered_unasked(running):
+    assert set_log(running) == encode_u64(0)
+    assert set_log(running) == encode_u64(0)  # another one, the first is unmapped
+
+
+@pytest.mark.spec("vhost-user:migration/start-stop")
+def test_logging_of_a_used_ring_starts_and_stops_with_its_flag(running, device):
+    set_log(running)
+    addresses = [[c.log_used_gpa for c in device.running.values()]]
+    log_ring(running, 0, 0x1234)
+    addresses.append([device.running[i].log_used_gpa for i in (0, 1)])
+    running.set_address(0)
+    addresses.append([device.running[i].log_used_gpa for i in (0, 1)])
+    assert addresses == [[None, None], [0x1234, None], [None, None]]
+
+
+def test_logging_turns_on_and_off_without_disabling_a_ring(running, device):
+    device.progress = 3
+    set_log(running)
+    running.send(Request.SET_FEATURES, encode_u64(LOG_ALL))
+    running.send(Request.SET_FEATURES, encode_u64(LOG_ALL & ~Feature.LOG_ALL))
+    assert [config.base for config in device.running.values()] == [9, 9]
+    assert "reset" not in device.calls
+
+
+def test_a_log_may_come_after_the_features_that_ask_for_it(running):
+    """QEMU sets it last when it starts a device during a migration."""
+    running.send(Request.SET_FEATURES, encode_u64(LOG_ALL))
+    log_ring(running, 0, 0)
+    set_log(running)
+
+
+@pytest.mark.spec("vhost-user:SET_LOG_FD")
+def test_the_logs_eventfd_is_signalled_when_a_logged_ring_has_stopped(running):
+    ours = os.eventfd(0, os.EFD_NONBLOCK)
+    running.send(Request.SET_LOG_FD, b"", os.eventfd(0))
+    running.send(Request.SET_LOG_FD, b"", os.dup(ours))
+    running.get_base(0)
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(ours)
+    set_log(running)
+    running.send(Request.SET_FEATURES, encode_u64(LOG_ALL))
+    running.get_base(1)
+    assert os.eventfd_read(ours) == 1
+    os.close(ours)
+
+
+def test_rejects_a_log_that_ends_before_guest_memory(running):
+    running.send(Request.SET_FEATURES, encode_u64(LOG_ALL))
+    with pytest.raises(FrontendError, match=r"dirty log of .* bytes, .* pages"):
+        set_log(running, size=RAM_END // PAGE // 8 - 2)
+
+
+@pytest.mark.spec("vhost-user:migration/log-guest-addr")
+def test_rejects_a_used_ring_that_is_logged_behind_the_logs_end(running):
+    set_log(running)
+    last = log_end = RAM_END // PAGE // 8 * 8 * PAGE
+    last -= 6 + 8 * 256
+    log_ring(running, 0, last)
+    with pytest.raises(FrontendError, match=f"ends before {log_end:#x}"):
+        log_ring(running, 0, last + 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "offset"),
+    [(0, 0), (RAM_END, 0), (PAGE, 2**64 - PAGE), (2**63, 2**63)],
+)
+def test_rejects_a_log_that_cannot_be_mapped(running, size, offset):
+    with pytest.raises(FrontendError, match=r"dirty log|empty"):
+        set_log(running, size=size, offset=offset)
+
+
+@pytest.mark.parametrize("request_", [Request.SET_LOG_BASE, Request.SET_LOG_FD])
+@pytest.mark.parametrize("fds", [0, 2])
+def test_rejects_a_log_with_the_wrong_fds(running, request_, fds):
+    payload = log_area() if request_ == Request.SET_LOG_BASE else b""
+    with pytest.raises(FrontendError, match="fds"):
+        running.send(request_, payload, *(log_fd() for _ in range(fds)))
 
 
 # ---- RING_RESET ----
