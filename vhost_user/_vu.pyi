@@ -46,6 +46,7 @@ class _Lib(Protocol):
     VU_TARGET_ECHO: int
     VU_TARGET_RESET: int
     VU_TARGET_UNIX: int
+    VU_TARGET_VSOCK: int
     def vu_mem_new(self) -> FFI.CData: ...
     def vu_mem_free(self, mem: FFI.CData, /) -> None: ...
     def vu_mem_add(

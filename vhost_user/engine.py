@@ -94,7 +94,14 @@ class Chargen:
     """The engine sends bytes until the peer closes (RFC 864)."""
 
 
-Target = Reset | Ask | Unix | Dial | Echo | Discard | Chargen
+@dataclass(frozen=True, slots=True)
+class Vsock:
+    """Connect to the same port of vsock address `cid` (1: this host itself)."""
+
+    cid: int
+
+
+Target = Reset | Ask | Unix | Dial | Echo | Discard | Chargen | Vsock
 """Where the other end of a connection is; `enum vu_target_kind`."""
 
 _SIMPLE: Final[dict[type, int]] = {
@@ -351,7 +358,7 @@ class Engine:
 
         Args:
             sock: taken over; set to non-blocking.
-            target: where its connections go; not `Unix`.
+            target: where its connections go; not `Unix` or `Vsock`.
             on_event: called in the event loop.
             want: which events to post besides REQUEST.
 
@@ -572,6 +579,10 @@ def _target(target: Target) -> CStruct:
         case Dial(address):
             raw.kind = lib.VU_TARGET_DIAL
             data = _sockaddr(address)
+        case Vsock(cid):
+            raw.kind = lib.VU_TARGET_VSOCK
+            # struct sockaddr_vm; the engine fills in the port
+            data = struct.pack("=HHII4x", socket.AF_VSOCK, 0, 0, cid)
         case _:
             raw.kind = _SIMPLE[type(target)]
             return raw

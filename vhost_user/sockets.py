@@ -36,40 +36,24 @@ _BACKLOG: Final = 128
 _FULL: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
-class UnixListener:
-    """Accepts clients on a unix socket and hands each to a callback.
+class Listener:
+    """Accepts clients on a listening socket and hands each to a callback.
 
     Args:
-        path: where the socket is made by `start()` and removed by `close()`.
+        name: what messages call it.
         on_client: gets each client, non-blocking, and owns it. Called in the
             event loop.
-        kind: SOCK_STREAM or SOCK_SEQPACKET.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        on_client: Callable[[socket.socket], None],
-        *,
-        kind: int = socket.SOCK_STREAM,
-    ) -> None:
-        self.path = path
-        self._kind = kind
+    def __init__(self, name: str, on_client: Callable[[socket.socket], None]) -> None:
+        self._name = name
         self._on_client = on_client
         self._sock: socket.socket | None = None
-        self._identity = (0, 0)
         self._retry: asyncio.TimerHandle | None = None
 
-    def start(self) -> None:
-        """Make the socket and accept from now on.
-
-        Raises:
-            OSError: it can't be made; EADDRINUSE: a live process listens there, or
-                the file isn't a socket. `filename` is set.
-        """
-        self._sock = _listen(self.path, self._kind)
-        status = self.path.stat()
-        self._identity = (status.st_dev, status.st_ino)
+    def listen(self, sock: socket.socket) -> None:
+        """Accept from now on; `sock` listens, does not block, and is taken over."""
+        self._sock = sock
         self.resume()
 
     def pause(self) -> None:
@@ -86,16 +70,12 @@ class UnixListener:
             asyncio.get_running_loop().add_reader(self._sock, self._readable)
 
     def close(self) -> None:
-        """Stop listening and remove the file; a second call does nothing."""
+        """Stop listening; a second call does nothing."""
         if self._sock is None:
             return
         self.pause()
         self._sock.close()
         self._sock = None
-        with contextlib.suppress(OSError):
-            status = self.path.stat(follow_symlinks=False)
-            if (status.st_dev, status.st_ino) == self._identity:
-                self.path.unlink()
 
     def _readable(self) -> None:
         assert self._sock is not None
@@ -110,10 +90,54 @@ class UnixListener:
 
     def _wait_for_room(self, error: OSError) -> None:
         """Let clients wait: the socket stays readable and would spin the loop."""
-        log.warning("%s: can't accept: %s; waiting", self.path, error.strerror)
+        log.warning("%s: can't accept: %s; waiting", self._name, error.strerror)
         self.pause()
         loop = asyncio.get_running_loop()
         self._retry = loop.call_later(_FULL_RETRY_S, self.resume)
+
+
+class UnixListener(Listener):
+    """Listens on a unix socket that it makes and removes.
+
+    Args:
+        path: where the socket is made by `start()` and removed by `close()`.
+        on_client: as `Listener`'s.
+        kind: SOCK_STREAM or SOCK_SEQPACKET.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        on_client: Callable[[socket.socket], None],
+        *,
+        kind: int = socket.SOCK_STREAM,
+    ) -> None:
+        super().__init__(str(path), on_client)
+        self.path = path
+        self._kind = kind
+        self._identity = (0, 0)
+
+    def start(self) -> None:
+        """Make the socket and accept from now on.
+
+        Raises:
+            OSError: it can't be made; EADDRINUSE: a live process listens there, or
+                the file isn't a socket. `filename` is set.
+        """
+        sock = _listen(self.path, self._kind)
+        status = self.path.stat()
+        self._identity = (status.st_dev, status.st_ino)
+        self.listen(sock)
+
+    def close(self) -> None:
+        """Stop listening and remove the file; a second call does nothing."""
+        if self._sock is None:
+            return
+        super().close()
+        with contextlib.suppress(OSError):
+            status = self.path.stat(follow_symlinks=False)
+            if (status.st_dev, status.st_ino) == self._identity:
+                self.path.unlink()
 
 
 def _listen(path: Path, kind: int) -> socket.socket:

@@ -38,6 +38,8 @@
 #include <sys/random.h>
 #include <sys/un.h>
 
+#include <linux/vm_sockets.h>
+
 #include "engine.h"
 
 #define SLAB	       1024 /* connections */
@@ -781,7 +783,7 @@ static void dial(struct vu_engine *e, struct vu_conn *c,
 		conn_failed(e, c, errno);
 		return;
 	}
-	if (addr->sa_family != AF_UNIX)
+	if (addr->sa_family == AF_INET || addr->sa_family == AF_INET6)
 		setsockopt(c->far.fd, IPPROTO_TCP, TCP_NODELAY, &one,
 			   sizeof(one));
 	err = connect(c->far.fd, addr, len) ? errno : 0;
@@ -819,6 +821,22 @@ static void dial_unix(struct vu_engine *e, struct vu_conn *c,
 		conn_failed(e, c, ENAMETOOLONG);
 	else
 		dial(e, c, (struct sockaddr *)&addr, sizeof(addr));
+}
+
+/**
+ * dial_vsock() - Connect the far end to the same port of another CID
+ * @e:		Engine
+ * @c:		Connection
+ * @target:	Target of kind VU_TARGET_VSOCK
+ */
+static void dial_vsock(struct vu_engine *e, struct vu_conn *c,
+		       const struct vu_target *target)
+{
+	struct sockaddr_vm addr;
+
+	memcpy(&addr, target->addr, sizeof(addr));
+	addr.svm_port = c->port;
+	dial(e, c, (struct sockaddr *)&addr, sizeof(addr));
 }
 
 /**
@@ -866,6 +884,9 @@ void conn_target(struct vu_engine *e, struct vu_conn *c,
 	case VU_TARGET_DIAL:
 		memcpy(&addr, target->addr, target->addr_len);
 		dial(e, c, (struct sockaddr *)&addr, target->addr_len);
+		break;
+	case VU_TARGET_VSOCK:
+		dial_vsock(e, c, target);
 		break;
 	case VU_TARGET_ECHO:
 	case VU_TARGET_DISCARD:

@@ -19,6 +19,9 @@
 
 #include <linux/virtio_vsock.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
+
+#include <linux/vm_sockets.h>
 
 #include "engine.h"
 
@@ -466,7 +469,9 @@ static bool target_ok(const struct vu_target *target)
 		return false;
 	if (target->kind == VU_TARGET_DIAL)
 		return target->addr_len >= sizeof(sa_family_t);
-	return target->kind <= VU_TARGET_CHARGEN;
+	if (target->kind == VU_TARGET_VSOCK)
+		return target->addr_len == sizeof(struct sockaddr_vm);
+	return target->kind <= VU_TARGET_VSOCK;
 }
 
 /**
@@ -544,8 +549,8 @@ int vu_dev_unroute(struct vu_engine *e, uint32_t dev, uint32_t port)
  * @e:		Engine
  * @fd:		Listening socket, taken over
  * @want:	VU_WANT_ bits
- * @target:	Where its connections go; not VU_TARGET_UNIX, which names a
- *		vsock port
+ * @target:	Where its connections go; not VU_TARGET_UNIX or
+ *		VU_TARGET_VSOCK, which take the requested vsock port
  *
  * Returns: the listener's id; on failure @fd is still the caller's:
  *	-VU_ERR_INVAL, if the target is malformed
@@ -560,7 +565,8 @@ int vu_listener_add(struct vu_engine *e, int fd, uint32_t want,
 	uint32_t i = 0;
 	int ret = -VU_ERR_FULL;
 
-	if (!target_ok(target) || target->kind == VU_TARGET_UNIX)
+	if (!target_ok(target) || target->kind == VU_TARGET_UNIX ||
+	    target->kind == VU_TARGET_VSOCK)
 		return -VU_ERR_INVAL;
 	l = calloc(1, sizeof(*l));
 	if (!l)

@@ -155,9 +155,11 @@ uint16_t vu_ring_base(const struct vu_ring *ring);
  * @VU_TARGET_DISCARD:	Same: bytes are read and dropped; after the peer's
  *			FIN the engine closes its side (RFC 863)
  * @VU_TARGET_CHARGEN:	Same: bytes are sent until the peer closes (RFC 864)
+ * @VU_TARGET_VSOCK:	Connect to the same port of the CID in addr, a
+ *			sockaddr_vm: a vsock socket of the host, or behind it
  *
- * A SEQPACKET connection is refused by ASK and DIAL; with UNIX its socket is a
- * SOCK_SEQPACKET one; ECHO and CHARGEN send messages.
+ * A SEQPACKET connection is refused by ASK and DIAL; with UNIX and VSOCK its
+ * socket is a SOCK_SEQPACKET one; ECHO and CHARGEN send messages.
  */
 enum vu_target_kind {
 	VU_TARGET_RESET = 0,
@@ -167,13 +169,15 @@ enum vu_target_kind {
 	VU_TARGET_ECHO = 4,
 	VU_TARGET_DISCARD = 5,
 	VU_TARGET_CHARGEN = 6,
+	VU_TARGET_VSOCK = 7,
 };
 
 /**
  * struct vu_target - See enum vu_target_kind
  * @kind:	enum vu_target_kind
  * @error:	RESET: errno for the events and for a TCP peer's benefit
- * @addr_len:	Bytes used of @addr: a sockaddr (DIAL), a path (UNIX), else 0
+ * @addr_len:	Bytes used of @addr: a sockaddr (DIAL, VSOCK), a path (UNIX),
+ *		else 0
  * @addr:	The address
  */
 struct vu_target {

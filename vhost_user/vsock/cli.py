@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from vhost_user.backend import Backend
-from vhost_user.engine import Echo, Engine, Unix
+from vhost_user.engine import Echo, Engine, Unix, Vsock
 from vhost_user.errors import VhostUserError
 from vhost_user.sockets import UnixListener
 from vhost_user.vsock import config
 from vhost_user.vsock.config import ConfigError, VmConfig
 from vhost_user.vsock.device import VsockDevice
+from vhost_user.vsock.forward import ForwardListener
 from vhost_user.vsock.hybrid import HybridListener
 from vhost_user.vsock.packet import PORT_ANY
 
@@ -39,6 +40,8 @@ _VM_OPTIONS: Final = (
     "guest_cid",
     "socket",
     "uds_path",
+    "forward_cid",
+    "forward_listen",
     "tx_buffer_size",
     "queue_size",
     "groups",
@@ -121,6 +124,16 @@ def _parser() -> argparse.ArgumentParser:
         help="host clients connect here; guest connections go to PATH_PORT",
     )
     one.add_argument(
+        "--forward-cid",
+        metavar="CID",
+        help="instead of --uds-path: guest connections go to this vsock CID (1: here)",
+    )
+    one.add_argument(
+        "--forward-listen",
+        metavar="PORT+...",
+        help="connections to these vsock ports of the host go to the guest",
+    )
+    one.add_argument(
         "--tx-buffer-size",
         metavar="BYTES",
         help="window of a connection, guest to host (262144)",
@@ -174,13 +187,13 @@ class _Vm:
 
     device: VsockDevice
     backend: Backend
-    hybrid: HybridListener | None
+    host: HybridListener | ForwardListener | None
 
     def stats(self) -> dict[str, Any]:
         return {
             "guest_cid": self.device.guest_cid,
             "connected": self.backend.connected.is_set(),
-            "clients_refused": self.hybrid.refused if self.hybrid else 0,
+            "clients_refused": self.host.refused if self.host else 0,
             **dataclasses.asdict(self.device.handle.stats()),
         }
 
@@ -201,6 +214,8 @@ async def _serve(options: Options) -> None:
             stack.callback(stats.close)
         for vm in options.vms:
             host = f", host side {vm.uds_path}" if vm.uds_path else ""
+            if vm.forward_cid is not None:
+                host = f", host side CID {vm.forward_cid}"
             sys.stderr.write(
                 f"{PROG}: ready: CID {vm.guest_cid} on {vm.socket}{host}\n"
             )
@@ -222,18 +237,22 @@ async def _start(
         groups=vm.groups,
     )
     stack.callback(device.close)
-    hybrid = None
+    host: HybridListener | ForwardListener | None = None
     if vm.uds_path is not None:
         device.handle.route(None, Unix(str(vm.uds_path)))
-        hybrid = HybridListener(device, vm.uds_path)
-        stack.push_async_callback(hybrid.close)
-        await hybrid.start()
+        host = HybridListener(device, vm.uds_path)
+    elif vm.forward_cid is not None:
+        device.handle.route(None, Vsock(vm.forward_cid))
+        host = ForwardListener(device, vm.forward_listen)
+    if host is not None:
+        stack.push_async_callback(host.close)
+        await host.start()
     if echo_port is not None:
         device.handle.route(echo_port, Echo())
     backend = Backend(vm.socket, device, name=f"CID {vm.guest_cid}")
     stack.push_async_callback(backend.close)
     await backend.start()
-    return _Vm(device, backend, hybrid)
+    return _Vm(device, backend, host)
 
 
 def _send_stats(client: socket.socket, engine: Engine, vms: list[_Vm]) -> None:

@@ -9,6 +9,10 @@ The keys are vhost-device-vsock's, with `-` or `_` between words:
         tx_buffer_size: 262144
         queue_size: 1024
         groups: web+db
+      - guest_cid: 4
+        socket: /run/vm4.vhost
+        forward_cid: 1
+        forward_listen: 9001+9002
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from vhost_user.vsock.device import (
     MAX_QUEUE_SIZE,
     MIN_GUEST_CID,
 )
+from vhost_user.vsock.packet import CID_ANY, PORT_ANY
 
 if TYPE_CHECKING:
     from yaml import MappingNode, Node
@@ -52,7 +57,12 @@ class VmConfig:
     socket: Path
     """The vhost-user socket that its VMM connects to."""
     uds_path: Path | None = None
-    """Host side of its vsock; None: it can reach nothing but the echo port."""
+    """Host side of its vsock, as unix sockets."""
+    forward_cid: int | None = None
+    """Host side of its vsock, as vsock: connections to CID 2 go there. With neither,
+    it can reach nothing but siblings and the echo port."""
+    forward_listen: tuple[int, ...] = ()
+    """Vsock ports of this host whose connections go to the same port of the guest."""
     guest_cid: int = MIN_GUEST_CID
     tx_buffer_size: int = DEFAULT_BUF_ALLOC
     """Bytes of a connection on their way to the host."""
@@ -101,7 +111,7 @@ def check(vms: list[VmConfig]) -> None:
     """Check VMs against each other.
 
     Raises:
-        ConfigError: there is none, or two want the same CID or path.
+        ConfigError: there is none, or two want the same CID, path or port.
     """
     if not vms:
         raise ConfigError("no VM: give --socket, --vm or --config")
@@ -110,6 +120,7 @@ def check(vms: list[VmConfig]) -> None:
         claims += [("guest CID", vm.guest_cid), ("path", vm.socket)]
         if vm.uds_path is not None:
             claims.append(("path", vm.uds_path))
+        claims += [("forward_listen port", port) for port in vm.forward_listen]
     for i, claim in enumerate(claims):
         if claim in claims[:i]:
             raise ConfigError(f"{claim[0]} {claim[1]} is used twice")
@@ -147,6 +158,13 @@ def _queue_size(text: str) -> int:
     return size
 
 
+def _forward_listen(text: str) -> tuple[int, ...]:
+    ports = tuple(integer(port, 0, PORT_ANY - 1) for port in text.split("+"))
+    if len(set(ports)) < len(ports):
+        raise ConfigError(f"a port is given twice: {text!r}")
+    return ports
+
+
 def _groups(text: str) -> frozenset[str]:
     names = text.split("+")
     if not all(names):
@@ -159,6 +177,8 @@ _KEYS: Final[Mapping[str, Callable[[str], Any]]] = {
     "socket": socket_path,
     "uds_path": _uds_path,
     "tx_buffer_size": lambda text: integer(text, MIN_TX_BUFFER, MAX_TX_BUFFER),
+    "forward_cid": lambda text: integer(text, 0, CID_ANY - 1),
+    "forward_listen": _forward_listen,
     "queue_size": _queue_size,
     "groups": _groups,
 }
@@ -190,6 +210,10 @@ def _build(pairs: Pairs, where: str) -> VmConfig:
             raise ConfigError(f"{place}: {key}: {error}") from None
     if "socket" not in values:
         raise ConfigError(f"{where}: socket is missing")
+    if "forward_cid" in values and "uds_path" in values:
+        raise ConfigError(f"{where}: give one of uds_path and forward_cid")
+    if "forward_listen" in values and "forward_cid" not in values:
+        raise ConfigError(f"{where}: forward_listen needs forward_cid")
     return VmConfig(**values)
 
 

@@ -22,6 +22,9 @@ HDR_SIZE: Final = 44
 CID_HOST: Final = 2
 """The host's CID, well known (VIRTIO 1.2 section 5.10.4)."""
 
+CID_ANY: Final = 0xFFFF_FFFF
+"""VMADDR_CID_ANY: no CID; a listener on it hears whoever asks this machine."""
+
 PORT_ANY: Final = 0xFFFF_FFFF
 """VMADDR_PORT_ANY: no port; never the port of a connection."""
 

@@ -67,6 +67,13 @@ def test_one_vm_by_options():
     assert options.stats_socket == Path("/run/s")
 
 
+def test_one_vm_that_is_forwarded():
+    options = parse(["--socket=/a", "--forward-cid=1", "--forward-listen=9001+9002"])
+    assert options.vms == [
+        VmConfig(socket=Path("/a"), forward_cid=1, forward_listen=(9001, 9002))
+    ]
+
+
 def test_several_vms_with_either_spelling_of_a_key():
     options = parse(
         [
@@ -131,6 +138,31 @@ def test_vms_from_a_file(tmp_path):
         pytest.param(["--vm=socket=/a,socket=/b"], "twice", id="vm-key-twice"),
         pytest.param(["--vm=socket=/a", "--vm=socket=/b"], "CID 3 is used", id="cids"),
         pytest.param(["--socket=/a", "--groups=x++y"], "--groups", id="group-none"),
+        pytest.param(
+            ["--socket=/a", "--uds-path=/b", "--forward-cid=1"],
+            "give one of uds_path and forward_cid",
+            id="uds-and-cid",
+        ),
+        pytest.param(
+            ["--vm=socket=/a,forward-listen=1"], "needs forward_cid", id="listen-alone"
+        ),
+        pytest.param(
+            ["--socket=/a", "--forward-cid=4294967295"], "--forward-cid", id="cid-any"
+        ),
+        pytest.param(
+            ["--vm=socket=/a,forward-cid=1,forward-listen=1+x"], "'x'", id="listen-x"
+        ),
+        pytest.param(
+            ["--vm=socket=/a,forward-cid=1,forward-listen=1+1"], "twice", id="listen-2"
+        ),
+        pytest.param(
+            [
+                "--vm=socket=/a,guest-cid=3,forward-cid=1,forward-listen=1",
+                "--vm=socket=/b,guest-cid=4,forward-cid=1,forward-listen=2+1",
+            ],
+            "forward_listen port 1 is used twice",
+            id="listen-both",
+        ),
         pytest.param(["--config=/nonexistent"], "No such file", id="no-file"),
     ],
 )
@@ -293,6 +325,23 @@ def test_vms_of_a_group_reach_each_other(tmp_path):
             near.say(Op.RW, b"ping")
             assert far.receive_bytes(4) == b"ping"
         a.request(5000, cid=5).expect(Op.RST)
+
+
+def test_a_vsock_address_that_is_not_there_refuses(tmp_path):
+    # tests/vm/test_vsock_forward.py has one that is
+    argv = ["--socket", tmp_path / "vhost", "--forward-cid", "4000000000"]
+    with Process(*argv, "--forward-listen", "34567") as process:
+        assert process.line() == (
+            f"vhost-user-vsock: ready: CID 3 on {tmp_path}/vhost, "
+            "host side CID 4000000000\n"
+        )
+        with VsockGuest(tmp_path / "vhost") as guest, pytest.raises(ConnectionError):
+            guest.connect(9000)
+        argv = ["--socket", tmp_path / "other", "--forward-cid", "1"]
+        with Process(*argv, "--forward-listen", "34567") as second:
+            assert "vsock port 34567: Address already in use" in second.line()
+            assert second._child.wait(TIMEOUT_S) == 2
+        assert process.end()[0] == 0
 
 
 def test_a_killed_process_leaves_sockets_that_the_next_replaces(tmp_path):

@@ -1,0 +1,45 @@
+"""Forwarding to AF_VSOCK, in a guest that plays the host: it has vsock_loopback.
+
+Nothing here needs that of this machine.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import vhost_user
+from fastpath.vm import images
+
+pytestmark = pytest.mark.vm
+
+PROGRAM = Path(__file__).with_name("forward_client.py")
+MODULES = "/opt/python"
+
+
+def test_connections_are_forwarded_both_ways(in_vm, vm_spec, vm_dir, apps_image):
+    package = Path(vhost_user.__file__).parent
+    cffi = Path(importlib.import_module("_cffi_backend").__file__ or "")
+    files = {
+        f"{MODULES}/vhost_user": package,
+        f"{MODULES}/{cffi.name}": cffi,
+        f"{MODULES}/forward_client.py": PROGRAM,
+    }
+    image = images.with_files(apps_image, files, vm_dir / "initramfs")
+    said = bytearray()
+
+    async def work(machine, guest):
+        return await guest.run(
+            ["env", f"PYTHONPATH={MODULES}", "python3", f"{MODULES}/forward_client.py"],
+            tsi=False,
+            stdout=said.extend,
+            stderr=said.extend,
+        )
+
+    status = in_vm(replace(vm_spec, image=image), work, timeout_s=180)
+    lines = said.decode().splitlines()
+    assert status == 0, said.decode()
+    assert lines[1:] == ["guest to host", "host to guest", "status 0"]
