@@ -37,8 +37,15 @@ class _Lib(Protocol):
     VU_EV_BROKEN: int
     VU_EV_CLOSED: int
     VU_EV_FAILED: int
+    VU_EV_LIMIT: int
     VU_EV_OPENED: int
     VU_EV_REQUEST: int
+    VU_LIMIT_BACKLOG: int
+    VU_LIMIT_BYTES: int
+    VU_LIMIT_CONNS: int
+    VU_LIMIT_FDS: int
+    VU_LIMIT_MEMORY: int
+    VU_LIMIT_RATE: int
     VU_TARGET_ASK: int
     VU_TARGET_CHARGEN: int
     VU_TARGET_DIAL: int

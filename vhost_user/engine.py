@@ -49,6 +49,11 @@ _NOT_LOGGED: Final = 0xFFFF_FFFF_FFFF_FFFF  # UINT64_MAX
 ALL_QUEUES: Final = 0xFFFFFFFF
 """`Event.port` of a BROKEN event about the whole device: its memory is gone."""
 
+DEFAULT_MAX_CONNS: Final = 65536
+DEFAULT_MAX_QUEUED_BYTES: Final = 256 << 20
+MIN_WINDOW: Final = 2048
+"""Least window of a connection, bytes; VU_MIN_WINDOW."""
+
 FIRST_OPENED_PORT: Final = 1 << 30
 """Ports on our side of connections that `DeviceHandle.open()` made start here."""
 
@@ -120,10 +125,22 @@ class EventKind(enum.IntEnum):
     FAILED = 3
     CLOSED = 4
     BROKEN = 5
+    LIMIT = 6
+
+
+class Limit(enum.IntEnum):
+    """What a VM may run into; `enum vu_limit`."""
+
+    CONNS = 0
+    BYTES = 1
+    RATE = 2
+    FDS = 3
+    MEMORY = 4
+    BACKLOG = 5
 
 
 ALL_EVENTS: Final = frozenset({EventKind.OPENED, EventKind.FAILED, EventKind.CLOSED})
-"""What a device or listener may ask for; REQUEST and BROKEN always come."""
+"""What a device or listener may ask for; REQUEST, BROKEN and LIMIT always come."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,13 +152,15 @@ class Event:
     error: int = 0
     """errno; for BROKEN, the `enum vu_err`."""
     port: int = 0
-    """vsock port on our side; for BROKEN, the queue, or `ALL_QUEUES`."""
+    """vsock port on our side; for BROKEN, the queue, or `ALL_QUEUES`; for LIMIT, the
+    `Limit`."""
     peer_port: int = 0
     """vsock port in the guest."""
     cid: int = 0
     """vsock CID on our side: 2, or a sibling's; 0 for a listener."""
     up_bytes: int = 0
-    """Payload from the side that opened the connection, bytes."""
+    """Payload from the side that opened the connection, bytes; for LIMIT, how often
+    it was met."""
     down_bytes: int = 0
     """Payload back to it, bytes."""
     duration_us: int = 0
@@ -190,6 +209,8 @@ class DeviceStats:
     """Counters of a device; `struct vu_dev_stats` says what each counts."""
 
     conns: int
+    queued_bytes: int
+    window_bytes: int
     opened: int
     failed: int
     tx_packets: int
@@ -202,6 +223,11 @@ class DeviceStats:
     bad_packets: int
     credit_violations: int
     limit_conns: int
+    limit_bytes: int
+    limit_rate: int
+    no_fds: int
+    no_memory: int
+    backlog_full: int
     message_errors: int
 
 
@@ -213,6 +239,11 @@ class EngineStats:
     wakeups: int
     spins: int
     spin_hits: int
+    events_lost: int
+
+
+GAUGES: Final = frozenset({"conns", "queued_bytes", "window_bytes"})
+"""Counters that also fall."""
 
 
 class Engine:
@@ -309,7 +340,9 @@ class Engine:
         guest_cid: int,
         on_event: Handler,
         buf_alloc: int = 256 * 1024,
-        max_conns: int = 65536,
+        max_conns: int = DEFAULT_MAX_CONNS,
+        max_queued_bytes: int = DEFAULT_MAX_QUEUED_BYTES,
+        accept_rate: int = 0,
         want: frozenset[EventKind] = ALL_EVENTS,
         groups: frozenset[str] = frozenset(),
     ) -> DeviceHandle:
@@ -323,7 +356,11 @@ class Engine:
             on_event: called in the event loop.
             buf_alloc: receive window of a connection, bytes.
             max_conns: connections; one more is refused and counted.
-            want: which events to post besides REQUEST and BROKEN.
+            max_queued_bytes: bytes from the guest that the engine may hold; windows
+                are handed out from it, at least `MIN_WINDOW` to each of `max_conns`.
+            accept_rate: requests a second from the guest, and as many from host
+                clients; 0: any number.
+            want: which events to post besides those that always come.
             groups: names of the groups that the device is in.
 
         Raises:
@@ -334,6 +371,8 @@ class Engine:
         config.guest_cid = guest_cid
         config.buf_alloc = buf_alloc
         config.max_conns = max_conns
+        config.max_queued_bytes = max_queued_bytes
+        config.accept_rate = accept_rate
         config.want = _want(want)
         dev = check(lib.vu_dev_add(self.native, config), f"device of CID {guest_cid}")
         for other, names in self._groups.items():
@@ -422,7 +461,7 @@ class Engine:
         """Read the counters."""
         raw = ffi.new("struct vu_engine_stats *")
         lib.vu_engine_stats(self.native, raw)
-        return EngineStats(raw.conns, raw.wakeups, raw.spins, raw.spin_hits)
+        return EngineStats(*(getattr(raw, name) for name in EngineStats.__slots__))
 
     def forget(self, source: int) -> None:
         """Call no handler any more for a device or listener that is closed."""

@@ -50,6 +50,7 @@ class Listener:
         self._on_client = on_client
         self._sock: socket.socket | None = None
         self._retry: asyncio.TimerHandle | None = None
+        self._full = False
 
     def listen(self, sock: socket.socket) -> None:
         """Accept from now on; `sock` listens, does not block, and is taken over."""
@@ -85,12 +86,15 @@ class Listener:
             if error.errno in _FULL:
                 self._wait_for_room(error)
             return  # else: the client has gone again
+        self._full = False
         client.setblocking(False)
         self._on_client(client)
 
     def _wait_for_room(self, error: OSError) -> None:
         """Let clients wait: the socket stays readable and would spin the loop."""
-        log.warning("%s: can't accept: %s; waiting", self._name, error.strerror)
+        if not self._full:
+            log.warning("%s: can't accept: %s; waiting", self._name, error.strerror)
+        self._full = True
         self.pause()
         loop = asyncio.get_running_loop()
         self._retry = loop.call_later(_FULL_RETRY_S, self.resume)

@@ -16,6 +16,8 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from vhost_user.engine import GAUGES
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
@@ -176,7 +178,7 @@ class EngineCollector:
 def _family(
     part: str, name: str, labels: tuple[str, ...]
 ) -> CounterMetricFamily | GaugeMetricFamily:
-    kind = GaugeMetricFamily if name == "conns" else CounterMetricFamily
+    kind = GaugeMetricFamily if name in GAUGES else CounterMetricFamily
     what = f"{name} of the {part}, as in vhost_user/native/vu.h"
     return kind(f"fastpath_{part}_{name}", what, labels=labels)
 

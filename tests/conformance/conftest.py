@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 import threading
 from pathlib import Path
@@ -67,6 +68,7 @@ class Host:
     async def _serve(self):
         async with contextlib.AsyncExitStack() as stack:
             engine = await stack.enter_async_context(Engine(poll_us=self._poll_us))
+            self.engine = engine
             self.device = VsockDevice(
                 engine,
                 guest_cid=3,
@@ -114,6 +116,13 @@ class Host:
     def stats(self):
         return self.call(self.device.handle.stats)
 
+    def engine_stats(self):
+        return self.call(self.engine.stats)
+
+    def deliver(self):
+        """Let the events that are queued so far reach their handlers."""
+        self.call(self.engine.deliver)
+
     def listen(self, port, kind=socket.SOCK_STREAM):
         """Listen where guest connections to host port `port` arrive."""
         sock = socket.socket(socket.AF_UNIX, kind)
@@ -149,13 +158,18 @@ def host(make_host):
 
 
 @pytest.fixture
-def make_guest(host):
+def make_guest_of():
     with contextlib.ExitStack() as stack:
 
-        def make(**options):
+        def make(host, **options):
             return stack.enter_context(VsockGuest(host.path, **options))
 
         yield make
+
+
+@pytest.fixture
+def make_guest(host, make_guest_of):
+    return functools.partial(make_guest_of, host)
 
 
 @pytest.fixture

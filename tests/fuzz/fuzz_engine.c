@@ -321,6 +321,7 @@ static void guest_start(struct world *w, char *ram, uint32_t cid)
 	    .guest_cid = cid,
 	    .buf_alloc = 8192,
 	    .max_conns = 8,
+	    .max_queued_bytes = 32 * 1024,
 	    .want = VU_WANT_OPENED | VU_WANT_FAILED | VU_WANT_CLOSED};
 
 	memset(ram, 0, DATA);

@@ -24,6 +24,7 @@ SOURCES = [
     "sibling.c",
     "seqpacket.c",
     "relay.c",
+    "limits.c",
     "engine.c",
     "control.c",
 ]

@@ -114,6 +114,8 @@ void events_push(struct vu_engine *e, const struct vu_event *event, bool urgent)
 		if (!e->event_count++)
 			e->event_since_us = now_us();
 		e->event_urgent |= urgent;
+	} else {
+		e->stats.events_lost++;
 	}
 	pthread_mutex_unlock(&e->event_lock);
 }
@@ -315,10 +317,10 @@ void conn_free(struct vu_engine *e, struct vu_conn *c)
 	list_del(&c->timer);
 	conn_close_end(&c->near, false);
 	conn_close_end(&c->far, false);
+	if (c->dev)
+		limit_close(c);
 	way_drop(&c->up);
 	way_drop(&c->down);
-	if (c->dev)
-		c->dev->stats.conns--;
 	c->state = CONN_FREE;
 	c->hash_next = e->free;
 	e->free = c;
@@ -681,14 +683,15 @@ static void conn_bury(struct vu_engine *e, struct vu_conn *c, bool abort)
 {
 	conn_close_end(&c->near, abort);
 	conn_close_end(&c->far, abort);
-	way_drop(&c->up);
-	way_drop(&c->down);
 	list_del(&c->run);
 	list_del(&c->timer);
 	if (!c->dev || c->orphan) {
 		conn_free(e, c);
 		return;
 	}
+	way_drop(&c->up);
+	way_drop(&c->down);
+	limit_queued(c);
 	vsock_reset(c);
 }
 
@@ -702,6 +705,7 @@ void conn_failed(struct vu_engine *e, struct vu_conn *c, int error)
 {
 	if (c->dev)
 		c->dev->stats.failed++;
+	limit_shortage(c->dev, error);
 	conn_post(e, c, VU_EV_FAILED, error);
 	sibling_part(c, error);
 	conn_bury(e, c, true);
@@ -715,6 +719,7 @@ void conn_failed(struct vu_engine *e, struct vu_conn *c, int error)
  */
 void conn_abort(struct vu_engine *e, struct vu_conn *c, int error)
 {
+	limit_shortage(c->dev, error);
 	conn_post(e, c, VU_EV_CLOSED, error);
 	sibling_part(c, error);
 	conn_bury(e, c, error != 0);
@@ -789,7 +794,12 @@ static void dial(struct vu_engine *e, struct vu_conn *c,
 	err = connect(c->far.fd, addr, len) ? errno : 0;
 	if (err == EAGAIN) { /* a unix listener's backlog is full: try later */
 		conn_close_end(&c->far, false);
-		list_add(&e->retries, &c->run);
+		if (!c->dev) {
+			conn_failed(e, c, err);
+			return;
+		}
+		limit_hit(c->dev, VU_LIMIT_BACKLOG);
+		list_add(&c->dev->retries, &c->run);
 		return;
 	}
 	if (!err || err == EINPROGRESS) {
@@ -846,10 +856,9 @@ static void dial_vsock(struct vu_engine *e, struct vu_conn *c,
  */
 void conn_retry(struct vu_engine *e, struct vu_conn *c)
 {
-	const struct vu_target *target =
-	    c->dev ? route_find(c->dev, c->port) : NULL;
+	const struct vu_target *target = route_find(c->dev, c->port);
 
-	if (target && target->kind == VU_TARGET_UNIX)
+	if (target->kind == VU_TARGET_UNIX)
 		dial_unix(e, c, target);
 	else
 		conn_failed(e, c, ECONNREFUSED);

@@ -50,7 +50,8 @@ static struct vu_dev *dev_get(const struct vu_engine *e, uint32_t dev)
  * vu_dev_route() says otherwise.
  *
  * Returns: the device's id,
- *	-VU_ERR_INVAL, if the CID is reserved or the window 0 or above 1 GiB
+ *	-VU_ERR_INVAL, if the CID is reserved, the window 0 or above 1 GiB, or
+ *		max_queued_bytes too small for max_conns
  *	-VU_ERR_FULL, if there are VU_MAX_DEVICES
  *	-VU_ERR_NOMEM
  */
@@ -60,7 +61,8 @@ int vu_dev_add(struct vu_engine *e, const struct vu_dev_config *cfg)
 	uint32_t id = 0;
 
 	if (cfg->guest_cid < 3 || cfg->guest_cid >= 0xffffffffU ||
-	    !cfg->buf_alloc || cfg->buf_alloc > MAX_BUF_ALLOC)
+	    !cfg->buf_alloc || cfg->buf_alloc > MAX_BUF_ALLOC ||
+	    cfg->max_queued_bytes / VU_MIN_WINDOW < cfg->max_conns)
 		return -VU_ERR_INVAL;
 	d = calloc(1, sizeof(*d));
 	if (!d)
@@ -68,6 +70,7 @@ int vu_dev_add(struct vu_engine *e, const struct vu_dev_config *cfg)
 	*d = (struct vu_dev){.engine = e, .cfg = *cfg};
 	list_init(&d->starved);
 	list_init(&d->owing);
+	list_init(&d->retries);
 	for (unsigned q = 0; q < QUEUES; q++)
 		d->kick_fds[q] = -1;
 	d->next_port = 1U << 30;
@@ -707,18 +710,9 @@ static int64_t open_conn(struct vu_dev *d, uint32_t guest_port, int fd,
 		type = VIRTIO_VSOCK_TYPE_SEQPACKET;
 	if (!vsock_has_type(d, type))
 		return -VU_ERR_STATE;
-	if (d->stats.conns >= d->cfg.max_conns || events_crowded(e)) {
-		d->stats.limit_conns++;
-		return -VU_ERR_FULL;
-	}
-	c = conn_new(e, d->id);
+	c = limit_conn(d, type, true);
 	if (!c)
 		return -VU_ERR_FULL;
-	c->dev = d;
-	d->stats.conns++;
-	c->want = (uint8_t)d->cfg.want;
-	c->type = (uint8_t)type;
-	c->buf_alloc = vsock_window(d, type);
 	c->peer_port = guest_port;
 	do /* ports above 2^30, as the guest's own are below */
 		c->port = d->next_port++ | 1U << 30;
@@ -750,7 +744,8 @@ static int64_t open_conn(struct vu_dev *d, uint32_t guest_port, int fd,
  * Returns: the connection's id,
  *	-VU_ERR_GONE, if there is no such device
  *	-VU_ERR_STATE, if the guest's driver knows no SEQPACKET
- *	-VU_ERR_FULL, if it or the engine has max_conns
+ *	-VU_ERR_FULL, if it or the engine has max_conns, or accept_rate is
+ *		exceeded
  *	-VU_ERR_SYS, if the socket can't be watched
  */
 int64_t vu_conn_open(struct vu_engine *e, uint32_t dev, uint32_t guest_port,

@@ -44,6 +44,7 @@
 #define WINDOW_MIN_US 4
 #define PENALTY_MAX   1024     /* waits */
 #define RETRY_US      5000     /* unix listeners that were full, paused ones */
+#define RETRY_TURN    32       /* connections of one device, each time */
 #define ORPHAN_US     60000000 /* bytes of a closed guest socket */
 #define SPINS	      16       /* looks at the rings between looks at epoll */
 
@@ -203,6 +204,27 @@ static void expire(struct vu_engine *e, struct list *head, uint64_t timeout_us)
 }
 
 /**
+ * retry_dials() - Dial again the unix listeners that were full
+ * @d:		Device
+ *
+ * A guest can make thousands of connections to a listener that takes none; so
+ * one tick dials RETRY_TURN of them, the longest waiting first.
+ *
+ * Returns: true if some still wait
+ */
+static bool retry_dials(struct vu_dev *d)
+{
+	for (unsigned i = 0; i < RETRY_TURN && !list_empty(&d->retries); i++) {
+		struct vu_conn *c =
+		    container_of(d->retries.next, struct vu_conn, run);
+
+		list_del(&c->run);
+		conn_retry(d->engine, c);
+	}
+	return !list_empty(&d->retries);
+}
+
+/**
  * retry() - Try again what had to wait for the host
  * @e:		Engine
  *
@@ -210,17 +232,10 @@ static void expire(struct vu_engine *e, struct list *head, uint64_t timeout_us)
  */
 static bool retry(struct vu_engine *e)
 {
-	struct list now;
-	bool paused = false;
+	bool more = false;
 
-	list_init(&now);
-	list_splice(&now, &e->retries);
-	while (!list_empty(&now)) {
-		struct vu_conn *c = container_of(now.next, struct vu_conn, run);
-
-		list_del(&c->run);
-		conn_retry(e, c);
-	}
+	for (unsigned i = 0; i < e->n_devs; i++)
+		more |= e->devs[i] && retry_dials(e->devs[i]);
 	for (unsigned i = 0; i < MAX_LISTENERS; i++) {
 		struct vu_listener *l = e->listeners[i];
 		struct epoll_event ev = {
@@ -233,9 +248,9 @@ static bool retry(struct vu_engine *e)
 		l->paused = false;
 		epoll_ctl(e->epoll_fd, EPOLL_CTL_MOD, l->fd, &ev);
 		relay_accept(e, l);
-		paused |= l->paused;
+		more |= l->paused;
 	}
-	return paused || !list_empty(&e->retries);
+	return more;
 }
 
 /**
@@ -255,8 +270,12 @@ static int timers(struct vu_engine *e)
 		expire(e, &e->orphans, ORPHAN_US);
 	for (unsigned i = 0; i < MAX_LISTENERS && !soon; i++)
 		soon = e->listeners[i] && e->listeners[i]->paused;
-	if (soon || !list_empty(&e->retries))
+	for (unsigned i = 0; i < e->n_devs && !soon; i++)
+		soon = e->devs[i] && !list_empty(&e->devs[i]->retries);
+	if (soon && now_us() - e->retried_us >= RETRY_US) {
+		e->retried_us = now_us();
 		soon = retry(e);
+	}
 	for (unsigned i = 0; i < e->n_devs; i++) {
 		const struct vu_dev *d = e->devs[i];
 
@@ -502,7 +521,6 @@ struct vu_engine *vu_engine_new(const struct vu_engine_config *cfg)
 	list_init(&e->run);
 	list_init(&e->dialing);
 	list_init(&e->orphans);
-	list_init(&e->retries);
 	for (size_t i = 0; i < SCRATCH; i++) /* RFC 864: printable ASCII */
 		e->chargen[i] = (char)(' ' + i % 95);
 	e->epoll_fd = epoll_create1(EPOLL_CLOEXEC);

@@ -8,6 +8,7 @@
  * seqpacket.c	those of them that keep message boundaries
  * sibling.c	connections between two guests
  * relay.c	connections whose near end is a socket
+ * limits.c	what one VM may take
  *
  * A connection has a near end, which opened it, and a far end. Up is near to
  * far, down is far to near.
@@ -174,6 +175,7 @@ struct way {
  * @fwd_cnt:	Of them, bytes that left us
  * @fwd_sent:	@fwd_cnt as the guest last saw it
  * @buf_alloc:	Receive window that we offer the guest
+ * @held:	Bytes of it in its device's queued_bytes
  * @tx_cnt:	Bytes sent to the guest
  * @peer_buf_alloc: Its receive window
  * @peer_fwd_cnt: Its @fwd_cnt
@@ -205,6 +207,7 @@ struct vu_conn {
 	uint32_t fwd_cnt;
 	uint32_t fwd_sent;
 	uint32_t buf_alloc;
+	uint32_t held;
 	uint32_t tx_cnt;
 	uint32_t peer_buf_alloc;
 	uint32_t peer_fwd_cnt;
@@ -248,6 +251,18 @@ struct rst {
 };
 
 /**
+ * struct bucket - A token bucket; see limits.c
+ * @tokens:	What it holds
+ * @since_us:	When that was so
+ */
+struct bucket {
+	uint64_t tokens;
+	uint64_t since_us;
+};
+
+#define LIMITS (VU_LIMIT_BACKLOG + 1)
+
+/**
  * struct vu_dev - A virtio-vsock device
  * @rings:	Rings that run, else NULL; a broken one is NULL too
  * @kick_fds:	What wakes us for each, -1 if nothing does
@@ -255,6 +270,9 @@ struct rst {
  * @features:	What the driver negotiated, as its TX ring was started with
  * @starved:	Connections with bytes for the guest, which has no RX buffer
  * @owing:	Connections with @owe
+ * @retries:	Connections whose unix listener was full
+ * @buckets:	Requests of the guest, and of host clients and siblings
+ * @told_us:	When Python was last told of each limit
  * @rsts:	A ring buffer of RSTs, @rst_count from @rst_first
  */
 struct vu_dev {
@@ -266,6 +284,9 @@ struct vu_dev {
 	uint64_t features;
 	struct list starved;
 	struct list owing;
+	struct list retries;
+	struct bucket buckets[2];
+	uint64_t told_us[LIMITS];
 	struct vu_dev_stats stats;
 	struct vu_target fallback;
 	struct route *routes[ROUTE_BUCKETS];
@@ -319,7 +340,7 @@ struct vu_engine {
 	struct list run;
 	struct list dialing; /* by age: all have the same timeout */
 	struct list orphans; /* same */
-	struct list retries; /* unix listeners that were full */
+	uint64_t retried_us; /* when what waits for the host was last tried */
 	struct vu_dev *devs[VU_MAX_DEVICES];
 	unsigned n_devs; /* highest id + 1 */
 	struct vu_listener *listeners[MAX_LISTENERS];
@@ -434,6 +455,15 @@ void sibling_deliver(struct vu_conn *c, const struct iovec *iov, unsigned n_iov,
 uint32_t sibling_window(struct vu_conn *c);
 uint32_t sibling_shut(const struct vu_conn *c);
 void sibling_run(struct vu_conn *c);
+
+/* limits.c */
+void limit_hit(struct vu_dev *d, enum vu_limit limit);
+void limit_shortage(struct vu_dev *d, int error);
+struct vu_conn *limit_conn(struct vu_dev *d, uint16_t type, bool to_guest);
+void limit_used(struct vu_conn *c);
+void limit_close(struct vu_conn *c);
+void limit_shrink(struct vu_conn *c, uint32_t most);
+void limit_queued(struct vu_conn *c);
 
 /* relay.c */
 void relay_run(struct vu_engine *e, struct vu_conn *c);

@@ -214,8 +214,7 @@ int seq_socket(struct vu_conn *c)
 	    getsockopt(c->far.fd, SOL_SOCKET, SO_SNDBUF, &size, &len))
 		return -errno;
 	most = (uint32_t)size - SKB_SPARE;
-	if (c->buf_alloc > most)
-		c->buf_alloc = most;
+	limit_shrink(c, most);
 	return 0;
 }
 

@@ -24,12 +24,12 @@
  * has room for. But a guest that offers no RX buffers has room which it doesn't
  * let us use. Bytes for it are kept, so that the sender's TX ring never waits
  * for another guest, and so that there are never more than the sender's
- * device has buf_alloc: the window that a guest is told ends at that many bytes
- * beyond what was delivered. It doesn't move back when the other guest shrinks
- * its buffer, or sends a fwd_cnt that is older than the last: bytes that come
- * meanwhile were allowed when they were sent, and wait here. Bytes beyond
- * the window reset the connection, and so does a fwd_cnt beyond what was
- * delivered: whoever lies about credit harms this connection only.
+ * connection has buf_alloc (limits.c): the window that a guest is told ends at
+ *that many bytes beyond what was delivered. It doesn't move back when the other
+ *guest shrinks its buffer, or sends a fwd_cnt that is older than the last:
+ *bytes that come meanwhile were allowed when they were sent, and wait here.
+ *Bytes beyond the window reset the connection, and so does a fwd_cnt beyond
+ *what was delivered: whoever lies about credit harms this connection only.
  *
  * When a guest that closed its socket gives up waiting for the other (RST), or
  * when its device goes, the bytes that it sent before may still be here: its
@@ -95,27 +95,20 @@ static struct vu_conn *make_twin(const struct vu_conn *c, struct vu_dev *to)
 {
 	struct vu_engine *e = to->engine;
 	uint32_t cid = (uint32_t)c->dev->cfg.guest_cid;
-	struct vu_conn *t = NULL;
+	struct vu_conn *t;
 
 	if (!to->rings[QUEUE_RX] ||
 	    conn_find(e, to, c->port, cid, c->peer_port))
 		return NULL;
-	if (to->stats.conns < to->cfg.max_conns)
-		t = conn_new(e, to->id);
-	if (!t) {
-		to->stats.limit_conns++;
+	t = limit_conn(to, c->type, true);
+	if (!t)
 		return NULL;
-	}
-	t->dev = to;
-	to->stats.conns++;
-	t->want = (uint8_t)to->cfg.want;
-	t->type = c->type;
-	t->buf_alloc = to->cfg.buf_alloc;
 	t->peer_port = c->port;
 	t->cid = cid;
 	t->port = c->peer_port;
 	if (!conn_hash(e, t))
 		return t;
+	limit_hit(to, VU_LIMIT_MEMORY);
 	conn_free(e, t);
 	return NULL;
 }
@@ -172,7 +165,7 @@ static uint32_t window_end(const struct vu_conn *c)
 {
 	const struct vu_conn *t = c->twin;
 	uint32_t unread = t->tx_cnt - t->peer_fwd_cnt;
-	uint32_t room = unread + c->dev->cfg.buf_alloc;
+	uint32_t room = unread + c->buf_alloc;
 	uint32_t end = t->peer_fwd_cnt +
 		       (t->peer_buf_alloc < room ? t->peer_buf_alloc : room);
 
@@ -229,8 +222,11 @@ static bool note_credit(struct vu_conn *c, const struct virtio_vsock_hdr *hdr)
 static void delivered(struct vu_conn *c, size_t n)
 {
 	c->up_bytes += n;
-	if (window_end(c) - c->edge >= c->dev->cfg.buf_alloc / 2)
-		owe(c, OWE_CREDIT);
+	if (window_end(c) - c->edge < c->buf_alloc / 2)
+		return;
+	if (c->buf_alloc < c->dev->cfg.buf_alloc)
+		limit_used(c);
+	owe(c, OWE_CREDIT);
 }
 
 /* ---- packets ---- */
@@ -338,6 +334,7 @@ void sibling_deliver(struct vu_conn *c, const struct iovec *iov, unsigned n_iov,
 		conn_abort(c->dev->engine, c, ENOMEM);
 		return;
 	}
+	limit_queued(c);
 	delivered(c, n);
 }
 
@@ -359,6 +356,7 @@ void sibling_run(struct vu_conn *c)
 		n = vsock_send(c, &iov, 1, len, 0);
 		way->off += (uint32_t)n;
 		way->len -= (uint32_t)n;
+		limit_queued(t);
 		if (!way->len)
 			way_drop(way);
 		else if (n == len)

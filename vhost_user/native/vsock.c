@@ -624,8 +624,11 @@ void vsock_consumed(struct vu_conn *c, size_t n)
 {
 	c->fwd_cnt += (uint32_t)n;
 	c->up_bytes += n;
-	if (c->fwd_cnt - c->fwd_sent >= c->buf_alloc / 2)
-		vsock_owe(c, OWE_CREDIT);
+	if (c->fwd_cnt - c->fwd_sent < c->buf_alloc / 2)
+		return;
+	if (c->buf_alloc < c->dev->cfg.buf_alloc)
+		limit_used(c);
+	vsock_owe(c, OWE_CREDIT);
 }
 
 /**
@@ -725,6 +728,8 @@ static void burst_end(struct vu_dev *d, struct burst *b)
 				list_add(&e->run, &c->run);
 		}
 	}
+	if (c && c->state == CONN_OPEN && (c->up.len | c->held))
+		limit_queued(c);
 	for (unsigned i = 0; i < b->n_chains; i++)
 		vu_ring_push(d->rings[QUEUE_TX], &e->tx_chains[i], NULL, 0);
 	*b = (struct burst){0};
@@ -816,25 +821,18 @@ static void request(struct vu_dev *d, const struct virtio_vsock_hdr *hdr)
 
 	if (c) /* the guest has forgotten it: its port is in use again */
 		guest_reset(c);
-	c = NULL;
-	if (d->stats.conns < d->cfg.max_conns && !events_crowded(e))
-		c = conn_new(e, d->id);
+	c = limit_conn(d, hdr->type, false);
 	if (!c) {
-		d->stats.limit_conns++;
 		refuse(d, hdr);
 		return;
 	}
-	c->dev = d;
-	d->stats.conns++;
-	c->want = (uint8_t)d->cfg.want;
-	c->type = (uint8_t)hdr->type;
-	c->buf_alloc = vsock_window(d, c->type);
 	c->peer_port = hdr->src_port;
 	c->cid = (uint32_t)hdr->dst_cid;
 	c->port = hdr->dst_port;
 	c->peer_buf_alloc = hdr->buf_alloc;
 	c->peer_fwd_cnt = hdr->fwd_cnt;
 	if (conn_hash(e, c)) {
+		limit_hit(d, VU_LIMIT_MEMORY);
 		conn_free(e, c);
 		refuse(d, hdr);
 		return;
@@ -1208,6 +1206,7 @@ static bool run_up(struct vu_conn *c)
 		stream_run_up(c);
 	else if (!seq_run_up(c))
 		return false;
+	limit_queued(c);
 	if (c->up.len &&
 	    !(c->guest_shut & VIRTIO_VSOCK_SHUTDOWN_RCV && c->far.fd < 0))
 		return true;

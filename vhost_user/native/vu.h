@@ -32,6 +32,10 @@
 /* VU_EV_BROKEN: not one queue but the whole device */
 #define VU_QUEUE_ALL 0xffffffffU
 
+/* Least window of a connection, bytes; each that a device may have is sure of
+ * it */
+#define VU_MIN_WINDOW 2048
+
 /* Any port that has no route of its own; VMADDR_PORT_ANY */
 #define VU_PORT_ANY 0xffffffffU
 
@@ -214,6 +218,9 @@ struct vu_engine_config {
  *			@port is the queue, @error the enum vu_err. With
  *			VU_ERR_FAULT @port is VU_QUEUE_ALL: all rings are
  *			stopped, all connections ended, the memory map is gone
+ * @VU_EV_LIMIT:	A device met a limit; @port is the enum vu_limit,
+ *			@up_bytes how often so far. Comes at most once a
+ *			minute for each
  */
 enum vu_event_kind {
 	VU_EV_REQUEST = 1,
@@ -221,6 +228,25 @@ enum vu_event_kind {
 	VU_EV_FAILED = 3,
 	VU_EV_CLOSED = 4,
 	VU_EV_BROKEN = 5,
+	VU_EV_LIMIT = 6,
+};
+
+/**
+ * enum vu_limit - What a VM may run into; see limits.c and docs/limits.md
+ * @VU_LIMIT_CONNS:	max_conns: a request was refused
+ * @VU_LIMIT_BYTES:	max_queued_bytes: a window is smaller for it
+ * @VU_LIMIT_RATE:	accept_rate: a request was refused
+ * @VU_LIMIT_FDS:	Out of descriptors: a connection failed
+ * @VU_LIMIT_MEMORY:	Out of memory: a connection failed
+ * @VU_LIMIT_BACKLOG:	A unix listener was full: a connection waits
+ */
+enum vu_limit {
+	VU_LIMIT_CONNS = 0,
+	VU_LIMIT_BYTES = 1,
+	VU_LIMIT_RATE = 2,
+	VU_LIMIT_FDS = 3,
+	VU_LIMIT_MEMORY = 4,
+	VU_LIMIT_BACKLOG = 5,
 };
 
 /**
@@ -264,12 +290,14 @@ struct vu_event {
  * @wakeups:	Returns from a blocking wait
  * @spins:	Times the engine entered a polling window
  * @spin_hits:	Times it found work in one
+ * @events_lost: Events that no memory was left for
  */
 struct vu_engine_stats {
 	uint64_t conns;
 	uint64_t wakeups;
 	uint64_t spins;
 	uint64_t spin_hits;
+	uint64_t events_lost;
 };
 
 struct vu_engine;
@@ -295,19 +323,27 @@ void vu_engine_stats(struct vu_engine *engine, struct vu_engine_stats *ret);
  * struct vu_dev_config - A virtio-vsock device (VIRTIO 1.2 section 5.10)
  * @guest_cid:	The guest's CID, >= 3
  * @buf_alloc:	Receive window a connection offers to the guest, bytes
+ * @max_queued_bytes: Bytes from the guest that the engine may hold; at least
+ *		@max_conns times VU_MIN_WINDOW
  * @max_conns:	Connections; one more is answered with RST and counted
+ * @accept_rate: Requests a second from the guest, and as many from host
+ *		clients; 0: any number
  * @want:	VU_WANT_* bits
  */
 struct vu_dev_config {
 	uint64_t guest_cid;
+	uint64_t max_queued_bytes;
 	uint32_t buf_alloc;
 	uint32_t max_conns;
+	uint32_t accept_rate;
 	uint32_t want;
 };
 
 /**
  * struct vu_dev_stats - Counters since vu_dev_add()
  * @conns:	Connections now
+ * @queued_bytes: Bytes from the guest that the engine holds now
+ * @window_bytes: Sum of the windows now
  * @opened:	Connections established
  * @failed:	Requests that ended before that
  * @tx_packets:	Packets from the guest
@@ -319,13 +355,21 @@ struct vu_dev_config {
  * @rst_unknown: RSTs for packets of no known connection
  * @bad_packets: Packets with a bad header, type, CID or length
  * @credit_violations: Connections reset: the guest overran its credit
- * @limit_conns: Requests refused because of max_conns
+ * @limit_conns: Requests refused because of max_conns, or because Python is far
+ *		behind with events
+ * @limit_bytes: Windows made smaller because of max_queued_bytes
+ * @limit_rate: Requests refused because of accept_rate
+ * @no_fds:	Connections that failed: the process was out of descriptors
+ * @no_memory:	Same, out of memory
+ * @backlog_full: Times a unix listener was full when it was dialled
  * @message_errors: SEQPACKET connections reset: a message was larger than its
  *		receiver's window or socket, or never ended, or too many were
  *		empty
  */
 struct vu_dev_stats {
 	uint64_t conns;
+	uint64_t queued_bytes;
+	uint64_t window_bytes;
 	uint64_t opened;
 	uint64_t failed;
 	uint64_t tx_packets;
@@ -338,6 +382,11 @@ struct vu_dev_stats {
 	uint64_t bad_packets;
 	uint64_t credit_violations;
 	uint64_t limit_conns;
+	uint64_t limit_bytes;
+	uint64_t limit_rate;
+	uint64_t no_fds;
+	uint64_t no_memory;
+	uint64_t backlog_full;
 	uint64_t message_errors;
 };
 

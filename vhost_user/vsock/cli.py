@@ -45,6 +45,9 @@ _VM_OPTIONS: Final = (
     "tx_buffer_size",
     "queue_size",
     "groups",
+    "max_conns",
+    "max_queued_bytes",
+    "accept_rate",
 )
 
 
@@ -144,6 +147,17 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME+...",
         help="VMs that share a group reach each other by CID (default)",
     )
+    one.add_argument("--max-conns", metavar="N", help="connections (65536)")
+    one.add_argument(
+        "--max-queued-bytes",
+        metavar="BYTES",
+        help="bytes from the guest that may wait for the host (268435456)",
+    )
+    one.add_argument(
+        "--accept-rate",
+        metavar="N",
+        help="connection requests a second, each way; 0: any number (0)",
+    )
     many = parser.add_argument_group("several VMs")
     many.add_argument(
         "--vm",
@@ -204,7 +218,13 @@ async def _serve(options: Options) -> None:
     for signo in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signo, stop.set)
     async with contextlib.AsyncExitStack() as stack:
-        engine = await stack.enter_async_context(Engine(poll_us=options.poll_us))
+        engine = await stack.enter_async_context(
+            Engine(
+                poll_us=options.poll_us,
+                # the sum: what one VM has can't be another's
+                max_conns=sum(vm.max_conns for vm in options.vms),
+            )
+        )
         vms = [await _start(stack, engine, vm, options.echo_port) for vm in options.vms]
         if options.stats_socket is not None:
             stats = UnixListener(
@@ -235,6 +255,9 @@ async def _start(
         buf_alloc=vm.tx_buffer_size,
         queue_size=vm.queue_size,
         groups=vm.groups,
+        max_conns=vm.max_conns,
+        max_queued_bytes=vm.max_queued_bytes,
+        accept_rate=vm.accept_rate,
     )
     stack.callback(device.close)
     host: HybridListener | ForwardListener | None = None

@@ -9,6 +9,9 @@ The keys are vhost-device-vsock's, with `-` or `_` between words:
         tx_buffer_size: 262144
         queue_size: 1024
         groups: web+db
+        max_conns: 65536
+        max_queued_bytes: 268435456
+        accept_rate: 0
       - guest_cid: 4
         socket: /run/vm4.vhost
         forward_cid: 1
@@ -22,6 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from vhost_user.engine import (
+    DEFAULT_MAX_CONNS,
+    DEFAULT_MAX_QUEUED_BYTES,
+    MIN_WINDOW,
+)
 from vhost_user.sockets import MAX_PATH
 from vhost_user.vsock.device import (
     DEFAULT_BUF_ALLOC,
@@ -41,6 +49,11 @@ DEFAULT_GROUPS: Final = frozenset({"default"})
 
 MIN_TX_BUFFER: Final = 4096
 MAX_TX_BUFFER: Final = 1 << 30
+
+# More than the descriptors that a Linux process may have by default.
+MAX_MAX_CONNS: Final = 1 << 20
+MAX_QUEUED_BYTES: Final = 1 << 40
+MAX_ACCEPT_RATE: Final = 10_000_000
 
 Pairs: TypeAlias = Iterable[tuple[str, str, str]]
 """Key, value, and where it was written, for a message about it."""
@@ -69,6 +82,18 @@ class VmConfig:
     queue_size: int = MAX_QUEUE_SIZE
     groups: frozenset[str] = DEFAULT_GROUPS
     """VMs that share a group reach each other by CID."""
+    max_conns: int = DEFAULT_MAX_CONNS
+    max_queued_bytes: int = DEFAULT_MAX_QUEUED_BYTES
+    """Bytes from the guest, of all its connections, that may wait for the host."""
+    accept_rate: int = 0
+    """Requests a second from the guest, and from the host; 0: any number."""
+
+    def __post_init__(self) -> None:
+        if self.max_queued_bytes < self.max_conns * MIN_WINDOW:
+            raise ConfigError(
+                f"max_queued_bytes {self.max_queued_bytes} is less than {MIN_WINDOW} "
+                f"for each of {self.max_conns} connections (max_conns)"
+            )
 
 
 def parse_vm(text: str) -> VmConfig:
@@ -181,6 +206,9 @@ _KEYS: Final[Mapping[str, Callable[[str], Any]]] = {
     "forward_listen": _forward_listen,
     "queue_size": _queue_size,
     "groups": _groups,
+    "max_conns": lambda text: integer(text, 1, MAX_MAX_CONNS),
+    "max_queued_bytes": lambda text: integer(text, MIN_WINDOW, MAX_QUEUED_BYTES),
+    "accept_rate": lambda text: integer(text, 0, MAX_ACCEPT_RATE),
 }
 
 
@@ -214,7 +242,10 @@ def _build(pairs: Pairs, where: str) -> VmConfig:
         raise ConfigError(f"{where}: give one of uds_path and forward_cid")
     if "forward_listen" in values and "forward_cid" not in values:
         raise ConfigError(f"{where}: forward_listen needs forward_cid")
-    return VmConfig(**values)
+    try:
+        return VmConfig(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _vms(path: Path, root: Node | None) -> list[VmConfig]:

@@ -12,7 +12,14 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from vhost_user.device import SESSION_FEATURES
-from vhost_user.engine import ALL_QUEUES, Event, EventKind
+from vhost_user.engine import (
+    ALL_QUEUES,
+    DEFAULT_MAX_CONNS,
+    DEFAULT_MAX_QUEUED_BYTES,
+    Event,
+    EventKind,
+    Limit,
+)
 from vhost_user.errors import StateError
 from vhost_user.message import Feature, ProtocolFeature
 from vhost_user.vsock.packet import F_SEQPACKET
@@ -39,6 +46,16 @@ MIN_GUEST_CID: Final = 3
 MAX_GUEST_CID: Final = 0xFFFF_FFFE
 
 
+_LIMIT_MET: Final = {
+    Limit.CONNS: "has max_conns connections; more are refused",
+    Limit.BYTES: "nears max_queued_bytes; windows are smaller",
+    Limit.RATE: "exceeds accept_rate; requests are refused",
+    Limit.FDS: "a connection failed: out of file descriptors",
+    Limit.MEMORY: "a connection failed: out of memory",
+    Limit.BACKLOG: "a host program does not accept: its backlog is full",
+}
+
+
 class VsockDevice:
     """Virtio-vsock over `Engine.add_device()`.
 
@@ -47,6 +64,8 @@ class VsockDevice:
         guest_cid: the guest's CID, `MIN_GUEST_CID` to `MAX_GUEST_CID`.
         buf_alloc: receive window that a connection offers to the guest, bytes.
         max_conns: connections; one more is refused.
+        max_queued_bytes: bytes from the guest that the engine may hold.
+        accept_rate: requests a second from the guest, and from the host; 0: any.
         queue_size: most entries that a ring may have.
         on_event: gets the events of the device's connections, in the event loop.
         want: the kinds of event besides REQUEST and BROKEN that it gets.
@@ -71,7 +90,9 @@ class VsockDevice:
         *,
         guest_cid: int,
         buf_alloc: int = DEFAULT_BUF_ALLOC,
-        max_conns: int = 65536,
+        max_conns: int = DEFAULT_MAX_CONNS,
+        max_queued_bytes: int = DEFAULT_MAX_QUEUED_BYTES,
+        accept_rate: int = 0,
         queue_size: int = MAX_QUEUE_SIZE,
         on_event: Handler | None = None,
         want: frozenset[EventKind] = frozenset(),
@@ -88,6 +109,8 @@ class VsockDevice:
             guest_cid=guest_cid,
             buf_alloc=buf_alloc,
             max_conns=max_conns,
+            max_queued_bytes=max_queued_bytes,
+            accept_rate=accept_rate,
             on_event=self._handle_event,
             want=want,
             groups=groups,
@@ -148,5 +171,12 @@ class VsockDevice:
                 )
             if self.on_ring_broke is not None:
                 self.on_ring_broke(event.port)
-        if self._on_event is not None:
+        if event.kind is EventKind.LIMIT:
+            log.warning(
+                "CID %d: %s (%d so far)",
+                self.guest_cid,
+                _LIMIT_MET[Limit(event.port)],
+                event.up_bytes,
+            )
+        elif self._on_event is not None:
             self._on_event(event)

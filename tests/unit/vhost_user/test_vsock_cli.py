@@ -86,6 +86,14 @@ def test_several_vms_with_either_spelling_of_a_key():
     assert options.vms[1].uds_path == Path("/c")
 
 
+def test_limits_by_options_and_by_keys():
+    argv = ["--socket=/run/a", "--max-conns=10", "--max-queued-bytes=65536"]
+    limits = {"max_conns": 10, "max_queued_bytes": 65536, "accept_rate": 100}
+    assert parse([*argv, "--accept-rate=100"]).vms == [vm(**limits)]
+    keys = ",".join(f"{key}={value}" for key, value in limits.items())
+    assert parse([f"--vm=socket=/run/a,{keys}"]).vms == [vm(**limits)]
+
+
 def test_vms_from_a_file(tmp_path):
     file = tmp_path / "vms.yaml"
     file.write_text(
@@ -164,6 +172,13 @@ def test_vms_from_a_file(tmp_path):
             id="listen-both",
         ),
         pytest.param(["--config=/nonexistent"], "No such file", id="no-file"),
+        pytest.param(["--socket=/a", "--max-conns=0"], "not in 1..", id="conns-0"),
+        pytest.param(["--socket=/a", "--accept-rate=-1"], "not in 0..", id="rate"),
+        pytest.param(
+            ["--socket=/a", "--max-queued-bytes=4096"],
+            "command line: max_queued_bytes 4096 is less than 2048 for each of 65536",
+            id="bytes-below-conns",
+        ),
     ],
 )
 def test_a_bad_command_line_is_one_line_and_status_2(argv, reason, capsys):

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * limits.c - what one VM may take of the process
+ *
+ * Theory of operation
+ * ===================
+ *
+ * Connections. One above max_conns is refused. The engine as a whole has room
+ * for the sum over its devices, so no VM takes another's.
+ *
+ * Bytes. What the engine holds for a VM are bytes that its guest sent and the
+ * host hasn't taken. The guest may send what it has credit for, and credit
+ * can't be taken back: a Linux guest whose window shrinks below what is in
+ * flight computes a huge credit from it. So windows are handed out from the
+ * VM's max_queued_bytes, and the sum of all windows never exceeds it: no moment
+ * comes at which bytes would have to be dropped, a connection be reset or the
+ * TX ring be left alone, which would stall all the others of that VM.
+ *
+ * Each connection that may still come has VU_MIN_WINDOW set aside for it. A
+ * new stream gets WINDOW_FIRST at most, and twice as much each time that it has
+ * used half, up to the device's buf_alloc: idle connections don't hold what
+ * busy ones need. An eighth of what is free at most goes to one, so when it
+ * gets scarce later ones get less, instead of nothing. Windows grow again
+ * when connections end. A SEQPACKET connection gets its whole window at once:
+ * a program can't send a message that is larger.
+ *
+ * Rate. A token bucket for requests of the guest and one for those of host
+ * clients and siblings, so that neither can keep the other out. Each holds a
+ * second's worth.
+ *
+ * Shortages of the process (descriptors, memory) and full listeners end or
+ * delay one connection. They are counted for the VM that met them.
+ *
+ * Python hears of each kind by VU_EV_LIMIT: at once, then at most every
+ * REPORT_US as long as it goes on.
+ */
+
+#include <errno.h>
+
+#include "vsock.h"
+
+#define WINDOW_FIRST (64U * 1024)
+#define TOKEN	     1000000U  /* us: tokens come as time times rate */
+#define REPORT_US    60000000U /* between two events of one kind */
+
+/**
+ * counter() - Find a limit's counter
+ * @d:		Device
+ * @limit:	Which
+ *
+ * Returns: the counter
+ */
+static uint64_t *counter(struct vu_dev *d, enum vu_limit limit)
+{
+	switch (limit) {
+	case VU_LIMIT_CONNS:
+		return &d->stats.limit_conns;
+	case VU_LIMIT_BYTES:
+		return &d->stats.limit_bytes;
+	case VU_LIMIT_RATE:
+		return &d->stats.limit_rate;
+	case VU_LIMIT_FDS:
+		return &d->stats.no_fds;
+	case VU_LIMIT_MEMORY:
+		return &d->stats.no_memory;
+	default:
+		return &d->stats.backlog_full;
+	}
+}
+
+/**
+ * limit_hit() - Count that a VM met a limit, and tell Python now and then
+ * @d:		Device
+ * @limit:	Which
+ */
+void limit_hit(struct vu_dev *d, enum vu_limit limit)
+{
+	uint64_t now = now_us(), *count = counter(d, limit);
+	struct vu_event event = {
+	    .kind = VU_EV_LIMIT,
+	    .source = d->id,
+	    .port = limit,
+	};
+
+	++*count;
+	if (*count > 1 && now - d->told_us[limit] < REPORT_US)
+		return;
+	d->told_us[limit] = now;
+	event.up_bytes = *count;
+	events_push(d->engine, &event, false);
+}
+
+/**
+ * limit_shortage() - Count a connection's end if a shortage caused it
+ * @d:		Device, or NULL
+ * @error:	errno
+ */
+void limit_shortage(struct vu_dev *d, int error)
+{
+	if (!d)
+		return;
+	if (error == EMFILE || error == ENFILE)
+		limit_hit(d, VU_LIMIT_FDS);
+	else if (error == ENOMEM || error == ENOBUFS || error == ENOSPC)
+		limit_hit(d, VU_LIMIT_MEMORY);
+}
+
+/**
+ * admits() - May a VM have one more connection, now?
+ * @d:		Device
+ * @to_guest:	A host client or a sibling asks, not the guest
+ *
+ * Returns: true if it may; otherwise the refusal is counted
+ */
+static bool admits(struct vu_dev *d, bool to_guest)
+{
+	const struct vu_engine *e = d->engine;
+	struct bucket *b = &d->buckets[to_guest];
+	uint64_t full = (uint64_t)d->cfg.accept_rate * TOKEN, now, gained;
+
+	if (d->stats.conns >= d->cfg.max_conns ||
+	    e->stats.conns >= e->cfg.max_conns || events_crowded(e)) {
+		limit_hit(d, VU_LIMIT_CONNS);
+		return false;
+	}
+	if (!full)
+		return true;
+	now = now_us();
+	gained = now - b->since_us;
+	/* a second fills it, from any level */
+	b->tokens =
+	    gained >= TOKEN ? full : b->tokens + gained * d->cfg.accept_rate;
+	if (b->tokens > full)
+		b->tokens = full;
+	b->since_us = now;
+	if (b->tokens < TOKEN) {
+		limit_hit(d, VU_LIMIT_RATE);
+		return false;
+	}
+	b->tokens -= TOKEN;
+	return true;
+}
+
+/**
+ * grow() - Give a connection a larger window
+ * @c:		Connection of a guest
+ * @want:	How large, bytes; not smaller than it is
+ */
+static void grow(struct vu_conn *c, uint32_t want)
+{
+	struct vu_dev *d = c->dev;
+	uint64_t to_come = d->cfg.max_conns - d->stats.conns;
+	uint64_t taken = d->stats.window_bytes + to_come * VU_MIN_WINDOW;
+	uint64_t share = (d->cfg.max_queued_bytes - taken) / 8;
+	uint32_t more = want - c->buf_alloc;
+
+	if (more > share) {
+		more = (uint32_t)share;
+		limit_hit(d, VU_LIMIT_BYTES);
+	}
+	c->buf_alloc += more;
+	d->stats.window_bytes += more;
+}
+
+/**
+ * limit_conn() - Make a connection of a guest, with its first window
+ * @d:		Device
+ * @type:	VIRTIO_VSOCK_TYPE_
+ * @to_guest:	A host client or a sibling asks, not the guest
+ *
+ * Returns: the connection, not in the hash; NULL if the VM may not have it
+ */
+struct vu_conn *limit_conn(struct vu_dev *d, uint16_t type, bool to_guest)
+{
+	uint32_t most = vsock_window(d, type), first = most;
+	struct vu_conn *c;
+
+	if (!admits(d, to_guest))
+		return NULL;
+	c = conn_new(d->engine, d->id);
+	if (!c) {
+		limit_hit(d, VU_LIMIT_MEMORY);
+		return NULL;
+	}
+	c->dev = d;
+	c->want = (uint8_t)d->cfg.want;
+	c->type = (uint8_t)type;
+	d->stats.conns++;
+	c->buf_alloc = most < VU_MIN_WINDOW ? most : VU_MIN_WINDOW;
+	d->stats.window_bytes += c->buf_alloc;
+	if (type == VIRTIO_VSOCK_TYPE_STREAM && first > WINDOW_FIRST)
+		first = WINDOW_FIRST;
+	grow(c, first);
+	return c;
+}
+
+/**
+ * limit_used() - A connection has used half of its window: it needs more
+ * @c:		Connection, its window not the largest yet
+ *
+ * A message must fit into the far end's socket, whose size went by the window:
+ * only streams' windows grow.
+ */
+void limit_used(struct vu_conn *c)
+{
+	uint32_t most = c->dev->cfg.buf_alloc;
+
+	if (c->type != VIRTIO_VSOCK_TYPE_STREAM)
+		return;
+	grow(c, c->buf_alloc < most / 2 ? 2 * c->buf_alloc : most);
+}
+
+/**
+ * limit_close() - Undo limit_conn()
+ * @c:		Connection of a guest
+ */
+void limit_close(struct vu_conn *c)
+{
+	struct vu_dev_stats *stats = &c->dev->stats;
+
+	stats->conns--;
+	stats->window_bytes -= c->buf_alloc;
+	stats->queued_bytes -= c->held;
+}
+
+/**
+ * limit_shrink() - Give back a part of a window that was never offered
+ * @c:		Connection of a guest
+ * @most:	What is enough, bytes
+ */
+void limit_shrink(struct vu_conn *c, uint32_t most)
+{
+	if (c->buf_alloc <= most)
+		return;
+	c->dev->stats.window_bytes -= c->buf_alloc - most;
+	c->buf_alloc = most;
+}
+
+/**
+ * limit_queued() - Count the bytes that a connection holds now
+ * @c:		Connection of a guest
+ */
+void limit_queued(struct vu_conn *c)
+{
+	uint32_t now = c->up.len + c->down.len;
+
+	c->dev->stats.queued_bytes += (uint64_t)now - c->held;
+	c->held = now;
+}
