@@ -517,6 +517,13 @@ class DeviceHandle:
         """End all connections: the front-end is gone."""
         check(lib.vu_dev_reset(self._engine.native, self._dev), "reset device")
 
+    def transport_reset(self) -> None:
+        """Tell the driver that its connections are gone, once it can be told."""
+        check(
+            lib.vu_dev_transport_reset(self._engine.native, self._dev),
+            "transport reset",
+        )
+
     def route(self, port: int | None, target: Target) -> None:
         """Send connections to a host port to `target`; None: any other port.
 

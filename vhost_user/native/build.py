@@ -23,6 +23,7 @@ SOURCES = [
     "vsock.c",
     "sibling.c",
     "seqpacket.c",
+    "event.c",
     "relay.c",
     "limits.c",
     "engine.c",

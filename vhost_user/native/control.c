@@ -111,6 +111,7 @@ void dev_drop_conns(struct vu_dev *d)
 							: VU_EV_FAILED,
 				  ECONNRESET);
 			sibling_part(c, ECONNRESET);
+			event_lose(c);
 			conn_close_end(&c->far, true);
 			conn_free(e, c);
 		}
@@ -169,6 +170,7 @@ int vu_dev_del(struct vu_engine *e, uint32_t dev)
 				free(r);
 			}
 		}
+		event_forget(d);
 		e->devs[dev] = NULL;
 		for (unsigned i = 0; i < e->n_devs; i++) {
 			if (e->devs[i])
@@ -248,6 +250,7 @@ static int start_ring(struct vu_dev *d, uint32_t queue,
 	d->rings[queue] = ring;
 	if (queue == QUEUE_TX)
 		d->features = cfg->features;
+	event_ring_started(d, queue, cfg->base);
 	vu_ring_want_kicks(ring, false);
 	return 0;
 }
@@ -357,6 +360,30 @@ int vu_dev_reset(struct vu_engine *e, uint32_t dev)
 	d = dev_get(e, dev);
 	if (d)
 		dev_drop_conns(d);
+	control_end(e);
+	return d ? 0 : -VU_ERR_GONE;
+}
+
+/**
+ * vu_dev_transport_reset() - Tell a driver that its connections are gone
+ * @e:		Engine
+ * @dev:	Id
+ *
+ * By VIRTIO_VSOCK_EVENT_TRANSPORT_RESET (VIRTIO 1.2 section 5.10.6.7), once its
+ * rings run and it has a buffer on the event ring; never, if its RX and TX
+ * rings start at 0 then: that driver never had a connection. A driver without
+ * event ring gets RSTs about the connections that vu_dev_reset() ended.
+ *
+ * Returns: 0, or -VU_ERR_GONE
+ */
+int vu_dev_transport_reset(struct vu_engine *e, uint32_t dev)
+{
+	struct vu_dev *d;
+
+	control_begin(e);
+	d = dev_get(e, dev);
+	if (d)
+		d->reset_due = true;
 	control_end(e);
 	return d ? 0 : -VU_ERR_GONE;
 }

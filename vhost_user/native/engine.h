@@ -6,6 +6,7 @@
  * take conn.c	the connection table, dialling, events, the end of a connection
  * vsock.c	connections whose near end is a guest: packets, credit
  * seqpacket.c	those of them that keep message boundaries
+ * event.c	what a driver is told that outlived its connections
  * sibling.c	connections between two guests
  * relay.c	connections whose near end is a socket
  * limits.c	what one VM may take
@@ -267,6 +268,9 @@ struct bucket {
  * @rings:	Rings that run, else NULL; a broken one is NULL too
  * @kick_fds:	What wakes us for each, -1 if nothing does
  * @siblings:	Ids of the devices whose guests it may reach, one bit each
+ * @begun:	The ring did not begin at its start; see event.c
+ * @reset_due:	The driver has to hear of TRANSPORT_RESET
+ * @lost:	RSTs about the connections that were lost then
  * @features:	What the driver negotiated, as its TX ring was started with
  * @starved:	Connections with bytes for the guest, which has no RX buffer
  * @owing:	Connections with @owe
@@ -297,6 +301,11 @@ struct vu_dev {
 	uint64_t held_us[QUEUES]; /* since when entries are held back, or 0 */
 	bool rx_urgent;		  /* a driver or program waits for some */
 	bool faulted;		  /* a system call found no guest memory */
+	bool begun[QUEUES];
+	bool reset_due;
+	struct rst *lost;
+	unsigned n_lost;
+	unsigned lost_cap;
 	unsigned rst_first;
 	unsigned rst_count;
 	struct rst rsts[RST_QUEUE];
@@ -440,6 +449,11 @@ void vsock_run(struct vu_conn *c);
 void vsock_broken(struct vu_dev *d, uint32_t queue, int err);
 bool vsock_has_type(const struct vu_dev *d, uint16_t type);
 uint32_t vsock_window(const struct vu_dev *d, uint16_t type);
+
+/* event.c */
+void event_lose(const struct vu_conn *c);
+void event_forget(struct vu_dev *d);
+void event_ring_started(struct vu_dev *d, uint32_t queue, uint32_t base);
 
 /* seqpacket.c */
 int seq_socket(struct vu_conn *c);

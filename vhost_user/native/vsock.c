@@ -310,23 +310,45 @@ static bool pay(struct vu_conn *c)
 }
 
 /**
+ * vsock_send_rst() - Send the guest a RST about a connection that isn't there
+ * @d:		Device
+ * @rst:	RST
+ *
+ * Returns: false if there is no RX buffer
+ */
+bool vsock_send_rst(struct vu_dev *d, const struct rst *rst)
+{
+	struct virtio_vsock_hdr hdr = {
+	    .src_cid = rst->src_cid,
+	    .dst_cid = d->cfg.guest_cid,
+	    .src_port = rst->src_port,
+	    .dst_port = rst->dst_port,
+	    .type = rst->type,
+	    .op = VIRTIO_VSOCK_OP_RST,
+	};
+
+	return rx_control(d, &hdr, true);
+}
+
+/**
+ * owes_reset() - Does the driver have to be told of a reset?
+ * @d:		Device
+ *
+ * Returns: true if it does, then event.c has the details
+ */
+static bool owes_reset(const struct vu_dev *d)
+{
+	return d->reset_due || d->n_lost;
+}
+
+/**
  * pay_all() - Send what is owed, while there are RX buffers
  * @d:		Device
  */
 static void pay_all(struct vu_dev *d)
 {
 	while (d->rst_count) {
-		const struct rst *rst = &d->rsts[d->rst_first];
-		struct virtio_vsock_hdr hdr = {
-		    .src_cid = rst->src_cid,
-		    .dst_cid = d->cfg.guest_cid,
-		    .src_port = rst->src_port,
-		    .dst_port = rst->dst_port,
-		    .type = rst->type,
-		    .op = VIRTIO_VSOCK_OP_RST,
-		};
-
-		if (!rx_control(d, &hdr, true))
+		if (!vsock_send_rst(d, &d->rsts[d->rst_first]))
 			return;
 		d->rst_first = (d->rst_first + 1) % RST_QUEUE;
 		d->rst_count--;
@@ -1270,7 +1292,8 @@ bool vsock_pending(const struct vu_dev *d)
 	bool wait_rx =
 	    d->rst_count || !list_empty(&d->owing) || !list_empty(&d->starved);
 
-	if ((wait_rx && rx_room(d)) || faulted(d))
+	if ((wait_rx && rx_room(d)) || faulted(d) ||
+	    (owes_reset(d) && event_pending(d)))
 		return true;
 	return d->rings[QUEUE_TX] && d->rst_count < RST_QUEUE &&
 	       vu_ring_pending(d->rings[QUEUE_TX]);
@@ -1284,6 +1307,8 @@ void vsock_turn(struct vu_dev *d)
 {
 	if (faulted(d))
 		dev_fault(d);
+	if (owes_reset(d))
+		event_turn(d);
 	if (d->rings[QUEUE_TX] && vu_ring_pending(d->rings[QUEUE_TX])) {
 		vu_ring_want_kicks(d->rings[QUEUE_TX], false);
 		tx(d);
@@ -1381,9 +1406,9 @@ bool vsock_holds(const struct vu_dev *d)
  */
 bool vsock_want_kicks(struct vu_dev *d)
 {
-	bool wait_rx =
-	    d->rst_count || !list_empty(&d->owing) || !list_empty(&d->starved);
-	bool ready = false;
+	bool wait_rx = d->rst_count || !list_empty(&d->owing) ||
+		       !list_empty(&d->starved) || d->n_lost;
+	bool ready = event_want_kicks(d);
 
 	if (d->rings[QUEUE_RX] && wait_rx)
 		ready |= vu_ring_want_kicks(d->rings[QUEUE_RX], true);

@@ -4,6 +4,7 @@
  *
  * vsock.c	packets, credit, streams, the turns of a device
  * seqpacket.c	messages: SEQPACKET connections
+ * event.c	what a driver is told that outlived its connections
  */
 #ifndef VSOCK_H
 #define VSOCK_H
@@ -54,9 +55,15 @@ void vsock_rx_commit(struct vu_conn *c, const struct rx_batch *b, size_t len,
 size_t vsock_send_block(struct vu_conn *c, const char *data, size_t len,
 			uint32_t flags);
 bool vsock_send_empty(struct vu_conn *c, uint32_t flags);
+bool vsock_send_rst(struct vu_dev *d, const struct rst *rst);
 void vsock_consumed(struct vu_conn *c, size_t n);
 void vsock_up_broken(struct vu_conn *c);
 void vsock_down_ended(struct vu_conn *c);
+
+/* event.c */
+bool event_pending(const struct vu_dev *d);
+bool event_want_kicks(struct vu_dev *d);
+void event_turn(struct vu_dev *d);
 
 /* seqpacket.c */
 bool seq_keep(struct way *way, const struct iovec *iov, unsigned n_iov,

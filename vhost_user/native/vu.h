@@ -400,6 +400,7 @@ int vu_dev_stop_ring(struct vu_engine *engine, uint32_t dev, uint32_t queue);
 int vu_dev_set_call(struct vu_engine *engine, uint32_t dev, uint32_t queue,
 		    int call_fd);
 int vu_dev_reset(struct vu_engine *engine, uint32_t dev);
+int vu_dev_transport_reset(struct vu_engine *engine, uint32_t dev);
 int vu_dev_route(struct vu_engine *engine, uint32_t dev, uint32_t port,
 		 const struct vu_target *target);
 int vu_dev_unroute(struct vu_engine *engine, uint32_t dev, uint32_t port);

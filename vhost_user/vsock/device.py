@@ -37,7 +37,7 @@ RX_QUEUE: Final = 0
 TX_QUEUE: Final = 1
 """Guest to host."""
 EVENT_QUEUE: Final = 2
-"""Transport events; QEMU keeps it for itself."""
+"""Transport events; QEMU's vhost-user-vsock keeps it for itself."""
 
 MAX_QUEUE_SIZE: Final = 1024
 DEFAULT_BUF_ALLOC: Final = 256 * 1024
@@ -103,7 +103,6 @@ class VsockDevice:
         self.on_ring_broke: Callable[[int], None] | None = None
         self.on_config_change: Callable[[], None] | None = None
         """See `vhost_user.device.Device`."""
-        self._event_queue_base = 0
         self._on_event = on_event
         self.handle = engine.add_device(
             guest_cid=guest_cid,
@@ -133,28 +132,23 @@ class VsockDevice:
         Raises:
             GuestError: it isn't in guest memory, or breaks the specification.
         """
-        if queue == EVENT_QUEUE:  # there is no event to put into it yet
-            self._event_queue_base = config.base
-        else:
-            self.handle.start_ring(queue, config)
+        self.handle.start_ring(queue, config)
 
     def stop_ring(self, queue: int) -> int:
         """Leave ring `queue` alone; return its next available index."""
-        if queue == EVENT_QUEUE:
-            return self._event_queue_base
         return self.handle.stop_ring(queue)
 
     def set_call(self, queue: int, call_fd: int) -> None:
         """Change the interrupt eventfd of ring `queue`; -1: none."""
         # A ring that the guest broke a moment ago is stopped without our doing;
         # nobody needs its interrupts.
-        if queue != EVENT_QUEUE:
-            with contextlib.suppress(StateError):
-                self.handle.set_call(queue, call_fd)
+        with contextlib.suppress(StateError):
+            self.handle.set_call(queue, call_fd)
 
     def reset(self) -> None:
-        """Drop all connections: the driver that had them is gone."""
+        """Drop all connections; a driver that goes on all the same will hear of it."""
         self.handle.reset()
+        self.handle.transport_reset()
 
     def close(self) -> None:
         """Take the device out of the engine."""

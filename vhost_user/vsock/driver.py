@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 RX: Final = 0
 TX: Final = 1
+EVENT: Final = 2
 
 _FIRST_PORT: Final = 1024
 
@@ -71,7 +72,8 @@ class VsockGuest:
         rx_buffers: RX buffers to offer at once; more with `post_rx()`.
         rx_layout: sizes of the segments that make up one RX buffer, bytes.
         rx_indirect: describe each RX buffer by an indirect table.
-        first: index that both rings start at.
+        event_buffers: buffers on the event ring; None: the front-end keeps that ring.
+        first: index that all rings start at.
         ram_size: bytes of guest memory.
         timeout_s: how long each wait may take.
     """
@@ -88,6 +90,7 @@ class VsockGuest:
         rx_buffers: int = 64,
         rx_layout: Sequence[int] = (4096,),
         rx_indirect: bool = False,
+        event_buffers: int | None = None,
         first: int = 0,
         ram_size: int = 32 << 20,
         timeout_s: float = 5.0,
@@ -102,14 +105,20 @@ class VsockGuest:
         acked = self._introduce()
         self.rx = Virtqueue(self.ram, queue_size, features=acked, first=first)
         self.tx = Virtqueue(self.ram, queue_size, features=acked, first=first)
+        self.event: Virtqueue | None = None
+        if event_buffers is not None:
+            self.event = Virtqueue(self.ram, 8, features=acked, first=first)
+        self._event_base = first
         self._rx_layout = tuple(rx_layout)
         self._rx_indirect = rx_indirect
         self._rx_segments: dict[int, list[Segment]] = {}
         self._tx_buffers: dict[int, tuple[int, int]] = {}
+        self._event_buffers: dict[int, int] = {}
         self._queued: deque[Packet] = deque()
         self._next_port = _FIRST_PORT
         self._bases = (first, first)
         self.post_rx(rx_buffers)
+        self.post_events(event_buffers or 0)
         self.start()
 
     def _introduce(self) -> int:
@@ -136,11 +145,38 @@ class VsockGuest:
             self.vmm.start(index, queue, base=self._bases[index])
         self.rx.kick()
         self.tx.kick()
+        if self.event is not None:
+            self.vmm.start(EVENT, self.event, base=self._event_base)
+            self.event.kick()
 
     def stop(self) -> tuple[int, int]:
-        """Stop both rings; return the bases that `start()` goes on from."""
+        """Stop the rings; return RX's and TX's bases, that `start()` goes on from."""
         self._bases = (self.vmm.stop(RX), self.vmm.stop(TX))
+        if self.event is not None:
+            self._event_base = self.vmm.stop(EVENT)
         return self._bases
+
+    # ---- events ----
+
+    def post_events(self, count: int = 1, *, size: int = 4) -> None:
+        """Offer buffers of `size` bytes on the event ring."""
+        for _ in range(count):
+            assert self.event is not None
+            gpa = self.ram.alloc(size)
+            head = self.event.add(writable=[(gpa, size)])
+            self._event_buffers[head] = gpa
+        if self.event is not None:
+            self.event.kick()
+
+    def receive_event(self) -> bytes:
+        """Return the next event as it is written into its buffer.
+
+        Raises:
+            TimeoutError: none came.
+        """
+        assert self.event is not None
+        used = self.event.wait_used(self.timeout_s)
+        return self.ram.read(self._event_buffers.pop(used.head), used.len)
 
     def start_over(self, *queues: int) -> None:
         """Make rings anew and start them at 0, as a driver does after a reset.
@@ -347,6 +383,8 @@ class VsockGuest:
         self.vmm.close()
         self.rx.close()
         self.tx.close()
+        if self.event is not None:
+            self.event.close()
         self.ram.close()
 
     def __enter__(self) -> Self:
