@@ -495,25 +495,60 @@ void conns_destroy(struct vu_engine *e)
 /* ---- ends ---- */
 
 /**
- * conn_watch() - Have epoll report what happens to a socket, edge-triggered
+ * watch() - Have epoll report what happens to a socket, edge-triggered
+ * @e:		Engine
+ * @c:		Connection
+ * @end:	Its near or far end, with fd
+ * @op:		EPOLL_CTL_ADD or EPOLL_CTL_MOD
+ * @room:	Report room for writing too
+ *
+ * Returns: 0, or -errno
+ */
+static int watch(struct vu_engine *e, struct vu_conn *c, struct end *end,
+		 int op, bool room)
+{
+	uint64_t near = end == &c->near ? 1ULL << 63 : 0;
+	struct epoll_event ev = {
+	    .events = EPOLLIN | EPOLLRDHUP | EPOLLET | (room ? EPOLLOUT : 0U),
+	    .data.u64 = near | (uint64_t)c->generation << 32 | (c->index + 1),
+	};
+
+	if (epoll_ctl(e->epoll_fd, op, end->fd, &ev))
+		return -errno;
+	end->fills = room;
+	return 0;
+}
+
+/**
+ * conn_watch() - Have epoll report what a socket has to read
  * @e:		Engine
  * @c:		Connection
  * @end:	Its near or far end, with fd
  *
- * Registered once for the connection's life: no system call when interest
- * changes. The first turn tries the socket instead of waiting for an edge.
+ * Registered once: no system call when interest changes. What is there already
+ * is reported too, so nobody has to try the socket before.
  *
  * Returns: 0, or -errno
  */
 int conn_watch(struct vu_engine *e, struct vu_conn *c, struct end *end)
 {
-	uint64_t near = end == &c->near ? 1ULL << 63 : 0;
-	struct epoll_event ev = {
-	    .events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
-	    .data.u64 = near | (uint64_t)c->generation << 32 | (c->index + 1),
-	};
+	return watch(e, c, end, EPOLL_CTL_ADD, false);
+}
 
-	return epoll_ctl(e->epoll_fd, EPOLL_CTL_ADD, end->fd, &ev) ? -errno : 0;
+/**
+ * conn_full() - A socket took no more: have epoll report when it does
+ * @e:		Engine
+ * @c:		Connection
+ * @end:	Its near or far end
+ *
+ * Most sockets are never full, and each peer's read would wake us for nothing.
+ * One that was full once stays watched for room.
+ */
+void conn_full(struct vu_engine *e, struct vu_conn *c, struct end *end)
+{
+	/* else it is tried with every turn, which needs no report */
+	end->writable =
+	    !end->fills && watch(e, c, end, EPOLL_CTL_MOD, true) < 0;
 }
 
 /**
@@ -635,18 +670,23 @@ bool way_append(struct way *way, const struct iovec *iov, unsigned n_iov,
 
 /**
  * way_drain() - Write kept bytes
+ * @e:		Engine
+ * @c:		Connection
  * @way:	Direction
  * @sink:	Where they go
  *
  * Returns: bytes written, 0 if the sink is full, or -errno
  */
-int64_t way_drain(struct way *way, struct end *sink)
+int64_t way_drain(struct vu_engine *e, struct vu_conn *c, struct way *way,
+		  struct end *sink)
 {
 	ssize_t n = send(sink->fd, way->data + way->off, way->len,
 			 MSG_NOSIGNAL | MSG_DONTWAIT);
 
-	if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
-		sink->writable = errno == EINTR;
+	if (n < 0 && errno == EINTR)
+		return 0;
+	if (n < 0 && errno == EAGAIN) {
+		conn_full(e, c, sink);
 		return 0;
 	}
 	if (n < 0)
@@ -654,7 +694,7 @@ int64_t way_drain(struct way *way, struct end *sink)
 	way->off += (uint32_t)n;
 	way->len -= (uint32_t)n;
 	if (way->len)
-		sink->writable = false;
+		conn_full(e, c, sink);
 	else
 		way_drop(way);
 	return n;
@@ -739,7 +779,7 @@ void conn_opened(struct vu_engine *e, struct vu_conn *c)
 	if (c->dev)
 		c->dev->stats.opened++;
 	conn_post(e, c, VU_EV_OPENED, 0);
-	c->far.readable = c->far.writable = c->far.fd >= 0;
+	c->far.writable = c->far.fd >= 0;
 	if (guest_asked)
 		vsock_owe(c, OWE_RESPONSE);
 	list_add(&e->run, &c->run);
@@ -803,9 +843,9 @@ static void dial(struct vu_engine *e, struct vu_conn *c,
 		return;
 	}
 	if (!err || err == EINPROGRESS) {
-		int watch = conn_watch(e, c, &c->far);
+		int ret = watch(e, c, &c->far, EPOLL_CTL_ADD, err);
 
-		err = watch ? -watch : err;
+		err = ret ? -ret : err;
 	}
 	if (!err)
 		conn_opened(e, c);

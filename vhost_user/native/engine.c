@@ -26,7 +26,8 @@
  * shares our core the window would grow for nothing, since spinning keeps the
  * guest from making work: full windows that miss although work comes as soon
  * as we block, or hits that took longer than the window (we lost the core
- * meanwhile), double a penalty, in waits that do not spin at all.
+ * meanwhile), double a penalty, in waits that do not spin at all. Without a
+ * window, too, the thread yields once before it blocks: see give_way().
  */
 
 #include <errno.h>
@@ -42,6 +43,8 @@
 
 #define EVENTS	      256 /* one epoll_wait() */
 #define WINDOW_MIN_US 4
+#define PENALTY_MIN   8
+#define LOST_US	      500 /* a yield that took as long cost a neighbour's slice */
 #define PENALTY_MAX   1024     /* waits */
 #define RETRY_US      5000     /* unix listeners that were full, paused ones */
 #define RETRY_TURN    32       /* connections of one device, each time */
@@ -308,14 +311,25 @@ static bool rings_pending(const struct vu_engine *e)
 }
 
 /**
+ * doubled() - Make a penalty harder
+ * @penalty:	Penalty, waits
+ *
+ * Returns: the next one
+ */
+static uint32_t doubled(uint32_t penalty)
+{
+	if (penalty >= PENALTY_MAX / 2)
+		return PENALTY_MAX;
+	return penalty ? 2 * penalty : PENALTY_MIN;
+}
+
+/**
  * penalize() - Spinning did harm: do without it for a while
  * @p:		Poller
  */
 static void penalize(struct poller *p)
 {
-	p->penalty = p->penalty ? 2 * p->penalty : 8;
-	if (p->penalty > PENALTY_MAX)
-		p->penalty = PENALTY_MAX;
+	p->penalty = doubled(p->penalty);
 	p->skip = p->penalty;
 	p->window_us = 0;
 }
@@ -354,6 +368,37 @@ static bool spin(struct vu_engine *e)
 	else
 		p->penalty = 0;
 	return true;
+}
+
+/**
+ * give_way() - Let those run whom we have just given work, before we block
+ * @e:		Engine
+ *
+ * On a core that we share, the guest or the server that we woke makes our next
+ * work in this very moment; to block and be woken costs twice a switch. But a
+ * neighbour that computes keeps the core for its whole slice: then not again
+ * for a while.
+ *
+ * Returns: true if a ring has work now
+ */
+static bool give_way(struct vu_engine *e)
+{
+	struct poller *p = &e->poller;
+	uint64_t start;
+
+	if (p->yield_skip) {
+		p->yield_skip--;
+		return false;
+	}
+	start = now_us();
+	sched_yield();
+	if (now_us() - start < LOST_US) {
+		p->yield_penalty = 0;
+	} else {
+		p->yield_penalty = doubled(p->yield_penalty);
+		p->yield_skip = p->yield_penalty;
+	}
+	return rings_pending(e);
 }
 
 /**
@@ -429,6 +474,10 @@ static void wait_for_work(struct vu_engine *e, bool more)
 		if (spin(e))
 			return;
 		spun = true;
+	}
+	if (give_way(e)) {
+		poll_epoll(e);
+		return;
 	}
 	if (!p->max_us) {
 		block(e, timeout_ms);

@@ -122,12 +122,14 @@ enum conn_state {
  * @fd:		Socket, or -1
  * @readable:	read() may have bytes; cleared when it had none
  * @writable:	write() may take bytes; cleared when it took none
+ * @fills:	It was full once: epoll reports when it is writable again
  * @hup:	A FIN or error is waiting behind the bytes
  */
 struct end {
 	int fd;
 	bool readable;
 	bool writable;
+	bool fills;
 	bool hup;
 };
 
@@ -333,6 +335,8 @@ struct poller {
 	uint32_t window_us;
 	uint32_t skip;
 	uint32_t penalty;
+	uint32_t yield_skip;
+	uint32_t yield_penalty;
 };
 
 struct vu_engine {
@@ -401,6 +405,7 @@ struct vu_conn *conn_find(const struct vu_engine *e, const struct vu_dev *d,
 int conn_hash(struct vu_engine *e, struct vu_conn *c);
 void conn_unhash(struct vu_engine *e, struct vu_conn *c);
 int conn_watch(struct vu_engine *e, struct vu_conn *c, struct end *end);
+void conn_full(struct vu_engine *e, struct vu_conn *c, struct end *end);
 void conn_close_end(struct end *end, bool abort);
 void conn_post(struct vu_engine *e, struct vu_conn *c, enum vu_event_kind kind,
 	       int error);
@@ -421,7 +426,8 @@ const struct vu_target *route_find(const struct vu_dev *d, uint32_t port);
 void conns_destroy(struct vu_engine *e);
 bool way_append(struct way *way, const struct iovec *iov, unsigned n_iov,
 		size_t skip);
-int64_t way_drain(struct way *way, struct end *sink);
+int64_t way_drain(struct vu_engine *e, struct vu_conn *c, struct way *way,
+		  struct end *sink);
 void way_drop(struct way *way);
 void iov_copy(const struct iovec *iov, unsigned n, size_t off, void *buf,
 	      size_t len, bool to_iov);

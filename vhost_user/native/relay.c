@@ -37,6 +37,8 @@ enum moved { MOVED_ALL, MOVED_PART, MOVED_ERROR };
 
 /**
  * put() - Write what was just read
+ * @e:		Engine
+ * @c:		Connection
  * @way:	Direction
  * @sink:	Where it goes
  * @data:	Bytes
@@ -44,7 +46,8 @@ enum moved { MOVED_ALL, MOVED_PART, MOVED_ERROR };
  *
  * Returns: false if out of memory
  */
-static bool put(struct way *way, struct end *sink, char *data, size_t len)
+static bool put(struct vu_engine *e, struct vu_conn *c, struct way *way,
+		struct end *sink, char *data, size_t len)
 {
 	struct iovec iov = {.iov_base = data, .iov_len = len};
 	ssize_t n;
@@ -60,23 +63,26 @@ static bool put(struct way *way, struct end *sink, char *data, size_t len)
 		n = 0;
 	if ((size_t)n == len)
 		return true;
-	sink->writable = false;
+	conn_full(e, c, sink);
 	return way_append(way, &iov, 1, (size_t)n);
 }
 
 /**
  * settle() - Write kept bytes, and the end behind them
+ * @e:		Engine
+ * @c:		Connection
  * @way:	Direction
  * @sink:	Where they go
  *
  * Returns: true if the sink is ready for more
  */
-static bool settle(struct way *way, struct end *sink)
+static bool settle(struct vu_engine *e, struct vu_conn *c, struct way *way,
+		   struct end *sink)
 {
 	if (way->len && !way->broken) {
 		if (!sink->writable)
 			return false;
-		way->broken = way_drain(way, sink) < 0;
+		way->broken = way_drain(e, c, way, sink) < 0;
 		if (way->len && !way->broken)
 			return false;
 	}
@@ -90,6 +96,7 @@ static bool settle(struct way *way, struct end *sink)
 /**
  * move() - Move one direction's bytes for one turn
  * @e:		Engine
+ * @c:		Connection
  * @way:	Direction
  * @source:	Where bytes come from
  * @sink:	Where they go
@@ -97,15 +104,15 @@ static bool settle(struct way *way, struct end *sink)
  *
  * Returns: how the turn ended
  */
-static enum moved move(struct vu_engine *e, struct way *way, struct end *source,
-		       struct end *sink, uint64_t *count)
+static enum moved move(struct vu_engine *e, struct vu_conn *c, struct way *way,
+		       struct end *source, struct end *sink, uint64_t *count)
 {
 	size_t total = 0;
 
 	for (;;) {
 		ssize_t n;
 
-		if (!settle(way, sink) || way->eof || !source->readable)
+		if (!settle(e, c, way, sink) || way->eof || !source->readable)
 			return MOVED_ALL;
 		if (total >= SCRATCH)
 			return MOVED_PART;
@@ -122,7 +129,7 @@ static enum moved move(struct vu_engine *e, struct way *way, struct end *source,
 		}
 		if (n < SCRATCH)
 			source->readable = source->hup;
-		if (!put(way, sink, e->scratch, (size_t)n)) {
+		if (!put(e, c, way, sink, e->scratch, (size_t)n)) {
 			errno = ENOMEM;
 			return MOVED_ERROR;
 		}
@@ -179,7 +186,7 @@ static enum moved chargen(struct vu_engine *e, struct vu_conn *c)
 	if (n < 0 && errno != EAGAIN && errno != EINTR)
 		return MOVED_ERROR;
 	if (n < SCRATCH)
-		c->near.writable = false;
+		conn_full(e, c, &c->near);
 	if (n > 0)
 		c->down_bytes += (uint64_t)n;
 	return n == SCRATCH ? MOVED_PART : MOVED_ALL;
@@ -197,7 +204,7 @@ void relay_run(struct vu_engine *e, struct vu_conn *c)
 
 	switch (c->target) {
 	case VU_TARGET_ECHO:
-		up = move(e, &c->up, &c->near, &c->near, &c->up_bytes);
+		up = move(e, c, &c->up, &c->near, &c->near, &c->up_bytes);
 		c->down_bytes = c->up_bytes - c->up.len;
 		done = c->up.shut || c->up.broken;
 		break;
@@ -210,9 +217,9 @@ void relay_run(struct vu_engine *e, struct vu_conn *c)
 		done = false;
 		break;
 	default:
-		up = move(e, &c->up, &c->near, &c->far, &c->up_bytes);
+		up = move(e, c, &c->up, &c->near, &c->far, &c->up_bytes);
 		if (up != MOVED_ERROR)
-			down = move(e, &c->down, &c->far, &c->near,
+			down = move(e, c, &c->down, &c->far, &c->near,
 				    &c->down_bytes);
 		done = c->down.broken ||
 		       (c->down.shut && (c->up.shut || c->up.broken));
@@ -245,7 +252,7 @@ static void admit(struct vu_engine *e, struct vu_listener *l, int fd)
 		return;
 	}
 	c->want = (uint8_t)l->want;
-	c->near = (struct end){.fd = fd, .readable = true, .writable = true};
+	c->near = (struct end){.fd = fd, .writable = true};
 	c->state = CONN_HELD;
 	/* fails on a unix socket, which has no use for it */
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));

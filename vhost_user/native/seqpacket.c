@@ -267,7 +267,7 @@ static void give_credit(struct vu_conn *c)
 static void not_taken(struct vu_conn *c)
 {
 	if (errno == EAGAIN)
-		c->far.writable = false;
+		conn_full(c->dev->engine, c, &c->far);
 	else if (errno == EPIPE || errno == ECONNRESET)
 		vsock_up_broken(c);
 	else if (errno == EMSGSIZE)

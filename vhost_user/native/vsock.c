@@ -585,6 +585,7 @@ static void rx_socket(struct vu_conn *c)
 	while (c->far.readable && total < SCRATCH) {
 		uint32_t window = vsock_credit(c);
 		struct rx_batch b;
+		unsigned used;
 		ssize_t n;
 
 		if (!window)
@@ -625,7 +626,9 @@ static void rx_socket(struct vu_conn *c)
 			continue;
 		}
 		/* Short: the socket is empty, unless a FIN stands behind */
-		c->rx_chains = (uint8_t)(c->rx_chains / 2 | 1);
+		used = (unsigned)(b.n_chains * (size_t)n / b.room) + 2;
+		if (used < c->rx_chains)
+			c->rx_chains = (uint8_t)used;
 		c->far.readable = c->far.hup;
 	}
 	if (c->far.readable)
@@ -689,17 +692,13 @@ static size_t deliver_socket(struct vu_conn *c, const struct burst *b)
 	    c->far.fd,
 	    &(struct msghdr){.msg_iov = e->tx_iov, .msg_iovlen = b->n_iov},
 	    MSG_NOSIGNAL | MSG_DONTWAIT);
-	if (n >= 0) {
-		c->far.writable = (size_t)n == b->len;
-		return (size_t)n;
-	}
-	if (errno == EFAULT)
+	if (n < 0 && errno == EFAULT)
 		c->dev->faulted = true;
-	else if (errno == EAGAIN)
-		c->far.writable = false;
-	else if (errno != EINTR)
+	else if (n < 0 && errno != EAGAIN && errno != EINTR)
 		vsock_up_broken(c);
-	return 0;
+	else if (n < 0 ? errno == EAGAIN : (size_t)n < b->len)
+		conn_full(e, c, &c->far);
+	return n < 0 ? 0 : (size_t)n;
 }
 
 /**
@@ -1197,7 +1196,7 @@ static void stream_run_up(struct vu_conn *c)
 	int64_t n;
 
 	if (c->up.len && c->far.fd >= 0 && c->far.writable) {
-		n = way_drain(&c->up, &c->far);
+		n = way_drain(c->dev->engine, c, &c->up, &c->far);
 		if (n < 0)
 			vsock_up_broken(c);
 		else
