@@ -433,6 +433,8 @@ class Connection:
         """Payload sent."""
         self.peer_buf_alloc = 0
         self.peer_fwd_cnt = 0
+        self._early: deque[Packet] = deque()
+        """Came while `send()` waited for credit; consumed already."""
 
     @property
     def credit(self) -> int:
@@ -457,10 +459,8 @@ class Connection:
     def send(self, data: bytes, *, packet_size: int = 32768) -> None:
         """Send all of `data` within the credit, waiting for more of it."""
         while data:
+            self._await_credit(1)
             room = min(self.credit, packet_size)
-            if room <= 0:
-                self.require(self.receive(), Op.CREDIT_UPDATE, Op.RW)
-                continue
             piece, data = data[:room], data[room:]
             self.say(Op.RW, piece)
 
@@ -476,9 +476,16 @@ class Connection:
         """
         last = max(len(data) - 1, 0) // packet_size * packet_size
         self.send(data[:last], packet_size=packet_size)
-        while self.credit < len(data) - last:
-            self.require(self.receive(), Op.CREDIT_UPDATE, Op.RW)
+        self._await_credit(len(data) - last)
         self.say(Op.RW, data[last:], flags=flags)
+
+    def _await_credit(self, size: int) -> None:
+        """Wait until `size` bytes may be sent; keep the payload that comes before."""
+        while self.credit < size:
+            packet = self.require(self._next(), Op.CREDIT_UPDATE, Op.RW)
+            self.fwd_cnt += packet.header.len
+            if packet.op == Op.RW:
+                self._early.append(packet)
 
     def receive_message(self) -> tuple[bytes, int]:
         """Return the next message of a SEQPACKET connection and its flags.
@@ -501,10 +508,16 @@ class Connection:
             consume: count its payload as consumed; the host hears of it with the
                 next packet that goes.
         """
-        packet = self.guest.receive_for(self.guest_port, self.host_port, self.cid)
-        self.take_credit(packet.header)
+        if self._early:
+            return self._early.popleft()
+        packet = self._next()
         if consume:
             self.fwd_cnt += packet.header.len
+        return packet
+
+    def _next(self) -> Packet:
+        packet = self.guest.receive_for(self.guest_port, self.host_port, self.cid)
+        self.take_credit(packet.header)
         return packet
 
     def receive_bytes(self, size: int) -> bytes:
