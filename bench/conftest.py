@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 import pytest
 from rich.console import Console
 
+from bench import peer
 from bench.report import LOST, Figure, save, tables
+from fastpath.errors import FastpathError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -194,6 +196,15 @@ class _Sitting:
 @pytest.fixture
 def bench(benchmark, pytestconfig):
     return Bench(benchmark, pytestconfig)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _peer():
+    """Without the peer there is nothing to measure against: the run ends."""
+    try:
+        peer.binary()
+    except FastpathError as error:
+        pytest.exit(str(error), returncode=1)
 
 
 @pytest.fixture(scope="session", autouse=True)

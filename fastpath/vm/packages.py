@@ -89,7 +89,7 @@ class Archive:
         Raises:
             FastpathError: the archive is out of reach.
         """
-        self._run("update", what="package lists")
+        self._run("update", "-oAPT::Update::Error-Mode=any", what="package lists")
         (self._apt / "updated").touch()
 
     def has_lists(self) -> bool:
