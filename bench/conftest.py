@@ -98,10 +98,7 @@ class Bench:
                 for _ in range(ROUNDS):
                     sitting.round()
                 figures = _figures(sitting.done, about)
-        for figure in figures:
-            self._note(figure)
-        if lost := [complaint for each in figures if (complaint := self._lost(each))]:
-            pytest.fail("; ".join(lost), pytrace=False)
+        self._note(figures)
 
     def each(self, measure: Callable[[], T], *, rounds: int) -> list[T]:
         """Call `measure` a few times; return what it returned."""
@@ -109,19 +106,21 @@ class Bench:
         self._benchmark.pedantic(lambda: done.append(measure()), rounds=rounds)
         return done
 
-    def note(self, **about: Any) -> Figure:
+    def note(self, **about: Any) -> None:
         """Note a figure that was measured otherwise."""
-        figure = Figure(**about)
-        self._note(figure)
-        return figure
+        self._note([Figure(**about)])
 
-    def _note(self, figure: Figure) -> None:
-        self._figures.append(figure)
-        self._benchmark.extra_info[figure.key] = {
-            "unit": figure.unit,
-            "ours": figure.ours,
-            figure.against: figure.other,
-        }
+    def _note(self, figures: Sequence[Figure]) -> None:
+        """Take figures into the report; fail if one of them is lost."""
+        for figure in figures:
+            self._figures.append(figure)
+            self._benchmark.extra_info[figure.key] = {
+                "unit": figure.unit,
+                "ours": figure.ours,
+                figure.against: figure.other,
+            }
+        if lost := "; ".join(filter(None, map(self._lost, figures))):
+            pytest.fail(lost, pytrace=False)
 
     def _lost(self, figure: Figure) -> str:
         """Say how much of the recorded advantage is gone; "": enough is left."""
