@@ -182,7 +182,7 @@ class RingConfig:
     num: int
     """Entries, a power of two, at most 1024."""
     base: int
-    """Index of the next available entry to take."""
+    """VRING_BASE: the next available entry to take; packed: and the next used one."""
     desc_uva: int
     avail_uva: int
     used_uva: int
@@ -194,13 +194,22 @@ class RingConfig:
     """eventfd, borrowed; -1: none."""
     log_used_gpa: int | None = None
     """Where the dirty log has the used ring; None: it isn't logged."""
+    inflight: int = 0
+    """Our address of the ring's part of the inflight area; 0: there is none."""
+    inflight_size: int = 0
+    """Size of that part, bytes."""
 
     def native(self) -> CStruct:
         """Return it as `struct vu_ring_config *`."""
         raw = ffi.new("struct vu_ring_config *")
+        special = {
+            "log_used_gpa": (
+                _NOT_LOGGED if self.log_used_gpa is None else self.log_used_gpa
+            ),
+            "inflight": ffi.cast("void *", self.inflight),
+        }
         for name in self.__slots__:
-            value = getattr(self, name)
-            setattr(raw, name, _NOT_LOGGED if value is None else value)
+            setattr(raw, name, special.get(name, getattr(self, name)))
         return raw
 
 
@@ -500,7 +509,7 @@ class DeviceHandle:
         )
 
     def stop_ring(self, queue: int) -> int:
-        """Stop a ring; return the index of its next available entry."""
+        """Stop a ring; return where it goes on, as `RingConfig.base`."""
         return check(
             lib.vu_dev_stop_ring(self._engine.native, self._dev, queue),
             f"stop ring {queue}",

@@ -123,6 +123,7 @@ class Feature(enum.IntFlag):
     PROTOCOL_FEATURES = 1 << 30
     """vhost-user: a bit that virtio leaves unused; the driver never sees it."""
     VERSION_1 = 1 << 32
+    RING_PACKED = 1 << 34
     RING_RESET = 1 << 40
 
 

@@ -19,6 +19,9 @@ SOURCES = [
     "mem.c",
     "fault.c",
     "ring.c",
+    "split.c",
+    "packed.c",
+    "inflight.c",
     "conn.c",
     "vsock.c",
     "sibling.c",
@@ -29,7 +32,7 @@ SOURCES = [
     "engine.c",
     "control.c",
 ]
-HEADERS = ["vu.h", "mem.h", "engine.h", "vsock.h"]
+HEADERS = ["vu.h", "mem.h", "ring.h", "engine.h", "vsock.h"]
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
 # cffi's own generated file: its conversions are not ours to mend
 GENERATED = ["-Wno-conversion", "-Wno-sign-conversion", "-Wno-unused-parameter"]

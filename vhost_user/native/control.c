@@ -292,14 +292,14 @@ int vu_dev_start_ring(struct vu_engine *e, uint32_t dev, uint32_t queue,
  *
  * Connections stay: the front-end may start the ring again.
  *
- * Returns: the index of the next available entry,
+ * Returns: what VHOST_USER_GET_VRING_BASE answers,
  *	-VU_ERR_GONE
  *	-VU_ERR_INVAL, if there is no such queue
  */
-int vu_dev_stop_ring(struct vu_engine *e, uint32_t dev, uint32_t queue)
+int64_t vu_dev_stop_ring(struct vu_engine *e, uint32_t dev, uint32_t queue)
 {
 	struct vu_dev *d;
-	int ret = -VU_ERR_GONE;
+	int64_t ret = -VU_ERR_GONE;
 
 	if (queue >= QUEUES)
 		return -VU_ERR_INVAL;

@@ -297,7 +297,7 @@ struct vu_dev {
 	struct vu_target fallback;
 	struct route *routes[ROUTE_BUCKETS];
 	int kick_fds[QUEUES];
-	uint16_t bases[QUEUES]; /* where a stopped ring goes on */
+	uint32_t bases[QUEUES]; /* where a stopped ring goes on */
 	uint32_t id;
 	uint32_t next_port;
 	uint64_t held_us[QUEUES]; /* since when entries are held back, or 0 */

@@ -217,7 +217,7 @@ static void set_guard(struct guard *slot, const struct guard *to)
  *
  * Returns: 0, -VU_ERR_NOMEM, or -VU_ERR_SYS
  */
-int fault_guard(struct vu_mem *mem, void *va, uint64_t size)
+int fault_guard(const struct vu_mem *mem, void *va, uint64_t size)
 {
 	uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
 	uintptr_t at = (uintptr_t)va;
@@ -225,7 +225,7 @@ int fault_guard(struct vu_mem *mem, void *va, uint64_t size)
 	    .start = at & ~(page - 1),
 	    .end = (at + size + page - 1) & ~(page - 1),
 	    .va = at,
-	    .mem = mem,
+	    .mem = (struct vu_mem *)(uintptr_t)mem, /* for its mark alone */
 	};
 	struct guard *slot;
 	int err;

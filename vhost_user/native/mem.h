@@ -46,7 +46,7 @@ void mem_log(const struct vu_mem *mem, uint64_t gpa, uint64_t len);
 void mem_log_va(const struct vu_mem *mem, const void *va, uint64_t len);
 
 /* fault.c */
-int fault_guard(struct vu_mem *mem, void *va, uint64_t size);
+int fault_guard(const struct vu_mem *mem, void *va, uint64_t size);
 void fault_unguard(const struct vu_mem *mem, const void *va);
 
 #endif /* MEM_H */

@@ -1,24 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * ring.c - the device side of a split virtqueue
+ * ring.c - the device side of a virtqueue: what split and packed rings share
  *
  * Theory of operation
  * ===================
  *
- * VIRTIO 1.2 section 2.7 "Split Virtqueues". The driver puts descriptor chains
- * on the available ring; vu_ring_pop() takes one, copies each descriptor once
- * and checks the copy, so that a guest that rewrites a descriptor meanwhile
- * changes nothing. vu_ring_push() puts a finished chain on the used ring, and
- * vu_ring_flush() makes all of them visible with one store and decides on one
- * interrupt for the batch. A chain that was popped but not needed goes back
- * with vu_ring_unpop(): nothing of it is visible to the driver.
+ * The driver makes chains of descriptors available; vu_ring_pop() takes one,
+ * copies each descriptor once and checks the copy, so that a guest that
+ * rewrites a descriptor meanwhile changes nothing. vu_ring_push() gives a
+ * finished chain back, and vu_ring_flush() makes all of them visible with one
+ * store and decides on one interrupt for the batch. A chain that was popped
+ * but not needed goes back with vu_ring_unpop(): nothing of it is visible to
+ * the driver.
  *
- * Notifications (section 2.7.7 and 2.7.10): the driver kicks only while
- * vu_ring_want_kicks(true) was the last word. With EVENT_IDX that means writing
- * avail_event = the next index; "false" then costs nothing, since a stale
- * avail_event lies behind the driver. Asking for kicks and looking once more
- * must be ordered by a full barrier, or a kick is lost; so must publishing
- * the used index and reading used_event.
+ * Notifications: the driver kicks only while vu_ring_want_kicks(true) was the
+ * last word. Asking for kicks and looking once more must be ordered by a full
+ * barrier, or a kick is lost; so must publishing used chains and reading what
+ * interrupts the driver wants.
  *
  * A driver that breaks a rule gets -VU_ERR_RING or -VU_ERR_CHAIN; the caller
  * stops the queue.
@@ -27,48 +25,29 @@
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
-#include <linux/virtio_ring.h>
+#include <linux/virtio_config.h>
 
-#include "mem.h"
+#include "ring.h"
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
 	      "rings are little-endian; this code does not swap");
-static_assert(sizeof(struct vring_desc) == 16, "VIRTIO 1.2 section 2.7.5");
-static_assert(sizeof(struct vring_used_elem) == 8, "VIRTIO 1.2 section 2.7.8");
-
-struct vu_ring {
-	const struct vu_mem *mem;
-	const struct vring_desc *desc;
-	struct vring_avail *avail;
-	struct vring_used *used;
-	uint32_t num;
-	uint16_t last_avail;
-	uint16_t used_idx;	 /* next used entry, ours alone */
-	uint16_t used_published; /* what the driver sees */
-	unsigned unflushed;	 /* segments of chains between the two */
-	bool event_idx;
-	bool indirect;
-	int call_fd;
-	uint64_t log_used; /* the used ring's place in the log */
-};
 
 /**
- * map_ring() - Find one of the three parts of a ring
+ * ring_map() - Find one of the parts of a ring
  * @mem:	Memory map
  * @uva:	The front-end's address of it
  * @len:	Its size, bytes
- * @align:	Its alignment, bytes (VIRTIO 1.2 section 2.7)
+ * @align:	Its alignment, bytes (VIRTIO 1.2 sections 2.7 and 2.8)
  * @ret_va:	Our address of it
  *
  * Returns: 0 on success,
  *	-VU_ERR_RANGE, if it isn't in guest memory as one piece
  *	-VU_ERR_RING, if it isn't aligned
  */
-static int map_ring(const struct vu_mem *mem, uint64_t uva, uint64_t len,
-		    uint64_t align, void **ret_va)
+int ring_map(const struct vu_mem *mem, uint64_t uva, uint64_t len,
+	     uint64_t align, void **ret_va)
 {
 	uint64_t got = len;
 	int err = vu_mem_translate_uva(mem, uva, &got, ret_va);
@@ -81,59 +60,73 @@ static int map_ring(const struct vu_mem *mem, uint64_t uva, uint64_t len,
 }
 
 /**
+ * start() - Start a ring, all of its memory still to be freed on failure
+ * @ring:	Ring, zeroed but for what both kinds have
+ * @cfg:	Where it is
+ *
+ * Returns: as vu_ring_new()
+ */
+static int start(struct vu_ring *ring, const struct vu_ring_config *cfg)
+{
+	bool packed = cfg->features >> VIRTIO_F_RING_PACKED & 1;
+	unsigned size = 1;
+	int err;
+
+	while (size < cfg->num)
+		size *= 2;
+	if (packed || cfg->inflight) {
+		ring->mask = size - 1;
+		ring->taken = calloc(size, sizeof(*ring->taken));
+		ring->pushed = calloc(size, sizeof(*ring->pushed));
+		if (!ring->taken || !ring->pushed)
+			return -VU_ERR_NOMEM;
+	}
+	err = packed ? packed_start(ring, cfg) : split_start(ring, cfg);
+	if (!err && cfg->inflight)
+		err = inflight_start(ring, cfg);
+	if (!err && vu_mem_faulted(ring->mem))
+		err = -VU_ERR_FAULT;
+	return err;
+}
+
+/**
  * vu_ring_new() - Start a ring
  * @mem:	Memory map; outlives the ring
  * @cfg:	Where the ring is
- * @ret_err:	On failure -VU_ERR_INVAL (size), -VU_ERR_RANGE or -VU_ERR_RING
- *		(addresses), -VU_ERR_NOMEM, -VU_ERR_FAULT
+ * @ret_err:	On failure -VU_ERR_INVAL (size, inflight area), -VU_ERR_RANGE or
+ *		-VU_ERR_RING (addresses, base), -VU_ERR_NOMEM, -VU_ERR_FAULT
  *
  * Returns: the ring, to be freed with vu_ring_free(), or NULL
  */
 struct vu_ring *vu_ring_new(const struct vu_mem *mem,
 			    const struct vu_ring_config *cfg, int *ret_err)
 {
-	uint64_t num = cfg->num;
 	struct vu_ring *ring;
-	void *desc = NULL, *avail = NULL, *used = NULL;
 	int err;
 
-	if (num == 0 || num > VU_MAX_QUEUE || (num & (num - 1))) {
+	if (cfg->num == 0 || cfg->num > VU_MAX_QUEUE) {
 		*ret_err = -VU_ERR_INVAL;
 		return NULL;
 	}
-	/* each of avail and used has an event index behind its entries */
-	err = map_ring(mem, cfg->desc_uva, 16 * num, 16, &desc);
-	if (!err)
-		err = map_ring(mem, cfg->avail_uva, 6 + 2 * num, 2, &avail);
-	if (!err)
-		err = map_ring(mem, cfg->used_uva, 6 + 8 * num, 4, &used);
-	ring = err ? NULL : malloc(sizeof(*ring));
+	ring = malloc(sizeof(*ring));
 	if (!ring) {
-		*ret_err = err ? err : -VU_ERR_NOMEM;
+		*ret_err = -VU_ERR_NOMEM;
 		return NULL;
 	}
-
 	*ring = (struct vu_ring){
 	    .mem = mem,
-	    .desc = desc,
-	    .avail = avail,
-	    .used = used,
 	    .num = cfg->num,
-	    .last_avail = cfg->base,
 	    .event_idx = cfg->features >> VIRTIO_RING_F_EVENT_IDX & 1,
 	    .indirect = cfg->features >> VIRTIO_RING_F_INDIRECT_DESC & 1,
 	    .call_fd = cfg->call_fd,
 	    .log_used = cfg->log_used_gpa,
 	};
-	/* The front-end may hand over a ring that was in use: go on there */
-	ring->used_idx = __atomic_load_n(&ring->used->idx, __ATOMIC_RELAXED);
-	ring->used_published = ring->used_idx;
-	if (vu_mem_faulted(mem)) {
-		free(ring);
-		*ret_err = -VU_ERR_FAULT;
-		return NULL;
-	}
-	return ring;
+	err = start(ring, cfg);
+	if (!err)
+		return ring;
+	vu_ring_free(ring);
+	*ret_err = err;
+	return NULL;
 }
 
 /**
@@ -142,221 +135,67 @@ struct vu_ring *vu_ring_new(const struct vu_mem *mem,
  */
 void vu_ring_free(struct vu_ring *ring)
 {
+	if (!ring)
+		return;
+	if (ring->inflight)
+		fault_unguard(ring->mem, ring->inflight);
+	free(ring->taken);
+	free(ring->pushed);
 	free(ring);
 }
 
 /**
- * load_desc() - Copy one descriptor, once
- * @table:	Descriptor table, shared with the guest
- * @index:	Entry, checked by the caller
- *
- * Two 64-bit loads: the compiler may not read the guest's memory again.
- *
- * Returns: the copy
- */
-static struct vring_desc load_desc(const struct vring_desc *table,
-				   uint32_t index)
-{
-	const uint64_t *src = (const uint64_t *)(const void *)&table[index];
-	uint64_t raw[2] = {
-	    __atomic_load_n(&src[0], __ATOMIC_RELAXED),
-	    __atomic_load_n(&src[1], __ATOMIC_RELAXED),
-	};
-	struct vring_desc desc;
-
-	memcpy(&desc, raw, sizeof(desc));
-	return desc;
-}
-
-/**
- * add_segment() - Translate one descriptor's buffer onto an iovec
+ * ring_table() - Find an indirect table
  * @ring:	Ring
- * @desc:	Descriptor, our copy
- * @iov:	Free entries
- * @iov_cap:	How many
+ * @gpa:	Its address
+ * @len:	Its size, bytes
+ * @ret_va:	Our address of it
  *
- * Returns: entries used, more than one where regions meet,
- *	-VU_ERR_RANGE, if part of the buffer isn't guest memory
- *	-VU_ERR_FULL, if @iov has no room
- */
-static int add_segment(const struct vu_ring *ring,
-		       const struct vring_desc *desc, struct iovec *iov,
-		       unsigned iov_cap)
-{
-	uint64_t gpa = desc->addr, left = desc->len;
-	unsigned n = 0;
-
-	while (left) {
-		uint64_t span = left;
-		void *va;
-		int err = vu_mem_translate(ring->mem, gpa, &span, &va);
-
-		if (err)
-			return err;
-		if (n == iov_cap)
-			return -VU_ERR_FULL;
-		iov[n++] = (struct iovec){.iov_base = va, .iov_len = span};
-		gpa += span;
-		left -= span;
-	}
-	return (int)n;
-}
-
-/**
- * struct table - Descriptors that a chain walks: the ring's, or an indirect one
- * @desc:	First entry
- * @num:	Entries
- * @indirect:	It is an indirect table
- */
-struct table {
-	const struct vring_desc *desc;
-	uint32_t num;
-	bool indirect;
-};
-
-/**
- * enter_indirect() - Follow a descriptor that refers to an indirect table
- * @ring:	Ring
- * @desc:	That descriptor, our copy
- * @table:	In: where it was found. Out: the indirect table
- *
- * Spec: VIRTIO 1.2 section 2.7.5.3 "Indirect Descriptors": only if
- * negotiated, never nested, never with NEXT, a whole number of entries.
+ * Spec: VIRTIO 1.2 sections 2.7.5.3 and 2.8.7 "Indirect Descriptors": only if
+ * negotiated, a whole number of entries.
  *
  * Returns: 0, or -VU_ERR_CHAIN
  */
-static int enter_indirect(const struct vu_ring *ring,
-			  const struct vring_desc *desc, struct table *table)
+int ring_table(const struct vu_ring *ring, uint64_t gpa, uint32_t len,
+	       const void **ret_va)
 {
-	uint64_t len = desc->len;
+	uint64_t got = len;
 	void *va;
 
-	if (!ring->indirect || table->indirect ||
-	    (desc->flags & VRING_DESC_F_NEXT) || len % 16 || len == 0 ||
-	    len / 16 > VU_MAX_QUEUE)
+	if (!ring->indirect || len % 16 || len == 0 || len / 16 > VU_MAX_QUEUE)
 		return -VU_ERR_CHAIN;
-	if (vu_mem_translate(ring->mem, desc->addr, &len, &va) ||
-	    len < desc->len || (uintptr_t)va % 8)
+	if (vu_mem_translate(ring->mem, gpa, &got, &va) || got < len ||
+	    (uintptr_t)va % 8)
 		return -VU_ERR_CHAIN;
-
-	*table = (struct table){.desc = va, .num = desc->len / 16, true};
+	*ret_va = va;
 	return 0;
 }
 
 /**
- * walk() - Copy, check and translate one chain
+ * ring_log() - Mark a part of a ring that was written, if the log has the ring
  * @ring:	Ring
- * @head:	First descriptor, checked
- * @iov:	Free entries
- * @iov_cap:	How many
- * @ret_chain:	The chain
- *
- * Returns: 0 on success; -VU_ERR_CHAIN, -VU_ERR_RANGE, -VU_ERR_FULL
- */
-static int walk(const struct vu_ring *ring, uint16_t head, struct iovec *iov,
-		unsigned iov_cap, struct vu_chain *ret_chain)
-{
-	struct table table = {.desc = ring->desc, .num = ring->num};
-	struct vu_chain chain = {.head = head};
-	unsigned steps = 0, used = 0;
-	uint32_t index = head;
-
-	for (;;) {
-		struct vring_desc desc = load_desc(table.desc, index);
-		int n;
-
-		if (desc.flags & VRING_DESC_F_INDIRECT) {
-			n = enter_indirect(ring, &desc, &table);
-			if (n)
-				return n;
-			index = 0;
-			steps = 0;
-			continue;
-		}
-		/* a chain as long as its table must end; else it loops */
-		if (++steps > table.num)
-			return -VU_ERR_CHAIN;
-		n = add_segment(ring, &desc, iov + used, iov_cap - used);
-		if (n < 0)
-			return n;
-		used += (unsigned)n;
-		if (desc.flags & VRING_DESC_F_WRITE) {
-			chain.n_write = (uint16_t)(chain.n_write + n);
-			chain.write_len += desc.len;
-		} else if (chain.n_write) { /* section 2.7.4.2: reads first */
-			return -VU_ERR_CHAIN;
-		} else {
-			chain.n_read = (uint16_t)(chain.n_read + n);
-			chain.read_len += desc.len;
-		}
-		if (!(desc.flags & VRING_DESC_F_NEXT))
-			break;
-		index = desc.next;
-		if (index >= table.num)
-			return -VU_ERR_CHAIN;
-	}
-	*ret_chain = chain;
-	return 0;
-}
-
-/**
- * vu_ring_pop() - Take the next available chain
- * @ring:	Ring
- * @iov:	Where its segments go, device-readable first
- * @iov_cap:	Entries of @iov
- * @ret_chain:	The chain
- *
- * Returns: 1 if there was one, 0 if the ring is empty,
- *	-VU_ERR_FULL, if @iov is too short: the chain stays on the ring
- *	-VU_ERR_RING, if the available ring is broken
- *	-VU_ERR_CHAIN, -VU_ERR_RANGE, if the chain is
- */
-int vu_ring_pop(struct vu_ring *ring, struct iovec *iov, unsigned iov_cap,
-		struct vu_chain *ret_chain)
-{
-	uint16_t avail = __atomic_load_n(&ring->avail->idx, __ATOMIC_ACQUIRE);
-	uint16_t waiting = (uint16_t)(avail - ring->last_avail);
-	uint16_t head;
-	int err;
-
-	if (waiting == 0)
-		return 0;
-	if (waiting > ring->num)
-		return -VU_ERR_RING;
-	head = __atomic_load_n(
-	    &ring->avail->ring[ring->last_avail & (ring->num - 1)],
-	    __ATOMIC_RELAXED);
-	if (head >= ring->num)
-		return -VU_ERR_RING;
-	err = walk(ring, head, iov, iov_cap, ret_chain);
-	if (err)
-		return err;
-	ring->last_avail++;
-	return 1;
-}
-
-/**
- * vu_ring_unpop() - Put the last chains back
- * @ring:	Ring
- * @count:	How many of the chains popped last, not pushed yet
- */
-void vu_ring_unpop(struct vu_ring *ring, unsigned count)
-{
-	ring->last_avail = (uint16_t)(ring->last_avail - count);
-}
-
-/**
- * log_used() - Mark a part of the used ring that was written
- * @ring:	Ring
- * @part:	It, in our address space
+ * @part:	It, in our address space: behind @shared
  * @len:	Its size, bytes
  */
-static void log_used(const struct vu_ring *ring, const void *part, uint64_t len)
+void ring_log(const struct vu_ring *ring, const void *part, uint64_t len)
 {
-	uint64_t off = (uintptr_t)part - (uintptr_t)ring->used;
+	uint64_t off = (uintptr_t)part - (uintptr_t)ring->shared;
 
-	if (ring->mem->log && ring->log_used <= UINT64_MAX - off - len)
+	if (ring->log_used <= UINT64_MAX - off - len)
 		mem_log(ring->mem, ring->log_used + off, len);
+}
+
+/**
+ * ring_call() - Interrupt the guest
+ * @ring:	Ring with a call eventfd; if its counter is full, an interrupt
+ *is pending anyway
+ */
+void ring_call(const struct vu_ring *ring)
+{
+	const uint64_t one = 1;
+
+	while (write(ring->call_fd, &one, sizeof(one)) < 0 && errno == EINTR)
+		;
 }
 
 /**
@@ -378,7 +217,39 @@ static void log_written(const struct vu_ring *ring, const struct iovec *iov,
 }
 
 /**
- * vu_ring_push() - Put a chain on the used ring, not visible yet
+ * vu_ring_pop() - Take the next available chain
+ * @ring:	Ring
+ * @iov:	Where its segments go, device-readable first
+ * @iov_cap:	Entries of @iov
+ * @ret_chain:	The chain
+ *
+ * Returns: 1 if there was one, 0 if the ring is empty,
+ *	-VU_ERR_FULL, if @iov is too short: the chain stays on the ring
+ *	-VU_ERR_RING, if the ring is broken
+ *	-VU_ERR_CHAIN, -VU_ERR_RANGE, if the chain is
+ */
+int vu_ring_pop(struct vu_ring *ring, struct iovec *iov, unsigned iov_cap,
+		struct vu_chain *ret_chain)
+{
+	return ring->packed ? packed_pop(ring, iov, iov_cap, ret_chain)
+			    : split_pop(ring, iov, iov_cap, ret_chain);
+}
+
+/**
+ * vu_ring_unpop() - Put the last chains back
+ * @ring:	Ring
+ * @count:	How many of the chains popped last, not pushed yet
+ */
+void vu_ring_unpop(struct vu_ring *ring, unsigned count)
+{
+	if (ring->packed)
+		packed_unpop(ring, count);
+	else
+		split_unpop(ring, count);
+}
+
+/**
+ * vu_ring_push() - Give a chain back, not visible yet
  * @ring:	Ring
  * @chain:	The chain
  * @written:	Its device-writable segments; NULL if @len is 0
@@ -387,18 +258,15 @@ static void log_written(const struct vu_ring *ring, const struct iovec *iov,
 void vu_ring_push(struct vu_ring *ring, const struct vu_chain *chain,
 		  const struct iovec *written, uint32_t len)
 {
-	struct vring_used_elem *elem =
-	    &ring->used->ring[ring->used_idx & (ring->num - 1)];
 	unsigned segments = (unsigned)chain->n_read + chain->n_write;
 
-	elem->id = chain->head;
-	elem->len = len;
-	ring->used_idx++;
 	ring->unflushed += segments ? segments : 1;
-	if (ring->mem->log) {
-		log_used(ring, elem, sizeof(*elem));
+	if (ring->packed)
+		packed_push(ring, chain, len);
+	else
+		split_push(ring, chain, len);
+	if (ring->mem->log)
 		log_written(ring, written, chain->n_write, len);
-	}
 }
 
 /**
@@ -413,64 +281,25 @@ unsigned vu_ring_unflushed(const struct vu_ring *ring)
 }
 
 /**
- * wants_call() - Does the driver want an interrupt for what was published?
- * @ring:	Ring
- * @old:	Used index that it saw before
- *
- * Spec: VIRTIO 1.2 section 2.7.7.2 and 2.7.10.
- *
- * Returns: true if it does
- */
-static bool wants_call(const struct vu_ring *ring, uint16_t old)
-{
-	uint16_t event;
-
-	if (!ring->event_idx)
-		return !(
-		    __atomic_load_n(&ring->avail->flags, __ATOMIC_RELAXED) &
-		    VRING_AVAIL_F_NO_INTERRUPT);
-	event =
-	    __atomic_load_n(&ring->avail->ring[ring->num], __ATOMIC_RELAXED);
-	return (uint16_t)(ring->used_idx - event - 1) <
-	       (uint16_t)(ring->used_idx - old);
-}
-
-/**
  * vu_ring_flush() - Publish what was pushed, interrupt the guest if it asks
  * @ring:	Ring
  *
- * Returns: 1 if an interrupt was sent, else 0. A call eventfd that can't be
- * written (its counter is full) has an interrupt pending anyway.
+ * Returns: 1 if an interrupt was sent, else 0
  */
 int vu_ring_flush(struct vu_ring *ring)
 {
-	const uint64_t one = 1;
-	uint16_t old = ring->used_published;
-
-	if (ring->used_idx == old)
-		return 0;
-	__atomic_store_n(&ring->used->idx, ring->used_idx, __ATOMIC_RELEASE);
-	ring->used_published = ring->used_idx;
-	ring->unflushed = 0;
-	log_used(ring, &ring->used->idx, sizeof(ring->used->idx));
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	if (!wants_call(ring, old) || ring->call_fd < 0)
-		return 0;
-	while (write(ring->call_fd, &one, sizeof(one)) < 0 && errno == EINTR)
-		;
-	return 1;
+	return ring->packed ? packed_flush(ring) : split_flush(ring);
 }
 
 /**
  * vu_ring_pending() - Is there a chain to pop?
  * @ring:	Ring
  *
- * Returns: true if there is; one load, made for spinning
+ * Returns: true if there is; one load of guest memory, made for spinning
  */
 bool vu_ring_pending(const struct vu_ring *ring)
 {
-	return __atomic_load_n(&ring->avail->idx, __ATOMIC_ACQUIRE) !=
-	       ring->last_avail;
+	return ring->packed ? packed_pending(ring) : split_pending(ring);
 }
 
 /**
@@ -483,25 +312,8 @@ bool vu_ring_pending(const struct vu_ring *ring)
  */
 bool vu_ring_want_kicks(struct vu_ring *ring, bool want)
 {
-	if (ring->event_idx) {
-		if (want) {
-			uint16_t *avail_event =
-			    (uint16_t *)(void *)&ring->used->ring[ring->num];
-
-			__atomic_store_n(avail_event, ring->last_avail,
-					 __ATOMIC_RELAXED);
-			log_used(ring, avail_event, sizeof(*avail_event));
-		}
-	} else {
-		__atomic_store_n(&ring->used->flags,
-				 want ? 0 : VRING_USED_F_NO_NOTIFY,
-				 __ATOMIC_RELAXED);
-		log_used(ring, &ring->used->flags, sizeof(ring->used->flags));
-	}
-	if (!want)
-		return false;
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	return vu_ring_pending(ring);
+	return ring->packed ? packed_want_kicks(ring, want)
+			    : split_want_kicks(ring, want);
 }
 
 /**
@@ -527,11 +339,18 @@ uint32_t vu_ring_num(const struct vu_ring *ring)
 
 /**
  * vu_ring_base() - Where the next chain will be taken from
- * @ring:	Ring, all popped chains pushed
+ * @ring:	Ring, all popped chains pushed and flushed
  *
- * Returns: index for VHOST_USER_GET_VRING_BASE
+ * Spec: vhost-user, "A vring state description": a packed ring has two indices
+ * of 15 bits there, each with its wrap counter.
+ *
+ * Returns: what VHOST_USER_GET_VRING_BASE answers
  */
-uint16_t vu_ring_base(const struct vu_ring *ring)
+uint32_t vu_ring_base(const struct vu_ring *ring)
 {
-	return ring->last_avail;
+	if (!ring->packed)
+		return ring->last_avail;
+	return (uint32_t)ring->next.index | (uint32_t)ring->next.wrap << 15 |
+	       (uint32_t)ring->used_next.index << 16 |
+	       (uint32_t)ring->used_next.wrap << 31;
 }

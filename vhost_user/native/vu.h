@@ -85,20 +85,25 @@ int vu_mem_translate(const struct vu_mem *mem, uint64_t gpa, uint64_t *len,
 int vu_mem_translate_uva(const struct vu_mem *mem, uint64_t uva, uint64_t *len,
 			 void **ret_va);
 
-/* ---- split ring (ring.c) ---- */
+/* ---- virtqueues (ring.c, split.c, packed.c, inflight.c) ---- */
 
 /**
  * struct vu_ring_config - A ring as the front-end describes it
- * @desc_uva:	Descriptor table, in the front-end's address space
- * @avail_uva:	Available ring, same
- * @used_uva:	Used ring, same
- * @features:	Negotiated feature bits (VIRTIO_RING_F_*)
- * @num:	Entries, a power of two up to VU_MAX_QUEUE
- * @base:	Index of the next available entry to take
+ * @desc_uva:	Descriptor table, in the front-end's address space; packed:
+ *		descriptor ring
+ * @avail_uva:	Available ring, same; packed: driver event suppression
+ * @used_uva:	Used ring, same; packed: device event suppression
+ * @features:	Negotiated feature bits; VIRTIO_F_RING_PACKED: a packed ring
+ * @num:	Entries, up to VU_MAX_QUEUE; a split ring: a power of two
+ * @base:	VRING_BASE: index of the next available entry to take; packed:
+ *		that and the next used one, with their wrap counters
  * @kick_fd:	eventfd the guest signals, or -1 (the engine then polls)
  * @call_fd:	eventfd that interrupts the guest, or -1
  * @log_used_gpa: Where the dirty log has the used ring (VHOST_VRING_F_LOG);
- *		UINT64_MAX: what is written there isn't logged
+ *		UINT64_MAX: what is written to the ring isn't logged
+ * @inflight:	The ring's part of the inflight area, or NULL: what is in flight
+ *		there is popped first
+ * @inflight_size: Its size, bytes; see vu_inflight_size()
  */
 struct vu_ring_config {
 	uint64_t desc_uva;
@@ -106,17 +111,21 @@ struct vu_ring_config {
 	uint64_t used_uva;
 	uint64_t log_used_gpa;
 	uint64_t features;
+	void *inflight;
+	uint64_t inflight_size;
 	uint32_t num;
-	uint16_t base;
+	uint32_t base;
 	int kick_fd;
 	int call_fd;
 };
 
 /**
  * struct vu_chain - One descriptor chain, copied out and checked
- * @head:	Its first descriptor's index
+ * @head:	Its first descriptor's index; packed: its buffer id
  * @n_read:	Segments the device reads; they come first in the iovec
  * @n_write:	Segments the device writes; they follow
+ * @slots:	Packed: descriptors of the ring that it takes up
+ * @entry:	Packed: where the inflight area has it
  * @read_len:	Sum of the former, bytes
  * @write_len:	Sum of the latter, bytes
  */
@@ -124,6 +133,8 @@ struct vu_chain {
 	uint16_t head;
 	uint16_t n_read;
 	uint16_t n_write;
+	uint16_t slots;
+	uint16_t entry;
 	uint64_t read_len;
 	uint64_t write_len;
 };
@@ -144,7 +155,8 @@ bool vu_ring_pending(const struct vu_ring *ring);
 bool vu_ring_want_kicks(struct vu_ring *ring, bool want);
 void vu_ring_set_call(struct vu_ring *ring, int call_fd);
 uint32_t vu_ring_num(const struct vu_ring *ring);
-uint16_t vu_ring_base(const struct vu_ring *ring);
+uint32_t vu_ring_base(const struct vu_ring *ring);
+uint64_t vu_inflight_size(uint32_t num, bool packed);
 
 /* ---- targets: where a connection's other end is ---- */
 
@@ -396,7 +408,8 @@ int vu_dev_set_mem(struct vu_engine *engine, uint32_t dev,
 		   const struct vu_mem *mem);
 int vu_dev_start_ring(struct vu_engine *engine, uint32_t dev, uint32_t queue,
 		      const struct vu_ring_config *cfg);
-int vu_dev_stop_ring(struct vu_engine *engine, uint32_t dev, uint32_t queue);
+int64_t vu_dev_stop_ring(struct vu_engine *engine, uint32_t dev,
+			 uint32_t queue);
 int vu_dev_set_call(struct vu_engine *engine, uint32_t dev, uint32_t queue,
 		    int call_fd);
 int vu_dev_reset(struct vu_engine *engine, uint32_t dev);
