@@ -261,7 +261,8 @@ class Engine:
     Args:
         poll_us: longest the thread spins before it blocks, us; 0: never spins.
         max_conns: connections over all devices and listeners.
-        dial_timeout_s: an unanswered dial fails with ETIMEDOUT after so long.
+        dial_timeout_s: an unanswered dial fails with ETIMEDOUT after so long; a
+            guest that does not answer a SHUTDOWN gets a RST.
         cpu: pin the thread to this CPU.
     """
 

@@ -30,12 +30,14 @@ class Host:
     the unix socket `uds_path` + "_PORT".
     """
 
-    def __init__(self, directory, *, buf_alloc=64 * 1024, poll_us=0, **limits):
+    def __init__(
+        self, directory, *, buf_alloc=64 * 1024, poll_us=0, dial_timeout_s=30, **limits
+    ):
         self.path = directory / "vhost"
         self.uds_path = directory / "vsock"
         self.events = []
         self._options = {"buf_alloc": buf_alloc, **limits}
-        self._poll_us = poll_us
+        self._engine_options = {"poll_us": poll_us, "dial_timeout_s": dial_timeout_s}
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._stop = asyncio.Event()
@@ -67,7 +69,7 @@ class Host:
 
     async def _serve(self):
         async with contextlib.AsyncExitStack() as stack:
-            engine = await stack.enter_async_context(Engine(poll_us=self._poll_us))
+            engine = await stack.enter_async_context(Engine(**self._engine_options))
             self.engine = engine
             self.device = VsockDevice(
                 engine,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 
 import pytest
 
-from vhost_user.errors import GuestError
+from vhost_user.engine import Engine
+from vhost_user.errors import GuestError, StateError
+from vhost_user.vsock.device import VsockDevice
 from vhost_user.vsock.driver import VsockGuest
 from vhost_user.vsock.packet import CID_HOST, Op, Shutdown, Type
 
@@ -18,6 +21,17 @@ PATTERN = bytes(range(251)) * 1200
 @pytest.mark.spec("virtio-1.2:5.10.4/guest-cid")
 def test_the_configuration_is_the_guests_cid(guest):
     assert guest.vmm.config() == b"\x03\0\0\0\0\0\0\0"
+
+
+@pytest.mark.spec("virtio-1.2:5.10.6.4.2/no-reserved-cid")
+@pytest.mark.parametrize("cid", [0, 1, 2, 2**32 - 1, 2**32 + 3, 2**64 - 1])
+def test_a_reserved_cid_is_no_guests(cid):
+    async def make():
+        async with Engine() as engine:
+            VsockDevice(engine, guest_cid=cid)
+
+    with pytest.raises(StateError):
+        asyncio.run(make())
 
 
 # ---- connection requests ----
@@ -284,6 +298,43 @@ def test_bytes_after_a_shutdown_end_the_connection(far):
     conn.say(Op.RW, b"one more thing")
     while (packet := conn.receive()).op != Op.RST:
         assert packet.op == Op.CREDIT_UPDATE
+
+
+@pytest.mark.spec("virtio-1.2:5.10.6.5/shutdown-receive")
+def test_a_guest_that_receives_no_more_gets_nothing_and_may_send(
+    far, guest, read_exactly
+):
+    conn, sock = far()
+    conn.shutdown(Shutdown.RECEIVE)
+    guest.fence()
+    sock.sendall(b"too late")
+    assert [p for p in guest.fence() if p.op == Op.RW] == []
+    conn.say(Op.RW, b"still here")
+    assert read_exactly(sock, 10) == b"still here"
+
+
+@pytest.mark.spec("virtio-1.2:5.10.6.5/shutdown-permanent")
+def test_a_later_shutdown_takes_nothing_back(far):
+    conn, sock = far()
+    conn.shutdown(Shutdown.SEND)
+    conn.shutdown(Shutdown(0))
+    assert sock.recv(1) == b""
+    conn.shutdown(Shutdown.RECEIVE)  # both said now, one after the other
+    conn.expect(Op.RST)
+
+
+@pytest.mark.spec("virtio-1.2:5.10.6.5/forced-disconnect")
+def test_a_guest_that_does_not_let_go_is_reset(make_host):
+    host = make_host(dial_timeout_s=0.1)
+    with VsockGuest(host.path) as guest, host.listen(5000) as listener:
+        conn = guest.connect(5000)
+        sock, _ = listener.accept()
+        conn.shutdown(Shutdown.SEND)
+        sock.close()
+        assert conn.expect(Op.SHUTDOWN).header.flags == Shutdown.BOTH
+        conn.expect(Op.RST)
+        assert host.stats().conns == 0
+        guest.connect(ECHO)
 
 
 def test_ended_connections_leave_nothing(host, guest):

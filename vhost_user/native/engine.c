@@ -196,11 +196,15 @@ static void expire(struct vu_engine *e, struct list *head, uint64_t timeout_us)
 		struct vu_conn *c =
 		    container_of(head->next, struct vu_conn, timer);
 
-		if (now - (c->orphan ? c->orphan_us : c->start_us) < timeout_us)
+		bool alone = c->orphan || c->state == CONN_LINGER;
+
+		if (now - (alone ? c->alone_us : c->start_us) < timeout_us)
 			return;
 		list_del(&c->timer);
 		if (c->orphan)
 			conn_abort(e, c, ETIMEDOUT);
+		else if (alone) /* VIRTIO 1.2 section 5.10.6.5: forcibly */
+			vsock_reset(c);
 		else
 			conn_failed(e, c, ETIMEDOUT);
 	}
@@ -271,6 +275,8 @@ static int timers(struct vu_engine *e)
 		expire(e, &e->dialing, dial_us);
 	if (!list_empty(&e->orphans))
 		expire(e, &e->orphans, ORPHAN_US);
+	if (!list_empty(&e->lingering))
+		expire(e, &e->lingering, dial_us);
 	for (unsigned i = 0; i < MAX_LISTENERS && !soon; i++)
 		soon = e->listeners[i] && e->listeners[i]->paused;
 	for (unsigned i = 0; i < e->n_devs && !soon; i++)
@@ -290,7 +296,10 @@ static int timers(struct vu_engine *e)
 		return HOLD_US / 1000;
 	if (soon)
 		return RETRY_US / 1000;
-	return list_empty(&e->dialing) && list_empty(&e->orphans) ? -1 : 50;
+	return list_empty(&e->dialing) && list_empty(&e->orphans) &&
+		       list_empty(&e->lingering)
+		   ? -1
+		   : 50;
 }
 
 /* ---- waiting ---- */
@@ -570,6 +579,7 @@ struct vu_engine *vu_engine_new(const struct vu_engine_config *cfg)
 	list_init(&e->run);
 	list_init(&e->dialing);
 	list_init(&e->orphans);
+	list_init(&e->lingering);
 	for (size_t i = 0; i < SCRATCH; i++) /* RFC 864: printable ASCII */
 		e->chargen[i] = (char)(' ' + i % 95);
 	e->epoll_fd = epoll_create1(EPOLL_CLOEXEC);

@@ -172,7 +172,7 @@ struct way {
  * @want:	VU_WANT_ bits of the device or listener
  * @hybrid:	Write "OK <port>\n" to the far end when the guest accepts
  * @orphan:	The guest is gone; queued bytes still go up
- * @orphan_us:	Since when
+ * @alone_us:	Orphan, or CONN_LINGER: since when
  * @reported:	Its end was posted
  * @rx_cnt:	Bytes received from the guest
  * @fwd_cnt:	Of them, bytes that left us
@@ -200,7 +200,7 @@ struct vu_conn {
 	uint64_t up_bytes;
 	uint64_t down_bytes;
 	uint64_t start_us;
-	uint64_t orphan_us;
+	uint64_t alone_us;
 	uint32_t index;
 	uint32_t generation;
 	uint32_t source;
@@ -351,9 +351,10 @@ struct vu_engine {
 	struct poller poller;
 	struct vu_engine_stats stats;
 	struct list run;
-	struct list dialing; /* by age: all have the same timeout */
-	struct list orphans; /* same */
-	uint64_t retried_us; /* when what waits for the host was last tried */
+	struct list dialing;   /* by age: all have the same timeout */
+	struct list orphans;   /* same */
+	struct list lingering; /* same */
+	uint64_t retried_us;   /* when what waits for the host was last tried */
 	struct vu_dev *devs[VU_MAX_DEVICES];
 	unsigned n_devs; /* highest id + 1 */
 	struct vu_listener *listeners[MAX_LISTENERS];

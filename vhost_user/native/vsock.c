@@ -812,7 +812,7 @@ static void guest_reset(struct vu_conn *c)
 		list_del(&c->owe_link);
 		c->owe = 0;
 		c->orphan = true;
-		c->orphan_us = now_us();
+		c->alone_us = now_us();
 		list_add(&e->orphans, &c->timer);
 		return;
 	}
@@ -1184,6 +1184,8 @@ static void finish(struct vu_conn *c)
 	conn_close_end(&c->far, false);
 	list_del(&c->run);
 	c->state = CONN_LINGER;
+	c->alone_us = now_us();
+	list_add(&e->lingering, &c->timer);
 	vsock_owe(c, OWE_SHUTDOWN);
 }
 

@@ -209,7 +209,8 @@ struct vu_target {
  * struct vu_engine_config - Fixed for an engine's life
  * @poll_us:	Longest the engine spins before it blocks; 0: never spins
  * @max_conns:	Connections over all devices and listeners
- * @dial_timeout_ms: An unanswered dial or guest REQUEST fails with ETIMEDOUT
+ * @dial_timeout_ms: An unanswered dial or guest REQUEST fails with ETIMEDOUT;
+ *		a guest that does not answer our last SHUTDOWN gets a RST
  */
 struct vu_engine_config {
 	uint32_t poll_us;

@@ -70,7 +70,10 @@ def test_tells_protocol_features_before_features_are_set(vmm):
     }
 
 
-@pytest.mark.spec("vhost-user:SET_PROTOCOL_FEATURES")
+@pytest.mark.spec(
+    "vhost-user:SET_PROTOCOL_FEATURES",
+    "vhost-user:in-band/alone",
+)
 def test_rejects_a_protocol_feature_that_was_not_offered(vmm):
     with pytest.raises(FrontendError, match="were not offered"):
         vmm.send(Request.SET_PROTOCOL_FEATURES, encode_u64(1 << 14))
