@@ -27,6 +27,7 @@ ROOT: Final = Path(__file__).parents[2]
 DOC: Final = ROOT / "docs/conformance.md"
 DATA: Final = Path(__file__).parent / "requirements"
 FILES: Final = (
+    "status.toml",
     "split.toml",
     "packed.toml",
     "vsock.toml",

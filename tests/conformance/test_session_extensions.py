@@ -184,8 +184,12 @@ RESETS = {
 }
 
 
-@pytest.mark.spec("vhost-user:RESET_DEVICE")
-@pytest.mark.spec("vhost-user:SET_STATUS")
+@pytest.mark.spec(
+    "vhost-user:RESET_DEVICE",
+    "vhost-user:SET_STATUS",
+    "virtio-1.2:2.4.1/status-0",
+    "virtio-1.2:2.4.1/silent",
+)
 @pytest.mark.parametrize("reset", RESETS.values(), ids=RESETS.keys())
 def test_a_reset_in_mid_stream_ends_it_and_the_device_starts_over(
     host, far, guest, reset
@@ -233,7 +237,10 @@ def test_a_pause_as_qemu_makes_it_keeps_the_stream(far, guest):
 # ---- RING_RESET ----
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 2.6.1")
+@pytest.mark.spec(
+    "virtio-1.2:2.6.1.1.1/no-requests",
+    "virtio-1.2:2.6.1.1.1/default-state",
+)
 @pytest.mark.parametrize("queue", [RX, TX], ids=["rx", "tx"])
 def test_one_ring_is_reset_and_connections_go_on(far, guest, queue):
     conn, sock = far()

@@ -20,9 +20,6 @@ ECHO = 7
 WINDOW = 64 * 1024
 TIMEOUT_S = 10.0
 GROUP = frozenset({"a"})
-OVERVIEW = "VIRTIO 1.2 section 5.10.6"
-CREDIT = "VIRTIO 1.2 section 5.10.6.3"
-RX_TX = "VIRTIO 1.2 section 5.10.6.4"
 
 
 class Site:
@@ -199,7 +196,7 @@ def pump(near, far, data):
 # ---- connections ----
 
 
-@pytest.mark.spec(OVERVIEW)
+@pytest.mark.spec("virtio-1.2:5.10.6.2/flow-tuple")
 def test_a_request_reaches_the_sibling_as_it_was_sent(a, b):
     conn = a.request(5000, cid=4, buf_alloc=12345)
     header = b.receive().header
@@ -209,7 +206,7 @@ def test_a_request_reaches_the_sibling_as_it_was_sent(a, b):
     assert (header.buf_alloc, header.fwd_cnt) == (12345, 0)
 
 
-@pytest.mark.spec(OVERVIEW)
+@pytest.mark.spec("virtio-1.2:5.10.6.5/response")
 def test_the_response_comes_when_the_sibling_gives_it(a, b):
     conn = a.request(5000, cid=4)
     assert a.fence() == []
@@ -219,7 +216,7 @@ def test_the_response_comes_when_the_sibling_gives_it(a, b):
     assert (header.buf_alloc, header.fwd_cnt) == (23456, 0)
 
 
-@pytest.mark.spec(RX_TX)
+@pytest.mark.spec("virtio-1.2:5.10.6.5/refused")
 def test_a_refusal_comes_back(site, a, b):
     conn = a.request(5000, cid=4)
     request = b.receive().header
@@ -231,7 +228,7 @@ def test_a_refusal_comes_back(site, a, b):
         assert site.stats(cid).conns == 0
 
 
-@pytest.mark.spec(RX_TX)
+@pytest.mark.spec("virtio-1.2:5.10.6.5/refused")
 @pytest.mark.parametrize("cid", [3, 5, 6, 99], ids=["own", "other-group", "none", "99"])
 def test_a_cid_that_is_no_sibling_refuses(make_site, cid):
     site = make_site(GROUP, GROUP, frozenset({"b", "c"}), frozenset())
@@ -240,7 +237,7 @@ def test_a_cid_that_is_no_sibling_refuses(make_site, cid):
         assert conn.expect(Op.RST).header.src_cid == cid
 
 
-@pytest.mark.spec(RX_TX)
+@pytest.mark.spec("virtio-1.2:5.10.6.5/response")
 def test_one_common_group_is_enough(make_site):
     site = make_site(frozenset({"a", "b"}), frozenset({"b", "c"}), frozenset({"c"}))
     with contextlib.ExitStack() as stack:
@@ -260,12 +257,12 @@ def test_two_siblings_cannot_have_one_cid(site):
     site.add(5, GROUP)
 
 
-@pytest.mark.spec(RX_TX)
+@pytest.mark.spec("virtio-1.2:5.10.6.5/refused")
 def test_a_sibling_that_is_off_refuses(a):
     a.request(5000, cid=4).expect(Op.RST)
 
 
-@pytest.mark.spec(OVERVIEW)
+@pytest.mark.spec("virtio-1.2:5.10.6.2/flow-tuple")
 def test_the_same_ports_both_ways_and_to_the_host_are_three_connections(site, a, b):
     ports = (7, 7)
     host = a.header(Op.REQUEST, *ports)
@@ -319,7 +316,7 @@ def test_max_conns_counts_at_both_ends(make_site):
 # ---- bytes and credit ----
 
 
-@pytest.mark.spec(CREDIT)
+@pytest.mark.spec("virtio-1.2:5.10.6.2/stream-delivery")
 @pytest.mark.parametrize("size", [1, 100_000, 3_000_000])
 def test_bytes_arrive_both_ways_as_they_were_sent(a, b, size):
     near, far = connect(a, b)
@@ -328,7 +325,7 @@ def test_bytes_arrive_both_ways_as_they_were_sent(a, b, size):
     assert pump(far, near, down) == down
 
 
-@pytest.mark.spec(CREDIT)
+@pytest.mark.spec("virtio-1.2:2.7.4.1/any-arrangement")
 @pytest.mark.parametrize("layout", [(44, 100), (100,), (4096,), (44, 65536)])
 def test_buffers_of_any_layout_work(make_guest, layout):
     a = make_guest(3, rx_layout=layout)
@@ -338,7 +335,7 @@ def test_buffers_of_any_layout_work(make_guest, layout):
     assert pump(near, far, data) == data
 
 
-@pytest.mark.spec(CREDIT)
+@pytest.mark.spec("virtio-1.2:5.10.6.3.2/valid-fields")
 def test_a_guest_is_told_what_the_other_consumed(a, b):
     near, far = connect(a, b)
     near.say(Op.RW, b"x" * 1000)
@@ -353,7 +350,7 @@ def test_a_guest_is_told_what_the_other_consumed(a, b):
     assert a.fence() == []  # the data carried it
 
 
-@pytest.mark.spec(CREDIT)
+@pytest.mark.spec("virtio-1.2:5.10.6.3/credit-request")
 def test_a_credit_request_is_answered_by_the_sibling(a, b):
     near, far = connect(a, b)
     near.say(Op.CREDIT_REQUEST)
@@ -364,7 +361,7 @@ def test_a_credit_request_is_answered_by_the_sibling(a, b):
     near.expect(Op.CREDIT_UPDATE)
 
 
-@pytest.mark.spec(CREDIT)
+@pytest.mark.spec("virtio-1.2:5.10.6.3/payload-only")
 def test_a_window_larger_than_ours_can_be_filled(a, b):
     near = a.request(5000, cid=4)
     far = b.accept(buf_alloc=4 * WINDOW)
@@ -383,7 +380,10 @@ def test_a_window_larger_than_ours_can_be_filled(a, b):
     assert near.credit == 0
 
 
-@pytest.mark.spec(CREDIT)
+@pytest.mark.spec(
+    "virtio-1.2:5.10.6.1.2/bounded",
+    "virtio-1.2:5.10.6.1.2/tx-when-rx-full",
+)
 def test_a_guest_without_rx_buffers_gets_at_most_a_window_kept(site, make_guest, a):
     b = make_guest(4, rx_buffers=1)
     near = a.request(5000, cid=4, buf_alloc=WINDOW)
@@ -411,7 +411,7 @@ def test_a_guest_without_rx_buffers_gets_at_most_a_window_kept(site, make_guest,
     assert site.stats(3).credit_violations == 1
 
 
-@pytest.mark.spec(CREDIT)
+@pytest.mark.spec("virtio-1.2:5.10.6.3/payload-only")
 def test_a_guest_that_overruns_the_window_loses_that_connection(site, a, b):
     near, far = connect(a, b)
     near.say(Op.RW, b"x" * (WINDOW + 1))
@@ -422,7 +422,7 @@ def test_a_guest_that_overruns_the_window_loses_that_connection(site, a, b):
     works(a, b)
 
 
-@pytest.mark.spec(CREDIT)
+@pytest.mark.spec("virtio-1.2:5.10.6.3.2/rw-within-credit")
 def test_a_guest_that_shrinks_its_window_is_not_overrun(a, b):
     near, far = connect(a, b)
     near.say(Op.RW, b"x" * 10_000)
@@ -443,7 +443,7 @@ def test_a_guest_that_shrinks_its_window_is_not_overrun(a, b):
             far.say(Op.CREDIT_UPDATE)
 
 
-@pytest.mark.spec(CREDIT)
+@pytest.mark.spec("virtio-1.2:5.10.6.3/payload-only")
 def test_a_forged_fwd_cnt_ends_that_connection(site, a, b):
     near, far = connect(a, b)
     near.say(Op.RW, b"x" * 10)
@@ -455,7 +455,7 @@ def test_a_forged_fwd_cnt_ends_that_connection(site, a, b):
     works(a, b)
 
 
-@pytest.mark.spec(CREDIT)
+@pytest.mark.spec("virtio-1.2:5.10.6.3/payload-only")
 def test_an_old_fwd_cnt_changes_nothing(a, b):
     near, far = connect(a, b)
     near.say(Op.RW, b"x" * 10)
@@ -467,7 +467,7 @@ def test_an_old_fwd_cnt_changes_nothing(a, b):
     assert near.credit == WINDOW
 
 
-@pytest.mark.spec(CREDIT)
+@pytest.mark.spec("virtio-1.2:5.10.6.2/stream-delivery")
 def test_sixteen_pairs_share_fairly(a, b):
     pairs = [connect(a, b, 5000 + i) for i in range(16)]
     for near, _ in pairs:
@@ -486,7 +486,7 @@ def test_sixteen_pairs_share_fairly(a, b):
 # ---- the end ----
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 5.10.6.5")
+@pytest.mark.spec("virtio-1.2:5.10.6.5/shutdown-send")
 def test_half_close_goes_on_and_the_other_half_works(a, b):
     near, far = connect(a, b)
     near.say(Op.RW, b"last words")
@@ -500,7 +500,7 @@ def test_half_close_goes_on_and_the_other_half_works(a, b):
     assert a.fence() == b.fence() == []  # neither has let go yet
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 5.10.6.5")
+@pytest.mark.spec("virtio-1.2:5.10.6.5/shutdown-receive")
 def test_the_receiving_half_can_close_first(a, b):
     near, far = connect(a, b)
     far.shutdown(Shutdown.RECEIVE)
@@ -509,7 +509,7 @@ def test_the_receiving_half_can_close_first(a, b):
     assert near.receive_bytes(5) == b"still"
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 5.10.6.5")
+@pytest.mark.spec("virtio-1.2:5.10.6.5/clean-disconnect")
 def test_no_rst_answers_a_close_before_the_sibling_does(a, b):
     near, far = connect(a, b)
     near.say(Op.RW, b"bye")
@@ -522,7 +522,7 @@ def test_no_rst_answers_a_close_before_the_sibling_does(a, b):
     assert a.fence() == b.fence() == []
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 5.10.6.5")
+@pytest.mark.spec("virtio-1.2:5.10.6.5/shutdown-send")
 def test_shutdown_comes_behind_the_bytes_that_are_kept(make_guest, a):
     b = make_guest(4, rx_buffers=1)
     near = a.request(5000, cid=4)
@@ -541,7 +541,7 @@ def test_shutdown_comes_behind_the_bytes_that_are_kept(make_guest, a):
     assert came == 10_000
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 5.10.6.5")
+@pytest.mark.spec("virtio-1.2:5.10.6.5/rst-disconnects")
 @pytest.mark.parametrize("who", ["opener", "sibling"])
 def test_a_reset_goes_on_either_way(site, a, b, who):
     near, far = connect(a, b)
@@ -555,7 +555,7 @@ def test_a_reset_goes_on_either_way(site, a, b, who):
     assert a.fence() == b.fence() == []
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 5.10.6.5")
+@pytest.mark.spec("virtio-1.2:5.10.6.5/clean-disconnect")
 def test_bytes_of_a_guest_that_gave_up_waiting_still_arrive(site, make_guest, a):
     b = make_guest(4, rx_buffers=1)
     near = a.request(5000, cid=4)
@@ -579,14 +579,14 @@ def test_bytes_of_a_guest_that_gave_up_waiting_still_arrive(site, make_guest, a)
 # ---- siblings that misbehave ----
 
 
-@pytest.mark.spec(RX_TX)
+@pytest.mark.spec("virtio-1.2:5.10.6.5/rst-disconnects")
 def test_a_response_to_nothing_is_refused(a, b):
     b.send(b.header(Op.RESPONSE, 5000, 5001, dst_cid=3))
     assert b.receive_for(5000, 5001, cid=3).op == Op.RST
     assert a.fence() == []
 
 
-@pytest.mark.spec(RX_TX)
+@pytest.mark.spec("virtio-1.2:5.10.6.5/rst-disconnects")
 @pytest.mark.parametrize("op", [Op.RW, Op.SHUTDOWN, Op.CREDIT_UPDATE])
 def test_an_answer_that_is_none_fails_the_connection(a, b, op):
     conn = a.request(5000, cid=4)
@@ -597,7 +597,7 @@ def test_an_answer_that_is_none_fails_the_connection(a, b, op):
     works(a, b)
 
 
-@pytest.mark.spec(RX_TX)
+@pytest.mark.spec("virtio-1.2:5.10.6.5/rst-disconnects")
 def test_bytes_before_the_response_fail_the_connection(a, b):
     conn = a.request(5000, cid=4)
     b.receive()
@@ -607,7 +607,7 @@ def test_bytes_before_the_response_fail_the_connection(a, b):
     works(a, b)
 
 
-@pytest.mark.spec(RX_TX)
+@pytest.mark.spec("virtio-1.2:5.10.6.2/flow-tuple")
 def test_a_guest_cannot_speak_for_its_sibling(site, a, b):
     near, far = connect(a, b)
     b.send(b.header(Op.RST, far.guest_port, far.host_port, src_cid=5, dst_cid=3))
@@ -617,7 +617,7 @@ def test_a_guest_cannot_speak_for_its_sibling(site, a, b):
     assert far.receive_bytes(2) == b"on"
 
 
-@pytest.mark.spec(RX_TX)
+@pytest.mark.spec("virtio-1.2:5.10.6.5/rst-disconnects")
 def test_a_request_that_is_never_answered_ends_when_the_guest_gives_up(site, a, b):
     conn = a.request(5000, cid=4)
     assert b.receive().op == Op.REQUEST
@@ -627,7 +627,7 @@ def test_a_request_that_is_never_answered_ends_when_the_guest_gives_up(site, a, 
     works(a, b)
 
 
-@pytest.mark.spec(RX_TX)
+@pytest.mark.spec("virtio-1.2:5.10.6.2/flow-tuple")
 def test_the_same_ports_again_reset_the_old_connection(a, b):
     near, far = connect(a, b)
     near.say(Op.REQUEST)

@@ -9,7 +9,6 @@ import pytest
 from vhost_user.vsock.packet import Op
 
 ECHO, DISCARD, CHARGEN = 7, 9, 19
-SPEC = "VIRTIO 1.2 section 5.10.6.3"
 
 
 def packets_of(conn, packets):

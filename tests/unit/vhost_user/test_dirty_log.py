@@ -113,7 +113,12 @@ CHAINS = st.lists(
 )
 
 
-@pytest.mark.spec('vhost-user "Migration"')
+@pytest.mark.spec(
+    "vhost-user:migration/data",
+    "vhost-user:migration/used",
+    "vhost-user:migration/page",
+    "vhost-user:migration/log-guest-addr",
+)
 @pytest.mark.parametrize("logged", [True, False], ids=["used-logged", "used-not"])
 @pytest.mark.parametrize("event_idx", [True, False], ids=["event-idx", "flags"])
 @settings(deadline=None, max_examples=40)
@@ -164,7 +169,7 @@ def test_what_changed_is_marked_and_nothing_else(chains, first, event_idx, logge
     assert marked <= touched
 
 
-@pytest.mark.spec('vhost-user "Migration"')
+@pytest.mark.spec("vhost-user:migration/data")
 def test_a_chain_that_goes_back_marks_nothing():
     with Ram(RAM_SIZE, gpa=GPA) as ram:
         queue = Virtqueue(ram, 16, features=Feature.VERSION_1)
@@ -178,7 +183,7 @@ def test_a_chain_that_goes_back_marks_nothing():
             assert device.marked() == {DATA // PAGE, (queue.used - GPA) // PAGE}
 
 
-@pytest.mark.spec('vhost-user "Migration"')
+@pytest.mark.spec("vhost-user:migration/log-guest-addr")
 def test_nothing_is_marked_behind_the_log_or_without_one():
     with Ram(RAM_SIZE, gpa=GPA) as ram:
         queue = Virtqueue(ram, 16, features=Feature.VERSION_1)

@@ -126,7 +126,11 @@ def test_rejects_a_status_of_more_than_8_bits(vmm, value):
         vmm.status = value
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 2.4")
+@pytest.mark.spec(
+    "virtio-1.2:2.4.1/status-0",
+    "virtio-1.2:2.4.1/silent",
+    "vhost-user:SET_STATUS",
+)
 def test_status_0_resets_a_running_device(running, device):
     running.status = 15
     running.status = 0
@@ -155,7 +159,7 @@ def test_status_0_of_a_driver_that_starts_over_is_a_reset(running, device):
     assert "reset" in device.calls
 
 
-@pytest.mark.spec("VIRTIO 1.2 section 2.1.2")
+@pytest.mark.spec("virtio-1.2:2.1.2/needs-reset")
 def test_a_broken_ring_sets_needs_reset_until_the_reset(running, session):
     running.status = 15
     session.ring_broke(0)
@@ -610,6 +614,7 @@ def test_without_a_channel_a_change_is_told_to_nobody(vmm, session):
     vmm.send(Request.GET_CONFIG, ConfigSpace(0, bytes(4)).encode())
 
 
+@pytest.mark.spec("virtio-1.2:2.1.2/needs-reset-notification")
 def test_a_broken_ring_is_told_as_a_change_once_the_driver_is_there(vmm, session):
     async def steps():
         vmm.negotiate(0)
