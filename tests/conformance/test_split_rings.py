@@ -67,8 +67,10 @@ def test_payload_behind_the_readable_part_of_a_chain_is_not_there(host, far, gue
     header = guest.header(Op.RW, conn.guest_port, conn.host_port, len=4).encode()
     gpa = guest.ram.alloc(64)
     guest.ram.write(gpa, header + b"evil")
+    guest.drain()
     guest.tx.add(readable=[(gpa, HDR_SIZE)], writable=[(gpa + HDR_SIZE, 4)])
     guest.tx.kick()
+    assert guest.tx.wait_used().len == 0
     conn.say(Op.RW, b"good")
     assert sock.recv(100) == b"good"
     assert host.stats().bad_packets == 1
