@@ -482,6 +482,7 @@ void limit_hit(struct vu_dev *d, enum vu_limit limit);
 void limit_shortage(struct vu_dev *d, int error);
 struct vu_conn *limit_conn(struct vu_dev *d, uint16_t type, bool to_guest);
 void limit_used(struct vu_conn *c);
+void limit_whole(struct vu_conn *c);
 void limit_close(struct vu_conn *c);
 void limit_shrink(struct vu_conn *c, uint32_t most);
 void limit_queued(struct vu_conn *c);

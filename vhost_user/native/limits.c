@@ -22,7 +22,7 @@
  * busy ones need. An eighth of what is free at most goes to one, so when it
  * gets scarce later ones get less, instead of nothing. Windows grow again
  * when connections end. A SEQPACKET connection gets its whole window at once:
- * a program can't send a message that is larger.
+ * a program can't send a message that is larger. So does one to a sibling.
  *
  * Rate. A token bucket for requests of the guest and one for those of host
  * clients and siblings, so that neither can keep the other out. Each holds a
@@ -208,6 +208,19 @@ void limit_used(struct vu_conn *c)
 	if (c->type != VIRTIO_VSOCK_TYPE_STREAM)
 		return;
 	grow(c, c->buf_alloc < most / 2 ? 2 * c->buf_alloc : most);
+}
+
+/**
+ * limit_whole() - A connection needs its whole window from the start
+ * @c:		Connection to a sibling, nothing sent yet
+ *
+ * Linux sends what doesn't fit its credit by copies, whatever MSG_ZEROCOPY asks
+ * for, and Linux's own vsock_test looks for that.
+ */
+void limit_whole(struct vu_conn *c)
+{
+	if (c->buf_alloc < c->dev->cfg.buf_alloc)
+		grow(c, c->dev->cfg.buf_alloc);
 }
 
 /**

@@ -127,6 +127,8 @@ void sibling_dial(struct vu_conn *c, struct vu_dev *to)
 		conn_failed(e, c, ECONNREFUSED);
 		return;
 	}
+	limit_whole(c);
+	limit_whole(t);
 	c->twin = t;
 	t->twin = c;
 	c->state = CONN_DIALING;

@@ -255,6 +255,21 @@ static uint32_t shutdown_flags(const struct vu_conn *c)
 }
 
 /**
+ * rst_awaited() - Does somebody wait for a connection's RST?
+ * @c:		Connection
+ *
+ * Nobody does when it answers the guest's own close, see held_long(). But one
+ * that a sibling answers can be overtaken: what the sibling's program does
+ * next may reach the guest's by another way, and it binds the port again.
+ *
+ * Returns: true if somebody may
+ */
+static bool rst_awaited(const struct vu_conn *c)
+{
+	return c->guest_shut != BOTH || c->cid != HOST_CID;
+}
+
+/**
  * pay() - Send the most urgent thing that a connection owes
  * @c:		Connection with something owed; may be gone afterwards
  *
@@ -293,7 +308,7 @@ static bool pay(struct vu_conn *c)
 	default:
 		hdr = make_hdr(c, VIRTIO_VSOCK_OP_CREDIT_UPDATE, 0, 0);
 	}
-	if (!rx_control(d, &hdr, bit != OWE_RST || c->guest_shut != BOTH)) {
+	if (!rx_control(d, &hdr, bit != OWE_RST || rst_awaited(c))) {
 		c->owe = owe;
 		return false;
 	}
