@@ -39,6 +39,8 @@ CONNS, CONNS_BEFORE = 8000, 1000
 """What is counted, and what fills the heap's holes before. Two fds each, for the peer,
 must be below the hard limit that a container has (20,000)."""
 IDLE = 10_000
+MANY = 100_000
+MANY_LIMITS = ",max-conns=131072,max-queued-bytes=536870912"
 VMS = 16
 STREAM_S = 0.5
 IDLE_S = 5.0
@@ -47,12 +49,16 @@ IDLE_S = 5.0
 # ---- what a connection costs ----
 
 
+def _status_kib(pid, key):
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1])
+    raise AssertionError(key)
+
+
 def _anon_kib(pid):
     """Memory of a process that is its own: not files, not the guest's."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1])
-    raise AssertionError(pid)
+    return _status_kib(pid, "RssAnon")
 
 
 def _fds(pid):
@@ -90,6 +96,27 @@ def bench_cost_of_a_connection(bench):
         unit="",
         target=Target(1, "ours"),
         **about,
+    )
+
+
+@pytest.mark.long
+def bench_many_connections(bench):
+    """On the echo in the engine: their fds would be more than a process may have."""
+
+    def sitting():
+        with guest_on(ours(0, more=MANY_LIMITS), ONE_CORE) as (guest, pid):
+            first = guest.connect(ENGINE_ECHO, MANY)
+            guest.rtt_ns(first, 64, MANY, MANY)
+            return _status_kib(pid, "VmRSS") / 1024
+
+    bench.note(
+        ours=tuple(bench.each(sitting, rounds=1)),
+        key="many-conns",
+        group=SCALE,
+        title=f"the whole back-end with {MANY} connections of one VM open",
+        unit="MiB",
+        less=True,
+        target=Target(250, "ours"),
     )
 
 

@@ -68,10 +68,10 @@ class Backend:
     argv: Sequence[str]
 
 
-def ours(poll_us: int, cids: Sequence[int] = (CID,)) -> Backend:
-    """Return this project's back-end."""
+def ours(poll_us: int, cids: Sequence[int] = (CID,), more: str = "") -> Backend:
+    """Return this project's back-end; `more`: of each `--vm`."""
     argv = [sys.executable, "-m", "vhost_user.vsock.cli", f"--poll-us={poll_us}"]
-    argv += [_vm(cid) for cid in cids]
+    argv += [_vm(cid) + more for cid in cids]
     return Backend("ours", [*argv, f"--echo-port={ENGINE_ECHO}"])
 
 
