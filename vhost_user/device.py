@@ -20,6 +20,7 @@ SESSION_FEATURES: Final = (
     | ProtocolFeature.LOG_SHMFD
     | ProtocolFeature.REPLY_ACK
     | ProtocolFeature.BACKEND_REQ
+    | ProtocolFeature.INFLIGHT_SHMFD
     | ProtocolFeature.RESET_DEVICE
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
     | ProtocolFeature.STATUS
@@ -72,7 +73,7 @@ class Device(Protocol):
         """Process a ring; borrows its eventfds. GuestError: it can't be used."""
 
     def stop_ring(self, queue: int) -> int:
-        """Leave a ring alone and return the index of its next available entry."""
+        """Leave a ring alone and return where it goes on, as `RingConfig.base`."""
 
     def set_call(self, queue: int, call_fd: int) -> None:
         """Change a running ring's interrupt eventfd; -1: none."""

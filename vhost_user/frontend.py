@@ -31,6 +31,7 @@ from vhost_user.message import (
     BackendRequest,
     ConfigSpace,
     Feature,
+    InflightArea,
     LogArea,
     ProtocolFeature,
     Request,
@@ -66,10 +67,19 @@ ALL_PROTOCOL_FEATURES: Final = (
     | ProtocolFeature.CONFIG
     | ProtocolFeature.REPLY_ACK
     | ProtocolFeature.BACKEND_REQ
+    | ProtocolFeature.INFLIGHT_SHMFD
     | ProtocolFeature.RESET_DEVICE
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
     | ProtocolFeature.STATUS
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Inflight:
+    """An in-flight log that a back-end made; the caller closes its file."""
+
+    area: InflightArea
+    fd: int
 
 
 @dataclass(slots=True)
@@ -215,6 +225,19 @@ class Frontend:
         payload = LogArea(log.size, log.offset).encode()
         self.send(encode(Request.SET_LOG_BASE, payload), [log.fd])
         self._reply(Request.SET_LOG_BASE)
+
+    def get_inflight(self, queues: int, queue_size: int) -> Inflight:
+        """Have the back-end make an in-flight log; it uses it from now on."""
+        asked = InflightArea(queues=queues, queue_size=queue_size)
+        self.send(encode(Request.GET_INFLIGHT_FD, asked.encode()))
+        answer = self._reply(Request.GET_INFLIGHT_FD)
+        (fd,) = answer.fds
+        return Inflight(InflightArea.decode(answer.payload), fd)
+
+    def set_inflight(self, inflight: Inflight) -> None:
+        """Give the back-end the in-flight log of the one that was there before."""
+        payload = inflight.area.encode()
+        self.tell(Request.SET_INFLIGHT_FD, payload, [inflight.fd])
 
     def open_channel(self) -> Channel:
         """Give the back-end a channel for its own requests; return our end of it."""

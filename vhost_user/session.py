@@ -21,14 +21,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar
 
 from vhost_user.channel import BackendChannel
-from vhost_user.dirtylog import DirtyLog
 from vhost_user.errors import FrontendError, StateError
-from vhost_user.memory import MAP_ERRORS, GuestMemory, Region
 from vhost_user.message import (
     MAX_REGIONS,
     ConfigFlag,
     ConfigSpace,
     Feature,
+    InflightArea,
     LogArea,
     MemoryRegion,
     Message,
@@ -46,10 +45,11 @@ from vhost_user.message import (
     encode,
     encode_u64,
 )
+from vhost_user.sharing import Sharing
 from vhost_user.vring import Ring, Rings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from vhost_user.device import Device
 
@@ -86,8 +86,8 @@ class _Row(Generic[P]):
     """How one message is handled; see `Session._TABLE`."""
 
     decode: Callable[[bytes], P]
-    handle: Callable[[Session, P, list[int]], bytes | None]
-    """Return the reply's payload; None: the message has no reply of its own."""
+    handle: Callable[[Session, P, list[int]], bytes | Reply | None]
+    """Return the reply or its payload; None: the message has no reply of its own."""
     fds: int = 0
     """Most fds the message may carry."""
     needs: ProtocolFeature = field(default_factory=lambda: ProtocolFeature(0))
@@ -104,9 +104,8 @@ class Session:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._rings = Rings(device)
-        self._memory: GuestMemory | None = None
+        self._shared = Sharing(device, self._rings)
         self._channel: BackendChannel | None = None
-        self._log = DirtyLog()
         self._status = Status(0)
         self._untold = False
         """The configuration changed while the device was suspended."""
@@ -173,10 +172,7 @@ class Session:
         with contextlib.ExitStack() as stack:  # each step, even if one fails
             if self._channel is not None:
                 stack.callback(self._channel.close)
-            stack.callback(self._log.close)
-            if self._memory is not None:
-                stack.callback(self._memory.close)
-            stack.callback(self._device.set_memory, None)
+            stack.callback(self._shared.close)
             stack.callback(self._device.reset)
             stack.callback(self._rings.close)
 
@@ -198,11 +194,17 @@ class Session:
             reply = row.handle(self, row.decode(message.payload), message.fds)
         except _RefusedError:
             reply, status = None, 1
+        if isinstance(reply, Reply):
+            return reply
         if reply is not None:
             return Reply(encode(message.request, reply, reply=True))
         if message.need_reply and self._acked(ProtocolFeature.REPLY_ACK):
             return Reply(encode(message.request, encode_u64(status), reply=True))
         return None
+
+    @property
+    def _packed(self) -> bool:
+        return bool(self.acked_features & Feature.RING_PACKED)
 
     def _acked(self, feature: ProtocolFeature) -> bool:
         return bool(self.acked_protocol_features & feature)
@@ -219,7 +221,7 @@ class Session:
         with self._rings.paused():
             self._set_enabled_by_default(acked)
             self._rings.features = acked
-            self._log.apply(self._rings)
+            self._shared.apply_log()
             self._device.set_features(acked & ~Feature.PROTOCOL_FEATURES)
 
     def _set_enabled_by_default(self, acked: int) -> None:
@@ -266,8 +268,9 @@ class Session:
             for ring in self._rings.all:
                 ring.forget()
                 ring.enabled = not kept
+            self._shared.drop_inflight()
             self._rings.features = kept
-            self._log.apply(self._rings)
+            self._shared.apply_log()
             self._device.set_features(0)
             self._device.reset()
         self._status = Status(0)
@@ -291,81 +294,50 @@ class Session:
         else:
             self._status = Status(0)
 
-    # ---- memory ----
-
-    def _set_mem_table(self, table: list[MemoryRegion], fds: list[int]) -> None:
-        if len(fds) != len(table):
-            raise FrontendError(f"{len(fds)} fds for {len(table)} regions")
-        memory = GuestMemory()
-        try:
-            for region, fd in zip(table, fds, strict=True):
-                _map(memory, region, fd)
-        except BaseException:
-            memory.close()
-            raise
-        with self._changing_memory():
-            old, self._memory = self._memory, memory
-            if old is not None:
-                old.close()
+    # ---- memory and logs ----
 
     def _get_max_mem_slots(self, _: None, __: list[int]) -> bytes:
         return encode_u64(MAX_REGIONS)
 
+    def _set_mem_table(self, table: list[MemoryRegion], fds: list[int]) -> None:
+        self._shared.set_table(table, fds)
+
     def _add_mem_reg(self, region: MemoryRegion, fds: list[int]) -> None:
-        if len(fds) != 1:
-            raise FrontendError(f"{len(fds)} fds for a region")
-        with self._changing_memory():
-            if self._memory is None:
-                self._memory = GuestMemory()
-            _map(self._memory, region, fds[0])
+        self._shared.add_region(region, fds)
 
     def _rem_mem_reg(self, region: MemoryRegion, _: list[int]) -> None:
-        if self._memory is None:
-            raise FrontendError("there is no memory yet")
-        with self._changing_memory():
-            self._memory.remove(gpa=region.gpa, uva=region.uva, size=region.size)
-            self._rings.note_memory_removed()
-
-    @contextlib.contextmanager
-    def _changing_memory(self) -> Iterator[None]:
-        """Let the caller change the memory while neither ring nor device uses it."""
-        with self._rings.paused():
-            self._device.set_memory(None)
-            yield
-            self._rings.memory = self._memory
-            self._log.apply(self._rings)
-            self._device.set_memory(self._memory)
-
-    # ---- dirty log ----
+        self._shared.remove_region(region)
 
     def _set_log_base(self, where: LogArea, fds: list[int]) -> bytes:
-        if len(fds) != 1:
-            raise FrontendError(f"{len(fds)} fds for a dirty log")
-        self._log.set_area(where, fds[0])
-        with self._rings.paused():
-            self._log.apply(self._rings)
-        return encode_u64(0)
+        return self._shared.set_log(where, fds)
 
     def _set_log_fd(self, _: None, fds: list[int]) -> None:
-        if len(fds) != 1:
-            raise FrontendError(f"{len(fds)} fds for the log's eventfd")
-        self._log.set_fd(fds.pop())
+        self._shared.set_log_fd(fds)
+
+    def _get_inflight_fd(self, asked: InflightArea, _: list[int]) -> Reply:
+        return self._shared.get_inflight(asked)
+
+    def _set_inflight_fd(self, area: InflightArea, fds: list[int]) -> None:
+        self._shared.set_inflight(area, fds)
 
     # ---- rings ----
 
     def _set_vring_num(self, state: VringState, _: list[int]) -> None:
         ring = self._rings.get_stopped(state.index)
         limit = self._device.queue_size
-        if not 0 < state.num <= limit or state.num & (state.num - 1):
+        uneven = 0 if self._packed else state.num & (state.num - 1)
+        if not 0 < state.num <= limit or uneven:
+            need = "" if self._packed else "a power of two "
             raise FrontendError(
-                f"ring of {state.num} entries, need a power of two up to {limit}"
+                f"ring of {state.num} entries, need {need}up to {limit}"
             )
         ring.num = state.num
         self._rings.start_if_ready(ring)
 
     def _set_vring_addr(self, address: VringAddress, _: list[int]) -> None:
         ring = self._rings.get(address.index)
-        if address.desc % 16 or address.avail % 2 or address.used % 4:
+        avail_align = 4 if self._packed else 2
+        if address.desc % 16 or address.avail % avail_align or address.used % 4:
             raise FrontendError(
                 f"ring {ring.index} is not aligned: desc {address.desc:#x}, "
                 f"avail {address.avail:#x}, used {address.used:#x}"
@@ -375,11 +347,11 @@ class Session:
             ring.address = address
         if ring.logged != was_logged:
             with self._rings.paused():
-                self._log.apply(self._rings)
+                self._shared.apply_log()
 
     def _set_vring_base(self, state: VringState, _: list[int]) -> None:
         ring = self._rings.get_stopped(state.index)
-        if state.num > 0xFFFF:
+        if state.num > 0xFFFF and not self._packed:
             raise FrontendError(f"ring base {state.num:#x} has more than 16 bits")
         if state.num != ring.base and not self._resets_one_ring(ring):
             # A driver that goes on takes the base that it was given. This one
@@ -399,7 +371,7 @@ class Session:
         self._rings.stop(ring)
         ring.started = False
         ring.replace_fd("kick_fd", -1)
-        self._log.ring_stopped()
+        self._shared.ring_stopped()
         return VringState(ring.index, ring.base).encode()
 
     def _set_vring_kick(self, which: VringFd, fds: list[int]) -> None:
@@ -508,6 +480,15 @@ class Session:
             LogArea.decode, _set_log_base, fds=1, needs=ProtocolFeature.LOG_SHMFD
         ),
         Request.SET_LOG_FD: _Row(decode_nothing, _set_log_fd, fds=1),
+        Request.GET_INFLIGHT_FD: _Row(
+            InflightArea.decode, _get_inflight_fd, needs=ProtocolFeature.INFLIGHT_SHMFD
+        ),
+        Request.SET_INFLIGHT_FD: _Row(
+            InflightArea.decode,
+            _set_inflight_fd,
+            fds=1,
+            needs=ProtocolFeature.INFLIGHT_SHMFD,
+        ),
         Request.SET_VRING_NUM: _Row(VringState.decode, _set_vring_num),
         Request.SET_VRING_ADDR: _Row(VringAddress.decode, _set_vring_addr),
         Request.SET_VRING_BASE: _Row(VringState.decode, _set_vring_base),
@@ -526,21 +507,6 @@ class Session:
             ConfigSpace.decode, _set_config, needs=ProtocolFeature.CONFIG
         ),
     }
-
-
-def _map(memory: GuestMemory, region: MemoryRegion, fd: int) -> None:
-    try:
-        memory.add(
-            Region(
-                gpa=region.gpa,
-                uva=region.uva,
-                size=region.size,
-                fd=fd,
-                offset=region.offset,
-            )
-        )
-    except (*MAP_ERRORS, StateError) as error:
-        raise FrontendError(f"memory can't be mapped: {error}") from error
 
 
 def _take_fd(which: VringFd, fds: list[int]) -> int:

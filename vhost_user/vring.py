@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vhost_user.device import Device
+    from vhost_user.inflight import Inflight
     from vhost_user.memory import GuestMemory
 
 
@@ -86,6 +87,8 @@ class Rings:
         """Acknowledged; change it while all rings are paused."""
         self.memory: GuestMemory | None = None
         """Borrowed; change it while all rings are paused."""
+        self.inflight: Inflight | None = None
+        """Borrowed; change it while all rings are paused."""
         self.log_size = 0
         """Bytes of the dirty log; 0: none is kept."""
 
@@ -143,6 +146,9 @@ class Rings:
                 raise FrontendError(
                     f"ring {ring.index}: the dirty log ends before {last:#x}"
                 )
+        inflight, inflight_size = (0, 0)
+        if self.inflight is not None:
+            inflight, inflight_size = self.inflight.part(ring.index)
         return RingConfig(
             desc_uva=ring.address.desc,
             avail_uva=ring.address.avail,
@@ -153,6 +159,8 @@ class Rings:
             kick_fd=ring.kick_fd,
             call_fd=ring.call_fd,
             log_used_gpa=log_used_gpa,
+            inflight=inflight,
+            inflight_size=inflight_size,
         )
 
     def note_memory_removed(self) -> None:

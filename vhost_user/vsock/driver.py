@@ -129,12 +129,17 @@ class VsockGuest:
             self.vmm.set_memory(self.ram)
         return acked
 
-    def reconnect(self, path: Path) -> None:
+    def reconnect(self, path: Path, *, crashed: bool = False) -> None:
         """Leave the back-end for the one at `path`; `start()` goes on there.
 
-        The rings go on where `stop()` found them, or where they were if the back-end
-        was gone too soon for it.
+        Args:
+            path: the other's socket.
+            crashed: the one that was there can't say where the rings stopped: go on
+                from the used indices, as QEMU does.
         """
+        if crashed:
+            rx, tx = (q.ram.load16(q.used + 2) for q in (self.rx, self.tx))
+            self._bases = (rx, tx)
         self.vmm.close()
         self.vmm = Frontend(path, timeout_s=self.timeout_s)
         self._introduce()

@@ -64,6 +64,7 @@ def test_tells_protocol_features_before_features_are_set(vmm):
         3,
         5,
         9,
+        12,
         13,
         15,
         16,
