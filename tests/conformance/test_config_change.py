@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 
 import pytest
@@ -73,21 +74,21 @@ def served(tmp_path):
 @pytest.fixture
 def start(served):
     """Return a function that connects a front-end whose one ring runs."""
-    opened = []
+    opened = contextlib.ExitStack()
 
     def start(protocol_features=ALL_PROTOCOL_FEATURES):
         vmm, ram = Frontend(served.path), Ram()
         queue = Virtqueue(
             ram, 16, features=vmm.negotiate(ALL_FEATURES, protocol_features)
         )
-        opened.extend([vmm, ram, queue])
+        for each in (vmm, ram, queue):
+            opened.callback(each.close)
         vmm.set_memory(ram)
         vmm.start(0, queue)
         return vmm, ram, queue
 
-    yield start
-    for each in opened:
-        each.close()
+    with opened:
+        yield start
 
 
 def copy(ram, queue, data):
