@@ -12,11 +12,13 @@ import pytest
 from vhost_user.backend import Backend
 from vhost_user.engine import ALL_EVENTS, Echo, Engine, EventKind
 from vhost_user.errors import StateError
+from vhost_user.frontend import ALL_FEATURES
 from vhost_user.vsock.device import VsockDevice
 from vhost_user.vsock.driver import VsockGuest
-from vhost_user.vsock.packet import Op, Shutdown
+from vhost_user.vsock.packet import Op, Seq, Shutdown, Type
 
 ECHO = 7
+MESSAGES = {"kind": Type.SEQPACKET}
 WINDOW = 64 * 1024
 TIMEOUT_S = 10.0
 GROUP = frozenset({"a"})
@@ -678,3 +680,87 @@ def test_a_ring_that_breaks_harms_only_its_guest(a, b):
     other = a.connect(ECHO)
     other.say(Op.RW, b"alive")
     assert other.receive().payload == b"alive"
+
+
+# ---- messages ----
+
+
+@pytest.mark.parametrize("size", [0, 1, 4052, 4053, 30_000, WINDOW])
+@pytest.mark.parametrize("flags", [Seq.EOM, Seq.EOM | Seq.EOR], ids=["eom", "eor"])
+def test_messages_arrive_whole_with_their_flags(a, b, size, flags):
+    near, far = connect(a, b, **MESSAGES)
+    data = pattern(size)
+    for one, other in ((near, far), (far, near)):
+        for _ in range(3):
+            one.send_message(data, flags=flags)
+            assert other.receive_message() == (data, flags)
+            one.receive()  # what the other told of its credit
+
+
+def test_message_bounds_do_not_depend_on_the_packets(a, b):
+    near, far = connect(a, b, **MESSAGES)
+    sizes = [1, 2, 0, 5000, 3, 9000, 0, 0, 100]
+    for size in sizes:
+        near.send_message(pattern(size), packet_size=1000)
+    for size in sizes:
+        assert far.receive_message() == (pattern(size), Seq.EOM)
+
+
+def test_messages_that_are_kept_keep_their_bounds(make_guest, a):
+    b = make_guest(4, rx_buffers=1)
+    near = a.request(5000, cid=4, **MESSAGES)
+    far = b.accept()
+    near.expect(Op.RESPONSE)
+    sizes = [5000, 0, 1, 10_000, 0, 4052, 0]
+    for size in sizes:
+        near.send_message(pattern(size), packet_size=3000, flags=Seq.EOM | Seq.EOR)
+    near.shutdown(Shutdown.SEND)
+    a.drain()
+    for size in sizes:
+        assert far.receive_message() == (pattern(size), Seq.EOM | Seq.EOR)
+    while (packet := far.receive()).op == Op.CREDIT_UPDATE:
+        pass
+    assert packet.header.flags == Shutdown.SEND
+
+
+def test_a_message_larger_than_what_is_unread_waits_for_credit(a, b):
+    near = a.request(5000, cid=4, **MESSAGES)
+    far = b.accept(buf_alloc=10_000)
+    near.expect(Op.RESPONSE)
+    near.send_message(pattern(6000))
+    near.say(Op.RW, pattern(4000))  # a message's first part
+    got = b""
+    while len(got) < 10_000:
+        got += far.expect(Op.RW).payload
+    far.say(Op.CREDIT_UPDATE)
+    near.expect(Op.CREDIT_UPDATE)
+    near.say(Op.RW, pattern(2000, 2), flags=Seq.EOM)
+    assert far.receive_message() == (pattern(2000, 2), Seq.EOM)
+    assert got == pattern(6000) + pattern(4000)
+
+
+def test_a_sibling_without_seqpacket_refuses_it(make_guest, a):
+    b = make_guest(4, features=ALL_FEATURES)
+    assert a.request(5000, cid=4, **MESSAGES).expect(Op.RST).header.type == 2
+    works(a, b)
+
+
+def test_a_flood_of_empty_messages_ends_its_connection(site, make_guest, a):
+    b = make_guest(4, rx_buffers=1)
+    near = a.request(5000, cid=4, **MESSAGES)
+    header = b.receive(repost=False).header
+    b.send(b.header(Op.RESPONSE, 5000, header.src_port, dst_cid=3, type=2))
+    near.expect(Op.RESPONSE)
+    for _ in range(5 * WINDOW // 4 + 1):
+        near.say(Op.RW, flags=Seq.EOM, kick=a.tx.free < 16)
+    a.tx.kick()
+    near.expect(Op.RST)
+    assert site.stats(3).message_errors == 1
+
+
+def test_a_packet_of_another_type_is_of_no_connection(a, b):
+    near, far = connect(a, b, **MESSAGES)
+    near.say(Op.RW, b"x", type=1)
+    assert a.receive().header.type == 1
+    near.send_message(b"still here")
+    assert far.receive_message() == (b"still here", Seq.EOM)

@@ -248,8 +248,7 @@ static int start_ring(struct vu_dev *d, uint32_t queue,
 	}
 	d->kick_fds[queue] = kick;
 	d->rings[queue] = ring;
-	if (queue == QUEUE_TX)
-		d->features = cfg->features;
+	d->features = cfg->features;
 	event_ring_started(d, queue, cfg->base);
 	vu_ring_want_kicks(ring, false);
 	return 0;

@@ -273,7 +273,7 @@ struct bucket {
  * @begun:	The ring did not begin at its start; see event.c
  * @reset_due:	The driver has to hear of TRANSPORT_RESET
  * @lost:	RSTs about the connections that were lost then
- * @features:	What the driver negotiated, as its TX ring was started with
+ * @features:	What the driver negotiated, as its rings were started with
  * @starved:	Connections with bytes for the guest, which has no RX buffer
  * @owing:	Connections with @owe
  * @retries:	Connections whose unix listener was full
@@ -471,8 +471,6 @@ void sibling_dial(struct vu_conn *c, struct vu_dev *to);
 void sibling_part(struct vu_conn *c, int error);
 bool sibling_packet(struct vu_conn *c, const struct virtio_vsock_hdr *hdr);
 bool sibling_take(struct vu_conn *c, const struct virtio_vsock_hdr *hdr);
-void sibling_deliver(struct vu_conn *c, const struct iovec *iov, unsigned n_iov,
-		     size_t len);
 uint32_t sibling_window(struct vu_conn *c);
 uint32_t sibling_shut(const struct vu_conn *c);
 void sibling_run(struct vu_conn *c);

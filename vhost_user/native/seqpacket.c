@@ -49,8 +49,6 @@
 
 #include "vsock.h"
 
-#define MARK	  ((uint32_t)sizeof(uint32_t))
-#define FLAGS	  ((uint32_t)(VIRTIO_VSOCK_SEQ_EOM | VIRTIO_VSOCK_SEQ_EOR))
 #define TURN	  256	/* messages of one connection in one turn */
 #define CHARGEN	  65536 /* bytes of a message */
 #define SKB_SPARE 32	/* a unix socket takes SO_SNDBUF less this at most */
@@ -84,7 +82,7 @@ static uint32_t mark_get(const struct way *way, uint32_t at)
 {
 	uint32_t mark;
 
-	memcpy(&mark, way->data + way->off + at, MARK);
+	memcpy(&mark, way->data + way->off + at, SEQ_MARK);
 	return mark;
 }
 
@@ -96,7 +94,7 @@ static uint32_t mark_get(const struct way *way, uint32_t at)
  */
 static void mark_put(struct way *way, uint32_t at, uint32_t mark)
 {
-	memcpy(way->data + way->off + at, &mark, MARK);
+	memcpy(way->data + way->off + at, &mark, SEQ_MARK);
 }
 
 /**
@@ -105,30 +103,44 @@ static void mark_put(struct way *way, uint32_t at, uint32_t mark)
  *		whole yet
  * @iov:	Bytes
  * @n_iov:	Segments
+ * @skip:	Leading bytes that are delivered already
  * @flags:	VIRTIO_VSOCK_SEQ_ bits; 0: more is to come
  *
  * Returns: false if out of memory; only way_drop() is left to do then
  */
 bool seq_keep(struct way *way, const struct iovec *iov, unsigned n_iov,
-	      uint32_t flags)
+	      size_t skip, uint32_t flags)
 {
-	uint32_t mark = way->len ? mark_get(way, way->tail) : FLAGS;
+	uint32_t mark = way->len ? mark_get(way, way->tail) : SEQ_FLAGS;
 	uint32_t before = way->len;
 
-	if (mark & FLAGS) {
+	if (mark & SEQ_FLAGS) {
 		mark = 0;
 		if (!way_append(
 			way,
-			&(struct iovec){.iov_base = &mark, .iov_len = MARK}, 1,
-			0))
+			&(struct iovec){.iov_base = &mark, .iov_len = SEQ_MARK},
+			1, 0))
 			return false;
 		way->tail = before;
 		before = way->len;
 	}
-	if (!way_append(way, iov, n_iov, 0))
+	if (!way_append(way, iov, n_iov, skip))
 		return false;
 	mark_put(way, way->tail, (mark + ((way->len - before) << 2)) | flags);
 	return true;
+}
+
+/**
+ * seq_room() - May a burst be kept?
+ * @c:		Its connection
+ * @b:		Burst
+ *
+ * Returns: false if there are more marks than bytes in a window
+ */
+bool seq_room(const struct vu_conn *c, const struct burst *b)
+{
+	return SEQ_MARK + c->up.len + b->len <=
+	       (SEQ_MARK + 1) * (uint64_t)c->buf_alloc;
 }
 
 /**
@@ -146,9 +158,9 @@ static bool seq_head(const struct way *way, struct message *ret)
 		return false;
 	mark = mark_get(way, 0);
 	*ret = (struct message){
-	    .data = way->data + way->off + MARK,
+	    .data = way->data + way->off + SEQ_MARK,
 	    .len = mark >> 2,
-	    .flags = mark & FLAGS,
+	    .flags = mark & SEQ_FLAGS,
 	};
 	return true;
 }
@@ -161,7 +173,7 @@ static bool seq_head(const struct way *way, struct message *ret)
  */
 static void seq_advance(struct way *way, uint32_t n, bool whole)
 {
-	uint32_t step = whole ? MARK + n : n;
+	uint32_t step = whole ? SEQ_MARK + n : n;
 	uint32_t mark = mark_get(way, 0);
 
 	way->off += step;
@@ -187,7 +199,7 @@ uint32_t seq_payload(const struct way *way)
 		uint32_t len = mark_get(way, at) >> 2;
 
 		sum += len;
-		at += MARK + len;
+		at += SEQ_MARK + len;
 	}
 	return sum;
 }
@@ -311,8 +323,7 @@ static bool deliver_socket(struct vu_conn *c, const struct burst *b)
 void seq_deliver(struct vu_conn *c, const struct burst *b)
 {
 	struct vu_engine *e = c->dev->engine;
-	uint64_t room = 5 * (uint64_t)c->buf_alloc; /* a mark has four bytes */
-	uint32_t flags = b->flags & FLAGS;
+	uint32_t flags = b->flags & SEQ_FLAGS;
 
 	if (!b->len && !flags)
 		return;
@@ -323,11 +334,11 @@ void seq_deliver(struct vu_conn *c, const struct burst *b)
 		vsock_consumed(c, b->len);
 		return;
 	}
-	if (MARK + c->up.len + b->len > room) {
+	if (!seq_room(c, b)) {
 		message_error(c, ENOBUFS);
 		return;
 	}
-	if (!seq_keep(&c->up, e->tx_iov, b->n_iov, flags)) {
+	if (!seq_keep(&c->up, e->tx_iov, b->n_iov, 0, flags)) {
 		conn_abort(e, c, ENOMEM);
 		return;
 	}
@@ -407,24 +418,26 @@ bool seq_run_up(struct vu_conn *c)
 /* ---- down: to the guest ---- */
 
 /**
- * send_kept() - Send the guest what is kept for it
+ * seq_send_kept() - Send the guest what is kept for it
  * @c:		Connection
+ * @way:	Where it is kept; empty afterwards if all is sent
  *
- * Returns: false if something is left
+ * Returns: bytes sent
  */
-static bool send_kept(struct vu_conn *c)
+uint32_t seq_send_kept(struct vu_conn *c, struct way *way)
 {
 	struct message m;
+	uint32_t total = 0;
+	bool all = true;
 
-	while (seq_head(&c->down, &m)) {
+	while (all && seq_head(way, &m)) {
 		uint32_t sent;
-		bool all = send_part(c, &m, &sent);
 
-		seq_advance(&c->down, sent, all);
-		if (!all)
-			return false;
+		all = send_part(c, &m, &sent);
+		seq_advance(way, sent, all);
+		total += sent;
 	}
-	return true;
+	return total;
 }
 
 /**
@@ -443,7 +456,7 @@ static bool follow(struct vu_conn *c, const struct message *m)
 		return true;
 	iov.iov_base = (char *)(uintptr_t)(m->data + sent);
 	iov.iov_len = m->len - sent;
-	if (!seq_keep(&c->down, &iov, 1, m->flags))
+	if (!seq_keep(&c->down, &iov, 1, 0, m->flags))
 		conn_abort(c->dev->engine, c, ENOMEM);
 	return false;
 }
@@ -600,7 +613,8 @@ static void down_chargen(struct vu_conn *c)
  */
 void seq_run_down(struct vu_conn *c)
 {
-	if (!send_kept(c))
+	seq_send_kept(c, &c->down);
+	if (c->down.len)
 		return;
 	if (c->far.fd >= 0)
 		down_socket(c);

@@ -13,7 +13,8 @@
  *	REQUEST		a twin is made, which owes its guest the REQUEST
  *	RESPONSE, RST	the twin owes the same; a RST ends both
  *	SHUTDOWN	its flags go on; SEND when all bytes before it have gone
- *	RW		bytes are copied from TX buffers into RX buffers
+ *	RW		bytes are copied from TX buffers into RX buffers, in
+ *			other pieces maybe; a message's last has its flags
  *	CREDIT_REQUEST	goes on; the answer, a CREDIT_UPDATE, comes back
  *
  * The device decides nothing by itself, so what one guest sees is what the
@@ -24,12 +25,13 @@
  * has room for. But a guest that offers no RX buffers has room which it doesn't
  * let us use. Bytes for it are kept, so that the sender's TX ring never waits
  * for another guest, and so that there are never more than the sender's
- * connection has buf_alloc (limits.c): the window that a guest is told ends at
- *that many bytes beyond what was delivered. It doesn't move back when the other
- *guest shrinks its buffer, or sends a fwd_cnt that is older than the last:
- *bytes that come meanwhile were allowed when they were sent, and wait here.
- *Bytes beyond the window reset the connection, and so does a fwd_cnt beyond
- *what was delivered: whoever lies about credit harms this connection only.
+ * connection has buf_alloc (limits.c): the window that a guest is told ends
+ * at that many bytes beyond what was delivered. It doesn't move back when the
+ * other guest shrinks its buffer, or sends a fwd_cnt that is older than the
+ * last: bytes that come meanwhile were allowed when they were sent, and wait
+ * here. Bytes beyond the window reset the connection, and so does a fwd_cnt
+ * beyond what was delivered: whoever lies about credit harms this connection
+ * only.
  *
  * When a guest that closed its socket gives up waiting for the other (RST), or
  * when its device goes, the bytes that it sent before may still be here: its
@@ -41,9 +43,7 @@
 #include <assert.h>
 #include <errno.h>
 
-#include <linux/virtio_vsock.h>
-
-#include "engine.h"
+#include "vsock.h"
 
 #define MAX_WINDOW (1U << 30) /* keeps credit arithmetic in 32 bits */
 #define BOTH	   (VIRTIO_VSOCK_SHUTDOWN_RCV | VIRTIO_VSOCK_SHUTDOWN_SEND)
@@ -86,7 +86,8 @@ static void owe(struct vu_conn *c, uint8_t owe)
  * @c:		Connection that a guest requested
  * @to:		The other guest's device
  *
- * A guest without an RX ring couldn't hear of it. Nor is a connection made
+ * A guest without an RX ring couldn't hear of it, nor one whose driver knows no
+ * SEQPACKET of such a connection. Nor is a connection made
  * while the last one between these ports isn't over at the other guest.
  *
  * Returns: the twin; NULL if there can't be one
@@ -97,7 +98,7 @@ static struct vu_conn *make_twin(const struct vu_conn *c, struct vu_dev *to)
 	uint32_t cid = (uint32_t)c->dev->cfg.guest_cid;
 	struct vu_conn *t;
 
-	if (!to->rings[QUEUE_RX] ||
+	if (!to->rings[QUEUE_RX] || !vsock_has_type(to, c->type) ||
 	    conn_find(e, to, c->port, cid, c->peer_port))
 		return NULL;
 	t = limit_conn(to, c->type, true);
@@ -316,28 +317,84 @@ bool sibling_take(struct vu_conn *c, const struct virtio_vsock_hdr *hdr)
 }
 
 /**
+ * keep() - Keep what the other guest has no room for
+ * @c:		The sender's connection
+ * @b:		Burst of it
+ * @skip:	Bytes of it that are sent
+ * @flags:	VIRTIO_VSOCK_SEQ_ bits of it
+ *
+ * Returns: 0,
+ *	ENOMEM
+ *	ENOBUFS, in a flood of empty messages, which cost no credit
+ */
+static int keep(struct vu_conn *c, const struct burst *b, size_t skip,
+		uint32_t flags)
+{
+	const struct iovec *iov = c->dev->engine->tx_iov;
+	bool ok;
+
+	if (c->type == VIRTIO_VSOCK_TYPE_STREAM) {
+		ok = way_append(&c->up, iov, b->n_iov, skip);
+	} else if (!seq_room(c, b)) {
+		c->dev->stats.message_errors++;
+		return ENOBUFS;
+	} else {
+		ok = seq_keep(&c->up, iov, b->n_iov, skip, flags);
+	}
+	return ok ? 0 : ENOMEM;
+}
+
+/**
  * sibling_deliver() - Copy a guest's bytes to the other one
  * @c:		The sender's connection, open
- * @iov:	Bytes
- * @n_iov:	Segments
- * @len:	How many bytes
+ * @b:		Burst of it
+ *
+ * A message may arrive in other pieces than it was sent in; its last one has
+ * the flags.
  */
-void sibling_deliver(struct vu_conn *c, const struct iovec *iov, unsigned n_iov,
-		     size_t len)
+void sibling_deliver(struct vu_conn *c, const struct burst *b)
 {
+	struct vu_engine *e = c->dev->engine;
 	struct vu_conn *t = c->twin;
+	uint32_t flags = b->flags & SEQ_FLAGS;
+	bool all = t->orphan || (!b->len && !flags); /* nobody, or nothing */
 	size_t n = 0;
+	int err;
 
-	if (t->orphan)
-		return; /* nobody reads them any more */
-	if (!c->up.len && !(t->owe & OWE_RESPONSE))
-		n = vsock_send(t, iov, n_iov, len, 0);
-	if (n < len && !way_append(&c->up, iov, n_iov, n)) {
-		conn_abort(c->dev->engine, c, ENOMEM);
+	if (!all && !c->up.len && !(t->owe & OWE_RESPONSE)) {
+		if (b->len)
+			n = vsock_send(t, e->tx_iov, b->n_iov, b->len, flags);
+		all = b->len ? n == b->len : vsock_send_empty(t, flags);
+	}
+	err = all ? 0 : keep(c, b, n, flags);
+	if (err) {
+		conn_abort(e, c, err);
 		return;
 	}
 	limit_queued(c);
 	delivered(c, n);
+}
+
+/**
+ * send_kept() - Send a guest bytes that are kept for it
+ * @c:		Its connection, a stream
+ * @way:	Where they are kept
+ *
+ * Returns: bytes sent, at most a turn's worth
+ */
+static uint32_t send_kept(struct vu_conn *c, struct way *way)
+{
+	uint32_t len = way->len < SCRATCH ? way->len : SCRATCH;
+	uint32_t n =
+	    (uint32_t)vsock_send_block(c, way->data + way->off, len, 0);
+
+	way->off += n;
+	way->len -= n;
+	if (!way->len)
+		way_drop(way);
+	else if (n == len)
+		list_add(&c->dev->engine->run, &c->run);
+	return n;
 }
 
 /**
@@ -347,22 +404,15 @@ void sibling_deliver(struct vu_conn *c, const struct iovec *iov, unsigned n_iov,
 void sibling_run(struct vu_conn *c)
 {
 	struct vu_conn *t = c->twin;
-	struct way *way = &t->up;
-	size_t len = way->len < SCRATCH ? way->len : SCRATCH, n;
-	struct iovec iov;
+	uint32_t n;
 
 	if (c->orphan || (c->owe & OWE_RESPONSE))
 		return;
-	if (len) {
-		iov = (struct iovec){way->data + way->off, len};
-		n = vsock_send(c, &iov, 1, len, 0);
-		way->off += (uint32_t)n;
-		way->len -= (uint32_t)n;
+	if (t->up.len) {
+		n = c->type == VIRTIO_VSOCK_TYPE_STREAM
+			? send_kept(c, &t->up)
+			: seq_send_kept(c, &t->up);
 		limit_queued(t);
-		if (!way->len)
-			way_drop(way);
-		else if (n == len)
-			list_add(&c->dev->engine->run, &c->run);
 		delivered(t, n);
 	}
 	tell_shut(c);

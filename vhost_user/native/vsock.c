@@ -743,8 +743,8 @@ static void burst_end(struct vu_dev *d, struct burst *b)
 
 	if (faulted(d)) {
 		; /* what it holds may be zeroes that nobody wrote */
-	} else if (c && c->twin && b->len) {
-		sibling_deliver(c, e->tx_iov, b->n_iov, b->len);
+	} else if (c && c->twin) {
+		sibling_deliver(c, b);
 	} else if (c && c->type == VIRTIO_VSOCK_TYPE_SEQPACKET) {
 		seq_deliver(c, b);
 	} else if (c && b->len) {
@@ -875,8 +875,6 @@ static void request(struct vu_dev *d, const struct virtio_vsock_hdr *hdr)
 	}
 	if (c->cid == HOST_CID)
 		conn_target(e, c, route_find(d, c->port));
-	else if (c->type != VIRTIO_VSOCK_TYPE_STREAM)
-		conn_failed(e, c, EPROTOTYPE);
 	else
 		sibling_dial(c, sibling_find(d, c->cid));
 }

@@ -5,6 +5,7 @@
  * vsock.c	packets, credit, streams, the turns of a device
  * seqpacket.c	messages: SEQPACKET connections
  * event.c	what a driver is told that outlived its connections
+ * sibling.c	connections between two guests
  */
 #ifndef VSOCK_H
 #define VSOCK_H
@@ -15,6 +16,8 @@
 
 #define HDR	      sizeof(struct virtio_vsock_hdr)
 #define RX_CHAINS_MAX 64 /* one read */
+#define SEQ_MARK      ((uint32_t)sizeof(uint32_t))
+#define SEQ_FLAGS     ((uint32_t)(VIRTIO_VSOCK_SEQ_EOM | VIRTIO_VSOCK_SEQ_EOR))
 
 /**
  * struct burst - Adjacent packets of one connection, not delivered yet
@@ -67,10 +70,15 @@ void event_turn(struct vu_dev *d);
 
 /* seqpacket.c */
 bool seq_keep(struct way *way, const struct iovec *iov, unsigned n_iov,
-	      uint32_t flags);
+	      size_t skip, uint32_t flags);
+bool seq_room(const struct vu_conn *c, const struct burst *b);
+uint32_t seq_send_kept(struct vu_conn *c, struct way *way);
 void seq_deliver(struct vu_conn *c, const struct burst *b);
 bool seq_run_up(struct vu_conn *c);
 void seq_run_down(struct vu_conn *c);
 uint32_t seq_payload(const struct way *way);
+
+/* sibling.c */
+void sibling_deliver(struct vu_conn *c, const struct burst *b);
 
 #endif /* VSOCK_H */
