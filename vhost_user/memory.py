@@ -153,9 +153,12 @@ class GuestMemory:
         """The guest address behind the last one, bytes."""
         return max((r.gpa + r.size for r in self.regions), default=0)
 
-    def holds(self, uva: int) -> bool:
-        """Is this address of the front-end in a region?"""
-        return any(r.uva <= uva < r.uva + r.size for r in self.regions)
+    def to_gpa(self, uva: int) -> int | None:
+        """Return the guest address of an address of the front-end; None: has none."""
+        for region in self.regions:
+            if region.uva <= uva < region.uva + region.size:
+                return region.gpa + uva - region.uva
+        return None
 
     def read(self, gpa: int, size: int) -> bytes:
         """Copy `size` bytes at guest physical address `gpa`.

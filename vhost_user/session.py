@@ -215,7 +215,8 @@ class Session:
         return encode_u64(self._device.features | Feature.PROTOCOL_FEATURES)
 
     def _set_features(self, acked: int, _: list[int]) -> None:
-        unknown = acked & ~(self._device.features | Feature.PROTOCOL_FEATURES)
+        # int(): ~ of a flag loses the bits above its highest member
+        unknown = acked & ~int(self._device.features | Feature.PROTOCOL_FEATURES)
         if unknown:
             raise FrontendError(f"features {unknown:#x} were not offered")
         with self._rings.paused():
@@ -236,7 +237,7 @@ class Session:
         return encode_u64(self._device.protocol_features)
 
     def _set_protocol_features(self, acked: int, _: list[int]) -> None:
-        unknown = acked & ~self._device.protocol_features
+        unknown = acked & ~int(self._device.protocol_features)
         if unknown:
             raise FrontendError(f"protocol features {unknown:#x} were not offered")
         self.acked_protocol_features = ProtocolFeature(acked)
@@ -353,11 +354,13 @@ class Session:
         ring = self._rings.get_stopped(state.index)
         if state.num > 0xFFFF and not self._packed:
             raise FrontendError(f"ring base {state.num:#x} has more than 16 bits")
-        if state.num != ring.base and not self._resets_one_ring(ring):
-            # A driver that goes on takes the base that it was given. This one
-            # starts over (its machine was reset), and knows none of the old
-            # one's connections.
-            self._device.reset()
+        if state.num != ring.base:
+            ring.base_is_ours = False
+            if not self._resets_one_ring(ring):
+                # A driver that goes on takes the base that it was given. This one
+                # starts over (its machine was reset), and knows none of the old
+                # one's connections.
+                self._device.reset()
         ring.base = state.num
         self._rings.start_if_ready(ring)
 

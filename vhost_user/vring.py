@@ -13,11 +13,11 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vhost_user.engine import RingConfig
 from vhost_user.errors import FrontendError, GuestError
-from vhost_user.message import LOG_PAGE, VringAddress
+from vhost_user.message import LOG_PAGE, Feature, VringAddress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from vhost_user.device import Device
     from vhost_user.inflight import Inflight
     from vhost_user.memory import GuestMemory
+
+_NEW_PACKED: Final = 0x8000_8000  # both indices 0, both wrap counters 1
+_DESC_USED: Final = 1 << 15  # VIRTIO 1.2 section 2.8.1
 
 
 @dataclass(slots=True)
@@ -35,6 +38,8 @@ class Ring:
     num: int = 0
     """Entries; 0: not set yet."""
     base: int = 0
+    base_is_ours: bool = False
+    """The device said so when it was stopped."""
     address: VringAddress | None = None
     started: bool = False
     """A kick was set and no GET_VRING_BASE came since."""
@@ -59,6 +64,7 @@ class Ring:
         for name in ("kick_fd", "call_fd", "err_fd"):
             self.replace_fd(name, -1)
         self.num = self.base = 0
+        self.base_is_ours = False
         self.address = None
         self.started = self.away = False
 
@@ -155,13 +161,31 @@ class Rings:
             used_uva=ring.address.used,
             features=self.features,
             num=ring.num,
-            base=ring.base,
+            base=self._base(ring),
             kick_fd=ring.kick_fd,
             call_fd=ring.call_fd,
             log_used_gpa=log_used_gpa,
             inflight=inflight,
             inflight_size=inflight_size,
         )
+
+    def _base(self, ring: Ring) -> int:
+        """Return where a ring starts.
+
+        A new packed ring starts with both wrap counters at 1 (VIRTIO 1.2 section
+        2.8.1), yet some front-ends say 0 for any new ring. 0 is right only where the
+        driver has been round the ring, and then its first descriptor's USED bit is set.
+        """
+        assert ring.address is not None
+        assert self.memory is not None
+        packed = self.features & Feature.RING_PACKED
+        if not packed or ring.base or ring.base_is_ours:
+            return ring.base
+        gpa = self.memory.to_gpa(ring.address.desc)
+        if gpa is None:
+            return ring.base
+        flags = int.from_bytes(self.memory.read(gpa + 14, 2), "little")
+        return 0 if flags & _DESC_USED else _NEW_PACKED
 
     def note_memory_removed(self) -> None:
         """Let rings that lost their memory wait, not fail, until it is back.
@@ -176,7 +200,9 @@ class Rings:
         assert ring.address is not None
         assert self.memory is not None
         parts = (ring.address.desc, ring.address.avail, ring.address.used)
-        ring.away = ring.away and not all(map(self.memory.holds, parts))
+        ring.away = ring.away and not all(
+            self.memory.to_gpa(part) is not None for part in parts
+        )
         return ring.away
 
     def stop(self, ring: Ring) -> None:
@@ -184,6 +210,7 @@ class Rings:
         if ring.running:
             ring.running = False
             ring.base = self._device.stop_ring(ring.index)
+            ring.base_is_ours = True
 
     def close(self) -> None:
         """Take all rings back and close their eventfds."""

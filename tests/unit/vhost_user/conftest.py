@@ -78,7 +78,8 @@ class FakeDevice:
     def stop_ring(self, queue):
         config = self.running.pop(queue)
         self.calls.append(f"stop {queue}")
-        return (config.base + self.progress) & 0xFFFF
+        packed = config.features & Feature.RING_PACKED
+        return (config.base + self.progress) & (0xFFFF_FFFF if packed else 0xFFFF)
 
     def set_call(self, queue, call_fd):
         assert queue in self.running

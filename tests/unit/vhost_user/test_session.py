@@ -47,9 +47,11 @@ def test_the_device_never_sees_the_protocol_features_bit(vmm, device):
     "vhost-user:SET_FEATURES",
     "vhost-user:communication/error",
 )
-def test_rejects_a_feature_that_was_not_offered(vmm):
-    with pytest.raises(FrontendError, match="SET_FEATURES: features 0x1 were not"):
-        vmm.send(Request.SET_FEATURES, encode_u64(1))
+@pytest.mark.parametrize("bit", [0, 33, 41, 63])
+def test_rejects_a_feature_that_was_not_offered(vmm, bit):
+    reason = f"SET_FEATURES: features {1 << bit:#x} were not"
+    with pytest.raises(FrontendError, match=reason):
+        vmm.send(Request.SET_FEATURES, encode_u64(1 << bit))
 
 
 @pytest.mark.spec(
@@ -75,9 +77,17 @@ def test_tells_protocol_features_before_features_are_set(vmm):
     "vhost-user:SET_PROTOCOL_FEATURES",
     "vhost-user:in-band/alone",
 )
-def test_rejects_a_protocol_feature_that_was_not_offered(vmm):
+@pytest.mark.parametrize(
+    "bit",
+    [
+        pytest.param(14, marks=pytest.mark.spec("vhost-user:in-band/alone")),
+        19,
+        63,
+    ],
+)
+def test_rejects_a_protocol_feature_that_was_not_offered(vmm, bit):
     with pytest.raises(FrontendError, match="were not offered"):
-        vmm.send(Request.SET_PROTOCOL_FEATURES, encode_u64(1 << 14))
+        vmm.send(Request.SET_PROTOCOL_FEATURES, encode_u64(1 << bit))
 
 
 @pytest.mark.spec(

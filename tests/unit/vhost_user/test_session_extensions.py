@@ -14,7 +14,10 @@ from vhost_user.message import (
     BackendRequest,
     ConfigSpace,
     Feature,
+    InflightArea,
     LogArea,
+    MemoryRegion,
+    Message,
     ProtocolFeature,
     Request,
     Status,
@@ -22,6 +25,7 @@ from vhost_user.message import (
     VringState,
     decode_u64,
     encode,
+    encode_mem_table,
     encode_u64,
 )
 
@@ -39,6 +43,8 @@ NEEDS = {
     Request.ADD_MEM_REG: (bytes(40), ProtocolFeature.CONFIGURE_MEM_SLOTS),
     Request.REM_MEM_REG: (bytes(40), ProtocolFeature.CONFIGURE_MEM_SLOTS),
     Request.SET_LOG_BASE: (bytes(16), ProtocolFeature.LOG_SHMFD),
+    Request.GET_INFLIGHT_FD: (bytes(20), ProtocolFeature.INFLIGHT_SHMFD),
+    Request.SET_INFLIGHT_FD: (bytes(24), ProtocolFeature.INFLIGHT_SHMFD),
     Request.SET_BACKEND_REQ_FD: (b"", ProtocolFeature.BACKEND_REQ),
     Request.GET_CONFIG: (bytes(12), ProtocolFeature.CONFIG),
     Request.SET_CONFIG: (bytes(12), ProtocolFeature.CONFIG),
@@ -417,6 +423,153 @@ def test_one_ring_that_starts_over_without_ring_reset_is_a_new_driver(running, d
     running.get_base(0)
     running.set_ring(0, base=0)
     assert "reset" in device.calls
+
+
+# ---- RING_PACKED ----
+
+PACKED = Feature.VERSION_1 | Feature.PROTOCOL_FEATURES | Feature.RING_PACKED
+
+
+@pytest.fixture
+def packed(vmm, device):
+    device.features |= Feature.RING_PACKED
+    vmm.negotiate(PACKED)
+    vmm.set_memory()
+    for index in (0, 1):
+        vmm.enable(index)
+    return vmm
+
+
+@pytest.mark.spec("vhost-user:payload/packed-indices")
+@pytest.mark.parametrize("base", [0x8000_8000, 0x0005_8007, 0x7FFF_FFFF])
+def test_a_packed_ring_has_a_base_of_32_bits(packed, device, base):
+    packed.set_ring(0, base=base)
+    assert device.running[0].base == base
+    assert packed.get_base(0) == base
+
+
+@pytest.mark.parametrize(
+    ("flags", "base"),
+    [
+        pytest.param(0, 0x8000_8000, id="new"),
+        pytest.param(1 << 7, 0x8000_8000, id="first-chains-there"),
+        pytest.param(1 << 15 | 1 << 7, 0, id="once-round"),
+        pytest.param(1 << 15, 0, id="once-round-and-available"),
+    ],
+)
+def test_base_0_of_a_packed_ring_is_read_by_its_first_descriptor(
+    packed, device, flags, base
+):
+    """User-mode Linux says 0 for a new ring."""
+    fd = os.memfd_create("guest")
+    os.ftruncate(fd, 16 * PAGE)
+    os.pwrite(fd, flags.to_bytes(2, "little"), 14)
+    region = MemoryRegion(gpa=GPA, size=16 * PAGE, uva=UVA)
+    packed.send(Request.SET_MEM_TABLE, encode_mem_table([region]), fd)
+    packed.set_ring(0, base=0)
+    assert device.running[0].base == base
+
+
+def test_base_0_that_a_packed_ring_stopped_at_stays_0(packed, device):
+    packed.set_ring(0, base=0xFFFF_FFFF)
+    device.progress = 1
+    assert packed.get_base(0) == 0
+    packed.set_ring(0, base=0)
+    assert device.running[0].base == 0
+
+
+@pytest.mark.parametrize("num", [1, 3, 1000, 1024])
+def test_a_packed_ring_has_any_number_of_entries(packed, device, num):
+    packed.set_ring(0, num=num)
+    assert device.running[0].num == num
+
+
+@pytest.mark.parametrize("num", [0, 1025, 2**32 - 1])
+def test_rejects_the_size_of_a_packed_ring(packed, num):
+    with pytest.raises(FrontendError, match="entries, need up to 1024"):
+        packed.set_ring(0, num=num)
+
+
+def test_rejects_event_suppression_that_is_not_aligned(packed):
+    address = VringAddress(index=0, desc=UVA, avail=UVA + PAGE + 2, used=UVA + 2 * PAGE)
+    with pytest.raises(FrontendError, match="not aligned"):
+        packed.send(Request.SET_VRING_ADDR, address.encode())
+
+
+# ---- INFLIGHT_SHMFD ----
+
+
+def area(size=0, queues=2, queue_size=256):
+    return InflightArea(size=size, queues=queues, queue_size=queue_size)
+
+
+@pytest.fixture
+def get_inflight(running):
+    """Return a function that asks for a log; the test's copy of its fd is closed."""
+    fds = []
+
+    def get(asked):
+        message = Message(Request.GET_INFLIGHT_FD, asked.encode())
+        reply = running.session.receive(message)
+        fds.append(os.dup(reply.fds[0]))
+        return InflightArea.decode(reply.data[12:]), fds[-1]
+
+    yield get
+    for fd in fds:
+        os.close(fd)
+
+
+@pytest.mark.spec(
+    "vhost-user:GET_INFLIGHT_FD",
+    "vhost-user:payload/inflight",
+    "vhost-user:communication/replies",
+)
+def test_makes_a_log_with_a_part_for_each_queue(get_inflight, device):
+    got, fd = get_inflight(area())
+    assert (got.queues, got.queue_size, got.offset) == (2, 256, 0)
+    assert got.size == 2 * (16 + 16 * 256 + 48)  # QueueRegionSplit, a cache line
+    assert os.fstat(fd).st_size == got.size
+    parts = [
+        (config.inflight, config.inflight_size) for config in device.running.values()
+    ]
+    assert parts[1][0] - parts[0][0] == parts[0][1] == got.size // 2
+
+
+@pytest.mark.spec("vhost-user:SET_INFLIGHT_FD")
+def test_takes_a_log_back(running, device, get_inflight):
+    got, fd = get_inflight(area(queues=1))
+    os.pwrite(fd, b"\x2a", 20)
+    running.send(Request.SET_INFLIGHT_FD, got.encode(), os.dup(fd))
+    assert device.running[0].inflight
+    assert (device.running[1].inflight, device.running[1].inflight_size) == (0, 0)
+    running.send(Request.RESET_DEVICE)
+    running.set_ring(0)
+    running.enable(0)
+    assert device.running[0].inflight == 0
+
+
+@pytest.mark.parametrize(
+    "asked", [area(queues=0), area(queues=3), area(queue_size=0), area(queue_size=1025)]
+)
+def test_rejects_a_log_for_queues_that_are_not_there(running, asked):
+    with pytest.raises(FrontendError, match="in-flight log"):
+        running.send(Request.GET_INFLIGHT_FD, asked.encode())
+
+
+@pytest.mark.parametrize("size", [0, 8319, 2**63])
+def test_rejects_a_log_of_the_wrong_size(running, size):
+    with pytest.raises(FrontendError, match="in-flight log"):
+        running.send(Request.SET_INFLIGHT_FD, area(size).encode(), os.memfd_create("x"))
+
+
+@pytest.mark.parametrize("fds", [0, 2])
+def test_rejects_an_inflight_log_with_the_wrong_fds(running, fds):
+    with pytest.raises(FrontendError, match="fds"):
+        running.send(
+            Request.SET_INFLIGHT_FD,
+            area(1 << 20).encode(),
+            *(os.memfd_create("x") for _ in range(fds)),
+        )
 
 
 # ---- BACKEND_REQ ----
