@@ -10,7 +10,11 @@ HTML     ?= out/compare.html
 BENCH    ?= out/bench.json
 BENCH_OPTIONS := --benchmark-quiet --benchmark-disable-gc
 FUZZ_S   ?= 60
+comma    := ,
+# Not under sanitizers: the first would measure their memory, and the SIGBUS of the other
+# is their own to handle.
 MEMORY_TEST := tests/unit/vhost_user/test_vsock_cli.py::test_one_idle_vm_takes_less_than_60_mib
+SIGBUS_TEST := tests/unit/vhost_user/test_fault.py::test_a_sigbus_elsewhere_keeps_its_effect
 
 # What the commands need of the system; `fastpath doctor` checks each one.
 PACKAGES := gcc libc6-dev make python3-venv python3-dev ca-certificates \
@@ -24,13 +28,13 @@ C_FILES  := $(wildcard vhost_user/native/*.[ch] guest/*.[ch] guest/tsi/*.[ch] \
             bench/guest/*.[ch] bench/host/*.c)
 
 .PHONY: setup packages compare test lint types unit conformance \
-        conformance-doc sanitize netns vm frontends fuzz bench bench-short image clean
+        conformance-doc sanitize tsan netns vm frontends fuzz bench bench-short image clean
 
 compare: setup image
 	mkdir -p $(dir $(JSON)) $(dir $(HTML))
 	$(BIN)/fastpath compare --json $(JSON) --html $(HTML)
 
-test: setup lint types unit conformance sanitize netns image vm fuzz bench-short
+test: setup lint types unit conformance sanitize tsan netns image vm fuzz bench-short
 
 setup: packages $(VENV)/.stamp
 
@@ -74,17 +78,30 @@ conformance: setup
 conformance-doc: setup
 	$(BIN)/python -m tests.conformance.doc
 
+# A copy of the package with sanitizers in the native module. PYTHONSAFEPATH: else Python
+# would find the package in the working directory first.
+define sanitized-copy
+	rm -rf build/$(1) && mkdir -p build/$(1)
+	cp -r pyproject.toml README.md vhost_user build/$(1)/
+	rm -f build/$(1)/vhost_user/_vu*.so
+	cd build/$(1) && VU_SANITIZE=$(2) ../../$(BIN)/python vhost_user/native/build.py
+endef
+SANITIZED = PYTHONSAFEPATH=1 VU_PACKAGE=$(CURDIR)/build/$(1) \
+            PYTHONPATH=$(CURDIR)/build/$(1) $(PYTEST)
+
 # The same tests on a native module built with ASan and UBSan, in a copy.
 sanitize: setup
-	rm -rf build/sanitize && mkdir -p build/sanitize
-	cp -r pyproject.toml README.md vhost_user build/sanitize/
-	rm -f build/sanitize/vhost_user/_vu*.so
-	cd build/sanitize && VU_SANITIZE=address,undefined \
-	  ../../$(BIN)/python vhost_user/native/build.py
+	$(call sanitized-copy,sanitize,address$(comma)undefined)
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	  PYTHONPATH=build/sanitize $(PYTEST) tests/unit/vhost_user tests/conformance \
-	  --deselect $(MEMORY_TEST) # counts the sanitizer's own memory
+	  $(call SANITIZED,sanitize) tests/unit/vhost_user tests/conformance \
+	  --deselect $(MEMORY_TEST) --deselect $(SIGBUS_TEST)
+
+# And with TSan: the engine thread against Python's. The status is 66 if it saw a race.
+tsan: setup
+	$(call sanitized-copy,tsan,thread)
+	LD_PRELOAD="$$(gcc -print-file-name=libtsan.so)" TSAN_OPTIONS=exitcode=66 \
+	  $(call SANITIZED,tsan) tests/conformance
 
 netns: setup
 	$(PYTEST) tests/netns

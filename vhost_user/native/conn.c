@@ -99,6 +99,16 @@ static bool grow_events(struct vu_engine *e)
 }
 
 /**
+ * set_event_count() - Note how many events are queued
+ * @e:		Engine, event_lock held; the engine thread also reads it without
+ * @count:	How many
+ */
+static void set_event_count(struct vu_engine *e, unsigned count)
+{
+	__atomic_store_n(&e->event_count, count, __ATOMIC_RELAXED);
+}
+
+/**
  * events_push() - Queue an event for Python
  * @e:		Engine
  * @event:	Event, copied
@@ -111,8 +121,9 @@ void events_push(struct vu_engine *e, const struct vu_event *event, bool urgent)
 		unsigned at = (e->event_first + e->event_count) % e->event_cap;
 
 		e->events[at] = *event;
-		if (!e->event_count++)
+		if (!e->event_count)
 			e->event_since_us = now_us();
+		set_event_count(e, e->event_count + 1);
 		e->event_urgent |= urgent;
 	} else {
 		e->stats.events_lost++;
@@ -182,7 +193,7 @@ int vu_engine_events(struct vu_engine *e, struct vu_event *ret_events,
 	while (n < max && e->event_count) {
 		ret_events[n++] = e->events[e->event_first];
 		e->event_first = (e->event_first + 1) % e->event_cap;
-		e->event_count--;
+		set_event_count(e, e->event_count - 1);
 	}
 	if (!e->event_count) {
 		e->event_signalled = e->event_urgent = false;
