@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
-import json
 import logging
 import signal
 import sys
@@ -20,16 +19,15 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from vhost_user.backend import Backend
 from vhost_user.engine import Echo, Engine, Unix, Vsock
 from vhost_user.errors import VhostUserError
-from vhost_user.sockets import UnixListener
 from vhost_user.vsock import config
 from vhost_user.vsock.config import ConfigError, VmConfig
 from vhost_user.vsock.device import VsockDevice
 from vhost_user.vsock.forward import ForwardListener
 from vhost_user.vsock.hybrid import HybridListener
 from vhost_user.vsock.packet import PORT_ANY
+from vhost_user.vsock.stats import JsonSocket, MetricsServer, process_stats
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Sequence
 
 PROG: Final = "vhost-user-vsock"
@@ -59,6 +57,7 @@ class Options:
     poll_us: int
     echo_port: int | None
     stats_socket: Path | None
+    metrics: tuple[str, int] | None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,6 +106,7 @@ def parse(argv: Sequence[str]) -> Options:
         echo_port=args.echo_port
         and _option("--echo-port", args.echo_port, 0, PORT_ANY - 1),
         stats_socket=args.stats_socket and config.socket_path(args.stats_socket),
+        metrics=args.metrics and config.tcp_address(args.metrics),
     )
 
 
@@ -180,6 +180,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="a client gets the counters as JSON",
     )
+    parser.add_argument(
+        "--metrics",
+        metavar="ADDR:PORT",
+        help="answer GET /metrics with the counters, for Prometheus",
+    )
     return parser
 
 
@@ -226,12 +231,7 @@ async def _serve(options: Options) -> None:
             )
         )
         vms = [await _start(stack, engine, vm, options.echo_port) for vm in options.vms]
-        if options.stats_socket is not None:
-            stats = UnixListener(
-                options.stats_socket, lambda sock: _send_stats(sock, engine, vms)
-            )
-            stats.start()
-            stack.callback(stats.close)
+        _start_stats(stack, options, engine, vms)
         for vm in options.vms:
             host = f", host side {vm.uds_path}" if vm.uds_path else ""
             if vm.forward_cid is not None:
@@ -241,6 +241,26 @@ async def _serve(options: Options) -> None:
             )
         sys.stderr.flush()
         await stop.wait()
+
+
+def _start_stats(
+    stack: contextlib.AsyncExitStack, options: Options, engine: Engine, vms: list[_Vm]
+) -> None:
+    def snapshot() -> dict[str, Any]:
+        return {
+            "process": process_stats(),
+            "engine": dataclasses.asdict(engine.stats()),
+            "vms": [vm.stats() for vm in vms],
+        }
+
+    servers: list[JsonSocket | MetricsServer] = []
+    if options.stats_socket is not None:
+        servers.append(JsonSocket(options.stats_socket, snapshot))
+    if options.metrics is not None:
+        servers.append(MetricsServer(options.metrics, snapshot))
+    for server in servers:
+        stack.callback(server.close)
+        server.start()
 
 
 async def _start(
@@ -276,15 +296,6 @@ async def _start(
     stack.push_async_callback(backend.close)
     await backend.start()
     return _Vm(device, backend, host)
-
-
-def _send_stats(client: socket.socket, engine: Engine, vms: list[_Vm]) -> None:
-    stats = {
-        "engine": dataclasses.asdict(engine.stats()),
-        "vms": [vm.stats() for vm in vms],
-    }
-    with client, contextlib.suppress(OSError):  # a client that left: its own loss
-        client.send(json.dumps(stats).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ The keys are vhost-device-vsock's, with `-` or `_` between words:
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,6 +168,16 @@ def socket_path(text: str) -> Path:
     if not text or len(text.encode()) > MAX_PATH:
         raise ConfigError(f"a socket's path has 1..{MAX_PATH} bytes: {text!r}")
     return Path(text)
+
+
+def tcp_address(text: str) -> tuple[str, int]:
+    """Return `ADDR:PORT`, ADDR an IP address; ConfigError if it isn't that."""
+    host, _, port = text.rpartition(":")
+    try:
+        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+        return str(address), integer(port, 0, 65535)
+    except (ConfigError, ValueError) as error:
+        raise ConfigError(f"metrics: {text!r} is not IP:PORT: {error}") from None
 
 
 def _uds_path(text: str) -> Path:

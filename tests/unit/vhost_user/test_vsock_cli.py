@@ -134,6 +134,13 @@ def test_vms_from_a_file(tmp_path):
         pytest.param(["--socket=/a", "--queue-size=2048"], "2..1024", id="queue-2048"),
         pytest.param(["--socket=/a", "--tx-buffer-size=0"], "4096", id="window-0"),
         pytest.param(["--socket=/a", "--poll-us=-1"], "--poll-us", id="poll"),
+        pytest.param(["--socket=/a", "--metrics=9090"], "IP:PORT", id="metrics"),
+        pytest.param(
+            ["--socket=/a", "--metrics=host:9090"], "IP:PORT", id="metrics-name"
+        ),
+        pytest.param(
+            ["--socket=/a", "--metrics=127.0.0.1:x"], "not a number", id="metrics-port"
+        ),
         pytest.param(["--socket=/a", "--echo-port=-1"], "--echo-port", id="echo"),
         pytest.param(["--socket=/a", "--uds-path=/a"], "used twice", id="same-path"),
         pytest.param(["--socket=" + "x" * 108], "1..107 bytes", id="long-socket"),
@@ -386,3 +393,39 @@ def test_a_socket_that_cannot_be_made_leaves_nothing_behind(tmp_path, capsys):
     assert status == 2
     assert "/nonexistent/vhost" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []  # noqa: PTH208
+
+
+def test_a_metrics_address_in_use_is_one_line_and_status_2(tmp_path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        argv = ["--socket", str(tmp_path / "vhost"), "--metrics", address]
+        assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert error == f"vhost-user-vsock: error: {address}: Address already in use\n"
+    assert os.listdir(tmp_path) == []  # noqa: PTH208
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_what_is_no_socket_is_never_replaced(tmp_path, kind, capsys):
+    path = tmp_path / "vhost"
+    path.write_text("mine") if kind == "file" else path.mkdir()
+    assert main(["--socket", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error == (f"vhost-user-vsock: error: {path}: exists and is not a socket\n")
+    assert path.exists()
+
+
+def test_the_command_itself_says_one_line_and_2(tmp_path):
+    unreadable = tmp_path / "vms.yaml"
+    unreadable.mkdir()
+    for argv in (
+        ["--bogus"],
+        ["--socket=/a", "--vm=socket=/b"],
+        [f"--config={unreadable}"],
+        [f"--config={tmp_path}/none"],
+    ):
+        with Process(*argv) as process:
+            status, error = process.end(0)
+        assert status == 2
+        assert error.startswith("vhost-user-vsock: error: ")
+        assert error.count("\n") == 1

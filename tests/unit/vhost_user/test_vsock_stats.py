@@ -1,0 +1,151 @@
+"""The counters for others: JSON by a unix socket, Prometheus's text by HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+
+import pytest
+
+from vhost_user.vsock.stats import (
+    MAX_CLIENTS,
+    MAX_REQUEST,
+    JsonSocket,
+    MetricsServer,
+    process_stats,
+    prometheus,
+)
+
+SNAPSHOT = {
+    "process": {"open_fds": 9, "resident_bytes": 4096},
+    "engine": {"conns": 2, "wakeups": 3, "spins": 5},
+    "vms": [
+        {"guest_cid": 3, "connected": True, "conns": 1, "opened": 7},
+        {"guest_cid": 4, "connected": False, "conns": 0, "opened": 8},
+    ],
+}
+GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def test_names_and_labels_are_prometheuss():
+    assert prometheus(SNAPSHOT).splitlines() == [
+        "# TYPE process_open_fds gauge",
+        "process_open_fds 9",
+        "# TYPE process_resident_memory_bytes gauge",
+        "process_resident_memory_bytes 4096",
+        "# TYPE vhost_user_vsock_engine_conns gauge",
+        "vhost_user_vsock_engine_conns 2",
+        "# TYPE vhost_user_vsock_engine_wakeups_total counter",
+        "vhost_user_vsock_engine_wakeups_total 3",
+        "# TYPE vhost_user_vsock_engine_spins_total counter",
+        "vhost_user_vsock_engine_spins_total 5",
+        "# TYPE vhost_user_vsock_connected gauge",
+        'vhost_user_vsock_connected{cid="3"} 1',
+        'vhost_user_vsock_connected{cid="4"} 0',
+        "# TYPE vhost_user_vsock_conns gauge",
+        'vhost_user_vsock_conns{cid="3"} 1',
+        'vhost_user_vsock_conns{cid="4"} 0',
+        "# TYPE vhost_user_vsock_opened_total counter",
+        'vhost_user_vsock_opened_total{cid="3"} 7',
+        'vhost_user_vsock_opened_total{cid="4"} 8',
+    ]
+
+
+def test_the_processs_own_figures_are_its_own(open_fds):
+    stats = process_stats()
+    assert stats["open_fds"] == open_fds() - 1  # the count's own directory
+    assert stats["resident_bytes"] > 1 << 20
+
+
+def served(talk):
+    """Run `talk(address)` in a thread beside a server."""
+
+    async def main():
+        server = MetricsServer(("127.0.0.1", 0), lambda: SNAPSHOT)
+        server.start()
+        try:
+            return await asyncio.to_thread(talk, server.address)
+        finally:
+            server.close()
+
+    return asyncio.run(main())
+
+
+def whole(sock):
+    sock.settimeout(10)
+    data = b""
+    while more := sock.recv(65536):
+        data += more
+    return data
+
+
+def ask(address, *pieces):
+    with socket.create_connection(address) as sock:
+        for piece in pieces:
+            sock.sendall(piece)
+        return whole(sock)
+
+
+def test_a_scrape_gets_the_text():
+    head, _, body = served(lambda at: ask(at, GET)).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 200 OK\r\nContent-Type: text/plain; version=")
+    length = re.search(rb"Content-Length: (\d+)", head)
+    assert length
+    assert int(length[1]) == len(body)
+    assert body.decode() == prometheus(SNAPSHOT)
+
+
+def test_a_request_may_come_in_pieces():
+    answer = served(lambda at: ask(at, *(GET[i : i + 1] for i in range(len(GET)))))
+    assert answer.startswith(b"HTTP/1.0 200")
+
+
+@pytest.mark.parametrize(
+    "request_head",
+    [b"GET / HTTP/1.1\r\n\r\n", b"POST /metrics HTTP/1.1\r\n\r\n", b"\r\n\r\n"],
+    ids=["other-page", "post", "empty"],
+)
+def test_anything_else_is_not_found(request_head):
+    assert served(lambda at: ask(at, request_head)).startswith(b"HTTP/1.0 404")
+
+
+def test_a_head_without_end_is_hung_up_on():
+    def talk(address):
+        with socket.create_connection(address) as sock:
+            sock.sendall(b"x" * MAX_REQUEST)
+            return whole(sock)
+
+    assert served(talk) == b""
+
+
+def test_silent_clients_keep_nobody_out():
+    def talk(address):
+        silent = [socket.create_connection(address) for _ in range(3 * MAX_CLIENTS)]
+        answer = ask(address, GET)
+        dropped = [whole(sock) for sock in silent[:MAX_CLIENTS]]
+        for sock in silent:
+            sock.close()
+        return answer, dropped
+
+    answer, dropped = served(talk)
+    assert answer.startswith(b"HTTP/1.0 200")
+    assert dropped == [b""] * MAX_CLIENTS
+
+
+def test_a_client_of_the_unix_socket_gets_json_and_need_not_ask(tmp_path):
+    def talk():
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(tmp_path / "stats"))
+            return json.loads(whole(sock))
+
+    async def main():
+        server = JsonSocket(tmp_path / "stats", lambda: SNAPSHOT)
+        server.start()
+        try:
+            return await asyncio.to_thread(talk)
+        finally:
+            server.close()
+
+    assert asyncio.run(main()) == SNAPSHOT
