@@ -220,6 +220,7 @@ def test_qemu_masks_interrupts_under_way(qemu):
     conn = qemu.connect(ECHO)
     for _ in range(3):
         qemu.mask(on=True)
+        qemu.ask_u64(Request.GET_FEATURES)  # the device has them now
         qemu.rx.want_calls()
         conn.say(Op.RW, b"masked")
         assert select.select([qemu.masked[RX]], [], [], 5)[0]
