@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import select
+from typing import Any
 
 import pytest
 
-from vhost_user.driver import Ram
+from vhost_user.driver import Ram, Virtqueue
 from vhost_user.frontend import DirtyLog
 from vhost_user.message import (
     Feature,
@@ -26,8 +27,8 @@ from vhost_user.message import (
     encode_mem_table,
     encode_u64,
 )
-from vhost_user.vsock.driver import F_SEQPACKET, RX, TX, VsockGuest
-from vhost_user.vsock.packet import Op
+from vhost_user.vsock.driver import RX, TX, VsockGuest
+from vhost_user.vsock.packet import F_SEQPACKET, Op
 
 ECHO = 7
 DRIVER = Feature.VERSION_1 | Feature.EVENT_IDX | Feature.INDIRECT_DESC | F_SEQPACKET
@@ -39,10 +40,18 @@ def echo(conn, data=b"ping" * 1000):
     assert conn.receive_bytes(len(data)) == data
 
 
+def new_driver(guest):
+    """Lay out both rings anew, as a driver does that knows nothing of the old ones."""
+    for queue in (guest.rx, guest.tx):
+        queue.close()
+    guest.rx = Virtqueue(guest.ram, 64, features=guest.vmm.features)
+    guest.tx = Virtqueue(guest.ram, 64, features=guest.vmm.features)
+
+
 class FrontendGuest(VsockGuest):
     """A guest whose front-end says a message with and without need_reply."""
 
-    def say(self, request, payload=b"", fds=()):
+    def quick(self, request, payload=b"", fds=()):
         """Send it as most messages are sent: nobody waits for an answer."""
         self.vmm.send(encode(request, payload), fds)
 
@@ -53,7 +62,7 @@ class FrontendGuest(VsockGuest):
         return (self.rx, self.tx)[index]
 
     def describe(self, index, request, num=0):
-        self.say(request, VringState(index, num).encode())
+        self.quick(request, VringState(index, num).encode())
 
     def address(self, index, log=0, flags=0):
         queue = self.queue(index)
@@ -87,7 +96,7 @@ class Qemu(FrontendGuest):
         taken = ProtocolFeature(
             self.wanted & self.ask_u64(Request.GET_PROTOCOL_FEATURES)
         )
-        self.say(Request.SET_PROTOCOL_FEATURES, encode_u64(taken))
+        self.quick(Request.SET_PROTOCOL_FEATURES, encode_u64(taken))
         if taken & ProtocolFeature.MQ:
             assert vmm.queue_num() == 3
         if taken & ProtocolFeature.CONFIGURE_MEM_SLOTS:
@@ -95,7 +104,7 @@ class Qemu(FrontendGuest):
         vmm.protocol_features = taken
         if taken & ProtocolFeature.BACKEND_REQ:
             self.channel = vmm.open_channel()
-        self.say(Request.SET_OWNER)
+        self.quick(Request.SET_OWNER)
         assert self.ask_u64(Request.GET_FEATURES) == offered
         for index in RINGS:
             self.set_fd(Request.SET_VRING_CALL, index, self.masked[index])
@@ -107,15 +116,15 @@ class Qemu(FrontendGuest):
         return vmm.features
 
     def set_fd(self, request, index, fd):
-        self.say(request, encode_u64(index), [fd])
+        self.quick(request, encode_u64(index), [fd])
 
     def start(self):
-        self.say(Request.SET_FEATURES, encode_u64(self.vmm.features))
+        self.quick(Request.SET_FEATURES, encode_u64(self.vmm.features))
         self.set_memory()
         for index in RINGS:
             self.describe(index, Request.SET_VRING_NUM, self.queue(index).num)
             self.describe(index, Request.SET_VRING_BASE, self._bases[index])
-            self.say(Request.SET_VRING_ADDR, self.address(index))
+            self.quick(Request.SET_VRING_ADDR, self.address(index))
             self.set_fd(Request.SET_VRING_KICK, index, self.queue(index).kick_fd)
         self.mask(on=False)
         for index in RINGS:
@@ -168,7 +177,7 @@ class Qemu(FrontendGuest):
             self.channel.close()
 
 
-QEMU = {
+QEMU: dict[str, dict[str, Any]] = {
     "7.2": {
         "wanted": ProtocolFeature.MQ
         | ProtocolFeature.LOG_SHMFD
@@ -192,7 +201,7 @@ QEMU = {
 }
 
 
-@pytest.fixture(params=QEMU.values(), ids=QEMU.keys())
+@pytest.fixture(params=QEMU.values(), ids=list(QEMU))
 def qemu(host, request):
     with Qemu(host.path, **request.param) as guest:
         yield guest
@@ -236,12 +245,7 @@ def test_qemu_resets_its_machine(host, qemu):
     qemu.stop()
     bases = qemu._bases
     assert bases != (0, 0)
-    for queue in (qemu.rx, qemu.tx):
-        queue.close()
-    fresh = [
-        type(q)(qemu.ram, q.num, features=qemu.vmm.features) for q in (qemu.rx,) * 2
-    ]
-    qemu.rx, qemu.tx = fresh
+    new_driver(qemu)
     qemu._bases = (0, 0)
     qemu.post_rx(16)
     qemu.start()
@@ -286,14 +290,14 @@ class Uml(FrontendGuest):
 
     def _introduce(self):
         vmm = self.vmm
-        self.say(Request.SET_OWNER)
+        self.quick(Request.SET_OWNER)
         offered = self.ask_u64(Request.GET_FEATURES)
         taken = self.ask_u64(Request.GET_PROTOCOL_FEATURES) & (
             ProtocolFeature.REPLY_ACK
             | ProtocolFeature.BACKEND_REQ
             | ProtocolFeature.CONFIG
         )
-        self.say(Request.SET_PROTOCOL_FEATURES, encode_u64(taken))
+        self.quick(Request.SET_PROTOCOL_FEATURES, encode_u64(taken))
         vmm.protocol_features = ProtocolFeature(taken)
         self.channel = vmm.open_channel()
         vmm.features = offered & (DRIVER | Feature.PROTOCOL_FEATURES)
@@ -342,11 +346,7 @@ def test_user_mode_linux_binds_its_driver_again_and_again(host):
             echo(guest.connect(ECHO), b"ping")
             guest.drain()
             guest.unbind()
-            for queue in (guest.rx, guest.tx):
-                queue.close()
-            queue = type(guest.rx)
-            guest.rx = queue(guest.ram, 256, features=guest.vmm.features)
-            guest.tx = queue(guest.ram, 256, features=guest.vmm.features)
+            new_driver(guest)
             guest.vmm.tell(Request.SET_FEATURES, encode_u64(guest.vmm.features))
             guest.start()
             guest.post_rx(32)
@@ -358,7 +358,7 @@ class CloudHypervisor(FrontendGuest):
 
     def _introduce(self):
         vmm = self.vmm
-        self.say(Request.SET_OWNER)
+        self.quick(Request.SET_OWNER)
         offered = self.ask_u64(Request.GET_FEATURES)
         taken = self.ask_u64(Request.GET_PROTOCOL_FEATURES) & (
             ProtocolFeature.MQ
@@ -368,7 +368,7 @@ class CloudHypervisor(FrontendGuest):
             | ProtocolFeature.BACKEND_REQ
             | ProtocolFeature.CONFIG
         )
-        self.say(Request.SET_PROTOCOL_FEATURES, encode_u64(taken))
+        self.quick(Request.SET_PROTOCOL_FEATURES, encode_u64(taken))
         vmm.protocol_features = ProtocolFeature(taken)
         vmm.features = offered & (DRIVER | Feature.PROTOCOL_FEATURES | Feature.LOG_ALL)
         vmm.features &= ~Feature.LOG_ALL
@@ -442,11 +442,7 @@ def test_cloud_hypervisor_resets_a_device(host):
             guest.drain()
             guest.pause()
             guest.channel.close()
-            for queue in (guest.rx, guest.tx):
-                queue.close()
-            queue = type(guest.rx)
-            guest.rx = queue(guest.ram, 64, features=guest.vmm.features)
-            guest.tx = queue(guest.ram, 64, features=guest.vmm.features)
+            new_driver(guest)
             guest.start()
             guest.post_rx(32)
             assert host.stats().conns == 0
