@@ -155,6 +155,11 @@ class Rings:
         inflight, inflight_size = (0, 0)
         if self.inflight is not None:
             inflight, inflight_size = self.inflight.part(ring.index)
+            if inflight and ring.num > self.inflight.area.queue_size:
+                raise FrontendError(
+                    f"ring {ring.index} has {ring.num} entries, the in-flight log "
+                    f"{self.inflight.area.queue_size}"
+                )
         return RingConfig(
             desc_uva=ring.address.desc,
             avail_uva=ring.address.avail,

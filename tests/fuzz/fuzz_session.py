@@ -31,6 +31,8 @@ with atheris.instrument_imports(include=["vhost_user"]):
     from vhost_user.errors import FrontendError
     from vhost_user.message import (
         Header,
+        InflightArea,
+        LogArea,
         MemoryRegion,
         Message,
         Request,
@@ -38,6 +40,7 @@ with atheris.instrument_imports(include=["vhost_user"]):
         VringFd,
         VringState,
         encode,
+        encode_mem_region,
         encode_mem_table,
     )
     from vhost_user.session import Session
@@ -168,6 +171,33 @@ class World:
                 fds = [any_fd(data, self.ram)] if which & 128 else []
                 self.tell(request, VringFd(ring, has_fd=bool(fds)).encode(), fds)
 
+    def extension(self, data):
+        """Send a message that a protocol feature brings along, in its right shape."""
+        which, value = data.byte(), data.byte()
+        request, payload = (
+            (Request.RESET_DEVICE, b""),
+            (Request.SET_STATUS, struct.pack("=Q", value)),
+            (Request.ADD_MEM_REG, self.region(value)),
+            (Request.REM_MEM_REG, self.region(value)),
+            (Request.SET_LOG_BASE, LogArea(1 << (value & 31), value).encode()),
+            (Request.SET_LOG_FD, b""),
+            (Request.GET_INFLIGHT_FD, inflight(0, value)),
+            (Request.SET_INFLIGHT_FD, inflight(1 << (value & 15), value)),
+            (Request.SET_BACKEND_REQ_FD, b""),
+        )[which % 9]
+        fds = [any_fd(data, self.ram)] if which & 128 else []
+        self.tell(request, payload, fds)
+
+    def region(self, value):
+        """Describe a memory region beside the guest's RAM, or all of that."""
+        ram = self.ram
+        if value & 1:
+            return encode_mem_region(ram.region)
+        at = RAM_SIZE + value * PAGE
+        return encode_mem_region(
+            MemoryRegion(gpa=ram.gpa + at, uva=ram.uva + at, size=PAGE)
+        )
+
     def memory(self, data):
         """Replace the memory table: the guest's RAM in one piece or two."""
         cut = data.byte() * PAGE % RAM_SIZE
@@ -249,6 +279,7 @@ STEPS = (
     World.any_message,
     World.likely_message,
     World.likely_message,
+    World.extension,
     World.set_up,
     World.packet,
     World.packet,
@@ -277,6 +308,13 @@ def seeds():
         ]
         for count in range(len(stages) + 1):
             yield begin + buffers + b"".join(stages[:count])
+
+
+def inflight(size, value):
+    """Return the payload of GET_INFLIGHT_FD and SET_INFLIGHT_FD."""
+    return InflightArea(
+        size=size, queues=value & 3, queue_size=value >> 2 << 2
+    ).encode()
 
 
 def any_fd(data, ram):

@@ -556,6 +556,11 @@ def test_rejects_a_log_for_queues_that_are_not_there(running, asked):
         running.send(Request.GET_INFLIGHT_FD, asked.encode())
 
 
+def test_rejects_a_log_that_is_too_short_for_a_ring(running):
+    with pytest.raises(FrontendError, match="has 256 entries, the in-flight log 128"):
+        running.send(Request.GET_INFLIGHT_FD, area(queue_size=128).encode())
+
+
 @pytest.mark.parametrize("size", [0, 8319, 2**63])
 def test_rejects_a_log_of_the_wrong_size(running, size):
     with pytest.raises(FrontendError, match="in-flight log"):
