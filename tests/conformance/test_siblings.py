@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import random
 import threading
 
@@ -27,12 +28,13 @@ GROUP = frozenset({"a"})
 class Site:
     """A back-end with several devices: CID 3 and up, `groups` of each."""
 
-    def __init__(self, directory, groups, **options):
+    def __init__(self, directory, groups, *, dial_timeout_s=30.0, **options):
         self.directory = directory
         self.events = {}
         self.devices = {}
         self.backends = {}
         self._groups = groups
+        self._dial_timeout_s = dial_timeout_s
         self._options = {"buf_alloc": WINDOW, **options}
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -55,7 +57,9 @@ class Site:
 
     async def _serve(self):
         async with contextlib.AsyncExitStack() as stack:
-            self._engine = await stack.enter_async_context(Engine(poll_us=0))
+            self._engine = await stack.enter_async_context(
+                Engine(poll_us=0, dial_timeout_s=self._dial_timeout_s)
+            )
             for cid, groups in enumerate(self._groups, 3):
                 self.events[cid] = []
                 device = VsockDevice(
@@ -617,6 +621,19 @@ def test_a_guest_cannot_speak_for_its_sibling(site, a, b):
     assert site.stats(4).bad_packets == 1
     near.say(Op.RW, b"on")
     assert far.receive_bytes(2) == b"on"
+
+
+@pytest.mark.spec("virtio-1.2:5.10.6.5/rst-disconnects")
+def test_a_request_that_is_never_answered_ends_at_both_guests(make_site):
+    site = make_site(GROUP, GROUP, dial_timeout_s=0.1)
+    with VsockGuest(site.path(3)) as a, VsockGuest(site.path(4), cid=4) as b:
+        conn = a.request(5000, cid=4)
+        assert b.receive().op == Op.REQUEST
+        conn.expect(Op.RST)
+        assert b.receive().op == Op.RST
+        for cid in (3, 4):
+            (event,) = site.wait_events(cid, EventKind.FAILED, 1)
+            assert event.error == errno.ETIMEDOUT
 
 
 @pytest.mark.spec("virtio-1.2:5.10.6.5/rst-disconnects")

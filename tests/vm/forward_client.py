@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 from vhost_user.vsock.driver import VsockGuest
-from vhost_user.vsock.packet import Op, Shutdown
+from vhost_user.vsock.packet import Op, Shutdown, Type
 
 SOCKET = Path("/tmp/vhost")
 LOCAL, ECHO, CLOSED, LISTENING, REFUSING = 1, 9000, 9100, 9001, 9002
@@ -50,6 +50,7 @@ def guest_to_host(guest):
         pass
     assert packet.op == Op.SHUTDOWN
     guest.request(CLOSED).expect(Op.RST)
+    guest.request(ECHO, kind=Type.SEQPACKET).expect(Op.RST)
 
 
 def host_to_guest(guest):

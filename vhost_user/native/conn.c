@@ -928,7 +928,8 @@ void conn_target(struct vu_engine *e, struct vu_conn *c,
 
 	c->target = (uint8_t)target->kind;
 	if (c->type == VIRTIO_VSOCK_TYPE_SEQPACKET &&
-	    (target->kind == VU_TARGET_ASK || target->kind == VU_TARGET_DIAL)) {
+	    (target->kind == VU_TARGET_ASK || target->kind == VU_TARGET_DIAL ||
+	     target->kind == VU_TARGET_VSOCK)) {
 		conn_failed(e, c, EPROTOTYPE);
 		return;
 	}

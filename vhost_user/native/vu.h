@@ -174,8 +174,9 @@ uint64_t vu_inflight_size(uint32_t num, bool packed);
  * @VU_TARGET_VSOCK:	Connect to the same port of the CID in addr, a
  *			sockaddr_vm: a vsock socket of the host, or behind it
  *
- * A SEQPACKET connection is refused by ASK and DIAL; with UNIX and VSOCK its
- * socket is a SOCK_SEQPACKET one; ECHO and CHARGEN send messages.
+ * A SEQPACKET connection is refused by ASK and DIAL, and by VSOCK: a socket of
+ * Linux that doesn't block may send a part of a message there and say EAGAIN.
+ * With UNIX its socket is a SOCK_SEQPACKET one; ECHO and CHARGEN send messages.
  */
 enum vu_target_kind {
 	VU_TARGET_RESET = 0,

@@ -137,7 +137,7 @@ class HybridListener:
         sock = self._done(client)
         try:
             self._device.handle.open(port, sock, hybrid=True)
-        except VhostUserError as error:
+        except (OSError, VhostUserError) as error:
             self._refuse(sock, f"guest CID {self._device.guest_cid}: {error}")
 
     def _on_error(self, client: _Client, reason: str) -> None:
