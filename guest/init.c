@@ -12,10 +12,10 @@
  *	u32 type | u32 len | len bytes		all integers little-endian
  *
  * Host to guest:
- *	EXEC	u32 flags, u32 argc, u32 envc, then argc + envc + 1 strings,
- *each with its NUL: the arguments, NAME=VALUE..., the directory STDIN	bytes
- *for the command; none at all means end of file SIGNAL	u32 number, for the
- *command's process group
+ *	EXEC	u32 flags, u32 argc, u32 envc, then argc + envc + 1 strings
+ *		with their NULs: arguments, NAME=VALUE..., the directory
+ *	STDIN	bytes for the command; none at all means end of file
+ *	SIGNAL	u32 number, for the command's process group
  *
  * Guest to host:
  *	READY	u32 version, then kernel release and clocksource, each with NUL

@@ -13,8 +13,8 @@
  *
  * eventfd_us	two eventfds: a kick, an interrupt
  * unix_us	64 bytes over a unix socket and back: the host program
- * relay_us	eventfd, unix socket and back: what a back-end does for one
- *round trip if it costs nothing itself (three threads, two on the second CPU)
+ * relay_us	eventfd, unix socket and back: a round trip through a back-end
+ *		that costs nothing itself (two of three threads on one CPU)
  * spin_us	a shared word that both sides watch (two CPUs only)
  * memcpy_cold, memcpy_hot	GB/s over 256 MiB, and over 64 KiB
  * syscall_ns	getppid()
