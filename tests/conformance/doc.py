@@ -34,6 +34,9 @@ FILES: Final = (
     "entropy.toml",
     "vhost-user.toml",
 )
+RUNS: Final = DOC.with_name("vsock-test.md")
+"""What a run of Linux's vsock_test wrote; part of the document as it is."""
+
 TESTS: Final = ("tests/unit/vhost_user", "tests/conformance", "tests/vm")
 
 _SECTION_MARKS: Final = ("VIRTIO 1.2 section", "vhost-user ")
@@ -182,6 +185,22 @@ shortened. What binds drivers and front-ends is not listed.
 """
 
 
+def runs(path: Path) -> str:
+    """Return the runs' part: what one wrote at `path`, its headings one level lower."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lowered = [f"#{line}" if line.startswith("#") else line for line in lines]
+    return "\n".join([*lowered, "", _FRONT_ENDS])
+
+
+_FRONT_ENDS: Final = """\
+## Front-ends
+
+[frontends.md](frontends.md) has the front-ends that booted a guest;
+[test_front_end_sequences](../tests/conformance/test_front_end_sequences.py) replays the
+messages of each.
+"""
+
+
 def _state(requirement: Requirement, tests: Tests) -> str:
     """Return its state; what is open until there is a test is tested then."""
     done = requirement.state == "open" and requirement.id in tests
@@ -229,7 +248,7 @@ def main(argv: list[str]) -> int:
     """Write the document, or check it; the status for the shell."""
     specs, tests = load_all(), collect()
     found = faults(specs, tests)
-    text = render(specs, tests)
+    text = render(specs, tests, runs(RUNS))
     if argv == ["--check"]:
         old = DOC.read_text(encoding="utf-8") if DOC.exists() else ""
         if old != text:

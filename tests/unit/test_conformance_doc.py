@@ -7,7 +7,15 @@ import sys
 
 import pytest
 
-from tests.conformance.doc import ROOT, Requirement, Section, Spec, faults, render
+from tests.conformance.doc import (
+    ROOT,
+    Requirement,
+    Section,
+    Spec,
+    faults,
+    render,
+    runs,
+)
 
 
 def spec(*requirements):
@@ -68,3 +76,11 @@ def test_a_row_has_the_tests_or_the_reason(tests, counts):
     link = f"[test_a::test_it_says_so](../{TEST.partition('::')[0]})"
     assert f"| said | MUST | The device MUST say a \\| b. | {link} |" in text
     assert "| It MUST fly. | *not applicable*: It has no wings. |" in text
+
+
+def test_a_run_becomes_a_section_of_its_own(tmp_path):
+    path = tmp_path / "run.md"
+    path.write_text("# Linux's tests\n\n## Linux 6.1\n\n| 0 | ok |\n")
+    text = render(spec(NEVER), {}, runs(path))
+    assert "\n## Linux's tests\n\n### Linux 6.1\n\n| 0 | ok |\n" in text
+    assert "(frontends.md)" in text
