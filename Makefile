@@ -28,7 +28,8 @@ C_FILES  := $(wildcard vhost_user/native/*.[ch] guest/*.[ch] guest/tsi/*.[ch] \
             bench/guest/*.[ch] bench/host/*.c)
 
 .PHONY: setup packages compare test lint types unit conformance \
-        conformance-doc sanitize tsan netns vm frontends fuzz bench bench-short image clean
+        conformance-doc sanitize tsan netns vm frontends vsock-test fuzz bench \
+        bench-short image clean
 
 compare: setup image
 	mkdir -p $(dir $(JSON)) $(dir $(HTML))
@@ -111,6 +112,9 @@ vm: setup image
 
 frontends: setup image
 	$(PYTEST) tests/vm/test_frontends.py --write-frontends docs/frontends.md
+
+vsock-test: setup image
+	$(PYTEST) tests/vm/test_linux_vsock.py --write-vsock-test docs/vsock-test.md
 
 # FUZZ_S seconds, divided among the harnesses.
 fuzz: setup

@@ -33,8 +33,18 @@ guest's driver acknowledged.
 """
 
 
+VSOCK_TEST_HEAD = """\
+# Linux's vsock_test between siblings
+
+tools/testing/vsock of Debian's linux-source packages, built by the test, between two
+guests with a kernel of the same series: siblings of one `vhost-user-vsock`. Written by
+`make vsock-test` from a run of tests/vm/test_linux_vsock.py, which `make test` runs.
+"""
+
+
 def pytest_addoption(parser):
     parser.addoption("--write-frontends", metavar="FILE", type=Path)
+    parser.addoption("--write-vsock-test", metavar="FILE", type=Path)
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +58,20 @@ def frontend_rows(request):
             for *row, features in rows.values()
         )
         file.write_text(FRONTENDS_HEAD + "".join(lines))
+
+
+@pytest.fixture(scope="session")
+def vsock_test_results(request):
+    """Kernel series -> pairs of a case's name and its result."""
+    results: dict[str, list[tuple[str, str]]] = {}
+    yield results
+    if file := request.config.getoption("--write-vsock-test", default=None):
+        text = VSOCK_TEST_HEAD
+        for release, cases in results.items():
+            text += f"\n## Linux {release}\n\n| | case | result |\n|---|---|---|\n"
+            for number, (name, result) in enumerate(cases):
+                text += f"| {number} | {name} | {result} |\n"
+        file.write_text(text)
 
 
 @pytest.fixture(scope="session")
