@@ -48,6 +48,7 @@
 #define PENALTY_MAX   1024     /* waits */
 #define RETRY_US      5000     /* unix listeners that were full, paused ones */
 #define RETRY_TURN    32       /* connections of one device, each time */
+#define ASK_US	      200000   /* a guest that gives no credit */
 #define ORPHAN_US     60000000 /* bytes of a closed guest socket */
 #define SPINS	      16       /* looks at the rings between looks at epoll */
 
@@ -277,6 +278,8 @@ static int timers(struct vu_engine *e)
 		expire(e, &e->orphans, ORPHAN_US);
 	if (!list_empty(&e->lingering))
 		expire(e, &e->lingering, dial_us);
+	if (!list_empty(&e->thirsty) && now_us() - e->thirsty_us >= ASK_US)
+		vsock_ask_credit(e);
 	for (unsigned i = 0; i < MAX_LISTENERS && !soon; i++)
 		soon = e->listeners[i] && e->listeners[i]->paused;
 	for (unsigned i = 0; i < e->n_devs && !soon; i++)
@@ -296,10 +299,10 @@ static int timers(struct vu_engine *e)
 		return HOLD_US / 1000;
 	if (soon)
 		return RETRY_US / 1000;
-	return list_empty(&e->dialing) && list_empty(&e->orphans) &&
-		       list_empty(&e->lingering)
-		   ? -1
-		   : 50;
+	if (list_empty(&e->dialing) && list_empty(&e->orphans) &&
+	    list_empty(&e->lingering) && list_empty(&e->thirsty))
+		return -1;
+	return 50;
 }
 
 /* ---- waiting ---- */
@@ -580,6 +583,7 @@ struct vu_engine *vu_engine_new(const struct vu_engine_config *cfg)
 	list_init(&e->dialing);
 	list_init(&e->orphans);
 	list_init(&e->lingering);
+	list_init(&e->thirsty);
 	for (size_t i = 0; i < SCRATCH; i++) /* RFC 864: printable ASCII */
 		e->chargen[i] = (char)(' ' + i % 95);
 	e->epoll_fd = epoll_create1(EPOLL_CLOEXEC);

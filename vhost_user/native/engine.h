@@ -115,7 +115,7 @@ enum conn_state {
 #define OWE_RST	     4U
 #define OWE_SHUTDOWN 8U
 #define OWE_CREDIT   16U
-#define OWE_ASK	     32U /* CREDIT_REQUEST: a sibling asks */
+#define OWE_ASK	     32U /* CREDIT_REQUEST: ours, or a sibling asks */
 
 /**
  * struct end - One end of a connection that is a socket
@@ -182,6 +182,7 @@ struct way {
  * @tx_cnt:	Bytes sent to the guest
  * @peer_buf_alloc: Its receive window
  * @peer_fwd_cnt: Its @fwd_cnt
+ * @asked_at:	@tx_cnt when it was asked for credit, if @asked
  * @edge:	Sibling: how far @rx_cnt may go, as the guest was told
  * @cid:	CID on our side: HOST_CID, or a sibling's
  * @shut_told:	Sibling: VIRTIO_VSOCK_SHUTDOWN_ flags that we sent the guest
@@ -214,6 +215,7 @@ struct vu_conn {
 	uint32_t tx_cnt;
 	uint32_t peer_buf_alloc;
 	uint32_t peer_fwd_cnt;
+	uint32_t asked_at;
 	uint32_t edge;
 	uint32_t cid;
 	uint8_t state;
@@ -226,6 +228,7 @@ struct vu_conn {
 	uint8_t want;
 	bool hybrid;
 	bool orphan;
+	bool asked;
 	bool reported;
 	bool hashed;
 };
@@ -354,6 +357,8 @@ struct vu_engine {
 	struct list dialing;   /* by age: all have the same timeout */
 	struct list orphans;   /* same */
 	struct list lingering; /* same */
+	struct list thirsty;   /* connections without credit */
+	uint64_t thirsty_us;   /* since when there is one */
 	uint64_t retried_us;   /* when what waits for the host was last tried */
 	struct vu_dev *devs[VU_MAX_DEVICES];
 	unsigned n_devs; /* highest id + 1 */
@@ -450,6 +455,7 @@ void vsock_flush(struct vu_dev *d);
 void vsock_show(struct vu_dev *d);
 bool vsock_holds(const struct vu_dev *d);
 void vsock_owe(struct vu_conn *c, uint8_t owe);
+void vsock_ask_credit(struct vu_engine *e);
 void vsock_reset(struct vu_conn *c);
 void vsock_stop_ring(struct vu_dev *d, uint32_t queue);
 void vsock_run(struct vu_conn *c);

@@ -563,8 +563,10 @@ static void down_socket(struct vu_conn *c)
 		struct rx_batch b;
 		ssize_t n;
 
-		if (!window)
-			return; /* the guest's next packet runs us again */
+		if (!window) {
+			vsock_await_credit(c);
+			return;
+		}
 		b = vsock_rx_take(c->dev, c->rx_chains, window);
 		if (!b.n_chains) {
 			list_add(&c->dev->starved, &c->run);
@@ -601,7 +603,11 @@ static void down_chargen(struct vu_conn *c)
 
 	m.len = c->peer_buf_alloc < CHARGEN ? c->peer_buf_alloc : CHARGEN;
 	for (size_t total = 0; total < SCRATCH; total += m.len) {
-		if (!m.len || vsock_credit(c) < m.len || !follow(c, &m))
+		if (!m.len || vsock_credit(c) < m.len) {
+			vsock_await_credit(c);
+			return;
+		}
+		if (!follow(c, &m))
 			return;
 	}
 	list_add(&e->run, &c->run);

@@ -21,6 +21,12 @@
  * makes the sender wait. How many buffers a read takes doubles while reads
  * fill them and falls to what was used, so small messages cost one buffer.
  *
+ * Credit. Every packet to the guest carries ours; an update of its own goes
+ * when the guest asks, and when half a window was used since it last heard.
+ * The guest's is taken from every packet as it is: a window that shrinks below
+ * what is in flight leaves nothing to send. A guest whose window stays full is
+ * asked once, in case it tells only then (vsock_await_credit()).
+ *
  * What isn't payload is owed: bits in conn->owe, sent when RX buffers come. A
  * RST to a connection that we don't know has no place for a bit and waits in a
  * short queue; while that is full no TX packet is read, so a guest that
@@ -391,6 +397,45 @@ uint32_t vsock_credit(const struct vu_conn *c)
 }
 
 /**
+ * vsock_await_credit() - Wait until the guest gives credit
+ * @c:		Connection; the packet that brings some runs it
+ *
+ * A driver need not tell of room unasked (section 5.10.6.3). Most do, so it is
+ * asked only when nothing was heard for a while, and once for a full window:
+ * one that isn't read stays full for hours.
+ */
+void vsock_await_credit(struct vu_conn *c)
+{
+	struct vu_engine *e = c->dev->engine;
+
+	if (c->twin || (c->asked && c->asked_at == c->tx_cnt))
+		return;
+	if (list_empty(&e->thirsty))
+		e->thirsty_us = now_us();
+	list_add(&e->thirsty, &c->timer);
+}
+
+/**
+ * vsock_ask_credit() - Ask the guests whose windows are still full
+ * @e:		Engine
+ */
+void vsock_ask_credit(struct vu_engine *e)
+{
+	while (!list_empty(&e->thirsty)) {
+		struct vu_conn *c =
+		    container_of(e->thirsty.next, struct vu_conn, timer);
+
+		list_del(&c->timer);
+		if (c->state != CONN_OPEN ||
+		    (vsock_credit(c) && c->type == VIRTIO_VSOCK_TYPE_STREAM))
+			continue; /* for a message a little is not enough */
+		c->asked = true;
+		c->asked_at = c->tx_cnt;
+		vsock_owe(c, OWE_ASK);
+	}
+}
+
+/**
  * behind_header() - Find the payload in a packet's segments
  * @iov:	The packet
  * @n:		Its segments
@@ -518,8 +563,10 @@ size_t vsock_send(struct vu_conn *c, const struct iovec *iov, unsigned n_iov,
 		size_t want = len - sent < window ? len - sent : window;
 		struct rx_batch b;
 
-		if (!want)
+		if (!want) {
+			vsock_await_credit(c);
 			break;
+		}
 		b = vsock_rx_take(c->dev, RX_CHAINS_MAX, want);
 		if (!b.n_chains) {
 			list_add(&c->dev->starved, &c->run);
@@ -603,8 +650,10 @@ static void rx_socket(struct vu_conn *c)
 		unsigned used;
 		ssize_t n;
 
-		if (!window)
-			return; /* the guest's next packet runs us again */
+		if (!window) {
+			vsock_await_credit(c);
+			return;
+		}
 		b = vsock_rx_take(c->dev, c->rx_chains, window);
 		if (!b.n_chains) {
 			list_add(&c->dev->starved, &c->run);
@@ -828,6 +877,7 @@ static void guest_reset(struct vu_conn *c)
 		c->owe = 0;
 		c->orphan = true;
 		c->alone_us = now_us();
+		list_del(&c->timer);
 		list_add(&e->orphans, &c->timer);
 		return;
 	}
@@ -1198,6 +1248,7 @@ static void finish(struct vu_conn *c)
 	list_del(&c->run);
 	c->state = CONN_LINGER;
 	c->alone_us = now_us();
+	list_del(&c->timer);
 	list_add(&e->lingering, &c->timer);
 	vsock_owe(c, OWE_SHUTDOWN);
 }

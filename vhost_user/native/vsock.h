@@ -51,6 +51,7 @@ struct rx_batch {
 
 /* vsock.c */
 uint32_t vsock_credit(const struct vu_conn *c);
+void vsock_await_credit(struct vu_conn *c);
 struct rx_batch vsock_rx_take(struct vu_dev *d, unsigned max_chains,
 			      size_t want);
 void vsock_rx_commit(struct vu_conn *c, const struct rx_batch *b, size_t len,

@@ -500,7 +500,9 @@ class Connection:
         """
         data = b""
         while True:
-            packet = self.require(self.receive(), Op.RW, Op.CREDIT_UPDATE)
+            packet = self.require(
+                self.receive(), Op.RW, Op.CREDIT_UPDATE, Op.CREDIT_REQUEST
+            )
             data += packet.payload
             if packet.op == Op.RW and packet.header.flags:
                 self.say(Op.CREDIT_UPDATE)
