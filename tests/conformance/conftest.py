@@ -28,12 +28,23 @@ class Host:
 
     Host port 7 echoes, 9 discards, 19 sends for ever, 1 refuses; any other reaches
     the unix socket `uds_path` + "_PORT".
+
+    Args:
+        neighbour: serve one more VM, CID 4, on the same engine; its port 7 echoes.
     """
 
     def __init__(
-        self, directory, *, buf_alloc=64 * 1024, poll_us=0, dial_timeout_s=30, **limits
+        self,
+        directory,
+        *,
+        buf_alloc=64 * 1024,
+        poll_us=0,
+        dial_timeout_s=30,
+        neighbour=False,
+        **limits,
     ):
         self.path = directory / "vhost"
+        self.neighbour_path = directory / "vhost4" if neighbour else None
         self.uds_path = directory / "vsock"
         self.events = []
         self._options = {"buf_alloc": buf_alloc, **limits}
@@ -91,6 +102,13 @@ class Host:
             self.backend = Backend(self.path, self.device, name="host")
             await self.backend.start()
             stack.push_async_callback(self.backend.close)
+            if self.neighbour_path is not None:
+                other = VsockDevice(engine, guest_cid=4)
+                stack.callback(other.close)
+                other.handle.route(ECHO, Echo())
+                beside = Backend(self.neighbour_path, other, name="neighbour")
+                await beside.start()
+                stack.push_async_callback(beside.close)
             self._ready.set()
             await self._stop.wait()
 

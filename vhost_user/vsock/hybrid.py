@@ -39,7 +39,7 @@ TIMEOUT_S: Final = 5.0
 """A client that has not sent its line by then is closed."""
 
 MAX_WAITING: Final = 256
-"""Clients that may be about to send their line; more wait in the backlog."""
+"""Clients that may be about to send their line; for one more, the oldest goes."""
 
 
 class ConnectLine:
@@ -101,7 +101,7 @@ class HybridListener:
             UnixListener(path, self._on_client),
             UnixListener(messages, self._on_client, kind=socket.SOCK_SEQPACKET),
         )
-        self._waiting: set[_Client] = set()
+        self._waiting: dict[_Client, None] = {}  # by age
 
     async def start(self) -> None:
         """Listen.
@@ -121,16 +121,14 @@ class HybridListener:
         self._waiting.clear()
 
     def _on_client(self, sock: socket.socket) -> None:
-        self._waiting.add(_Client(sock, self._on_line, self._on_error))
         if len(self._waiting) >= MAX_WAITING:
-            for listener in self._listeners:
-                listener.pause()
+            # One that means it sends its line at once: silent ones keep nobody out.
+            oldest = next(iter(self._waiting))
+            self._on_error(oldest, "no CONNECT line, and others wait")
+        self._waiting[_Client(sock, self._on_line, self._on_error)] = None
 
     def _done(self, client: _Client) -> socket.socket:
-        self._waiting.discard(client)
-        if len(self._waiting) == MAX_WAITING - 1:
-            for listener in self._listeners:
-                listener.resume()
+        del self._waiting[client]
         return client.release()
 
     def _on_line(self, client: _Client, port: int) -> None:

@@ -166,18 +166,20 @@ def test_a_device_that_is_full_refuses_with_the_reason(tmp_path):
     with_listener(tmp_path, test)
 
 
-def test_many_silent_clients_wait_in_the_backlog(tmp_path, monkeypatch):
+def test_the_client_that_was_silent_longest_makes_room(tmp_path, monkeypatch):
     monkeypatch.setattr(hybrid, "MAX_WAITING", 2)
 
     async def test(listener, handle):
         silent = [await dial(listener) for _ in range(3)]
         _, writer = await dial(listener, b"CONNECT 9\n")
-        for _, other in silent:
-            other.close()  # each makes room for one more
         while not handle.opened:  # noqa: ASYNC110
             await asyncio.sleep(0)
         assert handle.opened[0][0] == 9
         writer.close()
+        reader, _ = silent[0]
+        assert b"others wait" in await reader.read()
+        for _, other in silent:
+            other.close()
 
     with_listener(tmp_path, test)
 
