@@ -187,8 +187,7 @@ void ring_log(const struct vu_ring *ring, const void *part, uint64_t len)
 
 /**
  * ring_call() - Interrupt the guest
- * @ring:	Ring with a call eventfd; if its counter is full, an interrupt
- *is pending anyway
+ * @ring:	Ring with a call eventfd (a full counter is a pending interrupt)
  */
 void ring_call(const struct vu_ring *ring)
 {
