@@ -1,13 +1,14 @@
-"""The driver's side of a split virtqueue, and the guest memory it lives in.
+"""The driver's side of a virtqueue, and the guest memory it lives in.
 
 Plays the guest's kernel in user space, for tests and benchmarks. Everything a
 hostile guest could do is possible: descriptors and indices can be written raw.
 
-Spec: VIRTIO 1.2 section 2.7 "Split Virtqueues".
+Spec: VIRTIO 1.2 section 2.7 "Split Virtqueues"; packed ones are in `packed_driver.py`.
 """
 
 from __future__ import annotations
 
+import abc
 import mmap
 import os
 import select
@@ -175,7 +176,118 @@ class Used:
     """Bytes that the device says it wrote."""
 
 
-class Virtqueue:
+class DriverQueue(abc.ABC):
+    """What split and packed rings have in common, seen from the driver's side.
+
+    Args:
+        ram: where the ring goes.
+        num: entries.
+        features: negotiated bits; `Feature.EVENT_IDX` changes notification.
+    """
+
+    desc: int
+    """Guest address of the descriptors."""
+    avail: int
+    """Of the available ring; packed: of the driver's event suppression."""
+    used: int
+    """Of the used ring; packed: of the device's event suppression."""
+
+    def __init__(self, ram: Ram, num: int, *, features: int) -> None:
+        self.ram = ram
+        self.num = num
+        self.event_idx = bool(features & Feature.EVENT_IDX)
+        self.kick_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.call_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.kicks = 0
+        """Notifications sent."""
+
+    @property
+    @abc.abstractmethod
+    def base(self) -> int:
+        """VRING_BASE of a device that has given back all that was taken so far."""
+
+    @abc.abstractmethod
+    def add(
+        self,
+        readable: Sequence[Segment] = (),
+        writable: Sequence[Segment] = (),
+        *,
+        indirect: bool = False,
+    ) -> int:
+        """Offer one chain to the device and return what names it in `Used.head`.
+
+        Args:
+            readable: segments that the device reads.
+            writable: segments that it writes; they follow.
+            indirect: put the descriptors into a table of their own
+                (`Feature.INDIRECT_DESC`).
+
+        Raises:
+            StateError: not enough free descriptors.
+        """
+
+    @abc.abstractmethod
+    def kick(self, *, force: bool = False) -> bool:
+        """Notify the device unless it asked not to be; return whether it was."""
+
+    @abc.abstractmethod
+    def want_calls(self, *, after: int = 0) -> None:
+        """Ask for an interrupt once more than `after` further chains are used."""
+
+    @abc.abstractmethod
+    def refuse_calls(self) -> None:
+        """Ask for no interrupt."""
+
+    @abc.abstractmethod
+    def pop_used(self) -> Used | None:
+        """Return the next chain that came back, or None.
+
+        Raises:
+            StateError: the device gave back what it did not have.
+        """
+
+    @property
+    @abc.abstractmethod
+    def free(self) -> int:
+        """Descriptors that no chain uses."""
+
+    @property
+    @abc.abstractmethod
+    def in_flight(self) -> int:
+        """Chains that the device has."""
+
+    def calls(self) -> int:
+        """Return how many interrupts came since the last call of this."""
+        try:
+            return os.eventfd_read(self.call_fd)
+        except BlockingIOError:
+            return 0
+
+    def wait_used(self, timeout_s: float = 5.0) -> Used:
+        """Return the next chain that comes back, waiting on interrupts.
+
+        Raises:
+            TimeoutError: none came.
+        """
+        while True:
+            if (used := self.pop_used()) is not None:
+                return used
+            self.want_calls()
+            if (used := self.pop_used()) is not None:
+                return used
+            if not select.select([self.call_fd], [], [], timeout_s)[0]:
+                raise TimeoutError(f"no used chain within {timeout_s:g} s")
+            self.calls()
+
+    def close(self) -> None:
+        """Close the eventfds; the memory is the RAM's."""
+        for fd in (self.kick_fd, self.call_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.kick_fd = self.call_fd = -1
+
+
+class Virtqueue(DriverQueue):
     """One split ring from the driver's side, with its two eventfds.
 
     Args:
@@ -189,23 +301,22 @@ class Virtqueue:
     def __init__(
         self, ram: Ram, num: int = 256, *, features: int = 0, first: int = 0
     ) -> None:
-        self.ram = ram
-        self.num = num
-        self.event_idx = bool(features & Feature.EVENT_IDX)
+        super().__init__(ram, num, features=features)
         self.desc = ram.alloc(16 * num)
         self.avail = ram.alloc(6 + 2 * num)
         self.used = ram.alloc(6 + 8 * num)
-        self.kick_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.call_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.avail_idx = first
         self.used_idx = first
         ram.store16(self.avail + 2, first)
         ram.store16(self.used + 2, first)
-        self.kicks = 0
-        """Notifications sent."""
         self._kicked_idx = first
         self._free = list(reversed(range(num)))
         self._chains: dict[int, _Chain] = {}
+
+    @property
+    def base(self) -> int:
+        """Index of the next available entry that a device would take."""
+        return self.used_idx
 
     # ---- adding chains ----
 
@@ -296,13 +407,6 @@ class Virtqueue:
         else:
             self.ram.store16(self.avail, AVAIL_NO_INTERRUPT)
 
-    def calls(self) -> int:
-        """Return how many interrupts came since the last call of this."""
-        try:
-            return os.eventfd_read(self.call_fd)
-        except BlockingIOError:
-            return 0
-
     # ---- taking used chains ----
 
     def pop_used(self) -> Used | None:
@@ -324,22 +428,6 @@ class Virtqueue:
         self.used_idx = (self.used_idx + 1) & 0xFFFF
         return Used(head, size)
 
-    def wait_used(self, timeout_s: float = 5.0) -> Used:
-        """Return the next chain that comes back, waiting on interrupts.
-
-        Raises:
-            TimeoutError: none came.
-        """
-        while True:
-            if (used := self.pop_used()) is not None:
-                return used
-            self.want_calls()
-            if (used := self.pop_used()) is not None:
-                return used
-            if not select.select([self.call_fd], [], [], timeout_s)[0]:
-                raise TimeoutError(f"no used chain within {timeout_s:g} s")
-            self.calls()
-
     @property
     def free(self) -> int:
         """Descriptors that no chain uses."""
@@ -349,13 +437,6 @@ class Virtqueue:
     def in_flight(self) -> int:
         """Chains that the device has."""
         return len(self._chains)
-
-    def close(self) -> None:
-        """Close the eventfds; the memory is the RAM's."""
-        for fd in (self.kick_fd, self.call_fd):
-            if fd >= 0:
-                os.close(fd)
-        self.kick_fd = self.call_fd = -1
 
     def _write_chain(
         self, table: int, slots: list[int], parts: list[tuple[int, int, int]]

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from vhost_user.driver import Ram, Virtqueue
+    from vhost_user.driver import DriverQueue, Ram
 
 ALL_FEATURES: Final = (
     Feature.VERSION_1
@@ -259,8 +259,9 @@ class Frontend:
 
     # ---- rings ----
 
-    def start(self, index: int, queue: Virtqueue, *, base: int = 0) -> None:
-        """Describe ring `index` and start it at available index `base`."""
+    def start(self, index: int, queue: DriverQueue, *, base: int | None = None) -> None:
+        """Describe ring `index` and start it at `base`; None: where the queue is."""
+        base = queue.base if base is None else base
         self.tell(Request.SET_VRING_NUM, VringState(index, queue.num).encode())
         self.tell(Request.SET_VRING_BASE, VringState(index, base).encode())
         self.set_address(index, queue)
@@ -270,7 +271,7 @@ class Frontend:
             self.enable(index)
 
     def set_address(
-        self, index: int, queue: Virtqueue, *, log_gpa: int | None = None
+        self, index: int, queue: DriverQueue, *, log_gpa: int | None = None
     ) -> None:
         """Say where ring `index` is; it may run.
 

@@ -208,6 +208,7 @@ class QueueDevice:
         Feature.VERSION_1
         | Feature.EVENT_IDX
         | Feature.INDIRECT_DESC
+        | Feature.RING_PACKED
         | Feature.LOG_ALL
         | Feature.RING_RESET
     )

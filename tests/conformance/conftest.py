@@ -13,8 +13,9 @@ import pytest
 
 from vhost_user.backend import Backend
 from vhost_user.engine import ALL_EVENTS, Chargen, Discard, Echo, Engine, Reset, Unix
+from vhost_user.message import Feature
 from vhost_user.vsock.device import VsockDevice
-from vhost_user.vsock.driver import VsockGuest
+from vhost_user.vsock.driver import GUEST_FEATURES, VsockGuest
 from vhost_user.vsock.hybrid import SEQPACKET_SUFFIX, HybridListener
 from vhost_user.vsock.packet import Type
 
@@ -177,12 +178,36 @@ def host(make_host):
     return make_host()
 
 
+RINGS_OF_BOTH_KINDS = {
+    "test_vsock_credit",
+    "test_vsock_events",
+    "test_vsock_seqpacket",
+    "test_vsock_stream",
+}
+
+
+def pytest_generate_tests(metafunc):
+    """Run what a guest sees of the device over split and over packed rings."""
+    name = metafunc.module.__name__.rpartition(".")[2]
+    if "ring_kind" in metafunc.fixturenames and name in RINGS_OF_BOTH_KINDS:
+        metafunc.parametrize("ring_kind", ["split", "packed"], indirect=True)
+
+
 @pytest.fixture
-def make_guest_of():
+def ring_kind(request):
+    """Return the kind of rings that guests take: "split", or "packed"."""
+    return getattr(request, "param", "split")
+
+
+@pytest.fixture
+def make_guest_of(ring_kind):
     with contextlib.ExitStack() as stack:
 
-        def make(host, **options):
-            return stack.enter_context(VsockGuest(host.path, **options))
+        def make(host, *, features=GUEST_FEATURES, **options):
+            if ring_kind == "packed":
+                features |= Feature.RING_PACKED
+            guest = VsockGuest(host.path, features=features, **options)
+            return stack.enter_context(guest)
 
         yield make
 

@@ -414,7 +414,7 @@ def test_cloud_hypervisor_pauses_and_nothing_is_lost(host):
                 guest.pause()
                 conn.say(Op.RW, b"paused")
                 sock.sendall(b"paused, too")
-                before = guest.rx.used_idx
+                before = guest.rx.base
                 guest.vmm.queue_num()
                 assert guest.ram.load16(guest.rx.used + 2) == before
                 guest.resume()

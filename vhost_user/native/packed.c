@@ -113,8 +113,8 @@ static struct vring_packed_desc load_desc(const struct vring_packed_desc *from)
  * @iov_cap:	Room in @iov
  * @chain:	The chain
  *
- * Spec: VIRTIO 1.2 section 2.8.7: all of its entries, in order; their flag NEXT
- * is reserved, their ids are unused.
+ * Spec: VIRTIO 1.2 section 2.8.7: all of its entries, in order; of their flags
+ * only WRITE counts, and of @desc's it doesn't.
  *
  * Returns: 0; -VU_ERR_CHAIN, -VU_ERR_RANGE, -VU_ERR_FULL
  */
@@ -133,8 +133,6 @@ static int add_table(const struct vu_ring *ring,
 		struct vring_packed_desc entry = load_desc(&table[i]);
 		int err;
 
-		if (entry.flags & VRING_DESC_F_INDIRECT)
-			return -VU_ERR_CHAIN;
 		err = ring_segment(ring, entry.addr, entry.len,
 				   entry.flags & VRING_DESC_F_WRITE, iov,
 				   iov_cap, chain);

@@ -77,6 +77,7 @@ class VsockDevice:
         Feature.VERSION_1
         | Feature.EVENT_IDX
         | Feature.INDIRECT_DESC
+        | Feature.RING_PACKED
         | Feature.LOG_ALL
         | Feature.RING_RESET
         | F_SEQPACKET

@@ -18,9 +18,10 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
-from vhost_user.driver import Ram, Segment, Virtqueue
+from vhost_user.driver import DriverQueue, Ram, Segment
 from vhost_user.errors import StateError
 from vhost_user.frontend import ALL_FEATURES, ALL_PROTOCOL_FEATURES, Frontend
+from vhost_user.packed_driver import make_queue
 from vhost_user.vsock.packet import (
     CID_HOST,
     F_SEQPACKET,
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 RX: Final = 0
 TX: Final = 1
 EVENT: Final = 2
+
+GUEST_FEATURES: Final = ALL_FEATURES | F_SEQPACKET
+"""What a guest takes by default: all but packed rings."""
 
 _FIRST_PORT: Final = 1024
 
@@ -83,7 +87,7 @@ class VsockGuest:
         path: Path,
         *,
         cid: int = 3,
-        features: int = ALL_FEATURES | F_SEQPACKET,
+        features: int = GUEST_FEATURES,
         protocol_features: ProtocolFeature = ALL_PROTOCOL_FEATURES,
         memory_slots: bool = False,
         queue_size: int = 256,
@@ -103,12 +107,12 @@ class VsockGuest:
         self._protocol_features = protocol_features
         self._memory_slots = memory_slots
         acked = self._introduce()
-        self.rx = Virtqueue(self.ram, queue_size, features=acked, first=first)
-        self.tx = Virtqueue(self.ram, queue_size, features=acked, first=first)
-        self.event: Virtqueue | None = None
+        self.rx = make_queue(self.ram, queue_size, features=acked, first=first)
+        self.tx = make_queue(self.ram, queue_size, features=acked, first=first)
+        self.event: DriverQueue | None = None
         if event_buffers is not None:
-            self.event = Virtqueue(self.ram, 8, features=acked, first=first)
-        self._event_base = first
+            self.event = make_queue(self.ram, 8, features=acked, first=first)
+        self._event_base = 0 if self.event is None else self.event.base
         self._rx_layout = tuple(rx_layout)
         self._rx_indirect = rx_indirect
         self._rx_segments: dict[int, list[Segment]] = {}
@@ -116,7 +120,7 @@ class VsockGuest:
         self._event_buffers: dict[int, int] = {}
         self._queued: deque[Packet] = deque()
         self._next_port = _FIRST_PORT
-        self._bases = (first, first)
+        self._bases = (self.rx.base, self.tx.base)
         self.post_rx(rx_buffers)
         self.post_events(event_buffers or 0)
         self.start()
@@ -192,7 +196,7 @@ class VsockGuest:
         bases = list(self._bases)
         for index in queues or (RX, TX):
             old = self.rx if index == RX else self.tx
-            queue = Virtqueue(self.ram, old.num, features=self.vmm.features)
+            queue = make_queue(self.ram, old.num, features=self.vmm.features)
             old.close()
             if index == RX:
                 self.rx = queue
@@ -200,7 +204,7 @@ class VsockGuest:
             else:
                 self.tx = queue
                 self._tx_buffers.clear()
-            bases[index] = 0
+            bases[index] = queue.base
             self.vmm.start(index, queue)
         self._bases = (bases[RX], bases[TX])
 

@@ -35,8 +35,13 @@ def crash_ring(tmp_path_factory):
     return binary
 
 
-@pytest.mark.spec('vhost-user "Inflight I/O tracking"')
-@pytest.mark.parametrize("layout", ["split", "packed"])
+def inflight(layout):
+    parts = ("layout", "receive", "supply", "reconnect")
+    marks = [f"vhost-user:inflight/{layout}-{part}" for part in parts]
+    return pytest.param(layout, marks=pytest.mark.spec(*marks))
+
+
+@pytest.mark.parametrize("layout", [inflight("split"), inflight("packed")])
 def test_nothing_is_lost_or_repeated(crash_ring, layout):
     done = subprocess.run(
         [crash_ring, layout, "0", "100"],

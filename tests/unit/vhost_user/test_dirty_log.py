@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vhost_user._native import check, ffi, lib
-from vhost_user.driver import PAGE, Ram, Virtqueue
+from vhost_user.driver import PAGE, Ram
 from vhost_user.engine import RingConfig
 from vhost_user.memory import GuestMemory, Region
 from vhost_user.message import Feature
+from vhost_user.packed_driver import make_queue
 
 GPA = 0x4000_0000
 RAM_SIZE = 1 << 20
@@ -42,7 +43,7 @@ class Device:
         check(lib.vu_mem_set_log(self.memory.native, self.log, LOG_SIZE), "log")
         config = RingConfig(
             num=queue.num,
-            base=queue.used_idx,
+            base=queue.base,
             desc_uva=ram.to_uva(queue.desc),
             avail_uva=ram.to_uva(queue.avail),
             used_uva=ram.to_uva(queue.used),
@@ -98,6 +99,10 @@ def changed(before, after):
     }
 
 
+def pages(gpa, size):
+    return set(range((gpa - GPA) // PAGE, (gpa - GPA + size - 1) // PAGE + 1))
+
+
 CHAINS = st.lists(
     st.tuples(
         st.lists(
@@ -121,13 +126,16 @@ CHAINS = st.lists(
 )
 @pytest.mark.parametrize("logged", [True, False], ids=["used-logged", "used-not"])
 @pytest.mark.parametrize("event_idx", [True, False], ids=["event-idx", "flags"])
-@settings(deadline=None, max_examples=40)
+@pytest.mark.parametrize("packed", [0, Feature.RING_PACKED], ids=["split", "packed"])
+@settings(deadline=None, max_examples=20)
 @given(chains=CHAINS, first=st.integers(0, 65535))
-def test_what_changed_is_marked_and_nothing_else(chains, first, event_idx, logged):
-    features = Feature.VERSION_1 | Feature.INDIRECT_DESC
+def test_what_changed_is_marked_and_nothing_else(
+    chains, first, packed, event_idx, logged
+):
+    features = Feature.VERSION_1 | Feature.INDIRECT_DESC | packed
     features |= Feature.EVENT_IDX if event_idx else 0
     with Ram(RAM_SIZE, gpa=GPA) as ram:
-        queue = Virtqueue(ram, 1024, features=features, first=first)
+        queue = make_queue(ram, 1024, features=features, first=first)
         data = GPA + DATA
         for segments, _, indirect in chains:
             queue.add(
@@ -148,16 +156,15 @@ def test_what_changed_is_marked_and_nothing_else(chains, first, event_idx, logge
             lib.vu_ring_want_kicks(device.ring, False)
             lib.vu_ring_want_kicks(device.ring, True)
             dirty = changed(before, snapshot(ram))
-            used = range(
-                (queue.used - GPA) // PAGE,
-                (queue.used - GPA + 6 + 8 * queue.num) // PAGE + 1,
-            )
+            used = pages(queue.used, 4 if packed else 6 + 8 * queue.num)
+            if packed:
+                used |= pages(queue.desc, 16 * queue.num)
             marked = device.marked()
     if not logged:
-        dirty -= set(used)
+        dirty -= used
     # Twice the same byte in one page may change it back; a flag may be what it was.
     assert dirty <= marked
-    touched = set(used) if logged else set()
+    touched = used if logged else set()
     for segments, wanted, _ in chains:
         for at, size in segments:
             part = min(size, wanted)
@@ -172,7 +179,7 @@ def test_what_changed_is_marked_and_nothing_else(chains, first, event_idx, logge
 @pytest.mark.spec("vhost-user:migration/data")
 def test_a_chain_that_goes_back_marks_nothing():
     with Ram(RAM_SIZE, gpa=GPA) as ram:
-        queue = Virtqueue(ram, 16, features=Feature.VERSION_1)
+        queue = make_queue(ram, 16, features=Feature.VERSION_1)
         queue.add(writable=[(GPA + DATA, 100)])
         with closing(queue), closing(Device(ram, queue, features=0)) as device:
             device.pop()
@@ -186,7 +193,7 @@ def test_a_chain_that_goes_back_marks_nothing():
 @pytest.mark.spec("vhost-user:migration/log-guest-addr")
 def test_nothing_is_marked_behind_the_log_or_without_one():
     with Ram(RAM_SIZE, gpa=GPA) as ram:
-        queue = Virtqueue(ram, 16, features=Feature.VERSION_1)
+        queue = make_queue(ram, 16, features=Feature.VERSION_1)
         for _ in range(2):
             queue.add(writable=[(GPA + DATA, 100)])
         with closing(queue), closing(Device(ram, queue, features=0)) as device:
