@@ -186,7 +186,9 @@ static int walk(const struct vu_ring *ring, struct iovec *iov, unsigned iov_cap,
 	for (;;) {
 		int err;
 
-		if (chain->slots >= ring->num - ring->in_use)
+		/* what was pushed isn't the driver's yet, either */
+		if (chain->slots + ring->batch_slots >=
+		    ring->num - ring->in_use)
 			return -VU_ERR_RING;
 		err = add_desc(ring, &desc, iov, iov_cap, chain);
 		if (err)
