@@ -354,13 +354,10 @@ class Session:
         ring = self._rings.get_stopped(state.index)
         if state.num > 0xFFFF and not self._packed:
             raise FrontendError(f"ring base {state.num:#x} has more than 16 bits")
-        if state.num != ring.base:
-            ring.base_is_ours = False
-            if not self._resets_one_ring(ring):
-                # A driver that goes on takes the base that it was given. This one
-                # starts over (its machine was reset), and knows none of the old
-                # one's connections.
-                self._device.reset()
+        if state.num != ring.base and not self._resets_one_ring(ring):
+            # A driver that goes on takes the base that it was given. This one starts
+            # over (its machine was reset), and knows none of the old one's connections.
+            self._device.reset()
         ring.base = state.num
         self._rings.start_if_ready(ring)
 

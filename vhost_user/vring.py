@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from vhost_user.memory import GuestMemory
 
 _NEW_PACKED: Final = 0x8000_8000  # both indices 0, both wrap counters 1
-_DESC_USED: Final = 1 << 15  # VIRTIO 1.2 section 2.8.1
+_DESC_SIZE: Final = 16
+_DESC_USED: Final = 1 << 7  # of the flags' second byte; VIRTIO 1.2 section 2.8.1
 
 
 @dataclass(slots=True)
@@ -38,8 +39,6 @@ class Ring:
     num: int = 0
     """Entries; 0: not set yet."""
     base: int = 0
-    base_is_ours: bool = False
-    """The device said so when it was stopped."""
     address: VringAddress | None = None
     started: bool = False
     """A kick was set and no GET_VRING_BASE came since."""
@@ -64,7 +63,6 @@ class Ring:
         for name in ("kick_fd", "call_fd", "err_fd"):
             self.replace_fd(name, -1)
         self.num = self.base = 0
-        self.base_is_ours = False
         self.address = None
         self.started = self.away = False
 
@@ -147,7 +145,9 @@ class Rings:
         assert ring.address is not None
         log_used_gpa = ring.address.log if ring.logged else None
         if log_used_gpa is not None and self.log_size:
-            last = log_used_gpa + 6 + 8 * ring.num - 1  # VIRTIO 1.2 section 2.7
+            packed = self.features & Feature.RING_PACKED
+            size = 4 if packed else 6 + 8 * ring.num  # VIRTIO 1.2 sections 2.7, 2.8.14
+            last = log_used_gpa + size - 1
             if last // LOG_PAGE // 8 >= self.log_size:
                 raise FrontendError(
                     f"ring {ring.index}: the dirty log ends before {last:#x}"
@@ -179,18 +179,19 @@ class Rings:
 
         A new packed ring starts with both wrap counters at 1 (VIRTIO 1.2 section
         2.8.1), yet some front-ends say 0 for any new ring. 0 is right only where the
-        driver has been round the ring, and then its first descriptor's USED bit is set.
+        driver has been round the ring, and then a USED bit is set: those of the last
+        lap are, and so are those of what is available in the next one. Not always the
+        first descriptor's: it may have been the end of a chain that was used as one.
         """
         assert ring.address is not None
         assert self.memory is not None
-        packed = self.features & Feature.RING_PACKED
-        if not packed or ring.base or ring.base_is_ours:
-            return ring.base
         gpa = self.memory.to_gpa(ring.address.desc)
-        if gpa is None:
+        if not self.features & Feature.RING_PACKED or ring.base or gpa is None:
             return ring.base
-        flags = int.from_bytes(self.memory.read(gpa + 14, 2), "little")
-        return 0 if flags & _DESC_USED else _NEW_PACKED
+        ends = self.memory.read(gpa, _DESC_SIZE * ring.num)[
+            _DESC_SIZE - 1 :: _DESC_SIZE
+        ]
+        return 0 if any(end & _DESC_USED for end in ends) else _NEW_PACKED
 
     def note_memory_removed(self) -> None:
         """Let rings that lost their memory wait, not fail, until it is back.
@@ -215,7 +216,6 @@ class Rings:
         if ring.running:
             ring.running = False
             ring.base = self._device.stop_ring(ring.index)
-            ring.base_is_ours = True
 
     def close(self) -> None:
         """Take all rings back and close their eventfds."""

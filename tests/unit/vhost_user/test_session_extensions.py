@@ -448,34 +448,41 @@ def test_a_packed_ring_has_a_base_of_32_bits(packed, device, base):
     assert packed.get_base(0) == base
 
 
+AVAIL, USED = 1 << 7, 1 << 15
+
+
 @pytest.mark.parametrize(
     ("flags", "base"),
     [
-        pytest.param(0, 0x8000_8000, id="new"),
-        pytest.param(1 << 7, 0x8000_8000, id="first-chains-there"),
-        pytest.param(1 << 15 | 1 << 7, 0, id="once-round"),
-        pytest.param(1 << 15, 0, id="once-round-and-available"),
+        pytest.param([0, 0], 0x8000_8000, id="new"),
+        pytest.param([AVAIL, AVAIL], 0x8000_8000, id="first-chains-there"),
+        pytest.param([AVAIL | USED, AVAIL | USED], 0, id="once-round"),
+        pytest.param([USED, AVAIL | USED], 0, id="once-round-and-available"),
+        pytest.param([AVAIL, AVAIL | USED], 0, id="once-round-by-a-chain"),
     ],
 )
-def test_base_0_of_a_packed_ring_is_read_by_its_first_descriptor(
+def test_base_0_of_a_packed_ring_is_read_by_its_descriptors(
     packed, device, flags, base
 ):
     """User-mode Linux says 0 for a new ring."""
     fd = os.memfd_create("guest")
     os.ftruncate(fd, 16 * PAGE)
-    os.pwrite(fd, flags.to_bytes(2, "little"), 14)
+    for i, each in enumerate(flags):
+        os.pwrite(fd, each.to_bytes(2, "little"), 16 * i + 14)
     region = MemoryRegion(gpa=GPA, size=16 * PAGE, uva=UVA)
     packed.send(Request.SET_MEM_TABLE, encode_mem_table([region]), fd)
-    packed.set_ring(0, base=0)
+    packed.set_ring(0, base=0, num=2)
     assert device.running[0].base == base
 
 
-def test_base_0_that_a_packed_ring_stopped_at_stays_0(packed, device):
-    packed.set_ring(0, base=0xFFFF_FFFF)
-    device.progress = 1
-    assert packed.get_base(0) == 0
-    packed.set_ring(0, base=0)
-    assert device.running[0].base == 0
+@pytest.mark.spec("vhost-user:migration/log-guest-addr")
+def test_a_packed_ring_has_4_bytes_to_log_outside_its_descriptors(packed):
+    set_log(packed)
+    packed.set_ring(0, num=1024)
+    log_end = RAM_END // PAGE // 8 * 8 * PAGE
+    log_ring(packed, 0, log_end - 4)
+    with pytest.raises(FrontendError, match=f"ends before {log_end:#x}"):
+        log_ring(packed, 0, log_end - 3)
 
 
 @pytest.mark.parametrize("num", [1, 3, 1000, 1024])
