@@ -26,7 +26,8 @@ FRONTENDS_HEAD = """\
 Each booted a guest on `vhost-user-vsock`, sent 4 MiB to it and back, and ended; the
 back-end then ended with status 0. Written by `make frontends` from a run of
 tests/vm/test_frontends.py, which `make test` runs, too. Features are those that the
-guest's driver acknowledged.
+guest's driver acknowledged. QEMU's vsock device has packed rings with `packed=on` only;
+its device for any back-end, and user-mode Linux, take them where the back-end has them.
 
 | front-end | machine | device | guest kernel | features |
 |---|---|---|---|---|

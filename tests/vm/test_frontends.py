@@ -38,6 +38,12 @@ BITS = {
 }
 """VIRTIO 1.2 sections 5.10.3 and 6."""
 
+VSOCK_PACKED = f"{VSOCK},packed=on"
+"""QEMU offers its guest packed rings where it is told to."""
+
+COMMON = frozenset({"EVENT_IDX", "INDIRECT_DESC", "VERSION_1"})
+PACKED = COMMON | {"RING_PACKED"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frontend:
@@ -49,7 +55,7 @@ class Frontend:
     """None: the host's."""
     machine: str = "microvm"
     device: str = VSOCK
-    features: frozenset[str] = frozenset({"EVENT_IDX", "INDIRECT_DESC", "VERSION_1"})
+    features: frozenset[str] = COMMON
     """Negotiated, at least."""
 
 
@@ -57,6 +63,12 @@ FRONTENDS = [
     Frontend(id="qemu-7.2-mmio"),
     Frontend(id="qemu-7.2-pci", machine="microvm-pci"),
     Frontend(id="qemu-7.2-mmio-linux-6.12", image="linux-6.12"),
+    Frontend(
+        id="qemu-7.2-pci-packed",
+        machine="microvm-pci",
+        device=VSOCK_PACKED,
+        features=PACKED,
+    ),
     Frontend(id="qemu-10-mmio", qemu=programs.QEMU_10),
     Frontend(
         id="qemu-10-q35-linux-6.12",
@@ -64,8 +76,20 @@ FRONTENDS = [
         qemu=programs.QEMU_10,
         machine="q35",
     ),
-    Frontend(id="qemu-sid-generic", qemu=programs.QEMU_SID, device=GENERIC_VSOCK),
-    Frontend(id="uml", image="uml"),
+    Frontend(
+        id="qemu-10-mmio-linux-6.12-packed",
+        image="linux-6.12",
+        qemu=programs.QEMU_10,
+        device=VSOCK_PACKED,
+        features=PACKED,
+    ),
+    Frontend(
+        id="qemu-sid-generic",
+        qemu=programs.QEMU_SID,
+        device=GENERIC_VSOCK,
+        features=PACKED,
+    ),
+    Frontend(id="uml", image="uml", features=PACKED),
 ]
 
 
@@ -122,6 +146,6 @@ def _device(frontend):
     """The machine and the device, for the table."""
     if frontend.image == "uml":
         return "um", "virtio_uml"
-    name = frontend.device.partition(",")[0]
+    name = frontend.device.partition(",virtio-id=")[0]
     bus = "mmio" if frontend.machine == "microvm" else "pci"
     return frontend.machine, f"{name} ({bus})"

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * vu.h - the C hot path of a vhost-user backend: guest memory, split rings,
+ * vu.h - the C hot path of a vhost-user backend: guest memory, virtqueues,
  * virtio-vsock connections and the engine thread that relays them
  *
  * This header is the manual: each function lists the errors it returns, and
