@@ -281,6 +281,7 @@ struct bucket {
  * @owing:	Connections with @owe
  * @retries:	Connections whose unix listener was full
  * @buckets:	Requests of the guest, and of host clients and siblings
+ * @work:	What was done for the RX and TX ring in this turn; see vsock.c
  * @told_us:	When Python was last told of each limit
  * @rsts:	A ring buffer of RSTs, @rst_count from @rst_first
  */
@@ -295,6 +296,7 @@ struct vu_dev {
 	struct list owing;
 	struct list retries;
 	struct bucket buckets[2];
+	uint64_t work[QUEUE_TX + 1];
 	uint64_t told_us[LIMITS];
 	struct vu_dev_stats stats;
 	struct vu_target fallback;

@@ -32,6 +32,11 @@
  * short queue; while that is full no TX packet is read, so a guest that
  * floods us and gives no RX buffers stops itself.
  *
+ * Turns. A guest can keep its rings full for ever, and make each chain as dear
+ * as a ring is long. So one turn of a device does so much work for its TX ring
+ * and as much for its RX ring (TURN_WORK), whatever for; then the others' turns
+ * come. For connections that is as if the RX ring were empty.
+ *
  * The end. Each direction ends by itself: SHUTDOWN from the guest becomes
  * shutdown() once all bytes are out, a FIN becomes SHUTDOWN. With both done
  * the connection lingers until the guest lets go of the port (a RST). A guest
@@ -49,6 +54,12 @@
 #include "vsock.h"
 
 #define BOTH (VIRTIO_VSOCK_SHUTDOWN_RCV | VIRTIO_VSOCK_SHUTDOWN_SEND)
+
+/* Work is counted in descriptors. What else costs as much as how many: */
+#define TURN_WORK    8192 /* of one ring in one turn */
+#define CHAIN_WORK   4
+#define REQUEST_WORK 16
+#define WORK_BYTES   1024 /* payload of one unit */
 
 static_assert(sizeof(struct virtio_vsock_hdr) == 44, "VIRTIO 1.2 5.10.6");
 
@@ -122,6 +133,30 @@ void vsock_broken(struct vu_dev *d, uint32_t queue, int err)
 		events_push(d->engine, &event, true);
 }
 
+/**
+ * spent() - Has a ring had its turn's work?
+ * @d:		Device
+ * @queue:	Ring
+ *
+ * Returns: true if it has, until the device's next turn
+ */
+static bool spent(const struct vu_dev *d, uint32_t queue)
+{
+	return d->work[queue] >= TURN_WORK;
+}
+
+/**
+ * chain_work() - How much work is a chain, but for what is written to it?
+ * @chain:	The chain
+ *
+ * Returns: units
+ */
+static uint64_t chain_work(const struct vu_chain *chain)
+{
+	return CHAIN_WORK + chain->n_read + chain->n_write +
+	       chain->read_len / WORK_BYTES;
+}
+
 /* ---- RX: to the guest ---- */
 
 /**
@@ -162,7 +197,7 @@ static struct virtio_vsock_hdr make_hdr(struct vu_conn *c, uint16_t op,
  * @at:		First free entry of rx_iov
  * @ret_chain:	The chain; its segments are rx_iov[@at..]
  *
- * Returns: true if there was one with room for a header
+ * Returns: true if there was one with room for a header, in this turn
  */
 static bool rx_pop(struct vu_dev *d, unsigned at, struct vu_chain *ret_chain)
 {
@@ -170,7 +205,7 @@ static bool rx_pop(struct vu_dev *d, unsigned at, struct vu_chain *ret_chain)
 	struct iovec *iov = d->engine->rx_iov + at;
 	int ret;
 
-	if (!ring)
+	if (!ring || spent(d, QUEUE_RX))
 		return false;
 	ret = vu_ring_pop(ring, iov, BATCH_IOV - at, ret_chain);
 	if (ret < 0 && at)
@@ -185,6 +220,8 @@ static bool rx_pop(struct vu_dev *d, unsigned at, struct vu_chain *ret_chain)
 		vsock_broken(d, QUEUE_RX, ret);
 		return false;
 	}
+	if (ret)
+		d->work[QUEUE_RX] += chain_work(ret_chain);
 	if (ret && ret_chain->n_read) /* section 5.10.6.2: RX is write-only */
 		memmove(iov, iov + ret_chain->n_read,
 			ret_chain->n_write * sizeof(*iov));
@@ -532,6 +569,7 @@ void vsock_rx_commit(struct vu_conn *c, const struct rx_batch *b, size_t len,
 		c->tx_cnt += n;
 		c->down_bytes += n;
 		d->stats.rx_bytes += n;
+		d->work[QUEUE_RX] += n / WORK_BYTES;
 		d->stats.rx_packets++;
 	}
 	vu_ring_unpop(ring, b->n_chains - i);
@@ -905,6 +943,7 @@ static void request(struct vu_dev *d, const struct virtio_vsock_hdr *hdr)
 	struct vu_conn *c =
 	    conn_find(e, d, hdr->src_port, hdr->dst_cid, hdr->dst_port);
 
+	d->work[QUEUE_TX] += REQUEST_WORK;
 	if (c) /* the guest has forgotten it: its port is in use again */
 		guest_reset(c);
 	c = limit_conn(d, hdr->type, false);
@@ -1200,14 +1239,14 @@ static void tx_chain(struct vu_dev *d, struct burst *b,
  * tx() - Act on what the guest sent
  * @d:		Device with a TX ring
  *
- * One turn takes at most a ring's worth: other devices wait too.
+ * One turn takes at most a turn's work: other devices wait too.
  */
 static void tx(struct vu_dev *d)
 {
 	struct vu_engine *e = d->engine;
 	struct burst b = {0};
 
-	for (unsigned budget = VU_MAX_QUEUE; budget; budget--) {
+	while (!spent(d, QUEUE_TX)) {
 		struct vu_chain chain;
 		int ret;
 
@@ -1228,6 +1267,7 @@ static void tx(struct vu_dev *d)
 		}
 		if (!ret)
 			break;
+		d->work[QUEUE_TX] += chain_work(&chain);
 		tx_chain(d, &b, &chain);
 	}
 	burst_end(d, &b);
@@ -1370,6 +1410,7 @@ bool vsock_pending(const struct vu_dev *d)
  */
 void vsock_turn(struct vu_dev *d)
 {
+	d->work[QUEUE_RX] = d->work[QUEUE_TX] = 0;
 	if (faulted(d))
 		dev_fault(d);
 	if (owes_reset(d))
