@@ -32,6 +32,9 @@ _LOCK_TIMEOUT_S: Final = 2.0
 _FULL_RETRY_S: Final = 0.5
 _BACKLOG: Final = 128
 
+# What connect() says to a stream socket when somebody listens; the last two: its
+# backlog is full, it isn't for streams.
+_LIVE: Final = {0, errno.EAGAIN, errno.EPROTOTYPE}
 # What accept() says when this process or the machine has no room for one more.
 _FULL: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
@@ -194,6 +197,8 @@ def _remove_stale(path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         refused = probe.connect_ex(os.fsencode(path))
-    if refused != errno.ECONNREFUSED:
+    if refused in _LIVE:
         raise OSError(errno.EADDRINUSE, "a live process listens there")
+    if refused != errno.ECONNREFUSED:
+        raise OSError(refused, os.strerror(refused))
     path.unlink()

@@ -14,7 +14,7 @@ import logging
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from vhost_user.backend import Backend
 from vhost_user.engine import Echo, Engine, Unix, Vsock
@@ -28,10 +28,13 @@ from vhost_user.vsock.packet import PORT_ANY
 from vhost_user.vsock.stats import JsonSocket, MetricsServer, process_stats
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+T = TypeVar("T")
 
 PROG: Final = "vhost-user-vsock"
 EXIT_USAGE: Final = 2
+DEFAULT_POLL_US: Final = 200
 MAX_POLL_US: Final = 1_000_000
 
 _VM_OPTIONS: Final = (
@@ -83,31 +86,48 @@ def parse(argv: Sequence[str]) -> Options:
         ConfigError: it contradicts itself or has a bad value.
     """
     args = _parser().parse_args(argv)
+    stats_socket, echo_port, metrics = args.stats_socket, args.echo_port, args.metrics
     single = {
         name: value
         for name in _VM_OPTIONS
         if (value := getattr(args, name)) is not None
     }
-    sources = [bool(single), bool(args.vm), bool(args.config)]
+    sources = [bool(single), args.vm is not None, args.config is not None]
     if sum(sources) > 1:
         raise ConfigError("give one of: --socket and its like, --vm, --config")
-    if args.config:
+    if args.config is not None:
         vms = config.load(Path(args.config))
-    elif args.vm:
+    elif args.vm is not None:
         vms = [config.parse_vm(text) for text in args.vm]
     elif single:
         vms = [config.from_options(single)]
     else:
         vms = []
-    config.check(vms)
-    return Options(
+    options = Options(
         vms=vms,
-        poll_us=_option("--poll-us", args.poll_us, 0, MAX_POLL_US),
-        echo_port=args.echo_port
-        and _option("--echo-port", args.echo_port, 0, PORT_ANY - 1),
-        stats_socket=args.stats_socket and config.socket_path(args.stats_socket),
-        metrics=args.metrics and config.tcp_address(args.metrics),
+        poll_us=(
+            DEFAULT_POLL_US
+            if args.poll_us is None
+            else _number("--poll-us", args.poll_us, MAX_POLL_US)
+        ),
+        echo_port=(
+            None
+            if echo_port is None
+            else _number("--echo-port", echo_port, PORT_ANY - 1)
+        ),
+        stats_socket=(
+            None
+            if stats_socket is None
+            else _option("--stats-socket", stats_socket, config.socket_path)
+        ),
+        metrics=(
+            None
+            if metrics is None
+            else _option("--metrics", metrics, config.tcp_address)
+        ),
     )
+    config.check(vms, options.stats_socket)
+    return options
 
 
 class _Parser(argparse.ArgumentParser):
@@ -116,8 +136,29 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
+class _Once(argparse.Action):
+    """Store an option's value; given twice, it contradicts itself."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        """Store `values`, the first time."""
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option_string} is given twice")
+        setattr(namespace, self.dest, values)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=PROG, description="vhost-user back-end for virtio-vsock")
+    parser = _Parser(
+        prog=PROG,
+        description="vhost-user back-end for virtio-vsock",
+        allow_abbrev=False,
+    )
+    parser.register("action", None, _Once)
     one = parser.add_argument_group("one VM")
     one.add_argument("--guest-cid", metavar="CID", help="the guest's CID (3)")
     one.add_argument("--socket", metavar="PATH", help="the VMM connects here")
@@ -168,7 +209,6 @@ def _parser() -> argparse.ArgumentParser:
     many.add_argument("--config", metavar="FILE", help="YAML: a list vms of such keys")
     parser.add_argument(
         "--poll-us",
-        default="200",
         metavar="US",
         help="longest time to spin for work before blocking; 0: never (200)",
     )
@@ -188,15 +228,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _option(name: str, text: str, low: int, high: int) -> int:
+def _option(name: str, text: str, parse_value: Callable[[str], T]) -> T:
     try:
-        return config.integer(text, low, high)
+        return parse_value(text)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
 
 
+def _number(name: str, text: str, high: int) -> int:
+    return _option(name, text, lambda text: config.integer(text, 0, high))
+
+
 def _fail(reason: str) -> int:
-    sys.stderr.write(f"{PROG}: error: {reason}\n")
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in reason)
+    sys.stderr.write(f"{PROG}: error: {line}\n")
     return EXIT_USAGE
 
 

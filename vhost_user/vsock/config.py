@@ -21,6 +21,7 @@ The keys are vhost-device-vsock's, with `-` or `_` between words:
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ from vhost_user.vsock.device import (
     MAX_QUEUE_SIZE,
     MIN_GUEST_CID,
 )
+from vhost_user.vsock.hybrid import seqpacket_path
 from vhost_user.vsock.packet import CID_ANY, PORT_ANY
 
 if TYPE_CHECKING:
@@ -55,6 +57,8 @@ MAX_TX_BUFFER: Final = 1 << 30
 MAX_MAX_CONNS: Final = 1 << 20
 MAX_QUEUED_BYTES: Final = 1 << 40
 MAX_ACCEPT_RATE: Final = 10_000_000
+MAX_CONFIG: Final = 1 << 20
+"""Characters of a configuration file."""
 
 Pairs: TypeAlias = Iterable[tuple[str, str, str]]
 """Key, value, and where it was written, for a message about it."""
@@ -121,7 +125,13 @@ def load(path: Path) -> list[VmConfig]:
     import yaml  # here: a process without --config stays light
 
     try:
-        root = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
+        with path.open() as file:
+            text = file.read(MAX_CONFIG + 1)
+        if len(text) > MAX_CONFIG:
+            raise ConfigError(f"{path}: more than {MAX_CONFIG} characters")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"{path}: {reason}") from None
@@ -133,31 +143,38 @@ def load(path: Path) -> list[VmConfig]:
     return _vms(path, root)
 
 
-def check(vms: list[VmConfig]) -> None:
-    """Check VMs against each other.
+def check(vms: list[VmConfig], stats_socket: Path | None = None) -> None:
+    """Check VMs, and the path of the counters' socket, against each other.
 
     Raises:
-        ConfigError: there is none, or two want the same CID, path or port.
+        ConfigError: there is no VM, two want the same CID, path or port, or one path
+            is where a guest's connections go.
     """
     if not vms:
         raise ConfigError("no VM: give --socket, --vm or --config")
+    paths = [] if stats_socket is None else [stats_socket]
     claims: list[tuple[str, object]] = []
     for vm in vms:
-        claims += [("guest CID", vm.guest_cid), ("path", vm.socket)]
-        if vm.uds_path is not None:
-            claims.append(("path", vm.uds_path))
+        claims.append(("guest CID", vm.guest_cid))
         claims += [("forward_listen port", port) for port in vm.forward_listen]
+        paths.append(vm.socket)
+        if vm.uds_path is not None:
+            paths += [vm.uds_path, seqpacket_path(vm.uds_path)]
+    claims += [("path", path) for path in paths]
     for i, claim in enumerate(claims):
         if claim in claims[:i]:
             raise ConfigError(f"{claim[0]} {claim[1]} is used twice")
+    for path in paths:
+        stem, _, port = str(path).rpartition("_")
+        if port.isdecimal() and stem in {str(vm.uds_path) for vm in vms}:
+            raise ConfigError(f"path {path} is port {port} of uds_path {stem}")
 
 
 def integer(text: str, low: int, high: int) -> int:
     """Return `text` as a number of the range; ConfigError if it isn't one."""
-    try:
-        number = int(text)
-    except ValueError:
-        raise ConfigError(f"{text!r} is not a number") from None
+    if not re.fullmatch("-?[0-9]{1,20}", text):
+        raise ConfigError(f"{text!r} is not a number")
+    number = int(text)
     if not low <= number <= high:
         raise ConfigError(f"{number} is not in {low}..{high}")
     return number
@@ -177,7 +194,7 @@ def tcp_address(text: str) -> tuple[str, int]:
         address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
         return str(address), integer(port, 0, 65535)
     except (ConfigError, ValueError) as error:
-        raise ConfigError(f"metrics: {text!r} is not IP:PORT: {error}") from None
+        raise ConfigError(f"{text!r} is not IP:PORT: {error}") from None
 
 
 def _uds_path(text: str) -> Path:
@@ -284,6 +301,6 @@ def _scalars(path: Path, mapping: MappingNode) -> Pairs:
 
     for key, value in mapping.value:
         where = f"{path}:{key.start_mark.line + 1}"
-        if not isinstance(value, ScalarNode):
+        if not isinstance(value, ScalarNode) or value.tag.endswith(":null"):
             raise ConfigError(f"{where}: {key.value}: need one value")
         yield str(key.value), str(value.value), where

@@ -42,6 +42,11 @@ MAX_WAITING: Final = 256
 """Clients that may be about to send their line; for one more, the oldest goes."""
 
 
+def seqpacket_path(path: Path) -> Path:
+    """Return the second socket's path."""
+    return path.with_name(path.name + SEQPACKET_SUFFIX)
+
+
 class ConnectLine:
     r"""Takes the line `CONNECT port\n` in pieces."""
 
@@ -96,7 +101,7 @@ class HybridListener:
         self.refused = 0
         """Clients closed because of what they sent or did not send."""
         self._device = device
-        messages = path.with_name(path.name + SEQPACKET_SUFFIX)
+        messages = seqpacket_path(path)
         self._listeners = (
             UnixListener(path, self._on_client),
             UnixListener(messages, self._on_client, kind=socket.SOCK_SEQPACKET),

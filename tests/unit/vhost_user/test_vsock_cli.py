@@ -124,6 +124,39 @@ def test_vms_from_a_file(tmp_path):
     [
         pytest.param([], "no VM", id="nothing"),
         pytest.param(["--bogus"], "unrecognized arguments: --bogus", id="unknown"),
+        pytest.param(["--sock=/a"], "unrecognized arguments: --sock", id="short"),
+        pytest.param(["--socket=/a", "--"], "unrecognized arguments: --", id="dashes"),
+        pytest.param(["--socket=/a", "--socket=/b"], "twice", id="socket-twice"),
+        pytest.param(["--config=/a", "--config=/b"], "twice", id="config-twice"),
+        pytest.param(
+            ["--socket=/a", "--poll-us=200", "--poll-us=200"], "twice", id="poll-twice"
+        ),
+        pytest.param(["--config="], "Is a directory", id="config-empty"),
+        pytest.param(["--vm="], "not KEY=VALUE", id="vm-empty"),
+        pytest.param(["--socket="], "1..107 bytes", id="socket-empty"),
+        pytest.param(["--socket=/a", "--echo-port="], "not a number", id="echo-empty"),
+        pytest.param(["--socket=/a", "--metrics="], "IP:PORT", id="metrics-empty"),
+        pytest.param(
+            ["--socket=/a", "--stats-socket="], "--stats-socket: a s", id="stats-empty"
+        ),
+        pytest.param(["--socket=/a", "--guest-cid=٣"], "not a number", id="cid-arabic"),
+        pytest.param(["--socket=/a", "--guest-cid=1_0"], "not a number", id="cid-1_0"),
+        pytest.param(
+            ["--socket=/a", "--guest-cid=" + "9" * 5000], "not a number", id="cid-long"
+        ),
+        pytest.param(
+            ["--socket=/a", "--stats-socket=/a"], "/a is used twice", id="stats-path"
+        ),
+        pytest.param(
+            ["--socket=/a", "--uds-path=/b", "--stats-socket=/b_seqpacket"],
+            "/b_seqpacket is used twice",
+            id="seqpacket-path",
+        ),
+        pytest.param(
+            ["--socket=/b_7", "--uds-path=/b"],
+            "path /b_7 is port 7 of uds_path /b",
+            id="a-ports-path",
+        ),
         pytest.param(["--guest-cid=3"], "socket is missing", id="no-socket"),
         pytest.param(["--socket=/a", "--guest-cid=2"], "--guest-cid", id="cid-2"),
         pytest.param(["--socket=/a", "--guest-cid=x"], "not a number", id="cid-x"),
@@ -213,6 +246,12 @@ def test_a_bad_command_line_is_one_line_and_status_2(argv, reason, capsys):
         pytest.param("- 1\n", 1, "need a mapping", id="top-list"),
         pytest.param("", 1, "need a mapping", id="empty"),
         pytest.param("vms:\n  - {\n", 3, "", id="not-yaml"),
+        pytest.param("vms:\n  - socket: ~\n", 2, "need one value", id="null"),
+        pytest.param(
+            "vms:\n  - socket: /a\n    socket: /b\n", 3, "given twice", id="key-twice"
+        ),
+        pytest.param("vms: []\n---\nvms: []\n", 2, "another document", id="documents"),
+        pytest.param("vms: &a [*a]\n", 1, "need a mapping", id="itself"),
     ],
 )
 def test_a_bad_file_is_named_with_line_and_key(tmp_path, text, line, reason):
@@ -227,6 +266,20 @@ def test_a_file_that_is_no_text_is_an_error(tmp_path):
     file = tmp_path / "vms.yaml"
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=str(file)):
+        parse(["--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        pytest.param("[" * 100_000, "nested too deeply", id="deep"),
+        pytest.param("#" * 2_000_000, "more than 1048576 characters", id="long"),
+    ],
+)
+def test_a_file_that_nobody_would_write_is_an_error(tmp_path, text, reason):
+    file = tmp_path / "vms.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=f"^{file}: {reason}$"):
         parse(["--config", str(file)])
 
 
@@ -420,6 +473,7 @@ def test_the_command_itself_says_one_line_and_2(tmp_path):
     unreadable.mkdir()
     for argv in (
         ["--bogus"],
+        ["--bogus=two\nlines"],
         ["--socket=/a", "--vm=socket=/b"],
         [f"--config={unreadable}"],
         [f"--config={tmp_path}/none"],
