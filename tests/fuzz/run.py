@@ -28,7 +28,7 @@ COPY = ROOT / "build" / "fuzz"
 
 # Linked with all of native/ but the file of the same name, which the harness includes:
 # it calls what is static there.
-C_HARNESSES = ["engine"]
+C_HARNESSES = ["engine", "ring"]
 PYTHON_HARNESSES = ["session"]
 HARNESSES = [*C_HARNESSES, *PYTHON_HARNESSES]
 
