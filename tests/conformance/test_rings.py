@@ -28,6 +28,7 @@ LAYOUTS = {
     "header-with-payload": (HDR_SIZE - 1, 100),
     "bytewise": (1,) * 60,
     "200-descriptors": (10,) * 200,
+    "empty-ones": (0, 20, 0, 0, 24, *(0,) * 100, 1000, 0),
 }
 
 
@@ -62,6 +63,7 @@ def test_a_packet_may_lie_in_any_descriptors(guest, far, read_exactly, split, in
         pytest.param((40, 40), id="header-with-payload"),
         pytest.param((3,) * 30, id="small-ones"),
         pytest.param((65536,), id="64-KiB"),
+        pytest.param((0, 40, 0, 4, 0, 4096, 0), id="empty-ones"),
     ],
 )
 def test_an_rx_buffer_may_lie_in_any_descriptors(make_guest, layout, indirect):

@@ -224,6 +224,9 @@ static inline struct place place_add(const struct vu_ring *ring,
  * @iov_cap:	Room in @iov
  * @chain:	The chain
  *
+ * An empty buffer takes a segment, too: a chain that costs nothing in @iov
+ *could cost any time.
+ *
  * Returns: 0 on success,
  *	-VU_ERR_CHAIN, if it is to be read and follows one to be written
  *	-VU_ERR_RANGE, if part of it isn't guest memory
@@ -236,11 +239,13 @@ static inline int ring_segment(const struct vu_ring *ring, uint64_t gpa,
 	unsigned first = (unsigned)chain->n_read + chain->n_write, n = first;
 	uint64_t left = len;
 
-	while (left) { /* more than once where regions meet */
+	do { /* more than once where regions meet */
 		uint64_t span = left;
-		void *va;
-		int err = vu_mem_translate(ring->mem, gpa, &span, &va);
+		void *va = (void *)(uintptr_t)ring->shared;
+		int err = 0;
 
+		if (left)
+			err = vu_mem_translate(ring->mem, gpa, &span, &va);
 		if (err)
 			return err;
 		if (n == iov_cap)
@@ -248,7 +253,7 @@ static inline int ring_segment(const struct vu_ring *ring, uint64_t gpa,
 		iov[n++] = (struct iovec){.iov_base = va, .iov_len = span};
 		gpa += span;
 		left -= span;
-	}
+	} while (left);
 	n -= first;
 	if (write) {
 		chain->n_write = (uint16_t)(chain->n_write + n);
