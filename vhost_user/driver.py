@@ -206,6 +206,11 @@ class DriverQueue(abc.ABC):
     def base(self) -> int:
         """VRING_BASE of a device that has given back all that was taken so far."""
 
+    @property
+    @abc.abstractmethod
+    def crash_base(self) -> int:
+        """VRING_BASE as a front-end makes it up that can't ask the device any more."""
+
     @abc.abstractmethod
     def add(
         self,
@@ -317,6 +322,11 @@ class Virtqueue(DriverQueue):
     def base(self) -> int:
         """Index of the next available entry that a device would take."""
         return self.used_idx
+
+    @property
+    def crash_base(self) -> int:
+        """The used index in memory, as QEMU takes it."""
+        return self.ram.load16(self.used + 2)
 
     # ---- adding chains ----
 

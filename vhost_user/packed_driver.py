@@ -120,6 +120,11 @@ class PackedVirtqueue(DriverQueue):
         """Both indices, each with its wrap counter."""
         return self.next_used.encoded * 0x1_0001
 
+    @property
+    def crash_base(self) -> int:
+        """That of a new ring: memory doesn't say, the in-flight area does."""
+        return _Place(0).encoded * 0x1_0001
+
     # ---- adding chains ----
 
     def add(

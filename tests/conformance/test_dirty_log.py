@@ -11,11 +11,13 @@ import pytest
 from vhost_user.driver import PAGE, barrier
 from vhost_user.frontend import DirtyLog
 from vhost_user.message import Feature
-from vhost_user.vsock.driver import RX, TX, VsockGuest
+from vhost_user.packed_driver import PackedVirtqueue
+from vhost_user.vsock.driver import GUEST_FEATURES, RX, TX, VsockGuest
 from vhost_user.vsock.packet import Op
 
 ECHO = 7
 TOTAL = 600_000
+PACKED = GUEST_FEATURES | Feature.RING_PACKED
 
 
 class Writes:
@@ -31,11 +33,14 @@ class Writes:
         pop_used = queue.pop_used
 
         def pop():
-            entry = queue.used_idx % queue.num
+            index = queue.base & 0x7FFF
             used = pop_used()
             if used is not None:
-                self._note(log_gpa, 4)  # flags, index
-                self._note(log_gpa + 4 + 8 * entry, 8)
+                if isinstance(queue, PackedVirtqueue):
+                    self._note(queue.desc + 16 * index, 16)
+                else:
+                    self._note(log_gpa, 4)  # flags, index
+                    self._note(log_gpa + 4 + 8 * (index % queue.num), 8)
                 if queue is self._guest.rx:
                     self._note_buffer(used)
             return used
@@ -95,9 +100,15 @@ def stop_logging(guest):
     "vhost-user:feature/LOG_SHMFD",
 )
 @pytest.mark.parametrize(
-    "rx_layout", [(4096,), (44, 9000)], ids=["4-KiB", "header-and-9000"]
+    ("features", "rx_layout"),
+    [
+        pytest.param(GUEST_FEATURES, (4096,), id="4-KiB"),
+        pytest.param(GUEST_FEATURES, (44, 9000), id="header-and-9000"),
+        pytest.param(PACKED, (4096,), id="4-KiB-packed"),
+        pytest.param(PACKED, (44, 9000), id="header-and-9000-packed"),
+    ],
 )
-def test_marks_what_the_device_writes_while_a_stream_goes_on(host, rx_layout):
+def test_marks_what_the_device_writes_while_a_stream_goes_on(host, features, rx_layout):
     """As a VMM that copies memory in rounds, each with a log of its own.
 
     A page that no round's log has would be lost by a migration; a page too many costs
@@ -106,7 +117,9 @@ def test_marks_what_the_device_writes_while_a_stream_goes_on(host, rx_layout):
     """
     data = bytes(i * 7 % 251 for i in range(TOTAL))
     with contextlib.ExitStack() as stack:
-        guest = stack.enter_context(VsockGuest(host.path, rx_layout=rx_layout))
+        guest = stack.enter_context(
+            VsockGuest(host.path, features=features, rx_layout=rx_layout)
+        )
         listener = stack.enter_context(host.listen(5000))
         conn = guest.connect(5000, buf_alloc=64 * 1024)
         sock = stack.enter_context(listener.accept()[0])
@@ -132,9 +145,9 @@ def test_marks_what_the_device_writes_while_a_stream_goes_on(host, rx_layout):
         assert received == data
         marked = set().union(*(log.pages() for log in logs))
         assert writes.pages - marked == set(), "pages that a migration would lose"
-        kick_asked = {
-            (gpa + 4 + 8 * guest.rx.num) // PAGE for gpa in log_gpas
-        }  # the event index, which the guest doesn't see change
+        # the event index, which the guest doesn't see change
+        event = 0 if features == PACKED else 4 + 8 * guest.rx.num
+        kick_asked = {(gpa + event) // PAGE for gpa in log_gpas}
         assert marked - writes.pages - kick_asked == set(), "pages that nobody wrote"
         assert len(logs) > 10
 
@@ -190,6 +203,7 @@ def test_a_suspended_device_writes_nothing_and_calls_nobody(far, guest):
     assert conn.receive_bytes(11) == b"wait for it"
 
 
+@pytest.mark.parametrize("ring_kind", ["split", "packed"], indirect=True)
 def test_a_guest_goes_on_at_another_back_end(host, guest, tmp_path):
     """The bases and the memory move; connections don't, the new one resets them."""
     (tmp_path / "destination").mkdir()

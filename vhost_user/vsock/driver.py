@@ -138,12 +138,10 @@ class VsockGuest:
 
         Args:
             path: the other's socket.
-            crashed: the one that was there can't say where the rings stopped: go on
-                from the used indices, as QEMU does.
+            crashed: the one that was there can't say where the rings stopped.
         """
         if crashed:
-            rx, tx = (q.ram.load16(q.used + 2) for q in (self.rx, self.tx))
-            self._bases = (rx, tx)
+            self._bases = (self.rx.crash_base, self.tx.crash_base)
         self.vmm.close()
         self.vmm = Frontend(path, timeout_s=self.timeout_s)
         self._introduce()
