@@ -61,12 +61,21 @@ def test_the_line_may_come_byte_by_byte(host, guest):
         assert guest.accept().guest_port == 5001
 
 
-def test_a_refusal_of_the_guest_hangs_up(host, guest):
+def test_a_refusal_of_the_guest_reaches_the_client(host, guest):
     with host.dial(5001) as sock:
         header = guest.receive().header
         guest.send(guest.header(Op.RST, header.dst_port, header.src_port))
+        assert line(sock) == b"ERROR the guest refused\n"
         assert sock.recv(1) == b""
     assert host.stats().conns == 0
+
+
+def test_a_guest_that_does_not_answer_is_waited_for_so_long(make_host, make_guest_of):
+    host = make_host(dial_timeout_s=0.1)
+    make_guest_of(host)
+    with host.dial(5001) as sock:
+        assert line(sock) == b"ERROR the guest did not answer\n"
+        assert sock.recv(1) == b""
 
 
 def test_a_client_that_gives_up_frees_its_connection(host, guest):

@@ -747,6 +747,30 @@ static void conn_bury(struct vu_engine *e, struct vu_conn *c, bool abort)
 }
 
 /**
+ * conn_excuse() - Tell a host client why it has no connection
+ * @c:		Connection that is about to end
+ * @error:	errno
+ *
+ * Only where an "OK" would have come, and at no cost: one that doesn't listen
+ * has left.
+ */
+void conn_excuse(const struct vu_conn *c, int error)
+{
+	const char *why = "the guest is gone";
+	char line[40];
+	int n;
+
+	if (!c->hybrid || c->state != CONN_REQUESTED || c->far.fd < 0)
+		return;
+	if (error == ECONNREFUSED)
+		why = "the guest refused";
+	else if (error == ETIMEDOUT)
+		why = "the guest did not answer";
+	n = snprintf(line, sizeof(line), "ERROR %s\n", why);
+	send(c->far.fd, line, (size_t)n, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+/**
  * conn_failed() - A connection never came to be
  * @e:		Engine
  * @c:		Connection, not OPEN yet; gone afterwards
@@ -757,6 +781,7 @@ void conn_failed(struct vu_engine *e, struct vu_conn *c, int error)
 	if (c->dev)
 		c->dev->stats.failed++;
 	limit_shortage(c->dev, error);
+	conn_excuse(c, error);
 	conn_post(e, c, VU_EV_FAILED, error);
 	sibling_part(c, error);
 	conn_bury(e, c, true);

@@ -106,6 +106,7 @@ void dev_drop_conns(struct vu_dev *d)
 			next = c->hash_next;
 			if (c->dev != d)
 				continue;
+			conn_excuse(c, ECONNRESET);
 			conn_post(e, c,
 				  c->state == CONN_OPEN ? VU_EV_CLOSED
 							: VU_EV_FAILED,

@@ -421,6 +421,7 @@ void conn_target(struct vu_engine *e, struct vu_conn *c,
 		 const struct vu_target *target);
 void conn_dial_settled(struct vu_engine *e, struct vu_conn *c);
 void conn_opened(struct vu_engine *e, struct vu_conn *c);
+void conn_excuse(const struct vu_conn *c, int error);
 void conn_failed(struct vu_engine *e, struct vu_conn *c, int error);
 void conn_abort(struct vu_engine *e, struct vu_conn *c, int error);
 void conn_run(struct vu_engine *e, struct vu_conn *c);

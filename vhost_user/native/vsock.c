@@ -925,6 +925,7 @@ static void guest_reset(struct vu_conn *c)
 		conn_post(e, c, VU_EV_CLOSED, error);
 	else if (c->state != CONN_DEAD && c->state != CONN_LINGER) {
 		c->dev->stats.failed++;
+		conn_excuse(c, error);
 		conn_post(e, c, VU_EV_FAILED, error);
 	}
 	sibling_part(c, error);
