@@ -11,9 +11,10 @@ BENCH    ?= out/bench.json
 BENCH_OPTIONS := --benchmark-quiet --benchmark-disable-gc
 FUZZ_S   ?= 60
 comma    := ,
-# Not under sanitizers: the first would measure their memory, and the SIGBUS of the other
-# is their own to handle.
+# Not under sanitizers: the first would measure their memory, the second take it away,
+# and the SIGBUS of the third is their own to handle.
 MEMORY_TEST := tests/unit/vhost_user/test_vsock_cli.py::test_one_idle_vm_takes_less_than_60_mib
+SHORT_TEST  := tests/unit/vhost_user/test_command.py::test_out_of_memory_ends_single_connections_and_is_recovered_from
 SIGBUS_TEST := tests/unit/vhost_user/test_fault.py::test_a_sigbus_elsewhere_keeps_its_effect
 
 # What the commands need of the system; `fastpath doctor` checks each one.
@@ -96,7 +97,7 @@ sanitize: setup
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	  $(call SANITIZED,sanitize) tests/unit/vhost_user tests/conformance \
-	  --deselect $(MEMORY_TEST) --deselect $(SIGBUS_TEST)
+	  --deselect $(MEMORY_TEST) --deselect $(SHORT_TEST) --deselect $(SIGBUS_TEST)
 
 # And with TSan: the engine thread against Python's. The status is 66 if it saw a race.
 tsan: setup

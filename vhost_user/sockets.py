@@ -13,6 +13,7 @@ import contextlib
 import errno
 import fcntl
 import logging
+import math
 import os
 import socket
 import stat
@@ -30,6 +31,7 @@ MAX_PATH: Final = 107
 
 _LOCK_TIMEOUT_S: Final = 2.0
 _FULL_RETRY_S: Final = 0.5
+_REPORT_S: Final = 60.0
 _BACKLOG: Final = 128
 
 # What connect() says to a stream socket when somebody listens; the last two: its
@@ -53,7 +55,7 @@ class Listener:
         self._on_client = on_client
         self._sock: socket.socket | None = None
         self._retry: asyncio.TimerHandle | None = None
-        self._full = False
+        self._told_at = -math.inf
 
     def listen(self, sock: socket.socket) -> None:
         """Accept from now on; `sock` listens, does not block, and is taken over."""
@@ -89,17 +91,16 @@ class Listener:
             if error.errno in _FULL:
                 self._wait_for_room(error)
             return  # else: the client has gone again
-        self._full = False
         client.setblocking(False)
         self._on_client(client)
 
     def _wait_for_room(self, error: OSError) -> None:
         """Let clients wait: the socket stays readable and would spin the loop."""
-        if not self._full:
-            log.warning("%s: can't accept: %s; waiting", self._name, error.strerror)
-        self._full = True
-        self.pause()
         loop = asyncio.get_running_loop()
+        if loop.time() - self._told_at >= _REPORT_S:
+            log.warning("%s: can't accept: %s; waiting", self._name, error.strerror)
+            self._told_at = loop.time()
+        self.pause()
         self._retry = loop.call_later(_FULL_RETRY_S, self.resume)
 
 

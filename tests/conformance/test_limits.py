@@ -50,7 +50,7 @@ def test_one_connection_too_many_is_refused_and_counted(
     drop(conns.pop())
     echoes(guest.connect(ECHO))  # recovered
     host.deliver()
-    assert logged(caplog, "CID 3: has max_conns connections; more are refused") == 1
+    assert logged(caplog, "CID 3: has max_conns connections (3); more are refused") == 1
 
 
 def test_a_host_client_too_many_gets_a_reason(make_host, make_guest_of):

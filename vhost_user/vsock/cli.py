@@ -11,13 +11,14 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import resource
 import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from vhost_user.backend import Backend
-from vhost_user.engine import Echo, Engine, Unix, Vsock
+from vhost_user.engine import DEFAULT_MAX_CONNS, Echo, Engine, Unix, Vsock
 from vhost_user.errors import VhostUserError
 from vhost_user.vsock import config
 from vhost_user.vsock.config import ConfigError, VmConfig
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 PROG: Final = "vhost-user-vsock"
 EXIT_USAGE: Final = 2
@@ -70,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         options = parse(sys.argv[1:] if argv is None else argv)
-        asyncio.run(_serve(options))
+        asyncio.run(_serve(_within_descriptors(options)))
     except (ConfigError, VhostUserError) as error:
         return _fail(str(error))
     except OSError as error:
@@ -128,6 +131,24 @@ def parse(argv: Sequence[str]) -> Options:
     )
     config.check(vms, options.stats_socket)
     return options
+
+
+def _within_descriptors(options: Options) -> Options:
+    """Raise the limit of open files as far as it goes, and keep VMs within it."""
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    if limit == resource.RLIM_INFINITY:
+        return options
+    vms = config.share_descriptors(options.vms, limit)
+    for asked, vm in zip(options.vms, vms, strict=True):
+        if asked.max_conns not in {vm.max_conns, DEFAULT_MAX_CONNS}:
+            log.warning(
+                "CID %d: max_conns is %d: open files are limited to %d (ulimit -Hn)",
+                vm.guest_cid,
+                vm.max_conns,
+                limit,
+            )
+    return dataclasses.replace(options, vms=vms)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -23,7 +23,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -39,7 +39,7 @@ from vhost_user.vsock.device import (
     MAX_QUEUE_SIZE,
     MIN_GUEST_CID,
 )
-from vhost_user.vsock.hybrid import seqpacket_path
+from vhost_user.vsock.hybrid import MAX_WAITING, seqpacket_path
 from vhost_user.vsock.packet import CID_ANY, PORT_ANY
 
 if TYPE_CHECKING:
@@ -56,6 +56,11 @@ MAX_TX_BUFFER: Final = 1 << 30
 # More than the descriptors that a Linux process may have by default.
 MAX_MAX_CONNS: Final = 1 << 20
 MAX_QUEUED_BYTES: Final = 1 << 40
+# Descriptors for other things than connections: what the process has, and what a VM's
+# front-end (memory, rings) and host clients that sent no CONNECT line may have.
+PROCESS_FDS: Final = 64
+VM_FDS: Final = MAX_WAITING + 64
+LEAST_SHARE: Final = 16
 MAX_ACCEPT_RATE: Final = 10_000_000
 MAX_CONFIG: Final = 1 << 20
 """Characters of a configuration file."""
@@ -168,6 +173,23 @@ def check(vms: list[VmConfig], stats_socket: Path | None = None) -> None:
         stem, _, port = str(path).rpartition("_")
         if port.isdecimal() and stem in {str(vm.uds_path) for vm in vms}:
             raise ConfigError(f"path {path} is port {port} of uds_path {stem}")
+
+
+def share_descriptors(vms: list[VmConfig], limit: int) -> list[VmConfig]:
+    """Lower each `max_conns` to its share if not all could be had at once.
+
+    A connection takes a file descriptor: without this, one VM could take those of all
+    others.
+
+    Args:
+        vms: what was asked for.
+        limit: descriptors that the process may have.
+    """
+    room = limit - PROCESS_FDS - len(vms) * VM_FDS
+    if sum(vm.max_conns for vm in vms) <= room:
+        return vms
+    share = max(LEAST_SHARE, room // len(vms))
+    return [replace(vm, max_conns=min(vm.max_conns, share)) for vm in vms]
 
 
 def integer(text: str, low: int, high: int) -> int:

@@ -47,7 +47,7 @@ MAX_GUEST_CID: Final = 0xFFFF_FFFE
 
 
 _LIMIT_MET: Final = {
-    Limit.CONNS: "has max_conns connections; more are refused",
+    Limit.CONNS: "has max_conns connections ({}); more are refused",
     Limit.BYTES: "nears max_queued_bytes; windows are smaller",
     Limit.RATE: "exceeds accept_rate; requests are refused",
     Limit.FDS: "a connection failed: out of file descriptors",
@@ -105,6 +105,7 @@ class VsockDevice:
         self.on_config_change: Callable[[], None] | None = None
         """See `vhost_user.device.Device`."""
         self._on_event = on_event
+        self._max_conns = max_conns
         self.handle = engine.add_device(
             guest_cid=guest_cid,
             buf_alloc=buf_alloc,
@@ -170,7 +171,7 @@ class VsockDevice:
             log.warning(
                 "CID %d: %s (%d so far)",
                 self.guest_cid,
-                _LIMIT_MET[Limit(event.port)],
+                _LIMIT_MET[Limit(event.port)].format(self._max_conns),
                 event.up_bytes,
             )
         elif self._on_event is not None:

@@ -1,0 +1,330 @@
+"""The command `vhost-user-vsock` as a whole: shortages, lost memory, host clients.
+
+A process of its own for each test, whose guests are in user space. What ends one
+connection or one session must not reach a second VM of the same process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from vhost_user.vsock.driver import VsockGuest
+from vhost_user.vsock.packet import Op
+
+TIMEOUT_S = 30
+ECHO = 7
+COMMAND = Path(sys.executable).with_name("vhost-user-vsock")
+
+
+class Command:
+    """Two VMs, CIDs 3 and 4, whose port 7 echoes; its log in a file."""
+
+    def __init__(self, directory, *options, keys="", preexec_fn=None):
+        self.directory = directory
+        vms = [
+            f"--vm=guest-cid={cid},socket={directory}/{cid},"
+            f"uds-path={directory}/u{cid}{keys}"
+            for cid in (3, 4)
+        ]
+        self._log = directory / "log"
+        with self._log.open("w") as log:
+            self._child = subprocess.Popen(
+                [COMMAND, *vms, f"--echo-port={ECHO}", "--poll-us=0", *options],
+                stderr=log,
+                preexec_fn=preexec_fn,
+            )
+        self.pid = self._child.pid
+        while self.logged("ready: CID 4") == 0:
+            assert self._child.poll() is None, self.log()
+
+    def log(self):
+        return self._log.read_text()
+
+    def logged(self, text):
+        """Return how many lines of the log have it."""
+        return sum(text in line for line in self.log().splitlines())
+
+    def limit(self, which, value):
+        """Limit it from now on; None: not any more."""
+        hard = resource.prlimit(self.pid, which)[1]
+        resource.prlimit(self.pid, which, (hard if value is None else value, hard))
+
+    def size(self):
+        """Return its address space, bytes."""
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[0])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def fds(self):
+        return len(os.listdir(f"/proc/{self.pid}/fd"))  # noqa: PTH208
+
+    def guest(self, cid, **options):
+        return VsockGuest(self.directory / str(cid), cid=cid, **options)
+
+    def listen(self, cid, port):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(TIMEOUT_S)
+        sock.bind(f"{self.directory}/u{cid}_{port}")
+        sock.listen(1024)
+        return sock
+
+    def dial(self, cid, sent=b""):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(TIMEOUT_S)
+        sock.connect(f"{self.directory}/u{cid}")
+        sock.sendall(sent)
+        return sock
+
+    def stats(self):
+        """Return the counters that the stats socket gives."""
+        with socket.socket(socket.AF_UNIX) as sock, sock.makefile("rb") as file:
+            sock.settimeout(TIMEOUT_S)
+            sock.connect(str(self.directory / "stats"))
+            return json.load(file)
+
+    def close(self):
+        """End it, which it does by itself and in good order."""
+        if self._child.poll() is None:
+            self._child.terminate()
+        assert self._child.wait(TIMEOUT_S) == 0, self.log()
+
+
+@pytest.fixture
+def run(tmp_path):
+    with contextlib.ExitStack() as stack:
+
+        def start(*options, **more):
+            stats = f"--stats-socket={tmp_path}/stats"
+            command = Command(tmp_path, stats, *options, **more)
+            return stack.enter_context(contextlib.closing(command))
+
+        yield start
+
+
+@contextlib.contextmanager
+def traffic(conn):
+    """Echo all the time; fails if one answer is wrong or late."""
+    stop = threading.Event()
+    rounds: list[bytes] = []
+    errors: list[Exception] = []
+
+    def echo():
+        while not stop.is_set() or not rounds:
+            try:
+                conn.say(Op.RW, b"%d" % len(rounds))
+                word = b"%d" % len(rounds)
+                assert conn.receive_bytes(len(word)) == word
+            except Exception as error:
+                errors.append(error)
+                return
+            rounds.append(word)
+
+    thread = threading.Thread(target=echo)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    assert not errors
+
+
+def answers(conns):
+    return [conn.receive().op for conn in conns]
+
+
+# ---- shortages ----
+
+
+def keeps_64_kib(guest):
+    """Send so much that is on its way back, but never taken; False: that failed."""
+    try:
+        conn = guest.connect(ECHO, buf_alloc=0)
+    except ConnectionRefusedError:
+        return False
+    while conn.credit:
+        conn.say(Op.RW, bytes(min(conn.credit, 32768)))
+    return Op.RST not in [packet.op for packet in guest.fence()]
+
+
+def test_out_of_memory_ends_single_connections_and_is_recovered_from(run):
+    command = run()
+    with command.guest(3, ram_size=64 << 20) as guest, command.guest(4) as other:
+        conn = other.connect(ECHO)
+        conn.say(Op.RW, b"ping")
+        assert conn.receive_bytes(4) == b"ping"
+        command.limit(resource.RLIMIT_AS, command.size())
+        with traffic(conn):
+            kept = [keeps_64_kib(guest) for _ in range(1200)]
+            assert kept[:100] == 100 * [True]
+            ended = kept.count(False)
+            assert ended >= 20
+            # Python's side lives on the same memory.
+            clients = [command.dial(3, b"CONNECT 9\n") for _ in range(50)]
+            stats = command.stats()["vms"][0]
+            assert stats["no_memory"] >= ended
+            assert stats["queued_bytes"] <= stats["window_bytes"] <= 256 << 20
+            for client in clients:
+                client.close()
+        assert command.logged("CID 3: a connection failed: out of memory") == 1
+        before = stats["queued_bytes"]
+    with command.guest(3, ram_size=64 << 20) as guest:  # still as little memory
+        conns = [guest.connect(ECHO, buf_alloc=0) for _ in range(50)]
+        for one in conns:
+            one.say(Op.RW, bytes(32768))
+        guest.drain()
+        stats = command.stats()["vms"][0]
+        assert stats["queued_bytes"] == 50 * 32768 < before
+        assert stats["no_memory"] < ended + 50
+    assert command.logged("CID 3: a connection failed: out of memory") == 1
+    assert command.logged("Traceback") == 0
+
+
+def test_out_of_descriptors_fails_single_connections_and_is_recovered_from(run):
+    command = run()
+    with (
+        command.guest(3) as guest,
+        command.guest(4) as other,
+        command.listen(3, 5000) as listener,
+    ):
+        conn = other.connect(ECHO)
+        command.limit(resource.RLIMIT_NOFILE, command.fds() + 8)
+        with traffic(conn):
+            conns = [guest.request(5000) for _ in range(40)]
+            came = answers(conns)
+            assert came.count(Op.RESPONSE) == 8
+            assert came.count(Op.RST) == 32
+            clients = [command.dial(3, b"CONNECT 5001\n") for _ in range(20)]
+            for _ in range(8):
+                listener.accept()[0].close()
+            for one, answer in zip(conns, came, strict=True):
+                if answer == Op.RESPONSE:
+                    one.expect(Op.SHUTDOWN)
+                    one.say(Op.RST)
+            for client in clients:  # they waited, and now there is room for each
+                guest.accept().say(Op.RST)
+                assert client.recv(8) == b"OK 5001\n"
+                client.close()
+            assert answers([guest.request(5000) for _ in range(4)]) == 4 * [Op.RESPONSE]
+        command.limit(resource.RLIMIT_NOFILE, None)
+        assert command.stats()["vms"][0]["no_fds"] == 32
+    assert command.logged("CID 3: a connection failed: out of file descriptors") == 1
+    assert command.logged("can't accept") <= 1
+
+
+def test_no_vm_takes_the_descriptors_of_another(run):
+    def few_files():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 1024))
+
+    command = run(preexec_fn=few_files, keys=",max-conns=1000")
+    assert command.logged("CID 3: max_conns is 160: open files are limited to 10") == 1
+    with command.listen(3, 5000), command.listen(4, 5000):
+        for cid in (3, 4):
+            guest = command.guest(cid)
+            came = answers([guest.request(5000) for _ in range(200)])
+            assert came == 160 * [Op.RESPONSE] + 40 * [Op.RST]
+            guest.close()
+    for stats in command.stats()["vms"]:
+        assert (stats["limit_conns"], stats["no_fds"]) == (40, 0)
+
+
+# ---- memory that goes away ----
+
+
+def test_truncated_memory_ends_that_session_and_no_other(run):
+    command = run()
+    with command.guest(4) as other, traffic(other.connect(ECHO)):
+        for _ in range(3):
+            with command.guest(3) as guest:
+                guest.connect(ECHO)
+                os.ftruncate(guest.ram.fd, guest.ram.offset)
+                os.eventfd_write(guest.tx.kick_fd, 1)
+                assert guest.vmm.hung_up()
+        with command.guest(3) as guest:
+            guest.connect(ECHO)
+    assert command.logged("CID 3: session ended: guest memory is gone") == 3
+    assert command.logged("CID 4: session ended") == 0
+
+
+def test_a_driver_that_outlives_its_front_end_hears_of_the_reset(run):
+    command = run()
+    with command.guest(3, event_buffers=4) as guest:
+        conn = guest.connect(ECHO)
+        guest.drain()
+        guest.stop()
+        guest.reconnect(command.directory / "3")
+        guest.start()
+        assert guest.receive_event() == b"\0\0\0\0"  # TRANSPORT_RESET
+        conn.say(Op.RW, b"are you there?")
+        conn.expect(Op.RST)
+        guest.connect(ECHO)
+
+
+# ---- host clients ----
+
+
+def test_a_host_clients_early_bytes_and_split_line_reach_the_guest(run):
+    command = run()
+    with command.guest(3) as guest, command.dial(3) as client:
+        for byte in b"CONNECT 5001\nearly":
+            client.send(bytes([byte]))
+        client.sendall(b" bytes")
+        conn = guest.accept()
+        assert conn.receive_bytes(11) == b"early bytes"
+        assert client.recv(8) == b"OK 5001\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "answer"),
+    [
+        (b"CONNECT\n", b"ERROR b'' is not a port\n"),
+        (b"HELLO\n", b"ERROR b'HELLO\\n' is not CONNECT and a port\n"),
+        (b"x" * 100, b"ERROR no newline in the first 32 bytes\n"),
+        (b"CONNECT 5001\n", b"ERROR the guest refused\n"),
+    ],
+    ids=["no-port", "no-connect", "no-line", "refused"],
+)
+def test_a_host_client_is_told_why_it_is_refused(run, sent, answer):
+    command = run()
+    with command.guest(3) as guest, command.dial(3, sent) as client:
+        if answer == b"ERROR the guest refused\n":
+            header = guest.receive().header
+            guest.send(guest.header(Op.RST, header.dst_port, header.src_port))
+        with contextlib.suppress(ConnectionResetError), client.makefile("rb") as file:
+            assert file.readline() == answer
+            assert file.read() == b""
+
+
+def test_a_host_client_is_told_that_the_guest_has_gone(run):
+    command = run()
+    with command.guest(3) as guest, command.dial(3, b"CONNECT 5001\n") as client:
+        assert guest.receive().op == Op.REQUEST
+        guest.vmm.close()
+        assert client.recv(100) == b"ERROR the guest is gone\n"
+
+
+# ---- counters ----
+
+
+def test_each_counter_is_in_json_and_for_prometheus(run):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = run(f"--metrics={address}")
+    stats = command.stats()
+    with urllib.request.urlopen(f"http://{address}/metrics") as page:
+        names = {line.partition("{")[0] for line in page.read().decode().splitlines()}
+    counters = {"limit_conns", "limit_bytes", "limit_rate", "no_fds", "no_memory"}
+    for name in stats["vms"][0]:
+        full = f"vhost_user_vsock_{name}"
+        assert name == "guest_cid" or {full, f"{full}_total"} & names, name
+    assert counters | {"backlog_full", "clients_refused"} <= set(stats["vms"][0])
