@@ -10,7 +10,8 @@
  * the driver offers chains in any layout or scribbles over the ring, the
  * front-end scribbles over the inflight area, moves the ring and a region of
  * memory, or takes it away; the device pops, uses, puts back, pushes, flushes
- * and restarts.
+ * and restarts. As on another CPU, driver and front-end also write between two
+ * loads of the device, close to what was loaded (fuzz_ring.h).
  *
  * Guest memory is three regions, each an allocation of its own, adjacent for
  * the guest at first: what leaves one by a byte is a report of ASan's. So are
@@ -56,6 +57,14 @@ struct input {
 	size_t left;
 };
 
+/* What is written meanwhile */
+struct race {
+	uint8_t loads; /* from now; 0: nothing */
+	int8_t off;    /* from what was loaded last */
+	uint8_t n;
+	uint8_t bytes[16];
+};
+
 /* A chain that the device has */
 struct held {
 	struct vu_chain chain;
@@ -79,6 +88,7 @@ struct world {
 	unsigned n_pushed;
 	bool scribbled; /* since the first of these pushes */
 	uint32_t base;	/* where the device was then */
+	struct race race;
 	/* the driver */
 	uint16_t avail_idx;
 	unsigned next;
@@ -210,6 +220,48 @@ static void scribble(struct world *w, struct input *in)
 	w->scribbled = true;
 }
 
+static void plan_race(struct world *w, struct input *in)
+{
+	struct race *r = &w->race;
+
+	r->loads = byte(in);
+	r->off = (int8_t)byte(in);
+	r->n = byte(in) & 15;
+	for (uint8_t i = 0; i < r->n; i++)
+		r->bytes[i] = byte(in);
+}
+
+static struct world *racing;
+
+/* Is it one byte of @n at @area? */
+static bool inside(uintptr_t at, const void *area, size_t n)
+{
+	return at - (uintptr_t)area < n;
+}
+
+/**
+ * loaded() - The device has loaded something: maybe write now
+ * @at:		What
+ */
+void loaded(const volatile void *at)
+{
+	struct world *w = racing;
+
+	if (!w || !w->race.loads || --w->race.loads)
+		return;
+	for (uint8_t i = 0; i < w->race.n; i++) {
+		uintptr_t to =
+		    (uintptr_t)at + (uintptr_t)(intptr_t)w->race.off + i;
+		bool shared = inside(to, w->cfg.inflight, w->cfg.inflight_size);
+
+		for (unsigned r = 0; r < 3; r++)
+			shared |= inside(to, w->regions[r], REGION);
+		if (shared)
+			*(uint8_t *)to = w->race.bytes[i];
+	}
+	w->scribbled = true;
+}
+
 /* The driver says which interrupts it wants */
 static void want_calls(struct world *w, struct input *in)
 {
@@ -301,8 +353,11 @@ static void push(struct world *w, struct input *in)
 	for (unsigned i = 0; left; i++) {
 		uint32_t n =
 		    left < iov[i].iov_len ? left : (uint32_t)iov[i].iov_len;
-		unsigned page = page_of(w, iov[i].iov_base);
+		unsigned page;
 
+		if (!n)
+			continue;
+		page = page_of(w, iov[i].iov_base);
 		memset(iov[i].iov_base, 0x5a, n);
 		w->scribbled |= page < (GPA + DATA) / LOG_PAGE;
 		for (; page <= page_of(w, (char *)iov[i].iov_base + n - 1);
@@ -416,7 +471,10 @@ static void step(struct world *w, struct input *in)
 		offer(w, in, op & 64);
 		break;
 	case 3:
-		scribble(w, in);
+		if (op & 64)
+			plan_race(w, in);
+		else
+			scribble(w, in);
 		break;
 	case 4:
 	case 5:
@@ -516,8 +574,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		check(!vu_mem_set_log(w.mem, w.log, (PAGES + 7) / 8));
 	}
 	start_ring(&w);
+	racing = &w;
 	while (in.left && w.ring)
 		step(&w, &in);
+	racing = NULL;
 	if (w.ring)
 		flush(&w);
 	if (w.log)

@@ -27,7 +27,7 @@ OUT = ROOT / "out" / "fuzz"
 COPY = ROOT / "build" / "fuzz"
 
 # Linked with all of native/ but the file of the same name, which the harness includes:
-# it calls what is static there.
+# it calls what is static there. A header of the harness comes before all of them.
 C_HARNESSES = ["engine", "ring"]
 PYTHON_HARNESSES = ["session"]
 HARNESSES = [*C_HARNESSES, *PYTHON_HARNESSES]
@@ -46,6 +46,9 @@ def build_c(name: str) -> tuple[list[str], dict[str, str]]:
     binary = OUT / f"fuzz_{name}"
     sources = [file for file in sorted(NATIVE.glob("*.c")) if file.stem != name]
     command = ["clang", *CFLAGS, f"-I{NATIVE}", str(HERE / f"fuzz_{name}.c")]
+    hook = HERE / f"fuzz_{name}.h"
+    if hook.exists():
+        command += ["-include", str(hook)]
     subprocess.run([*command, *map(str, sources), "-o", str(binary)], check=True)
     return [str(binary)], {}
 
