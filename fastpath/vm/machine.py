@@ -146,6 +146,17 @@ class Machine:
             with contextlib.suppress(asyncio.CancelledError, FastpathError):
                 await task
 
+    async def execute(self, command: str, arguments: dict[str, object]) -> object:
+        """Send QEMU a QMP command and return what it returns.
+
+        Raises:
+            FastpathError: QEMU says no, or is gone.
+        """
+        try:
+            return await self._qmp.execute(command, arguments)
+        except (QMPError, EOFError) as error:
+            raise FastpathError(self.spec.qemu, f"{command}: {error}") from error
+
     async def _spawn(self) -> None:
         fds = (self.spec.net.fd,) if isinstance(self.spec.net, Tap) else ()
         self._process = await asyncio.create_subprocess_exec(
