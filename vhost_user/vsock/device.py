@@ -106,6 +106,8 @@ class VsockDevice:
         """See `vhost_user.device.Device`."""
         self._on_event = on_event
         self._max_conns = max_conns
+        self._broken = 0
+        """Rings that the guest broke."""
         self.handle = engine.add_device(
             guest_cid=guest_cid,
             buf_alloc=buf_alloc,
@@ -156,15 +158,21 @@ class VsockDevice:
         """Take the device out of the engine."""
         self.handle.close()
 
+    def _log_broken(self, event: Event) -> None:
+        self._broken += 1
+        if self._broken & (self._broken - 1) == 0:  # 1, 2, 4, ...: a guest that resets
+            log.warning(  # its device can go on for ever
+                "CID %d: the guest broke ring %d (error %d); it is stopped (%d so far)",
+                self.guest_cid,
+                event.port,
+                event.error,
+                self._broken,
+            )
+
     def _handle_event(self, event: Event) -> None:
         if event.kind is EventKind.BROKEN:
             if event.port != ALL_QUEUES:
-                log.warning(
-                    "CID %d: the guest broke ring %d (error %d); it is stopped",
-                    self.guest_cid,
-                    event.port,
-                    event.error,
-                )
+                self._log_broken(event)
             if self.on_ring_broke is not None:
                 self.on_ring_broke(event.port)
         if event.kind is EventKind.LIMIT:

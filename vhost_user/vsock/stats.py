@@ -12,8 +12,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import json
 import os
+import resource
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -39,11 +41,21 @@ _NOT_COUNTERS: Final = GAUGES | {"connected", "open_fds"}
 
 
 def process_stats() -> dict[str, int]:
-    """Return what the process itself uses."""
-    with os.scandir("/proc/self/fd") as entries:
-        fds = sum(1 for _ in entries) - 1  # the directory's own
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return {"open_fds": fds, "resident_bytes": pages * os.sysconf("SC_PAGE_SIZE")}
+    """Return what the process itself uses.
+
+    Without a descriptor to look with it is what it uses at most.
+    """
+    try:
+        with os.scandir("/proc/self/fd") as entries:
+            fds = sum(1 for _ in entries) - 1  # the directory's own
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        resident = pages * os.sysconf("SC_PAGE_SIZE")
+    except OSError as error:
+        if error.errno not in {errno.EMFILE, errno.ENFILE}:
+            raise
+        fds = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"open_fds": fds, "resident_bytes": resident}
 
 
 def prometheus(stats: dict[str, Any]) -> str:

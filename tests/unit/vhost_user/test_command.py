@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import resource
+import select
 import socket
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from vhost_user.vsock.driver import VsockGuest
+from vhost_user.message import Request
+from vhost_user.vsock.driver import TX, VsockGuest
 from vhost_user.vsock.packet import Op
 
 TIMEOUT_S = 30
@@ -80,8 +82,8 @@ class Command:
 
     def dial(self, cid, sent=b""):
         sock = socket.socket(socket.AF_UNIX)
+        sock.connect(f"{self.directory}/u{cid}")  # waits while the backlog is full
         sock.settimeout(TIMEOUT_S)
-        sock.connect(f"{self.directory}/u{cid}")
         sock.sendall(sent)
         return sock
 
@@ -238,6 +240,35 @@ def test_no_vm_takes_the_descriptors_of_another(run):
         assert (stats["limit_conns"], stats["no_fds"]) == (40, 0)
 
 
+def test_the_counters_are_there_without_a_descriptor_to_look_with(run):
+    command = run()
+    command.limit(resource.RLIMIT_NOFILE, command.fds() + 1)
+    process = command.stats()["process"]
+    assert process["open_fds"] == command.fds() + 1
+    assert process["resident_bytes"] > 1 << 20
+
+
+def test_a_guest_that_breaks_its_rings_again_and_again_fills_no_log(run):
+    command = run()
+    broken = os.eventfd(0, os.EFD_CLOEXEC)
+    with (
+        command.guest(3) as guest,
+        command.guest(4) as other,
+        traffic(other.connect(ECHO)),
+    ):
+        guest.vmm.set_fd(Request.SET_VRING_ERR, TX, broken)
+        for _ in range(64):
+            guest.tx.set_avail_idx(guest.tx.avail_idx + 2 * guest.tx.num)
+            guest.tx.kick(force=True)
+            assert select.select([broken], [], [], TIMEOUT_S)[0]
+            os.eventfd_read(broken)
+            guest.vmm.stop(TX)
+            guest.start_over(TX)
+        guest.connect(ECHO)
+    os.close(broken)
+    assert command.logged("the guest broke ring 1") == 7  # 1, 2, 4, ... 64
+
+
 # ---- memory that goes away ----
 
 
@@ -311,6 +342,27 @@ def test_a_host_client_is_told_that_the_guest_has_gone(run):
         assert guest.receive().op == Op.REQUEST
         guest.vmm.close()
         assert client.recv(100) == b"ERROR the guest is gone\n"
+
+
+def test_host_clients_without_end_are_bounded_and_fill_no_log(run):
+    command = run(keys=",max-conns=50")
+    with (
+        command.guest(3) as guest,
+        command.guest(4) as other,
+        traffic(other.connect(ECHO)),
+    ):
+        clients = [command.dial(3, b"CONNECT 5001\n") for _ in range(600)]
+        refused = clients[50:]
+        for client in refused:
+            assert client.recv(100).startswith(b"ERROR guest CID 3")
+        stats = command.stats()["vms"][0]
+        assert (stats["conns"], stats["limit_conns"]) == (50, len(refused))
+        assert stats["clients_refused"] == len(refused)
+        for client in clients:
+            client.close()
+        guest.fence()
+        guest.connect(ECHO)
+    assert command.logged("refused") < 20
 
 
 # ---- counters ----
