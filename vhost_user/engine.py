@@ -50,6 +50,8 @@ ALL_QUEUES: Final = 0xFFFFFFFF
 """`Event.port` of a BROKEN event about the whole device: its memory is gone."""
 
 DEFAULT_MAX_CONNS: Final = 65536
+DEFAULT_BUF_ALLOC: Final = 1 << 20
+"""Receive window of a connection, once it has used it, bytes."""
 DEFAULT_MAX_QUEUED_BYTES: Final = 256 << 20
 MIN_WINDOW: Final = 2048
 """Least window of a connection, bytes; VU_MIN_WINDOW."""
@@ -349,7 +351,7 @@ class Engine:
         *,
         guest_cid: int,
         on_event: Handler,
-        buf_alloc: int = 256 * 1024,
+        buf_alloc: int = DEFAULT_BUF_ALLOC,
         max_conns: int = DEFAULT_MAX_CONNS,
         max_queued_bytes: int = DEFAULT_MAX_QUEUED_BYTES,
         accept_rate: int = 0,

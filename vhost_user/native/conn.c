@@ -24,6 +24,7 @@
  */
 
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -547,16 +548,36 @@ int conn_watch(struct vu_engine *e, struct vu_conn *c, struct end *end)
 }
 
 /**
+ * enlarge() - Let a unix socket hold as much as the system allows
+ * @fd:		Socket
+ *
+ * Its usual buffer is less than a window, and what it doesn't take is copied
+ * once more. A TCP socket's grows by itself, unless somebody sets it.
+ */
+static void enlarge(int fd)
+{
+	const int most = INT_MAX / 2; /* net.core.wmem_max decides */
+	int domain = AF_UNSPEC;
+	socklen_t len = sizeof(domain);
+
+	if (!getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) &&
+	    domain == AF_UNIX)
+		setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &most, sizeof(most));
+}
+
+/**
  * conn_full() - A socket took no more: have epoll report when it does
  * @e:		Engine
  * @c:		Connection
  * @end:	Its near or far end
  *
  * Most sockets are never full, and each peer's read would wake us for nothing.
- * One that was full once stays watched for room.
+ * One that was full once stays watched for room, and has more of it.
  */
 void conn_full(struct vu_engine *e, struct vu_conn *c, struct end *end)
 {
+	if (!end->fills)
+		enlarge(end->fd);
 	/* else it is tried with every turn, which needs no report */
 	end->writable =
 	    !end->fills && watch(e, c, end, EPOLL_CTL_MOD, true) < 0;

@@ -201,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--tx-buffer-size",
         metavar="BYTES",
-        help="window of a connection, guest to host (262144)",
+        help="window of a connection, guest to host (1048576)",
     )
     one.add_argument("--queue-size", metavar="N", help="largest ring (1024)")
     one.add_argument(

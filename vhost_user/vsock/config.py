@@ -6,7 +6,7 @@ The keys are vhost-device-vsock's, with `-` or `_` between words:
       - guest_cid: 3
         socket: /run/vm3.vhost
         uds_path: /run/vm3.vsock
-        tx_buffer_size: 262144
+        tx_buffer_size: 1048576
         queue_size: 1024
         groups: web+db
         max_conns: 65536
@@ -28,13 +28,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from vhost_user.engine import (
+    DEFAULT_BUF_ALLOC,
     DEFAULT_MAX_CONNS,
     DEFAULT_MAX_QUEUED_BYTES,
     MIN_WINDOW,
 )
 from vhost_user.sockets import MAX_PATH
 from vhost_user.vsock.device import (
-    DEFAULT_BUF_ALLOC,
     MAX_GUEST_CID,
     MAX_QUEUE_SIZE,
     MIN_GUEST_CID,

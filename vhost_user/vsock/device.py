@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from vhost_user.device import SESSION_FEATURES
 from vhost_user.engine import (
     ALL_QUEUES,
+    DEFAULT_BUF_ALLOC,
     DEFAULT_MAX_CONNS,
     DEFAULT_MAX_QUEUED_BYTES,
     Event,
@@ -40,7 +41,6 @@ EVENT_QUEUE: Final = 2
 """Transport events; QEMU's vhost-user-vsock keeps it for itself."""
 
 MAX_QUEUE_SIZE: Final = 1024
-DEFAULT_BUF_ALLOC: Final = 256 * 1024
 
 MIN_GUEST_CID: Final = 3
 MAX_GUEST_CID: Final = 0xFFFF_FFFE

@@ -33,7 +33,7 @@ def vm(**fields):
 def test_the_defaults():
     options = parse(["--socket", "/run/a"])
     assert options.vms == [vm()]
-    assert (options.vms[0].guest_cid, options.vms[0].tx_buffer_size) == (3, 262144)
+    assert (options.vms[0].guest_cid, options.vms[0].tx_buffer_size) == (3, 1 << 20)
     assert (options.poll_us, options.echo_port, options.stats_socket) == (
         200,
         None,
