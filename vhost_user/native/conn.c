@@ -24,7 +24,6 @@
  */
 
 #include <errno.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -548,21 +547,26 @@ int conn_watch(struct vu_engine *e, struct vu_conn *c, struct end *end)
 }
 
 /**
- * enlarge() - Let a unix socket hold as much as the system allows
- * @fd:		Socket
+ * enlarge() - Let a unix socket hold a window
+ * @c:		Connection of a guest
+ * @fd:		Its far end
  *
- * Its usual buffer is less than a window, and what it doesn't take is copied
- * once more. A TCP socket's grows by itself, unless somebody sets it.
+ * A socket's usual buffer is less, and what it doesn't take is copied once
+ * more. A TCP socket's grows by itself, unless somebody sets it. Without
+ * CAP_NET_ADMIN net.core.wmem_max is the bound.
  */
-static void enlarge(int fd)
+static void enlarge(const struct vu_conn *c, int fd)
 {
-	const int most = INT_MAX / 2; /* net.core.wmem_max decides */
-	int domain = AF_UNSPEC;
-	socklen_t len = sizeof(domain);
+	const int window = (int)c->dev->cfg.buf_alloc; /* the kernel doubles */
+	int domain = AF_UNSPEC, size = 0;
+	socklen_t len = sizeof(int);
 
 	if (!getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) &&
-	    domain == AF_UNIX)
-		setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &most, sizeof(most));
+	    domain == AF_UNIX &&
+	    !getsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, &len) &&
+	    size / 2 < window &&
+	    setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &window, len))
+		setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &window, sizeof(window));
 }
 
 /**
@@ -576,8 +580,8 @@ static void enlarge(int fd)
  */
 void conn_full(struct vu_engine *e, struct vu_conn *c, struct end *end)
 {
-	if (!end->fills)
-		enlarge(end->fd);
+	if (!end->fills && c->dev)
+		enlarge(c, end->fd);
 	/* else it is tried with every turn, which needs no report */
 	end->writable =
 	    !end->fills && watch(e, c, end, EPOLL_CTL_MOD, true) < 0;
