@@ -173,7 +173,7 @@ def test_a_vsock_guest_loses_no_buffer_when_its_back_end_is_killed(
             while len(received) < len(data):
                 with contextlib.suppress(BlockingIOError):
                     left = left[sock.send(left) :]
-                packet = again.expect(Op.RW, Op.CREDIT_UPDATE)
+                packet = again.expect(Op.RW, Op.CREDIT_UPDATE, Op.CREDIT_REQUEST)
                 received += packet.payload
                 again.say(Op.CREDIT_UPDATE)
             assert received == data

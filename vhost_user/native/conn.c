@@ -44,6 +44,7 @@
 
 #define SLAB	       1024 /* connections */
 #define EVENT_DELAY_US 5000
+#define REAP_TURN      64 /* connections */
 
 /**
  * now_us() - Monotonic time, us
@@ -336,6 +337,42 @@ void conn_free(struct vu_engine *e, struct vu_conn *c)
 	c->hash_next = e->free;
 	e->free = c;
 	e->stats.conns--;
+}
+
+/**
+ * conn_forsake() - Let go of a connection whose guest is gone, soon
+ * @e:		Engine
+ * @c:		Connection; nobody's any more
+ *
+ * A guest may leave with tens of thousands of connections, and to close a
+ * socket takes microseconds: other guests' turns come in between.
+ */
+void conn_forsake(struct vu_engine *e, struct vu_conn *c)
+{
+	conn_unhash(e, c);
+	list_del(&c->run);
+	list_del(&c->owe_link);
+	list_del(&c->timer);
+	limit_close(c);
+	c->dev = NULL;
+	c->state = CONN_DEAD;
+	c->generation = (c->generation + 1) & 0x7fffffff; /* ids find none */
+	list_add(&e->forsaken, &c->run);
+}
+
+/**
+ * conn_reap() - Close connections whose guest is gone, for one turn
+ * @e:		Engine
+ */
+void conn_reap(struct vu_engine *e)
+{
+	for (unsigned i = 0; i < REAP_TURN && !list_empty(&e->forsaken); i++) {
+		struct vu_conn *c =
+		    container_of(e->forsaken.next, struct vu_conn, run);
+
+		conn_close_end(&c->far, true);
+		conn_free(e, c);
+	}
 }
 
 /**

@@ -113,10 +113,10 @@ void dev_drop_conns(struct vu_dev *d)
 				  ECONNRESET);
 			sibling_part(c, ECONNRESET);
 			event_lose(c);
-			conn_close_end(&c->far, true);
-			conn_free(e, c);
+			conn_forsake(e, c);
 		}
 	}
+	conn_reap(e);
 	d->rst_count = 0;
 }
 

@@ -528,7 +528,8 @@ static bool turn(struct vu_engine *e)
 		if (e->devs[i])
 			vsock_flush(e->devs[i]);
 	}
-	return !list_empty(&e->run);
+	conn_reap(e);
+	return !list_empty(&e->run) || !list_empty(&e->forsaken);
 }
 
 /**
@@ -580,6 +581,7 @@ struct vu_engine *vu_engine_new(const struct vu_engine_config *cfg)
 	pthread_mutex_init(&e->lock, NULL);
 	pthread_cond_init(&e->resumed, NULL);
 	list_init(&e->run);
+	list_init(&e->forsaken);
 	list_init(&e->dialing);
 	list_init(&e->orphans);
 	list_init(&e->lingering);

@@ -356,6 +356,7 @@ struct vu_engine {
 	struct poller poller;
 	struct vu_engine_stats stats;
 	struct list run;
+	struct list forsaken;  /* connections to close; their guests are gone */
 	struct list dialing;   /* by age: all have the same timeout */
 	struct list orphans;   /* same */
 	struct list lingering; /* same */
@@ -407,6 +408,8 @@ void control_end(struct vu_engine *e);
 /* conn.c */
 struct vu_conn *conn_new(struct vu_engine *e, uint32_t source);
 void conn_free(struct vu_engine *e, struct vu_conn *c);
+void conn_forsake(struct vu_engine *e, struct vu_conn *c);
+void conn_reap(struct vu_engine *e);
 struct vu_conn *conn_by_id(const struct vu_engine *e, uint64_t id);
 struct vu_conn *conn_find(const struct vu_engine *e, const struct vu_dev *d,
 			  uint32_t peer_port, uint64_t cid, uint32_t port);

@@ -56,10 +56,10 @@
 #define BOTH (VIRTIO_VSOCK_SHUTDOWN_RCV | VIRTIO_VSOCK_SHUTDOWN_SEND)
 
 /* Work is counted in descriptors. What else costs as much as how many: */
-#define TURN_WORK    8192 /* of one ring in one turn */
-#define CHAIN_WORK   4
-#define REQUEST_WORK 16
-#define WORK_BYTES   1024 /* payload of one unit */
+#define TURN_WORK   8192 /* of one ring in one turn */
+#define CHAIN_WORK  4
+#define SOCKET_WORK 16	 /* made or closed */
+#define WORK_BYTES  1024 /* payload of one unit */
 
 static_assert(sizeof(struct virtio_vsock_hdr) == 44, "VIRTIO 1.2 5.10.6");
 
@@ -929,6 +929,7 @@ static void guest_reset(struct vu_conn *c)
 		conn_post(e, c, VU_EV_FAILED, error);
 	}
 	sibling_part(c, error);
+	c->dev->work[QUEUE_TX] += SOCKET_WORK;
 	conn_close_end(&c->far, !closed);
 	conn_free(e, c);
 }
@@ -944,7 +945,7 @@ static void request(struct vu_dev *d, const struct virtio_vsock_hdr *hdr)
 	struct vu_conn *c =
 	    conn_find(e, d, hdr->src_port, hdr->dst_cid, hdr->dst_port);
 
-	d->work[QUEUE_TX] += REQUEST_WORK;
+	d->work[QUEUE_TX] += SOCKET_WORK;
 	if (c) /* the guest has forgotten it: its port is in use again */
 		guest_reset(c);
 	c = limit_conn(d, hdr->type, false);
