@@ -590,9 +590,10 @@ int conn_watch(struct vu_engine *e, struct vu_conn *c, struct end *end)
  *
  * A socket's usual buffer is less, and what it doesn't take is copied once
  * more. A TCP socket's grows by itself, unless somebody sets it. Without
- * CAP_NET_ADMIN net.core.wmem_max is the bound.
+ * CAP_NET_ADMIN net.core.wmem_max is the bound. What a VM's sockets have more
+ * than usual is not more than it may have queued here.
  */
-static void enlarge(const struct vu_conn *c, int fd)
+static void enlarge(struct vu_conn *c, int fd)
 {
 	const int window = (int)c->dev->cfg.buf_alloc; /* the kernel doubles */
 	int domain = AF_UNSPEC, size = 0;
@@ -601,7 +602,7 @@ static void enlarge(const struct vu_conn *c, int fd)
 	if (!getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) &&
 	    domain == AF_UNIX &&
 	    !getsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, &len) &&
-	    size / 2 < window &&
+	    size / 2 < window && limit_enlarge(c) &&
 	    setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &window, len))
 		setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &window, sizeof(window));
 }

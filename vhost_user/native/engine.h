@@ -185,6 +185,8 @@ struct way {
  * @asked_at:	@tx_cnt when it was asked for credit, if @asked
  * @edge:	Sibling: how far @rx_cnt may go, as the guest was told
  * @cid:	CID on our side: HOST_CID, or a sibling's
+ * @enlarged:	Its socket holds a window, and so much is in its device's
+ *		enlarged_bytes
  * @shut_told:	Sibling: VIRTIO_VSOCK_SHUTDOWN_ flags that we sent the guest
  */
 struct vu_conn {
@@ -231,6 +233,7 @@ struct vu_conn {
 	bool asked;
 	bool reported;
 	bool hashed;
+	bool enlarged;
 };
 
 /**
@@ -282,6 +285,7 @@ struct bucket {
  * @retries:	Connections whose unix listener was full
  * @buckets:	Requests of the guest, and of host clients and siblings
  * @work:	What was done for the RX and TX ring in this turn; see vsock.c
+ * @enlarged_bytes: Sum of the windows that sockets were enlarged for
  * @told_us:	When Python was last told of each limit
  * @rsts:	A ring buffer of RSTs, @rst_count from @rst_first
  */
@@ -297,6 +301,7 @@ struct vu_dev {
 	struct list retries;
 	struct bucket buckets[2];
 	uint64_t work[QUEUE_TX + 1];
+	uint64_t enlarged_bytes;
 	uint64_t told_us[LIMITS];
 	struct vu_dev_stats stats;
 	struct vu_target fallback;
@@ -494,6 +499,7 @@ struct vu_conn *limit_conn(struct vu_dev *d, uint16_t type, bool to_guest);
 void limit_used(struct vu_conn *c);
 void limit_whole(struct vu_conn *c);
 void limit_close(struct vu_conn *c);
+bool limit_enlarge(struct vu_conn *c);
 void limit_shrink(struct vu_conn *c, uint32_t most);
 void limit_queued(struct vu_conn *c);
 

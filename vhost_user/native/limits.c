@@ -234,6 +234,26 @@ void limit_close(struct vu_conn *c)
 	stats->conns--;
 	stats->window_bytes -= c->buf_alloc;
 	stats->queued_bytes -= c->held;
+	if (c->enlarged)
+		c->dev->enlarged_bytes -= c->dev->cfg.buf_alloc;
+}
+
+/**
+ * limit_enlarge() - May a connection's socket hold a whole window?
+ * @c:		Connection of a guest
+ *
+ * Returns: true if it may; then it is counted
+ */
+bool limit_enlarge(struct vu_conn *c)
+{
+	struct vu_dev *d = c->dev;
+
+	if (c->enlarged ||
+	    d->enlarged_bytes + d->cfg.buf_alloc > d->cfg.max_queued_bytes)
+		return c->enlarged;
+	c->enlarged = true;
+	d->enlarged_bytes += d->cfg.buf_alloc;
+	return true;
 }
 
 /**
