@@ -159,9 +159,10 @@ def test_chains_are_processed_and_used_in_order(guest, far, read_exactly):
     conn, sock = far()
     guest.drain()
     first = guest.tx.next.index
+    ids = []
     for i in range(50):
         conn.say(Op.RW, b"%03d" % i, kick=False)
-    ids = list(guest.tx._chains)
+        ids.append(list(guest.tx._chains)[-1])
     guest.tx.kick(force=True)
     assert read_exactly(sock, 150) == b"".join(b"%03d" % i for i in range(50))
     wait_flags(guest.tx, first + 49, wrap=True)
