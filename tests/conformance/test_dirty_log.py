@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import threading
 
 import pytest
@@ -12,7 +13,7 @@ from vhost_user.driver import PAGE, barrier
 from vhost_user.frontend import DirtyLog
 from vhost_user.message import Feature
 from vhost_user.packed_driver import PackedVirtqueue
-from vhost_user.vsock.driver import GUEST_FEATURES, RX, TX, VsockGuest
+from vhost_user.vsock.driver import GUEST_FEATURES, PAYLOAD_OPS, RX, TX, VsockGuest
 from vhost_user.vsock.packet import Op
 
 ECHO = 7
@@ -64,6 +65,9 @@ def feeding(sock, data):
     thread.start()
     try:
         yield
+    except BaseException:
+        sock.shutdown(socket.SHUT_RDWR)  # else the thread may send for ever
+        raise
     finally:
         thread.join()
 
@@ -72,7 +76,7 @@ def take(conn, least):
     """Receive at least so many bytes and give the credit back."""
     data = b""
     while len(data) < least:
-        data += conn.expect(Op.RW, Op.CREDIT_UPDATE).payload
+        data += conn.expect(*PAYLOAD_OPS).payload
         conn.say(Op.CREDIT_UPDATE)
     return data
 

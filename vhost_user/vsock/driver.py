@@ -47,6 +47,9 @@ EVENT: Final = 2
 GUEST_FEATURES: Final = ALL_FEATURES | F_SEQPACKET
 """What a guest takes by default: all but packed rings."""
 
+PAYLOAD_OPS: Final = (Op.RW, Op.CREDIT_UPDATE, Op.CREDIT_REQUEST)
+"""What comes while payload is awaited; a host whose window is full asks for credit."""
+
 _FIRST_PORT: Final = 1024
 
 
@@ -489,10 +492,11 @@ class Connection:
     def _await_credit(self, size: int) -> None:
         """Wait until `size` bytes may be sent; keep the payload that comes before."""
         while self.credit < size:
-            packet = self.require(self._next(), Op.CREDIT_UPDATE, Op.RW)
+            packet = self.require(self._next(), *PAYLOAD_OPS)
             self.fwd_cnt += packet.header.len
             if packet.op == Op.RW:
                 self._early.append(packet)
+            self._answer(packet)
 
     def receive_message(self) -> tuple[bytes, int]:
         """Return the next message of a SEQPACKET connection and its flags.
@@ -502,9 +506,8 @@ class Connection:
         """
         data = b""
         while True:
-            packet = self.require(
-                self.receive(), Op.RW, Op.CREDIT_UPDATE, Op.CREDIT_REQUEST
-            )
+            packet = self.expect(*PAYLOAD_OPS)
+            self._answer(packet)
             data += packet.payload
             if packet.op == Op.RW and packet.header.flags:
                 self.say(Op.CREDIT_UPDATE)
@@ -524,6 +527,11 @@ class Connection:
             self.fwd_cnt += packet.header.len
         return packet
 
+    def _answer(self, packet: Packet) -> None:
+        """Tell of the credit if `packet` asks for it (section 5.10.6.3)."""
+        if packet.op == Op.CREDIT_REQUEST:
+            self.say(Op.CREDIT_UPDATE)
+
     def _next(self) -> Packet:
         packet = self.guest.receive_for(self.guest_port, self.host_port, self.cid)
         self.take_credit(packet.header)
@@ -538,8 +546,8 @@ class Connection:
         data = b""
         told = self.fwd_cnt
         while len(data) < size:
-            packet = self.receive()
-            self.require(packet, Op.RW, Op.CREDIT_UPDATE)
+            packet = self.expect(*PAYLOAD_OPS)
+            self._answer(packet)
             data += packet.payload
             if self.fwd_cnt - told >= self.buf_alloc // 2:
                 told = self.fwd_cnt
