@@ -102,7 +102,7 @@ sanitize: setup
 # And with TSan: the engine thread against Python's. The status is 66 if it saw a race.
 tsan: setup
 	$(call sanitized-copy,tsan,thread)
-	LD_PRELOAD="$$(gcc -print-file-name=libtsan.so)" TSAN_OPTIONS=exitcode=66 \
+	LD_PRELOAD="$$(gcc -print-file-name=libtsan.so)" TSAN_OPTIONS=exitcode=66:suppressions=tests/tsan.supp \
 	  $(call SANITIZED,tsan) tests/conformance
 
 netns: setup
