@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * conn.c - connections: the table, dialling, events, and how they end
+ * conn.c - connections: the table, dialling, and how they end
  *
  * Theory of operation
  * ===================
@@ -14,10 +14,6 @@
  *	HELD -> DIALING -> OPEN -> LINGER -> FREE	(near end asked for it)
  *	REQUESTED -------> OPEN				(vu_conn_open)
  *	any -> DEAD -> FREE				(a RST is owed)
- *
- * Python learns of the steps by events. There are at most a few for each
- * connection; a source that wants events gets no new connection while Python
- * is far behind (events_crowded), so the queue is bounded.
  *
  * Timeouts are all equal within a list, so a list in order of arrival is in
  * order of expiry, and arming one costs nothing.
@@ -34,7 +30,6 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/epoll.h>
-#include <sys/eventfd.h>
 #include <sys/random.h>
 #include <sys/un.h>
 
@@ -42,9 +37,8 @@
 
 #include "engine.h"
 
-#define SLAB	       1024 /* connections */
-#define EVENT_DELAY_US 5000
-#define REAP_TURN      64 /* connections */
+#define SLAB	  1024 /* connections */
+#define REAP_TURN 64   /* connections */
 
 /**
  * now_us() - Monotonic time, us
@@ -57,210 +51,6 @@ uint64_t now_us(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &t);
 	return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
-}
-
-/* ---- events ---- */
-
-/**
- * events_init() - Make the queue towards Python
- * @e:		Engine
- *
- * Returns: 0, or -1 with errno
- */
-int events_init(struct vu_engine *e)
-{
-	pthread_mutex_init(&e->event_lock, NULL);
-	e->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	return e->event_fd < 0 ? -1 : 0;
-}
-
-/**
- * grow_events() - Make room for one more event
- * @e:		Engine, event_lock held
- *
- * Returns: true if there is room
- */
-static bool grow_events(struct vu_engine *e)
-{
-	unsigned cap = e->event_cap ? 2 * e->event_cap : 64;
-	struct vu_event *events;
-
-	if (e->event_count < e->event_cap)
-		return true;
-	events = calloc(cap, sizeof(*events));
-	if (!events)
-		return false;
-	for (unsigned i = 0; i < e->event_count; i++)
-		events[i] = e->events[(e->event_first + i) % e->event_cap];
-	free(e->events);
-	e->events = events;
-	e->event_cap = cap;
-	e->event_first = 0;
-	return true;
-}
-
-/**
- * set_event_count() - Note how many events are queued
- * @e:		Engine, event_lock held; the engine thread also reads it without
- * @count:	How many
- */
-static void set_event_count(struct vu_engine *e, unsigned count)
-{
-	__atomic_store_n(&e->event_count, count, __ATOMIC_RELAXED);
-}
-
-/**
- * events_push() - Queue an event for Python
- * @e:		Engine
- * @event:	Event, copied
- * @urgent:	Something waits for what Python does about it
- */
-void events_push(struct vu_engine *e, const struct vu_event *event, bool urgent)
-{
-	pthread_mutex_lock(&e->event_lock);
-	if (grow_events(e)) {
-		unsigned at = (e->event_first + e->event_count) % e->event_cap;
-
-		e->events[at] = *event;
-		if (!e->event_count)
-			e->event_since_us = now_us();
-		set_event_count(e, e->event_count + 1);
-		e->event_urgent |= urgent;
-	} else {
-		e->stats.events_lost++;
-	}
-	pthread_mutex_unlock(&e->event_lock);
-}
-
-/**
- * events_signal() - Wake Python if it is time to
- * @e:		Engine, after the rings were flushed
- *
- * Python's wake-up costs more than a connection, and often the CPU that the
- * guest's interrupt needs next. So it comes after the rings are flushed, and
- * events that only tell of something wait for company.
- *
- * Returns: true if events are queued that Python hasn't been woken for
- */
-bool events_signal(struct vu_engine *e)
-{
-	const uint64_t one = 1;
-	bool wake = false, waiting;
-
-	if (!__atomic_load_n(&e->event_count, __ATOMIC_RELAXED))
-		return false;
-	pthread_mutex_lock(&e->event_lock);
-	if (e->event_count && !e->event_signalled)
-		wake = e->event_urgent ||
-		       now_us() - e->event_since_us >= EVENT_DELAY_US;
-	e->event_signalled |= wake;
-	waiting = e->event_count && !e->event_signalled;
-	pthread_mutex_unlock(&e->event_lock);
-	if (wake && write(e->event_fd, &one, sizeof(one)) < 0)
-		return false; /* the counter is full: it is readable already */
-	return waiting;
-}
-
-/**
- * events_crowded() - Is Python too far behind for new connections?
- * @e:		Engine
- *
- * Returns: true if it is
- */
-bool events_crowded(const struct vu_engine *e)
-{
-	return __atomic_load_n(&e->event_count, __ATOMIC_RELAXED) >
-	       2 * e->cfg.max_conns + 1024;
-}
-
-/**
- * vu_engine_events() - Take queued events
- * @e:		Engine
- * @ret_events:	Room for them
- * @max:	Entries of @ret_events
- *
- * When it returns fewer than @max, the queue is empty and the event fd will
- * be readable again after the next event.
- *
- * Returns: how many
- */
-int vu_engine_events(struct vu_engine *e, struct vu_event *ret_events,
-		     unsigned max)
-{
-	uint64_t drained;
-	unsigned n = 0;
-
-	pthread_mutex_lock(&e->event_lock);
-	while (n < max && e->event_count) {
-		ret_events[n++] = e->events[e->event_first];
-		e->event_first = (e->event_first + 1) % e->event_cap;
-		set_event_count(e, e->event_count - 1);
-	}
-	if (!e->event_count) {
-		e->event_signalled = e->event_urgent = false;
-		if (read(e->event_fd, &drained, sizeof(drained)) < 0)
-			errno = 0; /* nothing to drain */
-	}
-	pthread_mutex_unlock(&e->event_lock);
-	return (int)n;
-}
-
-/**
- * put_names() - Give an event a socket's two addresses
- * @event:	Event
- * @fd:		The near end's socket
- */
-static void put_names(struct vu_event *event, int fd)
-{
-	struct sockaddr_storage name;
-	socklen_t len = sizeof(name);
-
-	if (!getpeername(fd, (struct sockaddr *)&name, &len) &&
-	    len <= sizeof(event->src)) {
-		memcpy(event->src, &name, len);
-		event->src_len = (uint16_t)len;
-	}
-	len = sizeof(name);
-	if (!getsockname(fd, (struct sockaddr *)&name, &len) &&
-	    len <= sizeof(event->dst)) {
-		memcpy(event->dst, &name, len);
-		event->dst_len = (uint16_t)len;
-	}
-}
-
-/**
- * conn_post() - Tell Python about a connection, if it wants to hear
- * @e:		Engine
- * @c:		Connection
- * @kind:	What happened
- * @error:	errno, or 0
- */
-void conn_post(struct vu_engine *e, struct vu_conn *c, enum vu_event_kind kind,
-	       int error)
-{
-	struct vu_event event = {
-	    .conn = (uint64_t)c->generation << 32 | (c->index + 1),
-	    .up_bytes = c->up_bytes,
-	    .down_bytes = c->down_bytes,
-	    .kind = kind,
-	    .source = c->source,
-	    .error = error,
-	    .peer_port = c->peer_port,
-	    .port = c->port,
-	    .cid = c->dev ? c->cid : 0,
-	};
-
-	if (kind == VU_EV_FAILED || kind == VU_EV_CLOSED) {
-		if (c->reported)
-			return;
-		c->reported = true;
-	}
-	if (kind != VU_EV_REQUEST && !(c->want & (1U << kind)))
-		return;
-	event.duration_us = now_us() - c->start_us;
-	if (c->near.fd >= 0)
-		put_names(&event, c->near.fd);
-	events_push(e, &event, kind == VU_EV_REQUEST || kind == VU_EV_FAILED);
 }
 
 /* ---- the table ---- */
@@ -540,251 +330,6 @@ void conns_destroy(struct vu_engine *e)
 	pthread_mutex_destroy(&e->event_lock);
 }
 
-/* ---- ends ---- */
-
-/**
- * watch() - Have epoll report what happens to a socket, edge-triggered
- * @e:		Engine
- * @c:		Connection
- * @end:	Its near or far end, with fd
- * @op:		EPOLL_CTL_ADD or EPOLL_CTL_MOD
- * @room:	Report room for writing too
- *
- * Returns: 0, or -errno
- */
-static int watch(struct vu_engine *e, struct vu_conn *c, struct end *end,
-		 int op, bool room)
-{
-	uint64_t near = end == &c->near ? 1ULL << 63 : 0;
-	struct epoll_event ev = {
-	    .events = EPOLLIN | EPOLLRDHUP | EPOLLET | (room ? EPOLLOUT : 0U),
-	    .data.u64 = near | (uint64_t)c->generation << 32 | (c->index + 1),
-	};
-
-	if (epoll_ctl(e->epoll_fd, op, end->fd, &ev))
-		return -errno;
-	end->fills = room;
-	return 0;
-}
-
-/**
- * conn_watch() - Have epoll report what a socket has to read
- * @e:		Engine
- * @c:		Connection
- * @end:	Its near or far end, with fd
- *
- * Registered once: no system call when interest changes. What is there already
- * is reported too, so nobody has to try the socket before.
- *
- * Returns: 0, or -errno
- */
-int conn_watch(struct vu_engine *e, struct vu_conn *c, struct end *end)
-{
-	return watch(e, c, end, EPOLL_CTL_ADD, false);
-}
-
-/**
- * enlarge() - Let a unix socket hold a window
- * @c:		Connection of a guest
- * @fd:		Its far end
- *
- * A socket's usual buffer is less, and what it doesn't take is copied once
- * more. A TCP socket's grows by itself, unless somebody sets it. Without
- * CAP_NET_ADMIN net.core.wmem_max is the bound. What a VM's sockets have more
- * than usual is not more than it may have queued here.
- */
-static void enlarge(struct vu_conn *c, int fd)
-{
-	const int window = (int)c->dev->cfg.buf_alloc; /* the kernel doubles */
-	int domain = AF_UNSPEC, size = 0;
-	socklen_t len = sizeof(int);
-
-	if (!getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) &&
-	    domain == AF_UNIX &&
-	    !getsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, &len) &&
-	    size / 2 < window && limit_enlarge(c) &&
-	    setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &window, len))
-		setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &window, sizeof(window));
-}
-
-/**
- * conn_full() - A socket took no more: have epoll report when it does
- * @e:		Engine
- * @c:		Connection
- * @end:	Its near or far end
- *
- * Most sockets are never full, and each peer's read would wake us for nothing.
- * One that was full once stays watched for room, and has more of it.
- */
-void conn_full(struct vu_engine *e, struct vu_conn *c, struct end *end)
-{
-	if (!end->fills && c->dev)
-		enlarge(c, end->fd);
-	/* else it is tried with every turn, which needs no report */
-	end->writable =
-	    !end->fills && watch(e, c, end, EPOLL_CTL_MOD, true) < 0;
-}
-
-/**
- * conn_close_end() - Close one end, if it is a socket
- * @end:	End
- * @abort:	The peer must see an error (TCP RST), not an orderly end
- */
-void conn_close_end(struct end *end, bool abort)
-{
-	const struct linger hard = {.l_onoff = 1, .l_linger = 0};
-
-	if (end->fd < 0)
-		return;
-	if (abort)
-		setsockopt(end->fd, SOL_SOCKET, SO_LINGER, &hard, sizeof(hard));
-	close(end->fd); /* leaves epoll too: we hold the only reference */
-	*end = (struct end){.fd = -1};
-}
-
-/* ---- bytes on the way ---- */
-
-/**
- * iov_copy() - Copy between an iovec and a flat buffer
- * @iov:	Segments
- * @n:		How many
- * @off:	Bytes of them to skip first
- * @buf:	The flat buffer
- * @len:	Bytes; fewer if the segments are short
- * @to_iov:	Copy from @buf to @iov, else from @iov to @buf
- */
-void iov_copy(const struct iovec *iov, unsigned n, size_t off, void *buf,
-	      size_t len, bool to_iov)
-{
-	char *flat = buf;
-
-	for (unsigned i = 0; i < n && len; i++) {
-		size_t span = iov[i].iov_len;
-		char *seg = iov[i].iov_base;
-
-		if (off >= span) {
-			off -= span;
-			continue;
-		}
-		span = span - off < len ? span - off : len;
-		if (to_iov)
-			memcpy(seg + off, flat, span);
-		else
-			memcpy(flat, seg + off, span);
-		off = 0;
-		flat += span;
-		len -= span;
-	}
-}
-
-/**
- * iov_move() - Copy from one iovec to another
- * @to:		Segments to fill from their start
- * @n_to:	How many
- * @from:	Segments to copy, no byte of them in @to
- * @n_from:	How many
- * @off:	Bytes of @from to skip first
- * @len:	Bytes; fewer if either is short
- */
-void iov_move(const struct iovec *to, unsigned n_to, const struct iovec *from,
-	      unsigned n_from, size_t off, size_t len)
-{
-	for (unsigned i = 0; i < n_to && len; i++) {
-		size_t span = to[i].iov_len < len ? to[i].iov_len : len;
-
-		while (n_from && off >= from->iov_len) {
-			off -= from->iov_len;
-			from++;
-			n_from--;
-		}
-		iov_copy(from, n_from, off, to[i].iov_base, span, false);
-		off += span;
-		len -= span;
-	}
-}
-
-/**
- * way_append() - Keep bytes that the sink has no room for
- * @way:	Direction
- * @iov:	Bytes
- * @n_iov:	Segments
- * @skip:	Leading bytes that are delivered already
- *
- * Returns: false if out of memory; nothing was kept
- */
-bool way_append(struct way *way, const struct iovec *iov, unsigned n_iov,
-		size_t skip)
-{
-	size_t len = 0, need;
-
-	for (unsigned i = 0; i < n_iov; i++)
-		len += iov[i].iov_len;
-	len -= skip;
-	if (way->off && way->off + way->len + len > way->cap) {
-		memmove(way->data, way->data + way->off, way->len);
-		way->off = 0;
-	}
-	need = way->off + way->len + len;
-	if (need > way->cap) {
-		size_t cap = way->cap ? way->cap : 4096;
-		char *data;
-
-		while (cap < need)
-			cap *= 2;
-		data = realloc(way->data, cap);
-		if (!data)
-			return false;
-		way->data = data;
-		way->cap = (uint32_t)cap;
-	}
-	iov_copy(iov, n_iov, skip, way->data + way->off + way->len, len, false);
-	way->len += (uint32_t)len;
-	return true;
-}
-
-/**
- * way_drain() - Write kept bytes
- * @e:		Engine
- * @c:		Connection
- * @way:	Direction
- * @sink:	Where they go
- *
- * Returns: bytes written, 0 if the sink is full, or -errno
- */
-int64_t way_drain(struct vu_engine *e, struct vu_conn *c, struct way *way,
-		  struct end *sink)
-{
-	ssize_t n = send(sink->fd, way->data + way->off, way->len,
-			 MSG_NOSIGNAL | MSG_DONTWAIT);
-
-	if (n < 0 && errno == EINTR)
-		return 0;
-	if (n < 0 && errno == EAGAIN) {
-		conn_full(e, c, sink);
-		return 0;
-	}
-	if (n < 0)
-		return -errno;
-	way->off += (uint32_t)n;
-	way->len -= (uint32_t)n;
-	if (way->len)
-		conn_full(e, c, sink);
-	else
-		way_drop(way);
-	return n;
-}
-
-/**
- * way_drop() - Forget kept bytes
- * @way:	Direction
- */
-void way_drop(struct way *way)
-{
-	free(way->data);
-	way->data = NULL;
-	way->off = way->len = way->cap = 0;
-}
-
 /* ---- life ---- */
 
 /**
@@ -942,7 +487,7 @@ static void dial(struct vu_engine *e, struct vu_conn *c,
 		return;
 	}
 	if (!err || err == EINPROGRESS) {
-		int ret = watch(e, c, &c->far, EPOLL_CTL_ADD, err);
+		int ret = end_watch(e, c, &c->far, EPOLL_CTL_ADD, err);
 
 		err = ret ? -ret : err;
 	}

@@ -2,9 +2,11 @@
 /*
  * engine.h - what the files of the engine share; vu.h is the outside
  *
- * engine.c	the thread: waiting, polling, and the lock that control calls
- * take conn.c	the connection table, dialling, events, the end of a connection
- * vsock.c	connections whose near end is a guest: packets, credit
+ * engine.c	the thread: waiting, polling, and a lock
+ * conn.c	the connection table, dialling, the end of a connection
+ * post.c	what Python is told of it
+ * way.c	its sockets, and the bytes that they have no room for
+ * vsock.c	connections whose near end is a guest, with rx.c and tx.c
  * seqpacket.c	those of them that keep message boundaries
  * event.c	what a driver is told that outlived its connections
  * sibling.c	connections between two guests
@@ -284,7 +286,8 @@ struct bucket {
  * @owing:	Connections with @owe
  * @retries:	Connections whose unix listener was full
  * @buckets:	Requests of the guest, and of host clients and siblings
- * @work:	What was done for the RX and TX ring in this turn; see vsock.c
+ * @work:	What was done for the RX and TX ring in this turn; see
+ *		VSOCK_TURN_WORK
  * @enlarged_bytes: Sum of the windows that sockets were enlarged for
  * @told_us:	When Python was last told of each limit
  * @rsts:	A ring buffer of RSTs, @rst_count from @rst_first
@@ -420,11 +423,6 @@ struct vu_conn *conn_find(const struct vu_engine *e, const struct vu_dev *d,
 			  uint32_t peer_port, uint64_t cid, uint32_t port);
 int conn_hash(struct vu_engine *e, struct vu_conn *c);
 void conn_unhash(struct vu_engine *e, struct vu_conn *c);
-int conn_watch(struct vu_engine *e, struct vu_conn *c, struct end *end);
-void conn_full(struct vu_engine *e, struct vu_conn *c, struct end *end);
-void conn_close_end(struct end *end, bool abort);
-void conn_post(struct vu_engine *e, struct vu_conn *c, enum vu_event_kind kind,
-	       int error);
 void conn_target(struct vu_engine *e, struct vu_conn *c,
 		 const struct vu_target *target);
 void conn_dial_settled(struct vu_engine *e, struct vu_conn *c);
@@ -434,13 +432,24 @@ void conn_failed(struct vu_engine *e, struct vu_conn *c, int error);
 void conn_abort(struct vu_engine *e, struct vu_conn *c, int error);
 void conn_run(struct vu_engine *e, struct vu_conn *c);
 void conn_retry(struct vu_engine *e, struct vu_conn *c);
+const struct vu_target *route_find(const struct vu_dev *d, uint32_t port);
+void conns_destroy(struct vu_engine *e);
+
+/* post.c */
+void conn_post(struct vu_engine *e, struct vu_conn *c, enum vu_event_kind kind,
+	       int error);
 int events_init(struct vu_engine *e);
 void events_push(struct vu_engine *e, const struct vu_event *event,
 		 bool urgent);
 bool events_signal(struct vu_engine *e);
 bool events_crowded(const struct vu_engine *e);
-const struct vu_target *route_find(const struct vu_dev *d, uint32_t port);
-void conns_destroy(struct vu_engine *e);
+
+/* way.c */
+int end_watch(struct vu_engine *e, struct vu_conn *c, struct end *end, int op,
+	      bool room);
+int conn_watch(struct vu_engine *e, struct vu_conn *c, struct end *end);
+void conn_full(struct vu_engine *e, struct vu_conn *c, struct end *end);
+void conn_close_end(struct end *end, bool abort);
 bool way_append(struct way *way, const struct iovec *iov, unsigned n_iov,
 		size_t skip);
 int64_t way_drain(struct vu_engine *e, struct vu_conn *c, struct way *way,
@@ -456,7 +465,7 @@ struct virtio_vsock_hdr;
 /* control.c */
 void dev_drop_conns(struct vu_dev *d);
 
-/* vsock.c */
+/* vsock.c, rx.c, tx.c */
 size_t vsock_send(struct vu_conn *c, const struct iovec *iov, unsigned n_iov,
 		  size_t len, uint32_t flags);
 bool vsock_pending(const struct vu_dev *d);

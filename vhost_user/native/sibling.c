@@ -35,7 +35,7 @@
  *
  * When a guest that closed its socket gives up waiting for the other (RST), or
  * when its device goes, the bytes that it sent before may still be here: its
- * conn stays behind as an orphan until they are delivered (vsock.c).
+ * conn stays behind as an orphan until they are delivered (tx.c).
  *
  * Both conns belong to one engine, so one thread and no lock of their own.
  */
@@ -46,7 +46,6 @@
 #include "vsock.h"
 
 #define MAX_WINDOW (1U << 30) /* keeps credit arithmetic in 32 bits */
-#define BOTH	   (VIRTIO_VSOCK_SHUTDOWN_RCV | VIRTIO_VSOCK_SHUTDOWN_SEND)
 
 static_assert(VU_MAX_DEVICES <= 64, "vu_dev.siblings has a bit for each");
 
@@ -282,7 +281,7 @@ bool sibling_packet(struct vu_conn *c, const struct virtio_vsock_hdr *hdr)
 		return false;
 	switch (hdr->op) {
 	case VIRTIO_VSOCK_OP_SHUTDOWN:
-		c->guest_shut |= hdr->flags & BOTH;
+		c->guest_shut |= hdr->flags & SHUT_BOTH;
 		tell_shut(t);
 		return true;
 	case VIRTIO_VSOCK_OP_CREDIT_REQUEST:
