@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
+from contextlib import nullcontext
 
 import pytest
 
-from bench.harness import program
+from bench.harness import awake, program
 
 TITLES = {
     "eventfd_us": ("eventfd ping-pong", "us"),
@@ -23,16 +24,22 @@ OF_THE_MACHINE = {"memcpy_cold", "memcpy_hot", "syscall_ns"}
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("name", "cpus"), [("one core", (0, 0)), ("two cores", (0, 1))], ids=["one", "two"]
+    ("name", "cpus", "wakeful"),
+    [
+        pytest.param("one core", (0, 0), False, id="one"),
+        pytest.param("two cores that sleep", (0, 1), False, id="asleep"),
+        pytest.param("two cores", (0, 1), True, id="two"),
+    ],
 )
-def bench_floors(bench, name, cpus):
+def bench_floors(bench, name, cpus, wakeful):
     command = [str(program("floors")), *map(str, cpus)]
 
     def run():
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
         return json.loads(done.stdout)
 
-    runs = bench.each(run, rounds=3)
+    with awake() if wakeful else nullcontext():
+        runs = bench.each(run, rounds=3)
     for key, (title, unit) in TITLES.items():
         if key in runs[0] and (cpus[0] != cpus[1] or key not in OF_THE_MACHINE):
             bench.note(
