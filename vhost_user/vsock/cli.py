@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import os
 import resource
 import signal
 import sys
@@ -68,6 +69,8 @@ class Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the back-end until SIGTERM or SIGINT; return the exit status."""
+    if sys.stderr is None:  # closed: and no socket may take its number
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     logging.basicConfig(
         level=logging.INFO, format=f"{PROG}: %(message)s", stream=sys.stderr
     )
@@ -260,9 +263,16 @@ def _number(name: str, text: str, high: int) -> int:
     return _option(name, text, lambda text: config.integer(text, 0, high))
 
 
+def _say(text: str) -> None:
+    """Write a line on stderr for whoever reads it; it may be nobody any more."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{PROG}: {text}\n")
+        sys.stderr.flush()
+
+
 def _fail(reason: str) -> int:
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in reason)
-    sys.stderr.write(f"{PROG}: error: {line}\n")
+    _say(f"error: {line}")
     return EXIT_USAGE
 
 
@@ -302,10 +312,7 @@ async def _serve(options: Options) -> None:
             host = f", host side {vm.uds_path}" if vm.uds_path else ""
             if vm.forward_cid is not None:
                 host = f", host side CID {vm.forward_cid}"
-            sys.stderr.write(
-                f"{PROG}: ready: CID {vm.guest_cid} on {vm.socket}{host}\n"
-            )
-        sys.stderr.flush()
+            _say(f"ready: CID {vm.guest_cid} on {vm.socket}{host}")
         await stop.wait()
 
 

@@ -7,6 +7,7 @@ connection or one session must not reach a second VM of the same process.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import resource
@@ -385,6 +386,33 @@ def test_host_clients_without_end_are_bounded_and_fill_no_log(run):
         guest.fence()
         guest.connect(ECHO)
     assert command.logged("refused") < 20
+
+
+# ---- its log ----
+
+
+@pytest.mark.parametrize("stderr", ["closed", "unread"])
+def test_it_serves_without_anyone_who_reads_its_log(tmp_path, stderr):
+    path = tmp_path / "vhost"
+    read, write = os.pipe()
+    os.close(read)
+    child = subprocess.Popen(
+        [COMMAND, f"--socket={path}", f"--echo-port={ECHO}"],
+        stderr=write,
+        preexec_fn=functools.partial(os.close, 2) if stderr == "closed" else None,
+    )
+    os.close(write)
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            while probe.connect_ex(str(path)):
+                assert child.poll() is None
+        for _ in range(2):
+            with VsockGuest(path) as guest:
+                guest.connect(ECHO)
+    finally:
+        child.terminate()
+        status = child.wait(TIMEOUT_S)
+    assert status == 0
 
 
 # ---- counters ----
