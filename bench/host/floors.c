@@ -15,6 +15,7 @@
  * unix_us	64 bytes over a unix socket and back: the host program
  * relay_us	eventfd, unix socket and back: a round trip through a back-end
  *		that costs nothing itself (two of three threads on one CPU)
+ * unix_gbits	64 KiB writes to a unix socket, and their reader
  * spin_us	a shared word that both sides watch (two CPUs only)
  * memcpy_cold, memcpy_hot	GB/s over 256 MiB, and over 64 KiB
  * syscall_ns	getppid()
@@ -230,6 +231,46 @@ static struct link sockets(struct link *ret_other)
 }
 
 /**
+ * drain() - Read a socket to its end
+ * @arg:	struct side, with .cpu and .from
+ */
+static void *drain(void *arg)
+{
+	static char buf[HOT];
+	const struct side *s = arg;
+
+	pin(s->cpu);
+	while (read(s->from.in, buf, sizeof(buf)) > 0)
+		;
+	return NULL;
+}
+
+/**
+ * stream_rate() - Time writes to a unix socket that another thread reads
+ * @cpu:	Where we run
+ * @other:	The reader, with .cpu
+ *
+ * Returns: Gbit/s
+ */
+static double stream_rate(int cpu, struct side *other)
+{
+	static char buf[HOT];
+	struct link mine = sockets(&other->from);
+	pthread_t thread;
+	uint64_t start;
+
+	pin(cpu);
+	check(!pthread_create(&thread, NULL, drain, other), "pthread_create");
+	start = now_ns();
+	for (size_t sent = 0; sent < COLD; sent += HOT)
+		check(write(mine.out, buf, HOT) == HOT, "write");
+	close(mine.out);
+	pthread_join(thread, NULL);
+	close(other->from.in);
+	return (double)COLD * 8 / (double)(now_ns() - start);
+}
+
+/**
  * copy_rate() - Time memcpy()
  * @size:	Bytes a copy
  *
@@ -283,6 +324,7 @@ int main(int argc, char **argv)
 	sides[0].relay = true;
 	sides[0].to = sockets(&sides[1].from);
 	printf(", \"relay_us\": %.2f", ping_pong(a, &mine, sides, 2));
+	printf(", \"unix_gbits\": %.1f", stream_rate(a, &sides[0]));
 	if (a != b) {
 		sides[0].words = words;
 		printf(", \"spin_us\": %.2f", ping_pong(a, NULL, sides, 1));
