@@ -17,8 +17,10 @@
  * - Both rings' interrupts are wanted whenever the driver sleeps, and neither
  *   while it works (virtqueue_disable_cb(), virtqueue_enable_cb()): used TX
  *   buffers, too, interrupt the guest.
- * - Credit is 256 KiB a connection; the peer is told when less than 64 KiB of
- *   it is left to its knowledge (virtio_transport_stream_do_dequeue()).
+ * - A socket's buffer is 1 MiB, as tsi-agent makes it: the peer's credit, which
+ *   is told when less than 64 KiB of it is left to its knowledge
+ *   (virtio_transport_stream_do_dequeue()), and also the most in flight to the
+ *   peer, however large its window is (since CVE-2026-23086).
  * - Kicks and interrupts follow EVENT_IDX when it was negotiated.
  *
  * Python has made the rings known to the back-end (vhost_user.frontend); here
@@ -40,7 +42,7 @@
 #define HDR	  sizeof(struct virtio_vsock_hdr)
 #define HDR_ROOM  64U
 #define MAX_DATA  65536U
-#define BUF_ALLOC (256U * 1024)
+#define BUF_ALLOC (1U << 20)
 #define PORT0	  1024U
 #define HOST_CID  2
 #define SPINS	  65536U /* between looks at the clock */
@@ -197,7 +199,7 @@ static void took_packet(struct guest *g, const struct virtio_vsock_hdr *h)
 {
 	struct conn *c = &g->conns[(h->dst_port - PORT0) % MAX_CONNS];
 
-	c->window = h->buf_alloc;
+	c->window = h->buf_alloc < BUF_ALLOC ? h->buf_alloc : BUF_ALLOC;
 	c->peer_fwd = h->fwd_cnt;
 	switch (h->op) {
 	case VIRTIO_VSOCK_OP_RW:

@@ -72,6 +72,25 @@ def test_bytes_that_the_host_did_not_take_earn_no_credit(far, guest, read_exactl
         conn.expect(Op.CREDIT_UPDATE)
 
 
+def test_a_guest_that_uses_less_than_its_window_hears_of_room(
+    make_host, make_guest_of
+):
+    """Linux has no more in flight than its own buffer, since CVE-2026-23086."""
+    host = make_host(buf_alloc=1 << 20)
+    guest = make_guest_of(host)
+    conn = guest.connect(DISCARD)
+    own = 4096
+    in_flight = 0
+    for _ in range(512):
+        while in_flight + 1024 <= own:
+            conn.say(Op.RW, b"x" * 1024, buf_alloc=own)
+            in_flight += 1024
+        for packet in packets_of(conn, guest.fence()):
+            conn.take_credit(packet.header)
+        in_flight = conn.tx_cnt - conn.peer_fwd_cnt & 0xFFFF_FFFF
+        assert in_flight < own
+
+
 @pytest.mark.spec("virtio-1.2:5.10.6.3/payload-only")
 def test_a_guest_that_overruns_its_credit_loses_that_connection(host, far, guest):
     other = guest.connect(ECHO)

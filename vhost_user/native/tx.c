@@ -32,13 +32,17 @@ static_assert(sizeof(struct virtio_vsock_hdr) == 44, "VIRTIO 1.2 5.10.6");
  * @n:		How many
  *
  * The guest hears of it with the next packet, at the latest when half of its
- * window is used up.
+ * window is used up, or of its own buffer: Linux (since CVE-2026-23086) has no
+ * more in flight than that, however large the window is.
  */
 void vsock_consumed(struct vu_conn *c, size_t n)
 {
+	uint32_t most =
+	    c->peer_buf_alloc < c->buf_alloc ? c->peer_buf_alloc : c->buf_alloc;
+
 	c->fwd_cnt += (uint32_t)n;
 	c->up_bytes += n;
-	if (c->fwd_cnt - c->fwd_sent < c->buf_alloc / 2)
+	if (c->fwd_cnt - c->fwd_sent < most / 2)
 		return;
 	if (c->buf_alloc < c->dev->cfg.buf_alloc)
 		limit_used(c);
