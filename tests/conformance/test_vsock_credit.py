@@ -72,9 +72,7 @@ def test_bytes_that_the_host_did_not_take_earn_no_credit(far, guest, read_exactl
         conn.expect(Op.CREDIT_UPDATE)
 
 
-def test_a_guest_that_uses_less_than_its_window_hears_of_room(
-    make_host, make_guest_of
-):
+def test_a_guest_that_uses_less_than_its_window_hears_of_room(make_host, make_guest_of):
     """Linux has no more in flight than its own buffer, since CVE-2026-23086."""
     host = make_host(buf_alloc=1 << 20)
     guest = make_guest_of(host)
