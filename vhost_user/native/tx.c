@@ -37,14 +37,14 @@ static_assert(sizeof(struct virtio_vsock_hdr) == 44, "VIRTIO 1.2 5.10.6");
  */
 void vsock_consumed(struct vu_conn *c, size_t n)
 {
-	uint32_t most =
-	    c->peer_buf_alloc < c->buf_alloc ? c->peer_buf_alloc : c->buf_alloc;
+	uint32_t own = c->peer_buf_alloc, untold;
 
 	c->fwd_cnt += (uint32_t)n;
 	c->up_bytes += n;
-	if (c->fwd_cnt - c->fwd_sent < most / 2)
+	untold = c->fwd_cnt - c->fwd_sent;
+	if (!untold || untold < (own < c->buf_alloc ? own : c->buf_alloc) / 2)
 		return;
-	if (c->buf_alloc < c->dev->cfg.buf_alloc)
+	if (untold >= c->buf_alloc / 2 && c->buf_alloc < c->dev->cfg.buf_alloc)
 		limit_used(c);
 	vsock_owe(c, OWE_CREDIT);
 }
