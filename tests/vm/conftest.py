@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
+from fastpath.datapath import netns
+from fastpath.datapath.netns import Namespace
 from fastpath.vm import accel, images
 from fastpath.vm.guest import Guest
 from fastpath.vm.machine import Machine
 from fastpath.vm.spec import VmSpec
 from fastpath.vm.uml import UmlSpec, UserModeLinux
+from tests.vm.world import NETWORK
 
 READY_S = 30.0
 
@@ -93,6 +97,16 @@ def accelerator():
     if shutil.which("qemu-system-x86_64") is None:
         pytest.skip("qemu-system-x86_64 is not installed")
     return accel.choose("auto")
+
+
+@pytest.fixture(scope="module")
+def namespace():
+    """Where the host's side of a `World` lives."""
+    if not netns.may_configure():
+        pytest.skip("CAP_NET_ADMIN is missing: run as root, or under unshare -Urn")
+    with Namespace() as there:
+        there.run(subprocess.run, ["sh", "-ec", NETWORK], check=True)
+        yield there
 
 
 @pytest.fixture

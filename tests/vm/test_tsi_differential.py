@@ -1,0 +1,73 @@
+"""The same calls over native TCP and over TSI give the same, or docs/tsi-compat.md.
+
+Both run in one guest: natively a server in the guest answers, at the address that the
+host has over TSI.
+"""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from tests.vm import tsi_compat
+from tests.vm.world import HOST4, HOST6, open_world
+
+pytestmark = pytest.mark.vm
+
+PORT = "7100"
+CASES = {case.name: case for section in tsi_compat.load() for case in section.cases}
+RUN_S = 400
+NATIVE = f"""
+ip addr add {HOST4}/32 dev lo
+ip addr add {HOST6}/128 dev lo
+ip route add unreachable 198.51.100.0/24
+tsi_trace serve {PORT} > /tmp/serving &
+until [ -s /tmp/serving ]; do sleep 0.1; done
+tsi_trace {HOST4} {HOST6} {PORT}
+kill $!
+"""
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    out = tmp_path_factory.mktemp("trace") / "tsi_trace"
+    sources = sorted(tsi_compat.TRACE.glob("*.c"))
+    subprocess.run(
+        ["cc", "-O2", "-static", "-pthread", "-o", out, *sources], check=True
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def world(base_image, accelerator, program, namespace):
+    files = {"/bin/tsi_trace": program}
+    with open_world(base_image, accelerator, files, namespace) as there:
+        yield there
+
+
+@pytest.fixture(scope="module")
+def native(world):
+    status, said = world.sh(NATIVE, tsi=False, timeout_s=RUN_S)
+    assert status == 0, said
+    return tsi_compat.parse(said)
+
+
+@pytest.fixture(scope="module")
+def tsi(world, program, namespace):
+    command = namespace.command([str(program), "serve", PORT])
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == "serving\n"
+            argv = ("tsi_trace", HOST4, HOST6, PORT)
+            status, said = world.run(*argv, timeout_s=RUN_S)
+        finally:
+            server.kill()
+    assert status == 0, said
+    return tsi_compat.parse(said)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_tsi_is_like_tcp(native, tsi, name):
+    assert tsi_compat.faults(CASES[name], native[name], tsi[name]) == []

@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * trace.h - what the parts of tsi_trace share
+ *
+ *	main.c		runs the cases, writes the trace; helpers of the cases
+ *	peer.c		the other end: a server that does as the cases say
+ *	connects.c	cases: connect()
+ *	bytes.c		cases: bytes, ends and errors of a connection
+ *	options.c	cases: options, names, ioctl()
+ */
+#ifndef TRACE_H
+#define TRACE_H
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/socket.h>
+
+/**
+ * struct test_case - A row of the table of cases
+ * @name:	As docs/tsi-compat.md has it
+ * @run:	Makes the calls
+ */
+struct test_case {
+	const char *name;
+	void (*run)(void);
+};
+
+#define CASE(name) {#name, name}
+
+extern const struct test_case connect_cases[];
+extern const struct test_case byte_cases[];
+extern const struct test_case option_cases[];
+
+/* Make a call and trace its result under the name that follows */
+#define TRACE(what, call)                                                      \
+	({                                                                     \
+		long ret_;                                                     \
+		errno = 0;                                                     \
+		ret_ = (long)(call);                                           \
+		trace_result((what), ret_, errno);                             \
+	})
+
+long trace_result(const char *what, long ret, int error);
+void trace_text(const char *what, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+void trace_events(const char *what, int fd, short until);
+void trace_so_error(int fd);
+
+long peer(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+void trace_peer(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+int tcp(int flags);
+int tcp6(void);
+int connect_to(int fd, const char *host, long port);
+int connect_port(int fd, long port);
+int connected(void);
+int bind_port(int fd, const char *host, long port);
+int local_port(int fd);
+int get_option(int fd, int level, int name);
+int set_option(int fd, int level, int name, int value);
+void set_blocking(int fd, bool on);
+void pause_ms(long ms);
+void alarm_in(long ms, int sa_flags);
+
+extern const char *host4, *host6;
+extern volatile int sigpipes;
+
+int serve(long port);
+
+#endif /* TRACE_H */

@@ -1,0 +1,167 @@
+"""docs/tsi-compat.md: where a program can tell TSI from TCP, and the test of it.
+
+`trace/` makes the same calls over native TCP and over TSI and writes down what each
+gives; the two traces have to agree line by line, but for the differences that
+`tsi_compat.toml` declares, with their reasons. A difference that no longer shows is a
+fault as well. The document is that table.
+
+    python -m tests.vm.tsi_compat            write docs/tsi-compat.md
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+HERE: Final = Path(__file__).parent
+DATA: Final = HERE / "tsi_compat.toml"
+DOC: Final = HERE.parents[1] / "docs/tsi-compat.md"
+TRACE: Final = HERE / "trace"
+TABLES: Final = ("connects.c", "bytes.c", "options.c")
+
+HEAD: Final = """\
+# What programs can tell from TCP
+
+Each row is a case of `tests/vm/trace/`: a sequence of socket calls that is made over
+native TCP (guest program to guest program, over `lo`) and over TSI (guest program to
+host), by the same binary on the same kernel. `tests/vm/test_tsi_differential.py`
+compares return values, errnos, poll events and option values call by call, and what the
+peer saw; what differs is in the table, and nothing else does. Written by
+`python -m tests.vm.tsi_compat` from `tests/vm/tsi_compat.toml`, guest kernel Linux 6.1.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A result that may differ: has to differ just so."""
+
+    call: str
+    native: str
+    tsi: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A case of the trace program."""
+
+    name: str
+    title: str
+    differences: tuple[Difference, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Cases of one source file."""
+
+    title: str
+    cases: tuple[Case, ...]
+
+
+Trace = dict[str, list[tuple[str, str]]]
+"""Case -> calls with their results, in order."""
+
+
+def load() -> tuple[Section, ...]:
+    """Read the table."""
+    raw = tomllib.loads(DATA.read_text(encoding="utf-8"))
+    reasons = raw["reasons"]
+
+    def difference(row: dict[str, str]) -> Difference:
+        reason = reasons[row["reason"]]
+        return Difference(row["call"], row["native"], row["tsi"], reason)
+
+    return tuple(
+        Section(
+            section["title"],
+            tuple(
+                Case(
+                    case["name"],
+                    case["title"],
+                    tuple(map(difference, case.get("differs", ()))),
+                )
+                for case in section["case"]
+            ),
+        )
+        for section in raw["section"]
+    )
+
+
+def names() -> list[str]:
+    """Return the names of the program's cases, in its order."""
+    found: list[str] = []
+    for table in TABLES:
+        text = (TRACE / table).read_text(encoding="utf-8")
+        found += re.findall(r"^    CASE\((\w+)\),$", text, re.MULTILINE)
+    return found
+
+
+def parse(text: str) -> Trace:
+    """Read what the program wrote.
+
+    Raises:
+        ValueError: it did not come to its end.
+    """
+    *lines, last = text.splitlines() or [""]
+    if last != "done":
+        raise ValueError(f"the trace ends with {last!r}")
+    trace: Trace = {}
+    for line in lines:
+        name, call, result = line.split("\t")
+        trace.setdefault(name, []).append((call, result))
+    return trace
+
+
+def faults(
+    case: Case, native: Sequence[tuple[str, str]], tsi: Sequence[tuple[str, str]]
+) -> list[str]:
+    """Compare the two traces of a case; return what is wrong."""
+    found = []
+    left = list(case.differences)
+    if [call for call, _ in native] != [call for call, _ in tsi]:
+        return [f"other calls: {native} and {tsi}"]
+    for (call, expected), (_, result) in zip(native, tsi, strict=True):
+        if expected == result:
+            continue
+        declared = next((d for d in left if d.call == call), None)
+        if declared is None:
+            found.append(f"{call}: {expected}, over TSI {result}")
+            continue
+        left.remove(declared)
+        if (expected, result) != (declared.native, declared.tsi):
+            found.append(
+                f"{call}: {expected}, over TSI {result}, declared as "
+                f"{declared.native} and {declared.tsi}"
+            )
+    found += [f"{each.call}: does not differ any more" for each in left]
+    return found
+
+
+def render(sections: Sequence[Section]) -> str:
+    """Return the document."""
+    text = HEAD
+    for section in sections:
+        text += f"\n## {section.title}\n\n"
+        text += "| case | what is done | differs |\n|---|---|---|\n"
+        for case in section.cases:
+            differs = "; ".join(
+                f"**{d.call}**: {_cell(d.native)} over TCP, {_cell(d.tsi)} over TSI: "
+                f"{d.reason}"
+                for d in case.differences
+            )
+            text += f"| `{case.name}` | {case.title} | {differs or '-'} |\n"
+    return text
+
+
+def _cell(result: str) -> str:
+    return "`{}`".format(result.replace("|", "+"))
+
+
+if __name__ == "__main__":
+    DOC.write_text(render(load()), encoding="utf-8")
