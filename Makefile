@@ -24,12 +24,13 @@ PACKAGES := gcc libc6-dev make python3-venv python3-dev ca-certificates \
 
 NATIVE   := $(wildcard vhost_user/native/*.c vhost_user/native/*.h) \
             vhost_user/native/build.py
-C_FILES  := $(wildcard vhost_user/native/*.[ch] guest/*.[ch] guest/tsi/*.[ch] \
-            fastpath/datapath/bpf/*.c tests/vm/*.c tests/fuzz/*.c \
+C_FILES  := $(wildcard vhost_user/native/*.[ch] guest/*.[ch] guest/*/*.[ch] \
+            fastpath/datapath/bpf/*.c tests/vm/*.c tests/vm/trace/*.[ch] tests/fuzz/*.c \
             bench/guest/*.[ch] bench/host/*.c)
 
 .PHONY: setup packages compare test lint types unit conformance \
-        conformance-doc sanitize tsan netns vm frontends vsock-test fuzz bench \
+        conformance-doc sanitize tsan netns vm vm-nightly compat-doc frontends \
+        vsock-test fuzz bench \
         bench-short image clean
 
 compare: setup image
@@ -80,6 +81,10 @@ conformance: setup
 conformance-doc: setup
 	$(BIN)/python -m tests.conformance.doc
 
+# docs/tsi-compat.md from the table that test_tsi_differential.py goes by.
+compat-doc: setup
+	$(BIN)/python -m tests.vm.tsi_compat
+
 # A copy of the package with sanitizers in the native module. PYTHONSAFEPATH: else Python
 # would find the package in the working directory first.
 define sanitized-copy
@@ -110,6 +115,10 @@ netns: setup
 
 vm: setup image
 	$(PYTEST) tests/vm
+
+# What needs a large image: servers and clients as Debian has them.
+vm-nightly: setup
+	$(PYTEST) tests/vm --nightly -m nightly
 
 frontends: setup image
 	$(PYTEST) tests/vm/test_frontends.py --write-frontends docs/frontends.md

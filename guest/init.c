@@ -34,10 +34,12 @@
  * moment is sent first, then EXIT; a background process that keeps the pipe
  * open delays nothing, it gets SIGPIPE once it writes again.
  *
- * Over TSI the process is tsi-agent, which ends with the command's status. It
- * fails in two ways: by itself (AGENT_FAILED and a last line "tsi-agent: ..."),
- * or killed by a signal that the host did not send. Programs cannot connect
- * without it, so all of them are killed and the host gets ERROR.
+ * Over TSI the process is tsi-agent, which ends with the command's status. If
+ *it is killed, another one takes over (init/agents.c), and the command, our
+ *child from then on, is waited for. It may also fail by itself (AGENT_FAILED
+ *and a last line "tsi-agent: ..."), be killed before there is a command, or too
+ *often. Programs cannot connect without it, so all of them are killed and the
+ *host gets ERROR.
  *
  * When the stream ends the VM does, too. "init --serve FD" runs the same loop
  * over an inherited socket on any Linux, which is how it is tested.
@@ -60,6 +62,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/reboot.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -70,6 +73,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "init/agents.h"
+
 #define INIT_VERSION 1
 #define INIT_PORT    1029
 #define HEADER	     8U		   /* bytes of type and len */
@@ -78,10 +83,6 @@
 #define TAIL_MAX     256U	   /* kept of stderr, bytes */
 #define AGENT_FAILED 125
 #define EXEC_TSI     1U
-
-#ifndef AGENT /* a test has its own */
-#define AGENT "/bin/tsi-agent"
-#endif
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "frames are LE");
 
@@ -112,7 +113,8 @@ struct buffer {
 /**
  * struct command - The one command that runs, or none
  * @pid:	Its process and process group, 0 if there is none
- * @tsi:	The process is tsi-agent
+ * @tsi:	The process is, or was, tsi-agent
+ * @orphan:	The command itself, once it has lost its agent; else 0
  * @eof:	The host has sent the end of stdin
  * @fds:	Our ends of its stdin, stdout, stderr; -1 once closed
  * @signals:	Bit set of the signals that the host sent
@@ -123,6 +125,7 @@ struct buffer {
 struct command {
 	pid_t pid;
 	bool tsi;
+	pid_t orphan;
 	bool eof;
 	int fds[3];
 	uint64_t signals;
@@ -366,6 +369,40 @@ static const char *start(char **argv, char **env, const char *cwd)
 }
 
 /**
+ * start_agent() - Same over TSI
+ * @argv:	Program and arguments
+ * @argc:	How many
+ * @env:	NAME=VALUE, NULL at the end
+ * @cwd:	Directory
+ *
+ * Returns: NULL, or what failed
+ */
+static const char *start_agent(char **argv, uint32_t argc, char **env,
+			       const char *cwd)
+{
+	char **agent = calloc((size_t)argc + 5, sizeof(*agent)), number[16];
+	const char *error;
+	int theirs, ours = agents_prepare(&theirs);
+
+	if (!agent || ours < 0)
+		finish("out of memory");
+	snprintf(number, sizeof(number), "%d", theirs);
+	agent[0] = (char[]){AGENT};
+	agent[1] = (char[]){"-k"};
+	agent[2] = number;
+	agent[3] = (char[]){"--"};
+	memcpy(agent + 4, argv, argc * sizeof(*argv));
+	error = start(agent, env, cwd);
+	close(theirs);
+	if (error)
+		close(ours);
+	else if (!agents_add(cmd.pid, ours))
+		finish("out of memory");
+	free(agent);
+	return error;
+}
+
+/**
  * split() - Point at the strings of an EXEC frame
  * @p:		Strings, each with its NUL
  * @end:	Where they must end
@@ -425,20 +462,10 @@ static void on_exec(uint8_t *p, uint32_t len)
 	cmd.window = 0;
 	cmd.tail_len = 0;
 	cmd.tsi = u32_at(p) & EXEC_TSI;
+	cmd.orphan = 0;
 	to_stdin.len = to_stdin.start = 0;
-	if (cmd.tsi) {
-		char **agent = calloc((size_t)argc + 3, sizeof(*agent));
-
-		if (!agent)
-			finish("out of memory");
-		agent[0] = (char[]){AGENT};
-		agent[1] = (char[]){"--"};
-		memcpy(agent + 2, argv, argc * sizeof(*argv));
-		error = start(agent, env, cwd[0]);
-		free(agent);
-	} else {
-		error = start(argv, env, cwd[0]);
-	}
+	error = cmd.tsi ? start_agent(argv, argc, env, cwd[0])
+			: start(argv, env, cwd[0]);
 	if (error)
 		send_frame(FRAME_ERROR, error, strlen(error));
 	else
@@ -686,12 +713,51 @@ static void on_ended(int status)
 	for (int i = 0; i < 3; i++)
 		close_end(i);
 	cmd.pid = 0;
-	if (agent_error(status, &text, &len)) {
+	if (!cmd.orphan && agent_error(status, &text, &len)) {
 		kill(booted ? -1 : -group, SIGKILL);
 		send_frame(FRAME_ERROR, text, len);
 	} else {
 		send_u32(FRAME_EXIT, (uint32_t)status);
 	}
+	cmd.orphan = 0;
+}
+
+/**
+ * on_lost() - A filter has lost its agent for good
+ */
+static void on_lost(void)
+{
+	say("tsi-agent: ends again and again");
+	if (cmd.orphan) {
+		cmd.orphan = 0;
+		on_ended(SIGKILL);
+	}
+}
+
+/**
+ * ended() - A process has ended
+ * @pid:	Process
+ * @status:	Its wait status
+ *
+ * An agent that was killed leaves its command to us, unless it had reaped it.
+ */
+static void ended(pid_t pid, int status)
+{
+	pid_t command = 0;
+	enum agents_end end = agents_ended(pid, &command);
+
+	if (pid == cmd.orphan) {
+		on_ended(status);
+	} else if (pid == cmd.pid && WIFSIGNALED(status) && command &&
+		   !kill(command, 0)) {
+		cmd.orphan = command;
+		say("tsi-agent: killed by signal %d, another takes over",
+		    WTERMSIG(status));
+	} else if (pid == cmd.pid) {
+		on_ended(status);
+	}
+	if (end == AGENTS_LOST)
+		on_lost();
 }
 
 /**
@@ -703,8 +769,7 @@ static void reap(void)
 	pid_t pid;
 
 	while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
-		if (pid == cmd.pid)
-			on_ended(status);
+		ended(pid, status);
 }
 
 /* Main loop ******************************************************************/
@@ -758,6 +823,7 @@ __attribute__((noreturn)) static void serve(void)
 	sigprocmask(SIG_BLOCK, &mask, NULL);
 	children = signalfd(-1, &mask, SFD_NONBLOCK | SFD_CLOEXEC);
 	signal(SIGPIPE, SIG_IGN);
+	prctl(PR_SET_CHILD_SUBREAPER, 1); /* as PID 1 is anyhow */
 	send_ready();
 	for (;;) {
 		bool idle = to_host.len == 0;
@@ -905,6 +971,26 @@ static void lo_up(void)
 }
 
 /**
+ * set_sysctls() - Settings of the kernel that programs are to find
+ *
+ * TCP fast open: TSI hasn't got it, and programs fall back where it is off.
+ */
+static void set_sysctls(void)
+{
+	static const struct {
+		const char *path, *value;
+	} settings[] = {{"/proc/sys/net/ipv4/tcp_fastopen", "0"}};
+
+	for (size_t i = 0; i < sizeof(settings) / sizeof(settings[0]); i++) {
+		int fd = open(settings[i].path, O_WRONLY | O_CLOEXEC);
+
+		if (fd < 0 || write(fd, settings[i].value, 1) != 1)
+			say("%s: %s", settings[i].path, strerror(errno));
+		close(fd);
+	}
+}
+
+/**
  * call_host() - Connect to the host
  *
  * Returns: the stream
@@ -952,6 +1038,7 @@ static void boot(void)
 	       1);
 	setenv("HOME", "/root", 1);
 	setenv("TERM", "linux", 1);
+	set_sysctls();
 	load_modules();
 	lo_up();
 	host = call_host();

@@ -2,7 +2,8 @@
 /*
  * tsi-agent.c - run a command whose TCP connections leave over vsock
  *
- *	tsi-agent [-v] -- COMMAND [ARGUMENT]...
+ *	tsi-agent [-v] [-k SOCKET] -- COMMAND [ARGUMENT]...
+ *	tsi-agent [-v] -a LISTENER,STATE
  *
  * Theory of operation
  * ===================
@@ -27,6 +28,14 @@
  * Processes that the command leaves behind are still under the filter and
  * would get ENOSYS from then on. So if there are any, the agent leaves a copy
  * of itself behind, which ends when the last of them does.
+ *
+ * An agent may be killed. With -k, SOCKET is a unix socket to a keeper: it gets
+ * one message, the command's process id and two descriptors, the listener and
+ * the state (state.c). While it holds them, calls wait; it starts the next
+ * agent with them, by -a, whenever one has ended and the listener is in use
+ * still. Such an agent ends with the last process under the filter, and the
+ * command, now the keeper's child, is the keeper's to wait for. With a keeper
+ * no copy is left behind. Without one, calls get ENOSYS after a death.
  */
 
 #define _GNU_SOURCE
@@ -59,10 +68,12 @@ static bool verbose;
 static int epoll_fd = -1;
 static struct source *dead;
 static int listener = -1;
+static int state_fd = -1;
 static int signal_fd = -1;
 static pid_t command = -1;
 static bool command_ended;
 static bool filter_unused; /* nobody is left under the filter */
+static int keeper = -1;	   /* -k */
 
 /* ---- talking ---- */
 
@@ -271,30 +282,32 @@ static void command_ready(struct source *source, uint32_t events)
 /* ---- the command ---- */
 
 /**
- * send_fd() - Send a descriptor over a unix socket
+ * send_fds() - Send descriptors over a unix socket
  * @sock:	Socket
- * @fd:		Descriptor
+ * @pid:	Goes with them
+ * @fds:	Descriptors
+ * @count:	1 or 2
  *
  * sendmsg() isn't trapped.
  *
  * Returns: true on success
  */
-static bool send_fd(int sock, int fd)
+static bool send_fds(int sock, pid_t pid, const int *fds, size_t count)
 {
 	union {
 		struct cmsghdr header;
-		char space[CMSG_SPACE(sizeof(int))];
-	} control = {.header = {.cmsg_len = CMSG_LEN(sizeof(int)),
+		char space[CMSG_SPACE(2 * sizeof(int))];
+	} control = {.header = {.cmsg_len = CMSG_LEN(count * sizeof(int)),
 				.cmsg_level = SOL_SOCKET,
 				.cmsg_type = SCM_RIGHTS}};
-	struct iovec iov = {.iov_base = "", .iov_len = 1};
+	struct iovec iov = {.iov_base = &pid, .iov_len = sizeof(pid)};
 	struct msghdr msg = {.msg_iov = &iov,
 			     .msg_iovlen = 1,
 			     .msg_control = &control,
-			     .msg_controllen = sizeof(control)};
+			     .msg_controllen = CMSG_SPACE(count * sizeof(int))};
 
-	memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
-	return sendmsg(sock, &msg, MSG_NOSIGNAL) == 1;
+	memcpy(CMSG_DATA(&control.header), fds, count * sizeof(int));
+	return sendmsg(sock, &msg, MSG_NOSIGNAL) == sizeof(pid);
 }
 
 /**
@@ -309,15 +322,15 @@ static int receive_fd(int sock)
 		struct cmsghdr header;
 		char space[CMSG_SPACE(sizeof(int))];
 	} control;
-	char byte;
-	struct iovec iov = {.iov_base = &byte, .iov_len = 1};
+	pid_t pid;
+	struct iovec iov = {.iov_base = &pid, .iov_len = sizeof(pid)};
 	struct msghdr msg = {.msg_iov = &iov,
 			     .msg_iovlen = 1,
 			     .msg_control = &control,
 			     .msg_controllen = sizeof(control)};
 	int fd = -1;
 
-	if (recvmsg(sock, &msg, MSG_CMSG_CLOEXEC) == 1 &&
+	if (recvmsg(sock, &msg, MSG_CMSG_CLOEXEC) == sizeof(pid) &&
 	    msg.msg_controllen >= CMSG_LEN(sizeof(int)))
 		memcpy(&fd, CMSG_DATA(&control.header), sizeof(fd));
 	return fd;
@@ -334,7 +347,7 @@ static void __attribute__((noreturn)) become_command(int sock, char **argv,
 {
 	int fd = filter_install();
 
-	if (fd < 0 || !send_fd(sock, fd))
+	if (fd < 0 || !send_fds(sock, 0, &fd, 1))
 		fail(fd < 0 && errno == EBUSY ? "another agent is above this"
 					      : "seccomp filter");
 	close(fd);
@@ -359,8 +372,11 @@ static void start_command(char **argv, const sigset_t *mask)
 	command = fork();
 	if (command < 0)
 		fail("fork");
-	if (command == 0)
+	if (command == 0) {
+		if (keeper >= 0)
+			close(keeper);
 		become_command(socks[1], argv, mask);
+	}
 	close(socks[1]);
 	listener = receive_fd(socks[0]);
 	close(socks[0]);
@@ -370,6 +386,10 @@ static void start_command(char **argv, const sigset_t *mask)
 	}
 	if (notify_init(listener))
 		fail("seccomp notifications");
+	if (keeper >= 0) {
+		send_fds(keeper, command, (int[]){listener, state_fd}, 2);
+		close(keeper);
+	}
 }
 
 /**
@@ -394,7 +414,7 @@ static void leave_behind(void)
 
 	waitpid(command, &status, 0);
 	poll(&state, 1, 0);
-	if ((state.revents & POLLHUP) || fork() != 0)
+	if ((state.revents & POLLHUP) || keeper >= 0 || fork() != 0)
 		end_like(status);
 
 	setsid();
@@ -445,23 +465,64 @@ static void raise_limits(void)
 	}
 }
 
+/**
+ * adopt() - Take over from an agent that has ended
+ * @fds:	"LISTENER,STATE"
+ *
+ * Without the host, connect() fails until it is back.
+ */
+static void __attribute__((noreturn)) adopt(const char *fds)
+{
+	static struct source listener_source = {.ready = listener_ready};
+	int error;
+
+	if (sscanf(fds, "%d,%d", &listener, &state_fd) != 2) {
+		complain("-a %s: not LISTENER,STATE", fds);
+		exit(EXIT_AGENT);
+	}
+	fcntl(listener, F_SETFD, FD_CLOEXEC);
+	fcntl(state_fd, F_SETFD, FD_CLOEXEC);
+	if (state_map(state_fd) || notify_init(listener))
+		fail("what the agent before this one left");
+	raise_limits();
+	error = control_start();
+	if (error)
+		complain("no TSI service on the host: %s", strerror(error));
+	state_take_over(wait_resume);
+	loop_add(&listener_source, listener, EPOLLIN);
+	while (!filter_unused)
+		loop_once();
+	exit(0);
+}
+
 int main(int argc, char **argv)
 {
 	static struct source listener_source = {.ready = listener_ready};
 	static struct source signal_source = {.ready = signal_ready};
 	static struct source command_source = {.ready = command_ready};
+	const char *adopted = NULL;
 	sigset_t mask;
 	int option, error;
 
-	while ((option = getopt(argc, argv, "+v")) == 'v')
-		verbose = true;
-	if (option != -1 || optind == argc) {
+	while ((option = getopt(argc, argv, "+va:k:")) != -1) {
+		verbose |= option == 'v';
+		adopted = option == 'a' ? optarg : adopted;
+		keeper = option == 'k' ? atoi(optarg) : keeper;
+		if (option == '?')
+			optind = argc;
+	}
+	if (!adopted && optind >= argc) {
 		complain("usage: tsi-agent [-v] -- COMMAND [ARGUMENT]...");
 		return EXIT_AGENT;
 	}
 	epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	if (epoll_fd < 0)
 		fail("epoll");
+	if (adopted)
+		adopt(adopted);
+	state_fd = state_create();
+	if (state_fd < 0 || state_map(state_fd))
+		fail("state");
 	error = control_start();
 	if (error) {
 		complain("no TSI service on the host: %s", strerror(error));

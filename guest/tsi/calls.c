@@ -12,11 +12,15 @@
 
 #define _GNU_SOURCE
 #include <errno.h>
+#include <limits.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/param.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
+
+#include <linux/sockios.h>
 
 #include "tsi.h"
 
@@ -171,30 +175,108 @@ static void handle_name(const struct call *call)
 }
 
 /**
- * handle_ioctl() - ioctl(FIONREAD): how much could be read
+ * count_bytes() - FIONREAD, and what is 0 if the kernel doesn't know
+ * @fd:		One of our sockets
+ * @request:	ioctl()
+ *
+ * A kernel that can't tell how much could be read is asked with MSG_PEEK. How
+ * much is on its way to the host no kernel before 6.16 tells.
+ *
+ * Returns: the value
+ */
+static int count_bytes(int fd, uint32_t request)
+{
+	static char peeked[SOCK_BUFFER_BYTES];
+	ssize_t len = 0;
+	int value;
+
+	if (ioctl(fd, request, &value) == 0)
+		return value;
+	if (request == FIONREAD)
+		len = recv(fd, peeked, sizeof(peeked), MSG_PEEK | MSG_DONTWAIT);
+	return len > 0 ? (int)len : 0;
+}
+
+/**
+ * handle_ioctl() - ioctl() about bytes, or about interfaces
  * @call:	The call
  *
- * A kernel that can't tell is asked with MSG_PEEK.
+ * A socket that asks about interfaces becomes one that can.
  */
 static void handle_ioctl(const struct call *call)
 {
-	static char peeked[SOCK_BUFFER_BYTES];
+	uint32_t request = (uint32_t)call->args[1];
 	uint64_t label;
 	int fd = ours(call, &label);
-	ssize_t len;
-	int value;
+	int value, error = 0;
 
 	if (fd < 0) {
 		reply_native(call->id);
 		return;
 	}
-	if (ioctl(fd, FIONREAD, &value)) {
-		len = recv(fd, peeked, sizeof(peeked), MSG_PEEK | MSG_DONTWAIT);
-		value = len > 0 ? (int)len : 0;
+	switch (request) {
+	case FIONREAD:
+	case SIOCOUTQ:
+	case SIOCOUTQNSD:
+	case SIOCATMARK:
+		value = count_bytes(fd, request);
+		error =
+		    target_write(call, call->args[2], &value, sizeof(value));
+		reply_error(call->id, error);
+		break;
+	default:
+		if (request >= SIOCADDRT && sock_local_port(fd) == NO_PORT)
+			error =
+			    swap_to_inet(call, (int)call->args[0], fd, label);
+		if (error)
+			reply_error(call->id, error);
+		else
+			reply_native(call->id);
+		break;
 	}
 	close(fd);
-	reply_error(call->id,
-		    target_write(call, call->args[2], &value, sizeof(value)));
+}
+
+/**
+ * wanted_bytes() - How much a recvfrom() or recvmsg() waits for
+ * @call:	The call
+ *
+ * Returns: bytes; 0 if that can't be read
+ */
+static uint64_t wanted_bytes(const struct call *call)
+{
+	struct iovec parts[IOV_MAX];
+	struct msghdr msg;
+	uint64_t sum = 0;
+
+	if (call->nr == SYS_recvfrom)
+		return call->args[2];
+	if (target_read(call, call->args[1], &msg, sizeof(msg)) ||
+	    msg.msg_iovlen > IOV_MAX ||
+	    target_read(call, (uintptr_t)msg.msg_iov, parts,
+			msg.msg_iovlen * sizeof(parts[0])))
+		return 0;
+	for (size_t i = 0; i < msg.msg_iovlen; i++)
+		sum += MIN(parts[i].iov_len, (size_t)UINT32_MAX);
+	return sum;
+}
+
+/**
+ * handle_receive() - recv(MSG_WAITALL) of much
+ * @call:	The call
+ */
+static void handle_receive(const struct call *call)
+{
+	uint64_t label, len = wanted_bytes(call);
+	int fd = -1;
+
+	if (len >= SOCK_BUFFER_BYTES)
+		fd = ours(call, &label);
+	if (fd >= 0) {
+		sock_make_room(fd, len);
+		close(fd);
+	}
+	reply_native(call->id);
 }
 
 /**
@@ -203,6 +285,7 @@ static void handle_ioctl(const struct call *call)
  */
 void call_dispatch(const struct call *call)
 {
+	state_begin(call);
 	switch (call->nr) {
 	case SYS_socket:
 		handle_socket(call);
@@ -227,8 +310,13 @@ void call_dispatch(const struct call *call)
 	case SYS_ioctl:
 		handle_ioctl(call);
 		break;
+	case SYS_recvfrom:
+	case SYS_recvmsg:
+		handle_receive(call);
+		break;
 	default: /* filter.c traps something that isn't handled here */
 		reply_native(call->id);
 		break;
 	}
+	state_end();
 }

@@ -202,12 +202,33 @@ static void connect_ours(const struct call *call, int fd, uint64_t label,
 }
 
 /**
+ * disconnect() - connect() to AF_UNSPEC
+ * @call:	The call
+ */
+static void disconnect(const struct call *call)
+{
+	int fd = target_fd(call, (int)call->args[0]), error = 0;
+	uint64_t label;
+
+	if (fd >= 0 && notify_valid(call->id) && sock_label(fd, &label)) {
+		if (sock_local_port(fd) != NO_PORT || (label & LABEL_ABORTED))
+			error =
+			    swap_to_fresh(call, (int)call->args[0], fd, label);
+		reply_error(call->id, error);
+	} else {
+		reply_native(call->id);
+	}
+	if (fd >= 0)
+		close(fd);
+}
+
+/**
  * connect_trapped() - connect()
  * @call:	The call
  */
 void connect_trapped(const struct call *call)
 {
-	struct sockaddr_storage sa = {0};
+	struct sockaddr_storage sa = {.ss_family = AF_MAX};
 	size_t len = (uint32_t)call->args[2];
 	struct destination dst;
 	uint64_t label = 0;
@@ -215,8 +236,15 @@ void connect_trapped(const struct call *call)
 
 	if (len > sizeof(struct sockaddr_in6))
 		len = sizeof(struct sockaddr_in6);
-	if (target_read(call, call->args[1], &sa, len) ||
-	    !decode(&sa, len, &dst)) {
+	if (target_read(call, call->args[1], &sa, len)) {
+		reply_native(call->id);
+		return;
+	}
+	if (sa.ss_family == AF_UNSPEC && len >= sizeof(sa.ss_family)) {
+		disconnect(call);
+		return;
+	}
+	if (!decode(&sa, len, &dst)) {
 		reply_native(call->id);
 		return;
 	}

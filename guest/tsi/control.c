@@ -11,10 +11,12 @@
  * connect() to the same place costs no message at all.
  *
  * The stream gives us a range of tokens, and the latest `window` registered
- * ones are good. They live in an array indexed by sequence number modulo the
+ * ones are good. They live in an array indexed by token modulo the
  * window: registering one more overwrites, and so forgets, the oldest. Tokens
  * are never given to another destination; when the range is used up, a new
- * stream brings a new range.
+ * stream brings a new range. A token's slot is its number modulo the window, so
+ * that tokens of a stream before keep theirs until they are overwritten: they
+ * can't be connected to any more, but connections that were have a peer's name.
  *
  * A failed connection comes as a reset, and its errno as a message here, by
  * the port that the socket connected from. Which of the two is seen first is
@@ -36,25 +38,12 @@
 #include "../tsi_protocol.h"
 #include "tsi.h"
 
-#define MAX_WINDOW 8192
-#define FAILURES   4096
-#define ANSWER_S   5	/* for the host to accept and greet us */
-#define SEND_S	   1	/* for room in the stream */
-#define RETRY_MS   1000 /* after a stream that could not be opened */
-#define MAX_ERRNO  4095
-#define NONE	   UINT32_MAX
-
-/**
- * struct route - A registered destination
- * @dst:	Destination
- * @token:	Its token; 0: slot is free
- * @next:	Next slot with the same hash, or NONE
- */
-struct route {
-	struct destination dst;
-	uint32_t token;
-	uint32_t next;
-};
+#define FAILURES  4096
+#define ANSWER_S  5    /* for the host to accept and greet us */
+#define SEND_S	  1    /* for room in the stream */
+#define RETRY_MS  1000 /* after a stream that could not be opened */
+#define MAX_ERRNO 4095
+#define NONE	  UINT32_MAX
 
 /**
  * struct failure - What a message said of a connection
@@ -72,7 +61,7 @@ struct failure {
  * @fd:		Socket, -1 if there is none
  * @retry_ms:	Not before then is another one tried
  * @welcome:	What the host granted
- * @used:	Tokens registered, of welcome.token_count
+ * @used:	Tokens registered or left out, of welcome.token_count
  * @in_len:	Bytes in @in
  * @in:		Start of a message that isn't here in full
  */
@@ -86,7 +75,7 @@ static struct control {
 	uint8_t in[sizeof(struct tsi_header) + 512];
 } control = {.fd = -1};
 
-static struct route routes[MAX_WINDOW];
+static struct route *routes; /* MAX_WINDOW of them, state.c has the memory */
 static uint32_t heads[MAX_WINDOW]; /* by hash: slot in routes[], or NONE */
 static struct failure failures[FAILURES];
 
@@ -152,7 +141,27 @@ static void route_forget(uint32_t token)
 
 	if (sequence < control.used &&
 	    control.used - sequence <= control.welcome.window)
-		route_unlink(sequence % control.welcome.window);
+		route_unlink(token % control.welcome.window);
+}
+
+/**
+ * first_free() - The slot after the one that was written last
+ *
+ * Returns: how many tokens of a new stream to leave out, so that those of the
+ *	one before are overwritten as late as can be
+ */
+static uint32_t first_free(void)
+{
+	uint32_t newest = 0, token = 0;
+
+	for (uint32_t slot = 0; slot < MAX_WINDOW; slot++)
+		if (routes[slot].token > token) {
+			token = routes[slot].token;
+			newest = slot + 1;
+		}
+	return (newest + control.welcome.window -
+		control.welcome.first_token % control.welcome.window) %
+	       control.welcome.window;
 }
 
 /* ---- the stream ---- */
@@ -313,7 +322,7 @@ static void stream_ready(struct source *source, uint32_t events)
 }
 
 /**
- * stream_open() - Open a stream and forget the routes of the one before
+ * stream_open() - Open a stream; none has a route yet
  *
  * Returns: 0, or an errno
  */
@@ -339,12 +348,13 @@ static int stream_open(void)
 		return error;
 	}
 
-	memset(routes, 0, sizeof(routes));
 	memset(heads, 0xff, sizeof(heads)); /* NONE */
 	if (control.welcome.window > MAX_WINDOW)
 		control.welcome.window = MAX_WINDOW;
 	sock_set_connect_timeout(control.welcome.connect_timeout_ms);
-	control.used = 0;
+	control.used = first_free();
+	if (control.used >= control.welcome.token_count)
+		control.used = 0;
 	control.fd = fd;
 	control.source.ready = stream_ready;
 	loop_add(&control.source, fd, EPOLLIN);
@@ -358,6 +368,7 @@ static int stream_open(void)
  */
 int control_start(void)
 {
+	routes = state_routes();
 	return stream_open();
 }
 
@@ -373,7 +384,7 @@ int control_start(void)
 static int route_add(const struct destination *dst, uint32_t *ret_token)
 {
 	uint32_t token = control.welcome.first_token + control.used;
-	uint32_t slot = control.used % control.welcome.window;
+	uint32_t slot = token % control.welcome.window;
 	uint32_t *head = &heads[hash(dst)];
 	bool v4 = IN6_IS_ADDR_V4MAPPED(&dst->address);
 	struct tsi_route msg = {
@@ -408,7 +419,7 @@ int control_token(const struct destination *dst, uint32_t *ret_token)
 {
 	uint32_t slot;
 
-	if (control.fd >= 0 && control.used == control.welcome.token_count)
+	if (control.fd >= 0 && control.used >= control.welcome.token_count)
 		stream_close("all its tokens are used, opening another");
 	if (control.fd < 0 &&
 	    (now_ms() < control.retry_ms || stream_open() != 0))
@@ -435,12 +446,11 @@ int control_token(const struct destination *dst, uint32_t *ret_token)
  */
 bool control_destination(uint32_t token, struct destination *ret_dst)
 {
-	uint32_t sequence = token - control.welcome.first_token;
 	const struct route *route;
 
 	if (!control.welcome.window)
 		return false;
-	route = &routes[sequence % control.welcome.window];
+	route = &routes[token % control.welcome.window];
 	if (route->token != token || token == 0)
 		return false;
 	*ret_dst = route->dst;

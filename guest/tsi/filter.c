@@ -47,7 +47,7 @@
 
 #define MAX_VALUES 4
 #define MAX_TESTS  3
-#define MAX_BPF	   160
+#define MAX_BPF	   192
 
 /* sys/socket.h gives SO_SNDTIMEO for our time_t only; programs use both */
 #define SNDTIMEO_OLD 21
@@ -100,8 +100,8 @@ static const struct rule rules[] = {
       {ANY_OF, 1, ~SOCK_FLAGS, 1, {SOCK_STREAM}},
       {ANY_OF, 2, 0, 2, {0, IPPROTO_TCP}}}},
     /* 110 is sizeof(struct sockaddr_un): what nearly every AF_UNIX connect()
-     * passes. A sockaddr_in has 16 bytes. */
-    {SYS_connect, 0, {{AT_LEAST, 2, 0, 1, {16}}, {NONE_OF, 2, 0, 1, {110}}}},
+     * passes. AF_UNSPEC, which disconnects, may have 2 bytes. */
+    {SYS_connect, 0, {{NONE_OF, 2, 0, 1, {110}}}},
     /* A listener, and what binds, is a TCP socket of the guest. */
     {SYS_bind, 0, {{0}}},
     {SYS_listen, 0, {{0}}},
@@ -125,8 +125,16 @@ static const struct rule rules[] = {
      0,
      {{ANY_OF, 1, 0, 1, {SOL_SOCKET}},
       {ANY_OF, 2, 0, 4, {SO_ERROR, SO_DOMAIN, SO_PROTOCOL, SO_REUSEPORT}}}},
-    /* vsock sockets answer FIONREAD since 6.16 only. */
-    {SYS_ioctl, 0, {{ANY_OF, 1, 0, 1, {FIONREAD}}}},
+    /* vsock sockets answer FIONREAD since 6.16 only. 0x89xx: SIOCATMARK and
+     * SIOCOUTQNSD, and what is asked of interfaces. */
+    {SYS_ioctl, 0, {{ANY_OF, 1, 0, 2, {FIONREAD, TIOCOUTQ}}}},
+    {SYS_ioctl, 0, {{ANY_OF, 1, ~0xffU, 1, {0x8900}}}},
+    /* MSG_WAITALL of more than the window holds fails with ENOMEM. */
+    {SYS_recvfrom,
+     0,
+     {{ANY_OF, 3, MSG_WAITALL, 1, {MSG_WAITALL}},
+      {AT_LEAST, 2, 0, 1, {SOCK_BUFFER_BYTES}}}},
+    {SYS_recvmsg, 0, {{ANY_OF, 2, MSG_WAITALL, 1, {MSG_WAITALL}}}},
     /* A ring's connect() and socket() can't be trapped: programs fall back. */
     {SYS_io_uring_setup, SECCOMP_RET_ERRNO | ENOSYS, {{0}}},
 };

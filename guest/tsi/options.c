@@ -13,6 +13,8 @@
  *   are even true: vsock never delays a byte.
  * - TAKEN: accepted without effect; reads give Linux's default.
  * - FIXED: can be read only.
+ * - ABSENT: EOPNOTSUPP, as a kernel says that has it switched off; programs
+ *   then do without it.
  *
  * What isn't in the table fails with ENOPROTOOPT, as an option does that a
  * kernel wasn't built with. Nothing pretends to do what it can't: no
@@ -22,6 +24,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/param.h>
 #include <sys/syscall.h>
@@ -29,13 +32,16 @@
 
 #include "tsi.h"
 
+#ifndef TCP_FASTOPEN_CONNECT
+#define TCP_FASTOPEN_CONNECT 30
+#endif
 #ifndef IP_BIND_ADDRESS_NO_PORT
 #define IP_BIND_ADDRESS_NO_PORT 24
 #endif
 
 #define USUAL_MSS 1460
 
-enum kind { KEPT, TAKEN, FIXED };
+enum kind { KEPT, TAKEN, FIXED, ABSENT };
 
 /**
  * struct option - A row of the table
@@ -76,6 +82,8 @@ static const struct option options[] = {
     {IPPROTO_TCP, TCP_QUICKACK, TAKEN, 0, 0, 1, 0},
     {IPPROTO_TCP, TCP_USER_TIMEOUT, TAKEN, 0, 0, 0, 0},
     {IPPROTO_TCP, TCP_NOTSENT_LOWAT, TAKEN, 0, 0, 0, 0},
+    {IPPROTO_TCP, TCP_FASTOPEN, TAKEN, 0, 0, 0, 0},
+    {IPPROTO_TCP, TCP_FASTOPEN_CONNECT, ABSENT, 0, 0, 0, 0},
     {IPPROTO_IP, IP_TOS, KEPT, LABEL_TOS_SHIFT, LABEL_TOS_BITS, 0, 0},
     {IPPROTO_IP, IP_TTL, TAKEN, 0, 0, 64, 0},
     {IPPROTO_IP, IP_MTU_DISCOVER, TAKEN, 0, 0, IP_PMTUDISC_WANT, 0},
@@ -162,6 +170,8 @@ static int set(const struct call *call, int fd, uint64_t label,
 		return EFAULT;
 	if (option->kind == FIXED)
 		return ENOPROTOOPT;
+	if (option->kind == ABSENT)
+		return EOPNOTSUPP;
 	if (option->kind == TAKEN)
 		return 0;
 	if (option->bits == 1)
@@ -205,9 +215,12 @@ static int get_tcp_info(const struct call *call, int fd)
 	    .tcpi_rcv_mss = USUAL_MSS,
 	    .tcpi_pmtu = 1500,
 	};
+	struct pollfd state = {.fd = fd, .events = POLLRDHUP};
 
-	if (sock_peer_port(fd) != NO_PORT)
-		info.tcpi_state = TCP_ESTABLISHED;
+	poll(&state, 1, 0);
+	if (sock_peer_port(fd) != NO_PORT && !(state.revents & POLLHUP))
+		info.tcpi_state = state.revents & POLLRDHUP ? TCP_CLOSE_WAIT
+							    : TCP_ESTABLISHED;
 	return option_reply(call, &info, sizeof(info));
 }
 
@@ -224,7 +237,7 @@ void setsockopt_trapped(const struct call *call)
 
 	if (fd < 0 || !notify_valid(call->id) || !sock_label(fd, &label)) {
 		reply_native(call->id);
-	} else if (level == SOL_SOCKET && name != SO_REUSEPORT) {
+	} else if (level == SOL_SOCKET && !find(level, name)) {
 		/* SO_SNDTIMEO: the kernel keeps it, connect() looks at it */
 		sock_set_label(fd, label | LABEL_SNDTIMEO);
 		reply_native(call->id);
@@ -299,4 +312,28 @@ void options_apply(int inet_fd, uint64_t label)
 			setsockopt(inet_fd, option->level, option->name, &value,
 				   sizeof(value));
 	}
+}
+
+/**
+ * options_kept() - What a TCP socket's options are in a label
+ * @inet_fd:	TCP socket
+ *
+ * Returns: the fields of KEPT options that aren't as usual
+ */
+uint64_t options_kept(int inet_fd)
+{
+	uint64_t label = 0;
+
+	for (size_t i = 0; i < sizeof(options) / sizeof(options[0]); i++) {
+		const struct option *option = &options[i];
+		int value;
+		socklen_t len = sizeof(value);
+
+		if (option->kind == KEPT &&
+		    !getsockopt(inet_fd, option->level, option->name, &value,
+				&len) &&
+		    value != option->usual && !(value >> option->bits))
+			label |= (uint64_t)value << option->shift;
+	}
+	return label;
 }

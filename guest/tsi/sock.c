@@ -20,8 +20,9 @@
  * of the TCP options that it may read back.
  *
  * Sockets get a larger receive buffer than vsock's usual 256 KiB: it is the
- * window for bytes from the host, and recv(MSG_WAITALL) of more than it holds
- * fails with ENOMEM, which TCP never does.
+ * window for bytes from the host. recv(MSG_WAITALL) of more than it holds fails
+ * with ENOMEM, which TCP never does, so that such a call enlarges it first
+ * (sock_make_room): the program has room for those bytes in any case.
  *
  * All else the kernel knows: whether a socket is connected and to which
  * token (getpeername), its local port (getsockname), its error.
@@ -57,6 +58,7 @@
 
 #define HELD_SOCKETS  16384 /* by timers, at most: 22 MiB */
 #define MIN_TIMEOUT_S 2	    /* but a connect has that long */
+#define BIND_TRIES    1000
 
 static uint32_t connect_timeout_s = 30;
 
@@ -229,6 +231,47 @@ int sock_connect(int fd, uint32_t port)
 	};
 
 	return connect(fd, (struct sockaddr *)&addr, sizeof(addr)) ? errno : 0;
+}
+
+/**
+ * sock_bind() - Bind to a port whose low half is given
+ * @fd:		One of our sockets, not bound
+ * @port:	What getsockname() will show
+ *
+ * The upper half makes it one that is free; a failure leaves the socket
+ * unbound, and the kernel chooses a port when it connects.
+ */
+void sock_bind(int fd, uint16_t port)
+{
+	static uint16_t high;
+	struct sockaddr_vm addr = {.svm_family = AF_VSOCK,
+				   .svm_cid = VMADDR_CID_ANY};
+
+	for (int i = 0; i < BIND_TRIES; i++) {
+		high = high % (UINT16_MAX - 1) + 1; /* 1 to 0xfffe */
+		addr.svm_port = (uint32_t)high << 16 | port;
+		if (!bind(fd, (struct sockaddr *)&addr, sizeof(addr)) ||
+		    errno != EADDRINUSE)
+			return;
+	}
+}
+
+/**
+ * sock_make_room() - Let a socket hold more received bytes
+ * @fd:		One of our sockets
+ * @len:	So many, at least
+ */
+void sock_make_room(int fd, uint64_t len)
+{
+	uint64_t size = 0;
+	socklen_t size_len = sizeof(size);
+
+	getsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_BUFFER_SIZE, &size, &size_len);
+	if (size > len)
+		return;
+	size = len < UINT32_MAX ? len + 1 : UINT32_MAX;
+	setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_BUFFER_SIZE, &size,
+		   sizeof(size));
 }
 
 /**

@@ -9,7 +9,8 @@
  * connect to somewhere else, so that it is a vsock socket; one that binds,
  * listens or connects to loopback turns out to be a TCP socket of the guest.
  * The reverse happens to a TCP socket that the program bound first and then
- * connects, or that it brought from before the agent.
+ * connects, or that it brought from before the agent. And a vsock socket can't
+ * be disconnected: connect(AF_UNSPEC) gives the program another one.
  *
  * A swap is visible in two places, and both are repaired:
  *
@@ -41,6 +42,10 @@
 
 #define MAX_HOLDERS	  16 /* descriptors of a process for one socket */
 #define MAX_REGISTRATIONS 32
+
+#ifndef SO_BINDTOIFINDEX
+#define SO_BINDTOIFINDEX 62
+#endif
 
 /**
  * struct holder - A descriptor of the process for the socket
@@ -294,8 +299,9 @@ static int exchange(const struct call *call, int num, int old_fd, int new_fd)
  */
 static void copy_options(int from, int to)
 {
-	static const int names[] = {SO_REUSEADDR, SO_KEEPALIVE, SO_OOBINLINE,
-				    SO_BROADCAST, SO_PRIORITY};
+	static const int names[] = {SO_REUSEADDR, SO_KEEPALIVE,
+				    SO_OOBINLINE, SO_BROADCAST,
+				    SO_PRIORITY,  SO_BINDTOIFINDEX};
 	static const int times[] = {SO_RCVTIMEO, SO_SNDTIMEO};
 	struct timeval limit;
 	struct linger linger;
@@ -422,15 +428,22 @@ bool swap_is_tcp(int fd)
  */
 int swap_to_vsock(const struct call *call, int num, int *fd)
 {
-	int family = AF_INET;
-	socklen_t len = sizeof(family);
-	int ours, error;
+	struct sockaddr_in6 name = {0};
+	socklen_t name_len = sizeof(name), len = sizeof(int);
+	int family = AF_INET, ours, error;
+	uint64_t label;
 
 	getsockopt(*fd, SOL_SOCKET, SO_DOMAIN, &family, &len);
 	ours = sock_create(family, sock_is_nonblocking(*fd));
 	if (ours < 0)
 		return errno;
 	copy_options(*fd, ours);
+	if (sock_label(ours, &label))
+		sock_set_label(ours, label | options_kept(*fd));
+	/* The port is in the same place for IPv4 */
+	if (!getsockname(*fd, (struct sockaddr *)&name, &name_len) &&
+	    name.sin6_port)
+		sock_bind(ours, ntohs(name.sin6_port));
 	error = exchange(call, num, *fd, ours);
 	if (error) {
 		close(ours);
@@ -439,4 +452,28 @@ int swap_to_vsock(const struct call *call, int num, int *fd)
 	close(*fd);
 	*fd = ours;
 	return 0;
+}
+
+/**
+ * swap_to_fresh() - Take a connection away from under its descriptors
+ * @call:	connect() to AF_UNSPEC
+ * @num:	Descriptor in the target
+ * @fd:		The socket, ours
+ * @label:	Its label
+ *
+ * Returns: 0, or an errno
+ */
+int swap_to_fresh(const struct call *call, int num, int fd, uint64_t label)
+{
+	int family = label & LABEL_V6 ? AF_INET6 : AF_INET;
+	int fresh = sock_create(family, sock_is_nonblocking(fd));
+	int error;
+
+	if (fresh < 0)
+		return errno;
+	copy_options(fd, fresh);
+	sock_set_label(fresh, label & ~(LABEL_UNREPORTED | LABEL_ABORTED));
+	error = exchange(call, num, fd, fresh);
+	close(fresh);
+	return error;
 }

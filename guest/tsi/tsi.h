@@ -3,14 +3,17 @@
  * tsi.h - what the parts of tsi-agent share
  *
  * Theory of operation of the whole: tsi-agent.c. Each part says on top what it
- *is for; dependencies point down this list.
+ * is for; dependencies point down this list.
  *
- *	tsi-agent.c		the command as a child, the event loop, exit
- *status calls.c		one handler per trapped system call options.c
- *socket options that a vsock socket hasn't got connect.c	connect() and
- *what is learnt of its outcome swap.c		put another socket under the
- *program's descriptor control.c	the stream to the host: tokens and
- *failures sock.c		the vsock sockets and the label each carries
+ *	tsi-agent.c	the command as a child, the event loop, exit status
+ *	calls.c		one handler per trapped system call
+ *	options.c	socket options that a vsock socket hasn't got
+ *	connect.c	connect() and what is learnt of its outcome
+ *	wait.c		trapped calls that are answered when more is known
+ *	swap.c		put another socket under the program's descriptor
+ *	control.c	the stream to the host: tokens and failures
+ *	sock.c		the vsock sockets and the label each carries
+ *	state.c		what outlives an agent
  *	notify.c	notifications: receive, look into the target, reply
  *	filter.c	which system calls are trapped
  */
@@ -89,6 +92,21 @@ int target_write(const struct call *call, uint64_t addr, const void *buf,
 int target_fd(const struct call *call, int fd);
 pid_t target_tgid(pid_t tid);
 
+/* ---- state.c ---- */
+
+#define MAX_WINDOW 8192 /* destinations that have a token */
+
+struct route;
+
+int state_create(void);
+int state_map(int fd);
+void state_begin(const struct call *call);
+void state_end(void);
+int state_wait(const struct call *call);
+void state_answered(int number);
+struct route *state_routes(void);
+void state_take_over(void (*resume)(const struct call *call));
+
 /* ---- sock.c ---- */
 
 /* Flags and fields of a label, see sock.c */
@@ -119,6 +137,8 @@ void sock_refill(void);
 bool sock_label(int fd, uint64_t *ret_label);
 void sock_set_label(int fd, uint64_t label);
 int sock_connect(int fd, uint32_t port);
+void sock_bind(int fd, uint16_t port);
+void sock_make_room(int fd, uint64_t len);
 int sock_settle(int fd);
 uint32_t sock_local_port(int fd);
 uint32_t sock_peer_port(int fd);
@@ -138,6 +158,18 @@ struct destination {
 	uint16_t port;
 };
 
+/**
+ * struct route - A registered destination
+ * @dst:	Destination
+ * @token:	Its token; 0: slot is free
+ * @next:	Next slot with the same hash, or NONE
+ */
+struct route {
+	struct destination dst;
+	uint32_t token;
+	uint32_t next;
+};
+
 int control_start(void);
 int control_token(const struct destination *dst, uint32_t *ret_token);
 bool control_destination(uint32_t token, struct destination *ret_dst);
@@ -148,6 +180,7 @@ struct in6_addr control_pod_address(bool v4);
 
 int swap_to_inet(const struct call *call, int num, int fd, uint64_t label);
 int swap_to_vsock(const struct call *call, int num, int *fd);
+int swap_to_fresh(const struct call *call, int num, int fd, uint64_t label);
 bool swap_is_tcp(int fd);
 
 /* ---- wait.c ---- */
@@ -157,6 +190,7 @@ void tell_failure(const struct call *call, int fd, int error);
 void wait_for_outcome(const struct call *call, int fd, uint64_t label,
 		      bool resumed);
 void wait_failure_arrived(uint32_t guest_port);
+void wait_resume(const struct call *call);
 void wait_drop_stale(void);
 int wait_timeout_ms(void);
 void wait_tick(void);
@@ -172,6 +206,7 @@ void setsockopt_trapped(const struct call *call);
 void getsockopt_trapped(const struct call *call);
 int option_reply(const struct call *call, const void *value, size_t len);
 void options_apply(int inet_fd, uint64_t label);
+uint64_t options_kept(int inet_fd);
 
 /* ---- calls.c ---- */
 

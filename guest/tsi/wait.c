@@ -47,6 +47,7 @@
  * @guest_port:	Whose FAILED message is awaited
  * @deadline_ms: When to give up
  * @resumed:	The label says LABEL_UNREPORTED
+ * @number:	state_wait()'s
  */
 struct waiter {
 	struct source source;
@@ -57,6 +58,7 @@ struct waiter {
 	uint32_t guest_port;
 	int64_t deadline_ms;
 	bool resumed;
+	int number;
 };
 
 LIST_HEAD(waiter_list, waiter);
@@ -71,7 +73,7 @@ static int64_t next_look_ms; /* meaningful while there are waiters */
  * @call:	Call
  * @deadline_ms: When to give up, or NEVER_MS
  *
- * Returns: the waiter, on no list; NULL if out of memory
+ * Returns: the waiter, on no list; NULL if there are too many
  */
 static struct waiter *waiter_new(const struct call *call, int64_t deadline_ms)
 {
@@ -80,6 +82,11 @@ static struct waiter *waiter_new(const struct call *call, int64_t deadline_ms)
 
 	if (!waiter)
 		return NULL;
+	waiter->number = state_wait(call);
+	if (waiter->number < 0) {
+		free(waiter);
+		return NULL;
+	}
 	waiter->call = *call;
 	memcpy(waiter->args, call->args, sizeof(waiter->args));
 	waiter->call.args = waiter->args;
@@ -117,6 +124,7 @@ static void waiter_release(struct waiter *waiter)
 static void waiter_free(struct waiter *waiter)
 {
 	LIST_REMOVE(waiter, link);
+	state_answered(waiter->number);
 	waiter_release(waiter);
 	waiters--;
 	loop_bury(&waiter->source);
@@ -325,6 +333,23 @@ static void look_at_all(struct waiter_list *list, int64_t now)
 		if (look_at(waiter, now) && waiter->deadline_ms < next_look_ms)
 			next_look_ms = waiter->deadline_ms;
 	}
+}
+
+/**
+ * wait_resume() - Handle a call that waited in the agent before this one
+ * @call:	connect() or getsockopt(SO_ERROR)
+ *
+ * The program hasn't heard of the outcome, which may be there by now.
+ */
+void wait_resume(const struct call *call)
+{
+	int fd = target_fd(call, (int)call->args[0]);
+
+	if (fd >= 0) {
+		owe(fd, true);
+		close(fd);
+	}
+	call_dispatch(call);
 }
 
 /**

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 AGENT = """#!/bin/sh
-shift
+shift 3 # -k SOCKET --
 case $1 in
 fail) echo "other text" >&2; echo "tsi-agent: no listener" >&2; exit 125;;
 die) kill -SEGV $$;;

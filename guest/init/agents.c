@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * agents.c - an agent for every filter that has users, whatever becomes of one
+ *
+ * Theory of operation
+ * ===================
+ *
+ * An agent that runs a command sends us the listener of the command's filter,
+ * its state, and the command's process id (tsi-agent -k). We never look into
+ * the socket while the agent lives: the message waits there, and descriptors in
+ * a message are open. So a trapped call never fails for want of an agent, it
+ * waits for the next one.
+ *
+ * When an agent ends, killed or because its command has ended, and processes
+ * are left under the filter, another one takes over (tsi-agent -a). One that
+ * ends time after time right after its start is given up: its listener is
+ * closed, and the filter's calls fail with ENOSYS from then on.
+ */
+
+#define _GNU_SOURCE
+#include "agents.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/queue.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#define QUICK_S	  1 /* an agent that ends so soon... */
+#define MAX_QUICK 5 /* ...so many times in a row is given up */
+
+/**
+ * struct agent - A filter's agent
+ * @link:	In agents
+ * @pid:	Its process
+ * @sock:	Where its message comes, -1 once it was read
+ * @listener:	The filter's, -1 before
+ * @state:	What agents hand on, -1 before
+ * @started_s:	When
+ * @quick:	How many have ended too soon in a row
+ */
+struct agent {
+	LIST_ENTRY(agent) link;
+	pid_t pid;
+	int sock;
+	int listener;
+	int state;
+	time_t started_s;
+	int quick;
+};
+
+static LIST_HEAD(, agent) agents = LIST_HEAD_INITIALIZER(agents);
+
+/**
+ * now_s() - The time
+ *
+ * Returns: s since some moment
+ */
+static time_t now_s(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec;
+}
+
+/**
+ * agents_prepare() - Make the socket that an agent sends its message over
+ * @ret_theirs:	Its end, open across exec
+ *
+ * Returns: our end; -1 with errno set otherwise
+ */
+int agents_prepare(int *ret_theirs)
+{
+	int socks[2];
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, socks))
+		return -1;
+	fcntl(socks[1], F_SETFD, 0);
+	*ret_theirs = socks[1];
+	return socks[0];
+}
+
+/**
+ * agents_add() - Look after an agent
+ * @pid:	Its process
+ * @sock:	From agents_prepare(); ours from here on
+ *
+ * Returns: false, with @sock closed, if out of memory
+ */
+bool agents_add(pid_t pid, int sock)
+{
+	struct agent *agent = malloc(sizeof(*agent));
+
+	if (!agent) {
+		close(sock);
+		return false;
+	}
+	*agent = (struct agent){.pid = pid,
+				.sock = sock,
+				.listener = -1,
+				.state = -1,
+				.started_s = now_s()};
+	LIST_INSERT_HEAD(&agents, agent, link);
+	return true;
+}
+
+/**
+ * forget() - Forget an agent
+ * @agent:	Agent
+ */
+static void forget(struct agent *agent)
+{
+	const int fds[] = {agent->sock, agent->listener, agent->state};
+
+	for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
+		if (fds[i] >= 0)
+			close(fds[i]);
+	LIST_REMOVE(agent, link);
+	free(agent);
+}
+
+/**
+ * read_message() - Take what an agent sent
+ * @agent:	Agent
+ *
+ * Returns: its command; 0 if it sent nothing: no command was started
+ */
+static pid_t read_message(struct agent *agent)
+{
+	union {
+		struct cmsghdr header;
+		char space[CMSG_SPACE(2 * sizeof(int))];
+	} control;
+	pid_t command = 0;
+	struct iovec iov = {.iov_base = &command, .iov_len = sizeof(command)};
+	struct msghdr msg = {.msg_iov = &iov,
+			     .msg_iovlen = 1,
+			     .msg_control = &control,
+			     .msg_controllen = sizeof(control)};
+	int fds[2];
+
+	if (recvmsg(agent->sock, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC) !=
+		(ssize_t)sizeof(command) ||
+	    msg.msg_controllen < CMSG_LEN(sizeof(fds)))
+		return 0;
+	memcpy(fds, CMSG_DATA(&control.header), sizeof(fds));
+	agent->listener = fds[0];
+	agent->state = fds[1];
+	close(agent->sock);
+	agent->sock = -1;
+	return command;
+}
+
+/**
+ * is_used() - Is anybody left under an agent's filter?
+ * @agent:	Agent
+ *
+ * Returns: true if so
+ */
+static bool is_used(const struct agent *agent)
+{
+	struct pollfd state = {.fd = agent->listener};
+
+	poll(&state, 1, 0);
+	return !(state.revents & POLLHUP);
+}
+
+/**
+ * start_next() - Start an agent that takes over
+ * @agent:	The one that has ended; names the new one from here on
+ *
+ * Returns: false if that isn't possible
+ */
+static bool start_next(struct agent *agent)
+{
+	char fds[32];
+	sigset_t none;
+
+	snprintf(fds, sizeof(fds), "%d,%d", agent->listener, agent->state);
+	agent->started_s = now_s();
+	agent->pid = fork();
+	if (agent->pid == 0) {
+		fcntl(agent->listener, F_SETFD, 0);
+		fcntl(agent->state, F_SETFD, 0);
+		setsid();
+		sigemptyset(&none);
+		sigprocmask(SIG_SETMASK, &none, NULL);
+		execl(AGENT, AGENT, "-a", fds, (char *)NULL);
+		_exit(127);
+	}
+	return agent->pid > 0;
+}
+
+/**
+ * agents_ended() - A process has ended
+ * @pid:	Process
+ * @ret_command: The agent's command if it was started by us, with a command;
+ *		else unchanged
+ *
+ * Returns: what that means
+ */
+enum agents_end agents_ended(pid_t pid, pid_t *ret_command)
+{
+	struct agent *agent;
+
+	LIST_FOREACH(agent, &agents, link)
+	if (agent->pid == pid)
+		break;
+	if (!agent)
+		return AGENTS_NOT;
+	if (agent->sock >= 0)
+		*ret_command = read_message(agent);
+	if (agent->listener < 0 || !is_used(agent)) {
+		forget(agent);
+		return AGENTS_OVER;
+	}
+	if (now_s() - agent->started_s > QUICK_S)
+		agent->quick = 0;
+	if (agent->quick++ < MAX_QUICK && start_next(agent))
+		return AGENTS_NEXT;
+	forget(agent);
+	return AGENTS_LOST;
+}

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * state.c - what outlives an agent: the calls it owes an answer, names of
+ * tokens
+ *
+ * Theory of operation
+ * ===================
+ *
+ * The seccomp listener outlives the agent, because whoever started it (init)
+ * holds it, too. New calls then wait in the kernel for the next agent. But a
+ * call that was received and not answered is nowhere but in the agent that
+ * received it: the kernel doesn't give it out twice, and its thread would sleep
+ * for ever. So these calls are kept in shared memory, a memfd that goes with
+ * the listener, and the next agent takes them over:
+ *
+ * - The call that was being handled is answered with an error. It may be what
+ *   the agent died of, so it isn't tried again.
+ * - Calls that waited (wait.c) are handled as if they were made just now: their
+ *   sockets are connecting, and a connect() of such a socket waits on.
+ *
+ * Destinations of tokens are there as well, for getpeername() of connections
+ * that the agent before this one made.
+ */
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "tsi.h"
+
+#define MAX_KEPT 16384
+
+/**
+ * struct kept - A call
+ * @used:	Whether there is one
+ * @tid:	As in struct call, like the others
+ * @nr:		"
+ * @id:		"
+ * @args:	"
+ */
+struct kept {
+	bool used;
+	pid_t tid;
+	int nr;
+	uint64_t id;
+	uint64_t args[6];
+};
+
+/**
+ * struct state - The shared memory
+ * @current:	The call that is being handled
+ * @waiting:	Calls that wait
+ * @routes:	control.c's
+ */
+struct state {
+	struct kept current;
+	struct kept waiting[MAX_KEPT];
+	struct route routes[MAX_WINDOW];
+};
+
+static struct state *state;
+static unsigned last; /* slot of waiting[] that was taken last */
+
+/**
+ * state_create() - Make the memory
+ *
+ * Returns: memfd, -1 with errno set otherwise
+ */
+int state_create(void)
+{
+	int fd = memfd_create("tsi-agent", MFD_CLOEXEC);
+
+	if (fd >= 0 && ftruncate(fd, sizeof(*state))) {
+		close(fd);
+		return -1;
+	}
+	return fd;
+}
+
+/**
+ * state_map() - Use the memory
+ * @fd:		From state_create(), perhaps of the agent before this one
+ *
+ * Returns: 0, or -1 with errno set
+ */
+int state_map(int fd)
+{
+	void *memory = mmap(NULL, sizeof(*state), PROT_READ | PROT_WRITE,
+			    MAP_SHARED, fd, 0);
+
+	if (memory == MAP_FAILED)
+		return -1;
+	state = memory;
+	return 0;
+}
+
+/**
+ * keep() - Write a call down
+ * @kept:	Where
+ * @call:	Call
+ */
+static void keep(struct kept *kept, const struct call *call)
+{
+	kept->tid = call->tid;
+	kept->nr = call->nr;
+	kept->id = call->id;
+	memcpy(kept->args, call->args, sizeof(kept->args));
+	__atomic_store_n(&kept->used, true, __ATOMIC_RELEASE);
+}
+
+/**
+ * state_begin() - A call is being handled from here on
+ * @call:	Call
+ */
+void state_begin(const struct call *call)
+{
+	keep(&state->current, call);
+}
+
+/**
+ * state_end() - It is answered, or waits
+ */
+void state_end(void)
+{
+	__atomic_store_n(&state->current.used, false, __ATOMIC_RELEASE);
+}
+
+/**
+ * state_wait() - A call waits from here on
+ * @call:	Call
+ *
+ * Returns: number for state_answered(), -1 if too many do
+ */
+int state_wait(const struct call *call)
+{
+	for (unsigned i = 0; i < MAX_KEPT; i++) {
+		last = (last + 1) % MAX_KEPT;
+		if (state->waiting[last].used)
+			continue;
+		keep(&state->waiting[last], call);
+		return (int)last;
+	}
+	return -1;
+}
+
+/**
+ * state_answered() - It doesn't wait any more
+ * @number:	From state_wait()
+ */
+void state_answered(int number)
+{
+	__atomic_store_n(&state->waiting[number].used, false, __ATOMIC_RELEASE);
+}
+
+/**
+ * state_routes() - Memory for control.c
+ *
+ * Returns: MAX_WINDOW routes
+ */
+struct route *state_routes(void)
+{
+	return state->routes;
+}
+
+/**
+ * state_take_over() - Answer what the agent before this one didn't
+ * @resume:	Called with each call that waited
+ */
+void state_take_over(void (*resume)(const struct call *call))
+{
+	struct kept current = state->current;
+
+	state_end();
+	if (current.used && notify_valid(current.id))
+		reply_error(current.id,
+			    current.nr == SYS_connect ? ENETUNREACH : ENOBUFS);
+	for (unsigned i = 0; i < MAX_KEPT; i++) {
+		struct kept kept = state->waiting[i];
+		struct call call = {.id = kept.id,
+				    .tid = kept.tid,
+				    .nr = kept.nr,
+				    .args = kept.args};
+
+		if (!kept.used)
+			continue;
+		state_answered((int)i);
+		if (notify_valid(kept.id))
+			resume(&call);
+	}
+}
