@@ -5,7 +5,7 @@ gives; the two traces have to agree line by line, but for the differences that
 `tsi_compat.toml` declares, with their reasons. A difference that no longer shows is a
 fault as well. The document is that table.
 
-    python -m tests.vm.tsi_compat            write docs/tsi-compat.md
+    make compat-doc            write docs/tsi-compat.md
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ native TCP (guest program to guest program, over `lo`) and over TSI (guest progr
 host), by the same binary on the same kernel. `tests/vm/test_tsi_differential.py`
 compares return values, errnos, poll events and option values call by call, and what the
 peer saw; what differs is in the table, and nothing else does. Written by
-`python -m tests.vm.tsi_compat` from `tests/vm/tsi_compat.toml`, guest kernel Linux 6.1.
+`make compat-doc` from `tests/vm/tsi_compat.toml`, guest kernel Linux 6.1.
 """
 
 

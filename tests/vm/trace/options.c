@@ -297,6 +297,17 @@ static void names(void)
 	trace_text("peer sees the port", "%d", peer("port") == local_port(fd));
 }
 
+static void names_half_closed(void)
+{
+	struct sockaddr_in name;
+	socklen_t len = sizeof(name);
+	int fd = connected();
+
+	TRACE("shutdown", shutdown(fd, SHUT_WR));
+	TRACE("getsockname", getsockname(fd, (struct sockaddr *)&name, &len));
+	TRACE("getpeername", getpeername(fd, (struct sockaddr *)&name, &len));
+}
+
 static void names_after_the_end(void)
 {
 	struct sockaddr_in name;
@@ -329,6 +340,7 @@ const struct test_case option_cases[] = {
     CASE(at_mark),
     CASE(interfaces),
     CASE(names),
+    CASE(names_half_closed),
     CASE(names_after_the_end),
     {0},
 };
