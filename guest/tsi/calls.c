@@ -155,6 +155,8 @@ static void handle_name(const struct call *call)
 		local_name(fd, label & LABEL_V6, &name);
 	} else {
 		token = sock_peer_port(fd);
+		if (token == NO_PORT)
+			token = sock_half_closed_peer(fd);
 		if (token == NO_PORT || !control_destination(token, &name))
 			error = ENOTCONN;
 	}

@@ -218,7 +218,11 @@ static int get_tcp_info(const struct call *call, int fd)
 	struct pollfd state = {.fd = fd, .events = POLLRDHUP};
 
 	poll(&state, 1, 0);
-	if (sock_peer_port(fd) != NO_PORT && !(state.revents & POLLHUP))
+	if (sock_peer_port(fd) == NO_PORT)
+		info.tcpi_state = sock_half_closed_peer(fd) != NO_PORT
+				      ? TCP_FIN_WAIT2
+				      : TCP_CLOSE;
+	else if (!(state.revents & POLLHUP))
 		info.tcpi_state = state.revents & POLLRDHUP ? TCP_CLOSE_WAIT
 							    : TCP_ESTABLISHED;
 	return option_reply(call, &info, sizeof(info));

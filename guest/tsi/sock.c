@@ -44,11 +44,17 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/tcp.h>
+#include <poll.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <sys/time.h>
 #include <unistd.h>
 
+#include <linux/netlink.h>
+#include <linux/sock_diag.h>
 #include <linux/vm_sockets.h>
+#include <linux/vm_sockets_diag.h>
 
 #include "../tsi_protocol.h"
 #include "tsi.h"
@@ -59,6 +65,7 @@
 #define HELD_SOCKETS  16384 /* by timers, at most: 22 MiB */
 #define MIN_TIMEOUT_S 2	    /* but a connect has that long */
 #define BIND_TRIES    1000
+#define DIAG_BYTES    32768 /* the largest part that the kernel sends */
 
 static uint32_t connect_timeout_s = 30;
 
@@ -332,6 +339,86 @@ uint32_t sock_peer_port(int fd)
 	if (getpeername(fd, (struct sockaddr *)&addr, &len))
 		return NO_PORT;
 	return addr.svm_port;
+}
+
+/**
+ * diag_answer() - Look for a socket in a part of the kernel's list
+ * @part:	Netlink messages
+ * @len:	Bytes of them
+ * @inode:	The socket's
+ * @ret_port:	Set to its peer's port if it is there and established
+ *
+ * Returns: false if no part follows
+ */
+static bool diag_answer(const void *part, size_t len, uint32_t inode,
+			uint32_t *ret_port)
+{
+	const struct nlmsghdr *header = part;
+
+	for (; NLMSG_OK(header, len); header = NLMSG_NEXT(header, len)) {
+		const struct vsock_diag_msg *msg = NLMSG_DATA(header);
+
+		if (header->nlmsg_type == NLMSG_DONE ||
+		    header->nlmsg_type == NLMSG_ERROR)
+			return false;
+		if (header->nlmsg_len >= NLMSG_LENGTH(sizeof(*msg)) &&
+		    msg->vdiag_ino == inode &&
+		    msg->vdiag_state == TCP_ESTABLISHED)
+			*ret_port = msg->vdiag_dst_port;
+	}
+	return true;
+}
+
+/**
+ * diag_peer_port() - A socket's peer, from the kernel's list of vsock sockets
+ * @inode:	The socket's
+ *
+ * Returns: the port; NO_PORT if it isn't connected, or there is no such list
+ */
+static uint32_t diag_peer_port(uint32_t inode)
+{
+	const struct {
+		struct nlmsghdr header;
+		struct vsock_diag_req req;
+	} ask = {
+	    .header = {.nlmsg_len = sizeof(ask),
+		       .nlmsg_type = SOCK_DIAG_BY_FAMILY,
+		       .nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP},
+	    .req = {.sdiag_family = AF_VSOCK, .vdiag_states = UINT32_MAX},
+	};
+	static char part[DIAG_BYTES] __attribute__((aligned(NLMSG_ALIGNTO)));
+	uint32_t port = NO_PORT;
+	ssize_t len;
+	int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
+
+	if (fd < 0)
+		return NO_PORT;
+	if (send(fd, &ask, sizeof(ask), 0) == (ssize_t)sizeof(ask))
+		do
+			len = recv(fd, part, sizeof(part), 0);
+		while (len > 0 && diag_answer(part, (size_t)len, inode, &port));
+	close(fd);
+	return port;
+}
+
+/**
+ * sock_half_closed_peer() - The other end of a socket whose own end is closed
+ * @fd:		One of our sockets for which sock_peer_port() knows none
+ *
+ * The kernel's getpeername() doesn't tell after a shutdown(), TCP's does.
+ *
+ * Returns: the token; NO_PORT if it isn't such a socket
+ */
+uint32_t sock_half_closed_peer(int fd)
+{
+	struct pollfd state = {.fd = fd};
+	struct stat status;
+
+	poll(&state, 1, 0);
+	if (state.revents & (POLLHUP | POLLERR) ||
+	    sock_local_port(fd) == NO_PORT || fstat(fd, &status))
+		return NO_PORT;
+	return diag_peer_port((uint32_t)status.st_ino);
 }
 
 /**

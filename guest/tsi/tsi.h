@@ -142,6 +142,7 @@ void sock_make_room(int fd, uint64_t len);
 int sock_settle(int fd);
 uint32_t sock_local_port(int fd);
 uint32_t sock_peer_port(int fd);
+uint32_t sock_half_closed_peer(int fd);
 bool sock_is_nonblocking(int fd);
 void sock_set_nonblocking(int fd, bool on);
 void sock_set_connect_timeout(uint32_t timeout_ms);

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.vm
 
 PORT = "7100"
 CASES = {case.name: case for section in tsi_compat.load() for case in section.cases}
-RUN_S = 400
+RUN_S = 600
 NATIVE = f"""
 ip addr add {HOST4}/32 dev lo
 ip addr add {HOST6}/128 dev lo

@@ -34,6 +34,10 @@ host), by the same binary on the same kernel. `tests/vm/test_tsi_differential.py
 compares return values, errnos, poll events and option values call by call, and what the
 peer saw; what differs is in the table, and nothing else does. Written by
 `make compat-doc` from `tests/vm/tsi_compat.toml`, guest kernel Linux 6.1.
+
+Not intercepted, so that no row is about it: system calls of 32-bit programs and of
+io_uring (io_uring_setup() fails with ENOSYS, and programs fall back), MPTCP, SCTP, raw
+sockets.
 """
 
 

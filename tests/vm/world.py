@@ -31,6 +31,7 @@ POD4, POD6 = "10.0.0.5", "fd00::5"
 ECHO, SLOW, HTTP, SILENT = 7007, 7500, 8080, 9999
 DISCARD: Final = ("198.18.0.1", 9)
 SLOW_S = 0.5
+READY_S = 180.0
 NETWORK: Final = f"""
 ip link set lo up
 ip addr add {HOST4}/32 dev lo
@@ -176,7 +177,7 @@ class World:
                 Guest(self._uds_path, console=self._spec.console)
             )
             self.machine = await stack.enter_async_context(Machine(self._spec))
-            await self.machine.watch(self.guest.ready())
+            await self.machine.watch(self.guest.ready(READY_S))
             self._ready.set()
             await self._stop.wait()
 

@@ -19,7 +19,8 @@
 
 #include "trace.h"
 
-#define BULK (3L << 20) /* more than a vsock window */
+#define BULK	   (3L << 20) /* more than a vsock window */
+#define IDLE_TRIES 25	      /* of 20 ms each */
 
 static char bulk[BULK];
 
@@ -295,11 +296,14 @@ static void receive_interrupted(void)
 	TRACE("recv", recv(fd, bulk, 1, 0));
 }
 
-/* Write until there is no room */
+/* Write until there is no room, and none comes either */
 static void fill(int fd)
 {
-	while (send(fd, bulk, sizeof(bulk), MSG_DONTWAIT) > 0)
-		pause_ms(10);
+	for (int idle = 0; idle < IDLE_TRIES; idle++) {
+		if (send(fd, bulk, sizeof(bulk), MSG_DONTWAIT) > 0)
+			idle = 0;
+		pause_ms(20);
+	}
 }
 
 static void no_room(void)

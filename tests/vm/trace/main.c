@@ -38,7 +38,7 @@
 
 #include "trace.h"
 
-#define CASE_S 40 /* longest that one case may take */
+#define CASE_S 150 /* longest that one case may take */
 #define SETTLE_MS                                                              \
 	50 /* for what comes after the events that were waited for             \
 	    */
