@@ -50,6 +50,16 @@ guests with a kernel of the same series: siblings of one `vhost-user-vsock`. Wri
 def pytest_addoption(parser):
     parser.addoption("--write-frontends", metavar="FILE", type=Path)
     parser.addoption("--write-vsock-test", metavar="FILE", type=Path)
+    parser.addoption(
+        "--nightly", action="store_true", help="tests of large images, too"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--nightly"):
+        gone = [item for item in items if item.get_closest_marker("nightly")]
+        items[:] = [item for item in items if item not in gone]
+        config.hook.pytest_deselected(items=gone)
 
 
 @pytest.fixture(scope="session")
@@ -89,6 +99,12 @@ def base_image():
 def apps_image():
     """The base image with curl and python3."""
     return images.build("apps")
+
+
+@pytest.fixture(scope="session")
+def services_image():
+    """The base image with servers and clients as Debian has them."""
+    return images.build("services")
 
 
 @pytest.fixture(scope="session")

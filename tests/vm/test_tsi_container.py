@@ -1,0 +1,135 @@
+"""TSI reaches every process of a container, whatever it is linked with or runs as."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fastpath.vm import images, packages
+from tests.vm.world import ECHO, HOST4, HOST6, HTTP, open_world
+
+pytestmark = pytest.mark.vm
+
+HERE = Path(__file__).parent
+SOURCE = HERE / "tsi_setuid.c"
+FETCH = f"wget -q -O - http://{HOST4}:{HTTP}/"
+MUSL = "lib/x86_64-linux-musl"
+BECOME = "import os, sys; os.setuid(65534); os.execv(sys.argv[1], sys.argv[1:])"
+NOBODY = f"python3 -c '{BECOME}'"
+
+
+@pytest.fixture(scope="module")
+def musl(tmp_path_factory):
+    """Debian's musl, unpacked."""
+    root = tmp_path_factory.mktemp("musl")
+    archive = packages.Archive(images.cache_directory(), "bookworm")
+    if not archive.has_lists():
+        archive.update()
+    found = [each for each in archive.resolve(["musl-dev"]) if "musl" in each.name]
+    for deb in archive.fetch(found, lambda _share: None):
+        subprocess.run(["dpkg-deb", "-x", deb, root], check=True)
+    return root
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory, musl):
+    """The program in each way it can be linked: path in the guest -> file."""
+    out = tmp_path_factory.mktemp("programs")
+    lib, libc = musl / "usr" / MUSL, musl / MUSL / "libc.so"
+    headers = f"-isystem{musl}/usr/include/x86_64-linux-musl"
+    with_musl: list[str | Path] = [
+        "-nostdinc",
+        headers,
+        "-nostdlib",
+        lib / "crt1.o",
+        lib / "crti.o",
+    ]
+    ways: dict[str, list[str | Path]] = {
+        "glibc_static": ["-static", SOURCE],
+        "glibc_dynamic": [SOURCE],
+        "musl_static": ["-static", *with_musl, SOURCE, lib / "libc.a", lib / "crtn.o"],
+        "musl_dynamic": [
+            *(*with_musl, SOURCE, f"-L{libc.parent}", "-l:libc.so", lib / "crtn.o"),
+            "-Wl,--dynamic-linker=/lib/ld-musl-x86_64.so.1",
+        ],
+    }
+    for name, options in ways.items():
+        command = ["cc", "-O2", "-w", "-fno-pie", "-no-pie", "-o", out / name, *options]
+        subprocess.run(command, check=True)
+    found = {f"/bin/{name}": out / name for name in ways}
+    return found | {"/lib/ld-musl-x86_64.so.1": libc}
+
+
+@pytest.fixture(scope="module")
+def world(apps_image, accelerator, programs, namespace):
+    with open_world(apps_image, accelerator, programs, namespace) as there:
+        yield there
+
+
+LINKED = ("glibc_static", "glibc_dynamic", "musl_static", "musl_dynamic")
+
+
+@pytest.mark.parametrize("name", LINKED)
+@pytest.mark.parametrize("host", [HOST4, HOST6])
+def test_programs_connect_however_they_are_linked(world, name, host):
+    assert world.run(name, host, str(ECHO)) == (0, "0 0 ping\n")
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_a_setuid_program_keeps_its_right_and_connects(world, name):
+    there = f"/tmp/{name}_setuid"
+    script = f"cp /bin/{name} {there}; chmod 4755 {there}; {NOBODY} {there}"
+    assert world.sh(f"{script} {HOST4} {ECHO}") == (0, "65534 0 ping\n")
+
+
+def test_another_user_connects(world):
+    assert world.sh(f"{NOBODY} /bin/glibc_dynamic {HOST4} {ECHO}") == (
+        0,
+        "65534 65534 ping\n",
+    )
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param("unshare -n", id="network-namespace"),
+        pytest.param("unshare -p -f", id="pid-namespace"),
+        pytest.param("unshare -p -f unshare -p -f", id="pid-namespaces"),
+        pytest.param("unshare -m -n -p -u -i -f", id="all-of-a-container"),
+        pytest.param("unshare -U -r", id="user-namespace"),
+        pytest.param("unshare -U -r -n -p -f", id="rootless-container"),
+        pytest.param("chroot /", id="chroot"),
+        pytest.param("setsid", id="session"),
+        pytest.param("env -i PATH=/bin:/usr/bin", id="no-environment"),
+    ],
+)
+def test_children_connect_wherever_they_are(world, way):
+    assert world.sh(f"{way} {FETCH}") == (0, "hello\n")
+
+
+LOCAL = """
+import socket, sys
+server = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(server.getsockname())
+there, address = server.accept()
+assert address == client.getsockname()
+client.sendall(b"x")
+assert there.recv(1) == b"x"
+print("local")
+"""
+
+
+def test_loopback_of_another_network_namespace_is_its_own(world):
+    script = f"unshare -n sh -c 'ip link set lo up; python3 -c \"$0\"' '{LOCAL}'"
+    assert world.sh(script) == (0, "local\n")
+
+
+def test_a_daemon_that_outlives_the_command_connects(world):
+    """A grandchild that no one waits for, after its agent has ended."""
+    daemon = f"sleep 1; {FETCH} > /tmp/daemon 2>&1"
+    script = f"setsid sh -c '{daemon}' > /dev/null 2>&1 < /dev/null & exit 3"
+    assert world.sh(script)[0] == 3
+    script = "for i in 1 2 3 4 5 6; do [ -s /tmp/daemon ] || sleep 1; done"
+    assert world.sh(f"{script}; cat /tmp/daemon", tsi=False) == (0, "hello\n")
