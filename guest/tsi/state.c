@@ -15,6 +15,9 @@
  *
  * - The call that was being handled is answered with an error. It may be what
  *   the agent died of, so it isn't tried again.
+ * - So is one that was received and not yet written down. The kernel numbers
+ *   notifications in sequence, gives them out in that order, and refuses an
+ *   answer to one that it hasn't given out; so the next few numbers are tried.
  * - Calls that waited (wait.c) are handled as if they were made just now: their
  *   sockets are connecting, and a connect() of such a socket waits on.
  *
@@ -31,7 +34,8 @@
 
 #include "tsi.h"
 
-#define MAX_KEPT 16384
+#define MAX_KEPT  16384
+#define LOST_SPAN 1024 /* numbers of calls that left before they were seen */
 
 /**
  * struct kept - A call
@@ -167,27 +171,31 @@ struct route *state_routes(void)
 
 /**
  * state_take_over() - Answer what the agent before this one didn't
- * @resume:	Called with each call that waited
+ * @resume:	Called with each call that waited; it may wait again
  */
 void state_take_over(void (*resume)(const struct call *call))
 {
-	struct kept current = state->current;
+	static struct kept waited[MAX_KEPT];
+	const struct kept current = state->current;
 
-	state_end();
+	memcpy(waited, state->waiting, sizeof(waited));
 	if (current.used && notify_valid(current.id))
 		reply_error(current.id,
 			    current.nr == SYS_connect ? ENETUNREACH : ENOBUFS);
+	state_end();
+	for (unsigned i = 1; current.id && i <= LOST_SPAN; i++)
+		if (reply_error(current.id + i, ENOBUFS))
+			break;
 	for (unsigned i = 0; i < MAX_KEPT; i++) {
-		struct kept kept = state->waiting[i];
-		struct call call = {.id = kept.id,
-				    .tid = kept.tid,
-				    .nr = kept.nr,
-				    .args = kept.args};
+		const struct call call = {.id = waited[i].id,
+					  .tid = waited[i].tid,
+					  .nr = waited[i].nr,
+					  .args = waited[i].args};
 
-		if (!kept.used)
+		if (!waited[i].used)
 			continue;
-		state_answered((int)i);
-		if (notify_valid(kept.id))
+		if (notify_valid(call.id))
 			resume(&call);
+		state_answered((int)i); /* not before: we may die of it, too */
 	}
 }
