@@ -13,7 +13,8 @@
  * close, dup, fork and shutdown work on a vsock socket as they do on a TCP
  * socket. For a system call whose rules don't look at arguments, or that has
  * none, the kernel caches the verdict in a bitmap (since 5.11), so that an
- * untrapped call costs a bit test and not a run of the filter.
+ * untrapped call costs a bit test and not a run of the filter. read() and
+ * write() are such calls; recv() runs a few instructions of it.
  *
  * The filter sees argument values, never memory behind them. Where a rule
  * can't tell a TCP socket from another, the handler looks and says "go on".
@@ -93,6 +94,13 @@ struct rule {
 #define SOCK_FLAGS ((uint32_t)(SOCK_CLOEXEC | SOCK_NONBLOCK))
 
 static const struct rule rules[] = {
+    /* First, for they are called most: MSG_WAITALL of more than the window
+     * holds fails with ENOMEM. */
+    {SYS_recvfrom,
+     0,
+     {{ANY_OF, 3, MSG_WAITALL, 1, {MSG_WAITALL}},
+      {AT_LEAST, 2, 0, 1, {SOCK_BUFFER_BYTES}}}},
+    {SYS_recvmsg, 0, {{ANY_OF, 2, MSG_WAITALL, 1, {MSG_WAITALL}}}},
     /* TCP sockets are made as vsock sockets. MPTCP and SCTP are not TCP. */
     {SYS_socket,
      0,
@@ -129,12 +137,6 @@ static const struct rule rules[] = {
      * SIOCOUTQNSD, and what is asked of interfaces. */
     {SYS_ioctl, 0, {{ANY_OF, 1, 0, 2, {FIONREAD, TIOCOUTQ}}}},
     {SYS_ioctl, 0, {{ANY_OF, 1, ~0xffU, 1, {0x8900}}}},
-    /* MSG_WAITALL of more than the window holds fails with ENOMEM. */
-    {SYS_recvfrom,
-     0,
-     {{ANY_OF, 3, MSG_WAITALL, 1, {MSG_WAITALL}},
-      {AT_LEAST, 2, 0, 1, {SOCK_BUFFER_BYTES}}}},
-    {SYS_recvmsg, 0, {{ANY_OF, 2, MSG_WAITALL, 1, {MSG_WAITALL}}}},
     /* A ring's connect() and socket() can't be trapped: programs fall back. */
     {SYS_io_uring_setup, SECCOMP_RET_ERRNO | ENOSYS, {{0}}},
 };
