@@ -10,7 +10,7 @@ network namespace that the command was started in, and no right is needed.
 
 What a user sees is the program's output and exit status, 128 + n for a signal;
 124 when `--timeout` ran out; 128 + n also when a signal ended us before the
-program ran. A guest that panics or loses its agent is an error, and its console
+program ran. A guest that panics or loses agent after agent is an error, and its console
 log is kept; in every other case nothing is left behind.
 """
 

@@ -178,11 +178,23 @@ def test_env_and_file_are_the_programs(tmp_path):
     assert done.stdout == b"hi = there\0binary\xff"
 
 
+KILL_AGENTS = """
+for i in 1 2 3 4 5 6 7 8 9; do kill -9 $(pidof tsi-agent); sleep 0.1; done
+sleep 60
+"""
+"""One after another: a single one is replaced."""
+
+
+def test_a_program_outlives_its_agent():
+    done = run("sh", "-c", "kill -9 $PPID; sleep 1; echo still here; exit 7")
+    assert (done.returncode, done.stdout) == (7, b"still here\n")
+
+
 @pytest.mark.parametrize(
     ("script", "why"),
     [
         ("echo c > /proc/sysrq-trigger; sleep 9", b"the guest panicked"),
-        ("kill -9 $PPID; sleep 9", b"tsi-agent: killed by signal 9"),
+        (KILL_AGENTS, b"tsi-agent: killed by signal 9"),
     ],
     ids=["panic", "agent"],
 )
