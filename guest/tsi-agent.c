@@ -196,8 +196,11 @@ static void loop_once(void)
 {
 	struct epoll_event events[BATCH];
 	bool idle = !sock_wants_refill();
-	int n = epoll_wait(epoll_fd, events, BATCH,
-			   idle ? wait_timeout_ms() : IDLE_MS);
+	int limit_ms = wait_timeout_ms(), listen_ms = listen_timeout_ms(), n;
+
+	if (limit_ms < 0 || (listen_ms >= 0 && listen_ms < limit_ms))
+		limit_ms = listen_ms;
+	n = epoll_wait(epoll_fd, events, BATCH, idle ? limit_ms : IDLE_MS);
 
 	if (n == 0 && !idle)
 		sock_refill();
@@ -208,6 +211,7 @@ static void loop_once(void)
 			source->ready(source, events[i].events);
 	}
 	wait_tick();
+	listen_tick();
 	while (dead) {
 		struct source *next = dead->next;
 

@@ -60,7 +60,38 @@ static void handle_socket(const struct call *call)
 }
 
 /**
- * handle_bind() - bind() and listen(): the socket is the guest's own
+ * allow_pod_address() - Let a TCP socket bind to the pod's address
+ * @call:	bind(), its socket a TCP socket by now
+ *
+ * No interface of the guest has it.
+ */
+static void allow_pod_address(const struct call *call)
+{
+	size_t len =
+	    MIN((size_t)(uint32_t)call->args[2], sizeof(struct sockaddr_in6));
+	struct sockaddr_storage sa = {0};
+	struct destination to;
+	struct in6_addr own;
+	bool v4;
+	int fd;
+
+	if (target_read(call, call->args[1], &sa, len) ||
+	    !address_decode(&sa, len, &to))
+		return;
+	v4 = IN6_IS_ADDR_V4MAPPED(&to.address);
+	own = control_pod_address(v4);
+	if (address_is_native(&to.address) ||
+	    !IN6_ARE_ADDR_EQUAL(&own, &to.address))
+		return;
+	fd = target_fd(call, (int)call->args[0]);
+	if (fd < 0)
+		return;
+	setsockopt(fd, SOL_IP, IP_FREEBIND, &(int){1}, sizeof(int));
+	close(fd);
+}
+
+/**
+ * handle_bind() - bind(): the socket is the guest's own, for now
  * @call:	The call
  */
 static void handle_bind(const struct call *call)
@@ -69,9 +100,12 @@ static void handle_bind(const struct call *call)
 	int fd = ours(call, &label);
 	int error = 0;
 
+	listen_reap();
 	/* One that was connected before: vsock's EINVAL is TCP's, too */
 	if (fd >= 0 && sock_local_port(fd) == NO_PORT)
 		error = swap_to_inet(call, (int)call->args[0], fd, label);
+	if (!error)
+		allow_pod_address(call);
 	if (error)
 		reply_error(call->id, error);
 	else
@@ -130,43 +164,67 @@ static void local_name(int fd, bool v6, struct destination *ret_name)
 }
 
 /**
+ * name_write() - Give the program an address
+ * @call:	Its call
+ * @addr:	Where it wants it
+ * @len_addr:	Where it says how much room there is, and is told the size
+ * @v6:		For an AF_INET6 socket
+ * @name:	Address and port
+ *
+ * Returns: 0, or an errno
+ */
+int name_write(const struct call *call, uint64_t addr, uint64_t len_addr,
+	       bool v6, const struct destination *name)
+{
+	struct sockaddr_storage sa;
+	size_t size = encode(v6, name, &sa);
+	int room;
+
+	if (target_read(call, len_addr, &room, sizeof(room)))
+		return EFAULT;
+	if (room < 0)
+		return EINVAL;
+	if (target_write(call, addr, &sa, MIN(size, (size_t)room)) ||
+	    target_write(call, len_addr, &(int){(int)size}, sizeof(int)))
+		return EFAULT;
+	return 0;
+}
+
+/**
  * handle_name() - getsockname() and getpeername()
  * @call:	The call
  */
 static void handle_name(const struct call *call)
 {
-	struct sockaddr_storage sa;
-	struct destination name;
+	bool local = call->nr == SYS_getsockname;
+	struct destination name, names[2];
 	uint64_t label;
 	int fd = ours(call, &label);
-	int error = 0, room;
 	uint32_t token;
-	size_t size;
+	int error;
 
 	if (fd < 0) {
 		reply_native(call->id);
 		return;
 	}
-	if (call->nr == SYS_getsockname) {
+	error = listen_names(fd, label, &names[0], &names[1]);
+	if (error != EOPNOTSUPP) {
+		name = names[!local];
+		if (local)
+			error = 0;
+	} else if (local) {
 		local_name(fd, label & LABEL_V6, &name);
+		error = 0;
 	} else {
 		token = sock_peer_port(fd);
-		if (token == NO_PORT || !control_destination(token, &name))
-			error = ENOTCONN;
+		error = token == NO_PORT || !control_destination(token, &name)
+			    ? ENOTCONN
+			    : 0;
 	}
 	close(fd);
-	if (!error && target_read(call, call->args[2], &room, sizeof(room)))
-		error = EFAULT;
-	if (!error && room < 0)
-		error = EINVAL;
-	if (!error) {
-		size = encode(label & LABEL_V6, &name, &sa);
-		if (target_write(call, call->args[1], &sa,
-				 MIN(size, (size_t)room)) ||
-		    target_write(call, call->args[2], &(int){(int)size},
-				 sizeof(int)))
-			error = EFAULT;
-	}
+	if (!error)
+		error = name_write(call, call->args[1], call->args[2],
+				   label & LABEL_V6, &name);
 	reply_error(call->id, error);
 }
 
@@ -211,8 +269,17 @@ void call_dispatch(const struct call *call)
 		connect_trapped(call);
 		break;
 	case SYS_bind:
-	case SYS_listen:
 		handle_bind(call);
+		break;
+	case SYS_listen:
+		listen_trapped(call);
+		break;
+	case SYS_accept:
+	case SYS_accept4:
+		accept_trapped(call);
+		break;
+	case SYS_shutdown:
+		shutdown_trapped(call);
 		break;
 	case SYS_getsockname:
 	case SYS_getpeername:

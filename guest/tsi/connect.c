@@ -61,21 +61,22 @@ static void already(const struct call *call, int fd, uint64_t label,
 }
 
 /**
- * start() - Connect a socket to a token
+ * start() - Connect a socket to a token, or to a listener of this guest
  * @call:	connect()
  * @fd:		One of our sockets; ours from here on
  * @label:	Its label
- * @token:	Token
+ * @cid:	TSI_HOST_CID or VMADDR_CID_LOCAL
+ * @port:	Token, or the listener's port
  */
-static void start(const struct call *call, int fd, uint64_t label,
-		  uint32_t token)
+static void start(const struct call *call, int fd, uint64_t label, uint32_t cid,
+		  uint32_t port)
 {
 	bool nonblock = sock_is_nonblocking(fd);
 	int error;
 
 	if (!nonblock)
 		sock_set_nonblocking(fd, true);
-	error = sock_connect(fd, token);
+	error = sock_connect(fd, cid, port);
 	if (!nonblock)
 		sock_set_nonblocking(fd, false);
 
@@ -100,31 +101,29 @@ static void start(const struct call *call, int fd, uint64_t label,
 }
 
 /**
- * is_native() - Does a destination stay in the guest?
- * @dst:	Destination
+ * address_is_native() - Does a destination stay in the guest?
+ * @addr:	Its address
  *
  * Returns: true for loopback, and for the unspecified address, which connect()
  *	takes for loopback
  */
-static bool is_native(const struct destination *dst)
+bool address_is_native(const struct in6_addr *addr)
 {
-	const struct in6_addr *addr = &dst->address;
-
 	if (IN6_IS_ADDR_V4MAPPED(addr))
 		return addr->s6_addr[12] == 127 || addr->s6_addr32[3] == 0;
 	return IN6_IS_ADDR_LOOPBACK(addr) || IN6_IS_ADDR_UNSPECIFIED(addr);
 }
 
 /**
- * decode() - Understand a connect() address
+ * address_decode() - Understand a connect() address
  * @sa:		sockaddr
  * @len:	Bytes of it
  * @ret_dst:	Destination
  *
  * Returns: true if it is an IPv4 or IPv6 address
  */
-static bool decode(const struct sockaddr_storage *sa, size_t len,
-		   struct destination *ret_dst)
+bool address_decode(const struct sockaddr_storage *sa, size_t len,
+		    struct destination *ret_dst)
 {
 	const struct sockaddr_in *in = (const struct sockaddr_in *)sa;
 	const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)sa;
@@ -175,13 +174,21 @@ static int check_family(uint64_t label, const struct sockaddr_storage *sa,
 static void connect_ours(const struct call *call, int fd, uint64_t label,
 			 const struct destination *dst)
 {
-	uint32_t token;
+	uint32_t port;
 	int error = 0;
 
-	if (label & LABEL_ABORTED) {
+	if (listen_is_listener(fd, label)) {
+		error = EISCONN;
+	} else if (label & LABEL_ABORTED) {
 		sock_set_label(fd, label & ~LABEL_ABORTED);
 		error = ECONNABORTED;
-	} else if (is_native(dst) && sock_peer_port(fd) == NO_PORT &&
+	} else if (sock_peer_port(fd) == NO_PORT &&
+		   !(label & LABEL_UNREPORTED) && listen_local(dst, &port)) {
+		listen_bind_local(fd, IN6_IS_ADDR_V4MAPPED(&dst->address));
+		start(call, fd, label, VMADDR_CID_LOCAL, port);
+		return;
+	} else if (address_is_native(&dst->address) &&
+		   sock_peer_port(fd) == NO_PORT &&
 		   !(label & LABEL_UNREPORTED)) {
 		error = swap_to_inet(call, (int)call->args[0], fd, label);
 		close(fd);
@@ -191,14 +198,14 @@ static void connect_ours(const struct call *call, int fd, uint64_t label,
 			reply_native(call->id);
 		return;
 	} else {
-		error = control_token(dst, &token);
+		error = control_token(dst, &port);
 	}
 	if (error) {
 		reply_error(call->id, error);
 		close(fd);
 		return;
 	}
-	start(call, fd, label, token);
+	start(call, fd, label, TSI_HOST_CID, port);
 }
 
 /**
@@ -216,7 +223,7 @@ void connect_trapped(const struct call *call)
 	if (len > sizeof(struct sockaddr_in6))
 		len = sizeof(struct sockaddr_in6);
 	if (target_read(call, call->args[1], &sa, len) ||
-	    !decode(&sa, len, &dst)) {
+	    !address_decode(&sa, len, &dst)) {
 		reply_native(call->id);
 		return;
 	}
@@ -230,7 +237,7 @@ void connect_trapped(const struct call *call)
 			return;
 		}
 		reply_error(call->id, error);
-	} else if (is_native(&dst) || !swap_is_tcp(fd)) {
+	} else if (address_is_native(&dst.address) || !swap_is_tcp(fd)) {
 		reply_native(call->id);
 	} else {
 		/* A TCP socket that bound itself first, or from before us */

@@ -300,3 +300,28 @@ void options_apply(int inet_fd, uint64_t label)
 				   sizeof(value));
 	}
 }
+
+/**
+ * options_collect() - What options_apply() would have to apply
+ * @inet_fd:	TCP socket
+ *
+ * Returns: the options, where a label keeps them
+ */
+uint64_t options_collect(int inet_fd)
+{
+	uint64_t label = 0;
+
+	for (size_t i = 0; i < sizeof(options) / sizeof(options[0]); i++) {
+		const struct option *option = &options[i];
+		int value = 0;
+		socklen_t len = sizeof(value);
+
+		if (option->kind == KEPT &&
+		    !getsockopt(inet_fd, option->level, option->name, &value,
+				&len) &&
+		    value != option->usual && value > 0 &&
+		    value >> option->bits == 0)
+			label |= (uint64_t)value << option->shift;
+	}
+	return label;
+}

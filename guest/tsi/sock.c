@@ -49,7 +49,6 @@
 
 #include <linux/vm_sockets.h>
 
-#include "../tsi_protocol.h"
 #include "tsi.h"
 
 #define LABEL_MARK	(UINT64_C(0x54) << 56)
@@ -214,18 +213,19 @@ void sock_set_label(int fd, uint64_t label)
 }
 
 /**
- * sock_connect() - connect() to a port of the host
+ * sock_connect() - connect() to a port of the host, or of this guest
  * @fd:		One of our sockets, non-blocking unless the caller may wait
+ * @cid:	TSI_HOST_CID or VMADDR_CID_LOCAL
  * @port:	Port
  *
  * Returns: 0, or an errno
  */
-int sock_connect(int fd, uint32_t port)
+int sock_connect(int fd, uint32_t cid, uint32_t port)
 {
 	struct sockaddr_vm addr = {
 	    .svm_family = AF_VSOCK,
 	    .svm_port = port,
-	    .svm_cid = TSI_HOST_CID,
+	    .svm_cid = cid,
 	};
 
 	return connect(fd, (struct sockaddr *)&addr, sizeof(addr)) ? errno : 0;
@@ -276,6 +276,20 @@ uint32_t sock_local_port(int fd)
 }
 
 /**
+ * sock_peer() - The other end
+ * @fd:		One of our sockets
+ * @ret_addr:	Its address
+ *
+ * Returns: false if there is none
+ */
+bool sock_peer(int fd, struct sockaddr_vm *ret_addr)
+{
+	socklen_t len = sizeof(*ret_addr);
+
+	return !getpeername(fd, (struct sockaddr *)ret_addr, &len);
+}
+
+/**
  * sock_peer_port() - The vsock port of the other end: a token
  * @fd:		One of our sockets
  *
@@ -284,11 +298,8 @@ uint32_t sock_local_port(int fd)
 uint32_t sock_peer_port(int fd)
 {
 	struct sockaddr_vm addr;
-	socklen_t len = sizeof(addr);
 
-	if (getpeername(fd, (struct sockaddr *)&addr, &len))
-		return NO_PORT;
-	return addr.svm_port;
+	return sock_peer(fd, &addr) ? addr.svm_port : NO_PORT;
 }
 
 /**

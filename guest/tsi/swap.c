@@ -398,6 +398,22 @@ int swap_to_inet(const struct call *call, int num, int fd, uint64_t label)
 }
 
 /**
+ * swap_exchange() - Put a socket in another one's place, in one process
+ * @call:	Call of the process
+ * @num:	Descriptor that it names the socket by
+ * @from:	The socket, ours
+ * @to:		What takes its place; gets the same SOL_SOCKET options
+ *
+ * Returns: 0, or an errno; nothing has changed then
+ */
+int swap_exchange(const struct call *call, int num, int from, int to)
+{
+	copy_options(from, to);
+	sock_set_nonblocking(to, sock_is_nonblocking(from));
+	return exchange(call, num, from, to);
+}
+
+/**
  * swap_is_tcp() - Is this a TCP socket that could be swapped?
  * @fd:		Any file
  *

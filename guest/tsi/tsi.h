@@ -11,6 +11,7 @@
  *what is learnt of its outcome swap.c		put another socket under the
  *program's descriptor control.c	the stream to the host: tokens and
  *failures sock.c		the vsock sockets and the label each carries
+ *	listen.c	listeners that the host publishes, and accept()
  *	notify.c	notifications: receive, look into the target, reply
  *	filter.c	which system calls are trapped
  */
@@ -25,6 +26,9 @@
 #include <sys/types.h>
 
 #include <linux/seccomp.h>
+#include <linux/vm_sockets.h>
+
+#include "../tsi_protocol.h"
 
 /* Exit statuses of the agent itself; the rest are the command's */
 #define EXIT_AGENT	    125
@@ -108,6 +112,7 @@ pid_t target_tgid(pid_t tid);
 #define LABEL_KEEPINTVL_BITS  15
 #define LABEL_KEEPCNT_SHIFT   46
 #define LABEL_KEEPCNT_BITS    7
+#define LABEL_INBOUND	      (UINT64_C(1) << 55) /* listener, or accepted */
 
 #define SOCK_BUFFER_BYTES (1 << 20) /* most that a socket queues */
 
@@ -118,9 +123,10 @@ bool sock_wants_refill(void);
 void sock_refill(void);
 bool sock_label(int fd, uint64_t *ret_label);
 void sock_set_label(int fd, uint64_t label);
-int sock_connect(int fd, uint32_t port);
+int sock_connect(int fd, uint32_t cid, uint32_t port);
 int sock_settle(int fd);
 uint32_t sock_local_port(int fd);
+bool sock_peer(int fd, struct sockaddr_vm *ret_addr);
 uint32_t sock_peer_port(int fd);
 bool sock_is_nonblocking(int fd);
 void sock_set_nonblocking(int fd, bool on);
@@ -143,11 +149,17 @@ int control_token(const struct destination *dst, uint32_t *ret_token);
 bool control_destination(uint32_t token, struct destination *ret_dst);
 int control_failure(uint32_t guest_port);
 struct in6_addr control_pod_address(bool v4);
+int control_listen(const struct tsi_listen *listen, uint16_t *ret_port);
+void control_unlisten(uint32_t listener);
+void control_peer(uint32_t port, struct destination *ret_peer);
+void control_keep(void);
+bool control_is_open(void);
 
 /* ---- swap.c ---- */
 
 int swap_to_inet(const struct call *call, int num, int fd, uint64_t label);
 int swap_to_vsock(const struct call *call, int num, int *fd);
+int swap_exchange(const struct call *call, int num, int from, int to);
 bool swap_is_tcp(int fd);
 
 /* ---- wait.c ---- */
@@ -163,6 +175,9 @@ void wait_tick(void);
 
 /* ---- connect.c ---- */
 
+bool address_decode(const struct sockaddr_storage *sa, size_t len,
+		    struct destination *ret_dst);
+bool address_is_native(const struct in6_addr *addr);
 void connect_trapped(const struct call *call);
 void connect_error_wanted(const struct call *call, int fd, uint64_t label);
 
@@ -172,9 +187,28 @@ void setsockopt_trapped(const struct call *call);
 void getsockopt_trapped(const struct call *call);
 int option_reply(const struct call *call, const void *value, size_t len);
 void options_apply(int inet_fd, uint64_t label);
+uint64_t options_collect(int inet_fd);
+
+/* ---- listen.c ---- */
+
+void listen_trapped(const struct call *call);
+void accept_trapped(const struct call *call);
+void shutdown_trapped(const struct call *call);
+void listen_announce_all(void);
+void listen_reap(void);
+int listen_names(int fd, uint64_t label, struct destination *ret_local,
+		 struct destination *ret_peer);
+bool listen_is_listener(int fd, uint64_t label);
+bool listen_local(const struct destination *dst, uint32_t *ret_port);
+void listen_bind_local(int fd, bool v4);
+bool listen_is_local_port(uint32_t port);
+void listen_tick(void);
+int listen_timeout_ms(void);
 
 /* ---- calls.c ---- */
 
 void call_dispatch(const struct call *call);
+int name_write(const struct call *call, uint64_t addr, uint64_t len_addr,
+	       bool v6, const struct destination *name);
 
 #endif /* TSI_H */

@@ -167,7 +167,8 @@ void tell_failure(const struct call *call, int fd, int error)
 		return;
 	}
 	guest_port = sock_local_port(fd);
-	error = control_failure(guest_port);
+	error = listen_is_local_port(guest_port) ? ECONNREFUSED
+						 : control_failure(guest_port);
 	waiter = error ? NULL : waiter_new(call, now_ms() + FAILED_WAIT_MS);
 	if (!waiter) {
 		tell_error(call, error ? error : ECONNREFUSED);
