@@ -430,6 +430,28 @@ static int make_vsock(struct listener *listener, int inet)
 }
 
 /**
+ * reserve() - Have a bound TCP socket keep its port as a listener would
+ * @inet:	The socket
+ *
+ * Sockets with SO_REUSEADDR may be bound to one port as long as none of them
+ * listens; the kernel remembers that of the port, and forgets it when one
+ * listens. That one then stops to, so that nobody waits in a queue that is
+ * never emptied. A port that the kernel chose would be given back with it.
+ */
+static void reserve(int inet)
+{
+	struct sockaddr_storage sa = {0};
+	socklen_t len = sizeof(sa);
+
+	if (getsockname(inet, (struct sockaddr *)&sa, &len))
+		return;
+	setsockopt(inet, SOL_SOCKET, SO_REUSEADDR, &(int){0}, sizeof(int));
+	if (!listen(inet, 0))
+		shutdown(inet, SHUT_RD);
+	bind(inet, (struct sockaddr *)&sa, len); /* EINVAL: it is, still */
+}
+
+/**
  * publish() - Make a TCP socket a published listener, if it is to be one
  * @call:	listen()
  * @inet:	The TCP socket; ours to close only if this returns false
@@ -475,8 +497,7 @@ static bool publish(const struct call *call, int inet)
 	try_inotify();
 	listener->watch = watch(fd);
 	listener->inet = inet;
-	/* Bound without listening, it would let others bind with it */
-	setsockopt(inet, SOL_SOCKET, SO_REUSEADDR, &(int){0}, sizeof(int));
+	reserve(inet);
 	LIST_INSERT_HEAD(&listeners, listener, link);
 	close(fd); /* the program has it */
 	reply_error(call->id, 0);
