@@ -96,19 +96,24 @@ struct listener {
 
 /**
  * struct waiter - A blocking accept() that found nobody
- * @source:	In the event loop
+ * @source:	In the event loop, for the listener
+ * @exit:	Same, for the process: our descriptor would keep a listener open
+ *		whose program was killed
  * @link:	In waiters
  * @call:	The call; its args are a copy
  * @args:	That copy
  * @fd:		The listener
+ * @pidfd:	The process, or -1
  * @deadline_ms: SO_RCVTIMEO's end, or NEVER_MS
  */
 struct waiter {
 	struct source source;
+	struct source exit;
 	LIST_ENTRY(waiter) link;
 	struct call call;
 	uint64_t args[6];
 	int fd;
+	int pidfd;
 	int64_t deadline_ms;
 };
 
@@ -747,7 +752,24 @@ static void waiter_free(struct waiter *waiter)
 	LIST_REMOVE(waiter, link);
 	loop_del(waiter->fd);
 	close(waiter->fd);
+	if (waiter->pidfd >= 0) {
+		loop_del(waiter->pidfd);
+		close(waiter->pidfd);
+	}
+	waiter->exit.dead = true;
 	loop_bury(&waiter->source);
+}
+
+/**
+ * waiter_exited() - The process of a waiter has ended
+ * @source:	The waiter's @exit
+ * @events:	Unused
+ */
+static void waiter_exited(struct source *source, uint32_t events)
+{
+	(void)events;
+	waiter_free((struct waiter *)(void *)((char *)source -
+					      offsetof(struct waiter, exit)));
 }
 
 /**
@@ -802,8 +824,12 @@ static void wait_for_client(const struct call *call, int fd)
 	if (next_tick_ms > waiter->deadline_ms)
 		next_tick_ms = waiter->deadline_ms;
 	waiter->source.ready = waiter_ready;
+	waiter->exit.ready = waiter_exited;
 	LIST_INSERT_HEAD(&waiters, waiter, link);
 	loop_add(&waiter->source, fd, EPOLLIN);
+	waiter->pidfd = target_pidfd(call);
+	if (waiter->pidfd >= 0)
+		loop_add(&waiter->exit, waiter->pidfd, EPOLLIN);
 }
 
 /**

@@ -349,6 +349,20 @@ static struct process *process_of(pid_t tid, bool *ret_kept)
 }
 
 /**
+ * target_pidfd() - The process of a call
+ * @call:	Its call
+ *
+ * Returns: pidfd, the caller's to close; -1 if it is gone
+ */
+int target_pidfd(const struct call *call)
+{
+	bool kept;
+	const struct process *process = process_of(call->tid, &kept);
+
+	return process ? fcntl(process->pidfd, F_DUPFD_CLOEXEC, 0) : -1;
+}
+
+/**
  * target_fd() - A descriptor of ours for a file of the target
  * @call:	Its call
  * @fd:		Descriptor there

@@ -91,6 +91,7 @@ int target_read(const struct call *call, uint64_t addr, void *ret_buf,
 int target_write(const struct call *call, uint64_t addr, const void *buf,
 		 size_t len);
 int target_fd(const struct call *call, int fd);
+int target_pidfd(const struct call *call);
 pid_t target_tgid(pid_t tid);
 
 /* ---- sock.c ---- */
