@@ -145,7 +145,7 @@ async def measure(options):
             cpus=options.cpus,
         )
         config = for_sandbox(
-            socket=spec.vsock_socket,
+            socket=folder / "s",
             cid=CID,
             addresses=(ipaddress.ip_address("10.200.1.2"),),
             uds_path=folder / "u",
@@ -162,6 +162,7 @@ async def measure(options):
         tsi, raw = [], []
         for number in range(options.rounds + 1):
             pair = [await bench.rate(tsi=True), await bench.rate(tsi=False)]
+            sys.stderr.write(f"{number}: {pair[0]:.0f} {pair[1]:.0f}\n")
             if number:  # the first is warm-up
                 tsi.append(pair[0])
                 raw.append(pair[1])

@@ -188,6 +188,18 @@ void loop_bury(struct source *source)
 }
 
 /**
+ * sooner() - The shorter of two waits
+ * @a:		ms, -1 for any time
+ * @b:		Same
+ *
+ * Returns: same
+ */
+static int sooner(int a, int b)
+{
+	return a < 0 || (b >= 0 && b < a) ? b : a;
+}
+
+/**
  * loop_once() - Handle what came; if nothing does, prepare, then wait
  *
  * After a socket() mostly comes its connect(), and in that is time to prepare.
@@ -196,10 +208,9 @@ static void loop_once(void)
 {
 	struct epoll_event events[BATCH];
 	bool idle = !sock_wants_refill();
-	int limit_ms = wait_timeout_ms(), listen_ms = listen_timeout_ms(), n;
+	int limit_ms = sooner(wait_timeout_ms(), accept_timeout_ms()), n;
 
-	if (limit_ms < 0 || (listen_ms >= 0 && listen_ms < limit_ms))
-		limit_ms = listen_ms;
+	limit_ms = sooner(limit_ms, listen_timeout_ms());
 	n = epoll_wait(epoll_fd, events, BATCH, idle ? limit_ms : IDLE_MS);
 
 	if (n == 0 && !idle)
@@ -211,6 +222,7 @@ static void loop_once(void)
 			source->ready(source, events[i].events);
 	}
 	wait_tick();
+	accept_tick();
 	listen_tick();
 	while (dead) {
 		struct source *next = dead->next;

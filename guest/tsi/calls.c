@@ -166,28 +166,28 @@ static void local_name(int fd, bool v6, struct destination *ret_name)
 /**
  * name_write() - Give the program an address
  * @call:	Its call
- * @addr:	Where it wants it
- * @len_addr:	Where it says how much room there is, and is told the size
+ * @room:	How much room there is, as it says at its third argument
  * @v6:		For an AF_INET6 socket
  * @name:	Address and port
  *
+ * The call's second argument is where the address goes, and the third where its
+ * size does.
+ *
  * Returns: 0, or an errno
  */
-int name_write(const struct call *call, uint64_t addr, uint64_t len_addr,
-	       bool v6, const struct destination *name)
+int name_write(const struct call *call, int room, bool v6,
+	       const struct destination *name)
 {
 	struct sockaddr_storage sa;
-	size_t size = encode(v6, name, &sa);
-	int room;
+	int size = (int)encode(v6, name, &sa);
+	struct iovec ours[] = {
+	    {.iov_base = &sa, .iov_len = (size_t)MIN(size, room)},
+	    {.iov_base = &size, .iov_len = sizeof(size)},
+	};
 
-	if (target_read(call, len_addr, &room, sizeof(room)))
-		return EFAULT;
 	if (room < 0)
 		return EINVAL;
-	if (target_write(call, addr, &sa, MIN(size, (size_t)room)) ||
-	    target_write(call, len_addr, &(int){(int)size}, sizeof(int)))
-		return EFAULT;
-	return 0;
+	return target_write_pair(call, call->args[1], call->args[2], ours);
 }
 
 /**
@@ -197,6 +197,7 @@ int name_write(const struct call *call, uint64_t addr, uint64_t len_addr,
 static void handle_name(const struct call *call)
 {
 	bool local = call->nr == SYS_getsockname;
+	int room;
 	struct destination name, names[2];
 	uint64_t label;
 	int fd = ours(call, &label);
@@ -222,9 +223,10 @@ static void handle_name(const struct call *call)
 			    : 0;
 	}
 	close(fd);
+	if (!error && target_read(call, call->args[2], &room, sizeof(room)))
+		error = EFAULT;
 	if (!error)
-		error = name_write(call, call->args[1], call->args[2],
-				   label & LABEL_V6, &name);
+		error = name_write(call, room, label & LABEL_V6, &name);
 	reply_error(call->id, error);
 }
 

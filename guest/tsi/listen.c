@@ -20,12 +20,6 @@
  * its listener, and these are the label (sock.c): the options of the listener
  * that are kept there are inherited, too, as with TCP.
  *
- * accept() without an address isn't trapped at all. With one, the agent accepts
- * in the program's place, since the kernel would give the address of a vsock
- * socket. A blocking call that finds nobody waits here, and the event loop
- * watches the listener for it. Programs wait with poll or epoll as they are
- * used to.
- *
  * When is a listener closed? The agent must not have a descriptor of it, and
  * programs close them in many ways: close(), exec(), exit(). inotify tells:
  * the last close of a file is an event of its inode, a socket's, too. Linux
@@ -63,9 +57,7 @@
 #define FIRST_LOCAL		32768U
 #define MANY			65535 /* backlog that a negative one stands for */
 #define MAX_STASH		8
-#define TICK_MS			200
 #define LOOK_MS			500 /* for listeners, without inotify */
-#define NEVER_MS		INT64_MAX
 #define VSOCK_PORT(upper, port) ((uint32_t)(upper) << 16 | (port))
 
 /**
@@ -94,35 +86,12 @@ struct listener {
 	int stash[MAX_STASH];
 };
 
-/**
- * struct waiter - A blocking accept() that found nobody
- * @source:	In the event loop, for the listener
- * @exit:	Same, for the process: our descriptor would keep a listener open
- *		whose program was killed
- * @link:	In waiters
- * @call:	The call; its args are a copy
- * @args:	That copy
- * @fd:		The listener
- * @pidfd:	The process, or -1
- * @deadline_ms: SO_RCVTIMEO's end, or NEVER_MS
- */
-struct waiter {
-	struct source source;
-	struct source exit;
-	LIST_ENTRY(waiter) link;
-	struct call call;
-	uint64_t args[6];
-	int fd;
-	int pidfd;
-	int64_t deadline_ms;
-};
-
 static LIST_HEAD(, listener) listeners = LIST_HEAD_INITIALIZER(listeners);
-static LIST_HEAD(, waiter) waiters = LIST_HEAD_INITIALIZER(waiters);
 static struct source closings;
 static int inotify = -1; /* -1 is also: sockets have no events */
 static bool inotify_tried;
-static int64_t next_tick_ms;
+static int64_t next_look_ms;
+static unsigned stashed; /* by all listeners */
 
 /* ---- the table ---- */
 
@@ -222,6 +191,7 @@ static void listener_free(struct listener *listener)
 	LIST_REMOVE(listener, link);
 	if (listener->watch >= 0)
 		inotify_rm_watch(inotify, listener->watch);
+	stashed -= listener->n_stash;
 	while (listener->n_stash)
 		close(listener->stash[--listener->n_stash]);
 	close(listener->inet);
@@ -583,12 +553,12 @@ static void loopback(uint32_t port, uint16_t tcp_port,
 }
 
 /**
- * peer_of() - The client that a vsock address stands for
+ * listen_peer_name() - The client that a vsock address stands for
  * @addr:	Peer of an accepted socket
  * @ret_name:	Its address and port
  */
-static void peer_of(const struct sockaddr_vm *addr,
-		    struct destination *ret_name)
+void listen_peer_name(const struct sockaddr_vm *addr,
+		      struct destination *ret_name)
 {
 	if (addr->svm_cid == VMADDR_CID_LOCAL)
 		loopback(addr->svm_port, (uint16_t)addr->svm_port, ret_name);
@@ -624,7 +594,7 @@ int listen_names(int fd, uint64_t label, struct destination *ret_local,
 	if (!(label & LABEL_INBOUND))
 		return EOPNOTSUPP;
 	if (connected) {
-		peer_of(&peer, ret_peer);
+		listen_peer_name(&peer, ret_peer);
 		ret_local->address = control_pod_address(
 		    IN6_IS_ADDR_V4MAPPED(&ret_peer->address));
 		ret_local->port = (uint16_t)port;
@@ -637,253 +607,51 @@ int listen_names(int fd, uint64_t label, struct destination *ret_local,
 	return ENOTCONN;
 }
 
-/* ---- accept() ---- */
+/* ---- the stash ---- */
 
 /**
- * hand_over() - Answer accept() with a connection
- * @call:	accept() or accept4()
- * @conn:	The connection; ours to close unless it was stashed
- * @peer:	Its other end
- * @v6:		For an AF_INET6 socket
- *
- * Returns: false if the caller can't take it: stash it
- */
-static bool hand_over(const struct call *call, int conn,
-		      const struct sockaddr_vm *peer, bool v6)
-{
-	int flags = call->nr == SYS_accept4 ? (int)call->args[3] : 0;
-	struct destination name;
-	int error;
-
-	peer_of(peer, &name);
-	error = name_write(call, call->args[1], call->args[2], v6, &name);
-	if (error) { /* the kernel loses it, too */
-		reply_error(call->id, error);
-		return true;
-	}
-	error = reply_fd(call->id, conn, flags & SOCK_CLOEXEC);
-	if (error && error != ENOENT)
-		reply_error(call->id, error);
-	return !error;
-}
-
-/**
- * take() - Take a connection: one that was stashed, or the next
- * @fd:		Listener
- * @flags:	For accept4()
- * @ret_peer:	Its other end
- *
- * Returns: the connection; -1 with errno set otherwise
- */
-static int take(int fd, int flags, struct sockaddr_vm *ret_peer)
-{
-	struct listener *listener =
-	    LIST_EMPTY(&listeners) ? NULL : find(sock_local_port(fd));
-	socklen_t len = sizeof(*ret_peer);
-	bool nonblock;
-	int conn;
-
-	if (listener && listener->n_stash) {
-		conn = listener->stash[--listener->n_stash];
-		sock_set_nonblocking(conn, flags & SOCK_NONBLOCK);
-		if (sock_peer(conn, ret_peer))
-			return conn;
-		*ret_peer = (struct sockaddr_vm){0}; /* it has ended since */
-		return conn;
-	}
-	nonblock = sock_is_nonblocking(fd);
-	if (!nonblock)
-		sock_set_nonblocking(fd, true);
-	conn = accept4(fd, (struct sockaddr *)ret_peer, &len,
-		       SOCK_CLOEXEC | (flags & SOCK_NONBLOCK));
-	if (!nonblock)
-		sock_set_nonblocking(fd, false);
-	return conn;
-}
-
-/**
- * stash() - Keep a connection for the next accept()
+ * listen_stash() - Keep a connection for the next accept()
  * @fd:		Listener
  * @conn:	Connection; ours no more
  */
-static void stash(int fd, int conn)
+void listen_stash(int fd, int conn)
 {
 	struct listener *listener = find(sock_local_port(fd));
 
-	if (listener && listener->n_stash < MAX_STASH)
+	if (listener && listener->n_stash < MAX_STASH) {
 		listener->stash[listener->n_stash++] = conn;
-	else
+		stashed++;
+	} else {
 		close(conn);
+	}
 }
 
 /**
- * try_accept() - Answer accept() if there is a connection
- * @call:	accept() or accept4()
+ * listen_unstash() - Take a connection that was kept
  * @fd:		Listener
- * @label:	Its label
  *
- * Returns: false if there is none, and it isn't answered
+ * Returns: the connection, -1 if there is none
  */
-static bool try_accept(const struct call *call, int fd, uint64_t label)
+int listen_unstash(int fd)
 {
-	int flags = call->nr == SYS_accept4 ? (int)call->args[3] : 0;
-	struct sockaddr_vm peer = {0};
-	int conn = take(fd, flags, &peer);
+	struct listener *listener = stashed ? find(sock_local_port(fd)) : NULL;
 
-	if (conn < 0 && errno == EAGAIN)
-		return false;
-	if (conn < 0) {
-		reply_error(call->id, errno);
-		return true;
-	}
-	if (hand_over(call, conn, &peer, label & LABEL_V6))
-		close(conn);
-	else
-		stash(fd, conn);
-	return true;
+	if (!listener || !listener->n_stash)
+		return -1;
+	stashed--;
+	return listener->stash[--listener->n_stash];
 }
 
-/**
- * waiter_free() - Forget a waiter
- * @waiter:	Waiter
- */
-static void waiter_free(struct waiter *waiter)
-{
-	LIST_REMOVE(waiter, link);
-	loop_del(waiter->fd);
-	close(waiter->fd);
-	if (waiter->pidfd >= 0) {
-		loop_del(waiter->pidfd);
-		close(waiter->pidfd);
-	}
-	waiter->exit.dead = true;
-	loop_bury(&waiter->source);
-}
+/* ---- what nobody tells of ---- */
 
 /**
- * waiter_exited() - The process of a waiter has ended
- * @source:	The waiter's @exit
- * @events:	Unused
- */
-static void waiter_exited(struct source *source, uint32_t events)
-{
-	(void)events;
-	waiter_free((struct waiter *)(void *)((char *)source -
-					      offsetof(struct waiter, exit)));
-}
-
-/**
- * waiter_ready() - A listener has a connection
- * @source:	The waiter's
- * @events:	Unused
- */
-static void waiter_ready(struct source *source, uint32_t events)
-{
-	struct waiter *waiter = (struct waiter *)source;
-	uint64_t label;
-
-	(void)events;
-	if (!notify_valid(waiter->call.id)) {
-		waiter_free(waiter);
-		return;
-	}
-	if (!sock_label(waiter->fd, &label))
-		label = 0;
-	if (try_accept(&waiter->call, waiter->fd, label))
-		waiter_free(waiter);
-}
-
-/**
- * wait_for_client() - Answer a blocking accept() later
- * @call:	accept() or accept4()
- * @fd:		Listener; ours from here on
- */
-static void wait_for_client(const struct call *call, int fd)
-{
-	struct waiter *waiter = calloc(1, sizeof(*waiter));
-	struct timeval limit = {0};
-	socklen_t len = sizeof(limit);
-	int64_t now = now_ms();
-
-	if (!waiter) {
-		reply_error(call->id, ENOMEM);
-		close(fd);
-		return;
-	}
-	getsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, &len);
-	waiter->call = *call;
-	memcpy(waiter->args, call->args, sizeof(waiter->args));
-	waiter->call.args = waiter->args;
-	waiter->fd = fd;
-	waiter->deadline_ms = NEVER_MS;
-	if (limit.tv_sec || limit.tv_usec)
-		waiter->deadline_ms =
-		    now + limit.tv_sec * 1000 + (limit.tv_usec + 999) / 1000;
-	if (LIST_EMPTY(&waiters) || next_tick_ms > now + TICK_MS)
-		next_tick_ms = now + TICK_MS;
-	if (next_tick_ms > waiter->deadline_ms)
-		next_tick_ms = waiter->deadline_ms;
-	waiter->source.ready = waiter_ready;
-	waiter->exit.ready = waiter_exited;
-	LIST_INSERT_HEAD(&waiters, waiter, link);
-	loop_add(&waiter->source, fd, EPOLLIN);
-	waiter->pidfd = target_pidfd(call);
-	if (waiter->pidfd >= 0)
-		loop_add(&waiter->exit, waiter->pidfd, EPOLLIN);
-}
-
-/**
- * accept_trapped() - accept() and accept4() with an address
- * @call:	The call
- */
-void accept_trapped(const struct call *call)
-{
-	int flags = call->nr == SYS_accept4 ? (int)call->args[3] : 0;
-	int fd = target_fd(call, (int)call->args[0]);
-	uint64_t label;
-	int room;
-
-	if (fd < 0 || (flags & ~(SOCK_CLOEXEC | SOCK_NONBLOCK)) ||
-	    !notify_valid(call->id) || !sock_label(fd, &label) ||
-	    !(label & LABEL_INBOUND) ||
-	    target_read(call, call->args[2], &room, sizeof(room))) {
-		reply_native(call->id);
-	} else if (!try_accept(call, fd, label)) {
-		if (!sock_is_nonblocking(fd)) {
-			wait_for_client(call, fd);
-			return;
-		}
-		reply_error(call->id, EAGAIN);
-	}
-	if (fd >= 0)
-		close(fd);
-}
-
-/**
- * listen_tick() - Look at what nobody tells of, if it is time to
+ * listen_tick() - See to closed listeners and the stream, if it is time to
  */
 void listen_tick(void)
 {
-	struct waiter *waiter, *next;
-	int64_t now;
-
 	if (listen_timeout_ms() != 0)
 		return;
-	now = now_ms();
-	next_tick_ms = now + (LIST_EMPTY(&waiters) ? LOOK_MS : TICK_MS);
-	for (waiter = LIST_FIRST(&waiters); waiter; waiter = next) {
-		bool valid = notify_valid(waiter->call.id);
-
-		next = LIST_NEXT(waiter, link);
-		if (valid && now < waiter->deadline_ms) {
-			if (next_tick_ms > waiter->deadline_ms)
-				next_tick_ms = waiter->deadline_ms;
-			continue;
-		}
-		if (valid)
-			reply_error(waiter->call.id, EAGAIN);
-		waiter_free(waiter);
-	}
+	next_look_ms = now_ms() + LOOK_MS;
 	if (inotify < 0)
 		look_for_closed();
 	if (!LIST_EMPTY(&listeners))
@@ -899,10 +667,9 @@ int listen_timeout_ms(void)
 {
 	int64_t left;
 
-	if (LIST_EMPTY(&waiters) &&
-	    (LIST_EMPTY(&listeners) || (inotify >= 0 && control_is_open())))
+	if (LIST_EMPTY(&listeners) || (inotify >= 0 && control_is_open()))
 		return -1;
-	left = next_tick_ms - now_ms();
+	left = next_look_ms - now_ms();
 	return left > 0 ? (int)left : 0;
 }
 
@@ -918,7 +685,6 @@ int listen_timeout_ms(void)
  */
 static int unpublish(const struct call *call, struct listener *listener, int fd)
 {
-	struct waiter *waiter, *next;
 	int error;
 
 	if (listen(listener->inet, listener->backlog))
@@ -926,13 +692,7 @@ static int unpublish(const struct call *call, struct listener *listener, int fd)
 	error = swap_exchange(call, (int)call->args[0], fd, listener->inet);
 	if (error)
 		return error;
-	for (waiter = LIST_FIRST(&waiters); waiter; waiter = next) {
-		next = LIST_NEXT(waiter, link);
-		if (sock_local_port(waiter->fd) != listener->port)
-			continue;
-		reply_error(waiter->call.id, EINVAL); /* as TCP's */
-		waiter_free(waiter);
-	}
+	accept_end_waiting(listener->port, EINVAL); /* as TCP does */
 	listener_end(listener);
 	return 0;
 }

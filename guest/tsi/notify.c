@@ -254,6 +254,29 @@ int target_write(const struct call *call, uint64_t addr, const void *buf,
 }
 
 /**
+ * target_write_pair() - Copy to two places of the target's memory at once
+ * @call:	Its call
+ * @first:	Address there
+ * @second:	Same
+ * @ours:	What goes to either
+ *
+ * Returns: 0, or EFAULT
+ */
+int target_write_pair(const struct call *call, uint64_t first, uint64_t second,
+		      const struct iovec ours[2])
+{
+	const struct iovec theirs[] = {
+	    {.iov_base = (void *)(uintptr_t)first, .iov_len = ours[0].iov_len},
+	    {.iov_base = (void *)(uintptr_t)second, .iov_len = ours[1].iov_len},
+	};
+
+	if (process_vm_writev(call->tid, ours, 2, theirs, 2, 0) !=
+	    (ssize_t)(ours[0].iov_len + ours[1].iov_len))
+		return EFAULT;
+	return 0;
+}
+
+/**
  * target_tgid() - The process of a thread
  * @tid:	Thread
  *

@@ -11,7 +11,8 @@
  *what is learnt of its outcome swap.c		put another socket under the
  *program's descriptor control.c	the stream to the host: tokens and
  *failures sock.c		the vsock sockets and the label each carries
- *	listen.c	listeners that the host publishes, and accept()
+ *	accept.c	accept() on listeners that the host publishes
+ *	listen.c	those listeners
  *	notify.c	notifications: receive, look into the target, reply
  *	filter.c	which system calls are trapped
  */
@@ -24,6 +25,7 @@
 #include <stdint.h>
 #include <sys/socket.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 
 #include <linux/seccomp.h>
 #include <linux/vm_sockets.h>
@@ -90,6 +92,8 @@ int target_read(const struct call *call, uint64_t addr, void *ret_buf,
 		size_t len);
 int target_write(const struct call *call, uint64_t addr, const void *buf,
 		 size_t len);
+int target_write_pair(const struct call *call, uint64_t first, uint64_t second,
+		      const struct iovec ours[2]);
 int target_fd(const struct call *call, int fd);
 int target_pidfd(const struct call *call);
 pid_t target_tgid(pid_t tid);
@@ -193,7 +197,6 @@ uint64_t options_collect(int inet_fd);
 /* ---- listen.c ---- */
 
 void listen_trapped(const struct call *call);
-void accept_trapped(const struct call *call);
 void shutdown_trapped(const struct call *call);
 void listen_announce_all(void);
 void listen_reap(void);
@@ -203,13 +206,24 @@ bool listen_is_listener(int fd, uint64_t label);
 bool listen_local(const struct destination *dst, uint32_t *ret_port);
 void listen_bind_local(int fd, bool v4);
 bool listen_is_local_port(uint32_t port);
+void listen_peer_name(const struct sockaddr_vm *addr,
+		      struct destination *ret_name);
+void listen_stash(int fd, int conn);
+int listen_unstash(int fd);
 void listen_tick(void);
 int listen_timeout_ms(void);
+
+/* ---- accept.c ---- */
+
+void accept_trapped(const struct call *call);
+void accept_end_waiting(uint32_t port, int error);
+void accept_tick(void);
+int accept_timeout_ms(void);
 
 /* ---- calls.c ---- */
 
 void call_dispatch(const struct call *call);
-int name_write(const struct call *call, uint64_t addr, uint64_t len_addr,
-	       bool v6, const struct destination *name);
+int name_write(const struct call *call, int room, bool v6,
+	       const struct destination *name);
 
 #endif /* TSI_H */

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import threading
 import time
+from concurrent.futures import Future
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -63,7 +64,7 @@ class Program:
         self._said = bytearray()
         self.stdin = world.call(make_reader())
         self._news = threading.Condition()
-        self.future = None
+        self.future: Future[int] = Future()
 
     def heard(self, data):
         with self._news:

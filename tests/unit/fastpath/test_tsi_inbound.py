@@ -109,7 +109,7 @@ class World:
         )
 
     def listen(self, listener=VSOCK_PORT, *, agent=None, **fields):
-        values = {"backlog": 16, "port": PORT, "address": ANY4} | fields
+        values: dict[str, Any] = {"backlog": 16, "port": PORT, "address": ANY4} | fields
         self.inbound.listen(agent or self.agent, Listen(listener, **values))
         return (agent or self.agent).messages[-1]
 
