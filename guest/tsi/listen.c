@@ -22,9 +22,9 @@
  *
  * When is a listener closed? The agent must not have a descriptor of it, and
  * programs close them in many ways: close(), exec(), exit(). inotify tells:
- * the last close of a file is an event of its inode, a socket's, too. Linux
- * 6.14 and later give no events for sockets; there the agent looks twice a
- * second whether a bind() to the listener's port fails, which takes a listener.
+ * the last close of a file is an event of its inode, a socket's, too. That is
+ * tried with the first listener. Where a kernel gives no such event, the agent
+ * looks twice a second whether a bind() to the listener's port still fails.
  *
  * shutdown() of a listener, which vsock doesn't have, puts the TCP socket back,
  * listening, and then goes on natively.
