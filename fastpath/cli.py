@@ -98,6 +98,13 @@ def run(
         list[str] | None,
         typer.Option(metavar="PREFIX[:PORTS]", help="Allow what is denied by default."),
     ] = None,
+    publish: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[IP:]HOST_PORT:PORT",
+            help="Make a port of CMD's reachable here; IP is 127.0.0.1 by default.",
+        ),
+    ] = None,
     kernel: Annotated[
         Path | None, typer.Option(help="A kernel other than the image's.")
     ] = None,
@@ -118,6 +125,7 @@ def run(
         files=runner.parse_files(file or ()),
         env=runner.parse_env(env or ()),
         allow=runner.parse_allow(allow or ()),
+        publish=runner.parse_publish(publish or ()),
         kernel=kernel,
         qemu=qemu,
         memory_mib=memory,

@@ -199,6 +199,18 @@ void loop_bury(struct source *source)
 }
 
 /**
+ * sooner() - The shorter of two waits
+ * @a:		ms, -1 for any time
+ * @b:		Same
+ *
+ * Returns: same
+ */
+static int sooner(int a, int b)
+{
+	return a < 0 || (b >= 0 && b < a) ? b : a;
+}
+
+/**
  * loop_once() - Handle what came; if nothing does, prepare, then wait
  *
  * After a socket() mostly comes its connect(), and in that is time to prepare.
@@ -207,8 +219,10 @@ static void loop_once(void)
 {
 	struct epoll_event events[BATCH];
 	bool idle = !sock_wants_refill();
-	int n = epoll_wait(epoll_fd, events, BATCH,
-			   idle ? wait_timeout_ms() : IDLE_MS);
+	int limit_ms = sooner(wait_timeout_ms(), accept_timeout_ms()), n;
+
+	limit_ms = sooner(limit_ms, listen_timeout_ms());
+	n = epoll_wait(epoll_fd, events, BATCH, idle ? limit_ms : IDLE_MS);
 
 	if (n == 0 && !idle)
 		sock_refill();
@@ -219,6 +233,8 @@ static void loop_once(void)
 			source->ready(source, events[i].events);
 	}
 	wait_tick();
+	accept_tick();
+	listen_tick();
 	while (dead) {
 		struct source *next = dead->next;
 
@@ -485,6 +501,7 @@ static void __attribute__((noreturn)) adopt(const char *fds)
 	if (state_map(state_fd) || notify_init(listener))
 		fail("what the agent before this one left");
 	raise_limits();
+	listen_adopt();
 	error = control_start();
 	if (error)
 		complain("no TSI service on the host: %s", strerror(error));

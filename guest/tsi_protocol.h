@@ -23,13 +23,25 @@
 /* No token is below: those are ports */
 #define TSI_FIRST_TOKEN 0x10000U
 
+/* Ports that the host connects to listeners from: a range of 65536 of them for
+ * each client IP, the first one for those that have none */
+#define TSI_FIRST_PEER_PORT 0x80000000U
+#define TSI_PEER_RANGES	    0x4000U
+
+/* tsi_listen.flags */
+#define TSI_V6ONLY 1U
+
 /**
- * enum tsi_type - Message types; 16 to 63 are kept for listeners and datagrams
+ * enum tsi_type - Message types; 20 to 63 are kept for listeners and datagrams
  * @TSI_HELLO:		guest to host, first message: struct tsi_hello
  * @TSI_WELCOME:	host to guest, the answer: struct tsi_welcome
  * @TSI_REFUSED:	host to guest, the stream ends: u32 code, then text
  * @TSI_ROUTE:		guest to host: struct tsi_route
  * @TSI_FAILED:		host to guest: struct tsi_failed
+ * @TSI_LISTEN:		guest to host: struct tsi_listen
+ * @TSI_LISTENING:	host to guest, the answer: struct tsi_listening
+ * @TSI_PEER:		host to guest: struct tsi_peer
+ * @TSI_UNLISTEN:	guest to host: struct tsi_unlisten
  */
 enum tsi_type {
 	TSI_HELLO = 1,
@@ -37,10 +49,14 @@ enum tsi_type {
 	TSI_REFUSED = 3,
 	TSI_ROUTE = 4,
 	TSI_FAILED = 5,
+	TSI_LISTEN = 16,
+	TSI_LISTENING = 17,
+	TSI_PEER = 18,
+	TSI_UNLISTEN = 19,
 };
 
 /**
- * enum tsi_family - Address family in a ROUTE, Linux's numbers don't matter
+ * enum tsi_family - Address family in a message, Linux's numbers don't matter
  * @TSI_IPV4:	The first four bytes of the address count, the rest is 0
  * @TSI_IPV6:	All sixteen do; never a v4-mapped address
  */
@@ -123,5 +139,66 @@ struct tsi_failed {
 	uint32_t error;
 };
 static_assert(sizeof(struct tsi_failed) == 12, "wire layout");
+
+/**
+ * struct tsi_listen - A program listens
+ * @listener:	vsock port that listens
+ * @backlog:	As given to listen()
+ * @port:	TCP port
+ * @family:	enum tsi_family of the socket
+ * @flags:	TSI_V6ONLY
+ * @reserved:	0
+ * @address:	What it is bound to, in network order; family 6: v4-mapped
+ *		addresses, too
+ */
+struct tsi_listen {
+	uint32_t listener;
+	uint32_t backlog;
+	uint16_t port;
+	uint16_t family;
+	uint16_t flags;
+	uint16_t reserved;
+	uint8_t address[16];
+};
+static_assert(sizeof(struct tsi_listen) == 32, "wire layout");
+
+/**
+ * struct tsi_listening - What came of a listener
+ * @listener:	vsock port
+ * @port:	TCP port that it is reached at; 0: it isn't published
+ * @reserved:	0
+ * @error:	0, or why it can't be, an errno
+ */
+struct tsi_listening {
+	uint32_t listener;
+	uint16_t port;
+	uint16_t reserved;
+	uint32_t error;
+};
+static_assert(sizeof(struct tsi_listening) == 12, "wire layout");
+
+/**
+ * struct tsi_peer - Whose connections come from a range of ports
+ * @ports:	The first of 65536
+ * @family:	enum tsi_family
+ * @reserved:	0
+ * @address:	The client's, in network order
+ */
+struct tsi_peer {
+	uint32_t ports;
+	uint16_t family;
+	uint16_t reserved;
+	uint8_t address[16];
+};
+static_assert(sizeof(struct tsi_peer) == 24, "wire layout");
+
+/**
+ * struct tsi_unlisten - A listener is gone
+ * @listener:	vsock port
+ */
+struct tsi_unlisten {
+	uint32_t listener;
+};
+static_assert(sizeof(struct tsi_unlisten) == 4, "wire layout");
 
 #endif /* TSI_PROTOCOL_H */

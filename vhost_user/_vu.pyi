@@ -127,6 +127,9 @@ class _Lib(Protocol):
     def vu_conn_open(
         self, engine: FFI.CData, dev: int, guest_port: int, fd: int, hybrid: bool, /
     ) -> int: ...
+    def vu_conn_offer(
+        self, engine: FFI.CData, dev: int, guest_port: int, port: int, fd: int, /
+    ) -> int: ...
     def vu_conn_reset(self, engine: FFI.CData, conn: int, error: int, /) -> int: ...
 
 ffi: _Ffi

@@ -576,6 +576,30 @@ class DeviceHandle:
         sock.detach()
         return conn
 
+    def offer(self, guest_port: int, sock: socket.socket, *, port: int) -> int:
+        """Ask the guest for a connection from `port`, and relay it to `sock` then.
+
+        If it fails, nothing happens to `sock`, and it can be offered again. After the
+        OPENED event, close it: the connection has a descriptor of its own.
+
+        Args:
+            guest_port: where a program in the guest listens.
+            sock: a connected stream socket; stays the caller's.
+            port: on our side, not 0.
+
+        Returns:
+            The connection's id.
+
+        Raises:
+            StateError: too many connections, or the two ports have one.
+            OSError: no descriptor is left, or the socket cannot be watched.
+        """
+        fd = os.dup(sock.fileno())
+        ret = lib.vu_conn_offer(self._engine.native, self._dev, guest_port, port, fd)
+        if ret < 0:
+            os.close(fd)
+        return check(ret, f"offer to guest port {guest_port}")
+
     def stats(self) -> DeviceStats:
         """Read the counters."""
         raw = ffi.new("struct vu_dev_stats *")

@@ -196,6 +196,30 @@ class EgressPolicy:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """A set of ports, as ranges: 1 to 65535."""
+
+    ranges: tuple[tuple[int, int], ...] = ()
+    """First and last port of each."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `80,443,8000-8099`.
+
+        Raises:
+            ValueError: names the part that is wrong.
+        """
+        ranges = _ports(text, text)
+        if any(low == 0 for low, _ in ranges):
+            raise ValueError(f"{text!r}: port 0 is none")
+        return cls(ranges)
+
+    def covers(self, port: int) -> bool:
+        """Whether `port` is one of them."""
+        return any(low <= port <= high for low, high in self.ranges)
+
+
 def _reached(address: Address) -> Address:
     """Return the IPv4 address that an IPv6 one leads to, if it does."""
     if isinstance(address, IPv6Address):

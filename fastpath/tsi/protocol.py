@@ -29,6 +29,10 @@ UNKNOWN_TOKEN: Final = 116
 """`error` of a FAILED for a token that the host does not know: ESTALE."""
 MAX_TEXT: Final = 200
 """Most bytes of a REFUSED message's text."""
+FIRST_PEER_PORT: Final = 0x80000000
+"""Lowest vsock port that the host connects to a listener from."""
+PEER_RANGES: Final = 0x4000
+"""Ranges of 65536 ports from there, one a client IP; the first is no IP's."""
 
 _MAGIC: Final = 0x41495354  # "TSIA"
 _HEADER: Final = struct.Struct("<HH")
@@ -37,16 +41,26 @@ _WELCOME: Final = struct.Struct("<HHIIII4s16s")
 _REFUSED: Final = struct.Struct("<I")
 _ROUTE: Final = struct.Struct("<IHH16s")
 _FAILED: Final = struct.Struct("<III")
+_LISTEN: Final = struct.Struct("<IIHHHH16s")
+_LISTENING: Final = struct.Struct("<IHHI")
+_PEER: Final = struct.Struct("<IHH16s")
+_UNLISTEN: Final = struct.Struct("<I")
+
+_V6ONLY: Final = 1
 
 
 class Type(enum.IntEnum):
-    """Message types; 16 to 63 are kept for listeners and datagrams."""
+    """Message types; 20 to 63 are kept for listeners and datagrams."""
 
     HELLO = 1
     WELCOME = 2
     REFUSED = 3
     ROUTE = 4
     FAILED = 5
+    LISTEN = 16
+    LISTENING = 17
+    PEER = 18
+    UNLISTEN = 19
 
 
 class Refusal(enum.IntEnum):
@@ -147,7 +161,67 @@ class Failed:
         return _message(Type.FAILED, payload)
 
 
-GuestMessage = Hello | Route
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """A program in the guest listens."""
+
+    listener: int
+    """vsock port that listens."""
+    backlog: int
+    port: int
+    """TCP port."""
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address
+    """What it bound; its version is the socket's family."""
+    v6only: bool = False
+    """An IPv6 socket that takes IPv6 clients only."""
+
+    def takes(self, version: int) -> bool:
+        """Whether clients of this IP version reach it."""
+        if self.address.version == 4 or self.v6only:
+            return version == self.address.version
+        mapped = self.address.ipv4_mapped is not None
+        return version == 4 if mapped else version == 6 or self.address.is_unspecified
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """The answer to LISTEN."""
+
+    listener: int
+    port: int
+    """TCP port that it is reached at; 0: it is not published."""
+    error: int = 0
+    """Why it cannot be published, an errno."""
+
+    def encode(self) -> bytes:
+        """Return the message."""
+        payload = _LISTENING.pack(self.listener, self.port, 0, self.error)
+        return _message(Type.LISTENING, payload)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Whose connections come from a range of the host's ports."""
+
+    ports: int
+    """The first of 65536."""
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address
+
+    def encode(self) -> bytes:
+        """Return the message."""
+        family = self.address.version
+        payload = _PEER.pack(self.ports, family, 0, self.address.packed)
+        return _message(Type.PEER, payload)
+
+
+@dataclass(frozen=True, slots=True)
+class Unlisten:
+    """A listener is gone."""
+
+    listener: int
+
+
+GuestMessage = Hello | Route | Listen | Unlisten
 """What an agent may send."""
 
 
@@ -218,9 +292,31 @@ def _decode_route(payload: bytes) -> Route:
     )
 
 
+def _decode_listen(payload: bytes) -> Listen:
+    listener, backlog, port, family, flags, _, packed = _LISTEN.unpack(payload)
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address
+    if listener < FIRST_TOKEN or port == 0:
+        text = f"LISTEN: listener {listener}, port {port}"
+        raise ProtocolError(Refusal.MALFORMED, text)
+    if family == 4 and not any(packed[4:]):
+        address = ipaddress.IPv4Address(packed[:4])
+    elif family == 6:
+        address = ipaddress.IPv6Address(packed)
+    else:
+        text = f"LISTEN: family {family}, address {packed.hex()}"
+        raise ProtocolError(Refusal.MALFORMED, text)
+    return Listen(listener, backlog, port, address, bool(flags & _V6ONLY))
+
+
+def _decode_unlisten(payload: bytes) -> Unlisten:
+    return Unlisten(*_UNLISTEN.unpack(payload))
+
+
 _DECODERS: Final[dict[int, tuple[int, Callable[[bytes], GuestMessage]]]] = {
     Type.HELLO: (_HELLO.size, _decode_hello),
     Type.ROUTE: (_ROUTE.size, _decode_route),
+    Type.LISTEN: (_LISTEN.size, _decode_listen),
+    Type.UNLISTEN: (_UNLISTEN.size, _decode_unlisten),
 }
 
 

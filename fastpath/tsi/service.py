@@ -5,6 +5,8 @@
                                                       v
                                                Router: policy, routing, log
 
+Listeners in the guest are `inbound.py`'s.
+
 A guest's program connects a vsock socket to a token's port. The engine asks about
 a port it has no route for; the token is looked up, the router decides, and if it
 says that it will always decide so, the port becomes a route of the engine's: later
@@ -33,16 +35,21 @@ import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol, TypeVarTuple, Unpack
 
+from fastpath.tsi.inbound import Announcer, Inbound
 from fastpath.tsi.protocol import (
+    FIRST_PEER_PORT,
     FIRST_TOKEN,
     TSI_PORT,
     UNKNOWN_TOKEN,
     VERSION,
     Failed,
     Hello,
+    Listen,
+    Listening,
     ProtocolError,
     Refusal,
     Refused,
+    Unlisten,
     Welcome,
 )
 from fastpath.tsi.protocol import Route as RouteMessage
@@ -52,6 +59,7 @@ from vhost_user.engine import FIRST_OPENED_PORT, Ask, EventKind, Reset
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from fastpath.tsi.inbound import Publisher
     from fastpath.tsi.protocol import GuestMessage
     from vhost_user.engine import Engine, Event, SocketAddress, Target
     from vhost_user.vsock.device import VsockDevice
@@ -80,6 +88,11 @@ CONNECT_TIMEOUT_S: Final = 35.0
 _RANGE_SIZE: Final = 1 << 20
 _RANGES: Final = FIRST_OPENED_PORT // _RANGE_SIZE - 1  # the first: plain vsock ports
 _FORGOTTEN_AT_ONCE: Final = 256
+
+
+def _nothing(_port: int) -> bool:
+    """Publish no port."""
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +132,16 @@ class _Agent:
     range: int
     stream: ControlStream | None = None
     greeted: bool = False
+    announcer: Announcer = field(init=False)
     next_token: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.next_token = self.range * _RANGE_SIZE
+        self.announcer = Announcer(self.send)
+
+    def send(self, message: bytes) -> bool:
+        """Send a message; False: the guest has left no room, or is gone."""
+        return self.stream is not None and self.stream.send(message)
 
     def owns(self, token: int) -> bool:
         return token // _RANGE_SIZE == self.range
@@ -148,6 +167,8 @@ class TsiStats:
     """Requests for tokens that nobody registered."""
     unsent: int = 0
     """FAILED messages that the guest had left no room for."""
+    listeners: int = 0
+    """Published now."""
 
 
 class TsiService:
@@ -163,6 +184,8 @@ class TsiService:
         addresses: the pod's, for getsockname() in the guest.
         name: the sandbox's, for the log.
         other: where connections to ports go that are not TSI's.
+        publisher: where the guest's listeners are reachable; None: nowhere.
+        publishes: whether a TCP port of the guest may be published.
     """
 
     def __init__(
@@ -174,6 +197,8 @@ class TsiService:
         addresses: Sequence[str],
         name: str,
         other: Target = Reset(),  # noqa: B008  frozen
+        publisher: Publisher | None = None,
+        publishes: Callable[[int], bool] = _nothing,
     ) -> None:
         self._engine = engine
         self._device = device
@@ -191,6 +216,9 @@ class TsiService:
         ips = [ipaddress.ip_address(address) for address in addresses]
         self._ipv4 = next((ip for ip in ips if ip.version == 4), None)
         self._ipv6 = next((ip for ip in ips if ip.version == 6), None)
+        self.inbound = publisher and Inbound(
+            device, publisher, publishes=publishes, name=name
+        )
         device.handle.route(TSI_PORT, Ask())
         device.handle.route(None, Ask())
 
@@ -199,15 +227,18 @@ class TsiService:
         self._stats.streams = sum(a.stream is not None for a in self._agents.values())
         self._stats.tokens = len(self._tokens)
         self._stats.held = sum(map(len, self._held.values()))
+        self._stats.listeners = self.inbound.listeners if self.inbound else 0
         return self._stats
 
     def handle_event(self, event: Event) -> None:
         """Handle an event of the device."""
         asked = event.kind is EventKind.REQUEST
-        if event.kind is EventKind.BROKEN or (
-            event.port >= FIRST_OPENED_PORT and not asked
-        ):
-            return  # the back-end's business, or the hybrid socket's
+        if event.kind is EventKind.BROKEN:
+            return  # the back-end's business
+        if event.port >= FIRST_OPENED_PORT and not asked:
+            if self.inbound and event.port >= FIRST_PEER_PORT:
+                self.inbound.handle_event(event)
+            return  # the others are the hybrid socket's
         if event.port >= FIRST_TOKEN:
             self._handle_token(event)
         elif not asked:
@@ -218,7 +249,9 @@ class TsiService:
             self._engine.answer(event.conn, self._other)
 
     def close(self) -> None:
-        """End the streams; the device keeps its routes."""
+        """End the streams and the listeners; the device keeps its routes."""
+        if self.inbound:
+            self.inbound.close()
         for agent in self._agents.values():
             if agent.stream is not None:
                 agent.stream.close()
@@ -335,9 +368,24 @@ class TsiService:
         if isinstance(message, Hello):
             self._greet(agent, message)
         elif not agent.greeted:
-            raise ProtocolError(Refusal.UNEXPECTED, "ROUTE before HELLO")
-        else:
+            name = type(message).__name__.upper()
+            raise ProtocolError(Refusal.UNEXPECTED, f"{name} before HELLO")
+        elif isinstance(message, RouteMessage):
             self._register(agent, message)
+        elif isinstance(message, Listen):
+            self._listen(agent, message)
+        else:
+            self._unlisten(agent, message)
+
+    def _listen(self, agent: _Agent, message: Listen) -> None:
+        if self.inbound:
+            self.inbound.listen(agent.announcer, message)
+        else:
+            agent.send(Listening(message.listener, 0).encode())
+
+    def _unlisten(self, agent: _Agent, message: Unlisten) -> None:
+        if self.inbound:
+            self.inbound.unlisten(agent.announcer, message.listener)
 
     def _greet(self, agent: _Agent, hello: Hello) -> None:
         if agent.greeted:
@@ -379,6 +427,8 @@ class TsiService:
 
     def _ended(self, agent: _Agent, error: ProtocolError | None) -> None:
         agent.stream = None
+        if self.inbound:
+            self.inbound.ended(agent.announcer)
         if error is None:
             log.info("%s: agent %d is gone", self._name, agent.range)
         else:

@@ -17,6 +17,7 @@ from fastpath.ztunnel.model import (
     Egress,
     Fastpath,
     NetworkMode,
+    Publication,
     Sandbox,
     Workload,
 )
@@ -66,6 +67,7 @@ def for_sandbox(
     egress: Egress | None = None,
     echo: IpAddress | None = None,
     access_log: Path | None = None,
+    publish: tuple[Publication, ...] = (),
 ) -> Config:
     """One sandbox that reaches whatever the process does; no listener, no metrics.
 
@@ -78,6 +80,7 @@ def for_sandbox(
         egress: None: the default policy.
         echo: the address that ztunnel answers itself.
         access_log: None: stderr.
+        publish: its listeners that are reachable on the host.
     """
     workload = Workload(workload_ips=addresses, namespace="default", name=name)
     sandbox = Sandbox(
@@ -87,6 +90,7 @@ def for_sandbox(
         cid=cid,
         uds_path=uds_path,
         egress=egress or Egress(),
+        publish=publish,
     )
     own = Fastpath(sandboxes=(sandbox,), echo=echo, access_log=access_log)
     return Config(workloads=(workload,), fastpath=own)
@@ -158,6 +162,7 @@ def _sandbox_problems(config: Config) -> Iterator[Problem]:
     sockets: list[tuple[KeyPath, object]] = []
     cids: list[tuple[KeyPath, object]] = []
     workloads: list[tuple[KeyPath, object]] = []
+    places: list[tuple[KeyPath, object]] = []
     for index, sandbox in enumerate(config.fastpath.sandboxes):
         here: KeyPath = ("fastpath", "sandboxes", index)
         names.append(((*here, "name"), sandbox.name))
@@ -177,7 +182,11 @@ def _sandbox_problems(config: Config) -> Iterator[Problem]:
             yield (*here, "workload"), "names a workload without workloadIps"
         else:
             workloads.append(((*here, "workload"), found[0].uid or found[0].key))
-    for group in (names, workloads, sockets, cids):
+        places += [
+            ((*here, "publish", i), str(item.at))
+            for i, item in enumerate(sandbox.publish)
+        ]
+    for group in (names, workloads, sockets, cids, places):
         yield from _repeated(group)
 
 

@@ -78,6 +78,7 @@ class Metrics:
         self._received = self._counter("received_bytes", "Bytes client to server")
         self._sent = self._counter("sent_bytes", "Bytes server to client")
         self._series: dict[_Key, _Series] = {}
+        self._inbound: dict[Client, _Series] = {}
         self._denied = Counter(
             "fastpath_denied",
             "Connections refused before any dial",
@@ -111,6 +112,23 @@ class Metrics:
         labels = _labels(client, decision, "CONNECT")
         self._closed.labels(*labels).inc()
 
+    def inbound_opened(self, server: Client) -> None:
+        """A sandbox took a connection."""
+        self._inbound_series(server).opened.inc()
+
+    def inbound_closed(self, server: Client, *, received: int, sent: int) -> None:
+        """A connection that a sandbox took ended.
+
+        Args:
+            server: the sandbox.
+            received: bytes from the client.
+            sent: bytes to the client.
+        """
+        series = self._inbound_series(server)
+        series.closed.inc()
+        series.received.inc(received)
+        series.sent.inc(sent)
+
     def denied(self, sandbox: str, reason: str) -> None:
         """A connection was refused; `sandbox` is empty when there is none."""
         self._denied.labels(sandbox, reason).inc()
@@ -119,18 +137,27 @@ class Metrics:
         """All of it in Prometheus's text format; callable on any thread."""
         return prometheus_client.generate_latest(self.registry)
 
+    def _inbound_series(self, server: Client) -> _Series:
+        series = self._inbound.get(server)
+        if series is None:
+            series = self._inbound[server] = self._make_series(_server_labels(server))
+        return series
+
+    def _make_series(self, labels: tuple[str, ...]) -> _Series:
+        return _Series(
+            self._opened.labels(*labels),
+            self._closed.labels(*labels),
+            self._received.labels(*labels),
+            self._sent.labels(*labels),
+        )
+
     def _series_of(self, client: Client, decision: Decision) -> _Series:
         """The counters with these labels; as many as workloads and services allow."""
         key = (client, decision.workload, decision.service)
         series = self._series.get(key)
         if series is None:
             labels = _labels(client, decision, "-")
-            series = self._series[key] = _Series(
-                self._opened.labels(*labels),
-                self._closed.labels(*labels),
-                self._received.labels(*labels),
-                self._sent.labels(*labels),
-            )
+            series = self._series[key] = self._make_series(labels)
         return series
 
     def _counter(self, name: str, what: str) -> Counter:
@@ -196,6 +223,18 @@ def _labels(client: Client, decision: Decision, flag: Flag) -> tuple[str, ...]:
         *_end(decision.workload),
         "tcp",
         flag,
+        _UNKNOWN,
+    )
+
+
+def _server_labels(server: Client) -> tuple[str, ...]:
+    return (
+        "destination",
+        *_end(None),
+        *_service(None),
+        *_end(server.workload),
+        "tcp",
+        "-",
         _UNKNOWN,
     )
 

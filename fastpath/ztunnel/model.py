@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Self
 
-from fastpath.tsi.policy import EgressPolicy, Rule
+from fastpath.tsi.policy import EgressPolicy, Ports, Rule
 from fastpath.ztunnel import decode
 from fastpath.ztunnel.decode import Between, IpAddress, Matches
 from fastpath.ztunnel.identity import (
@@ -148,6 +148,28 @@ class ListenAddress:
         return f"{host}:{self.port}"
 
 
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A sandbox's port on an address of the host: `[IP:]HOST_PORT:PORT`."""
+
+    at: ListenAddress
+    port: int
+    """In the sandbox."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read it, or raise `ValueError`; without IP it is 127.0.0.1."""
+        host, colon, port = text.rpartition(":")
+        if not colon:
+            raise ValueError(f"must be [IP:]HOST_PORT:PORT, not {text!r}")
+        if host.isdecimal():
+            host = f"127.0.0.1:{host}"
+        at = ListenAddress.parse(host)
+        if at.port == 0:
+            raise ValueError(f"{text!r}: port 0 is none")
+        return cls(at, Between(1, 65535).parse(port))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApplicationTunnel:
     """How an inbound connection is handed to the workload."""
@@ -248,6 +270,10 @@ class Sandbox:
     cid: Annotated[int, Between(3, 2**32 - 2)]
     uds_path: Path | None = None
     egress: Egress = field(default_factory=Egress)
+    published: Ports = field(default_factory=Ports)
+    """Ports of its listeners that are reachable at the pod's IPs."""
+    publish: tuple[Publication, ...] = ()
+    """And those that are reachable at addresses of the host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ from fastpath.ztunnel import listener
 from fastpath.ztunnel.access_log import AccessLog
 from fastpath.ztunnel.admin import AdminServer
 from fastpath.ztunnel.clients import Clients
+from fastpath.ztunnel.inbound import SandboxPublisher
 from fastpath.ztunnel.metrics import EngineCollector, Metrics
 from fastpath.ztunnel.outbound import Capture, Outbound, SandboxRouter
 from fastpath.ztunnel.routing import Routes
@@ -136,8 +137,12 @@ class Ztunnel:
             Engine(poll_us=own.poll_us, cpu=own.cpu)
         )
         for sandbox in own.sandboxes:
-            router = SandboxRouter(outbound, clients.sandbox(sandbox.name))
-            self.sandboxes[sandbox.name] = await self._start_sandbox(sandbox, router)
+            client = clients.sandbox(sandbox.name)
+            self.sandboxes[sandbox.name] = await self._start_sandbox(
+                sandbox,
+                SandboxRouter(outbound, client),
+                SandboxPublisher(sandbox, client, access_log, self.metrics),
+            )
         if capture:
             events = Capture(self._engine, outbound, clients)
             handle = self._engine.add_listener(
@@ -149,7 +154,7 @@ class Ztunnel:
         self._announce_policies()
 
     async def _start_sandbox(
-        self, sandbox: Sandbox, router: SandboxRouter
+        self, sandbox: Sandbox, router: SandboxRouter, publisher: SandboxPublisher
     ) -> RunningSandbox:
         service: TsiService
         device = VsockDevice(
@@ -167,6 +172,8 @@ class Ztunnel:
             addresses=[str(address) for address in addresses],
             name=sandbox.name,
             other=Unix(str(sandbox.uds_path)) if sandbox.uds_path else Reset(),
+            publisher=publisher,
+            publishes=publisher.publishes,
         )
         self._stack.callback(service.close)
         hybrid = None

@@ -64,7 +64,37 @@ static void handle_socket(const struct call *call)
 }
 
 /**
- * handle_bind() - bind() and listen(): the socket is the guest's own
+ * allow_pod_address() - Let a TCP socket bind to the pod's address
+ * @call:	bind(), its socket a TCP socket by now
+ *
+ * No interface of the guest has it.
+ */
+static void allow_pod_address(const struct call *call)
+{
+	size_t len =
+	    MIN((size_t)(uint32_t)call->args[2], sizeof(struct sockaddr_in6));
+	struct sockaddr_storage sa = {0};
+	struct destination to;
+	struct in6_addr own;
+	bool v4;
+	int fd;
+
+	if (target_read(call, call->args[1], &sa, len) ||
+	    !address_decode(&sa, len, &to))
+		return;
+	v4 = IN6_IS_ADDR_V4MAPPED(&to.address);
+	own = control_pod_address(v4);
+	if (address_is_native(&to) || !IN6_ARE_ADDR_EQUAL(&own, &to.address))
+		return;
+	fd = target_fd(call, (int)call->args[0]);
+	if (fd < 0)
+		return;
+	setsockopt(fd, SOL_IP, IP_FREEBIND, &(int){1}, sizeof(int));
+	close(fd);
+}
+
+/**
+ * handle_bind() - bind(): the socket is the guest's own, for now
  * @call:	The call
  */
 static void handle_bind(const struct call *call)
@@ -73,42 +103,18 @@ static void handle_bind(const struct call *call)
 	int fd = ours(call, &label);
 	int error = 0;
 
+	listen_reap();
 	/* One that was connected before: vsock's EINVAL is TCP's, too */
 	if (fd >= 0 && sock_local_port(fd) == NO_PORT)
 		error = swap_to_inet(call, (int)call->args[0], fd, label);
+	if (!error)
+		allow_pod_address(call);
 	if (error)
 		reply_error(call->id, error);
 	else
 		reply_native(call->id);
 	if (fd >= 0)
 		close(fd);
-}
-
-/**
- * encode() - Write an address as the program expects it
- * @v6:		For an AF_INET6 socket
- * @dst:	Address and port
- * @ret_sa:	sockaddr
- *
- * Returns: its size
- */
-static size_t encode(bool v6, const struct destination *dst,
-		     struct sockaddr_storage *ret_sa)
-{
-	struct sockaddr_in6 in6 = {.sin6_family = AF_INET6};
-	struct sockaddr_in in = {.sin_family = AF_INET};
-
-	memset(ret_sa, 0, sizeof(*ret_sa));
-	if (v6) {
-		in6.sin6_port = htons(dst->port);
-		in6.sin6_addr = dst->address;
-		memcpy(ret_sa, &in6, sizeof(in6));
-		return sizeof(in6);
-	}
-	in.sin_port = htons(dst->port);
-	in.sin_addr.s_addr = dst->address.s6_addr32[3];
-	memcpy(ret_sa, &in, sizeof(in));
-	return sizeof(in);
 }
 
 /**
@@ -134,45 +140,69 @@ static void local_name(int fd, bool v6, struct destination *ret_name)
 }
 
 /**
+ * name_write() - Give the program an address
+ * @call:	Its call
+ * @room:	How much room there is, as it says at its third argument
+ * @v6:		For an AF_INET6 socket
+ * @name:	Address and port
+ *
+ * The call's second argument is where the address goes, and the third where its
+ * size does.
+ *
+ * Returns: 0, or an errno
+ */
+int name_write(const struct call *call, int room, bool v6,
+	       const struct destination *name)
+{
+	struct sockaddr_storage sa;
+	int size = (int)address_encode(v6, name, &sa);
+	struct iovec ours[] = {
+	    {.iov_base = &sa, .iov_len = (size_t)MIN(size, room)},
+	    {.iov_base = &size, .iov_len = sizeof(size)},
+	};
+
+	if (room < 0)
+		return EINVAL;
+	return target_write_pair(call, call->args[1], call->args[2], ours);
+}
+
+/**
  * handle_name() - getsockname() and getpeername()
  * @call:	The call
  */
 static void handle_name(const struct call *call)
 {
-	struct sockaddr_storage sa;
-	struct destination name;
+	bool local = call->nr == SYS_getsockname;
+	int room;
+	struct destination name, names[2];
 	uint64_t label;
 	int fd = ours(call, &label);
-	int error = 0, room;
-	uint32_t token;
-	size_t size;
+	struct sockaddr_vm peer;
+	int error;
 
 	if (fd < 0) {
 		reply_native(call->id);
 		return;
 	}
-	if (call->nr == SYS_getsockname) {
+	error = listen_names(fd, label, !local, &names[0], &names[1]);
+	if (error != EOPNOTSUPP) {
+		name = names[!local];
+		if (local)
+			error = 0;
+	} else if (local) {
 		local_name(fd, label & LABEL_V6, &name);
+		error = 0;
 	} else {
-		token = sock_peer_port(fd);
-		if (token == NO_PORT)
-			token = sock_half_closed_peer(fd);
-		if (token == NO_PORT || !control_destination(token, &name))
-			error = ENOTCONN;
+		if (!sock_peer(fd, &peer) && !sock_half_closed_peer(fd, &peer))
+			peer.svm_port = NO_PORT;
+		error =
+		    control_destination(peer.svm_port, &name) ? 0 : ENOTCONN;
 	}
 	close(fd);
 	if (!error && target_read(call, call->args[2], &room, sizeof(room)))
 		error = EFAULT;
-	if (!error && room < 0)
-		error = EINVAL;
-	if (!error) {
-		size = encode(label & LABEL_V6, &name, &sa);
-		if (target_write(call, call->args[1], &sa,
-				 MIN(size, (size_t)room)) ||
-		    target_write(call, call->args[2], &(int){(int)size},
-				 sizeof(int)))
-			error = EFAULT;
-	}
+	if (!error)
+		error = name_write(call, room, label & LABEL_V6, &name);
 	reply_error(call->id, error);
 }
 
@@ -222,8 +252,10 @@ static void handle_ioctl(const struct call *call)
 	case SIOCOUTQNSD:
 	case SIOCATMARK:
 		value = count_bytes(fd, request);
-		error =
-		    target_write(call, call->args[2], &value, sizeof(value));
+		error = request != SIOCATMARK && sock_is_listening(fd)
+			    ? EINVAL
+			    : target_write(call, call->args[2], &value,
+					   sizeof(value));
 		reply_error(call->id, error);
 		break;
 	default:
@@ -296,8 +328,17 @@ void call_dispatch(const struct call *call)
 		connect_trapped(call);
 		break;
 	case SYS_bind:
-	case SYS_listen:
 		handle_bind(call);
+		break;
+	case SYS_listen:
+		listen_trapped(call);
+		break;
+	case SYS_accept:
+	case SYS_accept4:
+		accept_trapped(call);
+		break;
+	case SYS_shutdown:
+		shutdown_trapped(call);
 		break;
 	case SYS_getsockname:
 	case SYS_getpeername:

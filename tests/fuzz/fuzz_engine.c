@@ -210,12 +210,19 @@ static void host_step(struct world *w, struct input *in)
 
 	if (op % 8 == 7) {
 		int kind = op & 16 ? SOCK_SEQPACKET : SOCK_STREAM, pair[2];
+		uint32_t guest_port = 1024 + (op >> 6);
+		int64_t conn;
 
 		if (w->n_ends == MAX_ENDS ||
 		    socketpair(AF_UNIX, kind | SOCK_NONBLOCK, 0, pair))
 			return;
-		if (vu_conn_open(w->e, w->dev, 1024 + (op >> 6), pair[0],
-				 op & 32) < 0)
+		if (op & 8)
+			conn = vu_conn_offer(w->e, w->dev, guest_port,
+					     0x80010000U | byte(in), pair[0]);
+		else
+			conn = vu_conn_open(w->e, w->dev, guest_port, pair[0],
+					    op & 32);
+		if (conn < 0)
 			close(pair[0]);
 		w->ends[w->n_ends++] = pair[1];
 		return;

@@ -173,6 +173,8 @@ struct way {
  * @rx_chains:	RX buffers to take for the next read
  * @want:	VU_WANT_ bits of the device or listener
  * @hybrid:	Write "OK <port>\n" to the far end when the guest accepts
+ * @offered:	Until the guest accepts, another descriptor of the far end is
+ *		its client's hope
  * @orphan:	The guest is gone; queued bytes still go up
  * @alone_us:	Orphan, or CONN_LINGER: since when
  * @reported:	Its end was posted
@@ -231,6 +233,7 @@ struct vu_conn {
 	uint8_t rx_chains;
 	uint8_t want;
 	bool hybrid;
+	bool offered;
 	bool orphan;
 	bool asked;
 	bool reported;
@@ -415,6 +418,7 @@ void control_end(struct vu_engine *e);
 
 /* conn.c */
 struct vu_conn *conn_new(struct vu_engine *e, uint32_t source);
+void conn_close_far(struct vu_engine *e, struct vu_conn *c, bool abort);
 void conn_free(struct vu_engine *e, struct vu_conn *c);
 void conn_forsake(struct vu_engine *e, struct vu_conn *c);
 void conn_reap(struct vu_engine *e);
@@ -450,6 +454,7 @@ int end_watch(struct vu_engine *e, struct vu_conn *c, struct end *end, int op,
 int conn_watch(struct vu_engine *e, struct vu_conn *c, struct end *end);
 void conn_full(struct vu_engine *e, struct vu_conn *c, struct end *end);
 void conn_close_end(struct end *end, bool abort);
+void conn_return_end(struct vu_engine *e, struct end *end);
 bool way_append(struct way *way, const struct iovec *iov, unsigned n_iov,
 		size_t skip);
 int64_t way_drain(struct vu_engine *e, struct vu_conn *c, struct way *way,

@@ -436,6 +436,8 @@ int vu_conn_answer(struct vu_engine *engine, uint64_t conn,
 int vu_conn_answer_fd(struct vu_engine *engine, uint64_t conn, int fd);
 int64_t vu_conn_open(struct vu_engine *engine, uint32_t dev,
 		     uint32_t guest_port, int fd, bool hybrid);
+int64_t vu_conn_offer(struct vu_engine *engine, uint32_t dev,
+		      uint32_t guest_port, uint32_t port, int fd);
 int vu_conn_reset(struct vu_engine *engine, uint64_t conn, int error);
 
 #endif /* VU_H */
