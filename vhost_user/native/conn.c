@@ -476,7 +476,6 @@ static void dial(struct vu_engine *e, struct vu_conn *c,
 		setsockopt(c->far.fd, IPPROTO_TCP, TCP_NODELAY, &one,
 			   sizeof(one));
 	err = connect(c->far.fd, addr, len) ? errno : 0;
-	e->gave_work = true;
 	if (err == EAGAIN) { /* a unix listener's backlog is full: try later */
 		conn_close_end(&c->far, false);
 		if (!c->dev) {

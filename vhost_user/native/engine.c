@@ -360,14 +360,13 @@ static bool spin(struct vu_engine *e)
 
 	e->stats.spins++;
 	do {
-		for (unsigned i = 0; i < SPINS && !hit && !e->gave_work; i++) {
+		for (unsigned i = 0; i < SPINS && !hit; i++) {
 			__builtin_ia32_pause();
 			hit = rings_pending(e);
 		}
-		e->gave_work = false;
-		if (!hit)
-			sched_yield(); /* to the guest, its VMM, a server */
 		hit = hit || poll_epoll(e) || !list_empty(&e->run);
+		if (!hit)
+			sched_yield(); /* the guest's VMM may share our core */
 		if (__atomic_load_n(&e->waiting, __ATOMIC_RELAXED))
 			return true;
 		elapsed = now_us() - start;

@@ -371,7 +371,6 @@ struct vu_engine {
 	struct list thirsty;   /* connections without credit */
 	uint64_t thirsty_us;   /* since when there is one */
 	uint64_t retried_us;   /* when what waits for the host was last tried */
-	bool gave_work;	       /* somebody was woken who may share our core */
 	struct vu_dev *devs[VU_MAX_DEVICES];
 	unsigned n_devs; /* highest id + 1 */
 	struct vu_listener *listeners[MAX_LISTENERS];

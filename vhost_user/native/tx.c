@@ -85,7 +85,6 @@ static size_t deliver_socket(struct vu_conn *c, const struct burst *b)
 	    c->far.fd,
 	    &(struct msghdr){.msg_iov = e->tx_iov, .msg_iovlen = b->n_iov},
 	    MSG_NOSIGNAL | MSG_DONTWAIT);
-	e->gave_work |= n > 0;
 	if (n < 0 && errno == EFAULT)
 		c->dev->faulted = true;
 	else if (n < 0 && errno != EAGAIN && errno != EINTR)

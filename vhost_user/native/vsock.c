@@ -298,7 +298,6 @@ void vsock_flush(struct vu_dev *d)
 		d->held_us[q] = 0;
 		if (vu_ring_flush(d->rings[q]))
 			d->stats.calls++;
-		d->engine->gave_work = true;
 	}
 	d->rx_urgent = false;
 }
@@ -315,7 +314,6 @@ void vsock_show(struct vu_dev *d)
 	d->held_us[QUEUE_RX] = 0;
 	if (d->rings[QUEUE_RX] && vu_ring_flush(d->rings[QUEUE_RX]))
 		d->stats.calls++;
-	d->engine->gave_work = true;
 }
 
 /**
