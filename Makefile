@@ -25,7 +25,8 @@ PACKAGES := gcc libc6-dev make python3-venv python3-dev ca-certificates \
 NATIVE   := $(wildcard vhost_user/native/*.c vhost_user/native/*.h) \
             vhost_user/native/build.py
 C_FILES  := $(wildcard vhost_user/native/*.[ch] guest/*.[ch] guest/tsi/*.[ch] \
-            fastpath/datapath/bpf/*.c tests/vm/*.c tests/fuzz/*.c \
+            fastpath/datapath/bpf/*.c tests/vm/*.c tests/fuzz/*.[ch] \
+            tests/unit/vhost_user/*.c \
             bench/guest/*.[ch] bench/host/*.c)
 
 .PHONY: setup packages compare test lint types unit conformance \
