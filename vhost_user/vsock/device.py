@@ -11,7 +11,7 @@ import logging
 import struct
 from typing import TYPE_CHECKING, Final
 
-from vhost_user.device import SESSION_FEATURES
+from vhost_user.device import RING_FEATURES, SESSION_FEATURES
 from vhost_user.engine import (
     ALL_QUEUES,
     DEFAULT_BUF_ALLOC,
@@ -22,7 +22,7 @@ from vhost_user.engine import (
     Limit,
 )
 from vhost_user.errors import StateError
-from vhost_user.message import Feature, ProtocolFeature
+from vhost_user.message import ProtocolFeature
 from vhost_user.vsock.packet import F_SEQPACKET
 
 if TYPE_CHECKING:
@@ -73,15 +73,7 @@ class VsockDevice:
             reach each other by CID.
     """
 
-    features: Final[int] = (
-        Feature.VERSION_1
-        | Feature.EVENT_IDX
-        | Feature.INDIRECT_DESC
-        | Feature.RING_PACKED
-        | Feature.LOG_ALL
-        | Feature.RING_RESET
-        | F_SEQPACKET
-    )
+    features: Final[int] = RING_FEATURES | F_SEQPACKET
     protocol_features: Final = SESSION_FEATURES | ProtocolFeature.CONFIG
     queues: Final = 3
 
