@@ -33,6 +33,7 @@ import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol, TypeVarTuple, Unpack
 
+from fastpath.tsi.policy import SandboxPolicy
 from fastpath.tsi.protocol import (
     FIRST_TOKEN,
     TSI_PORT,
@@ -94,6 +95,10 @@ class Route:
 
 class Router(Protocol):
     """Decides on connections and hears of their fate, in the event loop."""
+
+    def set_policy(self, policy: SandboxPolicy) -> None:
+        """Decide by `policy` from now on, and end what it denies."""
+        ...
 
     def route(self, destination: SocketAddress, conn: int) -> Route:
         """Decide on the request `conn`. Not called if an answer was cacheable."""
@@ -162,6 +167,7 @@ class TsiService:
         router: decides.
         addresses: the pod's, for getsockname() in the guest.
         name: the sandbox's, for the log.
+        policy: the first one, which the router and the device have already.
         other: where connections to ports go that are not TSI's.
     """
 
@@ -173,12 +179,14 @@ class TsiService:
         *,
         addresses: Sequence[str],
         name: str,
+        policy: SandboxPolicy | None = None,
         other: Target = Reset(),  # noqa: B008  frozen
     ) -> None:
         self._engine = engine
         self._device = device
         self._router = router
         self._name = name
+        self._policy = policy or SandboxPolicy()
         self._other = other
         self._stats = TsiStats()
         self._agents: dict[int, _Agent] = {}  # by range
@@ -193,6 +201,27 @@ class TsiService:
         self._ipv6 = next((ip for ip in ips if ip.version == 6), None)
         device.handle.route(TSI_PORT, Ask())
         device.handle.route(None, Ask())
+
+    @property
+    def policy(self) -> SandboxPolicy:
+        """The one in force."""
+        return self._policy
+
+    def set_policy(self, policy: SandboxPolicy) -> None:
+        """Put `policy` in force, for requests that wait and for all that come.
+
+        What it denies of the connections that there are is ended by the router.
+        """
+        self._policy = policy
+        limits = policy.limits
+        self._device.limit(
+            max_conns=limits.max_conns,
+            max_queued_bytes=limits.max_queued_bytes,
+            accept_rate=limits.accept_rate,
+        )
+        self._device.handle.unroute_from(FIRST_TOKEN)
+        self._routed.clear()
+        self._router.set_policy(policy)
 
     def stats(self) -> TsiStats:
         """Return the counters; the object stays current."""

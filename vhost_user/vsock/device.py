@@ -146,6 +146,19 @@ class VsockDevice:
         self.handle.reset()
         self.handle.transport_reset()
 
+    def limit(self, *, max_conns: int, max_queued_bytes: int, accept_rate: int) -> None:
+        """Change limits that the device was made with.
+
+        Raises:
+            StateError: see `DeviceHandle.limit()`.
+        """
+        self.handle.limit(
+            max_conns=max_conns,
+            max_queued_bytes=max_queued_bytes,
+            accept_rate=accept_rate,
+        )
+        self._max_conns = max_conns
+
     def close(self) -> None:
         """Take the device out of the engine."""
         self.handle.close()

@@ -53,12 +53,25 @@ class FakeDevice:
     def unroute(self, port):
         del self.routes[port]
 
+    def unroute_from(self, first):
+        self.routes = {
+            port: target
+            for port, target in self.routes.items()
+            if port is None or port < first
+        }
+
+    def limit(self, **limits):
+        self.limits = limits
+
 
 class FakeRouter:
     """Allows all but port 666; only port 80's answers are cacheable."""
 
     def __init__(self):
         self.said = []
+
+    def set_policy(self, policy):
+        self.said.append(("policy", policy))
 
     def route(self, destination, conn):
         self.said.append(("route", destination))

@@ -12,11 +12,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fastpath.tsi.policy import Rule
+from fastpath.tsi.policyfile import Egress
 from fastpath.ztunnel.clients import Clients
 from fastpath.ztunnel.metrics import EngineCollector, Metrics
 from fastpath.ztunnel.model import (
     Config,
-    Egress,
     Fastpath,
     NamespacedHostname,
     NetworkAddress,
@@ -91,10 +91,14 @@ CONFIG = Config(
 class FakeEngine:
     def __init__(self):
         self.answers = {}
+        self.ended = []
 
     def answer(self, conn, target):
         self.answers[conn] = target
         return True
+
+    def reset(self, conn, error):
+        self.ended.append((conn, error))
 
 
 class FakeLog:
@@ -127,7 +131,10 @@ class World:
         self.metrics = Metrics()
         self.clients = Clients(CONFIG)
         self.outbound = Outbound(
-            Routes(CONFIG), cast("AccessLog", self.log), self.metrics
+            Routes(CONFIG),
+            cast("AccessLog", self.log),
+            self.metrics,
+            self.engine.reset,
         )
         self.capture = Capture(cast("Engine", self.engine), self.outbound, self.clients)
         self.router = SandboxRouter(self.outbound, self.clients.sandbox("box"))
