@@ -168,6 +168,11 @@ class EgressPolicy:
         self._error = error
         self._own = own
 
+    @property
+    def error(self) -> int:
+        """Errno of a denial."""
+        return self._error
+
     def check(self, destination: SocketAddress) -> Denial | None:
         """Return why `destination` is denied; None: it is allowed.
 

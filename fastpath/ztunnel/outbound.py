@@ -181,7 +181,7 @@ class Outbound:
             if refusal:
                 self._decisions[conn] = client, replace(decision, refusal=refusal)
                 self._end(conn, refusal.errno)
-        if some:
+        if len(some) == CHECKED_AT_ONCE:
             asyncio.get_running_loop().call_soon(self._go_on, client, asked, conns)
 
     def _go_on(

@@ -14,6 +14,7 @@ from typing import Any, cast
 import pytest
 
 from fastpath.tsi import service as module
+from fastpath.tsi.policy import Limits, SandboxPolicy
 from fastpath.tsi.protocol import UNKNOWN_TOKEN
 from fastpath.tsi.service import Route, TsiService
 from vhost_user.engine import Ask, Dial, Echo, Event, EventKind, Reset
@@ -298,6 +299,43 @@ def test_a_token_of_nobody_is_refused(token):
         assert world.engine.answers[conn] == Reset(UNKNOWN_TOKEN)
         world.event(EventKind.FAILED, token, conn, error=UNKNOWN_TOKEN)
         assert world.router.said == []
+
+    run(work)
+
+
+def test_a_new_policy_takes_the_routes_from_the_engine():
+    async def work(world):
+        agent = world.agent()
+        await agent.greet()
+        agent.register(agent.first_token)
+        world.request(agent.first_token)
+        assert agent.first_token in world.device.routes
+        policy = SandboxPolicy(limits=Limits(max_conns=7, max_queued_bytes=1 << 20))
+        world.service.set_policy(policy)
+        assert world.device.routes == {TSI_PORT: Ask(), None: Ask()}
+        assert world.device.limits == {
+            "max_conns": 7,
+            "max_queued_bytes": 1 << 20,
+            "accept_rate": 0,
+        }
+        assert world.service.policy is policy
+        assert world.router.said[-1] == ("policy", policy)
+        world.request(agent.first_token)
+        assert world.router.said[-1] == ("route", DESTINATION)
+        assert agent.first_token in world.device.routes
+
+    run(work)
+
+
+def test_a_request_that_waits_for_its_route_meets_the_new_policy():
+    async def work(world):
+        agent = world.agent()
+        await agent.greet()
+        world.request(agent.first_token)
+        world.service.set_policy(SandboxPolicy())
+        agent.register(agent.first_token)
+        await asyncio.sleep(0.05)
+        assert [what for what, _ in world.router.said] == ["policy", "route"]
 
     run(work)
 
