@@ -33,6 +33,7 @@ import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol, TypeVarTuple, Unpack
 
+from fastpath.throttle import Throttle
 from fastpath.tsi.policy import SandboxPolicy
 from fastpath.tsi.protocol import (
     FIRST_TOKEN,
@@ -47,7 +48,7 @@ from fastpath.tsi.protocol import (
     Welcome,
 )
 from fastpath.tsi.protocol import Route as RouteMessage
-from fastpath.tsi.stream import ControlStream
+from fastpath.tsi.stream import ControlStream, Pace
 from vhost_user.engine import FIRST_OPENED_PORT, Ask, EventKind, Reset
 
 if TYPE_CHECKING:
@@ -63,9 +64,9 @@ Args = TypeVarTuple("Args")
 
 WINDOW: Final = 8192
 """Tokens that an agent may use at a time, the latest it registered."""
-MAX_TOKENS: Final = 65536
-"""Tokens of all streams; one more and the oldest is forgotten. At the pace that
-streams are read at, that is no token younger than the longest dial."""
+MAX_TOKENS: Final = 98304
+"""Tokens of all streams; one more and the oldest is forgotten. At the pace that they
+are read at, together, that is no token younger than the longest dial."""
 MAX_STREAMS: Final = 64
 """Control streams at a time: agents in the guest."""
 MAX_HELD: Final = 1024
@@ -194,8 +195,13 @@ class TsiService:
         self._tokens: dict[int, SocketAddress] = {}  # oldest first
         self._routed: set[int] = set()
         self._held: dict[int, list[int]] = {}  # connections by token
+        self._held_count = 0
         self._live: dict[int, SocketAddress] = {}  # by connection
         self._timers: set[asyncio.TimerHandle] = set()
+        self._pace = Pace()
+        self._lines = Throttle(
+            lambda count: log.warning("%s: %d more lines about agents", name, count)
+        )
         ips = [ipaddress.ip_address(address) for address in addresses]
         self._ipv4 = next((ip for ip in ips if ip.version == 4), None)
         self._ipv6 = next((ip for ip in ips if ip.version == 6), None)
@@ -227,7 +233,7 @@ class TsiService:
         """Return the counters; the object stays current."""
         self._stats.streams = sum(a.stream is not None for a in self._agents.values())
         self._stats.tokens = len(self._tokens)
-        self._stats.held = sum(map(len, self._held.values()))
+        self._stats.held = self._held_count
         return self._stats
 
     def handle_event(self, event: Event) -> None:
@@ -254,6 +260,7 @@ class TsiService:
         self._agents.clear()
         for timer in self._timers:
             timer.cancel()
+        self._lines.flush()
 
     # Connections
 
@@ -266,6 +273,7 @@ class TsiService:
             self._request(event.conn, event.port, destination)
         elif event.kind is EventKind.FAILED:
             self._tell_failed(event)
+            self._unhold(event.port, event.conn)
             self._live.pop(event.conn, None)
             if destination is not None:
                 self._router.failed(event, destination)
@@ -288,21 +296,29 @@ class TsiService:
             return
         agent = self._agents.get(token // _RANGE_SIZE)
         coming = agent is not None and agent.stream and token >= agent.next_token
-        if not coming or self.stats().held >= MAX_HELD:
+        if not coming or self._held_count >= MAX_HELD:
             self._stats.unknown += 1
             self._engine.answer(conn, Reset(UNKNOWN_TOKEN))
             return
         self._held.setdefault(token, []).append(conn)
+        self._held_count += 1
         self._later(HOLD_S, self._give_up, token, conn)
 
     def _give_up(self, token: int, conn: int) -> None:
-        held = self._held.get(token, [])
-        if conn in held:
-            held.remove(conn)
-            if not held:
-                del self._held[token]
+        if self._unhold(token, conn):
             self._stats.unknown += 1
             self._engine.answer(conn, Reset(UNKNOWN_TOKEN))
+
+    def _unhold(self, token: int, conn: int) -> bool:
+        """Hold a request no more; return whether it was held."""
+        held = self._held.get(token, [])
+        if conn not in held:
+            return False
+        held.remove(conn)
+        self._held_count -= 1
+        if not held:
+            del self._held[token]
+        return True
 
     def _answer(self, conn: int, token: int, destination: SocketAddress) -> None:
         route = self._router.route(destination, conn)
@@ -328,13 +344,18 @@ class TsiService:
         """Give a control stream its far end: us."""
         used = self.stats().streams
         number = self._free_range() if used < MAX_STREAMS else None
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:  # out of descriptors
+            self._engine.answer(event.conn, Reset(error.errno or errno.EMFILE))
+            return
         if not self._engine.answer_fd(event.conn, theirs):
             ours.close()
             return
         if number is None:
             self._stats.refused += 1
-            log.warning("%s: an agent too many: %d streams", self._name, used)
+            if self._lines.admits():
+                log.warning("%s: an agent too many: %d streams", self._name, used)
             text = f"{used} streams are open or were until a moment ago"
             ours.send(Refused(Refusal.LIMIT, text).encode())
             ours.close()
@@ -343,6 +364,7 @@ class TsiService:
         self._agents[number] = agent
         agent.stream = ControlStream(
             ours,
+            pace=self._pace,
             on_message=lambda message: self._handle_message(agent, message),
             on_end=lambda error: self._ended(agent, error),
         )
@@ -397,7 +419,9 @@ class TsiService:
             self._stats.forgotten += 1
             self._forget(next(iter(self._tokens)))
         self._tokens[token] = message.destination
-        for conn in self._held.pop(token, []):
+        held = self._held.pop(token, [])
+        self._held_count -= len(held)
+        for conn in held:
             self._answer(conn, token, message.destination)
 
     def _forget(self, token: int) -> None:
@@ -412,7 +436,10 @@ class TsiService:
             log.info("%s: agent %d is gone", self._name, agent.range)
         else:
             self._stats.refused += 1
-            log.warning("%s: agent %d refused: %s", self._name, agent.range, error.text)
+            if self._lines.admits():
+                log.warning(
+                    "%s: agent %d refused: %s", self._name, agent.range, error.text
+                )
         # Its connections live on, and events of its tokens are still to come.
         self._later(RANGE_REST_S, self._retire, agent)
 

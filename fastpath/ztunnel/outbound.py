@@ -29,11 +29,11 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
+from fastpath.throttle import Throttle
 from fastpath.tsi.protocol import source_port
 from fastpath.tsi.service import Route
 from fastpath.ztunnel.access_log import Party, Record
 from fastpath.ztunnel.routing import Decision, Refusal, format_address, unmap
-from fastpath.ztunnel.throttle import Throttle
 from vhost_user.engine import EventKind, Reset
 
 if TYPE_CHECKING:

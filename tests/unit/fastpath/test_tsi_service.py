@@ -425,6 +425,47 @@ def test_a_flood_is_read_at_its_pace():
     run(work)
 
 
+def test_many_streams_are_read_no_faster_than_one():
+    """Else a token could be forgotten while a dial to it is under way, unlogged."""
+
+    async def work(world):
+        agents = [world.agent() for _ in range(16)]
+        loop = asyncio.get_running_loop()
+        senders = []
+        for agent in agents:
+            await agent.greet()
+        begin = loop.time()
+        for agent in agents:
+            data = b"".join(
+                struct.pack("<HHIHH", 4, 24, agent.first_token + i, 4, 80)
+                + socket.inet_aton("192.0.2.1").ljust(16, b"\0")
+                for i in range(4000)
+            )
+            senders.append(loop.create_task(loop.sock_sendall(agent.sock, data)))
+        await asyncio.sleep(0.5)
+        allowed = 8192 + 2000 * (loop.time() - begin + 0.1)
+        assert world.service.stats().tokens < allowed + 600  # one read
+        for sender in senders:
+            sender.cancel()
+
+    run(work)
+
+
+def test_a_held_request_that_the_guest_takes_back_leaves_nothing():
+    async def work(world):
+        agent = world.agent()
+        await agent.greet()
+        conn = world.request(agent.first_token)
+        world.event(EventKind.FAILED, agent.first_token, conn, error=errno.ECONNRESET)
+        assert world.service.stats().held == 0
+        agent.register(agent.first_token)
+        await asyncio.sleep(0.05)
+        assert world.router.said == []
+        assert not world.service._live
+
+    run(work)
+
+
 def test_a_streams_tokens_outlive_it_for_a_while(monkeypatch):
     monkeypatch.setattr(module, "RANGE_REST_S", 0.1)
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, cast
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from fastpath import throttle
 from fastpath.tsi.policy import Rule, SandboxPolicy
 from fastpath.tsi.policyfile import DenialErrno, Egress
-from fastpath.ztunnel import outbound, throttle
+from fastpath.ztunnel import outbound
 from fastpath.ztunnel.clients import Clients
 from fastpath.ztunnel.metrics import EngineCollector, Metrics
 from fastpath.ztunnel.model import (
