@@ -48,7 +48,7 @@ from vhost_user.vsock.hybrid import HybridListener
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -98,6 +98,7 @@ class Ztunnel:
         """By name; complete once the context is entered."""
         self.admin: list[AdminServer] = []
         self._capture = capture
+        self._outbound: Outbound
         self._watches: dict[str, PolicyWatch] = {}
         self._engine: Engine
         self._ready = False
@@ -126,6 +127,11 @@ class Ztunnel:
         """Stop everything and remove the sockets."""
         self._ready = False
         await self._stack.aclose()
+
+    @property
+    def live(self) -> Sequence[int]:
+        """The outbound connections that have not ended."""
+        return self._outbound.live
 
     def stats(self) -> EngineStats:
         """The engine's counters."""
@@ -171,6 +177,7 @@ class Ztunnel:
             )
         )
         outbound = Outbound(routes, access_log, self.metrics, self._engine.reset)
+        self._outbound = outbound
         self._stack.callback(outbound.close)
         for sandbox in own.sandboxes:
             client = clients.sandbox(sandbox.name)
