@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import ipaddress
 import logging
 import os
@@ -78,6 +79,7 @@ DESTINATIONS = [
 ]
 
 
+@functools.cache
 def denied(policy, destination):
     """Whether a policy denies a destination: said again, in another way."""
     ip, port = ipaddress.ip_address(destination[0]), destination[1]

@@ -123,7 +123,8 @@ static bool admits(struct vu_dev *d, bool to_guest)
 	uint64_t full = (uint64_t)d->cfg.accept_rate * TOKEN, now, gained;
 
 	if (d->stats.conns >= d->cfg.max_conns ||
-	    e->stats.conns >= e->cfg.max_conns || events_crowded(e)) {
+	    e->stats.conns >= e->cfg.max_conns ||
+	    events_crowded(e, d->id, d->cfg.max_conns)) {
 		limit_hit(d, VU_LIMIT_CONNS);
 		return false;
 	}

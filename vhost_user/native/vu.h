@@ -370,7 +370,7 @@ struct vu_dev_config {
  * @bad_packets: Packets with a bad header, type, CID or length
  * @credit_violations: Connections reset: the guest overran its credit
  * @limit_conns: Requests refused because of max_conns, or because Python is far
- *		behind with events
+ *		behind with events of this device
  * @limit_bytes: Windows made smaller because of max_queued_bytes
  * @limit_rate: Requests refused because of accept_rate
  * @no_fds:	Connections that failed: the process was out of descriptors

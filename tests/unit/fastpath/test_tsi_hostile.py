@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import threading
 import time
 
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from fastpath.tsi import service
 from fastpath.tsi.policy import Rule
 from fastpath.tsi.policyfile import Egress
+from vhost_user.engine import EventKind
 from vhost_user.vsock.packet import Op
 
 from .tsi_guest import (
@@ -330,6 +332,45 @@ def test_a_flood_of_routes_is_read_at_its_pace_while_others_go_on(tmp_path):
             a.control.conn.send(flood)
             b.echoes()
         assert there.stats().tokens <= 12 * 1024
+
+    play(tmp_path, work)
+
+
+def test_a_flood_of_events_does_not_delay_another_vms(tmp_path, monkeypatch):
+    """While Python is busy, 500 requests of `a` queue up, then one of `b`."""
+    order = []
+    handle = service.TsiService.handle_event
+
+    def record(self, event):
+        if event.kind is EventKind.REQUEST:
+            order.append(self._name)
+        handle(self, event)
+
+    monkeypatch.setattr(service.TsiService, "handle_event", record)
+
+    def work(ztunnel, a, b):
+        busy, go_on = threading.Event(), threading.Event()
+
+        def block():
+            busy.set()
+            assert go_on.wait(TIMEOUT_S)
+
+        loop = ztunnel.sandboxes["a"].service._pace._loop
+        loop.call_soon_threadsafe(block)
+        assert busy.wait(TIMEOUT_S)
+        order.clear()
+        flood = [a.guest.request(0x7FFF_0000) for _ in range(500)]
+        while ztunnel.device_stats()["a"].conns < 500:
+            time.sleep(0.01)
+        before = ztunnel.device_stats()["b"].conns
+        late = b.guest.request(0x7FFF_0000)
+        while ztunnel.device_stats()["b"].conns == before:
+            time.sleep(0.01)
+        go_on.set()
+        for conn in flood:
+            conn.expect(Op.RST)
+        late.expect(Op.RST)
+        assert order.index("b") < 40
 
     play(tmp_path, work)
 
