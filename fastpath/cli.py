@@ -105,6 +105,14 @@ def run(
             help="Make a port of CMD's reachable here; IP is 127.0.0.1 by default.",
         ),
     ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A policy: egress, published ports, limits."),
+    ] = None,
+    access_log: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Append a line for each connection."),
+    ] = None,
     kernel: Annotated[
         Path | None, typer.Option(help="A kernel other than the image's.")
     ] = None,
@@ -119,6 +127,10 @@ def run(
     """Boot a microVM and run CMD in it; its connections take the fast path."""
     from fastpath import run as runner
 
+    if policy and allow:
+        raise FastpathError(
+            "--allow", "the policy file says it", "add the rule to its egress.allow"
+        )
     options = runner.Options(
         argv=tuple(command),
         image=image,
@@ -126,6 +138,8 @@ def run(
         env=runner.parse_env(env or ()),
         allow=runner.parse_allow(allow or ()),
         publish=runner.parse_publish(publish or ()),
+        policy=policy,
+        access_log=access_log,
         kernel=kernel,
         qemu=qemu,
         memory_mib=memory,

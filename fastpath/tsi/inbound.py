@@ -33,7 +33,7 @@ import socket
 import struct
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from fastpath.tsi.protocol import (
     FIRST_PEER_PORT,
@@ -45,17 +45,15 @@ from vhost_user.engine import EventKind
 from vhost_user.errors import StateError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
-    from fastpath.tsi.policy import Address
+    from fastpath.tsi.policy import Address, SandboxPolicy
     from fastpath.tsi.protocol import Listen
     from vhost_user.engine import Event, SocketAddress
     from vhost_user.vsock.device import VsockDevice
 
 log = logging.getLogger(__name__)
 
-MAX_LISTENERS: Final = 256
-"""Published listeners of a sandbox at a time."""
 MAX_PENDING: Final = 256
 """Clients offered to a port that the guest has not answered yet."""
 OFFER_S: Final = 60.0
@@ -91,6 +89,8 @@ class Client:
     deadline: float = 0.0
     range: int = 0
     """Whose reference in `Peers` it holds; 0: none."""
+    ended: bool = False
+    """By the policy."""
 
     @property
     def ip(self) -> Address:
@@ -110,19 +110,27 @@ class Client:
             self.sock = None
 
 
-class Publisher(Protocol):
+Place = TypeVar("Place", bound="Hashable")
+
+
+class Publisher(Protocol[Place]):
     """Says where a guest's ports are reachable, and hears of their connections."""
 
-    def listen(self, port: int, version: int, backlog: int) -> Sequence[socket.socket]:
-        """Open the listeners of a guest's TCP port; none: it is not published.
+    def addresses(self, port: int, version: int, *, covered: bool) -> Sequence[Place]:
+        """Return where a guest's TCP port is reachable; none: it is not published.
 
         Args:
             port: in the guest.
             version: 4 or 6: of the clients.
-            backlog: as the program gave it.
+            covered: whether the policy publishes it.
+        """
+        ...
+
+    def listen(self, address: Place, backlog: int) -> socket.socket:
+        """Open a listener at one of the addresses, with the program's backlog.
 
         Raises:
-            OSError: one cannot be opened; its errno is the program's.
+            OSError: it cannot be opened; its errno is the program's.
         """
         ...
 
@@ -132,6 +140,10 @@ class Publisher(Protocol):
 
     def failed(self, client: Client, error: int) -> None:
         """A client never got through; `error` is an errno."""
+        ...
+
+    def ended(self) -> None:
+        """An established connection is ended: its port is not published any more."""
         ...
 
     def closed(self, client: Client, event: Event) -> None:
@@ -209,7 +221,7 @@ class _Port:
         self._inbound = inbound
         self._number = number
         self.listeners: list[tuple[Announcer, Listen]] = []
-        self._doors: dict[int, list[socket.socket]] = {}  # by IP version
+        self._doors: dict[Hashable, socket.socket] = {}  # by address
         self._held: deque[Client] = deque()
         self._backlog = 0
         self._pending = 0
@@ -234,36 +246,34 @@ class _Port:
         """
         backlog = max((listen.backlog for _, listen in self.listeners), default=0)
         backlog = self._backlog = min(backlog, _MAX_BACKLOG)
+        versions = [
+            version
+            for version in (4, 6)
+            if any(listen.takes(version) for _, listen in self.listeners)
+        ]
+        wanted = self._inbound.addresses(self._number, versions)
+        for address in [each for each in self._doors if each not in wanted]:
+            self._shut(self._doors.pop(address))
         problem: OSError | None = None
-        for version in (4, 6):
-            doors = self._doors.pop(version, [])
-            wanted = any(listen.takes(version) for _, listen in self.listeners)
-            if wanted and self._inbound.publishes(self._number):
-                try:
-                    doors = doors or self._open(version, backlog)
-                except OSError as error:
-                    problem = error
-                for door in doors:
-                    door.listen(backlog)
+        for address in wanted:
+            try:
+                if address not in self._doors:
+                    self._doors[address] = self._open(address, backlog)
+            except OSError as error:
+                problem = error
             else:
-                self._shut(doors)
-                doors = []
-            if doors:
-                self._doors[version] = doors
+                self._doors[address].listen(backlog)
         if not self._doors:
             self._refuse_held()
         if problem is not None:
             raise problem
-        return next(
-            (door.getsockname()[1] for doors in self._doors.values() for door in doors),
-            0,
-        )
+        return next((door.getsockname()[1] for door in self._doors.values()), 0)
 
     def close(self) -> None:
         """Close the doors; who waits is refused."""
         self.listeners.clear()
-        for doors in self._doors.values():
-            self._shut(doors)
+        for door in self._doors.values():
+            self._shut(door)
         self._doors.clear()
         self._refuse_held()
         if self._timer is not None:
@@ -282,18 +292,16 @@ class _Port:
             self._refuse(client, error)
         self._go_on()
 
-    def _open(self, version: int, backlog: int) -> list[socket.socket]:
-        doors = list(self._inbound.publisher.listen(self._number, version, backlog))
-        for door in doors:
-            door.setblocking(False)
-            if not self._paused:
-                self._watch(door)
-        return doors
+    def _open(self, address: Hashable, backlog: int) -> socket.socket:
+        door = self._inbound.publisher.listen(address, backlog)
+        door.setblocking(False)
+        if not self._paused:
+            self._watch(door)
+        return door
 
-    def _shut(self, doors: list[socket.socket]) -> None:
-        for door in doors:
-            asyncio.get_running_loop().remove_reader(door)
-            door.close()
+    def _shut(self, door: socket.socket) -> None:
+        asyncio.get_running_loop().remove_reader(door)
+        door.close()
 
     def _watch(self, door: socket.socket) -> None:
         asyncio.get_running_loop().add_reader(door, self._accept, door)
@@ -375,18 +383,16 @@ class _Port:
         if self._paused:
             return
         self._paused = True
-        for doors in self._doors.values():
-            for door in doors:
-                asyncio.get_running_loop().remove_reader(door)
-                if self._held:
-                    door.listen(0)
+        for door in self._doors.values():
+            asyncio.get_running_loop().remove_reader(door)
+            if self._held:
+                door.listen(0)
 
     def _go_on(self) -> None:
         if self._paused and self._has_room():
             self._paused = False
-            for doors in self._doors.values():
-                for door in doors:
-                    self._watch(door)
+            for door in self._doors.values():
+                self._watch(door)
             with contextlib.suppress(OSError):
                 self.update()
 
@@ -404,21 +410,24 @@ class Inbound:
 
     Args:
         device: the sandbox's; the service hands us its events.
-        publisher: says what is published, and where.
-        publishes: whether the policy publishes a TCP port; asked again by `refresh`.
+        publisher: says where ports are reachable.
+        policy: says which are published, and how many may be.
+        reset: ends a connection, with an errno.
         name: the sandbox's, for the log.
     """
 
     def __init__(
         self,
         device: VsockDevice,
-        publisher: Publisher,
+        publisher: Publisher[Any],
         *,
-        publishes: Callable[[int], bool],
+        policy: SandboxPolicy,
+        reset: Callable[[int, int], object],
         name: str,
     ) -> None:
         self.publisher = publisher
-        self.publishes = publishes
+        self._policy = policy
+        self._reset = reset
         self._device = device
         self._name = name
         self._ports: dict[int, _Port] = {}
@@ -441,8 +450,8 @@ class Inbound:
         if not agent.listeners and not agent.known:
             self._introduce_all(agent)
         reached, error = 0, 0
-        if old is None and self._count >= MAX_LISTENERS:
-            error = errno.ENOBUFS if self.publishes(message.port) else 0
+        if old is None and self._count >= self._policy.limits.max_listeners:
+            error = errno.ENOBUFS if self._publishes(message.port) else 0
         else:
             self._replace(agent, old, message)
             try:
@@ -480,13 +489,29 @@ class Inbound:
         for listener in list(agent.listeners):
             self.unlisten(agent, listener)
 
-    def refresh(self) -> None:
-        """The policy may have changed: open and close doors."""
+    def addresses(self, port: int, versions: Sequence[int]) -> list[Hashable]:
+        """Where a TCP port is reachable, for clients of some IP versions."""
+        covered = self._policy.published.covers(port)
+        return [
+            address
+            for version in versions
+            for address in self.publisher.addresses(port, version, covered=covered)
+        ]
+
+    def set_policy(self, policy: SandboxPolicy) -> None:
+        """Open and close doors; end connections to what is not published any more.
+
+        A lower limit ends nothing.
+        """
+        self._policy = policy
         for number, port in list(self._ports.items()):
             try:
                 port.update()
             except OSError as problem:
                 log.warning("%s: port %d: %s", self._name, number, problem)
+        for conn, client in list(self._live.items()):
+            if not self._publishes(client.port):
+                self._end(conn, client)
 
     def close(self) -> None:
         """Close all doors; connections live on, but those that are on offer."""
@@ -537,10 +562,22 @@ class Inbound:
             client.release()
             self._live[event.conn] = client
             self.publisher.opened()
+            if not self._publishes(client.port):  # the policy changed meanwhile
+                self._end(event.conn, client)
             port.settled(client, 0)
         else:
             self._forget(client)
             port.settled(client, event.error or errno.ECONNREFUSED)
+
+    def _publishes(self, port: int) -> bool:
+        return bool(self.addresses(port, (4, 6)))
+
+    def _end(self, conn: int, client: Client) -> None:
+        """End a connection that the policy has come to deny."""
+        if not client.ended:
+            client.ended = True
+            self.publisher.ended()
+            self._reset(conn, errno.ECONNRESET)
 
     def _introduce(self, agent: Announcer, number: int, ip: Address) -> None:
         """Tell an agent whose a range is, once."""

@@ -1,7 +1,8 @@
 """Where a sandbox's listeners are reachable, and what is said of their connections.
 
-A published port is reachable at the pod's IPs, and at addresses of the host that the
-configuration names. `fastpath.tsi.inbound` does the rest.
+A port that the policy publishes is reachable at the pod's IPs, and at addresses of the
+host that the configuration names; these need no policy file. `fastpath.tsi.inbound`
+does the rest.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from fastpath.ztunnel.routing import format_address
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from fastpath.tsi.inbound import Client as Inbound
     from fastpath.ztunnel.access_log import AccessLog
@@ -45,29 +46,25 @@ class SandboxPublisher:
         self._access_log = access_log
         self._metrics = metrics
 
-    def publishes(self, port: int) -> bool:
-        """Whether a port of the guest is reachable from outside."""
-        here = any(item.port == port for item in self._sandbox.publish)
-        return here or self._sandbox.published.covers(port)
+    def addresses(
+        self, port: int, version: int, *, covered: bool
+    ) -> Sequence[ListenAddress]:
+        """Where a port of the guest is reachable."""
+        found = []
+        if covered and self._sandbox.pod_listeners:
+            ips = self._server.workload.workload_ips
+            found += [ListenAddress(ip, port) for ip in ips]
+        if covered or not self._sandbox.policy:
+            found += [it.at for it in self._sandbox.publish if it.port == port]
+        return [address for address in found if address.host.version == version]
 
-    def listen(self, port: int, version: int, backlog: int) -> Sequence[socket.socket]:
-        """Open the listeners of a port, for one IP version.
+    def listen(self, address: ListenAddress, backlog: int) -> socket.socket:
+        """Open a listener.
 
         Raises:
-            OSError: one cannot be opened; none is left open.
+            OSError: it cannot be opened.
         """
-        sockets: list[socket.socket] = []
-        try:
-            sockets.extend(
-                listener.published(address, backlog)
-                for address in self._addresses(port)
-                if address.host.version == version
-            )
-        except OSError:
-            for sock in sockets:
-                sock.close()
-            raise
-        return sockets
+        return listener.published(address, backlog)
 
     def opened(self) -> None:
         """The guest took a client."""
@@ -78,6 +75,10 @@ class SandboxPublisher:
         self._metrics.denied(self._server.name, "inbound")
         self._write(client, None, error)
 
+    def ended(self) -> None:
+        """The policy ends an established connection."""
+        self._metrics.ended(self._server.name, "unpublished")
+
     def closed(self, client: Inbound, event: Event) -> None:
         """An established connection ended."""
         self._metrics.inbound_closed(
@@ -85,19 +86,14 @@ class SandboxPublisher:
         )
         self._write(client, event, event.error)
 
-    def _addresses(self, port: int) -> Iterator[ListenAddress]:
-        if self._sandbox.published.covers(port):
-            for host in self._server.workload.workload_ips:
-                yield ListenAddress(host, port)
-        for item in self._sandbox.publish:
-            if item.port == port:
-                yield item.at
-
     def _write(self, client: Inbound, event: Event | None, error: int) -> None:
         workload = self._server.workload
         version = ip_address(client.reached[0]).version
         ips = workload.workload_ips
         pod = next((ip for ip in ips if ip.version == version), ips[0])
+        what = f"{os.strerror(error)} (os error {error})" if error else ""
+        if client.ended:
+            what = f"ended by a new policy: port {client.port} is not published"
         self._access_log.write(
             Record(
                 level="error" if error else "info",
@@ -113,6 +109,6 @@ class SandboxPublisher:
                 bytes_sent=event.up_bytes if event else None,
                 bytes_recv=event.down_bytes if event else None,
                 duration_ms=event.duration_us // 1000 if event else None,
-                error=f"{os.strerror(error)} (os error {error})" if error else "",
+                error=what,
             )
         )

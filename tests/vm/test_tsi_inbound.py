@@ -25,7 +25,6 @@ import pytest
 
 from fastpath.datapath import netns
 from fastpath.datapath.netns import Namespace
-from fastpath.tsi.policy import Ports
 from fastpath.vm import images
 from fastpath.vm.guest import Guest
 from fastpath.vm.machine import Machine
@@ -40,6 +39,7 @@ PODS = (("10.0.0.5", "fd00::5"), ("10.0.0.6", "fd00::6"))
 CLIENT4, CLIENT6 = "192.0.2.1", "2001:db8::1"
 PORT, PRIVATE, FIRST_CHECK = 8080, 9090, 7000
 EPHEMERAL = "32768-60999"
+POLICY = f'published: ["{FIRST_CHECK}-7999", "{PORT}-8089", "{EPHEMERAL}"]\n'
 CHECKS = re.findall(
     r"^    CHECK\((\w+)\),", (HERE / "tsi_listener.c").read_text(), re.MULTILINE
 )
@@ -231,7 +231,8 @@ class World:
             await self._stop.wait()
 
     def _config(self):
-        published = Ports.parse(f"{FIRST_CHECK}-7999,{PORT}-8089,{EPHEMERAL}")
+        policy = self._folder / "policy.yaml"
+        policy.write_text(POLICY)
         workloads = [
             Workload(
                 workload_ips=tuple(map(ip_address, ips)),
@@ -247,7 +248,7 @@ class World:
                 socket=self._folder / f"s{vm}",
                 cid=3 + vm,
                 uds_path=self._folder / f"u{vm}",
-                published=published,
+                policy=policy,
             )
             for vm in range(len(PODS))
         ]

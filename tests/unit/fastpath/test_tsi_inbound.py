@@ -17,6 +17,7 @@ import pytest
 
 from fastpath.tsi import inbound as module
 from fastpath.tsi.inbound import Announcer, Inbound, Peers, first_port
+from fastpath.tsi.policy import Limits, Ports, SandboxPolicy
 from fastpath.tsi.protocol import Listen
 from vhost_user.engine import Event, EventKind
 from vhost_user.errors import StateError
@@ -36,6 +37,10 @@ class FakeDevice:
         self.offers = []
         self.offered = asyncio.Event()
         self.used = set()
+        self.resets = []
+
+    def reset(self, conn, error):
+        self.resets.append((conn, error))
 
     def offer(self, guest_port, sock, *, port):
         if (guest_port, port) in self.used:
@@ -50,28 +55,34 @@ class FakePublisher:
     """Publishes ports on 127.0.0.1 and ::1, at a port that the kernel chooses."""
 
     def __init__(self):
-        self.published = {PORT}
         self.error = None
         self.doors = {}
         self.backlogs = []
         self.said = []
 
-    def listen(self, port, version, backlog):
+    def addresses(self, port, version, *, covered):
+        return [(port, version)] if covered else []
+
+    def listen(self, address, backlog):
         self.backlogs.append(backlog)
         if self.error is not None:
             raise OSError(self.error, "no")
+        _, version = address
         family, host = (
             (socket.AF_INET, "127.0.0.1") if version == 4 else (socket.AF_INET6, "::1")
         )
         door = socket.create_server((host, 0), family=family, backlog=backlog)
-        self.doors[port, version] = door.getsockname()[:2]
-        return [door]
+        self.doors[address] = door.getsockname()[:2]
+        return door
 
     def opened(self):
         self.said.append("opened")
 
     def failed(self, client, error):
         self.said.append(("failed", client.address, error))
+
+    def ended(self):
+        self.said.append("ended")
 
     def closed(self, client, event):
         self.said.append(("closed", client.address, event.up_bytes))
@@ -95,6 +106,13 @@ class FakeAgent(Announcer):
         return [kind for kind, _ in self.messages]
 
 
+def published(*ports, **limits):
+    """A policy."""
+    return SandboxPolicy(
+        published=Ports(tuple((port, port) for port in ports)), limits=Limits(**limits)
+    )
+
+
 class World:
     def __init__(self):
         self.device = FakeDevice()
@@ -104,7 +122,8 @@ class World:
         self.inbound = Inbound(
             cast("Any", self.device),
             self.publisher,
-            publishes=lambda port: port in self.publisher.published,
+            policy=published(PORT),
+            reset=self.device.reset,
             name="test",
         )
 
@@ -232,7 +251,7 @@ def test_a_client_is_offered_from_a_port_that_names_it():
 def test_each_agent_is_told_of_a_client():
     async def work(world):
         other = FakeAgent()
-        world.publisher.published = {PORT, 81}
+        world.inbound.set_policy(published(PORT, 81))
         world.listen()
         world.listen(0x100051, agent=other, port=81)
         await world.connect()
@@ -276,7 +295,7 @@ def test_nobody_listens_after_unlisten():
 def test_an_agents_listeners_end_with_it():
     async def work(world):
         other = FakeAgent()
-        world.publisher.published = {PORT, 81}
+        world.inbound.set_policy(published(PORT, 81))
         world.listen()
         world.listen(0x100051, agent=other, port=81)
         world.inbound.ended(world.agent)
@@ -464,13 +483,74 @@ def test_a_client_whose_ports_are_still_in_use_gets_another_range():
 def test_a_policy_that_changes_opens_and_closes_doors():
     async def work(world):
         world.listen()
-        world.publisher.published = set()
-        world.inbound.refresh()
+        assert world.inbound.listeners == 1
+        world.inbound.set_policy(published())
+        assert world.inbound.listeners == 0
         await is_refused(world)
-        world.publisher.published = {PORT}
-        world.inbound.refresh()
+        world.inbound.set_policy(published(PORT))
+        assert world.inbound.listeners == 1
         await world.connect()
         await world.offered(1)
+
+    run(work)
+
+
+def test_a_listener_that_is_announced_anew_while_unpublished_may_come_back():
+    """By the next agent; the one before is gone."""
+
+    async def work(world):
+        world.listen()
+        world.inbound.set_policy(published())
+        world.inbound.ended(world.agent)
+        world.agent = FakeAgent()
+        assert world.listen() == (LISTENING, (VSOCK_PORT, 0, 0, 0))
+        assert world.listen() == (LISTENING, (VSOCK_PORT, 0, 0, 0))
+        world.inbound.set_policy(published(PORT))
+        await world.connect()
+        await world.offered(1)
+        world.inbound.set_policy(published())
+        world.listen()
+        world.inbound.unlisten(world.agent, VSOCK_PORT)
+        world.inbound.set_policy(published(PORT))
+        assert world.inbound.listeners == 0
+
+    run(work)
+
+
+def test_a_policy_that_changes_ends_connections_to_what_is_not_published():
+    async def work(world):
+        world.inbound.set_policy(published(PORT, 81))
+        world.listen()
+        world.listen(VSOCK_PORT + 1, port=81)
+        for count, port in enumerate((PORT, 81, 81), 1):
+            await world.connect(port)
+            await world.offered(count)
+        world.event(EventKind.OPENED, 1)
+        world.event(EventKind.OPENED, 2)
+        world.inbound.set_policy(published(PORT))
+        assert world.device.resets == [(2, errno.ECONNRESET)]
+        world.event(EventKind.OPENED, 3)  # it was on its way
+        assert [conn for conn, _ in world.device.resets] == [2, 3]
+        assert world.publisher.said.count("ended") == 2
+        for conn in (2, 3):
+            world.event(EventKind.CLOSED, conn)
+
+    run(work)
+
+
+def test_the_next_agent_is_told_whom_its_guest_is_connected_with():
+    async def work(world):
+        world.listen()
+        for count in (1, 2):
+            await world.connect()
+            await world.offered(count)
+        world.event(EventKind.OPENED, 1)
+        known = world.agent.messages[1:]
+        assert [kind for kind, _ in known] == [PEER]
+        world.inbound.ended(world.agent)
+        other = FakeAgent()
+        world.listen(agent=other)
+        assert other.messages[:-1] == known
 
     run(work)
 
@@ -488,10 +568,12 @@ def test_a_listener_may_change_its_backlog():
     run(work)
 
 
-def test_a_sandbox_has_a_bounded_number_of_listeners(monkeypatch):
+def test_a_sandbox_has_a_bounded_number_of_listeners():
     async def work(world):
-        monkeypatch.setattr(module, "MAX_LISTENERS", 1)
+        world.inbound.set_policy(published(PORT, max_listeners=1))
         world.listen()
+        unpublished = (LISTENING, (VSOCK_PORT + 1, 0, 0, 0))
+        assert world.listen(VSOCK_PORT + 1, port=81) == unpublished
         reply = (LISTENING, (VSOCK_PORT + 0x10000, 0, 0, errno.ENOBUFS))
         assert world.listen(VSOCK_PORT + 0x10000) == reply
         assert world.listen()[1][3] == 0  # not one more

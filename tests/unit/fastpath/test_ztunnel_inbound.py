@@ -11,11 +11,12 @@ import contextlib
 import socket
 import struct
 import time
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
-from fastpath.tsi.policy import Ports
+from fastpath.errors import FastpathError
 from fastpath.ztunnel.model import Config, Fastpath, Publication, Sandbox, Workload
 from fastpath.ztunnel.process import Ztunnel
 from vhost_user.vsock.driver import Connection, VsockGuest
@@ -39,12 +40,16 @@ def config(tmp_path, *publish, published=""):
     workload = Workload(
         workload_ips=(ip_address(POD),), namespace="default", name="server"
     )
+    policy = None
+    if published:
+        policy = tmp_path / "policy.yaml"
+        policy.write_text(f'published: ["{published}"]\n')
     sandbox = Sandbox(
         name="box",
         workload="default/server",
         socket=tmp_path / "s",
         cid=3,
-        published=Ports.parse(published) if published else Ports(),
+        policy=policy,
         publish=tuple(map(Publication.parse, publish)),
     )
     return Config(
@@ -151,6 +156,75 @@ def test_a_client_reaches_a_listener(tmp_path, where):
     assert 'direction="inbound"' in log
     assert f"dst.addr={POD}:{port}" in log
     assert 'dst.identity="spiffe://cluster.local/ns/default/sa/default"' in log
+
+
+def test_a_policy_that_changes_unpublishes_and_publishes(tmp_path):
+    port = free_port(POD)
+    there = config(tmp_path, published=str(port))
+    file = there.fastpath.sandboxes[0].policy
+
+    def connect():
+        return socket.create_connection((POD, port), TIMEOUT_S)
+
+    def reachable(want):
+        deadline = time.monotonic() + TIMEOUT_S
+        while True:
+            try:
+                connect().close()
+                found = True
+            except ConnectionRefusedError:
+                found = False
+            if found == want:
+                return
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def play(guest, control):
+        message = bytearray(LISTEN)
+        struct.pack_into("<H", message, 12, port)
+        control.send(bytes(message))
+        assert listening(control) == (port, 0)
+        with connect() as client:
+            peers(control)
+            guest.accept().send(b"x")
+            assert client.recv(1) == b"x"
+            file.write_text("{}\n")
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+        reachable(False)
+        file.write_text(f"published: [{port}]\n")
+        reachable(True)
+
+    text = run(there, play)
+    assert 'fastpath_policy_ended_total{reason="unpublished",sandbox="box"} 1.0' in text
+    log = there.fastpath.access_log.read_text()
+    assert f"ended by a new policy: port {port} is not published" in log
+
+
+def test_a_policy_that_does_not_publish_what_is_to_be_reachable_is_refused(tmp_path):
+    there = config(tmp_path, f"8080:{PORT}", published="81")
+
+    async def main():
+        async with Ztunnel(there):
+            pass
+
+    with pytest.raises(FastpathError, match=f"does not publish port {PORT}"):
+        asyncio.run(main())
+
+
+def test_no_listener_at_the_pods_ips(tmp_path):
+    sandbox = replace(
+        config(tmp_path, published=str(PORT)).fastpath.sandboxes[0],
+        pod_listeners=False,
+    )
+    there = config(tmp_path)
+    there = replace(there, fastpath=replace(there.fastpath, sandboxes=(sandbox,)))
+
+    def play(_guest, control):
+        control.send(LISTEN)
+        assert listening(control) == (0, 0)
+
+    run(there, play)
 
 
 def test_a_listener_that_is_not_published_stays_in_the_guest(tmp_path):
