@@ -158,6 +158,11 @@ class EgressPolicy:
         self._error = error
         self._own = own
 
+    @property
+    def error(self) -> int:
+        """Errno of a denial."""
+        return self._error
+
     def check(self, destination: SocketAddress) -> Denial | None:
         """Return why `destination` is denied; None: it is allowed.
 
@@ -194,6 +199,24 @@ class EgressPolicy:
             rule.covers(address, port) and _is_within(rule.network, within)
             for rule in self._allow
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxPolicy:
+    """All that is decided for one sandbox."""
+
+    egress: EgressPolicy
+    udp: bool = False
+    """Whether datagrams to ports other than 53 are carried, where `egress` allows."""
+
+    def check_datagram(self, peer: SocketAddress) -> Denial | None:
+        """Return why datagrams to `peer` are not carried; None: they are.
+
+        Port 53 is not asked about: that is answered here, whatever the address.
+        """
+        if not self.udp:
+            return Denial("udp_off", "UDP is switched off", self.egress.error)
+        return self.egress.check(peer)
 
 
 def _reached(address: Address) -> Address:

@@ -34,6 +34,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol, TypeVarTuple, Unpack
 
 from fastpath.tsi.protocol import (
+    DATAGRAM_PORT,
     FIRST_TOKEN,
     TSI_PORT,
     UNKNOWN_TOKEN,
@@ -52,6 +53,7 @@ from vhost_user.engine import FIRST_OPENED_PORT, Ask, EventKind, Reset
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from fastpath.tsi.datagram import DatagramService
     from fastpath.tsi.protocol import GuestMessage
     from vhost_user.engine import Engine, Event, SocketAddress, Target
     from vhost_user.vsock.device import VsockDevice
@@ -83,10 +85,17 @@ _FORGOTTEN_AT_ONCE: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
+class Here:
+    """This process is the other end: `serve` takes over a connected socket."""
+
+    serve: Callable[[socket.socket], None]
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """A router's answer."""
 
-    target: Target
+    target: Target | Here
     """`Reset(errno)`: denied."""
     cacheable: bool
     """Whether the answer to this destination will always be the same."""
@@ -162,6 +171,7 @@ class TsiService:
         router: decides.
         addresses: the pod's, for getsockname() in the guest.
         name: the sandbox's, for the log.
+        datagrams: the sandbox's UDP; None: it has none.
         other: where connections to ports go that are not TSI's.
     """
 
@@ -173,12 +183,14 @@ class TsiService:
         *,
         addresses: Sequence[str],
         name: str,
+        datagrams: DatagramService | None = None,
         other: Target = Reset(),  # noqa: B008  frozen
     ) -> None:
         self._engine = engine
         self._device = device
         self._router = router
         self._name = name
+        self._datagrams = datagrams
         self._other = other
         self._stats = TsiStats()
         self._agents: dict[int, _Agent] = {}  # by range
@@ -214,11 +226,15 @@ class TsiService:
             return
         elif event.port == TSI_PORT:
             self._accept(event)
+        elif event.port == DATAGRAM_PORT and self._datagrams is not None:
+            self._datagrams.accept(event)
         else:
             self._engine.answer(event.conn, self._other)
 
     def close(self) -> None:
         """End the streams; the device keeps its routes."""
+        if self._datagrams is not None:
+            self._datagrams.close()
         for agent in self._agents.values():
             if agent.stream is not None:
                 agent.stream.close()
@@ -277,11 +293,19 @@ class TsiService:
 
     def _answer(self, conn: int, token: int, destination: SocketAddress) -> None:
         route = self._router.route(destination, conn)
+        target = route.target
+        self._live[conn] = destination
+        if isinstance(target, Here):
+            ours, theirs = socket.socketpair()
+            if self._engine.answer_fd(conn, theirs):
+                target.serve(ours)
+            else:
+                ours.close()
+            return
         if route.cacheable and token not in self._routed:
             self._routed.add(token)
-            self._device.handle.route(token, route.target)
-        self._live[conn] = destination
-        self._engine.answer(conn, route.target)
+            self._device.handle.route(token, target)
+        self._engine.answer(conn, target)
 
     def _tell_failed(self, event: Event) -> None:
         """Send the errno after the engine's RST; the agent waits for it."""

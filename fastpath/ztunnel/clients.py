@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fastpath.tsi.policy import SandboxPolicy
 from fastpath.ztunnel.model import Egress
 
 if TYPE_CHECKING:
@@ -27,6 +28,13 @@ class Client:
     workload: Workload
     identity: Identity
     policy: EgressPolicy
+    udp: bool = False
+    """Whether its UDP is carried."""
+
+    @property
+    def sandbox_policy(self) -> SandboxPolicy:
+        """All that is decided for it."""
+        return SandboxPolicy(egress=self.policy, udp=self.udp)
 
 
 class Clients:
@@ -47,7 +55,9 @@ class Clients:
             sandbox = sandboxes.get(workload)
             egress = sandbox.egress if sandbox else Egress()
             name = sandbox.name if sandbox else ""
-            client = Client(name, workload, workload.identity, egress.policy())
+            udp = sandbox is not None and sandbox.udp
+            policy = egress.policy()
+            client = Client(name, workload, workload.identity, policy, udp)
             if sandbox:
                 self._sandboxes[name] = client
             for address in config.addresses_here(workload):

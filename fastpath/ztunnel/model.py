@@ -248,6 +248,8 @@ class Sandbox:
     cid: Annotated[int, Between(3, 2**32 - 2)]
     uds_path: Path | None = None
     egress: Egress = field(default_factory=Egress)
+    udp: bool = False
+    """Carry UDP other than DNS, where `egress` allows it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,6 +269,8 @@ class Fastpath:
     readiness: ListenAddress | None = None
     echo: IpAddress | None = None
     network: str = ""
+    resolvers: tuple[ListenAddress, ...] = ()
+    """Where names go that are no service's; empty: to those of /etc/resolv.conf."""
     access_log: Path | None = None
     """None: stderr."""
     poll_us: Annotated[int, Between(0, 1_000_000)] = 200

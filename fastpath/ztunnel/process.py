@@ -23,12 +23,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from fastpath.errors import FastpathError
+from fastpath.tsi.datagram import DatagramService
 from fastpath.tsi.service import TsiService
 from fastpath.ztunnel import config as configuration
 from fastpath.ztunnel import listener
 from fastpath.ztunnel.access_log import AccessLog
 from fastpath.ztunnel.admin import AdminServer
 from fastpath.ztunnel.clients import Clients
+from fastpath.ztunnel.dns import Dns
 from fastpath.ztunnel.metrics import EngineCollector, Metrics
 from fastpath.ztunnel.outbound import Capture, Outbound, SandboxRouter
 from fastpath.ztunnel.routing import Routes
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from fastpath.tsi.policy import SandboxPolicy
     from fastpath.ztunnel.model import Config, Sandbox
     from vhost_user.engine import DeviceStats, EngineStats
 
@@ -58,6 +61,7 @@ class RunningSandbox:
     device: VsockDevice
     backend: Backend
     service: TsiService
+    datagrams: DatagramService
     hybrid: HybridListener | None
 
 
@@ -132,12 +136,17 @@ class Ztunnel:
         routes = Routes(self.config, listener=address)
         outbound = Outbound(routes, access_log, self.metrics)
         clients = Clients(self.config)
+        dns = Dns(self.config)
+        self._stack.push_async_callback(dns.close)
         self._engine = await self._stack.enter_async_context(
             Engine(poll_us=own.poll_us, cpu=own.cpu)
         )
         for sandbox in own.sandboxes:
-            router = SandboxRouter(outbound, clients.sandbox(sandbox.name))
-            self.sandboxes[sandbox.name] = await self._start_sandbox(sandbox, router)
+            client = clients.sandbox(sandbox.name)
+            router = SandboxRouter(outbound, client, dns)
+            self.sandboxes[sandbox.name] = await self._start_sandbox(
+                sandbox, router, client.sandbox_policy
+            )
         if capture:
             events = Capture(self._engine, outbound, clients)
             handle = self._engine.add_listener(
@@ -149,7 +158,7 @@ class Ztunnel:
         self._announce_policies()
 
     async def _start_sandbox(
-        self, sandbox: Sandbox, router: SandboxRouter
+        self, sandbox: Sandbox, router: SandboxRouter, policy: SandboxPolicy
     ) -> RunningSandbox:
         service: TsiService
         device = VsockDevice(
@@ -160,12 +169,16 @@ class Ztunnel:
         )
         self._stack.callback(device.close)
         addresses = self.config.workload(sandbox.workload).workload_ips
+        datagrams = DatagramService(
+            self._engine, router, policy=policy, name=sandbox.name
+        )
         service = TsiService(
             self._engine,
             device,
             router,
             addresses=[str(address) for address in addresses],
             name=sandbox.name,
+            datagrams=datagrams,
             other=Unix(str(sandbox.uds_path)) if sandbox.uds_path else Reset(),
         )
         self._stack.callback(service.close)
@@ -177,7 +190,7 @@ class Ztunnel:
         backend = Backend(sandbox.socket, device, name=sandbox.name)
         self._stack.push_async_callback(backend.close)
         await _listen(backend, sandbox.socket)
-        return RunningSandbox(device, backend, service, hybrid)
+        return RunningSandbox(device, backend, service, datagrams, hybrid)
 
     async def _drain(self, outbound: Outbound) -> None:
         """End what is left, so that each connection gets its line in the log."""

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from fastpath.tsi.policy import Rule
 from fastpath.ztunnel.clients import Clients
 from fastpath.ztunnel.metrics import EngineCollector, Metrics
+from fastpath.ztunnel.dns import Dns
 from fastpath.ztunnel.model import (
     Config,
     Egress,
@@ -130,7 +131,8 @@ class World:
             Routes(CONFIG), cast("AccessLog", self.log), self.metrics
         )
         self.capture = Capture(cast("Engine", self.engine), self.outbound, self.clients)
-        self.router = SandboxRouter(self.outbound, self.clients.sandbox("box"))
+        client = self.clients.sandbox("box")
+        self.router = SandboxRouter(self.outbound, client, Dns(CONFIG))
 
     def samples(self, name):
         """Samples of one counter that are not 0, by their labels."""
