@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, Protocol
 
+from fastpath.tsi.policy import Denial
 from fastpath.tsi.protocol import (
     VERSION,
     Datagram,
@@ -46,7 +47,7 @@ from fastpath.tsi.protocol import (
 )
 
 if TYPE_CHECKING:
-    from fastpath.tsi.policy import Denial, SandboxPolicy
+    from fastpath.tsi.policy import SandboxPolicy
     from fastpath.tsi.protocol import GuestDatagramMessage
     from vhost_user.engine import Engine, Event, SocketAddress
 
@@ -394,7 +395,10 @@ class _Stream:
     def _judge(self, address: SocketAddress) -> Denial | None:
         if address[1] == DNS_PORT:
             return None
-        return self._service.policy.check_datagram(address)
+        policy = self._service.policy
+        if not policy.udp:
+            return Denial("udp_off", "UDP is switched off", policy.egress.error)
+        return policy.egress.check(address)
 
     def _forward(self, message: Datagram) -> None:
         """Send a datagram of the guest's on its way."""

@@ -209,15 +209,6 @@ class SandboxPolicy:
     udp: bool = False
     """Whether datagrams to ports other than 53 are carried, where `egress` allows."""
 
-    def check_datagram(self, peer: SocketAddress) -> Denial | None:
-        """Return why datagrams to `peer` are not carried; None: they are.
-
-        Port 53 is not asked about: that is answered here, whatever the address.
-        """
-        if not self.udp:
-            return Denial("udp_off", "UDP is switched off", self.egress.error)
-        return self.egress.check(peer)
-
 
 def _reached(address: Address) -> Address:
     """Return the IPv4 address that an IPv6 one leads to, if it does."""
