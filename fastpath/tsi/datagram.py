@@ -222,6 +222,8 @@ class DatagramService:
             stream.close()
         for task in tuple(self.queries):
             task.cancel()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
 
     # For the streams
 
@@ -244,7 +246,7 @@ class DatagramService:
                 self._close_flow(next(iter(self._flows)))
             flow = self._flows[key] = _Flow(port)
             if self._sweeper is None:
-                self._sweep()
+                self._sweep_later()
         flow.used_at = time.monotonic()
         self._flows.move_to_end(key)
         return flow
@@ -255,17 +257,20 @@ class DatagramService:
             loop.remove_reader(sock)
             sock.close()
 
+    def _sweep_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._sweeper = loop.call_later(_SWEEP_S, self._sweep)
+
     def _sweep(self) -> None:
-        """Close the flows that are idle, now and as long as there are flows."""
-        self._sweeper = None
+        """Close the flows that are idle, as long as there are flows."""
         oldest = time.monotonic() - self.limits.idle_s
         while self._flows:
             key, flow = next(iter(self._flows.items()))
             if flow.used_at > oldest:
-                loop = asyncio.get_running_loop()
-                self._sweeper = loop.call_later(_SWEEP_S, self._sweep)
-                break
+                self._sweep_later()
+                return
             self._close_flow(key)
+        self._sweeper = None
 
 
 class _Stream:

@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fastpath.tsi.policy import Rule
 from fastpath.ztunnel.clients import Clients
-from fastpath.ztunnel.metrics import EngineCollector, Metrics
 from fastpath.ztunnel.dns import Dns
+from fastpath.ztunnel.metrics import EngineCollector, Metrics
 from fastpath.ztunnel.model import (
     Config,
     Egress,
