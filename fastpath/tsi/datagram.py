@@ -103,7 +103,7 @@ class DatagramStats:
     dns: int = 0
     """Of the former, DNS queries that were answered here."""
     denied: int = 0
-    """Datagrams that policy stopped."""
+    """Peers and datagrams that policy stopped."""
     unreachable: int = 0
     """Errors that the guest was told of."""
     unasked: int = 0
@@ -130,8 +130,8 @@ class DatagramRouter(Protocol):
     async def resolve(self, query: bytes, *, tcp: bool) -> bytes | None:
         """Answer a DNS query; None: it is none. Never raises."""
 
-    def datagram_denied(self, flow: int, peer: SocketAddress, denial: Denial) -> None:
-        """The guest was told that a peer is denied; once a registration."""
+    def datagram_denied(self, peer: SocketAddress, denial: Denial) -> None:
+        """The guest was told that a peer is denied, when it named it."""
 
 
 @dataclass(slots=True)
@@ -141,8 +141,6 @@ class _Peer:
     number: int
     address: SocketAddress
     denial: Denial | None
-    told: bool = False
-    """The router has heard of the denial."""
 
 
 @dataclass(slots=True)
@@ -304,7 +302,6 @@ class _Stream:
         for peer in self._peers.values():
             before = peer.denial.error if peer.denial else 0
             peer.denial = self._judge(peer.address)
-            peer.told = False
             error = peer.denial.error if peer.denial else 0
             if error != before:
                 self._send(Verdict(peer.number, error).encode())
@@ -395,6 +392,9 @@ class _Stream:
         denial = self._judge(message.address)
         self._peers[slot] = _Peer(message.peer, message.address, denial)
         self._numbers[message.address] = message.peer
+        if denial is not None:
+            self._service.counts.denied += 1
+            self._service.router.datagram_denied(message.address, denial)
         self._send(Verdict(message.peer, denial.error if denial else 0).encode())
 
     def _judge(self, address: SocketAddress) -> Denial | None:
@@ -414,11 +414,6 @@ class _Stream:
         elif peer.denial is not None:
             counts.denied += 1
             self._unreachable(message.flow, peer.number, peer.denial.error)
-            if not peer.told:
-                peer.told = True
-                self._service.router.datagram_denied(
-                    message.flow, peer.address, peer.denial
-                )
         elif peer.address[1] == DNS_PORT:
             self._query(message)
         else:

@@ -184,12 +184,17 @@ class Dns:
             self._stats.limit_streams += 1
             sock.close()
             return
+        sock.setblocking(False)
         task = asyncio.get_running_loop().create_task(self._serve(sock, namespace))
         self._streams.add(task)
-        task.add_done_callback(self._streams.discard)
+
+        def ended(_task: asyncio.Task[None]) -> None:
+            self._streams.discard(task)
+            sock.close()  # if it was cancelled before it began
+
+        task.add_done_callback(ended)
 
     async def _serve(self, sock: socket.socket, namespace: str) -> None:
-        sock.setblocking(False)
         reader, writer = await asyncio.open_connection(sock=sock)
         with contextlib.suppress(
             OSError, asyncio.IncompleteReadError, TimeoutError, asyncio.CancelledError

@@ -123,18 +123,25 @@ class Outbound:
     def datagram_denied(
         self,
         client: Client,
-        source: SocketAddress,
+        source: str,
         destination: SocketAddress,
         denial: Denial,
     ) -> None:
-        """The client's datagrams to a peer are not carried."""
+        """The client's datagrams to a peer are not carried.
+
+        Args:
+            client: who asked.
+            source: its IP; which of its sockets it was is not known.
+            destination: the peer.
+            denial: why.
+        """
         self._metrics.denied(client.name, denial.reason)
         self._access_log.write(
             Record(
                 level="warn",
                 message="datagrams denied",
                 src=Party(
-                    addr=format_address(source),
+                    addr=source,
                     workload=client.workload.name,
                     namespace=client.workload.namespace,
                     identity=str(client.identity),
@@ -245,9 +252,9 @@ class SandboxRouter:
         namespace = self._client.workload.namespace
         return await self._dns.resolve(query, namespace=namespace, tcp=tcp)
 
-    def datagram_denied(self, flow: int, peer: SocketAddress, denial: Denial) -> None:
+    def datagram_denied(self, peer: SocketAddress, denial: Denial) -> None:
         """The guest's datagrams to a peer are not carried."""
-        source = (self._own_address(peer), flow)
+        source = self._own_address(peer)
         self._outbound.datagram_denied(self._client, source, peer, denial)
 
     def _serve_dns(self, sock: socket.socket) -> None:

@@ -549,7 +549,8 @@ bool peers_destination(uint32_t number, uint32_t mask,
  * peers_verdict() - Are datagrams to a peer carried?
  * @number:	Its number
  *
- * The first time the host is asked, and waited for.
+ * The first time the host is asked, and waited for; and each time that it says
+ * no, so that it hears of each attempt.
  *
  * Returns: 0, or the errno that sendto() fails with
  */
@@ -561,6 +562,8 @@ int peers_verdict(uint32_t number)
 
 	if (!peer)
 		return ENETUNREACH;
+	if (peer->judged && peer->error)
+		peer->told = peer->judged = false;
 	error = tell(peer);
 	while (!error && !peer->judged && stream.fd >= 0) {
 		short out = stream.out_len ? POLLOUT : 0;
@@ -597,8 +600,6 @@ int peers_send(uint16_t flow, uint32_t *number, uint32_t mask, const void *data,
 	if (!peer)
 		return ENETUNREACH;
 	*number = peer->number;
-	if (peer->judged && peer->error)
-		return peer->error;
 	error = tell(peer);
 	if (error)
 		return error == ENOBUFS ? 0 : error;

@@ -139,7 +139,7 @@ def answer(wire, *, tcp):
     question = query.question[0]
     kind = dns.rdatatype.to_text(question.rdtype)
     name = question.name.to_text().lower()
-    reply = dns.message.make_response(query)
+    reply = dns.message.make_response(query, recursion_available=True)
     found = NAMES.get((name, kind))
     if found:
         rrset = dns.rrset.from_text_list(question.name, 60, "IN", kind, found)
@@ -234,8 +234,19 @@ class World:
 
         return self.call(read())
 
-    def log(self):
-        return (self._folder / "access.log").read_text()
+    def logged(self, text):
+        """Wait for a line in the access log with this text, and return it."""
+
+        async def find():
+            path = self._folder / "access.log"
+            async with asyncio.timeout(10):
+                while True:
+                    for line in path.read_text().splitlines():
+                        if text in line:
+                            return line
+                    await asyncio.sleep(0.1)
+
+        return self.call(find())
 
     def _main(self):
         libc = ctypes.CDLL(None, use_errno=True)
@@ -385,7 +396,7 @@ def test_go_programs(world):
 @pytest.mark.parametrize(
     ("command", "found"),
     [
-        ("getent ahostsv4 web.default.svc.cluster.local", VIP),
+        ("getent hosts web.default.svc.cluster.local", VIP),
         ("getent ahosts one.example", HOST6),
         ("resolve_musl web.default.svc.cluster.local", VIP),
         ("resolve_musl one.example", HOST6),
@@ -432,7 +443,9 @@ def test_a_sandbox_without_udp_gets_the_policys_errno(world):
     stats = world.stats("off")
     assert stats.denied >= 1
     assert stats.sent == 0
-    assert "datagrams denied" in world.log()
+    line = world.logged("datagrams denied")
+    assert 'src.identity="spiffe://cluster.local/ns/default/sa/default"' in line
+    assert f"dst.addr={HOST4}:{ECHO}" in line
 
 
 def test_the_other_namespace_of_a_container_reaches_out_too(world):

@@ -44,8 +44,8 @@ class FakeRouter:
         await self.gate.wait()
         return b"answer to " + query if query else None
 
-    def datagram_denied(self, flow, peer, denial):
-        self.denied.append((flow, peer, denial.reason))
+    def datagram_denied(self, peer, denial):
+        self.denied.append((peer, denial.reason))
 
 
 class World:
@@ -238,12 +238,12 @@ def test_udp_is_off_by_default():
         agent, server = await world.greeted(), world.server()
         address = server.getsockname()
         assert await agent.peer(1, address) == errno.ECONNREFUSED
-        assert world.router.denied == []  # nothing was sent yet
+        assert world.router.denied == [(address, "udp_off")]
         for _ in range(2):
             agent.datagram(1, b"x")
             await agent.expect_unreachable(1, errno.ECONNREFUSED)
-        assert world.router.denied == [(FLOW, address, "udp_off")]
-        assert world.service.stats().denied == 2
+        assert world.router.denied == [(address, "udp_off")]
+        assert world.service.stats().denied == 3
         with pytest.raises(BlockingIOError):
             server.recv(10)
 
