@@ -98,6 +98,9 @@ def run(
         list[str] | None,
         typer.Option(metavar="PREFIX[:PORTS]", help="Allow what is denied by default."),
     ] = None,
+    udp: Annotated[
+        bool, typer.Option("--udp", help="Carry UDP, not DNS alone.")
+    ] = False,
     kernel: Annotated[
         Path | None, typer.Option(help="A kernel other than the image's.")
     ] = None,
@@ -118,6 +121,7 @@ def run(
         files=runner.parse_files(file or ()),
         env=runner.parse_env(env or ()),
         allow=runner.parse_allow(allow or ()),
+        udp=udp,
         kernel=kernel,
         qemu=qemu,
         memory_mib=memory,

@@ -84,6 +84,8 @@ class Options:
     """Absolute guest path -> host file or directory."""
     env: Mapping[str, str]
     allow: tuple[Rule, ...] = ()
+    udp: bool = False
+    """Carry UDP other than DNS."""
     kernel: Path | None = None
     qemu: str = "qemu-system-x86_64"
     memory_mib: int = 512
@@ -243,6 +245,7 @@ class _Run:
             addresses=(POD_IP,),
             uds_path=self._uds_path,
             egress=Egress(allow=(*EVERYWHERE, *self._options.allow)),
+            udp=self._options.udp,
             access_log=Path(os.devnull),
         )
 

@@ -64,6 +64,7 @@ def for_sandbox(
     name: str = "sandbox",
     uds_path: Path | None = None,
     egress: Egress | None = None,
+    udp: bool = False,
     echo: IpAddress | None = None,
     access_log: Path | None = None,
 ) -> Config:
@@ -76,6 +77,7 @@ def for_sandbox(
         name: of the sandbox, the workload and in log lines.
         uds_path: hybrid vsock socket, and the prefix of `UDS_PATH_PORT`.
         egress: None: the default policy.
+        udp: carry UDP other than DNS.
         echo: the address that ztunnel answers itself.
         access_log: None: stderr.
     """
@@ -87,6 +89,7 @@ def for_sandbox(
         cid=cid,
         uds_path=uds_path,
         egress=egress or Egress(),
+        udp=udp,
     )
     own = Fastpath(sandboxes=(sandbox,), echo=echo, access_log=access_log)
     return Config(workloads=(workload,), fastpath=own)

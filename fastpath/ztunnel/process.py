@@ -31,7 +31,7 @@ from fastpath.ztunnel.access_log import AccessLog
 from fastpath.ztunnel.admin import AdminServer
 from fastpath.ztunnel.clients import Clients
 from fastpath.ztunnel.dns import Dns
-from fastpath.ztunnel.metrics import EngineCollector, Metrics
+from fastpath.ztunnel.metrics import DatagramCollector, EngineCollector, Metrics
 from fastpath.ztunnel.outbound import Capture, Outbound, SandboxRouter
 from fastpath.ztunnel.routing import Routes
 from vhost_user.backend import Backend
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from fastpath.tsi.datagram import DatagramStats
     from fastpath.tsi.policy import SandboxPolicy
     from fastpath.ztunnel.model import Config, Sandbox
     from vhost_user.engine import DeviceStats, EngineStats
@@ -124,6 +125,12 @@ class Ztunnel:
             for name, sandbox in self.sandboxes.items()
         }
 
+    def datagram_stats(self) -> Mapping[str, DatagramStats]:
+        """Each sandbox's counters of UDP."""
+        return {
+            name: sandbox.datagrams.stats() for name, sandbox in self.sandboxes.items()
+        }
+
     async def _start(self) -> None:
         own = self.config.fastpath
         access_log = AccessLog(own.access_log)
@@ -154,6 +161,9 @@ class Ztunnel:
             )
             self._stack.callback(handle.close)
         self._stack.push_async_callback(self._drain, outbound)
+        self.metrics.registry.register(
+            DatagramCollector(self.datagram_stats, dns.stats)
+        )
         self._start_admin(access_log)
         self._announce_policies()
 

@@ -76,7 +76,7 @@ def check_unconnected():
 def check_asyncio():
     class Client(asyncio.DatagramProtocol):
         def __init__(self):
-            self.got = asyncio.Queue()
+            self.got: asyncio.Queue[object] = asyncio.Queue()
 
         def datagram_received(self, data, addr):
             self.got.put_nowait((data, addr))

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, cast
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fastpath.tsi.policy import Rule
+from fastpath.tsi.datagram import DatagramStats
+from fastpath.tsi.policy import Denial, Rule
+from fastpath.tsi.service import Here
 from fastpath.ztunnel.clients import Clients
-from fastpath.ztunnel.dns import Dns
-from fastpath.ztunnel.metrics import EngineCollector, Metrics
+from fastpath.ztunnel.dns import Dns, DnsStats
+from fastpath.ztunnel.metrics import DatagramCollector, EngineCollector, Metrics
 from fastpath.ztunnel.model import (
     Config,
     Egress,
@@ -394,3 +396,36 @@ def test_the_engines_counters_are_read_when_asked(world):
         ({"sandbox": "other"}, 6),
     ]
     assert world.value("fastpath_device_opened_total") == 12
+
+
+def test_the_counters_of_udp_and_dns_are_read_when_asked(world):
+    stats = DatagramStats(sent=4, flows=2)
+    collector = DatagramCollector(lambda: {"box": stats}, lambda: DnsStats(local=3))
+    world.metrics.registry.register(collector)
+    stats.sent += 1
+    assert world.samples("fastpath_datagram_sent_total") == [({"sandbox": "box"}, 5)]
+    assert world.samples("fastpath_datagram_flows") == [({"sandbox": "box"}, 2)]
+    assert world.value("fastpath_dns_local_total") == 3
+
+
+def test_denied_datagrams_are_counted_and_logged_with_the_identity(world):
+    denial = Denial("udp_off", "UDP is switched off")
+    world.router.datagram_denied(("192.0.2.1", 123), denial)
+    (record,) = world.log.records
+    assert (record.level, record.message) == ("warn", "datagrams denied")
+    assert record.src.identity == str(world.clients.sandbox("box").identity)
+    assert record.dst.addr == "192.0.2.1:123"
+    assert "UDP is switched off" in record.error
+    assert world.samples("fastpath_denied_total") == [
+        ({"sandbox": "box", "reason": "udp_off"}, 1)
+    ]
+
+
+def test_port_53_is_answered_here_whatever_the_address(world):
+    way, destination = Tsi(world), ("169.254.169.254", 53)
+    assert isinstance(way.ask(destination), Here)
+    way.tell(EventKind.OPENED, destination)
+    way.tell(EventKind.CLOSED, destination, up=30, down=60)
+    (record,) = world.log.records
+    assert (record.message, record.error) == ("connection complete", "")
+    assert record.dst.addr == "169.254.169.254:53"
