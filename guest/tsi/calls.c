@@ -72,6 +72,7 @@ static void handle_bind(const struct call *call)
 	/* One that was connected before: vsock's EINVAL is TCP's, too */
 	if (fd >= 0 && sock_local_port(fd) == NO_PORT)
 		error = swap_to_inet(call, (int)call->args[0], fd, label);
+	datagram_drop_stale();
 	if (error)
 		reply_error(call->id, error);
 	else

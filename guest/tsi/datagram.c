@@ -417,7 +417,7 @@ static int64_t emit(int fd, const struct msghdr *hdr, int flags)
 {
 	ssize_t sent = -1;
 
-	flags = (flags | MSG_DONTWAIT | MSG_NOSIGNAL) & ~MSG_MORE;
+	flags |= MSG_DONTWAIT | MSG_NOSIGNAL;
 	for (int i = 0; i < SEND_ATTEMPTS; i++) {
 		sent = sendmsg(fd, hdr, flags);
 		if (sent >= 0 || errno != EAGAIN)
@@ -746,9 +746,12 @@ void datagram_receive_trapped(const struct call *call)
 }
 
 /**
- * datagram_tick() - Let go of calls that were interrupted or are over
+ * datagram_drop_stale() - Let go of calls that were interrupted or are over
+ *
+ * Before a bind(), too: what a process that was killed has left waiting here
+ * would keep its port.
  */
-void datagram_tick(void)
+void datagram_drop_stale(void)
 {
 	struct waiter *waiter, *next;
 	int64_t now;
@@ -756,8 +759,6 @@ void datagram_tick(void)
 	if (LIST_EMPTY(&waiters))
 		return;
 	now = now_ms();
-	if (now < next_look_ms)
-		return;
 	next_look_ms = now + TICK_MS;
 	for (waiter = LIST_FIRST(&waiters); waiter; waiter = next) {
 		bool valid = notify_valid(waiter->call.id);
@@ -771,6 +772,15 @@ void datagram_tick(void)
 			reply_error(waiter->call.id, EAGAIN);
 		waiter_free(waiter);
 	}
+}
+
+/**
+ * datagram_tick() - Look at all waiting calls if it is time to
+ */
+void datagram_tick(void)
+{
+	if (!LIST_EMPTY(&waiters) && now_ms() >= next_look_ms)
+		datagram_drop_stale();
 }
 
 /**

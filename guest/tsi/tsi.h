@@ -2,15 +2,20 @@
 /*
  * tsi.h - what the parts of tsi-agent share
  *
- * Theory of operation of the whole: tsi-agent.c. Each part says on top what it
- *is for; dependencies point down this list.
+ * Theory of operation of the whole: tsi-agent.c. Each part says on top what
+ * it is for; dependencies point down this list.
  *
- *	tsi-agent.c		the command as a child, the event loop, exit
- *status calls.c		one handler per trapped system call options.c
- *socket options that a vsock socket hasn't got connect.c	connect() and
- *what is learnt of its outcome swap.c		put another socket under the
- *program's descriptor control.c	the stream to the host: tokens and
- *failures sock.c		the vsock sockets and the label each carries
+ *	tsi-agent.c	the command as a child, the event loop, exit status
+ *	calls.c		one handler per trapped system call
+ *	options.c	socket options that a vsock socket hasn't got
+ *	connect.c	connect() and what is learnt of its outcome
+ *	datagram.c	UDP sockets whose peers are outside the guest
+ *	swap.c		put another socket under the program's descriptor
+ *	relay.c		where their datagrams go, and come from
+ *	peers.c		the stream to the host: peers and datagrams
+ *	control.c	the stream to the host: tokens and failures
+ *	sock.c		the vsock sockets and the label each carries
+ *	address.c	addresses as programs write them, and as we do
  *	notify.c	notifications: receive, look into the target, reply
  *	filter.c	which system calls are trapped
  */
@@ -183,6 +188,7 @@ bool datagram_name(const struct call *call, bool *ret_v6,
 		   struct destination *ret_name);
 void datagram_send_trapped(const struct call *call);
 void datagram_receive_trapped(const struct call *call);
+void datagram_drop_stale(void);
 void datagram_tick(void);
 int datagram_timeout_ms(void);
 

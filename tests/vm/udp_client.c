@@ -257,6 +257,19 @@ static void boundaries(void)
 	want(recv(fd, buf, sizeof(buf), 0) == 5 && !memcmp(buf, "defgh", 5));
 }
 
+static void more(void)
+{
+	struct sockaddr_in in = addr4(host4, ECHO);
+	int fd = udp4();
+	char buf[8];
+
+	want(sendto(fd, "ab", 2, MSG_MORE, (struct sockaddr *)&in,
+		    sizeof(in)) == 2);
+	want(!readable(fd, QUIET_MS));
+	send_to(fd, ECHO, "cd");
+	want(recv(fd, buf, sizeof(buf), 0) == 4 && !memcmp(buf, "abcd", 4));
+}
+
 static void largest(void)
 {
 	int fd = connected();
@@ -598,6 +611,32 @@ static void bound_port(void)
 	expect_from(fd, ECHO, "bound");
 }
 
+static void a_killed_server_leaves_its_port(void)
+{
+	struct sockaddr_in in = addr4("127.0.0.1", 5556);
+	struct sockaddr_in from;
+	socklen_t len = sizeof(from);
+	char buf[4], ready;
+	int pipes[2], fd;
+	pid_t child;
+
+	want(!pipe(pipes));
+	child = fork();
+	if (child == 0) {
+		fd = udp4();
+		want(!bind(fd, (struct sockaddr *)&in, sizeof(in)));
+		want(write(pipes[1], "", 1) == 1);
+		recvfrom(fd, buf, sizeof(buf), 0, (struct sockaddr *)&from,
+			 &len);
+		_exit(1);
+	}
+	want(read(pipes[0], &ready, 1) == 1);
+	usleep(100000);
+	want(!kill(child, SIGKILL) && waitpid(child, NULL, 0) == child);
+	fd = udp4();
+	want(!bind(fd, (struct sockaddr *)&in, sizeof(in)));
+}
+
 static void many_peers(void)
 {
 	int fds[PEERS];
@@ -705,6 +744,7 @@ static const struct check checks[] = {
     CHECK(connected_hears_its_peer_only),
     CHECK(disconnect),
     CHECK(boundaries),
+    CHECK(more),
     CHECK(largest),
     CHECK(peek_trunc_fionread),
     CHECK(messages),
@@ -721,6 +761,7 @@ static const struct check checks[] = {
     CHECK(wrong_families),
     CHECK(bad_memory),
     CHECK(bound_port),
+    CHECK(a_killed_server_leaves_its_port),
     CHECK(many_peers),
     CHECK(loopback),
     SANDBOX(denied_destination),
