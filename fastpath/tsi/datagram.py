@@ -445,8 +445,10 @@ class _Stream:
         try:
             sock = self._socket(flow, peer.address)
         except OSError as error:
+            if counts.no_socket == 0:  # then they are counted
+                name = self._service.name
+                log.warning("%s: no UDP socket: %s", name, error.strerror)
             counts.no_socket += 1
-            log.warning("%s: no UDP socket: %s", self._service.name, error.strerror)
             return
         for last in (False, True):
             try:

@@ -54,6 +54,8 @@ IDLE_S: Final = 30.0
 
 _PLAIN_SIZE: Final = 512
 """Most bytes of an answer over UDP to one who does not say otherwise."""
+_LARGEST_SIZE: Final = 4096
+"""Most bytes of one over UDP, whatever they say."""
 _LENGTH: Final = struct.Struct("!H")
 _MAX_RESOLVERS: Final = 3
 
@@ -328,7 +330,8 @@ def _fit(query: Message, answer: Message, *, tcp: bool) -> bytes:
 
     if tcp:
         return answer.to_wire(max_size=65535)
-    size = max(query.payload, _PLAIN_SIZE) if query.edns >= 0 else _PLAIN_SIZE
+    asked = query.payload if query.edns >= 0 else 0
+    size = min(max(asked, _PLAIN_SIZE), _LARGEST_SIZE)
     try:
         return answer.to_wire(max_size=size)
     except dns.exception.TooBig:

@@ -228,8 +228,15 @@ def test_a_large_answer_is_cut_for_udp_as_the_guest_says():
         assert texts(short) == []
         query.use_edns(payload=4096)
         assert len(texts(await ask(resolver, query))) == 100
+        other = dns.message.make_query("huge.example", "A")
+        other.use_edns(payload=65535)
+        assert (await ask(resolver, other)).flags & dns.flags.TC
 
-    run(work, lambda query, tcp: records(query, tcp, 100))
+    def respond(query, tcp):
+        huge = query.question[0].name.to_text() == "huge.example."
+        return records(query, tcp, 255 if huge else 100)
+
+    run(work, respond)
 
 
 def test_a_resolver_that_talks_nonsense_is_passed_over():
