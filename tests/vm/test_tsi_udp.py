@@ -443,7 +443,9 @@ def test_a_sandbox_without_udp_gets_the_policys_errno(world):
     stats = world.stats("off")
     assert stats.denied >= 1
     assert stats.sent == 0
-    line = world.logged("datagrams denied")
+    line = world.logged("UDP is switched off")
+    assert "datagrams denied" in line
+    assert 'src.workload="off"' in line
     assert 'src.identity="spiffe://cluster.local/ns/default/sa/default"' in line
     assert f"dst.addr={HOST4}:{ECHO}" in line
 
