@@ -30,12 +30,12 @@ from fastpath.progress import build_image
 from fastpath.scratch import CONSOLE, scratch
 from fastpath.stdio import Input, Output
 from fastpath.tsi.policy import Rule
+from fastpath.tsi.policyfile import Egress
 from fastpath.vm import accel, images
 from fastpath.vm.guest import Guest
 from fastpath.vm.machine import Machine
 from fastpath.vm.spec import VmSpec
 from fastpath.ztunnel.config import for_sandbox
-from fastpath.ztunnel.model import Egress
 from fastpath.ztunnel.process import Ztunnel
 
 if TYPE_CHECKING:
@@ -84,8 +84,10 @@ class Options:
     """Absolute guest path -> host file or directory."""
     env: Mapping[str, str]
     allow: tuple[Rule, ...] = ()
-    udp: bool = False
-    """Carry UDP other than DNS."""
+    """Besides what is not denied by default; not with `policy`."""
+    policy: Path | None = None
+    """A policy file, followed while the program runs."""
+    access_log: Path | None = None
     kernel: Path | None = None
     qemu: str = "qemu-system-x86_64"
     memory_mib: int = 512
@@ -238,15 +240,17 @@ class _Run:
 
     def _ztunnel_config(self) -> Config:
         """One sandbox that reaches what we do, but what is denied by default."""
+        options = self._options
+        egress = Egress(allow=(*EVERYWHERE, *options.allow))
         return for_sandbox(
             name="run",
             socket=self._vsock,
             cid=GUEST_CID,
             addresses=(POD_IP,),
             uds_path=self._uds_path,
-            egress=Egress(allow=(*EVERYWHERE, *self._options.allow)),
-            udp=self._options.udp,
-            access_log=Path(os.devnull),
+            egress=None if options.policy else egress,
+            policy=options.policy,
+            access_log=options.access_log or Path(os.devnull),
         )
 
     def _on_signal(self, signo: signal.Signals, main: asyncio.Task[object]) -> None:

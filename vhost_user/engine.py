@@ -552,6 +552,32 @@ class DeviceHandle:
         """Forget a port's route, if it has one."""
         lib.vu_dev_unroute(self._engine.native, self._dev, port)
 
+    def unroute_from(self, first: int) -> None:
+        """Forget the routes of all ports from `first` on, at one moment."""
+        check(
+            lib.vu_dev_unroute_from(self._engine.native, self._dev, first),
+            f"unroute ports from {first}",
+        )
+
+    def limit(self, *, max_conns: int, max_queued_bytes: int, accept_rate: int) -> None:
+        """Change limits; the values are those of `Engine.add_device()`.
+
+        What the VM has is left alone: above a lower limit it gets nothing more.
+
+        Raises:
+            StateError: `max_queued_bytes` is less than `MIN_WINDOW` a connection.
+        """
+        check(
+            lib.vu_dev_limit(
+                self._engine.native,
+                self._dev,
+                max_conns,
+                max_queued_bytes,
+                accept_rate,
+            ),
+            "change limits",
+        )
+
     def open(self, guest_port: int, sock: socket.socket, *, hybrid: bool) -> int:
         """Ask the guest for a connection to `guest_port` and relay it to `sock`.
 

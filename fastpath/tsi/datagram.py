@@ -4,10 +4,13 @@
           <-- VERDICT, DATAGRAM, --------   |
               UNREACHABLE                   +--> policy --> _Flow: a UDP socket
 
-A flow stands for one UDP socket of a program, named by its port in the guest. It has
-a UDP socket of ours, so a peer that is sent to from one guest socket always sees one
-source, and answers find their way back. Only peers that the flow has sent to may
-answer: nothing that arrives here unasked reaches the guest.
+A flow is a UDP socket of ours that stands for one of a program's, named by its port
+in the guest, towards the peers of one family: a peer that is sent to from one guest
+socket always sees one source, and answers find their way back. Only peers that the flow
+has sent to may answer: nothing that arrives here unasked reaches the guest.
+
+Policy is asked when a peer gets its number, and about all of them when it changes: what
+it denies by then is ended, with an error for each flow that had sent there.
 
 Datagrams pass through Python, unlike the bytes of connections: this is for DNS, for
 programs that talk to a few peers, and not for bulk.
@@ -25,12 +28,12 @@ import errno
 import logging
 import socket
 import struct
-import time
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, Protocol
 
+from fastpath.throttle import Throttle
 from fastpath.tsi.policy import Denial
 from fastpath.tsi.protocol import (
     VERSION,
@@ -45,11 +48,15 @@ from fastpath.tsi.protocol import (
     Unreachable,
     Verdict,
 )
+from fastpath.tsi.stream import Pace, far_end
 
 if TYPE_CHECKING:
     from fastpath.tsi.policy import SandboxPolicy
     from fastpath.tsi.protocol import GuestDatagramMessage
     from vhost_user.engine import Engine, Event, SocketAddress
+
+    _Key = tuple["_Stream", int, int]
+    """Of a flow: stream, port in the guest, address family."""
 
 log = logging.getLogger(__name__)
 
@@ -72,21 +79,19 @@ _EXTENDED_ERR: Final = struct.Struct("=I12x")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatagramLimits:
-    """What one sandbox may take."""
+    """What one sandbox may take, besides what its policy says."""
 
     streams: int = 64
     """Datagram streams at a time: agents in the guest."""
-    flows: int = 512
-    """UDP sockets of ours; one more and the longest unused is closed."""
     idle_s: float = 180.0
     """A flow that nothing passes for so long is closed."""
     queue_bytes: int = 1 << 20
     """Datagrams that wait for the guest to read, of one stream."""
     rate: int = 20000
-    """Messages a second that a stream is read at, in the long run."""
+    """Messages a second that all streams together are read at, in the long run."""
     burst: int = 4096
     """Messages that are read at once after a quiet time."""
-    dns_queries: int = 256
+    dns_queries: int = 64
     """Queries that are being answered."""
 
 
@@ -106,6 +111,8 @@ class DatagramStats:
     """Peers and datagrams that policy stopped."""
     unreachable: int = 0
     """Errors that the guest was told of."""
+    ended: int = 0
+    """Peers of flows that a new policy denied."""
     unasked: int = 0
     """Datagrams from peers that the flow had not sent to."""
     ignored: int = 0
@@ -131,7 +138,7 @@ class DatagramRouter(Protocol):
         """Answer a DNS query; None: it is none. Never raises."""
 
     def datagram_denied(self, peer: SocketAddress, denial: Denial) -> None:
-        """The guest was told that a peer is denied, when it named it."""
+        """The guest was told that a peer is denied: it named or used it until now."""
 
 
 @dataclass(slots=True)
@@ -143,16 +150,21 @@ class _Peer:
     denial: Denial | None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Flow:
-    """The sockets that stand for one of the guest's."""
+    """A socket that stands for one of the guest's."""
 
+    stream: _Stream
     port: int
-    sockets: dict[int, socket.socket] = field(default_factory=dict)
-    """By family."""
+    sock: socket.socket
     peers: set[int] = field(default_factory=set)
     """Numbers of the peers it has sent to."""
     used_at: float = 0.0
+
+    @property
+    def key(self) -> _Key:
+        """What the service knows it by."""
+        return self.stream, self.port, self.sock.family
 
 
 class DatagramService:
@@ -161,7 +173,7 @@ class DatagramService:
     Args:
         engine: the device's.
         router: answers DNS; hears of denials.
-        policy: decides; replaced by `set_policy`.
+        policy: decides, and bounds the sockets; replaced by `set_policy`.
         name: the sandbox's, for the log.
         limits: see there.
     """
@@ -183,8 +195,13 @@ class DatagramService:
         self.counts = DatagramStats()
         self.queries: set[asyncio.Task[None]] = set()
         """DNS queries that are being answered, of all streams."""
+        self.pace = Pace(limits.rate, limits.burst)
+        self._loop = asyncio.get_running_loop()
+        self._lines = Throttle(
+            lambda count: log.warning("%s: %d more lines about datagrams", name, count)
+        )
         self._streams: set[_Stream] = set()
-        self._flows: OrderedDict[tuple[_Stream, int], _Flow] = OrderedDict()
+        self._flows: OrderedDict[_Key, _Flow] = OrderedDict()
         """Longest unused first."""
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -195,16 +212,15 @@ class DatagramService:
         return self.counts
 
     def set_policy(self, policy: SandboxPolicy) -> None:
-        """Judge all peers anew, and what comes."""
+        """Judge by `policy` from now on, and end what it denies."""
         self.policy = policy
-        for stream in self._streams:
+        for stream in tuple(self._streams):
             stream.judge_all()
 
     def accept(self, event: Event) -> None:
         """Give a datagram stream its far end: us."""
-        ours, theirs = socket.socketpair()
-        if not self._engine.answer_fd(event.conn, theirs):
-            ours.close()
+        ours = far_end(self._engine, event.conn)
+        if ours is None:
             return
         if len(self._streams) >= self.limits.streams:
             self.counts.refused += 1
@@ -222,52 +238,66 @@ class DatagramService:
             task.cancel()
         if self._sweeper is not None:
             self._sweeper.cancel()
+        self._lines.flush()
 
     # For the streams
 
     def ended(self, stream: _Stream, error: ProtocolError | None) -> None:
         """A stream has closed; `error`: what the guest did wrong."""
         self._streams.discard(stream)
-        for key in [key for key in self._flows if key[0] is stream]:
-            self._close_flow(key)
+        for flow in self.flows(stream):
+            self.close_flow(flow)
         if error is not None:
             self.counts.refused += 1
-            log.warning("%s: datagrams refused: %s", self.name, error.text)
+            if self._lines.admits():
+                log.warning("%s: datagrams refused: %s", self.name, error.text)
 
-    def flow(self, stream: _Stream, port: int) -> _Flow:
-        """Return a stream's flow for a port of the guest, new if need be."""
-        key = (stream, port)
-        flow = self._flows.get(key)
+    def flows(self, stream: _Stream) -> list[_Flow]:
+        """Return all flows of a stream."""
+        return [flow for flow in self._flows.values() if flow.stream is stream]
+
+    def flow(self, stream: _Stream, port: int, family: int) -> _Flow:
+        """Return a stream's flow for a port of the guest, new if need be.
+
+        Raises:
+            OSError: there is no socket to be had.
+        """
+        flow = self._flows.get((stream, port, family))
         if flow is None:
-            if len(self._flows) >= self.limits.flows:
+            while len(self._flows) >= self.policy.limits.max_udp_sockets:
                 self.counts.limit_flows += 1
-                self._close_flow(next(iter(self._flows)))
-            flow = self._flows[key] = _Flow(port)
+                self.close_flow(next(iter(self._flows.values())))
+            flow = _Flow(stream, port, _udp_socket(family))
+            self._flows[flow.key] = flow
+            self._loop.add_reader(flow.sock, stream.receive, flow)
             if self._sweeper is None:
                 self._sweep_later()
-        flow.used_at = time.monotonic()
-        self._flows.move_to_end(key)
+        self.touch(flow)
         return flow
 
-    def _close_flow(self, key: tuple[_Stream, int]) -> None:
-        loop = asyncio.get_running_loop()
-        for sock in self._flows.pop(key).sockets.values():
-            loop.remove_reader(sock)
-            sock.close()
+    def touch(self, flow: _Flow) -> None:
+        """A flow is in use."""
+        flow.used_at = self._loop.time()
+        self._flows.move_to_end(flow.key)
+
+    def close_flow(self, flow: _Flow) -> None:
+        """End a flow."""
+        del self._flows[flow.key]
+        self._loop.remove_reader(flow.sock)
+        flow.sock.close()
 
     def _sweep_later(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._sweeper = loop.call_later(_SWEEP_S, self._sweep)
+        self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
 
     def _sweep(self) -> None:
         """Close the flows that are idle, as long as there are flows."""
-        oldest = time.monotonic() - self.limits.idle_s
+        oldest = self._loop.time() - self.limits.idle_s
         while self._flows:
-            key, flow = next(iter(self._flows.items()))
+            flow = next(iter(self._flows.values()))
             if flow.used_at > oldest:
                 self._sweep_later()
                 return
-            self._close_flow(key)
+            self.close_flow(flow)
         self._sweeper = None
 
 
@@ -290,21 +320,35 @@ class _Stream:
         self._numbers: dict[SocketAddress, int] = {}
         self._queue: deque[bytes] = deque()
         self._queued = 0
-        self._budget = float(service.limits.burst)
-        self._filled_at = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self._resume: asyncio.TimerHandle | None = None
         self._closed = False
         self._loop.add_reader(sock, self._read)
 
     def judge_all(self) -> None:
-        """Policy has changed: tell the agent which verdicts have."""
+        """Policy has changed: tell the agent which verdicts have, and end flows."""
         for peer in self._peers.values():
             before = peer.denial.error if peer.denial else 0
             peer.denial = self._judge(peer.address)
             error = peer.denial.error if peer.denial else 0
             if error != before:
                 self._send(Verdict(peer.number, error).encode())
+        for flow in self._service.flows(self):  # none if sending has closed the stream
+            self._end_denied(flow)
+
+    def _end_denied(self, flow: _Flow) -> None:
+        """Drop a flow's peers that are denied, and the flow if none is left."""
+        for number in tuple(flow.peers):
+            peer = self._peer(number)
+            if peer is None:
+                flow.peers.discard(number)
+            elif peer.denial is not None:
+                flow.peers.discard(number)
+                self._service.counts.ended += 1
+                self._service.router.datagram_denied(peer.address, peer.denial)
+                self._unreachable(flow.port, number, peer.denial.error)
+        if not flow.peers and not self._closed:  # else it is closed already
+            self._service.close_flow(flow)
 
     def close(self, error: ProtocolError | None = None) -> None:
         """End the stream and its flows."""
@@ -321,6 +365,12 @@ class _Stream:
     # From the guest
 
     def _read(self) -> None:
+        pace = self._service.pace
+        if not pace.admits():
+            self._service.counts.limit_rate += 1
+            self._loop.remove_reader(self._sock)
+            self._resume = self._loop.call_later(_PAUSE_S, self._go_on)
+            return
         try:
             data = self._sock.recv(_READ_SIZE)
         except BlockingIOError:
@@ -332,29 +382,13 @@ class _Stream:
             return
         try:
             for message in self._decoder.feed(data):
-                self._budget -= 1
+                pace.count()
                 self._handle(message)
                 if self._closed:
                     return
         except ProtocolError as error:
             self._send(Refused(error.code, error.text).encode())
             self.close(error)
-        else:
-            self._pace()
-
-    def _pace(self) -> None:
-        """Stop reading for a while if the guest is ahead of its pace."""
-        limits = self._service.limits
-        now = time.monotonic()
-        self._budget += (now - self._filled_at) * limits.rate
-        self._budget = min(self._budget, limits.burst)
-        self._filled_at = now
-        if self._budget >= 0 or self._closed:
-            return
-        self._service.counts.limit_rate += 1
-        self._loop.remove_reader(self._sock)
-        pause = max(_PAUSE_S, -self._budget / limits.rate)
-        self._resume = self._loop.call_later(pause, self._go_on)
 
     def _go_on(self) -> None:
         self._resume = None
@@ -408,8 +442,8 @@ class _Stream:
     def _forward(self, message: Datagram) -> None:
         """Send a datagram of the guest's on its way."""
         counts = self._service.counts
-        peer = self._peers.get(message.peer % PEERS)
-        if peer is None or peer.number != message.peer:
+        peer = self._peer(message.peer)
+        if peer is None:
             counts.ignored += 1
         elif peer.denial is not None:
             counts.denied += 1
@@ -438,27 +472,27 @@ class _Stream:
 
     def _emit(self, message: Datagram, peer: _Peer) -> None:
         counts = self._service.counts
-        flow = self._service.flow(self, message.flow)
-        flow.peers.add(peer.number)
-        if len(flow.peers) > PEERS:  # forget those that have no number any more
-            flow.peers.intersection_update(self._numbers.values())
+        family = socket.AF_INET6 if ":" in peer.address[0] else socket.AF_INET
         try:
-            sock = self._socket(flow, peer.address)
+            flow = self._service.flow(self, message.flow, family)
         except OSError as error:
             if counts.no_socket == 0:  # then they are counted
                 name = self._service.name
                 log.warning("%s: no UDP socket: %s", name, error.strerror)
             counts.no_socket += 1
             return
+        flow.peers.add(peer.number)
+        if len(flow.peers) > PEERS:  # forget those that have no number any more
+            flow.peers.intersection_update(self._numbers.values())
         for last in (False, True):
             try:
-                sock.sendto(message.data, peer.address)
+                flow.sock.sendto(message.data, peer.address)
             except BlockingIOError:
                 counts.no_socket += 1
                 return
             except OSError as error:
                 # an earlier datagram's error comes first, and stops this one
-                if not last and self._read_errors(flow, sock):
+                if not last and self._read_errors(flow):
                     continue
                 number = error.errno or errno.EIO
                 self._unreachable(flow.port, peer.number, number)
@@ -466,51 +500,32 @@ class _Stream:
             counts.sent += 1
             return
 
-    def _socket(self, flow: _Flow, address: SocketAddress) -> socket.socket:
-        """Return the flow's socket for the family of `address`.
-
-        Raises:
-            OSError: there is none to be had.
-        """
-        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        sock = flow.sockets.get(family)
-        if sock is None:
-            sock = socket.socket(family, socket.SOCK_DGRAM)
-            sock.setblocking(False)
-            if family == socket.AF_INET:
-                sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
-            else:
-                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
-            flow.sockets[family] = sock
-            self._loop.add_reader(sock, self._receive, flow, sock)
-        return sock
-
-    def _receive(self, flow: _Flow, sock: socket.socket) -> None:
+    def receive(self, flow: _Flow) -> None:
         """Hand what came for a flow to the guest."""
         for _ in range(_AT_ONCE):
             try:
-                data, source = sock.recvfrom(_MAX_UDP)
+                data, source = flow.sock.recvfrom(_MAX_UDP)
             except BlockingIOError:
-                self._read_errors(flow, sock)
+                self._read_errors(flow)
                 return
             except OSError:
-                if not self._read_errors(flow, sock):
+                if not self._read_errors(flow):
                     return
                 continue
             number = self._number(flow, source)
             if number is None:
                 self._service.counts.unasked += 1
                 continue
-            self._service.flow(self, flow.port)  # it is in use
+            self._service.touch(flow)
             self._deliver(Datagram(flow.port, number, data))
             if self._closed:
                 return
 
-    def _read_errors(self, flow: _Flow, sock: socket.socket) -> int:
+    def _read_errors(self, flow: _Flow) -> int:
         """Tell the guest of the errors that a flow met; return how many."""
         for count in range(_AT_ONCE):
             try:
-                _, control, _, destination = sock.recvmsg(
+                _, control, _, destination = flow.sock.recvmsg(
                     0, _ERROR_QUEUE_SIZE, socket.MSG_ERRQUEUE
                 )
             except OSError:
@@ -521,6 +536,11 @@ class _Stream:
                     (error,) = _EXTENDED_ERR.unpack_from(data)
                     self._unreachable(flow.port, number, error)
         return _AT_ONCE
+
+    def _peer(self, number: int) -> _Peer | None:
+        """Return the peer that has this number now."""
+        peer = self._peers.get(number % PEERS)
+        return peer if peer and peer.number == number else None
 
     def _number(self, flow: _Flow, address: tuple[str, int]) -> int | None:
         """Return the number of a peer that the flow has sent to, and may hear."""
@@ -583,3 +603,18 @@ class _Stream:
                 return
             self._queue.popleft()
         self._loop.remove_writer(self._sock)
+
+
+def _udp_socket(family: int) -> socket.socket:
+    """Return a UDP socket that keeps the errors it meets, with their addresses.
+
+    Raises:
+        OSError: there is none to be had.
+    """
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    sock.setblocking(False)
+    if family == socket.AF_INET:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+    return sock

@@ -29,10 +29,12 @@ import asyncio
 import errno
 import ipaddress
 import logging
-import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol, TypeVarTuple, Unpack
 
+from fastpath.throttle import Throttle
+from fastpath.tsi import stream
+from fastpath.tsi.policy import SandboxPolicy
 from fastpath.tsi.protocol import (
     DATAGRAM_PORT,
     FIRST_TOKEN,
@@ -47,10 +49,11 @@ from fastpath.tsi.protocol import (
     Welcome,
 )
 from fastpath.tsi.protocol import Route as RouteMessage
-from fastpath.tsi.stream import ControlStream
+from fastpath.tsi.stream import ControlStream, Pace, far_end
 from vhost_user.engine import FIRST_OPENED_PORT, Ask, EventKind, Reset
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Sequence
 
     from fastpath.tsi.datagram import DatagramService
@@ -64,9 +67,9 @@ Args = TypeVarTuple("Args")
 
 WINDOW: Final = 8192
 """Tokens that an agent may use at a time, the latest it registered."""
-MAX_TOKENS: Final = 65536
-"""Tokens of all streams; one more and the oldest is forgotten. At the pace that
-streams are read at, that is no token younger than the longest dial."""
+MAX_TOKENS: Final = 98304
+"""Tokens of all streams; one more and the oldest is forgotten. At the pace that they
+are read at, together, that is no token younger than the longest dial."""
 MAX_STREAMS: Final = 64
 """Control streams at a time: agents in the guest."""
 MAX_HELD: Final = 1024
@@ -103,6 +106,10 @@ class Route:
 
 class Router(Protocol):
     """Decides on connections and hears of their fate, in the event loop."""
+
+    def set_policy(self, policy: SandboxPolicy) -> None:
+        """Decide by `policy` from now on, and end what it denies."""
+        ...
 
     def route(self, destination: SocketAddress, conn: int) -> Route:
         """Decide on the request `conn`. Not called if an answer was cacheable."""
@@ -171,6 +178,8 @@ class TsiService:
         router: decides.
         addresses: the pod's, for getsockname() in the guest.
         name: the sandbox's, for the log.
+        policy: the first one, which the router, the device and `datagrams` have
+            already.
         datagrams: the sandbox's UDP; None: it has none.
         other: where connections to ports go that are not TSI's.
     """
@@ -183,6 +192,7 @@ class TsiService:
         *,
         addresses: Sequence[str],
         name: str,
+        policy: SandboxPolicy | None = None,
         datagrams: DatagramService | None = None,
         other: Target = Reset(),  # noqa: B008  frozen
     ) -> None:
@@ -190,6 +200,7 @@ class TsiService:
         self._device = device
         self._router = router
         self._name = name
+        self._policy = policy or SandboxPolicy()
         self._datagrams = datagrams
         self._other = other
         self._stats = TsiStats()
@@ -198,19 +209,48 @@ class TsiService:
         self._tokens: dict[int, SocketAddress] = {}  # oldest first
         self._routed: set[int] = set()
         self._held: dict[int, list[int]] = {}  # connections by token
+        self._held_count = 0
         self._live: dict[int, SocketAddress] = {}  # by connection
         self._timers: set[asyncio.TimerHandle] = set()
+        self._pace = Pace(stream.MESSAGES_A_SECOND, stream.BURST)
+        self._lines = Throttle(
+            lambda count: log.warning("%s: %d more lines about agents", name, count)
+        )
         ips = [ipaddress.ip_address(address) for address in addresses]
         self._ipv4 = next((ip for ip in ips if ip.version == 4), None)
         self._ipv6 = next((ip for ip in ips if ip.version == 6), None)
         device.handle.route(TSI_PORT, Ask())
         device.handle.route(None, Ask())
 
+    @property
+    def policy(self) -> SandboxPolicy:
+        """The one in force."""
+        return self._policy
+
+    def set_policy(self, policy: SandboxPolicy) -> None:
+        """Put `policy` in force, for requests that wait and for all that come.
+
+        What it denies of the connections that there are is ended by the router, of
+        peers that datagrams go to by `datagrams`.
+        """
+        self._policy = policy
+        limits = policy.limits
+        self._device.limit(
+            max_conns=limits.max_conns,
+            max_queued_bytes=limits.max_queued_bytes,
+            accept_rate=limits.accept_rate,
+        )
+        self._device.handle.unroute_from(FIRST_TOKEN)
+        self._routed.clear()
+        self._router.set_policy(policy)
+        if self._datagrams is not None:
+            self._datagrams.set_policy(policy)
+
     def stats(self) -> TsiStats:
         """Return the counters; the object stays current."""
         self._stats.streams = sum(a.stream is not None for a in self._agents.values())
         self._stats.tokens = len(self._tokens)
-        self._stats.held = sum(map(len, self._held.values()))
+        self._stats.held = self._held_count
         return self._stats
 
     def handle_event(self, event: Event) -> None:
@@ -241,6 +281,7 @@ class TsiService:
         self._agents.clear()
         for timer in self._timers:
             timer.cancel()
+        self._lines.flush()
 
     # Connections
 
@@ -253,6 +294,7 @@ class TsiService:
             self._request(event.conn, event.port, destination)
         elif event.kind is EventKind.FAILED:
             self._tell_failed(event)
+            self._unhold(event.port, event.conn)
             self._live.pop(event.conn, None)
             if destination is not None:
                 self._router.failed(event, destination)
@@ -275,32 +317,38 @@ class TsiService:
             return
         agent = self._agents.get(token // _RANGE_SIZE)
         coming = agent is not None and agent.stream and token >= agent.next_token
-        if not coming or self.stats().held >= MAX_HELD:
+        if not coming or self._held_count >= MAX_HELD:
             self._stats.unknown += 1
             self._engine.answer(conn, Reset(UNKNOWN_TOKEN))
             return
         self._held.setdefault(token, []).append(conn)
+        self._held_count += 1
         self._later(HOLD_S, self._give_up, token, conn)
 
     def _give_up(self, token: int, conn: int) -> None:
-        held = self._held.get(token, [])
-        if conn in held:
-            held.remove(conn)
-            if not held:
-                del self._held[token]
+        if self._unhold(token, conn):
             self._stats.unknown += 1
             self._engine.answer(conn, Reset(UNKNOWN_TOKEN))
+
+    def _unhold(self, token: int, conn: int) -> bool:
+        """Hold a request no more; return whether it was held."""
+        held = self._held.get(token, [])
+        if conn not in held:
+            return False
+        held.remove(conn)
+        self._held_count -= 1
+        if not held:
+            del self._held[token]
+        return True
 
     def _answer(self, conn: int, token: int, destination: SocketAddress) -> None:
         route = self._router.route(destination, conn)
         target = route.target
         self._live[conn] = destination
         if isinstance(target, Here):
-            ours, theirs = socket.socketpair()
-            if self._engine.answer_fd(conn, theirs):
+            ours = far_end(self._engine, conn)
+            if ours is not None:
                 target.serve(ours)
-            else:
-                ours.close()
             return
         if route.cacheable and token not in self._routed:
             self._routed.add(token)
@@ -323,13 +371,13 @@ class TsiService:
         """Give a control stream its far end: us."""
         used = self.stats().streams
         number = self._free_range() if used < MAX_STREAMS else None
-        ours, theirs = socket.socketpair()
-        if not self._engine.answer_fd(event.conn, theirs):
-            ours.close()
+        ours = far_end(self._engine, event.conn)
+        if ours is None:
             return
         if number is None:
             self._stats.refused += 1
-            log.warning("%s: an agent too many: %d streams", self._name, used)
+            if self._lines.admits():
+                log.warning("%s: an agent too many: %d streams", self._name, used)
             text = f"{used} streams are open or were until a moment ago"
             ours.send(Refused(Refusal.LIMIT, text).encode())
             ours.close()
@@ -338,6 +386,7 @@ class TsiService:
         self._agents[number] = agent
         agent.stream = ControlStream(
             ours,
+            pace=self._pace,
             on_message=lambda message: self._handle_message(agent, message),
             on_end=lambda error: self._ended(agent, error),
         )
@@ -392,7 +441,9 @@ class TsiService:
             self._stats.forgotten += 1
             self._forget(next(iter(self._tokens)))
         self._tokens[token] = message.destination
-        for conn in self._held.pop(token, []):
+        held = self._held.pop(token, [])
+        self._held_count -= len(held)
+        for conn in held:
             self._answer(conn, token, message.destination)
 
     def _forget(self, token: int) -> None:
@@ -407,7 +458,10 @@ class TsiService:
             log.info("%s: agent %d is gone", self._name, agent.range)
         else:
             self._stats.refused += 1
-            log.warning("%s: agent %d refused: %s", self._name, agent.range, error.text)
+            if self._lines.admits():
+                log.warning(
+                    "%s: agent %d refused: %s", self._name, agent.range, error.text
+                )
         # Its connections live on, and events of its tokens are still to come.
         self._later(RANGE_REST_S, self._retire, agent)
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from fastpath import decode
 from fastpath.errors import FastpathError
-from fastpath.ztunnel import decode
 from fastpath.ztunnel.model import (
     Config,
-    Egress,
     Fastpath,
     NetworkMode,
     Sandbox,
@@ -26,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from fastpath.ztunnel.decode import IpAddress, KeyPath
+    from fastpath.decode import IpAddress, KeyPath
+    from fastpath.tsi.policyfile import Egress
 
 Problem = tuple["KeyPath", str]
 _MAX_UNIX_PATH = 107
@@ -64,7 +64,7 @@ def for_sandbox(
     name: str = "sandbox",
     uds_path: Path | None = None,
     egress: Egress | None = None,
-    udp: bool = False,
+    policy: Path | None = None,
     echo: IpAddress | None = None,
     access_log: Path | None = None,
 ) -> Config:
@@ -76,8 +76,8 @@ def for_sandbox(
         addresses: its pod IPs, what the program sees as its own.
         name: of the sandbox, the workload and in log lines.
         uds_path: hybrid vsock socket, and the prefix of `UDS_PATH_PORT`.
-        egress: None: the default policy.
-        udp: carry UDP other than DNS.
+        egress: None: the default policy, unless `policy` says otherwise.
+        policy: a policy file, in place of `egress`.
         echo: the address that ztunnel answers itself.
         access_log: None: stderr.
     """
@@ -88,8 +88,8 @@ def for_sandbox(
         socket=socket,
         cid=cid,
         uds_path=uds_path,
-        egress=egress or Egress(),
-        udp=udp,
+        egress=egress,
+        policy=policy,
     )
     own = Fastpath(sandboxes=(sandbox,), echo=echo, access_log=access_log)
     return Config(workloads=(workload,), fastpath=own)
@@ -167,6 +167,8 @@ def _sandbox_problems(config: Config) -> Iterator[Problem]:
         cids.append(((*here, "cid"), sandbox.cid))
         sockets.append(((*here, "socket"), sandbox.socket.absolute()))
         yield from _path_problems((*here, "socket"), sandbox.socket, 0)
+        if sandbox.policy and sandbox.egress:
+            yield (*here, "egress"), "is said by the policy file; leave one of them out"
         if sandbox.uds_path:
             sockets.append(((*here, "udsPath"), sandbox.uds_path.absolute()))
             yield from _path_problems(

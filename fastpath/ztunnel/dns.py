@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from dns.message import Message
 
-    from fastpath.ztunnel.decode import IpAddress
+    from fastpath.decode import IpAddress
     from fastpath.ztunnel.model import Config, Service, Workload
     from vhost_user.engine import SocketAddress
 
@@ -47,8 +47,8 @@ TIMEOUT_S: Final = 3.0
 """For one resolver to answer; the guest's own resolvers wait 5 s."""
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
 CLUSTER_DOMAIN: Final = "cluster.local"
-MAX_STREAMS: Final = 128
-"""TCP connections that are served at a time, over all sandboxes."""
+MAX_STREAMS: Final = 32
+"""TCP connections of one sandbox that are served at a time."""
 IDLE_S: Final = 30.0
 """A TCP connection without a query is closed after so long."""
 
@@ -145,7 +145,8 @@ class Dns:
         )
         self._resolv_conf = resolv_conf
         self._stats = DnsStats()
-        self._streams: set[asyncio.Task[None]] = set()
+        self._streams: dict[asyncio.Task[None], str] = {}
+        """Whose each is."""
 
     def stats(self) -> DnsStats:
         """Return the counters; the object stays current."""
@@ -175,23 +176,24 @@ class Dns:
             task.cancel()
         await asyncio.gather(*self._streams, return_exceptions=True)
 
-    def serve(self, sock: socket.socket, *, namespace: str) -> None:
+    def serve(self, sock: socket.socket, *, sandbox: str, namespace: str) -> None:
         """Answer the queries of a TCP connection until it ends.
 
         Args:
             sock: connected, taken over.
+            sandbox: the client's name.
             namespace: the client's.
         """
-        if len(self._streams) >= MAX_STREAMS:
+        if sum(owner == sandbox for owner in self._streams.values()) >= MAX_STREAMS:
             self._stats.limit_streams += 1
             sock.close()
             return
         sock.setblocking(False)
         task = asyncio.get_running_loop().create_task(self._serve(sock, namespace))
-        self._streams.add(task)
+        self._streams[task] = sandbox
 
         def ended(_task: asyncio.Task[None]) -> None:
-            self._streams.discard(task)
+            del self._streams[task]
             sock.close()  # if it was cancelled before it began
 
         task.add_done_callback(ended)

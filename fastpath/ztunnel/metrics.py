@@ -82,6 +82,24 @@ class Metrics:
         self._received = self._counter("received_bytes", "Bytes client to server")
         self._sent = self._counter("sent_bytes", "Bytes server to client")
         self._series: dict[_Key, _Series] = {}
+        self._unlogged = Counter(
+            "fastpath_denied_unlogged",
+            "Of those, not in the access log: there were too many at once",
+            ("sandbox",),
+            registry=self.registry,
+        )
+        self._ended = Counter(
+            "fastpath_policy_ended",
+            "Established connections that a new policy ended",
+            ("sandbox", "reason"),
+            registry=self.registry,
+        )
+        self._reloads = Counter(
+            "fastpath_policy_reloads",
+            "New contents of policy files, good ones and those with an error",
+            ("sandbox", "result"),
+            registry=self.registry,
+        )
         self._denied = Counter(
             "fastpath_denied",
             "Connections refused before any dial",
@@ -118,6 +136,18 @@ class Metrics:
     def denied(self, sandbox: str, reason: str) -> None:
         """A connection was refused; `sandbox` is empty when there is none."""
         self._denied.labels(sandbox, reason).inc()
+
+    def unlogged(self, sandbox: str) -> None:
+        """A refused connection has no line in the access log."""
+        self._unlogged.labels(sandbox).inc()
+
+    def ended(self, sandbox: str, reason: str) -> None:
+        """An established connection ended by a new policy."""
+        self._ended.labels(sandbox, reason).inc()
+
+    def reloaded(self, sandbox: str, *, good: bool) -> None:
+        """A policy file has another content."""
+        self._reloads.labels(sandbox, "good" if good else "error").inc()
 
     def text(self) -> bytes:
         """All of it in Prometheus's text format; callable on any thread."""

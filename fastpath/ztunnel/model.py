@@ -11,15 +11,14 @@ Spec: istio/ztunnel, local configuration (`LOCAL_XDS_PATH`).
 from __future__ import annotations
 
 import enum
-import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Self
 
-from fastpath.tsi.policy import EgressPolicy, Rule
-from fastpath.ztunnel import decode
-from fastpath.ztunnel.decode import Between, IpAddress, Matches
+from fastpath import decode
+from fastpath.decode import Between, IpAddress, Matches
+from fastpath.tsi.policyfile import Egress
 from fastpath.ztunnel.identity import (
     NAMESPACE,
     SERVICE_ACCOUNT,
@@ -61,18 +60,6 @@ class TunnelProtocol(enum.Enum):
 
     NONE = "NONE"
     PROXY = "PROXY"
-
-
-class DenialErrno(enum.Enum):
-    """What the program's connect() fails with when policy denies it."""
-
-    ECONNREFUSED = "ECONNREFUSED"
-    EACCES = "EACCES"
-
-    @property
-    def errno(self) -> int:
-        """The number."""
-        return int(getattr(errno, self.value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,19 +212,6 @@ class Service:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Egress:
-    """Where a sandbox may connect to; see `fastpath.tsi.policy`."""
-
-    allow: tuple[Rule, ...] = ()
-    deny: tuple[Rule, ...] = ()
-    errno: DenialErrno = DenialErrno.ECONNREFUSED
-
-    def policy(self) -> EgressPolicy:
-        """What decides."""
-        return EgressPolicy(allow=self.allow, deny=self.deny, error=self.errno.errno)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
     """One VM: its vhost-user socket, and whose pod it is."""
 
@@ -247,9 +221,10 @@ class Sandbox:
     socket: Path
     cid: Annotated[int, Between(3, 2**32 - 2)]
     uds_path: Path | None = None
-    egress: Egress = field(default_factory=Egress)
-    udp: bool = False
-    """Carry UDP other than DNS, where `egress` allows it."""
+    policy: Path | None = None
+    """A policy file, followed while the process runs (docs/tsi-policy.md)."""
+    egress: Egress | None = None
+    """In its place, the `egress` part of one; neither: the default policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -242,3 +242,61 @@ def test_allow_opens_what_is_denied_and_closes_nothing(server):
     options = ("--allow", "169.254.1.1/32:80")
     done = run("wget", "-q", "-O", "-", server, options=options)
     assert (done.returncode, done.stdout) == (0, b"hello\n")
+
+
+POLICY = "egress: {{allow: ['0.0.0.0/0'], deny: ['{}'], errno: EACCES}}\n"
+AGAIN = """
+url=$1
+wget -q -O - $url && wget -q -O - $url
+echo ready
+while wget -q -O /dev/null $url; do sleep 0.1; done
+wget -O - $url
+echo denied
+while ! wget -q -O - $url; do sleep 0.1; done
+"""
+
+
+def test_a_policy_that_changes_while_the_program_runs(server, tmp_path):
+    policy, log = tmp_path / "policy.yaml", tmp_path / "access.log"
+    policy.write_text("{}")
+    address = server.removeprefix("http://").rstrip("/")
+    options = ("--policy", policy, "--access-log", log, "--timeout", str(TIMEOUT_S))
+    process = subprocess.Popen(
+        [*FASTPATH, "run", *options, "--", "sh", "-c", AGAIN, "sh", server],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            said = [process.stdout.readline() for _ in range(3)]
+            assert said == ["hello\n", "hello\n", "ready\n"]
+            policy.write_text(POLICY.format(address))
+            assert process.stdout.readline() == "denied\n"
+            policy.write_text("udp: maybe\n")
+            policy.write_text("{}\n")
+            assert process.stdout.readline() == "hello\n"
+            _, errors = process.communicate(timeout=TIMEOUT_S)
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    assert "Permission denied" in errors
+    assert f"run: new policy from {policy}" in errors
+    denied = [line for line in log.read_text().splitlines() if "\twarn\t" in line]
+    assert denied
+    for line in denied:
+        assert f"dst.addr={address} " in line
+        assert 'src.identity="spiffe://cluster.local/ns/default/sa/default"' in line
+        assert "denied by" in line
+
+
+def test_a_policy_file_with_an_error_is_one_line_and_nothing_boots(tmp_path):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("egress:\n  allow: [10.0.0.0/33]\n")
+    done = run("true", options=("--policy", str(policy)))
+    assert done.returncode == 2
+    assert done.stderr.count(b"\n") == 1
+    assert f"{policy}:2: egress.allow[0]: ".encode() in done.stderr
+    assert b"; mend: write PREFIX or PREFIX:PORTS" in done.stderr

@@ -62,6 +62,9 @@ class Router:
         self.asked = []
         self.events = []
 
+    def set_policy(self, policy):
+        self.policy = policy.egress
+
     def route(self, destination, conn):
         self.asked.append(destination)
         if destination == DISCARD:

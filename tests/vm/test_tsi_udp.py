@@ -1,6 +1,7 @@
 """UDP and names over TSI: real programs in two microVMs of one ztunnel.
 
-Sandbox "on" may use UDP, "off" may not; both may ask for names. As in
+Sandbox "on" may use UDP, "off" may not until its policy changes; both may ask for
+names. As in
 test_tsi_outbound.py, the host's side lives in a thread inside a network namespace of
 its own, where 192.0.2.1 and 2001:db8::1 are addresses of `lo`. The resolver that
 ztunnel forwards to listens on that namespace's loopback.
@@ -9,6 +10,7 @@ ztunnel forwards to listens on that namespace's loopback.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import ctypes
 import os
@@ -35,8 +37,6 @@ from fastpath.vm.machine import Machine
 from fastpath.vm.spec import VmSpec
 from fastpath.ztunnel.model import (
     Config,
-    DenialErrno,
-    Egress,
     Fastpath,
     ListenAddress,
     NamespacedHostname,
@@ -55,6 +55,7 @@ POD4, POD6 = "10.0.0.5", "fd00::5"
 VIP = "10.96.0.10"
 ECHO, OTHER, HTTP = 7007, 7008, 8080
 RESOLVER = ("127.0.0.1", 5353)
+POLICIES = {"on": "udp: true\n", "off": "egress: {errno: EACCES}\n"}
 C_CHECKS = re.findall(
     r"^    (?:CHECK|SANDBOX)\((\w+)\),",
     (HERE / "udp_client.c").read_text(),
@@ -81,7 +82,7 @@ def config(folder):
             namespace="default",
             name=name,
         )
-        for i, name in enumerate(("on", "off"))
+        for i, name in enumerate(POLICIES)
     )
     server = Workload(
         workload_ips=(ip_address(HOST4), ip_address(HOST6)),
@@ -112,15 +113,9 @@ def config(folder):
             socket=folder / f"{name}.vhost",
             cid=3 + i,
             uds_path=folder / f"{name}.vsock",
-            egress=Egress(errno=error),
-            udp=udp,
+            policy=folder / f"{name}.yaml",
         )
-        for i, (name, udp, error) in enumerate(
-            (
-                ("on", True, DenialErrno.ECONNREFUSED),
-                ("off", False, DenialErrno.EACCES),
-            )
-        )
+        for i, name in enumerate(POLICIES)
     )
     return Config(
         workloads=(*pods, server),
@@ -233,6 +228,26 @@ class World:
             return self.ztunnel.sandboxes[sandbox].datagrams.stats()
 
         return self.call(read())
+
+    def wait(self, sandbox, condition):
+        """Wait until what runs for a sandbox is so."""
+
+        async def poll():
+            async with asyncio.timeout(30):
+                while not condition(self.ztunnel.sandboxes[sandbox]):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+
+        self.call(poll())
+
+    def set_policy(self, sandbox, text):
+        """Write another policy, and wait until it is in force."""
+
+        def replaced(running):
+            return running.service.policy is not before
+
+        before = self.ztunnel.sandboxes[sandbox].service.policy
+        (self._folder / f"{sandbox}.yaml").write_text(text)
+        self.wait(sandbox, replaced)
 
     def logged(self, text):
         """Wait for a line in the access log with this text, and return it."""
@@ -347,8 +362,10 @@ def world(apps_image, accelerator, clients, namespace):
                 console=folder / f"{name}.console",
                 qmp=folder / f"{name}.qmp",
             )
-            for name in ("on", "off")
+            for name in POLICIES
         }
+        for name, policy in POLICIES.items():
+            (folder / f"{name}.yaml").write_text(policy)
         with World(specs, folder, namespace) as there:
             yield there
     finally:
@@ -448,6 +465,35 @@ def test_a_sandbox_without_udp_gets_the_policys_errno(world):
     assert 'src.workload="off"' in line
     assert 'src.identity="spiffe://cluster.local/ns/default/sa/default"' in line
     assert f"dst.addr={HOST4}:{ECHO}" in line
+
+
+TALK = """
+import socket, sys
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.connect((sys.argv[1], int(sys.argv[2])))
+sock.send(b"ping")
+print(sock.recv(100).decode())
+try:
+    sock.recv(100)
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+def test_udp_that_is_switched_off_ends_under_the_program(world):
+    before = world.stats("off").received
+    world.set_policy("off", POLICIES["off"] + "udp: true\n")
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        program = pool.submit(
+            world.run, "python3", "-c", TALK, HOST4, str(ECHO), sandbox="off"
+        )
+        world.wait("off", lambda it: it.datagrams.stats().received > before)
+        world.set_policy("off", POLICIES["off"])
+        assert program.result() == (0, "ping\nNo route to host\n")
+    stats = world.stats("off")
+    assert (stats.flows, stats.ended) == (0, 1)
+    status, said = world.sh("getent hosts web.", sandbox="off")
+    assert (status, said.split()[0]) == (0, VIP)
 
 
 def test_the_other_namespace_of_a_container_reaches_out_too(world):

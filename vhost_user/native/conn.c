@@ -325,9 +325,7 @@ void conns_destroy(struct vu_engine *e)
 		free(e->slabs[i]);
 	free(e->slabs);
 	free(e->buckets);
-	free(e->events);
-	close(e->event_fd);
-	pthread_mutex_destroy(&e->event_lock);
+	events_free(e);
 }
 
 /* ---- life ---- */

@@ -92,6 +92,38 @@ int vu_dev_add(struct vu_engine *e, const struct vu_dev_config *cfg)
 }
 
 /**
+ * vu_dev_limit() - Change what a device's VM may take
+ * @e:		Engine
+ * @dev:	Id
+ * @max_conns:	As in struct vu_dev_config, like the others
+ * @max_queued_bytes: At least @max_conns times VU_MIN_WINDOW
+ * @accept_rate: Requests a second
+ *
+ * What the VM has is left alone: above a lower limit it just gets nothing more.
+ *
+ * Returns: 0,
+ *	-VU_ERR_GONE
+ *	-VU_ERR_INVAL, if @max_queued_bytes is too small
+ */
+int vu_dev_limit(struct vu_engine *e, uint32_t dev, uint32_t max_conns,
+		 uint64_t max_queued_bytes, uint32_t accept_rate)
+{
+	struct vu_dev *d;
+
+	if (max_queued_bytes / VU_MIN_WINDOW < max_conns)
+		return -VU_ERR_INVAL;
+	control_begin(e);
+	d = dev_get(e, dev);
+	if (d) {
+		d->cfg.max_conns = max_conns;
+		d->cfg.max_queued_bytes = max_queued_bytes;
+		d->cfg.accept_rate = accept_rate;
+	}
+	control_end(e);
+	return d ? 0 : -VU_ERR_GONE;
+}
+
+/**
  * dev_drop_conns() - End a device's connections; its guest is gone
  * @d:		Device
  */
@@ -570,6 +602,46 @@ int vu_dev_unroute(struct vu_engine *e, uint32_t dev, uint32_t port)
 	control_end(e);
 	free(r);
 	return r ? 0 : -VU_ERR_GONE;
+}
+
+/**
+ * vu_dev_unroute_from() - Forget the routes of many ports at one moment
+ * @e:		Engine
+ * @dev:	Id
+ * @first:	The lowest port
+ *
+ * Returns: 0, or -VU_ERR_GONE
+ */
+int vu_dev_unroute_from(struct vu_engine *e, uint32_t dev, uint32_t first)
+{
+	struct route *gone = NULL;
+	struct vu_dev *d;
+
+	control_begin(e);
+	d = dev_get(e, dev);
+	for (unsigned i = 0; d && i < ROUTE_BUCKETS; i++) {
+		struct route **link = &d->routes[i];
+
+		while (*link) {
+			struct route *r = *link;
+
+			if (r->port < first) {
+				link = &r->next;
+				continue;
+			}
+			*link = r->next;
+			r->next = gone;
+			gone = r;
+		}
+	}
+	control_end(e);
+	while (gone) {
+		struct route *next = gone->next;
+
+		free(gone);
+		gone = next;
+	}
+	return d ? 0 : -VU_ERR_GONE;
 }
 
 /* ---- listeners ---- */

@@ -339,6 +339,19 @@ struct vu_listener {
 
 #define MAX_LISTENERS 64
 #define LISTENER_ID   0x10000U /* listener ids start here, device ids at 0 */
+#define SOURCES	      (VU_MAX_DEVICES + MAX_LISTENERS)
+
+/**
+ * struct event_queue - What Python has not taken of one device or listener
+ * @events:	Ring of events
+ * @cap:	Its entries
+ * @first:	The oldest
+ * @count:	How many there are
+ */
+struct event_queue {
+	struct vu_event *events;
+	unsigned cap, first, count;
+};
 
 /**
  * struct poller - Adaptive polling; see engine.c
@@ -384,8 +397,9 @@ struct vu_engine {
 	uint32_t n_hashed;
 	uint64_t hash_seed;
 	pthread_mutex_t event_lock;
-	struct vu_event *events;
-	unsigned event_cap, event_first, event_count;
+	struct event_queue queues[SOURCES]; /* one a device, one a listener */
+	unsigned event_count;		    /* in all of them */
+	unsigned event_turn;		    /* the queue that is next */
 	uint64_t event_since_us; /* the oldest's age, while none is signalled */
 	bool event_signalled;	 /* event_fd is readable */
 	bool event_urgent;
@@ -442,7 +456,8 @@ int events_init(struct vu_engine *e);
 void events_push(struct vu_engine *e, const struct vu_event *event,
 		 bool urgent);
 bool events_signal(struct vu_engine *e);
-bool events_crowded(const struct vu_engine *e);
+bool events_crowded(const struct vu_engine *e, uint32_t source, uint32_t conns);
+void events_free(struct vu_engine *e);
 
 /* way.c */
 int end_watch(struct vu_engine *e, struct vu_conn *c, struct end *end, int op,

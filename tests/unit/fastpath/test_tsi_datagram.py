@@ -10,15 +10,17 @@ import dataclasses
 import errno
 import socket
 import struct
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any, cast
 
 import pytest
 
+from fastpath import throttle
 from fastpath.tsi import datagram as module
 from fastpath.tsi.datagram import DatagramLimits, DatagramService
-from fastpath.tsi.policy import EgressPolicy, Rule, SandboxPolicy
-from vhost_user.engine import Event, EventKind
+from fastpath.tsi.policy import EgressPolicy, Limits, Rule, SandboxPolicy
+from vhost_user.engine import Event, EventKind, Reset
 
 HELLO = struct.pack("<HHIHH", 1, 8, 0x41495354, 1, 1)
 REFUSED, GRANT, PEER, VERDICT, DATAGRAM, UNREACHABLE = 3, 32, 33, 34, 35, 36
@@ -29,6 +31,13 @@ FLOW = 40001
 
 
 class FakeEngine:
+    def __init__(self):
+        self.answers = []
+
+    def answer(self, conn, target):
+        self.answers.append((conn, target))
+        return True
+
     def answer_fd(self, conn, sock):
         self.sock = sock
         return True
@@ -286,16 +295,108 @@ def test_a_new_policy_is_told_and_holds_for_what_is_open():
         world.service.set_policy(OFF)
         refused = (VERDICT, struct.pack("<II", 1, errno.ECONNREFUSED))
         assert await agent.receive() == refused
+        await agent.expect_unreachable(1, errno.ECONNREFUSED)
+        stats = world.service.stats()
+        assert (stats.ended, stats.flows) == (1, 0)
+        assert world.router.denied == [(server.getsockname(), "udp_off")]
         server.sendto(b"late", source)
-        await world.counted("unasked", 1)
         agent.datagram(1, b"x")
         await agent.expect_unreachable(1, errno.ECONNREFUSED)
         world.service.set_policy(ON)
         assert await agent.receive() == (VERDICT, struct.pack("<II", 1, 0))
-        server.sendto(b"again", source)
+        agent.datagram(1, b"x")
+        server.sendto(b"again", (await heard(server))[1])
         await agent.expect(1, b"again")
 
     run(work)
+
+
+def test_a_new_policy_ends_what_it_denies_and_nothing_else():
+    async def work(world):
+        agent, server, other = await world.greeted(), world.server(), world.server()
+        for number, to in ((1, server), (2, other)):
+            await agent.peer(number, to.getsockname())
+            agent.datagram(number, b"x")
+        _, source = await heard(server)
+        await heard(other)
+        agent.datagram(2, b"x", flow=FLOW + 1)
+        await heard(other)
+        agent.datagram(1, b"x", flow=FLOW + 2)
+        await heard(server)
+        port = other.getsockname()[1]
+        closed = EgressPolicy(
+            allow=[Rule.parse("127.0.0.1/32")],
+            deny=[Rule.parse(f"127.0.0.1/32:{port}")],
+            error=errno.EACCES,
+        )
+        world.service.set_policy(SandboxPolicy(egress=closed, udp=True))
+        verdict = (VERDICT, struct.pack("<II", 2, errno.EACCES))
+        assert await agent.receive() == verdict
+        for flow in (FLOW, FLOW + 1):
+            await agent.expect_unreachable(2, errno.EACCES, flow=flow)
+        stats = world.service.stats()
+        assert (stats.ended, stats.flows) == (2, 2)
+        other.sendto(b"unasked", source)
+        server.sendto(b"goes on", source)
+        await agent.expect(1, b"goes on")
+        assert world.service.stats().unasked == 1
+
+    run(work)
+
+
+def test_a_lower_limit_ends_a_flow_when_the_next_one_comes():
+    async def work(world):
+        agent, server = await world.greeted(), world.server()
+        await agent.peer(1, server.getsockname())
+        for flow in (1, 2, 3):
+            agent.datagram(1, b"x", flow=flow)
+            await heard(server)
+        world.service.set_policy(replace(ON, limits=Limits(max_udp_sockets=1)))
+        assert world.service.stats().flows == 3
+        agent.datagram(1, b"x", flow=4)
+        await heard(server)
+        assert world.service.stats().flows == 1
+
+    run(work)
+
+
+def test_each_family_has_a_socket_of_its_own():
+    async def work(world):
+        agent = await world.greeted()
+        for number, host in enumerate(("127.0.0.1", "::1")):
+            server = world.server(host)
+            await agent.peer(number, server.getsockname()[:2])
+            agent.datagram(number, b"x")
+            await heard(server)
+        assert world.service.stats().flows == 2
+
+    run(work)
+
+
+def test_no_descriptor_left_refuses_a_stream(monkeypatch):
+    def none(*_):
+        raise OSError(errno.EMFILE, "no descriptors")
+
+    async def work(world):
+        monkeypatch.setattr(socket, "socketpair", none)
+        world.service.accept(Event(kind=EventKind.REQUEST, conn=1))
+        assert world.engine.answers == [(1, Reset(errno.EMFILE))]
+
+    run(work)
+
+
+def test_lines_about_refused_streams_are_bounded(caplog):
+    async def work(world):
+        for _ in range(throttle.BURST + 5):
+            agent = world.agent()
+            agent.sock.send(HELLO + HELLO)
+            while await agent.receive() is not None:
+                pass
+
+    run(work)
+    lines = [line for line in caplog.messages if "datagrams refused" in line]
+    assert throttle.BURST <= len(lines) < throttle.BURST + 5
+    assert "more lines about datagrams" in caplog.text
 
 
 def test_a_number_that_is_given_away_is_nobodys():
@@ -327,7 +428,7 @@ def test_one_flow_too_many_ends_the_longest_unused():
         got = {struct.unpack_from("<H", (await agent.receive())[1])[0] for _ in "13"}
         assert got == {1, 3}
 
-    run(work, flows=2)
+    run(work, replace(ON, limits=Limits(max_udp_sockets=2)))
 
 
 def test_idle_flows_are_closed(monkeypatch):
@@ -368,17 +469,23 @@ def test_a_guest_that_does_not_read_loses_datagrams_and_then_its_stream():
         run(until_it_is_gone, queue_bytes=20000)
 
 
-def test_a_guest_that_sends_too_fast_is_read_slower():
+@pytest.mark.parametrize("streams", [1, 5])
+def test_a_guest_that_sends_too_fast_is_read_slower(streams):
     async def work(world):
-        agent, server = await world.greeted(), world.server()
+        agents = [await world.greeted() for _ in range(streams)]
+        agent, server = agents[-1], world.server()
         await agent.peer(1, server.getsockname())
         for _ in range(50):
             agent.datagram(1, b"x")
         for _ in range(50):
             await heard(server)
-        assert world.service.stats().limit_rate >= 1
+        agent.datagram(1, b"late")
+        async with asyncio.timeout(5):
+            while not world.service.stats().limit_rate:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert world.service.stats().sent == 50
 
-    run(work, rate=500, burst=10)
+    run(work, rate=0.001, burst=10)
 
 
 def test_dns_queries_at_a_time_are_bounded():

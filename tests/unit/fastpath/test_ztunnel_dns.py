@@ -307,7 +307,7 @@ def test_the_hosts_resolvers_are_read_anew(tmp_path):
 def test_a_tcp_connection_is_served_until_it_ends():
     async def work(resolver, upstream):
         ours, theirs = socket.socketpair()
-        resolver.serve(theirs, namespace="shop")
+        resolver.serve(theirs, sandbox="a", namespace="shop")
         reader, writer = await asyncio.open_connection(sock=ours)
         queries = [dns.message.make_query(name, "A") for name in ("web", "x.example")]
         for query in queries:  # both at once, as glibc does
@@ -326,14 +326,15 @@ def test_a_tcp_connection_is_served_until_it_ends():
     run(work)
 
 
-def test_tcp_connections_are_bounded(monkeypatch):
+def test_tcp_connections_of_a_sandbox_are_bounded(monkeypatch):
     monkeypatch.setattr(module, "MAX_STREAMS", 1)
 
     async def work(resolver, upstream):
-        pairs = [socket.socketpair() for _ in range(2)]
-        for _, theirs in pairs:
-            resolver.serve(theirs, namespace="shop")
+        pairs = [socket.socketpair() for _ in range(3)]
+        for (_, theirs), sandbox in zip(pairs, "aab", strict=True):
+            resolver.serve(theirs, sandbox=sandbox, namespace="shop")
         assert pairs[1][0].recv(1) == b""
+        assert resolver.stats().streams == 2
         assert resolver.stats().limit_streams == 1
         await resolver.close()
         for ours, _ in pairs:
