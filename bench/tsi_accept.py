@@ -25,7 +25,7 @@ from pathlib import Path
 
 from fastpath.report.stats import paired_ratio
 from fastpath.tsi.inbound import first_port
-from fastpath.tsi.protocol import Peer
+from fastpath.tsi.protocol import Caller
 from fastpath.vm import accel, images
 from fastpath.vm.guest import Guest
 from fastpath.vm.machine import Machine
@@ -122,7 +122,7 @@ class Bench:
         while not inbound.listeners:  # noqa: ASYNC110  the guest has no event for it
             await asyncio.sleep(0.01)
         ((announcer, listen),) = next(iter(inbound._ports.values())).listeners
-        peer = Peer(first_port(RANGE), ipaddress.IPv4Address("192.0.2.1"))
+        peer = Caller(first_port(RANGE), ipaddress.IPv4Address("192.0.2.1"))
         announcer.send(peer.encode())
         return listen.listener
 

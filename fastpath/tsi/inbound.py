@@ -1,7 +1,7 @@
 """Inbound: a guest's listeners, TCP listeners for them, and the connections between.
 
     agent --- LISTEN, UNLISTEN ---> Inbound <--- events --- engine
-          <-- LISTENING, PEER -----    |
+          <-- LISTENING, CALLER ---    |
                                        v
                        Publisher: which ports, on which addresses; log
 
@@ -38,8 +38,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from fastpath.tsi.protocol import (
     FIRST_PEER_PORT,
     PEER_RANGES,
+    Caller,
     Listening,
-    Peer,
 )
 from vhost_user.engine import EventKind
 from vhost_user.errors import StateError
@@ -584,7 +584,7 @@ class Inbound:
         if (
             number
             and agent.known.get(number) != ip
-            and agent.send(Peer(first_port(number), ip).encode())
+            and agent.send(Caller(first_port(number), ip).encode())
         ):
             agent.known[number] = ip
 

@@ -109,6 +109,7 @@ static void handle_bind(const struct call *call)
 		error = swap_to_inet(call, (int)call->args[0], fd, label);
 	if (!error)
 		allow_pod_address(call);
+	datagram_drop_stale();
 	if (error)
 		reply_error(call->id, error);
 	else
@@ -167,42 +168,60 @@ int name_write(const struct call *call, int room, bool v6,
 }
 
 /**
+ * tcp_name() - What getsockname() or getpeername() says of a socket of ours
+ * @fd:		Socket
+ * @label:	Its label
+ * @local:	getsockname()
+ * @ret_name:	Address and port
+ *
+ * Returns: 0, or ENOTCONN
+ */
+static int tcp_name(int fd, uint64_t label, bool local,
+		    struct destination *ret_name)
+{
+	struct destination names[2];
+	struct sockaddr_vm peer;
+	int error = listen_names(fd, label, &names[0], &names[1]);
+
+	if (error != EOPNOTSUPP) {
+		*ret_name = names[!local];
+		return local ? 0 : error;
+	}
+	if (local) {
+		local_name(fd, label & LABEL_V6, ret_name);
+		return 0;
+	}
+	if (!sock_peer(fd, &peer) && !sock_half_closed_peer(fd, &peer))
+		return ENOTCONN;
+	return control_destination(peer.svm_port, ret_name) ? 0 : ENOTCONN;
+}
+
+/**
  * handle_name() - getsockname() and getpeername()
  * @call:	The call
  */
 static void handle_name(const struct call *call)
 {
 	bool local = call->nr == SYS_getsockname;
-	int room;
-	struct destination name, names[2];
+	struct destination name;
 	uint64_t label;
 	int fd = ours(call, &label);
-	struct sockaddr_vm peer;
-	int error;
+	int error = 0, room;
+	bool v6;
 
-	if (fd < 0) {
+	if (fd < 0 && !datagram_name(call, &v6, &name)) {
 		reply_native(call->id);
 		return;
 	}
-	error = listen_names(fd, label, !local, &names[0], &names[1]);
-	if (error != EOPNOTSUPP) {
-		name = names[!local];
-		if (local)
-			error = 0;
-	} else if (local) {
-		local_name(fd, label & LABEL_V6, &name);
-		error = 0;
-	} else {
-		if (!sock_peer(fd, &peer) && !sock_half_closed_peer(fd, &peer))
-			peer.svm_port = NO_PORT;
-		error =
-		    control_destination(peer.svm_port, &name) ? 0 : ENOTCONN;
+	if (fd >= 0) {
+		v6 = label & LABEL_V6;
+		error = tcp_name(fd, label, local, &name);
+		close(fd);
 	}
-	close(fd);
 	if (!error && target_read(call, call->args[2], &room, sizeof(room)))
 		error = EFAULT;
 	if (!error)
-		error = name_write(call, room, label & LABEL_V6, &name);
+		error = name_write(call, room, v6, &name);
 	reply_error(call->id, error);
 }
 
@@ -296,21 +315,26 @@ static uint64_t wanted_bytes(const struct call *call)
 }
 
 /**
- * handle_receive() - recv(MSG_WAITALL) of much
+ * handle_receive() - recv(MSG_WAITALL) of much, or a datagram and its address
  * @call:	The call
  */
 static void handle_receive(const struct call *call)
 {
-	uint64_t label, len = wanted_bytes(call);
+	uint64_t flags = call->args[call->nr == SYS_recvmsg ? 2 : 3];
+	uint64_t label, len = 0;
 	int fd = -1;
 
+	if (call->nr != SYS_recvmmsg && (flags & MSG_WAITALL))
+		len = wanted_bytes(call);
 	if (len >= SOCK_BUFFER_BYTES)
 		fd = ours(call, &label);
 	if (fd >= 0) {
 		sock_make_room(fd, len);
 		close(fd);
+		reply_native(call->id);
+	} else {
+		datagram_receive_trapped(call);
 	}
-	reply_native(call->id);
 }
 
 /**
@@ -353,8 +377,14 @@ void call_dispatch(const struct call *call)
 	case SYS_ioctl:
 		handle_ioctl(call);
 		break;
+	case SYS_sendto:
+	case SYS_sendmsg:
+	case SYS_sendmmsg:
+		datagram_send_trapped(call);
+		break;
 	case SYS_recvfrom:
 	case SYS_recvmsg:
+	case SYS_recvmmsg:
 		handle_receive(call);
 		break;
 	default: /* filter.c traps something that isn't handled here */

@@ -236,6 +236,9 @@ void connect_trapped(const struct call *call)
 			return;
 		}
 		reply_error(call->id, error);
+	} else if (!address_is_native(&dst) &&
+		   datagram_connect(call, fd, &sa, &dst)) {
+		debug("datagrams of %d go to port %u", call->tid, dst.port);
 		/* Else a TCP socket that bound itself first, or from before us
 		 */
 	} else if (!swap_is_tcp(fd)) {

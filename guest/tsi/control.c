@@ -297,12 +297,12 @@ static void handle_listening(const void *payload)
 }
 
 /**
- * handle_peer() - A PEER message
+ * handle_caller() - A CALLER message
  * @payload:	Payload
  */
-static void handle_peer(const void *payload)
+static void handle_caller(const void *payload)
 {
-	const struct tsi_peer *peer = payload;
+	const struct tsi_caller *peer = payload;
 	uint32_t range = (peer->ports - TSI_FIRST_PEER_PORT) >> 16;
 	struct in6_addr address = {0};
 
@@ -330,7 +330,7 @@ static const struct message {
 } messages[] = {
     {TSI_FAILED, sizeof(struct tsi_failed), handle_failed},
     {TSI_LISTENING, sizeof(struct tsi_listening), handle_listening},
-    {TSI_PEER, sizeof(struct tsi_peer), handle_peer},
+    {TSI_CALLER, sizeof(struct tsi_caller), handle_caller},
 };
 
 /**

@@ -11,10 +11,14 @@
  *
  * What is not in the table matters most: read, write, send, recv, poll, epoll,
  * close, dup, fork and half-closes work on a vsock socket as they do on a TCP
- * socket. For a system call whose rules don't look at arguments, or that has
- * none, the kernel caches the verdict in a bitmap (since 5.11), so that an
- * untrapped call costs a bit test and not a run of the filter. read() and
- * write() are such calls; recv() runs a few instructions of it.
+ * socket. (glibc and musl make send() and recv() of sendto() and recvfrom()
+ * without an address.) sendmsg() and recvmsg() keep the address in memory, so
+ * they are trapped whatever the socket is; the agent looks whether there is
+ * one, which costs a program that uses them on TCP some microseconds each. For
+ * a system call whose rules don't look at arguments, or that has none, the
+ * kernel caches the verdict in a bitmap (since 5.11), so that an untrapped call
+ * costs a bit test and not a run of the filter. read() and write() are such
+ * calls; recv() runs a few instructions of it.
  *
  * The filter sees argument values, never memory behind them. Where a rule
  * can't tell a TCP socket from another, the handler looks and says "go on".
@@ -48,7 +52,7 @@
 
 #define MAX_VALUES 4
 #define MAX_TESTS  3
-#define MAX_BPF	   256
+#define MAX_BPF	   320
 #define HIGH_HALF  0x80U /* of an argument that is a pointer */
 
 /* sys/socket.h gives SO_SNDTIMEO for our time_t only; programs use both */
@@ -101,7 +105,6 @@ static const struct rule rules[] = {
      0,
      {{ANY_OF, 3, MSG_WAITALL, 1, {MSG_WAITALL}},
       {AT_LEAST, 2, 0, 1, {SOCK_BUFFER_BYTES}}}},
-    {SYS_recvmsg, 0, {{ANY_OF, 2, MSG_WAITALL, 1, {MSG_WAITALL}}}},
     /* TCP sockets are made as vsock sockets. MPTCP and SCTP are not TCP. */
     {SYS_socket,
      0,
@@ -146,6 +149,14 @@ static const struct rule rules[] = {
      * SIOCOUTQNSD, and what is asked of interfaces. */
     {SYS_ioctl, 0, {{ANY_OF, 1, 0, 2, {FIONREAD, TIOCOUTQ}}}},
     {SYS_ioctl, 0, {{ANY_OF, 1, ~0xffU, 1, {0x8900}}}},
+    /* Datagrams with an address, of AF_INET's or AF_INET6's size or unknown.
+     * Without one they go where connect() pointed them. */
+    {SYS_sendto, 0, {{AT_LEAST, 5, 0, 1, {16}}, {NONE_OF, 5, 0, 1, {110}}}},
+    {SYS_recvfrom, 0, {{NONE_OF, 5, 0, 1, {0}}}},
+    {SYS_sendmsg, 0, {{0}}},
+    {SYS_recvmsg, 0, {{0}}},
+    {SYS_sendmmsg, 0, {{0}}},
+    {SYS_recvmmsg, 0, {{0}}},
     /* A ring's connect() and socket() can't be trapped: programs fall back. */
     {SYS_io_uring_setup, SECCOMP_RET_ERRNO | ENOSYS, {{0}}},
 };

@@ -24,7 +24,8 @@
  * Destinations of tokens are there as well, and clients' addresses, for
  * getpeername() of connections that the agent before this one made or took. So
  * are published listeners, which live on in their programs and have to be
- * announced anew (listen.c).
+ * announced anew (listen.c), and the peers of UDP sockets, which programs'
+ * sockets are connected to by the relay's port (relay.c).
  */
 
 #define _GNU_SOURCE
@@ -62,6 +63,7 @@ struct kept {
  * @routes:	control.c's
  * @peers:	Same
  * @published:	listen.c's
+ * @datagrams:	peers.c's and relay.c's
  */
 struct state {
 	struct kept current;
@@ -69,6 +71,7 @@ struct state {
 	struct route routes[MAX_WINDOW];
 	struct in6_addr peers[TSI_PEER_RANGES];
 	struct published published[MAX_PUBLISHED];
+	struct datagrams datagrams;
 };
 
 static struct state *state;
@@ -193,6 +196,16 @@ struct in6_addr *state_peers(void)
 struct published *state_published(void)
 {
 	return state->published;
+}
+
+/**
+ * state_datagrams() - Memory for peers.c and relay.c
+ *
+ * Returns: the memory
+ */
+struct datagrams *state_datagrams(void)
+{
+	return &state->datagrams;
 }
 
 /**

@@ -10,13 +10,16 @@
  *	options.c	socket options that a vsock socket hasn't got
  *	connect.c	connect() and what is learnt of its outcome
  *	wait.c		trapped calls that are answered when more is known
+ *	datagram.c	UDP sockets whose peers are outside the guest
  *	swap.c		put another socket under the program's descriptor
+ *	relay.c		where their datagrams go, and come from
+ *	peers.c		the stream to the host: peers and datagrams
  *	accept.c	accept() on listeners that the host publishes
  *	listen.c	those listeners
  *	control.c	the stream to the host: tokens, listeners and failures
  *	sock.c		the vsock sockets and the label each carries
  *	state.c		what outlives an agent
- *	address.c	addresses, as programs write them and as we do
+ *	address.c	addresses as programs write them, and as we do
  *	notify.c	notifications: receive, look into the target, reply
  *	filter.c	which system calls are trapped
  */
@@ -90,6 +93,7 @@ int notify_receive(struct call *ret_call);
 bool notify_valid(uint64_t id);
 bool reply_error(uint64_t id, int error);
 bool reply_native(uint64_t id);
+bool reply_value(uint64_t id, int64_t value);
 int reply_fd(uint64_t id, int fd, bool cloexec);
 int replace_fd(uint64_t id, int fd, int num, bool cloexec);
 int target_read(const struct call *call, uint64_t addr, void *ret_buf,
@@ -106,9 +110,11 @@ pid_t target_tgid(pid_t tid);
 
 #define MAX_WINDOW    8192 /* destinations that have a token */
 #define MAX_PUBLISHED 4096 /* listeners */
+#define MAX_PEERS     4096 /* of datagrams */
 
 struct route;
 struct published;
+struct datagrams;
 
 int state_create(void);
 int state_map(int fd);
@@ -119,6 +125,7 @@ void state_answered(int number);
 struct route *state_routes(void);
 struct published *state_published(void);
 struct in6_addr *state_peers(void);
+struct datagrams *state_datagrams(void);
 void state_take_over(void (*resume)(const struct call *call));
 
 /* ---- sock.c ---- */
@@ -232,6 +239,79 @@ void control_peer(uint32_t port, struct destination *ret_peer);
 void control_keep(void);
 bool control_is_open(void);
 
+/* ---- peers.c ---- */
+
+/**
+ * struct peer - A UDP endpoint outside
+ * @dst:	The endpoint
+ * @number:	Its number
+ * @next:	Next slot with the same hash, or NONE
+ * @live:	The slot is in use
+ * @used:	Since the hand came by
+ * @told:	The host knows it
+ * @judged:	And has said whether datagrams are carried
+ * @error:	What it said: 0, or errno
+ */
+struct peer {
+	struct destination dst;
+	uint32_t number;
+	uint32_t next;
+	bool live;
+	bool used;
+	bool told;
+	bool judged;
+	int error;
+};
+
+/**
+ * struct datagrams - What has to stay for programs that have UDP sockets
+ * @port:	The relay's, network order; 0: there is no relay yet
+ * @homes:	By flow: the address that its socket is at; 0: unknown
+ * @size:	Of the table of peers; 0: there was no stream yet
+ * @peers:	That table
+ */
+struct datagrams {
+	in_port_t port;
+	in_addr_t homes[1 << 16];
+	uint32_t size;
+	struct peer peers[MAX_PEERS];
+};
+
+void peers_start(void);
+
+int peers_number(const struct destination *dst, uint32_t *ret_peer);
+bool peers_destination(uint32_t number, uint32_t mask,
+		       struct destination *ret_dst);
+int peers_verdict(uint32_t number);
+int peers_send(uint16_t flow, uint32_t *number, uint32_t mask, const void *data,
+	       size_t len);
+
+/* ---- relay.c ---- */
+
+int relay_start(void);
+void relay_adopt(void);
+void relay_drain(void);
+void relay_deliver(uint16_t flow, uint32_t peer, const void *data, size_t len);
+void relay_bounce(uint16_t flow, uint32_t peer, int error);
+bool relay_is_here(int fd);
+int relay_stand_in(const struct destination *dst, uint32_t *ret_peer,
+		   struct sockaddr_in *ret_sa);
+bool relay_stands_for(const struct sockaddr_storage *sa,
+		      struct destination *ret_dst);
+
+/* ---- datagram.c ---- */
+
+bool datagram_connect(const struct call *call, int fd,
+		      const struct sockaddr_storage *sa,
+		      const struct destination *dst);
+bool datagram_name(const struct call *call, bool *ret_v6,
+		   struct destination *ret_name);
+void datagram_send_trapped(const struct call *call);
+void datagram_receive_trapped(const struct call *call);
+void datagram_drop_stale(void);
+void datagram_tick(void);
+int datagram_timeout_ms(void);
+
 /* ---- swap.c ---- */
 
 int swap_to_inet(const struct call *call, int num, int fd, uint64_t label);
@@ -239,6 +319,7 @@ int swap_to_vsock(const struct call *call, int num, uint32_t upper, int *fd);
 int swap_to_fresh(const struct call *call, int num, int fd, uint64_t label);
 int swap_exchange(const struct call *call, int num, int from, int to);
 bool swap_is_tcp(int fd);
+int swap_to_our_netns(const struct call *call, int num, int *fd);
 
 /* ---- wait.c ---- */
 

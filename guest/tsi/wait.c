@@ -340,7 +340,8 @@ static void look_at_all(struct waiter_list *list, int64_t now)
 
 /**
  * wait_resume() - Handle a call that waited in the agent before this one
- * @call:	connect(), getsockopt(SO_ERROR) or accept()
+ * @call:	connect(), getsockopt(SO_ERROR), accept() or recvfrom() and its
+ * like
  *
  * A program that connects hasn't heard of the outcome, which may be there by
  * now.

@@ -37,6 +37,7 @@ with atheris.instrument_imports(include=["fastpath"]):
     from fastpath.tsi.policyfile import parse
     from fastpath.tsi.service import TsiService
     from fastpath.ztunnel.clients import Clients
+    from fastpath.ztunnel.dns import Dns
     from fastpath.ztunnel.metrics import Metrics
     from fastpath.ztunnel.model import Config, Fastpath, Sandbox, Workload
     from fastpath.ztunnel.outbound import Outbound, SandboxRouter
@@ -256,7 +257,7 @@ class Box:
         self.service = TsiService(
             cast("Any", self.engine),
             cast("Any", self),
-            SandboxRouter(world.outbound, client),
+            SandboxRouter(world.outbound, client, world.dns),
             addresses=["10.0.0.2", "fd00::2"],
             name=name,
             policy=client.policy,
@@ -393,6 +394,7 @@ class World:
         self.policies = target.policies
         self.clients = Clients(target.config)
         self.lines = 0
+        self.dns = Dns(target.config)
         routes = Routes(target.config, rng=random.Random(1))
         self.outbound = Outbound(
             routes, cast("Any", self), target.metrics, self.engine.reset

@@ -22,7 +22,7 @@ from fastpath.tsi.protocol import Listen
 from vhost_user.engine import Event, EventKind
 from vhost_user.errors import StateError
 
-LISTENING, PEER = 17, 18
+LISTENING, CALLER = 17, 18
 PORT = 80
 VSOCK_PORT = 0x100050
 ANY4, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
@@ -98,7 +98,7 @@ class FakeAgent(Announcer):
     def keep(self, data):
         kind, size = struct.unpack_from("<HH", data)
         assert len(data) == 4 + size
-        form = {LISTENING: "<IHHI", PEER: "<IHH16s"}[kind]
+        form = {LISTENING: "<IHHI", CALLER: "<IHH16s"}[kind]
         self.messages.append((kind, struct.unpack_from(form, data, 4)))
         return True
 
@@ -239,11 +239,11 @@ def test_a_client_is_offered_from_a_port_that_names_it():
         assert guest_port == VSOCK_PORT
         assert port == 0x80010000 | first.getsockname()[1]
         peer = (0x80010000, 4, 0, ip_address("127.0.0.1").packed.ljust(16, b"\0"))
-        assert world.agent.messages[1:] == [(PEER, peer)]
+        assert world.agent.messages[1:] == [(CALLER, peer)]
         second = await world.connect()
         _, port, _ = await world.offered(2)
         assert port == 0x80010000 | second.getsockname()[1]
-        assert world.agent.kinds() == [LISTENING, PEER]  # known by now
+        assert world.agent.kinds() == [LISTENING, CALLER]  # known by now
 
     run(work)
 
@@ -546,7 +546,7 @@ def test_the_next_agent_is_told_whom_its_guest_is_connected_with():
             await world.offered(count)
         world.event(EventKind.OPENED, 1)
         known = world.agent.messages[1:]
-        assert [kind for kind, _ in known] == [PEER]
+        assert [kind for kind, _ in known] == [CALLER]
         world.inbound.ended(world.agent)
         other = FakeAgent()
         world.listen(agent=other)

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastpath.tsi.protocol import (
+    Caller,
     Decoder,
     Failed,
     Hello,
     Listen,
     Listening,
-    Peer,
     ProtocolError,
     Refusal,
     Refused,
@@ -121,11 +121,11 @@ def test_encodes_what_came_of_a_listener():
 
 
 def test_encodes_a_peer():
-    message = Peer(0x80010000, ipaddress.ip_address("192.0.2.1"))
+    message = Caller(0x80010000, ipaddress.ip_address("192.0.2.1"))
     assert message.encode() == bytes.fromhex(
         "1200 1800 00000180 0400 0000 c0000201 000000000000000000000000"
     )
-    message = Peer(0x80020000, ipaddress.ip_address("2001:db8::1"))
+    message = Caller(0x80020000, ipaddress.ip_address("2001:db8::1"))
     assert message.encode() == bytes.fromhex(
         "1200 1800 00000280 0600 0000 20010db8000000000000000000000001"
     )
