@@ -157,8 +157,8 @@ class _Flow:
     stream: _Stream
     port: int
     sock: socket.socket
-    peers: set[int] = field(default_factory=set)
-    """Numbers of the peers it has sent to."""
+    peers: set[SocketAddress] = field(default_factory=set)
+    """Those it has sent to: whatever number the guest gives away later."""
     used_at: float = 0.0
 
     @property
@@ -338,15 +338,14 @@ class _Stream:
 
     def _end_denied(self, flow: _Flow) -> None:
         """Drop a flow's peers that are denied, and the flow if none is left."""
-        for number in tuple(flow.peers):
-            peer = self._peer(number)
-            if peer is None:
-                flow.peers.discard(number)
-            elif peer.denial is not None:
-                flow.peers.discard(number)
+        flow.peers.intersection_update(self._numbers)
+        for address in tuple(flow.peers):
+            peer = self._peers[self._numbers[address] % PEERS]
+            if peer.denial is not None:
+                flow.peers.discard(address)
                 self._service.counts.ended += 1
-                self._service.router.datagram_denied(peer.address, peer.denial)
-                self._unreachable(flow.port, number, peer.denial.error)
+                self._service.router.datagram_denied(address, peer.denial)
+                self._unreachable(flow.port, peer.number, peer.denial.error)
         if not flow.peers and not self._closed:  # else it is closed already
             self._service.close_flow(flow)
 
@@ -481,9 +480,9 @@ class _Stream:
                 log.warning("%s: no UDP socket: %s", name, error.strerror)
             counts.no_socket += 1
             return
-        flow.peers.add(peer.number)
+        flow.peers.add(peer.address)
         if len(flow.peers) > PEERS:  # forget those that have no number any more
-            flow.peers.intersection_update(self._numbers.values())
+            flow.peers.intersection_update(self._numbers)
         for last in (False, True):
             try:
                 flow.sock.sendto(message.data, peer.address)
@@ -544,10 +543,8 @@ class _Stream:
 
     def _number(self, flow: _Flow, address: tuple[str, int]) -> int | None:
         """Return the number of a peer that the flow has sent to, and may hear."""
-        number = self._numbers.get((str(ip_address(address[0])), address[1]))
-        if number is None or number not in flow.peers:
-            return None
-        return None if self._peers[number % PEERS].denial else number
+        source = str(ip_address(address[0])), address[1]
+        return self._numbers.get(source) if source in flow.peers else None
 
     # To the guest
 

@@ -413,6 +413,24 @@ def test_a_number_that_is_given_away_is_nobodys():
     run(work)
 
 
+def test_a_number_that_another_peer_gets_opens_nothing_to_it():
+    async def work(world):
+        agent, server, other = await world.greeted(), world.server(), world.server()
+        await agent.peer(1, server.getsockname())
+        agent.datagram(1, b"x")
+        _, source = await heard(server)
+        await agent.peer(1, other.getsockname())
+        other.sendto(b"unasked", source)
+        server.sendto(b"nobody's", source)
+        await world.counted("unasked", 2)
+        agent.datagram(1, b"now")
+        assert (await heard(other))[0] == b"now"
+        other.sendto(b"asked", source)
+        await agent.expect(1, b"asked")
+
+    run(work)
+
+
 def test_one_flow_too_many_ends_the_longest_unused():
     async def work(world):
         agent, server = await world.greeted(), world.server()
