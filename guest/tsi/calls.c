@@ -184,7 +184,7 @@ static void handle_name(const struct call *call)
 		reply_native(call->id);
 		return;
 	}
-	error = listen_names(fd, label, !local, &names[0], &names[1]);
+	error = listen_names(fd, label, &names[0], &names[1]);
 	if (error != EOPNOTSUPP) {
 		name = names[!local];
 		if (local)
