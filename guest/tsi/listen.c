@@ -617,45 +617,43 @@ void listen_peer_name(const struct sockaddr_vm *addr,
  * listen_names() - Both names of a socket that isn't connected to a token
  * @fd:		One of our sockets
  * @label:	Its label
- * @peer_wanted: Go to lengths to find the peer of one that is half closed
  * @ret_local:	What getsockname() says
  * @ret_peer:	What getpeername() says, if this returns 0
  *
- * Returns: 0; ENOTCONN: it is a listener; EOPNOTSUPP: it is another socket
+ * Returns: 0; ENOTCONN: it has no peer; EOPNOTSUPP: it is another socket
  */
-int listen_names(int fd, uint64_t label, bool peer_wanted,
-		 struct destination *ret_local, struct destination *ret_peer)
+int listen_names(int fd, uint64_t label, struct destination *ret_local,
+		 struct destination *ret_peer)
 {
 	struct sockaddr_vm peer;
 	uint32_t port = sock_local_port(fd);
-	const struct listener *listener;
-	bool connected = sock_peer(fd, &peer);
+	bool inbound = label & LABEL_INBOUND;
+	bool listening = inbound && sock_is_listening(fd);
+	bool connected = sock_peer(fd, &peer), v4 = !(label & LABEL_V6);
+	const struct listener *listener = listening ? find(port) : NULL;
 
-	if (!connected && (label & (LABEL_INBOUND | LABEL_LOCAL)) &&
-	    (peer_wanted || (label & LABEL_V6)) && !sock_is_listening(fd))
+	if (!connected && !listening && (label & (LABEL_INBOUND | LABEL_LOCAL)))
 		connected = sock_half_closed_peer(fd, &peer);
 	if (connected && peer.svm_cid == VMADDR_CID_LOCAL) {
-		bool inbound = label & LABEL_INBOUND;
 		uint32_t from = inbound ? peer.svm_port : port;
 
 		loopback(from, (uint16_t)port, ret_local);
 		loopback(from, (uint16_t)peer.svm_port, ret_peer);
 		return 0;
 	}
-	if (!(label & LABEL_INBOUND))
+	if (!inbound)
 		return EOPNOTSUPP;
+	if (listener) {
+		*ret_local = listener->is->name;
+		return ENOTCONN;
+	}
 	if (connected) {
 		listen_peer_name(&peer, ret_peer);
-		ret_local->address = control_pod_address(
-		    IN6_IS_ADDR_V4MAPPED(&ret_peer->address));
-		ret_local->port = (uint16_t)port;
-		return 0;
+		v4 = IN6_IS_ADDR_V4MAPPED(&ret_peer->address);
 	}
-	listener = find(port);
-	*ret_local = (struct destination){.port = (uint16_t)port};
-	if (listener)
-		*ret_local = listener->is->name;
-	return ENOTCONN;
+	ret_local->address = control_pod_address(v4);
+	ret_local->port = (uint16_t)port;
+	return connected ? 0 : ENOTCONN;
 }
 
 /* ---- the stash ---- */

@@ -353,8 +353,8 @@ void shutdown_trapped(const struct call *call);
 void listen_adopt(void);
 void listen_announce_all(void);
 void listen_reap(void);
-int listen_names(int fd, uint64_t label, bool peer_wanted,
-		 struct destination *ret_local, struct destination *ret_peer);
+int listen_names(int fd, uint64_t label, struct destination *ret_local,
+		 struct destination *ret_peer);
 bool listen_is_listener(int fd, uint64_t label);
 int listen_give_back(const struct call *call, int fd);
 bool listen_local(const struct destination *dst, uint32_t *ret_port);

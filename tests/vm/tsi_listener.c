@@ -685,6 +685,7 @@ static void nonblocking_client(void)
 	want(get(there, SOL_SOCKET, SO_ERROR) == 0);
 	want(!connect(there, &to.sa, size_of(&to)));
 	want_errno(connect(there, &to.sa, size_of(&to)), EISCONN);
+	want(!fcntl(there, F_SETFL, 0));
 	want_connected(take(fd, &name), there, &name);
 }
 
