@@ -502,6 +502,61 @@ def test_the_other_namespace_of_a_container_reaches_out_too(world):
     assert (status, said) == (0, f"{VIP}\n")
 
 
+SURVIVOR = f"""
+import os, socket, threading, time
+
+def kill():
+    assert os.system("kill -9 $(pidof tsi-agent)") == 0
+
+def ask(sock):
+    while True:
+        try:
+            sock.send(b"x")
+            return sock.recv(10)
+        except ConnectionRefusedError:  # nobody stood there just then
+            time.sleep(0.05)
+
+there = ("{HOST4}", {ECHO})
+connected, free = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+connected.connect(there)
+assert ask(connected) == b"x"
+free.sendto(b"a", there)
+assert free.recvfrom(10) == (b"a", there)
+kill()
+assert connected.getpeername() == there
+assert ask(connected) == b"x"
+free.sendto(b"b", there)
+assert free.recvfrom(10) == (b"b", there)
+got = []
+waits = threading.Thread(target=lambda: got.append(free.recvfrom(10)))
+waits.start()
+time.sleep(0.5)
+kill()
+free.sendto(b"c", there)
+waits.join()
+assert got == [(b"c", there)], got
+free.settimeout(0.5)
+late = threading.Thread(target=lambda: got.append(times_out()))
+def times_out():
+    try:
+        free.recvfrom(10)
+    except TimeoutError:
+        return "timeout"
+late.start()
+time.sleep(0.1)
+kill()
+late.join()
+assert got[1:] == ["timeout"], got
+assert socket.getaddrinfo("web.", 80)[0][4][0] == "{VIP}"
+print("survived")
+"""
+
+
+def test_an_agents_death_is_survived(world):
+    """By sockets that are connected and not, and by calls that wait."""
+    assert world.run("python3", "-c", SURVIVOR) == (0, "survived\n")
+
+
 def test_flows_end_with_the_agent(world):
     assert world.sh(f"python3 /udp_client.py {HOST4}")[0] == 0
     assert world.sh("true")[0] == 0
