@@ -35,6 +35,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
+from fastpath.throttle import Throttle
 from fastpath.tsi.protocol import (
     FIRST_PEER_PORT,
     PEER_RANGES,
@@ -313,11 +314,10 @@ class _Port:
                 return
             try:
                 sock, address = door.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
             except OSError as error:
+                # Else there is nobody, or the client has failed already: accept(2)
                 if error.errno not in _OUT_OF_FILES:
-                    raise
+                    return
                 log.warning("port %d: cannot accept: %s", self._number, error)
                 self._pause()
                 self._later(NO_FILES_S, self._go_on)
@@ -435,6 +435,9 @@ class Inbound:
         self._peers = Peers()
         self._offered: dict[int, tuple[_Port, Client]] = {}  # by connection
         self._live: dict[int, Client] = {}  # by connection
+        self._lines = Throttle(
+            lambda count: log.warning("%s: %d more lines about listeners", name, count)
+        )
 
     @property
     def listeners(self) -> int:
@@ -458,9 +461,9 @@ class Inbound:
                 reached = self._ports[message.port].update()
             except OSError as problem:
                 error = problem.errno or errno.EADDRINUSE
-                log.warning("%s: port %d: %s", self._name, message.port, problem)
+                self._warn(message.port, problem)
                 self.unlisten(agent, message.listener)
-        if reached and not error and old is None:
+        if reached and not error and old is None and self._lines.admits():
             log.info("%s: port %d is published", self._name, message.port)
         reply = Listening(message.listener, 0 if error else reached, error)
         agent.send(reply.encode())
@@ -508,7 +511,7 @@ class Inbound:
             try:
                 port.update()
             except OSError as problem:
-                log.warning("%s: port %d: %s", self._name, number, problem)
+                self._warn(number, problem)
         for conn, client in list(self._live.items()):
             if not self._publishes(client.port):
                 self._end(conn, client)
@@ -520,6 +523,7 @@ class Inbound:
         self._ports.clear()
         for _, client in self._offered.values():
             client.reset()
+        self._lines.flush()
 
     def offer(
         self, port: _Port, agent: Announcer, listen: Listen, client: Client
@@ -537,7 +541,7 @@ class Inbound:
             except StateError:
                 continue
             except OSError as error:
-                log.warning("%s: port %d: %s", self._name, listen.port, error)
+                self._warn(listen.port, error)
                 return False
             self._offered[conn] = (port, client)
             client.range = number
@@ -568,6 +572,10 @@ class Inbound:
         else:
             self._forget(client)
             port.settled(client, event.error or errno.ECONNREFUSED)
+
+    def _warn(self, port: int, problem: OSError) -> None:
+        if self._lines.admits():
+            log.warning("%s: port %d: %s", self._name, port, problem)
 
     def _publishes(self, port: int) -> bool:
         return bool(self.addresses(port, (4, 6)))

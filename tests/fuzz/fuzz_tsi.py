@@ -2,13 +2,15 @@
 
 libFuzzer's bytes, through Atheris, are a program of small steps: control and datagram
 streams that come and go, messages well formed or not and cut anywhere, tokens of
-anybody, requests for them, what the engine then tells of its connections, datagrams,
-what the network makes of them, DNS queries, a new policy, time that goes by. The engine
-and UDP sockets are models in Python, as strict about their calls as the real ones;
-policy, routing, DNS, log and metrics are real. A second sandbox stands by.
+anybody, requests for them, what the engine then tells of its connections, listeners and
+their clients, datagrams, what the network makes of them, DNS queries, a new policy,
+time that goes by. The engine, TCP listeners and UDP sockets are models in Python, as
+strict about their calls as the real ones; policy, routing, DNS, log and metrics are
+real. A second sandbox stands by.
 
 What must hold: nothing is dialled or sent a datagram that the policy in force denies,
-by an oracle of its own; a token leads where its owner's first ROUTE said; no datagram
+by an oracle of its own, and nothing listens or is connected to a port that it does not
+publish; a token leads where its owner's first ROUTE said; no datagram
 reaches the guest but from peers that the flow has sent to; each request is answered
 once, in time; all that is kept is bounded, and gone at the end; nothing raises or is
 logged as our error; the bystander is served, names too, at any moment.
@@ -40,6 +42,7 @@ with atheris.instrument_imports(include=["fastpath"]):
     from fastpath import throttle
     from fastpath.tsi import datagram, protocol, service, stream
     from fastpath.tsi.datagram import DatagramLimits, DatagramService
+    from fastpath.tsi.inbound import MAX_PENDING, Peers
     from fastpath.tsi.policy import Limits
     from fastpath.tsi.policyfile import parse
     from fastpath.tsi.service import TsiService
@@ -56,15 +59,20 @@ with atheris.instrument_imports(include=["fastpath"]):
     )
     from fastpath.ztunnel.outbound import Outbound, SandboxRouter
     from fastpath.ztunnel.routing import Routes
+    from tests.fuzz.tcp_doors import Doors
 
 from vhost_user.engine import Ask, Dial, Echo, Event, EventKind, Reset
+from vhost_user.errors import StateError
 
 MAX_STEPS = 96
 DIAL_S = 30.0
 TSI_PORT, DATAGRAM_PORT = 21587, 21588
 FIRST_TOKEN = 0x10000
 GRANT, PEER, VERDICT, DATAGRAM, UNREACHABLE = 32, 33, 34, 35, 36
+LISTENING, CALLER = 17, 18
 MAX_UDP_SOCKETS = 3
+MAX_LISTENERS = 3
+PEER_RANGES = 4
 UDP_LIMITS = DatagramLimits(
     streams=3, idle_s=20, queue_bytes=4096, rate=200, burst=32, dns_queries=2
 )
@@ -79,12 +87,17 @@ vars(stream).update(
 )
 
 POLICIES = [
-    "{}",
+    "published: [80]",
     "egress: {allow: ['192.0.2.0/24', '127.0.0.1:9090', '198.18.0.0/15']}\nudp: true",
     "egress: {deny: ['192.0.2.1:80', '2001:db8::/32', '198.18.0.1:7'], errno: EACCES}",
-    "egress: {allow: ['0.0.0.0/0', '::/0']}\nudp: true",
+    "egress: {allow: ['0.0.0.0/0', '::/0']}\nudp: true\npublished: [80, 8000-8001]",
 ]
 WITH_UDP = (1, 3)
+PUBLISHED: tuple[tuple[int, ...], ...] = ((80,), (), (), (80, 8000, 8001))
+LISTENERS = [0x100050, 0x110050, 0x101F40, 0x101F41, 0x120050]
+PORTS = [80, 80, 8000, 8001, 22]
+BOUND = ["0.0.0.0", "::", "10.0.0.2", "::ffff:10.0.0.2"]
+CLIENTS = ["192.0.2.7", "192.0.2.8", "192.0.2.9", "198.51.100.1", "2001:db8::7"]
 VIP = "10.96.0.10"
 QUESTION = b"\3web\7default\0\0\1\0\1"
 QUERY = struct.pack("!HHHHHH", 77, 0x100, 1, 0, 0, 0) + QUESTION
@@ -185,8 +198,9 @@ class Errors(logging.Handler):
 class Conn:
     """A connection as the engine has it."""
 
-    def __init__(self, box, port, now):
+    def __init__(self, box, port, now, listener=1025):
         self.box, self.port, self.since = box, port, now
+        self.peer_port = listener
         self.target = None
         """None: Python was asked."""
         self.open = False
@@ -210,6 +224,18 @@ class Engine:
             self.post(self.next, EventKind.REQUEST)
         else:
             self.settle_target(self.next, conn, target)
+        return self.next
+
+    def offer(self, box, listener, port, client):
+        """Take a client of the host for a guest's listener; return the connection."""
+        assert not client.closed
+        assert port >= 0x80000000
+        for conn in self.conns.values():
+            if (conn.box, conn.port, conn.peer_port) == (box, port, listener):
+                raise StateError("in use")
+        self.next += 1
+        conn = self.conns[self.next] = Conn(box, port, self.loop.time(), listener)
+        conn.target = client
         return self.next
 
     def settle_target(self, number, conn, target):
@@ -266,7 +292,11 @@ class Engine:
     def post(self, number, kind, error=0):
         conn = self.conns[number]
         event = Event(
-            kind=kind, conn=number, port=conn.port, peer_port=1025, error=error
+            kind=kind,
+            conn=number,
+            port=conn.port,
+            peer_port=conn.peer_port,
+            error=error,
         )
         self.loop.call_soon(conn.box.service.handle_event, event)
 
@@ -346,6 +376,13 @@ class Box:
         client = world.clients.sandbox(name)
         client.policy = world.policies[0]
         router = SandboxRouter(world.outbound, client, world.dns)
+        self.doors = Doors(
+            lambda port: port in PUBLISHED[self.policy],
+            world.config.fastpath.sandboxes[0],
+            client,
+            cast("Any", world),
+            world.metrics,
+        )
         self.datagrams = DatagramService(
             cast("Any", self.engine),
             router,
@@ -361,7 +398,10 @@ class Box:
             name=name,
             policy=client.policy,
             datagrams=self.datagrams,
+            publisher=self.doors,
         )
+        self.inbound = cast("Any", self.service.inbound)
+        self.inbound._peers = Peers(PEER_RANGES)
 
     # What the service calls of a device
 
@@ -379,6 +419,9 @@ class Box:
 
     def limit(self, **limits):
         pass
+
+    def offer(self, listener, client, *, port):
+        return self.engine.offer(self, listener, port, client)
 
     # What must hold
 
@@ -407,6 +450,26 @@ class Box:
             assert token in self.service._tokens
             self.judge(token, self.routes[token])
         self.check_datagrams()
+        self.check_listeners()
+
+    def check_listeners(self):
+        inbound, ports = self.inbound, self.inbound._ports
+        agents = [agent.announcer for agent in self.service._agents.values()]
+        counts = [sum(len(p.listeners) for p in ports.values()), inbound._count]
+        counts.append(sum(len(agent.listeners) for agent in agents))
+        assert counts[0] == counts[1] == counts[2] <= MAX_LISTENERS, counts
+        assert {door.address.port for door in self.doors.open} <= set(ports)
+        self.doors.check()
+        for port in ports.values():
+            assert port.listeners
+            assert max(port._pending, len(port._held)) <= MAX_PENDING
+        for client in inbound._live.values():
+            assert client.ended or client.port in PUBLISHED[self.policy]
+        clients = [client for _, client in inbound._offered.values()]
+        clients += inbound._live.values()
+        held = [client for client in clients if client.range]
+        assert sum(inbound._peers._holds.values()) == len(held)
+        assert len(inbound._peers._by_key) < PEER_RANGES
 
     def check_datagrams(self):
         udp = self.datagrams.stats()
@@ -429,8 +492,11 @@ class Box:
             self.datagram_streams.append(DatagramStream(self, sock))
 
     def set_policy(self, number):
-        self.policy = number
-        self.service.set_policy(self.world.policies[number])
+        async def apply():
+            self.policy = number
+            self.service.set_policy(self.world.policies[number])
+
+        self.loop.run_until_complete(apply())
 
 
 class Stream:
@@ -469,7 +535,7 @@ class Stream:
             return
         while len(self.data) >= 4:
             kind, size = struct.unpack_from("<HH", self.data)
-            assert kind in (2, 3, 5), f"message type {kind}"
+            assert kind in (2, 3, 5, LISTENING, CALLER), f"message type {kind}"
             if len(self.data) < 4 + size:
                 break
             payload, self.data = self.data[4 : 4 + size], self.data[4 + size :]
@@ -481,6 +547,11 @@ class Stream:
             elif kind == 3:
                 assert payload[4:].isascii()
                 assert len(payload) <= 204
+            elif kind == CALLER:
+                ports, family = struct.unpack_from("<IH", payload)
+                assert (size, ports & 0xFFFF) == (24, 0)
+                assert ports >> 16 in range(0x8001, 0x8000 + PEER_RANGES)
+                assert family in (4, 6)
             else:
                 assert size == 12
 
@@ -542,6 +613,16 @@ def carry(flow, peer, data):
     return struct.pack("<HHHHI", DATAGRAM, 8 + len(data), flow, 0, peer) + data
 
 
+def listen(listener, backlog, port, address, flags):
+    ip = ipaddress.ip_address(address)
+    head = (listener, backlog, port, ip.version, flags, 0)
+    return struct.pack("<HHIIHHHH", 16, 32, *head) + ip.packed.ljust(16, b"\0")
+
+
+def unlisten(listener):
+    return struct.pack("<HHI", 19, 4, listener)
+
+
 def hello(low=1, high=1):
     return struct.pack("<HHIHH", 1, 8, 0x41495354, low, high)
 
@@ -554,6 +635,7 @@ class World:
         asyncio.set_event_loop(self.loop)
         self.engine = Engine(self.loop)
         self.policies = target.policies
+        self.config, self.metrics = target.config, target.metrics
         self.clients = Clients(target.config)
         self.lines = 0
         self.udp = []
@@ -568,7 +650,8 @@ class World:
     def write(self, record):
         """Be the access log."""
         self.lines += 1
-        assert record.src.identity.endswith(("/sa/a", "/sa/b"))
+        own = record.dst if record.direction == "inbound" else record.src
+        assert own.identity.endswith(("/sa/a", "/sa/b"))
 
     async def start(self):
         self.a, self.b = Box(self, "a"), Box(self, "b")
@@ -637,6 +720,38 @@ class World:
             self.loop.turn(1)
         if data.byte() & 7 == 7 and number in self.engine.conns:
             self.engine.end(number, errno.ECONNRESET)  # the guest took it back
+
+    # ---- steps of listeners ----
+
+    def listen(self, data):
+        """Listen, or listen again: one vsock port, one TCP port, mostly."""
+        if self.a.streams:
+            chosen = data.pick(self.a.streams)
+            which, lie = data.byte(), data.byte()
+            port = PORTS[which % len(PORTS)] if lie & 7 else PORTS[lie % len(PORTS)]
+            backlog = (0, 1, 5, 128, 0xFFFFFFFF)[lie % 5]
+            listener = LISTENERS[which % len(LISTENERS)]
+            message = listen(listener, backlog, port, data.pick(BOUND), lie >> 7)
+            chosen.send(message, data.byte() % 37)
+
+    def unlisten(self, data):
+        if self.a.streams:
+            data.pick(self.a.streams).send(unlisten(data.pick(LISTENERS)))
+
+    def client(self, data):
+        """Somebody connects to what is published, or several do."""
+        if self.a.doors.open:
+            door = data.pick(self.a.doors.open)
+            hosts = [
+                c for c in CLIENTS if (":" in c) == (door.address.host.version == 6)
+            ]
+            for _ in range(1 + data.byte() % 4):
+                door.arrive((data.pick(hosts), 1024 + data.byte() % 4))
+            self.loop.turn(1)
+
+    def host_fails(self, data):
+        """Let the host's next listen() or accept() fail."""
+        self.a.doors.fails = data.pick((errno.EADDRINUSE, errno.EMFILE, errno.EACCES))
 
     # ---- steps of datagrams ----
 
@@ -825,6 +940,11 @@ class World:
             udp = box.datagrams.stats()
             assert (udp.streams, udp.flows, self.udp) == (0, 0, []), udp
             assert not box.datagrams.queries
+            assert not box.doors.open
+            assert not [client for client in box.doors.clients if not client.closed]
+            inbound = box.inbound
+            left = (inbound._ports, inbound._offered, inbound._live)
+            assert not any((*left, inbound._peers._holds)), left
             box.service.close()
         self.loop.run_until_complete(self.dns.close())
         assert self.dns.stats().streams == 0
@@ -856,6 +976,12 @@ STEPS = (
     World.read,
     World.new_policy,
     World.bystander,
+    World.listen,
+    World.listen,
+    World.unlisten,
+    World.client,
+    World.client,
+    World.host_fails,
     World.datagram_stream,
     World.peer,
     World.peer,
@@ -913,6 +1039,25 @@ def seeds():
     yield program(*begin, *connect, ("close_stream", 0), ("wait", 5), ("settle", 0, 1))
     yield program(*begin, ("register_many", 0, 255), ("wait", 5), ("bystander",))
     yield program(*begin, ("any_message", 0, 9, 9), ("read", 0), ("bystander",))
+    there = [("listen", 0, 0, 3, 0, 0), ("turn",), ("turn",), ("client", 0, 0, 0, 0)]
+    for policy in range(len(POLICIES)):
+        taken = [
+            ("settle", 0, 1),
+            ("new_policy", policy),
+            ("read", 0),
+            ("settle", 0, 0),
+        ]
+        yield program(*begin, *there, *taken, ("unlisten", 0, 0), ("turn",))
+    full = [("settle", 0, 0, 1), ("wait", 2)]
+    yield program(*begin, *there, *full, *full, ("listen", 0, 0, 3, 1, 0), ("wait", 5))
+    yield program(*begin, *there, *full, ("close_stream", 0), ("turn",), *begin, *there)
+    again = [
+        ("new_policy", 1),
+        ("listen", 0, 0, 3, 0, 0),
+        ("turn",),
+        ("unlisten", 0, 0),
+    ]
+    yield program(*begin, *there, *again, ("new_policy", 0), ("host_fails", 1), *there)
     udp = [("new_policy", 1), ("datagram_stream", 1, 0), ("peer", 0, 1, 0, 0)]
     send = [("datagram", 0, 1, 0, 1, 0, 0), ("turn",)]
     answer = [("network", 0, 0, 1), ("datagram_read", 0)]
@@ -937,7 +1082,12 @@ class Target:
         logging.getLogger().setLevel(logging.ERROR)
         self.metrics = Metrics()
         self.policies = [
-            replace(policy, limits=Limits(max_udp_sockets=MAX_UDP_SOCKETS))
+            replace(
+                policy,
+                limits=Limits(
+                    max_udp_sockets=MAX_UDP_SOCKETS, max_listeners=MAX_LISTENERS
+                ),
+            )
             for policy in (parse(text.encode(), "policy") for text in POLICIES)
         ]
         workloads = tuple(

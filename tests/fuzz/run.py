@@ -71,7 +71,7 @@ def build_python(name: str) -> tuple[list[str], dict[str, str]]:
         "LD_PRELOAD": f"{atheris.path()}/asan_with_fuzzer.so",
         "ASAN_OPTIONS": "detect_leaks=0",  # CPython's own are many
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
-        "PYTHONPATH": str(COPY),
+        "PYTHONPATH": f"{COPY}:{ROOT}",
     }
     return [sys.executable, str(HERE / f"fuzz_{name}.py")], environment
 
