@@ -229,16 +229,31 @@ class Ztunnel:
         return min(max(share, LEAST_SHARE), MAX_SHARE)
 
     def _within_share(self, name: str, policy: SandboxPolicy) -> SandboxPolicy:
-        """A policy whose connections and UDP sockets can be had all at once."""
+        """A policy whose connections and sockets can be had all at once."""
         limits, share = policy.limits, self._share()
         sockets = min(limits.max_udp_sockets, share // 4)
-        conns = min(limits.max_conns, share - (sockets if policy.udp else 0))
+        places = self._places(name)
+        listeners = min(limits.max_listeners, share // 4 // max(places, 1))
+        taken = sockets if policy.udp else 0
+        taken += listeners * places if policy.published.ranges else 0
+        conns = min(limits.max_conns, share - taken)
         if conns < limits.max_conns != DEFAULT_MAX_CONNS:
             _log.warning(
                 "%s: maxConns is %d: open files are limited (ulimit -Hn)", name, conns
             )
-        limits = replace(limits, max_conns=conns, max_udp_sockets=sockets)
+        limits = replace(
+            limits,
+            max_conns=conns,
+            max_udp_sockets=sockets,
+            max_listeners=listeners,
+        )
         return replace(policy, limits=limits)
+
+    def _places(self, name: str) -> int:
+        """Addresses that a published port of a sandbox has, at most."""
+        sandbox = next(it for it in self.config.fastpath.sandboxes if it.name == name)
+        ips = self.config.workload(sandbox.workload).workload_ips
+        return len(sandbox.publish) + (len(ips) if sandbox.pod_listeners else 0)
 
     async def _start_sandbox(
         self,

@@ -214,6 +214,24 @@ def test_udp_sockets_are_within_a_sandboxs_share_too(world):
     world.play(work)
 
 
+def test_listeners_are_within_a_sandboxs_share_too(world):
+    most = "limits: {maxConns: 16777216, maxQueuedBytes: 1099511627776}"
+    world.path.write_text(most)
+
+    def work(a, b):
+        ztunnel = world.ztunnel
+        service = ztunnel.sandboxes["a"].service
+        share = service.policy.limits.max_conns
+        own = next(it for it in ztunnel.config.fastpath.sandboxes if it.name == "a")
+        places = len(ztunnel.config.workload(own.workload).workload_ips)
+        world.change(most[:-1] + ", maxListeners: 65535}\npublished: [80]")
+        limits = service.policy.limits
+        assert limits.max_listeners == min(share // 4 // places, 65535)
+        assert limits.max_conns + limits.max_listeners * places == share
+
+    world.play(work)
+
+
 def test_a_policy_file_with_an_error_starts_nothing(world):
     world.path.write_text("udp: maybe")
 
