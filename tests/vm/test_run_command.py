@@ -312,3 +312,60 @@ def test_a_policy_file_with_an_error_is_one_line_and_nothing_boots(tmp_path):
     assert done.stderr.count(b"\n") == 1
     assert f"{policy}:2: egress.allow[0]: ".encode() in done.stderr
     assert b"; mend: write PREFIX or PREFIX:PORTS" in done.stderr
+
+
+SERVE = "mkdir /www; echo hello > /www/index.html; exec httpd -f -p 80 -h /www"
+
+
+def fetched(port):
+    """What a client of this host gets; None: it is refused, or reset."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as sock:
+            sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            return sock.makefile("rb").read().partition(b"\r\n\r\n")[2]
+    except ConnectionError:
+        return None
+
+
+def eventually(port, wanted):
+    deadline = time.monotonic() + TIMEOUT_S
+    while fetched(port) != wanted:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("with_policy", [False, True], ids=["alone", "policy"])
+def test_a_published_port_is_reachable(tmp_path, with_policy):
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("published: [80]\n")
+    options = ["--publish", f"{port}:80"]
+    if with_policy:
+        options += ["--policy", str(policy)]
+    process = subprocess.Popen(
+        [*FASTPATH, "run", *options, "--", "sh", "-c", SERVE],
+        stdin=subprocess.DEVNULL,
+    )
+    with process:
+        try:
+            eventually(port, b"hello\n")
+            if with_policy:
+                policy.write_text("{}\n")
+                eventually(port, None)
+                policy.write_text("published: [80]\n")
+                eventually(port, b"hello\n")
+            process.terminate()
+            process.wait(TIMEOUT_S)
+        finally:
+            process.kill()
+    assert fetched(port) is None
+
+
+def test_a_port_to_publish_that_the_policy_does_not_is_one_line(tmp_path):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("published: [81]\n")
+    done = run("true", options=("--policy", str(policy), "--publish", "8080:80"))
+    assert done.returncode == 2
+    assert done.stderr.count(b"\n") == 1
+    assert b"does not publish port 80; mend: add it to `published`" in done.stderr
