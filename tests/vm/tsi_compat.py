@@ -103,7 +103,7 @@ def names() -> list[str]:
     found: list[str] = []
     for table in TABLES:
         text = (TRACE / table).read_text(encoding="utf-8")
-        found += re.findall(r"^    CASE\((\w+)\),$", text, re.MULTILINE)
+        found += re.findall(r"\bCASE\((\w+)\),", text)
     return found
 
 

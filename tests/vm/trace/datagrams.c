@@ -215,7 +215,6 @@ static void udp_bound(void)
 }
 
 const struct test_case datagram_cases[] = {
-    /* one a line: the table in tsi_compat.toml has them in this order */
     CASE(udp_connected),  CASE(udp_unconnected),
     CASE(udp_boundaries), CASE(udp_messages),
     CASE(udp_large),	  CASE(udp_waits),
