@@ -14,7 +14,7 @@
  * socket. (glibc and musl make send() and recv() of sendto() and recvfrom()
  * without an address.) sendmsg() and recvmsg() keep the address in memory, so
  * they are trapped whatever the socket is; the agent looks whether there is
- * one, which costs a program that uses them on TCP some microseconds each. For
+ * one, which costs each such call on TCP a trap (docs/measurements.md). For
  * a system call whose rules don't look at arguments, or that has none, the
  * kernel caches the verdict in a bitmap (since 5.11), so that an untrapped call
  * costs a bit test and not a run of the filter. read() and write() are such

@@ -776,9 +776,10 @@ class World:
             number, flow = data.byte(), 40000 + data.byte() % 5
             number = number % 8 + datagram.PEERS * (number >> 6)
             message = carry(flow, number, b"d" * (data.byte() << 4))
-            if self.udp and data.byte() & 7 == 7:
-                failing = data.pick(self.udp)
-                failing.fails = data.pick((errno.EAGAIN, errno.ENETUNREACH, 0))
+            failing = data.byte()
+            if self.udp and failing & 7 == 7:
+                error = data.pick((errno.EAGAIN, errno.ENETUNREACH, 0))
+                self.udp[(failing >> 3) % len(self.udp)].fails = error
             for _ in range(1 + data.byte() // 32):
                 chosen.send(message)
             self.loop.turn(1)
@@ -1065,8 +1066,10 @@ def seeds():
         again = [("new_policy", policy), *send, *answer]
         yield program(*udp, *send, *answer, *again, ("datagram_close", 0))
     many = [("datagram", 0, 1, flow, 1, 0, 255) for flow in range(5)]
-    yield program(*udp, *many, ("wait", 4), *answer, ("bystander",))
-    yield program(*udp, ("network", 0, 0, 0), *send, ("query", 0, 0, 0, 7), ("wait", 1))
+    yield program(*udp, *many, ("wait", 2), *answer, ("bystander",))
+    other = [("peer", 0, 2, 1, 0), *send, ("network", 0, 1, 1), ("datagram_read", 0)]
+    yield program(*udp, *other, ("peer", 0, 1, 1, 0), ("network", 0, 1, 1), *other)
+    yield program(*udp, *send, ("query", 0, 0, 0, 7), ("wait", 1), *answer)
     tcp = [("register", 0, len(DESTINATIONS), 0), ("request", 1, 0, 0, 1, 0)]
     yield program(*begin, *tcp, ("query", 0, 1, 0), ("new_policy", 2), ("wait", 4))
     for kind in range(1, 6):
