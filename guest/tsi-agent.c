@@ -188,6 +188,18 @@ void loop_bury(struct source *source)
 }
 
 /**
+ * sleep_ms() - How long the event loop may sleep
+ *
+ * Returns: ms, -1 for any time
+ */
+static int sleep_ms(void)
+{
+	int a = wait_timeout_ms(), b = datagram_timeout_ms();
+
+	return a < 0 || (b >= 0 && b < a) ? b : a;
+}
+
+/**
  * loop_once() - Handle what came; if nothing does, prepare, then wait
  *
  * After a socket() mostly comes its connect(), and in that is time to prepare.
@@ -196,8 +208,8 @@ static void loop_once(void)
 {
 	struct epoll_event events[BATCH];
 	bool idle = !sock_wants_refill();
-	int n = epoll_wait(epoll_fd, events, BATCH,
-			   idle ? wait_timeout_ms() : IDLE_MS);
+	int n =
+	    epoll_wait(epoll_fd, events, BATCH, idle ? sleep_ms() : IDLE_MS);
 
 	if (n == 0 && !idle)
 		sock_refill();
@@ -208,6 +220,7 @@ static void loop_once(void)
 			source->ready(source, events[i].events);
 	}
 	wait_tick();
+	datagram_tick();
 	while (dead) {
 		struct source *next = dead->next;
 
@@ -271,55 +284,40 @@ static void command_ready(struct source *source, uint32_t events)
 /* ---- the command ---- */
 
 /**
- * send_fd() - Send a descriptor over a unix socket
- * @sock:	Socket
+ * offer_fd() - In the child: let the parent take a descriptor
+ * @sock:	To the parent
  * @fd:		Descriptor
  *
- * sendmsg() isn't trapped.
+ * By number: sendmsg() is trapped, and nobody would answer yet.
  *
- * Returns: true on success
+ * Returns: true when it has it
  */
-static bool send_fd(int sock, int fd)
+static bool offer_fd(int sock, int fd)
 {
-	union {
-		struct cmsghdr header;
-		char space[CMSG_SPACE(sizeof(int))];
-	} control = {.header = {.cmsg_len = CMSG_LEN(sizeof(int)),
-				.cmsg_level = SOL_SOCKET,
-				.cmsg_type = SCM_RIGHTS}};
-	struct iovec iov = {.iov_base = "", .iov_len = 1};
-	struct msghdr msg = {.msg_iov = &iov,
-			     .msg_iovlen = 1,
-			     .msg_control = &control,
-			     .msg_controllen = sizeof(control)};
+	char taken;
 
-	memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
-	return sendmsg(sock, &msg, MSG_NOSIGNAL) == 1;
+	return write(sock, &fd, sizeof(fd)) == sizeof(fd) &&
+	       read(sock, &taken, 1) == 1;
 }
 
 /**
- * receive_fd() - Receive a descriptor from a unix socket
- * @sock:	Socket
+ * take_fd() - In the parent: take the descriptor that the child offers
+ * @sock:	To the child
+ * @child:	Process
  *
- * Returns: the descriptor, close-on-exec; -1 if the other end is closed
+ * Returns: the descriptor, close-on-exec; -1 if the child offers none
  */
-static int receive_fd(int sock)
+static int take_fd(int sock, pid_t child)
 {
-	union {
-		struct cmsghdr header;
-		char space[CMSG_SPACE(sizeof(int))];
-	} control;
-	char byte;
-	struct iovec iov = {.iov_base = &byte, .iov_len = 1};
-	struct msghdr msg = {.msg_iov = &iov,
-			     .msg_iovlen = 1,
-			     .msg_control = &control,
-			     .msg_controllen = sizeof(control)};
-	int fd = -1;
+	int num, pidfd, fd;
 
-	if (recvmsg(sock, &msg, MSG_CMSG_CLOEXEC) == 1 &&
-	    msg.msg_controllen >= CMSG_LEN(sizeof(int)))
-		memcpy(&fd, CMSG_DATA(&control.header), sizeof(fd));
+	if (read(sock, &num, sizeof(num)) != sizeof(num))
+		return -1;
+	pidfd = (int)syscall(SYS_pidfd_open, child, 0);
+	fd = (int)syscall(SYS_pidfd_getfd, pidfd, num, 0);
+	close(pidfd);
+	if (fd >= 0 && write(sock, "", 1) != 1)
+		complain("the command left");
 	return fd;
 }
 
@@ -334,7 +332,7 @@ static void __attribute__((noreturn)) become_command(int sock, char **argv,
 {
 	int fd = filter_install();
 
-	if (fd < 0 || !send_fd(sock, fd))
+	if (fd < 0 || !offer_fd(sock, fd))
 		fail(fd < 0 && errno == EBUSY ? "another agent is above this"
 					      : "seccomp filter");
 	close(fd);
@@ -362,7 +360,7 @@ static void start_command(char **argv, const sigset_t *mask)
 	if (command == 0)
 		become_command(socks[1], argv, mask);
 	close(socks[1]);
-	listener = receive_fd(socks[0]);
+	listener = take_fd(socks[0], command);
 	close(socks[0]);
 	if (listener < 0) { /* it has said why */
 		waitpid(command, &status, 0);

@@ -16,6 +16,9 @@
 #define TSI_HOST_CID 2U
 #define TSI_PORT     21587U /* "TS" */
 
+/* And the datagram stream to this one */
+#define TSI_DATAGRAM_PORT 21588U
+
 #define TSI_MAGIC    0x41495354U /* "TSIA" on the wire */
 #define TSI_VERSION  1U
 #define TSI_MAX_TEXT 200U
@@ -24,12 +27,17 @@
 #define TSI_FIRST_TOKEN 0x10000U
 
 /**
- * enum tsi_type - Message types; 16 to 63 are kept for listeners and datagrams
+ * enum tsi_type - Message types; 16 to 31 are kept for listeners
  * @TSI_HELLO:		guest to host, first message: struct tsi_hello
  * @TSI_WELCOME:	host to guest, the answer: struct tsi_welcome
  * @TSI_REFUSED:	host to guest, the stream ends: u32 code, then text
  * @TSI_ROUTE:		guest to host: struct tsi_route
  * @TSI_FAILED:		host to guest: struct tsi_failed
+ * @TSI_GRANT:		datagram stream: the answer to HELLO: struct tsi_grant
+ * @TSI_PEER:		guest to host: struct tsi_peer
+ * @TSI_VERDICT:	host to guest: struct tsi_verdict
+ * @TSI_DATAGRAM:	both: struct tsi_datagram, then the data
+ * @TSI_UNREACHABLE:	host to guest: struct tsi_unreachable
  */
 enum tsi_type {
 	TSI_HELLO = 1,
@@ -37,6 +45,11 @@ enum tsi_type {
 	TSI_REFUSED = 3,
 	TSI_ROUTE = 4,
 	TSI_FAILED = 5,
+	TSI_GRANT = 32,
+	TSI_PEER = 33,
+	TSI_VERDICT = 34,
+	TSI_DATAGRAM = 35,
+	TSI_UNREACHABLE = 36,
 };
 
 /**
@@ -123,5 +136,75 @@ struct tsi_failed {
 	uint32_t error;
 };
 static_assert(sizeof(struct tsi_failed) == 12, "wire layout");
+
+#define TSI_MAX_DATAGRAM 65507U	    /* bytes of data */
+#define TSI_MAX_PEERS	 (1U << 20) /* most that GRANT may say */
+
+/**
+ * struct tsi_grant - What the agent may use of a datagram stream
+ * @version:	The one both use from here on
+ * @reserved:	0
+ * @peers:	So many peers have a number at a time; a power of two
+ */
+struct tsi_grant {
+	uint16_t version;
+	uint16_t reserved;
+	uint32_t peers;
+};
+static_assert(sizeof(struct tsi_grant) == 8, "wire layout");
+
+/**
+ * struct tsi_peer - Give a UDP endpoint a number
+ * @peer:	Number; who had the same one modulo tsi_grant.peers has none now
+ * @family:	enum tsi_family
+ * @port:	UDP port
+ * @address:	In network order
+ */
+struct tsi_peer {
+	uint32_t peer;
+	uint16_t family;
+	uint16_t port;
+	uint8_t address[16];
+};
+static_assert(sizeof(struct tsi_peer) == 24, "wire layout");
+
+/**
+ * struct tsi_verdict - Whether datagrams to a peer are carried
+ * @peer:	Number
+ * @error:	Linux errno of what is sent there; 0: it is carried
+ */
+struct tsi_verdict {
+	uint32_t peer;
+	uint32_t error;
+};
+static_assert(sizeof(struct tsi_verdict) == 8, "wire layout");
+
+/**
+ * struct tsi_datagram - Head of a datagram
+ * @flow:	UDP port of the program's socket
+ * @reserved:	0
+ * @peer:	Number of the other end
+ */
+struct tsi_datagram {
+	uint16_t flow;
+	uint16_t reserved;
+	uint32_t peer;
+};
+static_assert(sizeof(struct tsi_datagram) == 8, "wire layout");
+
+/**
+ * struct tsi_unreachable - A datagram didn't arrive
+ * @flow:	UDP port of the program's socket
+ * @reserved:	0
+ * @peer:	Number of the other end
+ * @error:	Linux errno
+ */
+struct tsi_unreachable {
+	uint16_t flow;
+	uint16_t reserved;
+	uint32_t peer;
+	uint32_t error;
+};
+static_assert(sizeof(struct tsi_unreachable) == 12, "wire layout");
 
 #endif /* TSI_PROTOCOL_H */

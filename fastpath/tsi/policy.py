@@ -258,8 +258,9 @@ class Limits:
     """Requests a second from the guest, and as many from the host; 0: any number."""
     max_listeners: Annotated[int, Between(0, 65535)] = 256
     """Published listeners at a time."""
-    max_datagram_peers: Annotated[int, Between(0, 65535)] = 1024
-    """UDP sockets on the host at a time, one for each peer of a guest's socket."""
+    max_udp_sockets: Annotated[int, Between(1, 65535)] = 512
+    """UDP sockets on the host at a time: one for each of the guest's that sends, and
+    for each family of the peers it sends to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,7 +271,7 @@ class SandboxPolicy:
     published: Ports = Ports()
     """Ports of the guest's listeners that are reachable from outside."""
     udp: bool = False
-    """Whether it may use UDP other than DNS."""
+    """Whether it may use UDP other than DNS, where `egress` allows."""
     limits: Limits = Limits()
 
 

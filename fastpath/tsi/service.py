@@ -29,13 +29,14 @@ import asyncio
 import errno
 import ipaddress
 import logging
-import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol, TypeVarTuple, Unpack
 
 from fastpath.throttle import Throttle
+from fastpath.tsi import stream
 from fastpath.tsi.policy import SandboxPolicy
 from fastpath.tsi.protocol import (
+    DATAGRAM_PORT,
     FIRST_TOKEN,
     TSI_PORT,
     UNKNOWN_TOKEN,
@@ -48,12 +49,14 @@ from fastpath.tsi.protocol import (
     Welcome,
 )
 from fastpath.tsi.protocol import Route as RouteMessage
-from fastpath.tsi.stream import ControlStream, Pace
+from fastpath.tsi.stream import ControlStream, Pace, far_end
 from vhost_user.engine import FIRST_OPENED_PORT, Ask, EventKind, Reset
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Sequence
 
+    from fastpath.tsi.datagram import DatagramService
     from fastpath.tsi.protocol import GuestMessage
     from vhost_user.engine import Engine, Event, SocketAddress, Target
     from vhost_user.vsock.device import VsockDevice
@@ -85,10 +88,17 @@ _FORGOTTEN_AT_ONCE: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
+class Here:
+    """This process is the other end: `serve` takes over a connected socket."""
+
+    serve: Callable[[socket.socket], None]
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """A router's answer."""
 
-    target: Target
+    target: Target | Here
     """`Reset(errno)`: denied."""
     cacheable: bool
     """Whether the answer to this destination will always be the same."""
@@ -168,7 +178,9 @@ class TsiService:
         router: decides.
         addresses: the pod's, for getsockname() in the guest.
         name: the sandbox's, for the log.
-        policy: the first one, which the router and the device have already.
+        policy: the first one, which the router, the device and `datagrams` have
+            already.
+        datagrams: the sandbox's UDP; None: it has none.
         other: where connections to ports go that are not TSI's.
     """
 
@@ -181,6 +193,7 @@ class TsiService:
         addresses: Sequence[str],
         name: str,
         policy: SandboxPolicy | None = None,
+        datagrams: DatagramService | None = None,
         other: Target = Reset(),  # noqa: B008  frozen
     ) -> None:
         self._engine = engine
@@ -188,6 +201,7 @@ class TsiService:
         self._router = router
         self._name = name
         self._policy = policy or SandboxPolicy()
+        self._datagrams = datagrams
         self._other = other
         self._stats = TsiStats()
         self._agents: dict[int, _Agent] = {}  # by range
@@ -198,7 +212,7 @@ class TsiService:
         self._held_count = 0
         self._live: dict[int, SocketAddress] = {}  # by connection
         self._timers: set[asyncio.TimerHandle] = set()
-        self._pace = Pace()
+        self._pace = Pace(stream.MESSAGES_A_SECOND, stream.BURST)
         self._lines = Throttle(
             lambda count: log.warning("%s: %d more lines about agents", name, count)
         )
@@ -216,7 +230,8 @@ class TsiService:
     def set_policy(self, policy: SandboxPolicy) -> None:
         """Put `policy` in force, for requests that wait and for all that come.
 
-        What it denies of the connections that there are is ended by the router.
+        What it denies of the connections that there are is ended by the router, of
+        peers that datagrams go to by `datagrams`.
         """
         self._policy = policy
         limits = policy.limits
@@ -228,6 +243,8 @@ class TsiService:
         self._device.handle.unroute_from(FIRST_TOKEN)
         self._routed.clear()
         self._router.set_policy(policy)
+        if self._datagrams is not None:
+            self._datagrams.set_policy(policy)
 
     def stats(self) -> TsiStats:
         """Return the counters; the object stays current."""
@@ -249,11 +266,15 @@ class TsiService:
             return
         elif event.port == TSI_PORT:
             self._accept(event)
+        elif event.port == DATAGRAM_PORT and self._datagrams is not None:
+            self._datagrams.accept(event)
         else:
             self._engine.answer(event.conn, self._other)
 
     def close(self) -> None:
         """End the streams; the device keeps its routes."""
+        if self._datagrams is not None:
+            self._datagrams.close()
         for agent in self._agents.values():
             if agent.stream is not None:
                 agent.stream.close()
@@ -322,11 +343,17 @@ class TsiService:
 
     def _answer(self, conn: int, token: int, destination: SocketAddress) -> None:
         route = self._router.route(destination, conn)
+        target = route.target
+        self._live[conn] = destination
+        if isinstance(target, Here):
+            ours = far_end(self._engine, conn)
+            if ours is not None:
+                target.serve(ours)
+            return
         if route.cacheable and token not in self._routed:
             self._routed.add(token)
-            self._device.handle.route(token, route.target)
-        self._live[conn] = destination
-        self._engine.answer(conn, route.target)
+            self._device.handle.route(token, target)
+        self._engine.answer(conn, target)
 
     def _tell_failed(self, event: Event) -> None:
         """Send the errno after the engine's RST; the agent waits for it."""
@@ -344,13 +371,8 @@ class TsiService:
         """Give a control stream its far end: us."""
         used = self.stats().streams
         number = self._free_range() if used < MAX_STREAMS else None
-        try:
-            ours, theirs = socket.socketpair()
-        except OSError as error:  # out of descriptors
-            self._engine.answer(event.conn, Reset(error.errno or errno.EMFILE))
-            return
-        if not self._engine.answer_fd(event.conn, theirs):
-            ours.close()
+        ours = far_end(self._engine, event.conn)
+        if ours is None:
             return
         if number is None:
             self._stats.refused += 1

@@ -8,15 +8,18 @@ What the messages mean is `service.py`'s; what they look like, `protocol.py`'s.
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 from typing import TYPE_CHECKING, Final
 
 from fastpath.tsi.protocol import Decoder, ProtocolError, Refused
+from vhost_user.engine import Reset
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from fastpath.tsi.protocol import GuestMessage
+    from vhost_user.engine import Engine
 
 MESSAGES_A_SECOND: Final = 2000
 """What a sandbox's streams are read at, at most, in the long run. A guest that sends
@@ -33,24 +36,48 @@ class Pace:
     """How fast the streams that share it are read: it says when, they obey.
 
     One read may go beyond what is left; the next waits until that is made up for.
+
+    Args:
+        rate: messages a second in the long run.
+        burst: messages at once after a quiet time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rate: float, burst: float) -> None:
         self._loop = asyncio.get_running_loop()
-        self._left = float(BURST)
+        self._rate = rate
+        self._burst = burst
+        self._left = burst
         self._filled_at = self._loop.time()
 
     def admits(self) -> bool:
         """Whether more may be read now."""
         now = self._loop.time()
-        gained = (now - self._filled_at) * MESSAGES_A_SECOND
-        self._left = min(self._left + gained, BURST)
+        gained = (now - self._filled_at) * self._rate
+        self._left = min(self._left + gained, self._burst)
         self._filled_at = now
         return self._left > 0
 
     def count(self) -> None:
         """A message was read."""
         self._left -= 1
+
+
+def far_end(engine: Engine, conn: int) -> socket.socket | None:
+    """Answer a request by being the other end of the connection.
+
+    Returns:
+        Our end; None: there is no connection, the guest took the request back, or it
+        was refused because descriptors are short.
+    """
+    try:
+        ours, theirs = socket.socketpair()
+    except OSError as error:
+        engine.answer(conn, Reset(error.errno or errno.EMFILE))
+        return None
+    if not engine.answer_fd(conn, theirs):
+        ours.close()
+        return None
+    return ours
 
 
 class ControlStream:

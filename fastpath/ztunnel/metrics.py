@@ -16,6 +16,7 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from fastpath.tsi.datagram import DatagramStats
 from vhost_user.engine import GAUGES
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from fastpath.ztunnel.clients import Client
+    from fastpath.ztunnel.dns import DnsStats
     from fastpath.ztunnel.model import Service, Workload
     from fastpath.ztunnel.routing import Decision
     from vhost_user.engine import DeviceStats, EngineStats
@@ -34,6 +36,8 @@ Flag = Literal["-", "DENY", "CONNECT"]
 """`response_flags`: fine, denied by policy, upstream not reached."""
 
 _UNKNOWN = "unknown"
+_CURRENT = frozenset({"streams", "flows"})
+"""Values of UDP's and DNS's that also fall."""
 _END_LABELS = (
     "workload",
     "canonical_service",
@@ -205,15 +209,50 @@ class EngineCollector:
         yield from families.values()
 
 
+class DatagramCollector:
+    """Reads the counters of UDP and DNS when somebody asks.
+
+    Args:
+        datagrams: gives each sandbox's, by its name.
+        dns: gives those of DNS.
+    """
+
+    def __init__(
+        self,
+        datagrams: Callable[[], Mapping[str, DatagramStats]],
+        dns: Callable[[], DnsStats],
+    ) -> None:
+        self._datagrams = datagrams
+        self._dns = dns
+
+    def collect(self) -> Iterator[Metric]:
+        """One family a counter, one sample a sandbox."""
+        for name, value in _numbers(self._dns()):
+            family = _family("dns", name, (), "fastpath/ztunnel/dns.py")
+            family.add_metric((), value)
+            yield family
+        for field in dataclasses.fields(DatagramStats):
+            family = _family(
+                "datagram", field.name, ("sandbox",), "fastpath/tsi/datagram.py"
+            )
+            for sandbox, stats in self._datagrams().items():
+                family.add_metric((sandbox,), getattr(stats, field.name))
+            yield family
+
+
 def _family(
-    part: str, name: str, labels: tuple[str, ...]
+    part: str,
+    name: str,
+    labels: tuple[str, ...],
+    where: str = "vhost_user/native/vu.h",
 ) -> CounterMetricFamily | GaugeMetricFamily:
-    kind = GaugeMetricFamily if name in GAUGES else CounterMetricFamily
-    what = f"{name} of the {part}, as in vhost_user/native/vu.h"
+    gauge = name in GAUGES or name in _CURRENT
+    kind = GaugeMetricFamily if gauge else CounterMetricFamily
+    what = f"{name} of the {part}, as in {where}"
     return kind(f"fastpath_{part}_{name}", what, labels=labels)
 
 
-def _numbers(stats: EngineStats | DeviceStats) -> Iterator[tuple[str, int]]:
+def _numbers(stats: EngineStats | DeviceStats | DnsStats) -> Iterator[tuple[str, int]]:
     for field in dataclasses.fields(stats):
         yield field.name, getattr(stats, field.name)
 

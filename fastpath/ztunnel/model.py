@@ -244,6 +244,8 @@ class Fastpath:
     readiness: ListenAddress | None = None
     echo: IpAddress | None = None
     network: str = ""
+    resolvers: tuple[ListenAddress, ...] = ()
+    """Where names go that are no service's; empty: to those of /etc/resolv.conf."""
     access_log: Path | None = None
     """None: stderr."""
     poll_us: Annotated[int, Between(0, 1_000_000)] = 200

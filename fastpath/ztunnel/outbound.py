@@ -31,17 +31,20 @@ from typing import TYPE_CHECKING
 
 from fastpath.throttle import Throttle
 from fastpath.tsi.protocol import source_port
-from fastpath.tsi.service import Route
+from fastpath.tsi.service import Here, Route
+from fastpath.ztunnel import dns
 from fastpath.ztunnel.access_log import Party, Record
 from fastpath.ztunnel.routing import Decision, Refusal, format_address, unmap
 from vhost_user.engine import EventKind, Reset
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator, Sequence
 
-    from fastpath.tsi.policy import SandboxPolicy
+    from fastpath.tsi.policy import Denial, SandboxPolicy
     from fastpath.ztunnel.access_log import AccessLog
     from fastpath.ztunnel.clients import Client, Clients
+    from fastpath.ztunnel.dns import Dns
     from fastpath.ztunnel.metrics import Metrics
     from fastpath.ztunnel.routing import Routes
     from vhost_user.engine import Engine, Event, SocketAddress, Target
@@ -154,6 +157,46 @@ class Outbound:
                 self._metrics.ended(client.name, decision.refusal.reason)
             self._write(client, event, source, decision, established=True)
 
+    def answered_here(
+        self, client: Client, destination: SocketAddress, conn: int
+    ) -> None:
+        """A connection that this process is the other end of, whatever its address."""
+        self._decisions[conn] = client, Decision(destination, Reset())
+        self.idle.clear()
+
+    def datagram_denied(
+        self,
+        client: Client,
+        source: str,
+        destination: SocketAddress,
+        denial: Denial,
+    ) -> None:
+        """The client's datagrams to a peer are not carried.
+
+        Args:
+            client: who asked.
+            source: its IP; which of its sockets it was is not known.
+            destination: the peer.
+            denial: why.
+        """
+        self._metrics.denied(client.name, denial.reason)
+        if not self._may_log(client):
+            return
+        self._access_log.write(
+            Record(
+                level="warn",
+                message="datagrams denied",
+                src=Party(
+                    addr=source,
+                    workload=client.workload.name,
+                    namespace=client.workload.namespace,
+                    identity=str(client.identity),
+                ),
+                dst=Party(addr=format_address(destination)),
+                error=f"{format_address(destination)}: {denial.text}",
+            )
+        )
+
     def unknown(self, source: SocketAddress, destination: SocketAddress) -> None:
         """A connection whose client we do not know was refused."""
         self._metrics.denied("", "unknown_source")
@@ -196,7 +239,7 @@ class Outbound:
             whose = f"{client.identity}" if client else "unknown sources"
             self._throttles[client] = Throttle(
                 lambda count: _log.warning(
-                    "%s: %d refused connections are not in the access log", whose, count
+                    "%s: %d denials are not in the access log", whose, count
                 )
             )
         if self._throttles[client].admits():
@@ -265,11 +308,13 @@ class SandboxRouter:
     Args:
         outbound: does the work.
         client: the sandbox.
+        resolver: answers its DNS queries.
     """
 
-    def __init__(self, outbound: Outbound, client: Client) -> None:
+    def __init__(self, outbound: Outbound, client: Client, resolver: Dns) -> None:
         self._outbound = outbound
         self._client = client
+        self._dns = resolver
         self._addresses = client.workload.workload_ips
 
     def set_policy(self, policy: SandboxPolicy) -> None:
@@ -278,6 +323,9 @@ class SandboxRouter:
 
     def route(self, destination: SocketAddress, conn: int) -> Route:
         """Decide on a request of the guest."""
+        if destination[1] == dns.PORT:
+            self._outbound.answered_here(self._client, destination, conn)
+            return Route(Here(self._serve_dns), cacheable=False)
         decision = self._outbound.decide(self._client, destination, conn)
         return Route(decision.target, cacheable=decision.cacheable)
 
@@ -295,12 +343,29 @@ class SandboxRouter:
         source = self._source(event, destination)
         self._outbound.closed(self._client, event, source, destination)
 
+    async def resolve(self, query: bytes, *, tcp: bool) -> bytes | None:
+        """Answer a DNS query of the guest's."""
+        namespace = self._client.workload.namespace
+        return await self._dns.resolve(query, namespace=namespace, tcp=tcp)
+
+    def datagram_denied(self, peer: SocketAddress, denial: Denial) -> None:
+        """The guest's datagrams to a peer are not carried."""
+        source = self._own_address(peer)
+        self._outbound.datagram_denied(self._client, source, peer, denial)
+
+    def _serve_dns(self, sock: socket.socket) -> None:
+        client = self._client
+        namespace = client.workload.namespace
+        self._dns.serve(sock, sandbox=client.name, namespace=namespace)
+
     def _source(self, event: Event, destination: SocketAddress) -> SocketAddress:
         """What getsockname() in the guest says: a pod IP and a TCP port."""
+        return (self._own_address(destination), source_port(event.peer_port))
+
+    def _own_address(self, destination: SocketAddress) -> str:
         version = ip_address(destination[0]).version
         same = [ip for ip in self._addresses if ip.version == version]
-        address = (same or self._addresses)[0]
-        return (str(address), source_port(event.peer_port))
+        return str((same or self._addresses)[0])
 
 
 @dataclass(frozen=True, slots=True)

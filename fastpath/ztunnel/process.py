@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 from fastpath.errors import FastpathError
+from fastpath.tsi.datagram import DatagramService
 from fastpath.tsi.policyfile import PolicyWatch
 from fastpath.tsi.service import TsiService
 from fastpath.ztunnel import config as configuration
@@ -31,7 +32,8 @@ from fastpath.ztunnel import listener
 from fastpath.ztunnel.access_log import AccessLog
 from fastpath.ztunnel.admin import AdminServer
 from fastpath.ztunnel.clients import Clients
-from fastpath.ztunnel.metrics import EngineCollector, Metrics
+from fastpath.ztunnel.dns import Dns
+from fastpath.ztunnel.metrics import DatagramCollector, EngineCollector, Metrics
 from fastpath.ztunnel.outbound import Capture, Outbound, SandboxRouter
 from fastpath.ztunnel.routing import Routes
 from vhost_user.backend import Backend
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from fastpath.tsi.datagram import DatagramStats
     from fastpath.tsi.policy import SandboxPolicy
     from fastpath.ztunnel.model import Config, Sandbox
     from vhost_user.engine import DeviceStats, EngineStats
@@ -59,7 +62,8 @@ if TYPE_CHECKING:
 DRAIN_TIMEOUT_S = 1.0
 """How long the ends of open connections may take when the process stops."""
 OWN_FDS = 256
-"""Descriptors that each sandbox, and the process, take besides connections."""
+"""Descriptors that each sandbox, and the process, take besides connections and UDP
+sockets: for control and datagram streams, and DNS queries that are under way."""
 MAX_SHARE = 1 << 20
 """Connections that a sandbox may have where descriptors are no bound."""
 LEAST_SHARE = 16
@@ -75,6 +79,7 @@ class RunningSandbox:
     device: VsockDevice
     backend: Backend
     service: TsiService
+    datagrams: DatagramService
     hybrid: HybridListener | None
 
 
@@ -144,6 +149,12 @@ class Ztunnel:
             for name, sandbox in self.sandboxes.items()
         }
 
+    def datagram_stats(self) -> Mapping[str, DatagramStats]:
+        """Each sandbox's counters of UDP."""
+        return {
+            name: sandbox.datagrams.stats() for name, sandbox in self.sandboxes.items()
+        }
+
     def reload(self) -> None:
         """Read all policy files again, changed or not."""
         for watch in self._watches.values():
@@ -168,6 +179,8 @@ class Ztunnel:
         clients = Clients(
             self.config, {name: watch.policy for name, watch in self._watches.items()}
         )
+        dns = Dns(self.config)
+        self._stack.push_async_callback(dns.close)
         self._engine = await self._stack.enter_async_context(
             Engine(
                 poll_us=own.poll_us,
@@ -183,7 +196,7 @@ class Ztunnel:
             client = clients.sandbox(sandbox.name)
             client.policy = self._within_share(sandbox.name, client.policy)
             self.sandboxes[sandbox.name] = await self._start_sandbox(
-                sandbox, SandboxRouter(outbound, client), client.policy
+                sandbox, SandboxRouter(outbound, client, dns), client.policy
             )
         if capture:
             events = Capture(self._engine, outbound, clients)
@@ -192,13 +205,16 @@ class Ztunnel:
             )
             self._stack.callback(handle.close)
         self._stack.push_async_callback(self._drain, outbound)
+        self.metrics.registry.register(
+            DatagramCollector(self.datagram_stats, dns.stats)
+        )
         self._start_admin(access_log)
         self._announce_policies()
 
     def _share(self) -> int:
-        """Connections that each sandbox can have at once, and the captured ones.
+        """Connections and UDP sockets that each sandbox, and the captured, can have.
 
-        A connection takes a descriptor: without this, one VM could take those of all.
+        Each takes a descriptor: without this, one VM could take those of all.
         """
         _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
         if limit == resource.RLIM_INFINITY:
@@ -208,15 +224,16 @@ class Ztunnel:
         return min(max(share, LEAST_SHARE), MAX_SHARE)
 
     def _within_share(self, name: str, policy: SandboxPolicy) -> SandboxPolicy:
-        """A policy with a `max_conns` that can be had."""
+        """A policy whose connections and UDP sockets can be had all at once."""
         limits, share = policy.limits, self._share()
-        if limits.max_conns <= share:
-            return policy
-        if limits.max_conns != DEFAULT_MAX_CONNS:
+        sockets = min(limits.max_udp_sockets, share // 4)
+        conns = min(limits.max_conns, share - (sockets if policy.udp else 0))
+        if conns < limits.max_conns != DEFAULT_MAX_CONNS:
             _log.warning(
-                "%s: maxConns is %d: open files are limited (ulimit -Hn)", name, share
+                "%s: maxConns is %d: open files are limited (ulimit -Hn)", name, conns
             )
-        return replace(policy, limits=replace(limits, max_conns=share))
+        limits = replace(limits, max_conns=conns, max_udp_sockets=sockets)
+        return replace(policy, limits=limits)
 
     async def _start_sandbox(
         self, sandbox: Sandbox, router: SandboxRouter, policy: SandboxPolicy
@@ -234,6 +251,9 @@ class Ztunnel:
         )
         self._stack.callback(device.close)
         addresses = self.config.workload(sandbox.workload).workload_ips
+        datagrams = DatagramService(
+            self._engine, router, policy=policy, name=sandbox.name
+        )
         service = TsiService(
             self._engine,
             device,
@@ -241,6 +261,7 @@ class Ztunnel:
             addresses=[str(address) for address in addresses],
             name=sandbox.name,
             policy=policy,
+            datagrams=datagrams,
             other=Unix(str(sandbox.uds_path)) if sandbox.uds_path else Reset(),
         )
         self._stack.callback(service.close)
@@ -257,7 +278,7 @@ class Ztunnel:
                 lambda new: service.set_policy(self._within_share(sandbox.name, new)),
                 lambda good: self.metrics.reloaded(sandbox.name, good=good),
             )
-        return RunningSandbox(device, backend, service, hybrid)
+        return RunningSandbox(device, backend, service, datagrams, hybrid)
 
     async def _drain(self, outbound: Outbound) -> None:
         """End what is left, so that each connection gets its line in the log."""

@@ -125,8 +125,10 @@ class Routes:
 
     def denied(self, client: Client, decision: Decision) -> Refusal | None:
         """Why the policy that `client` has now denies what was decided before."""
+        if decision.address is None:  # nothing was dialled: DNS, answered here
+            return None
         refusal = self._denied(client, unmap(decision.destination))
-        if refusal is None and decision.address not in (None, decision.destination):
+        if refusal is None and decision.address != decision.destination:
             refusal = self._denied(client, decision.address)
         return refusal
 

@@ -72,39 +72,13 @@ static void handle_bind(const struct call *call)
 	/* One that was connected before: vsock's EINVAL is TCP's, too */
 	if (fd >= 0 && sock_local_port(fd) == NO_PORT)
 		error = swap_to_inet(call, (int)call->args[0], fd, label);
+	datagram_drop_stale();
 	if (error)
 		reply_error(call->id, error);
 	else
 		reply_native(call->id);
 	if (fd >= 0)
 		close(fd);
-}
-
-/**
- * encode() - Write an address as the program expects it
- * @v6:		For an AF_INET6 socket
- * @dst:	Address and port
- * @ret_sa:	sockaddr
- *
- * Returns: its size
- */
-static size_t encode(bool v6, const struct destination *dst,
-		     struct sockaddr_storage *ret_sa)
-{
-	struct sockaddr_in6 in6 = {.sin6_family = AF_INET6};
-	struct sockaddr_in in = {.sin_family = AF_INET};
-
-	memset(ret_sa, 0, sizeof(*ret_sa));
-	if (v6) {
-		in6.sin6_port = htons(dst->port);
-		in6.sin6_addr = dst->address;
-		memcpy(ret_sa, &in6, sizeof(in6));
-		return sizeof(in6);
-	}
-	in.sin_port = htons(dst->port);
-	in.sin_addr.s_addr = dst->address.s6_addr32[3];
-	memcpy(ret_sa, &in, sizeof(in));
-	return sizeof(in);
 }
 
 /**
@@ -142,25 +116,30 @@ static void handle_name(const struct call *call)
 	int error = 0, room;
 	uint32_t token;
 	size_t size;
+	bool v6;
 
-	if (fd < 0) {
+	if (fd < 0 && !datagram_name(call, &v6, &name)) {
 		reply_native(call->id);
 		return;
 	}
-	if (call->nr == SYS_getsockname) {
-		local_name(fd, label & LABEL_V6, &name);
-	} else {
-		token = sock_peer_port(fd);
-		if (token == NO_PORT || !control_destination(token, &name))
-			error = ENOTCONN;
+	if (fd >= 0) {
+		v6 = label & LABEL_V6;
+		if (call->nr == SYS_getsockname) {
+			local_name(fd, v6, &name);
+		} else {
+			token = sock_peer_port(fd);
+			if (token == NO_PORT ||
+			    !control_destination(token, &name))
+				error = ENOTCONN;
+		}
+		close(fd);
 	}
-	close(fd);
 	if (!error && target_read(call, call->args[2], &room, sizeof(room)))
 		error = EFAULT;
 	if (!error && room < 0)
 		error = EINVAL;
 	if (!error) {
-		size = encode(label & LABEL_V6, &name, &sa);
+		size = address_encode(v6, &name, &sa);
 		if (target_write(call, call->args[1], &sa,
 				 MIN(size, (size_t)room)) ||
 		    target_write(call, call->args[2], &(int){(int)size},
@@ -226,6 +205,16 @@ void call_dispatch(const struct call *call)
 		break;
 	case SYS_ioctl:
 		handle_ioctl(call);
+		break;
+	case SYS_sendto:
+	case SYS_sendmsg:
+	case SYS_sendmmsg:
+		datagram_send_trapped(call);
+		break;
+	case SYS_recvfrom:
+	case SYS_recvmsg:
+	case SYS_recvmmsg:
+		datagram_receive_trapped(call);
 		break;
 	default: /* filter.c traps something that isn't handled here */
 		reply_native(call->id);

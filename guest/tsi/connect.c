@@ -100,52 +100,6 @@ static void start(const struct call *call, int fd, uint64_t label,
 }
 
 /**
- * is_native() - Does a destination stay in the guest?
- * @dst:	Destination
- *
- * Returns: true for loopback, and for the unspecified address, which connect()
- *	takes for loopback
- */
-static bool is_native(const struct destination *dst)
-{
-	const struct in6_addr *addr = &dst->address;
-
-	if (IN6_IS_ADDR_V4MAPPED(addr))
-		return addr->s6_addr[12] == 127 || addr->s6_addr32[3] == 0;
-	return IN6_IS_ADDR_LOOPBACK(addr) || IN6_IS_ADDR_UNSPECIFIED(addr);
-}
-
-/**
- * decode() - Understand a connect() address
- * @sa:		sockaddr
- * @len:	Bytes of it
- * @ret_dst:	Destination
- *
- * Returns: true if it is an IPv4 or IPv6 address
- */
-static bool decode(const struct sockaddr_storage *sa, size_t len,
-		   struct destination *ret_dst)
-{
-	const struct sockaddr_in *in = (const struct sockaddr_in *)sa;
-	const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)sa;
-	struct destination dst = {0};
-
-	if (sa->ss_family == AF_INET && len >= sizeof(*in)) {
-		dst.port = ntohs(in->sin_port);
-		dst.address.s6_addr16[5] = 0xffff;
-		dst.address.s6_addr32[3] = in->sin_addr.s_addr;
-	} else if (sa->ss_family == AF_INET6 &&
-		   len >= offsetof(struct sockaddr_in6, sin6_scope_id)) {
-		dst.port = ntohs(in6->sin6_port);
-		dst.address = in6->sin6_addr;
-	} else {
-		return false;
-	}
-	*ret_dst = dst;
-	return true;
-}
-
-/**
  * check_family() - Would TCP take this address on this socket?
  * @label:	Socket's label
  * @sa:		Address, decoded all right
@@ -181,7 +135,7 @@ static void connect_ours(const struct call *call, int fd, uint64_t label,
 	if (label & LABEL_ABORTED) {
 		sock_set_label(fd, label & ~LABEL_ABORTED);
 		error = ECONNABORTED;
-	} else if (is_native(dst) && sock_peer_port(fd) == NO_PORT &&
+	} else if (address_is_native(dst) && sock_peer_port(fd) == NO_PORT &&
 		   !(label & LABEL_UNREPORTED)) {
 		error = swap_to_inet(call, (int)call->args[0], fd, label);
 		close(fd);
@@ -216,7 +170,7 @@ void connect_trapped(const struct call *call)
 	if (len > sizeof(struct sockaddr_in6))
 		len = sizeof(struct sockaddr_in6);
 	if (target_read(call, call->args[1], &sa, len) ||
-	    !decode(&sa, len, &dst)) {
+	    !address_decode(&sa, len, &dst)) {
 		reply_native(call->id);
 		return;
 	}
@@ -230,7 +184,11 @@ void connect_trapped(const struct call *call)
 			return;
 		}
 		reply_error(call->id, error);
-	} else if (is_native(&dst) || !swap_is_tcp(fd)) {
+	} else if (address_is_native(&dst)) {
+		reply_native(call->id);
+	} else if (datagram_connect(call, fd, &sa, &dst)) {
+		debug("datagrams of %d go to port %u", call->tid, dst.port);
+	} else if (!swap_is_tcp(fd)) {
 		reply_native(call->id);
 	} else {
 		/* A TCP socket that bound itself first, or from before us */

@@ -11,9 +11,13 @@
  *
  * What is not in the table matters most: read, write, send, recv, poll, epoll,
  * close, dup, fork and shutdown work on a vsock socket as they do on a TCP
- * socket. For a system call whose rules don't look at arguments, or that has
- * none, the kernel caches the verdict in a bitmap (since 5.11), so that an
- * untrapped call costs a bit test and not a run of the filter.
+ * socket. (glibc and musl make send() and recv() of sendto() and recvfrom()
+ * without an address.) sendmsg() and recvmsg() keep the address in memory, so
+ * they are trapped whatever the socket is; the agent looks whether there is
+ * one, which costs each such call on TCP a trap (docs/measurements.md). For
+ * a system call whose rules don't look at arguments, or that has none, the
+ * kernel caches the verdict in a bitmap (since 5.11), so that an untrapped call
+ * costs a bit test and not a run of the filter.
  *
  * The filter sees argument values, never memory behind them. Where a rule
  * can't tell a TCP socket from another, the handler looks and says "go on".
@@ -47,7 +51,7 @@
 
 #define MAX_VALUES 4
 #define MAX_TESTS  3
-#define MAX_BPF	   160
+#define MAX_BPF	   200
 
 /* sys/socket.h gives SO_SNDTIMEO for our time_t only; programs use both */
 #define SNDTIMEO_OLD 21
@@ -127,6 +131,14 @@ static const struct rule rules[] = {
       {ANY_OF, 2, 0, 4, {SO_ERROR, SO_DOMAIN, SO_PROTOCOL, SO_REUSEPORT}}}},
     /* vsock sockets answer FIONREAD since 6.16 only. */
     {SYS_ioctl, 0, {{ANY_OF, 1, 0, 1, {FIONREAD}}}},
+    /* Datagrams with an address, of AF_INET's or AF_INET6's size or unknown.
+     * Without one they go where connect() pointed them. */
+    {SYS_sendto, 0, {{AT_LEAST, 5, 0, 1, {16}}, {NONE_OF, 5, 0, 1, {110}}}},
+    {SYS_recvfrom, 0, {{NONE_OF, 5, 0, 1, {0}}}},
+    {SYS_sendmsg, 0, {{0}}},
+    {SYS_recvmsg, 0, {{0}}},
+    {SYS_sendmmsg, 0, {{0}}},
+    {SYS_recvmmsg, 0, {{0}}},
     /* A ring's connect() and socket() can't be trapped: programs fall back. */
     {SYS_io_uring_setup, SECCOMP_RET_ERRNO | ENOSYS, {{0}}},
 };

@@ -152,6 +152,25 @@ bool reply_error(uint64_t id, int error)
 }
 
 /**
+ * reply_value() - The call returns a value
+ * @id:		Notification
+ * @value:	Value; below 0: a negated errno
+ *
+ * Returns: false if the target had left
+ */
+bool reply_value(uint64_t id, int64_t value)
+{
+	union notif_buf buf = {0};
+
+	buf.resp = (struct seccomp_notif_resp){
+	    .id = id,
+	    .val = value < 0 ? 0 : value,
+	    .error = value < 0 ? (int32_t)value : 0,
+	};
+	return ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &buf) == 0;
+}
+
+/**
  * reply_native() - The kernel runs the call
  * @id:		Notification
  *

@@ -440,3 +440,40 @@ int swap_to_vsock(const struct call *call, int num, int *fd)
 	*fd = ours;
 	return 0;
 }
+
+/**
+ * swap_to_our_netns() - Make a UDP socket of another network namespace ours
+ * @call:	Call that showed what it is for
+ * @num:	Descriptor in the target
+ * @fd:		In: the socket, ours. Out: the new one, on success
+ *
+ * Its port, if it has one, is kept where it is free.
+ *
+ * Returns: 0, or an errno
+ */
+int swap_to_our_netns(const struct call *call, int num, int *fd)
+{
+	struct sockaddr_storage name = {0};
+	socklen_t len = sizeof(name);
+	struct destination own;
+	int ours, error;
+
+	if (getsockname(*fd, (struct sockaddr *)&name, &len))
+		return errno;
+	ours = socket(name.ss_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (ours < 0)
+		return errno;
+	copy_options(*fd, ours);
+	if (sock_is_nonblocking(*fd))
+		sock_set_nonblocking(ours, true);
+	if (address_decode(&name, len, &own) && own.port)
+		bind(ours, (struct sockaddr *)&name, len);
+	error = exchange(call, num, *fd, ours);
+	if (error) {
+		close(ours);
+		return error;
+	}
+	close(*fd);
+	*fd = ours;
+	return 0;
+}

@@ -2,15 +2,20 @@
 /*
  * tsi.h - what the parts of tsi-agent share
  *
- * Theory of operation of the whole: tsi-agent.c. Each part says on top what it
- *is for; dependencies point down this list.
+ * Theory of operation of the whole: tsi-agent.c. Each part says on top what
+ * it is for; dependencies point down this list.
  *
- *	tsi-agent.c		the command as a child, the event loop, exit
- *status calls.c		one handler per trapped system call options.c
- *socket options that a vsock socket hasn't got connect.c	connect() and
- *what is learnt of its outcome swap.c		put another socket under the
- *program's descriptor control.c	the stream to the host: tokens and
- *failures sock.c		the vsock sockets and the label each carries
+ *	tsi-agent.c	the command as a child, the event loop, exit status
+ *	calls.c		one handler per trapped system call
+ *	options.c	socket options that a vsock socket hasn't got
+ *	connect.c	connect() and what is learnt of its outcome
+ *	datagram.c	UDP sockets whose peers are outside the guest
+ *	swap.c		put another socket under the program's descriptor
+ *	relay.c		where their datagrams go, and come from
+ *	peers.c		the stream to the host: peers and datagrams
+ *	control.c	the stream to the host: tokens and failures
+ *	sock.c		the vsock sockets and the label each carries
+ *	address.c	addresses as programs write them, and as we do
  *	notify.c	notifications: receive, look into the target, reply
  *	filter.c	which system calls are trapped
  */
@@ -80,6 +85,7 @@ int notify_receive(struct call *ret_call);
 bool notify_valid(uint64_t id);
 bool reply_error(uint64_t id, int error);
 bool reply_native(uint64_t id);
+bool reply_value(uint64_t id, int64_t value);
 int reply_fd(uint64_t id, int fd, bool cloexec);
 int replace_fd(uint64_t id, int fd, int num, bool cloexec);
 int target_read(const struct call *call, uint64_t addr, void *ret_buf,
@@ -144,11 +150,54 @@ bool control_destination(uint32_t token, struct destination *ret_dst);
 int control_failure(uint32_t guest_port);
 struct in6_addr control_pod_address(bool v4);
 
+/* ---- address.c ---- */
+
+size_t address_encode(bool v6, const struct destination *dst,
+		      struct sockaddr_storage *ret_sa);
+bool address_is_native(const struct destination *dst);
+bool address_decode(const struct sockaddr_storage *sa, size_t len,
+		    struct destination *ret_dst);
+
+/* ---- peers.c ---- */
+
+int peers_number(const struct destination *dst, uint32_t *ret_peer);
+bool peers_destination(uint32_t number, uint32_t mask,
+		       struct destination *ret_dst);
+int peers_verdict(uint32_t number);
+int peers_send(uint16_t flow, uint32_t *number, uint32_t mask, const void *data,
+	       size_t len);
+
+/* ---- relay.c ---- */
+
+int relay_start(void);
+void relay_drain(void);
+void relay_deliver(uint16_t flow, uint32_t peer, const void *data, size_t len);
+void relay_bounce(uint16_t flow, uint32_t peer, int error);
+bool relay_is_here(int fd);
+int relay_stand_in(const struct destination *dst, uint32_t *ret_peer,
+		   struct sockaddr_in *ret_sa);
+bool relay_stands_for(const struct sockaddr_storage *sa,
+		      struct destination *ret_dst);
+
+/* ---- datagram.c ---- */
+
+bool datagram_connect(const struct call *call, int fd,
+		      const struct sockaddr_storage *sa,
+		      const struct destination *dst);
+bool datagram_name(const struct call *call, bool *ret_v6,
+		   struct destination *ret_name);
+void datagram_send_trapped(const struct call *call);
+void datagram_receive_trapped(const struct call *call);
+void datagram_drop_stale(void);
+void datagram_tick(void);
+int datagram_timeout_ms(void);
+
 /* ---- swap.c ---- */
 
 int swap_to_inet(const struct call *call, int num, int fd, uint64_t label);
 int swap_to_vsock(const struct call *call, int num, int *fd);
 bool swap_is_tcp(int fd);
+int swap_to_our_netns(const struct call *call, int num, int *fd);
 
 /* ---- wait.c ---- */
 

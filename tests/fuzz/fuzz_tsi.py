@@ -1,15 +1,17 @@
 """A guest that does anything, against the TSI service and what decides for it.
 
-libFuzzer's bytes, through Atheris, are a program of small steps: control streams that
-come and go, messages well formed or not and cut anywhere, tokens of anybody, requests
-for them, what the engine then tells of its connections, a new policy, time that goes
-by. The engine is a model in Python, as strict about its calls as the real one; policy,
-routing, log and metrics are real. A second sandbox stands by.
+libFuzzer's bytes, through Atheris, are a program of small steps: control and datagram
+streams that come and go, messages well formed or not and cut anywhere, tokens of
+anybody, requests for them, what the engine then tells of its connections, datagrams,
+what the network makes of them, DNS queries, a new policy, time that goes by. The engine
+and UDP sockets are models in Python, as strict about their calls as the real ones;
+policy, routing, DNS, log and metrics are real. A second sandbox stands by.
 
-What must hold: nothing is dialled that the policy in force denies, by an oracle of its
-own; a token leads where its owner's first ROUTE said; each request is answered once,
-in time; all that is kept is bounded, and gone at the end; nothing raises or is logged
-as our error; the bystander is served at any moment.
+What must hold: nothing is dialled or sent a datagram that the policy in force denies,
+by an oracle of its own; a token leads where its owner's first ROUTE said; no datagram
+reaches the guest but from peers that the flow has sent to; each request is answered
+once, in time; all that is kept is bounded, and gone at the end; nothing raises or is
+logged as our error; the bystander is served, names too, at any moment.
 
 `run.py` starts it.
 """
@@ -17,6 +19,7 @@ as our error; the bystander is served at any moment.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import functools
 import ipaddress
@@ -24,8 +27,10 @@ import logging
 import os
 import random
 import selectors
+import socket
 import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,12 +38,22 @@ import atheris
 
 with atheris.instrument_imports(include=["fastpath"]):
     from fastpath import throttle
-    from fastpath.tsi import protocol, service, stream
+    from fastpath.tsi import datagram, protocol, service, stream
+    from fastpath.tsi.datagram import DatagramLimits, DatagramService
+    from fastpath.tsi.policy import Limits
     from fastpath.tsi.policyfile import parse
     from fastpath.tsi.service import TsiService
     from fastpath.ztunnel.clients import Clients
+    from fastpath.ztunnel.dns import Dns
     from fastpath.ztunnel.metrics import Metrics
-    from fastpath.ztunnel.model import Config, Fastpath, Sandbox, Workload
+    from fastpath.ztunnel.model import (
+        Config,
+        Fastpath,
+        NetworkAddress,
+        Sandbox,
+        Service,
+        Workload,
+    )
     from fastpath.ztunnel.outbound import Outbound, SandboxRouter
     from fastpath.ztunnel.routing import Routes
 
@@ -46,7 +61,13 @@ from vhost_user.engine import Ask, Dial, Echo, Event, EventKind, Reset
 
 MAX_STEPS = 96
 DIAL_S = 30.0
-TSI_PORT = 21587
+TSI_PORT, DATAGRAM_PORT = 21587, 21588
+FIRST_TOKEN = 0x10000
+GRANT, PEER, VERDICT, DATAGRAM, UNREACHABLE = 32, 33, 34, 35, 36
+MAX_UDP_SOCKETS = 3
+UDP_LIMITS = DatagramLimits(
+    streams=3, idle_s=20, queue_bytes=4096, rate=200, burst=32, dns_queries=2
+)
 ECHO = ("198.18.0.1", 7)
 # As the real ones, and each as much smaller as the others, so that they are met.
 SCALE = 1024
@@ -59,10 +80,14 @@ vars(stream).update(
 
 POLICIES = [
     "{}",
-    "egress: {allow: ['192.0.2.0/24', '127.0.0.1:9090', '198.18.0.0/15']}",
+    "egress: {allow: ['192.0.2.0/24', '127.0.0.1:9090', '198.18.0.0/15']}\nudp: true",
     "egress: {deny: ['192.0.2.1:80', '2001:db8::/32', '198.18.0.1:7'], errno: EACCES}",
-    "egress: {allow: ['0.0.0.0/0', '::/0']}",
+    "egress: {allow: ['0.0.0.0/0', '::/0']}\nudp: true",
 ]
+WITH_UDP = (1, 3)
+VIP = "10.96.0.10"
+QUESTION = b"\3web\7default\0\0\1\0\1"
+QUERY = struct.pack("!HHHHHH", 77, 0x100, 1, 0, 0, 0) + QUESTION
 DESTINATIONS = [
     ("192.0.2.1", 80),
     ("192.0.2.1", 81),
@@ -77,6 +102,7 @@ DESTINATIONS = [
     ("fe80::1", 1),
     ("224.0.0.1", 1),
 ]
+PEERS = [*DESTINATIONS, ("192.0.2.1", 53), ("fe80::1", 53)]
 
 
 @functools.cache
@@ -202,14 +228,19 @@ class Engine:
         return True
 
     def answer_fd(self, number, sock):
-        conn = self.conns.pop(number, None)
+        conn = self.conns.get(number)
         if conn is None:
             sock.close()
             return False
         assert conn.target is None, "answered twice"
         sock.setblocking(False)
-        conn.box.take_stream(sock)
         self.sockets.append(sock)
+        if conn.port >= FIRST_TOKEN:
+            conn.target = sock
+            self.opened(number)
+        else:
+            del self.conns[number]
+            conn.box.take_stream(conn.port, sock)
         return True
 
     def reset(self, number, error):
@@ -229,6 +260,8 @@ class Engine:
         kind = EventKind.CLOSED if conn.open else EventKind.FAILED
         self.post(number, kind, error)
         del self.conns[number]
+        if isinstance(conn.target, socket.socket):
+            conn.target.close()
 
     def post(self, number, kind, error=0):
         conn = self.conns[number]
@@ -236,6 +269,64 @@ class Engine:
             kind=kind, conn=number, port=conn.port, peer_port=1025, error=error
         )
         self.loop.call_soon(conn.box.service.handle_event, event)
+
+
+class Udp:
+    """A UDP socket on the host, and the network behind it."""
+
+    def __init__(self, world, family):
+        self.world = world
+        self.family = family
+        self.sock, self.network = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.network.setblocking(False)
+        self.sent = set()
+        self.next = []
+        """What the next calls give: datagrams with their source, or errors."""
+        self.queue = []
+        """The error queue."""
+        self.fails = 0
+        """The errno of the next sendto."""
+        world.udp.append(self)
+
+    def fileno(self):
+        return self.sock.fileno()
+
+    def close(self):
+        self.world.udp.remove(self)
+        self.sock.close()
+        self.network.close()
+
+    def sendto(self, data, address):
+        assert address[1] != 53, "DNS is answered here"
+        assert not self.world.a.denied_udp(address), f"sent to {address}"
+        assert (":" in address[0]) == (self.family == socket.AF_INET6)
+        self.sent.add(address)
+        error, self.fails = self.fails, 0
+        if error:
+            raise OSError(error, "the network is so")
+        return len(data)
+
+    def recvfrom(self, size):
+        if not self.next:
+            raise BlockingIOError
+        data, source = self.next.pop(0)
+        self.sock.recv(1)
+        if not data:
+            raise ConnectionRefusedError
+        return data, source
+
+    def recvmsg(self, size, control, flags):
+        assert flags == socket.MSG_ERRQUEUE
+        if not self.queue:
+            raise BlockingIOError
+        address, error = self.queue.pop(0)
+        level = (0, 11) if self.family == socket.AF_INET else (41, 25)
+        return b"", [(*level, struct.pack("=I12x", error))], 0, address
+
+    def arrive(self, source, data):
+        """Hand in a datagram, or an error that stands before the next one."""
+        self.next.append((data, source))
+        self.network.send(b"!")
 
 
 class Box:
@@ -249,17 +340,27 @@ class Box:
         self.policy = 0
         self.streams = []
         """The guest's ends."""
+        self.datagram_streams = []
         self.first = {}
         """Token to destination, as its owner said first; None: who knows."""
         client = world.clients.sandbox(name)
         client.policy = world.policies[0]
+        router = SandboxRouter(world.outbound, client, world.dns)
+        self.datagrams = DatagramService(
+            cast("Any", self.engine),
+            router,
+            policy=client.policy,
+            name=name,
+            limits=UDP_LIMITS,
+        )
         self.service = TsiService(
             cast("Any", self.engine),
             cast("Any", self),
-            SandboxRouter(world.outbound, client),
+            router,
             addresses=["10.0.0.2", "fd00::2"],
             name=name,
             policy=client.policy,
+            datagrams=self.datagrams,
         )
 
     # What the service calls of a device
@@ -280,6 +381,9 @@ class Box:
         pass
 
     # What must hold
+
+    def denied_udp(self, address):
+        return self.policy not in WITH_UDP or denied(self.policy, address)
 
     def judge(self, port, target):
         """Check what a connection to a token will lead to."""
@@ -302,11 +406,27 @@ class Box:
         for token in tokens:
             assert token in self.service._tokens
             self.judge(token, self.routes[token])
+        self.check_datagrams()
+
+    def check_datagrams(self):
+        udp = self.datagrams.stats()
+        assert udp.streams <= UDP_LIMITS.streams
+        assert udp.flows <= MAX_UDP_SOCKETS
+        assert len(self.datagrams.queries) <= UDP_LIMITS.dns_queries
+        for flow in self.datagrams._flows.values():
+            assert not any(map(self.denied_udp, flow.peers))
+            assert flow.peers <= cast("Any", flow.sock).sent
+        for each in self.datagrams._streams:
+            assert each._queued <= 2 * UDP_LIMITS.queue_bytes + 65536
+            assert len(each._numbers) <= len(each._peers) <= datagram.PEERS
 
     # What the guest does
 
-    def take_stream(self, sock):
-        self.streams.append(Stream(self, sock))
+    def take_stream(self, port, sock):
+        if port == TSI_PORT:
+            self.streams.append(Stream(self, sock))
+        else:
+            self.datagram_streams.append(DatagramStream(self, sock))
 
     def set_policy(self, number):
         self.policy = number
@@ -373,10 +493,53 @@ class Stream:
         self.send(route(token, destination), cut)
 
 
+class DatagramStream:
+    """The guest's end of a datagram stream."""
+
+    def __init__(self, box, sock):
+        self.box, self.sock = box, sock
+        self.data = b""
+        self.found = []
+        """Messages that were read: type and payload."""
+
+    def send(self, data, cut=0):
+        """Send in two pieces; what finds no room is lost."""
+        for piece in (data[:cut], data[cut:]):
+            with contextlib.suppress(OSError):
+                self.sock.send(piece)
+            if cut:
+                self.box.loop.turn(1)
+
+    def read(self):
+        """Read what came; it has to be well formed."""
+        try:
+            self.data += self.sock.recv(1 << 20)
+        except OSError:
+            return
+        while len(self.data) >= 4:
+            kind, size = struct.unpack_from("<HH", self.data)
+            sizes = {GRANT: 8, VERDICT: 8, UNREACHABLE: 12}
+            assert kind in (3, DATAGRAM) or size == sizes[kind]
+            if len(self.data) < 4 + size:
+                break
+            payload, self.data = self.data[4 : 4 + size], self.data[4 + size :]
+            self.found.append((kind, payload))
+            if kind == DATAGRAM:
+                assert payload[8:] != b"unasked"
+
+
 def route(token, destination):
+    return endpoint(4, token, destination)
+
+
+def endpoint(kind, number, destination):
     ip = ipaddress.ip_address(destination[0])
-    head = struct.pack("<HHIHH", 4, 24, token, ip.version, destination[1])
+    head = struct.pack("<HHIHH", kind, 24, number, ip.version, destination[1])
     return head + ip.packed.ljust(16, b"\0")
+
+
+def carry(flow, peer, data):
+    return struct.pack("<HHHHI", DATAGRAM, 8 + len(data), flow, 0, peer) + data
 
 
 def hello(low=1, high=1):
@@ -393,6 +556,10 @@ class World:
         self.policies = target.policies
         self.clients = Clients(target.config)
         self.lines = 0
+        self.udp = []
+        """Open UDP sockets."""
+        vars(datagram)["_udp_socket"] = functools.partial(Udp, self)
+        self.dns = Dns(target.config, resolv_conf=Path("/no/resolvers"))
         routes = Routes(target.config, rng=random.Random(1))
         self.outbound = Outbound(
             routes, cast("Any", self), target.metrics, self.engine.reset
@@ -422,7 +589,7 @@ class World:
     def register(self, data):
         if self.a.streams:
             chosen = data.pick(self.a.streams)
-            chosen.register(data.pick(DESTINATIONS), data.byte() % 29)
+            chosen.register(data.pick(PEERS), data.byte() % 29)
 
     def register_many(self, data):
         if self.a.streams:
@@ -444,10 +611,13 @@ class World:
         if self.a.streams:
             chosen = data.pick(self.a.streams)
             chosen.doubt()
-            kind, size = data.byte() % 50, data.byte()
-            payload = data.take(size if size < 64 else 8)
-            lie = size << 8 if size & 1 else len(payload)
-            chosen.send(struct.pack("<HH", kind, lie) + payload, size % 8)
+            chosen.send(*self.some_message(data))
+
+    def some_message(self, data):
+        kind, size = data.byte() % 50, data.byte()
+        payload = data.take(size if size < 64 else 8)
+        lie = size << 8 if size & 1 else len(payload)
+        return struct.pack("<HH", kind, lie) + payload, size % 8
 
     def any_bytes(self, data):
         if self.a.streams:
@@ -467,6 +637,93 @@ class World:
             self.loop.turn(1)
         if data.byte() & 7 == 7 and number in self.engine.conns:
             self.engine.end(number, errno.ECONNRESET)  # the guest took it back
+
+    # ---- steps of datagrams ----
+
+    def datagram_stream(self, data):
+        """Open a datagram stream and greet, mostly."""
+        self.engine.request(self.a, DATAGRAM_PORT)
+        self.loop.turn(1)
+        if data.byte() & 7:
+            self.a.datagram_streams[-1].send(hello(), data.byte() % 13)
+
+    def peer(self, data):
+        """Give a peer a number; some share a slot."""
+        if self.a.datagram_streams:
+            chosen = data.pick(self.a.datagram_streams)
+            number = data.byte()
+            number = number % 8 + datagram.PEERS * (number >> 6)
+            chosen.send(endpoint(PEER, number, data.pick(PEERS)), data.byte() % 29)
+
+    def datagram(self, data):
+        if self.a.datagram_streams:
+            chosen = data.pick(self.a.datagram_streams)
+            number, flow = data.byte(), 40000 + data.byte() % 5
+            number = number % 8 + datagram.PEERS * (number >> 6)
+            message = carry(flow, number, b"d" * (data.byte() << 4))
+            failing = data.byte()
+            if self.udp and failing & 7 == 7:
+                error = data.pick((errno.EAGAIN, errno.ENETUNREACH, 0))
+                self.udp[(failing >> 3) % len(self.udp)].fails = error
+            for _ in range(1 + data.byte() // 32):
+                chosen.send(message)
+            self.loop.turn(1)
+
+    def any_datagram(self, data):
+        """Send anything on a datagram stream."""
+        if self.a.datagram_streams:
+            chosen = data.pick(self.a.datagram_streams)
+            if data.byte() & 1:
+                chosen.send(*self.some_message(data))
+            else:
+                chosen.send(data.take(data.byte() % 64))
+
+    def network(self, data):
+        """Something arrives at a UDP socket."""
+        if not self.udp:
+            return
+        at, source, what = data.pick(self.udp), data.pick(PEERS), data.byte()
+        if (":" in source[0]) != (at.family == socket.AF_INET6):
+            return
+        good = source in at.sent and not self.a.denied_udp(source)
+        if what & 3 == 0:
+            at.queue.append((source, data.pick((errno.ECONNREFUSED, 0, 1 << 30))))
+        if what & 7 == 7:
+            at.arrive(source, b"")
+        else:
+            at.arrive(source, b"x" * (1 + (what << 3)) if good else b"unasked")
+        self.loop.turn()
+
+    def datagram_read(self, data):
+        if self.a.datagram_streams:
+            data.pick(self.a.datagram_streams).read()
+
+    def datagram_close(self, data):
+        if self.a.datagram_streams:
+            chosen = data.pick(self.a.datagram_streams)
+            self.a.datagram_streams.remove(chosen)
+            chosen.sock.close()
+
+    def query(self, data):
+        """Ask for a name by UDP or TCP, well or not."""
+        wire = bytearray(QUERY)
+        for _ in range(data.byte() % 4):
+            wire[data.byte() % len(wire)] = data.byte()
+        if data.byte() & 1:
+            here = [
+                conn.target
+                for conn in self.engine.conns.values()
+                if isinstance(conn.target, socket.socket)
+            ]
+            if here:
+                with contextlib.suppress(OSError):
+                    data.pick(here).send(len(wire).to_bytes(2, "big") + wire)
+        elif self.a.datagram_streams:
+            chosen = data.pick(self.a.datagram_streams)
+            chosen.send(endpoint(PEER, 7, PEERS[-1]))
+            for _ in range(1 + data.byte() % 8):
+                chosen.send(carry(40000, 7, bytes(wire)))
+        self.loop.turn()
 
     def settle(self, data):
         """Let a dial succeed or fail, or a connection end."""
@@ -529,16 +786,32 @@ class World:
         self.loop.turn()
         assert isinstance(self.engine.conns[number].target, Echo)
         self.engine.end(number)
+        self.ask_for_name()
         self.pass_time(0.6)  # within its own pace
+
+    def ask_for_name(self):
+        """Ask for a service's name from the other sandbox."""
+        if not self.b.datagram_streams:
+            self.engine.request(self.b, DATAGRAM_PORT)
+            self.loop.turn(1)
+            self.b.datagram_streams[0].send(hello())
+            self.b.datagram_streams[0].send(endpoint(PEER, 1, PEERS[-1]))
+        own = self.b.datagram_streams[0]
+        own.send(carry(40000, 1, QUERY))
+        self.loop.turn(6)
+        own.read()
+        kind, payload = own.found.pop()
+        assert kind == DATAGRAM
+        assert payload.endswith(ipaddress.ip_address(VIP).packed)
 
     def close(self):
         """End everything; nothing may be left."""
         for box in (self.a, self.b):
-            for each in box.streams:
+            for each in (*box.streams, *box.datagram_streams):
                 each.sock.close()
         self.pass_time(service.HOLD_S + 1)
         for _ in range(64):  # what was sent before is still read, at its pace
-            if self.a.service.stats().streams:
+            if self.a.service.stats().streams or self.a.datagrams.stats().streams:
                 self.pass_time(64.0)
         asked = [c for c in self.engine.conns.values() if c.target is None]
         assert not asked, "a request was never answered"
@@ -550,7 +823,12 @@ class World:
             assert (stats.tokens, stats.held, stats.streams) == (0, 0, 0), stats
             assert not box.service._agents
             assert not box.service._live
+            udp = box.datagrams.stats()
+            assert (udp.streams, udp.flows, self.udp) == (0, 0, []), udp
+            assert not box.datagrams.queries
             box.service.close()
+        self.loop.run_until_complete(self.dns.close())
+        assert self.dns.stats().streams == 0
         assert self.outbound.idle.is_set()
         assert not self.outbound.live
         self.outbound.close()
@@ -579,6 +857,17 @@ STEPS = (
     World.read,
     World.new_policy,
     World.bystander,
+    World.datagram_stream,
+    World.peer,
+    World.peer,
+    World.datagram,
+    World.datagram,
+    World.any_datagram,
+    World.network,
+    World.network,
+    World.datagram_read,
+    World.datagram_close,
+    World.query,
 )
 
 
@@ -587,13 +876,14 @@ def decode(data):
     cut = 1 + data[0] % 32
     whole = data[1:]
     parts = [whole[i : i + cut] for i in range(0, len(whole), cut)]
-    one, other = decoded(whole), decoded(*parts)
+    made = protocol.DatagramDecoder if data[0] & 32 else protocol.Decoder
+    one, other = decoded(made(), whole), decoded(made(), *parts)
     assert one == other, f"{one} in one piece, {other} in pieces of {cut}"
     assert len(one[2]) <= protocol.MAX_TEXT
 
 
-def decoded(*parts):
-    decoder, found = protocol.Decoder(), []
+def decoded(decoder, *parts):
+    found = []
     try:
         for part in parts:
             messages = decoder.feed(part)
@@ -624,6 +914,19 @@ def seeds():
     yield program(*begin, *connect, ("close_stream", 0), ("wait", 5), ("settle", 0, 1))
     yield program(*begin, ("register_many", 0, 255), ("wait", 5), ("bystander",))
     yield program(*begin, ("any_message", 0, 9, 9), ("read", 0), ("bystander",))
+    udp = [("new_policy", 1), ("datagram_stream", 1, 0), ("peer", 0, 1, 0, 0)]
+    send = [("datagram", 0, 1, 0, 1, 0, 0), ("turn",)]
+    answer = [("network", 0, 0, 1), ("datagram_read", 0)]
+    for policy in range(len(POLICIES)):
+        again = [("new_policy", policy), *send, *answer]
+        yield program(*udp, *send, *answer, *again, ("datagram_close", 0))
+    many = [("datagram", 0, 1, flow, 1, 0, 255) for flow in range(5)]
+    yield program(*udp, *many, ("wait", 2), *answer, ("bystander",))
+    other = [("peer", 0, 2, 1, 0), *send, ("network", 0, 1, 1), ("datagram_read", 0)]
+    yield program(*udp, *other, ("peer", 0, 1, 1, 0), ("network", 0, 1, 1), *other)
+    yield program(*udp, *send, ("query", 0, 0, 0, 7), ("wait", 1), *answer)
+    tcp = [("register", 0, len(DESTINATIONS), 0), ("request", 1, 0, 0, 1, 0)]
+    yield program(*begin, *tcp, ("query", 0, 1, 0), ("new_policy", 2), ("wait", 4))
     for kind in range(1, 6):
         yield bytes([0, kind]) + hello() + route(0x100000, ECHO) + bytes([kind, 0, 8])
 
@@ -636,7 +939,10 @@ class Target:
         logging.getLogger().addHandler(self.errors)
         logging.getLogger().setLevel(logging.ERROR)
         self.metrics = Metrics()
-        self.policies = [parse(text.encode(), "policy") for text in POLICIES]
+        self.policies = [
+            replace(policy, limits=Limits(max_udp_sockets=MAX_UDP_SOCKETS))
+            for policy in (parse(text.encode(), "policy") for text in POLICIES)
+        ]
         workloads = tuple(
             Workload(
                 workload_ips=(ipaddress.ip_address(f"10.0.0.{2 + i}"),),
@@ -652,7 +958,14 @@ class Target:
         )
         echo = ipaddress.ip_address(ECHO[0])
         own = Fastpath(sandboxes=sandboxes, echo=echo)
-        self.config = Config(workloads=workloads, fastpath=own)
+        web = Service(
+            name="web",
+            namespace="default",
+            hostname="web.default.svc.cluster.local",
+            vips=(NetworkAddress("", ipaddress.ip_address(VIP)),),
+            ports={80: 80},
+        )
+        self.config = Config(workloads=workloads, services=(web,), fastpath=own)
 
     def __call__(self, data):
         """Run one input: bytes for the decoder, or a program of steps."""

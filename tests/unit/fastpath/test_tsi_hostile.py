@@ -191,7 +191,7 @@ def test_no_socket_of_the_host_is_beyond_the_policy(tmp_path, server, host):
 
 def test_other_ports_of_the_host_lead_nowhere(tmp_path):
     def work(ztunnel, a, b):
-        for port in (0, 1, 1024, 21586, 21588, 0xFFFF, 1 << 30, 0xFFFFFFFF):
+        for port in (0, 1, 1024, 21586, 21589, 0xFFFF, 1 << 30, 0xFFFFFFFF):
             a.guest.request(port).expect(Op.RST)
 
     play(tmp_path, work)

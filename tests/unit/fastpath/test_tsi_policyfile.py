@@ -43,7 +43,7 @@ def test_the_documented_example_is_understood_in_full():
         max_queued_bytes=64 << 20,
         accept_rate=5000,
         max_listeners=16,
-        max_datagram_peers=256,
+        max_udp_sockets=256,
     )
 
 

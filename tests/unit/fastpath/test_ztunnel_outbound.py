@@ -14,11 +14,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fastpath import throttle
-from fastpath.tsi.policy import Rule, SandboxPolicy
+from fastpath.tsi.datagram import DatagramStats
+from fastpath.tsi.policy import Denial, EgressPolicy, Rule, SandboxPolicy
 from fastpath.tsi.policyfile import DenialErrno, Egress
+from fastpath.tsi.service import Here
 from fastpath.ztunnel import outbound
 from fastpath.ztunnel.clients import Clients
-from fastpath.ztunnel.metrics import EngineCollector, Metrics
+from fastpath.ztunnel.dns import Dns, DnsStats
+from fastpath.ztunnel.metrics import DatagramCollector, EngineCollector, Metrics
 from fastpath.ztunnel.model import (
     Config,
     Fastpath,
@@ -141,7 +144,8 @@ class World:
             self.engine.reset,
         )
         self.capture = Capture(cast("Engine", self.engine), self.outbound, self.clients)
-        self.router = SandboxRouter(self.outbound, self.clients.sandbox("box"))
+        client = self.clients.sandbox("box")
+        self.router = SandboxRouter(self.outbound, client, Dns(CONFIG))
 
     def samples(self, name):
         """Samples of one counter that are not 0, by their labels."""
@@ -380,7 +384,7 @@ def test_a_flood_of_refusals_gets_a_bounded_number_of_lines(way, world, caplog):
     assert labels == {"sandbox": "box"}
     assert len(world.log.records) + left_out == 500
     assert world.value("fastpath_denied_total") == 500
-    said = f"{PRINCIPAL}: {left_out:.0f} refused connections are not in the access log"
+    said = f"{PRINCIPAL}: {left_out:.0f} denials are not in the access log"
     assert said in caplog.text
 
 
@@ -481,3 +485,60 @@ def test_the_engines_counters_are_read_when_asked(world):
         ({"sandbox": "other"}, 6),
     ]
     assert world.value("fastpath_device_opened_total") == 12
+
+
+def test_the_counters_of_udp_and_dns_are_read_when_asked(world):
+    stats = DatagramStats(sent=4, flows=2)
+    collector = DatagramCollector(lambda: {"box": stats}, lambda: DnsStats(local=3))
+    world.metrics.registry.register(collector)
+    stats.sent += 1
+    assert world.samples("fastpath_datagram_sent_total") == [({"sandbox": "box"}, 5)]
+    assert world.samples("fastpath_datagram_flows") == [({"sandbox": "box"}, 2)]
+    assert world.value("fastpath_dns_local_total") == 3
+
+
+def test_denied_datagrams_are_counted_and_logged_with_the_identity(world):
+    denial = Denial("udp_off", "UDP is switched off")
+    world.router.datagram_denied(("192.0.2.1", 123), denial)
+    (record,) = world.log.records
+    assert (record.level, record.message) == ("warn", "datagrams denied")
+    assert record.src.identity == str(world.clients.sandbox("box").identity)
+    assert record.dst.addr == "192.0.2.1:123"
+    assert "UDP is switched off" in record.error
+    assert world.samples("fastpath_denied_total") == [
+        ({"sandbox": "box", "reason": "udp_off"}, 1)
+    ]
+
+
+def test_port_53_is_answered_here_whatever_the_address(world):
+    way, destination = Tsi(world), ("169.254.169.254", 53)
+    assert isinstance(way.ask(destination), Here)
+    way.tell(EventKind.OPENED, destination)
+    way.tell(EventKind.CLOSED, destination, up=30, down=60)
+    (record,) = world.log.records
+    assert (record.message, record.error) == ("connection complete", "")
+    assert record.dst.addr == "169.254.169.254:53"
+
+
+def test_a_new_policy_ends_no_query_over_tcp(world):
+    way, destination = Tsi(world), ("10.9.9.9", 53)
+    assert isinstance(way.ask(destination), Here)
+    way.tell(EventKind.OPENED, destination)
+    everything = [Rule.parse("0.0.0.0/0")]
+    world.router.set_policy(SandboxPolicy(egress=EgressPolicy(deny=everything)))
+    assert not world.engine.ended
+    assert isinstance(way.ask(destination), Here)
+
+
+def test_lines_about_denied_datagrams_are_bounded(world, monkeypatch):
+    denial = Denial("udp_off", "UDP is switched off")
+
+    async def work():
+        for port in range(throttle.BURST + 5):
+            world.router.datagram_denied(("192.0.2.1", port), denial)
+        world.outbound.close()
+
+    asyncio.run(work())
+    assert throttle.BURST <= len(world.log.records) < throttle.BURST + 5
+    ((_, count),) = world.samples("fastpath_denied_total")
+    assert count == throttle.BURST + 5

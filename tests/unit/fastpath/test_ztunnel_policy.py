@@ -199,6 +199,21 @@ def test_no_sandbox_can_have_the_descriptors_of_all(world, caplog):
     assert "a: maxConns is" in caplog.text
 
 
+def test_udp_sockets_are_within_a_sandboxs_share_too(world):
+    most = "limits: {maxConns: 16777216, maxQueuedBytes: 1099511627776}"
+    world.path.write_text(most)
+
+    def work(a, b):
+        service = world.ztunnel.sandboxes["a"].service
+        share = service.policy.limits.max_conns
+        world.change(most[:-1] + ", maxUdpSockets: 65535}\nudp: true")
+        limits = service.policy.limits
+        assert limits.max_udp_sockets == min(share // 4, 65535)
+        assert limits.max_conns + limits.max_udp_sockets == share
+
+    world.play(work)
+
+
 def test_a_policy_file_with_an_error_starts_nothing(world):
     world.path.write_text("udp: maybe")
 
