@@ -26,7 +26,7 @@ PACKAGES := gcc libc6-dev make python3-venv python3-dev ca-certificates \
 NATIVE   := $(wildcard vhost_user/native/*.c vhost_user/native/*.h) \
             vhost_user/native/build.py
 C_FILES  := $(wildcard vhost_user/native/*.[ch] guest/*.[ch] guest/*/*.[ch] \
-            fastpath/datapath/bpf/*.c tests/vm/*.c tests/vm/trace/*.[ch] \
+            fastpath/datapath/bpf/*.c tests/vm/*.[ch] tests/vm/trace/*.[ch] \
             tests/fuzz/*.[ch] \
             tests/unit/vhost_user/*.c \
             bench/guest/*.[ch] bench/host/*.c)

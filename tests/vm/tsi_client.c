@@ -7,11 +7,8 @@
  * Theory of operation
  * ===================
  *
- * Every check is a function that makes calls and states what TCP answers, so
- * that the same binary passes over native TCP (with NATIVE=1, which leaves out
- * what only a sandbox has) and over TSI. It runs in a process of its own with
- * an alarm, prints "ok NAME" or "FAIL NAME: line N: WHAT (errno)", and the last
- * line counts.
+ * Every check (checks.h) makes calls and states what TCP answers, and passes
+ * over native TCP and over TSI.
  *
  * One answer is TCP's but not vsock's: after a failed connect, poll() shows
  * POLLERR always there and here all but always, so that the checks look at
@@ -46,31 +43,16 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "checks.h"
+
 #define ECHO	 7007
 #define SLOW	 7500
 #define REFUSING 8081
 #define SILENT	 9999
 
-#define CHECK_S	   20	     /* longest that one check may take */
 #define BULK_BYTES (1 << 20) /* of the check that moves many */
 
 static const char *host4, *host6;
-
-/* State what has to hold; the check fails if it doesn't */
-#define want(condition)                                                        \
-	do {                                                                   \
-		if (!(condition))                                              \
-			broken(__LINE__, #condition);                          \
-	} while (0)
-/* State that a call fails, and how */
-#define want_errno(call, number) want((call) == -1 && errno == (number))
-
-static void __attribute__((noreturn)) broken(int line, const char *what)
-{
-	printf("line %d: %s (%s)\n", line, what, strerror(errno));
-	fflush(stdout);
-	_exit(1);
-}
 
 /* ---- helpers ---- */
 
@@ -900,15 +882,6 @@ static void one_after_another(void)
 
 /* ---- running them ---- */
 
-struct check {
-	const char *name;
-	void (*run)(void);
-	bool sandbox; /* holds in a sandbox only */
-};
-
-#define CHECK(name)   {#name, name, false}
-#define SANDBOX(name) {#name, name, true}
-
 static const struct check checks[] = {
     CHECK(blocking),
     CHECK(blocking_ipv6),
@@ -964,63 +937,15 @@ static const struct check checks[] = {
     CHECK(one_after_another),
 };
 
-/**
- * run() - Run one check in a process of its own
- * @check:	Check
- *
- * Returns: true if it holds
- */
-static bool run(const struct check *check)
-{
-	int status, pipes[2];
-	char why[256] = "died";
-	ssize_t len;
-
-	if (pipe2(pipes, O_CLOEXEC))
-		abort();
-	if (fork() == 0) {
-		dup2(pipes[1], STDOUT_FILENO);
-		setpgid(0, 0);
-		alarm(CHECK_S);
-		check->run();
-		_exit(0);
-	}
-	close(pipes[1]);
-	len = read(pipes[0], why, sizeof(why) - 1);
-	close(pipes[0]);
-	wait(&status);
-	if (status == 0) {
-		printf("ok %s\n", check->name);
-		return true;
-	}
-	if (len > 0)
-		why[len - (why[len - 1] == '\n')] = '\0';
-	printf("FAIL %s: %s\n", check->name,
-	       WIFSIGNALED(status) ? strsignal(WTERMSIG(status)) : why);
-	return false;
-}
-
 int main(int argc, char **argv)
 {
-	int passed = 0, count = 0;
-
 	if (argc < 3) {
 		fprintf(stderr, "usage: tsi_client IPV4 IPV6 [CHECK]...\n");
 		return 2;
 	}
-	setvbuf(stdout, NULL, _IOLBF, 0);
 	host4 = argv[1];
 	host6 = argv[2];
-	for (size_t i = 0; i < sizeof(checks) / sizeof(checks[0]); i++) {
-		bool wanted = argc == 3;
-
-		for (int k = 3; k < argc; k++)
-			wanted |= !strcmp(argv[k], checks[i].name);
-		if (!wanted || (checks[i].sandbox && getenv("NATIVE")))
-			continue;
-		count++;
-		passed += run(&checks[i]);
-	}
-	printf("%d/%d\n", passed, count);
-	return passed == count ? 0 : 1;
+	for (size_t i = 0; i < sizeof(checks) / sizeof(checks[0]); i++)
+		run_check(&checks[i], argv + 3);
+	return sum_up();
 }

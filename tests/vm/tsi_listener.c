@@ -7,11 +7,10 @@
  * Theory of operation
  * ===================
  *
- * As in tsi_client.c: each check is a function in a process of its own, and
- * states what TCP answers, so that the same binary passes over native TCP and,
- * where FIRST_PORT and those after it are published, over TSI. Each check has a
- * port of its own. Clients are in the same process or a child, and connect to
- * 127.0.0.1 or ::1. Prints "ok NAME" or "FAIL NAME: line N: WHAT (errno)".
+ * Each check (checks.h) states what TCP answers, so that it passes over native
+ * TCP and, where FIRST_PORT and those after it are published, over TSI. It has
+ * a port of its own. Clients are in the same process or a child, and connect to
+ * 127.0.0.1 or ::1.
  */
 
 #define _GNU_SOURCE
@@ -35,26 +34,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define CHECK_S 20 /* longest that one check may take */
+#include "checks.h"
+
 #define BACKLOG 16
 
 static int port; /* the check's own */
-
-/* State what has to hold; the check fails if it doesn't */
-#define want(condition)                                                        \
-	do {                                                                   \
-		if (!(condition))                                              \
-			broken(__LINE__, #condition);                          \
-	} while (0)
-/* State that a call fails, and how */
-#define want_errno(call, number) want((call) == -1 && errno == (number))
-
-static void __attribute__((noreturn)) broken(int line, const char *what)
-{
-	printf("line %d: %s (%s)\n", line, what, strerror(errno));
-	fflush(stdout);
-	_exit(1);
-}
 
 /* ---- helpers ---- */
 
@@ -776,16 +760,9 @@ static void loopback_only(void)
 	want_connected(take(fd, &name), there, &name);
 }
 
-/**
- * struct check - A check
- * @name:	What it checks
- * @run:	Does it; it returns if all holds
- */
-static const struct check {
-	const char *name;
-	void (*run)(void);
-} checks[] = {
-#define CHECK(name) {#name, name}
+/* ---- running them ---- */
+
+static const struct check checks[] = {
     CHECK(names_agree),
     CHECK(names_without_an_address_in_accept),
     CHECK(ipv6),
@@ -826,67 +803,15 @@ static const struct check {
     CHECK(loopback_only),
 };
 
-/* ---- running them ---- */
-
-/**
- * run() - Run one check in a process of its own
- * @check:	Check
- *
- * Returns: true if it holds
- */
-static bool run(const struct check *check)
-{
-	int status, pipes[2];
-	char why[256] = "died";
-	ssize_t len;
-	pid_t pid;
-
-	if (pipe2(pipes, O_CLOEXEC))
-		abort();
-	pid = fork();
-	if (pid == 0) {
-		dup2(pipes[1], STDOUT_FILENO);
-		setpgid(0, 0);
-		alarm(CHECK_S);
-		check->run();
-		_exit(0);
-	}
-	close(pipes[1]);
-	waitpid(pid, &status, 0);
-	kill(-pid, SIGKILL);
-	len = read(pipes[0], why, sizeof(why) - 1);
-	close(pipes[0]);
-	if (status == 0) {
-		printf("ok %s\n", check->name);
-		return true;
-	}
-	if (len > 0)
-		why[len - (why[len - 1] == '\n')] = '\0';
-	printf("FAIL %s: %s\n", check->name,
-	       WIFSIGNALED(status) ? strsignal(WTERMSIG(status)) : why);
-	return false;
-}
-
 int main(int argc, char **argv)
 {
-	int passed = 0, count = 0;
-
 	if (argc < 2) {
 		fprintf(stderr, "usage: tsi_listener FIRST_PORT [CHECK]...\n");
 		return 2;
 	}
-	setvbuf(stdout, NULL, _IOLBF, 0);
 	for (size_t i = 0; i < sizeof(checks) / sizeof(checks[0]); i++) {
-		bool wanted = argc == 2;
-
-		for (int k = 2; k < argc; k++)
-			wanted |= !strcmp(argv[k], checks[i].name);
-		if (!wanted)
-			continue;
 		port = atoi(argv[1]) + (int)i;
-		count++;
-		passed += run(&checks[i]);
+		run_check(&checks[i], argv + 2);
 	}
-	printf("%d/%d\n", passed, count);
-	return passed == count ? 0 : 1;
+	return sum_up();
 }

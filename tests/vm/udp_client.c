@@ -7,10 +7,9 @@
  * Theory of operation
  * ===================
  *
- * As tsi_client.c: each check makes calls and states what UDP answers, so that
- * the same binary passes over native UDP (with NATIVE=1, which leaves out what
- * only a sandbox has) and over TSI. With DENIED=ERRNO it runs the checks for a
- * sandbox that may not use UDP, and no others.
+ * Each check (checks.h) makes calls and states what UDP answers, and passes
+ *over native UDP and over TSI. With DENIED=ERRNO those run that are for a
+ *sandbox that may not use UDP, and no others.
  *
  * The peer, at both addresses: ports 7007 and 7008 echo, nobody has 8081.
  * 169.254.169.254 is denied.
@@ -34,11 +33,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "checks.h"
+
 #define ECHO	 7007
 #define OTHER	 7008
 #define REFUSING 8081
 
-#define CHECK_S	 20    /* longest that one check may take */
 #define LARGEST	 65507 /* bytes of a datagram over IPv4 */
 #define PEERS	 100   /* of the check with many */
 #define WAIT_MS	 10000 /* for what has to come */
@@ -46,16 +46,6 @@
 
 static const char *host4, *host6;
 static char large[LARGEST + 1], back[LARGEST + 1];
-
-/* State what has to hold; the check fails if it doesn't */
-#define want(condition)                                                        \
-	do {                                                                   \
-		if (!(condition)) {                                            \
-			dprintf(STDOUT_FILENO, "line %d: %s (%s)\n", __LINE__, \
-				#condition, strerror(errno));                  \
-			_exit(1);                                              \
-		}                                                              \
-	} while (0)
 
 /* ---- helpers ---- */
 
@@ -721,22 +711,6 @@ static void udp_off(void)
 
 /* ---- running them ---- */
 
-/**
- * struct check - A check
- * @name:	Name
- * @run:	Function
- * @kind:	Where it holds
- */
-struct check {
-	const char *name;
-	void (*run)(void);
-	enum { ANYWHERE, IN_A_SANDBOX, WITHOUT_UDP } kind;
-};
-
-#define CHECK(name)   {#name, name, ANYWHERE}
-#define SANDBOX(name) {#name, name, IN_A_SANDBOX}
-#define DENIED(name)  {#name, name, WITHOUT_UDP}
-
 static const struct check checks[] = {
     CHECK(connected_echo),
     CHECK(unconnected_echo),
@@ -768,78 +742,15 @@ static const struct check checks[] = {
     DENIED(udp_off),
 };
 
-/**
- * run() - Run one check in a process of its own
- * @check:	Check
- *
- * Returns: true if it holds
- */
-static bool run(const struct check *check)
-{
-	int status, pipes[2];
-	char why[256] = "died";
-	ssize_t len;
-
-	if (pipe(pipes))
-		abort();
-	if (fork() == 0) {
-		dup2(pipes[1], STDOUT_FILENO);
-		close(pipes[0]);
-		close(pipes[1]);
-		alarm(CHECK_S);
-		check->run();
-		_exit(0);
-	}
-	close(pipes[1]);
-	len = read(pipes[0], why, sizeof(why) - 1);
-	close(pipes[0]);
-	wait(&status);
-	if (status == 0) {
-		printf("ok %s\n", check->name);
-		return true;
-	}
-	if (len > 0)
-		why[len - (why[len - 1] == '\n')] = '\0';
-	printf("FAIL %s: %s\n", check->name,
-	       WIFSIGNALED(status) ? strsignal(WTERMSIG(status)) : why);
-	return false;
-}
-
-/**
- * applies() - Is a check for this run?
- * @check:	Check
- *
- * Returns: true if it is
- */
-static bool applies(const struct check *check)
-{
-	if (getenv("DENIED"))
-		return check->kind == WITHOUT_UDP;
-	return check->kind == ANYWHERE ||
-	       (check->kind == IN_A_SANDBOX && !getenv("NATIVE"));
-}
-
 int main(int argc, char **argv)
 {
-	int passed = 0, count = 0;
-
 	if (argc < 3) {
 		fprintf(stderr, "usage: udp_client IPV4 IPV6 [CHECK]...\n");
 		return 2;
 	}
-	setvbuf(stdout, NULL, _IOLBF, 0);
 	host4 = argv[1];
 	host6 = argv[2];
-	for (size_t i = 0; i < sizeof(checks) / sizeof(checks[0]); i++) {
-		bool wanted = argc == 3;
-
-		for (int k = 3; k < argc; k++)
-			wanted |= !strcmp(argv[k], checks[i].name);
-		if (!wanted || !applies(&checks[i]))
-			continue;
-		count++;
-		passed += run(&checks[i]);
-	}
-	printf("%d/%d\n", passed, count);
-	return passed == count && count ? 0 : 1;
+	for (size_t i = 0; i < sizeof(checks) / sizeof(checks[0]); i++)
+		run_check(&checks[i], argv + 3);
+	return sum_up();
 }
