@@ -48,37 +48,14 @@ with atheris.instrument_imports(include=["vhost_user"]):
     from vhost_user.vsock.packet import CID_HOST, Op
     from vhost_user.vsock.packet import Header as Packet
 
+from tests.fuzz.input import Input
+
 CID = 3
 RAM_SIZE = 1 << 20
 NUM = 16
 RINGS = 3
 MAX_STEPS = 64
 REQUESTS = [int(request) for request in Request]
-
-
-class Input:
-    """libFuzzer's bytes, taken from the front; zeros once they are used up."""
-
-    def __init__(self, data):
-        self._data = data
-        self._at = 0
-
-    def __bool__(self):
-        return self._at < len(self._data)
-
-    def take(self, size):
-        piece = self._data[self._at : self._at + size]
-        self._at += size
-        return piece + bytes(size - len(piece))
-
-    def byte(self):
-        return self.take(1)[0]
-
-    def u32(self):
-        return int.from_bytes(self.take(4), "little")
-
-    def u64(self):
-        return int.from_bytes(self.take(8), "little")
 
 
 class Ring:
