@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastpath.vm import images, packages
+from tests.vm.programs import MUSL_INCLUDE, MUSL_LIB, unpack_musl
 from tests.vm.world import ECHO, HOST4, HOST6, HTTP, open_world
 
 pytestmark = pytest.mark.vm
@@ -15,7 +15,6 @@ pytestmark = pytest.mark.vm
 HERE = Path(__file__).parent
 SOURCE = HERE / "tsi_setuid.c"
 FETCH = f"wget -q -O - http://{HOST4}:{HTTP}/"
-MUSL = "lib/x86_64-linux-musl"
 BECOME = "import os, sys; os.setuid(65534); os.execv(sys.argv[1], sys.argv[1:])"
 NOBODY = f"python3 -c '{BECOME}'"
 
@@ -24,12 +23,7 @@ NOBODY = f"python3 -c '{BECOME}'"
 def musl(tmp_path_factory):
     """Debian's musl, unpacked."""
     root = tmp_path_factory.mktemp("musl")
-    archive = packages.Archive(images.cache_directory(), "bookworm")
-    if not archive.has_lists():
-        archive.update()
-    found = [each for each in archive.resolve(["musl-dev"]) if "musl" in each.name]
-    for deb in archive.fetch(found, lambda _share: None):
-        subprocess.run(["dpkg-deb", "-x", deb, root], check=True)
+    unpack_musl(root)
     return root
 
 
@@ -37,8 +31,8 @@ def musl(tmp_path_factory):
 def programs(tmp_path_factory, musl):
     """The program in each way it can be linked: path in the guest -> file."""
     out = tmp_path_factory.mktemp("programs")
-    lib, libc = musl / "usr" / MUSL, musl / MUSL / "libc.so"
-    headers = f"-isystem{musl}/usr/include/x86_64-linux-musl"
+    lib, libc = musl / MUSL_LIB, musl / "lib/x86_64-linux-musl/libc.so"
+    headers = f"-isystem{musl / MUSL_INCLUDE}"
     with_musl: list[str | Path] = [
         "-nostdinc",
         headers,

@@ -11,6 +11,7 @@ import subprocess
 import pytest
 
 from tests.vm import tsi_compat
+from tests.vm.programs import compile_c
 from tests.vm.world import HOST4, HOST6, POD4, open_world
 
 pytestmark = pytest.mark.vm
@@ -32,11 +33,7 @@ kill $!
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
     out = tmp_path_factory.mktemp("trace") / "tsi_trace"
-    sources = sorted(tsi_compat.TRACE.glob("*.c"))
-    subprocess.run(
-        ["cc", "-O2", "-static", "-pthread", "-o", out, *sources], check=True
-    )
-    return out
+    return compile_c(out, *sorted(tsi_compat.TRACE.glob("*.c")))
 
 
 @pytest.fixture(scope="module")

@@ -1,54 +1,32 @@
-"""TSI, inbound: servers in two microVMs, and clients on the host's side.
-
-Both VMs are sandboxes of one `Ztunnel` of this process. All of the host's side lives
-in a network namespace of its own, where the pods' addresses and two clients' are
-addresses of `lo`.
-"""
+"""TSI, inbound: servers in two microVMs of one ztunnel, and clients on the host."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import os
 import re
-import shutil
 import socket
 import subprocess
 import threading
 import time
 from concurrent.futures import Future
-from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
-from fastpath.datapath import netns
-from fastpath.datapath.netns import Namespace
 from fastpath.vm import images
-from fastpath.vm.guest import Guest
-from fastpath.vm.machine import Machine
-from fastpath.vm.spec import VmSpec
-from fastpath.ztunnel.model import Config, Fastpath, Sandbox, Workload
-from fastpath.ztunnel.process import Ztunnel
+from tests.vm import programs
+from tests.vm.world import HOST4 as CLIENT4
+from tests.vm.world import HOST6 as CLIENT6
+from tests.vm.world import PODS, ZtunnelWorld, open_world
 
 pytestmark = pytest.mark.vm
 
 HERE = Path(__file__).parent
-PODS = (("10.0.0.5", "fd00::5"), ("10.0.0.6", "fd00::6"))
-CLIENT4, CLIENT6 = "192.0.2.1", "2001:db8::1"
 PORT, PRIVATE, FIRST_CHECK = 8080, 9090, 7000
 EPHEMERAL = "32768-60999"
 POLICY = f'published: ["{FIRST_CHECK}-7999", "{PORT}-8089", "{EPHEMERAL}"]\n'
-CHECKS = re.findall(
-    r"^    CHECK\((\w+)\),", (HERE / "tsi_listener.c").read_text(), re.MULTILINE
-)
-ADDRESSES = [f"{ip}/32" for ip in (PODS[0][0], PODS[1][0], CLIENT4)] + [
-    f"{ip}/128" for ip in (PODS[0][1], PODS[1][1], CLIENT6)
-]
-NETWORK = "\n".join(
-    ["ip link set lo up", *(f"ip addr add {item} dev lo" for item in ADDRESSES)]
-)
+CHECKS = programs.checks("tsi_listener.c")
 START_S = 60
 
 
@@ -92,49 +70,28 @@ class Program:
         return self.future.result(START_S)
 
     def signal(self, signo):
-        self._world.call(self._world.guests[self._vm].signal(signo))
+        _, guest = self._world.vm(self._vm)
+        self._world.call(guest.signal(signo))
 
 
-class World:
-    """The VMs, their ztunnel, and the thread that they live in."""
+class World(ZtunnelWorld):
+    """Both VMs and their ztunnel; the clients are the tests' own."""
 
-    def __init__(self, image, accelerator, folder, namespace):
-        self._folder = folder
-        self._image, self._accelerator = image, accelerator
-        self.namespace = namespace
-        self.log = folder / "access.log"
-        self._ready = threading.Event()
-        self._error = None
-        self.guests = []
-        self.machines = []
-        self._thread = threading.Thread(target=self._main)
-
-    def __enter__(self):
-        self._thread.start()
-        self._ready.wait()
-        if self._error is not None:
-            self._thread.join()
-            raise self._error
-        return self
-
-    def __exit__(self, *exc):
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
+    policies = dict.fromkeys(("one", "two"), POLICY)
 
     @contextlib.contextmanager
-    def program(self, *argv, vm=0):
+    def program(self, *argv, vm=None):
         """Run a program; it is killed if it has not ended at the end."""
         program = Program(self, vm)
-        work = self.guests[vm].run(
+        machine, guest = self.vm(vm)
+        work = guest.run(
             argv,
             tsi=True,
             stdin=program.stdin,
             stdout=program.heard,
             stderr=program.heard,
         )
-        program.future = asyncio.run_coroutine_threadsafe(
-            self.machines[vm].watch(work), self._loop
-        )
+        program.future = self.begin(machine.watch(work))
         program.future.add_done_callback(lambda _: program.heard(b""))
         try:
             yield program
@@ -142,12 +99,6 @@ class World:
             if not program.future.done():
                 program.signal(9)
             program.future.result(START_S)
-
-    def call(self, work):
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(START_S)
-
-    def call_soon(self, function, *args):
-        self._loop.call_soon_threadsafe(function, *args)
 
     def host(self, *command):
         """Run a command on the host's side."""
@@ -189,128 +140,33 @@ class World:
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
-    def listeners(self, vm=0):
-        async def count():
-            return self.ztunnel.sandboxes[f"vm{vm}"].service.stats().listeners
-
-        return self.call(count())
+    def listeners(self):
+        return self.ask("one", lambda it: it.service.stats().listeners)
 
     def wait_until_nobody_listens(self):
         """The control stream and init's are two: either may be first."""
-        deadline = time.monotonic() + START_S
-        while self.listeners():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-
-    def _main(self):
-        libc = ctypes.CDLL(None, use_errno=True)
-        try:
-            assert libc.setns(self.namespace.fileno(), 0x40000000) == 0
-            asyncio.run(self._serve())
-        except BaseException as error:
-            self._error = error
-        finally:
-            self._ready.set()
-
-    async def _serve(self):
-        self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
-        async with contextlib.AsyncExitStack() as stack:
-            self.ztunnel = await stack.enter_async_context(Ztunnel(self._config()))
-            for vm in range(len(PODS)):
-                spec = self._spec(vm)
-                guest = await stack.enter_async_context(
-                    Guest(self._folder / f"u{vm}", console=spec.console)
-                )
-                machine = await stack.enter_async_context(Machine(spec))
-                self.guests.append(guest)
-                self.machines.append(machine)
-            for machine, guest in zip(self.machines, self.guests, strict=True):
-                await machine.watch(guest.ready(START_S))
-            self._ready.set()
-            await self._stop.wait()
-
-    def _config(self):
-        policy = self._folder / "policy.yaml"
-        policy.write_text(POLICY)
-        workloads = [
-            Workload(
-                workload_ips=tuple(map(ip_address, ips)),
-                namespace="default",
-                name=f"pod{vm}",
-            )
-            for vm, ips in enumerate(PODS)
-        ]
-        sandboxes = [
-            Sandbox(
-                name=f"vm{vm}",
-                workload=f"default/pod{vm}",
-                socket=self._folder / f"s{vm}",
-                cid=3 + vm,
-                uds_path=self._folder / f"u{vm}",
-                policy=policy,
-            )
-            for vm in range(len(PODS))
-        ]
-        return Config(
-            workloads=tuple(workloads),
-            fastpath=Fastpath(sandboxes=tuple(sandboxes), access_log=self.log),
-        )
-
-    def _spec(self, vm):
-        return VmSpec(
-            image=self._image,
-            accel=self._accelerator,
-            vsock_socket=self._folder / f"s{vm}",
-            console=self._folder / f"console{vm}",
-            qmp=self._folder / f"q{vm}",
-            memory_mib=384,
-        )
+        self.wait("one", lambda it: not it.service.stats().listeners)
 
 
 @pytest.fixture(scope="module")
-def namespace():
-    if not netns.may_configure():
-        pytest.skip("CAP_NET_ADMIN is missing: run as root, or under unshare -Urn")
-    with Namespace() as there:
-        there.run(subprocess.run, ["sh", "-ec", NETWORK], check=True)
-        yield there
-
-
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory):
+def servers(tmp_path_factory):
     """Path in the guest -> file."""
     out = tmp_path_factory.mktemp("servers")
-    found = {
-        "/bin/tsi_listener": out / "c",
-        "/bin/tsi_server_go": out / "go",
+    return {
+        "/bin/tsi_listener": programs.compile_c(out / "c", HERE / "tsi_listener.c"),
+        "/bin/tsi_server_go": programs.compile_go(out / "go", HERE / "tsi_server.go"),
         "/tsi_server.py": HERE / "tsi_server.py",
         "/nginx.conf": HERE / "nginx.conf",
     }
-    source = HERE / "tsi_listener.c"
-    subprocess.run(
-        ["cc", "-O2", "-static", "-pthread", "-o", out / "c", source], check=True
-    )
-    if shutil.which("go") is None:
-        pytest.skip("go is not installed (Debian package golang-go)")
-    subprocess.run(
-        ["go", "build", "-o", out / "go", HERE / "tsi_server.go"],
-        check=True,
-        env={**os.environ, "CGO_ENABLED": "0", "GO111MODULE": "off"},
-    )
-    return found
 
 
 @pytest.fixture(scope="module")
-def world(accelerator, programs, namespace):
-    folder = Path(f"/tmp/tsi-in-{os.getpid()}")
-    folder.mkdir()
-    try:
-        image = images.with_files(images.build("nginx"), programs, folder / "initramfs")
-        with World(image, accelerator, folder, namespace) as there:
-            yield there
-    finally:
-        shutil.rmtree(folder)
+def world(accelerator, servers, namespace):
+    image = images.build("nginx")
+    with open_world(
+        image, accelerator, servers, namespace, kind=World, memory_mib=384
+    ) as there:
+        yield there
 
 
 @pytest.fixture(scope="module")
@@ -318,8 +174,7 @@ def check_results(world):
     """The C program's line for each check."""
     with world.program("tsi_listener", str(FIRST_CHECK)) as program:
         program.future.result(240)
-    lines = program.said().splitlines()
-    return {line.split()[1].rstrip(":"): line for line in lines[:-1]}
+    return programs.results(program.said())
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -327,16 +182,9 @@ def test_listeners_do_what_tcps_do(check_results, name):
     assert check_results.get(name) == f"ok {name}"
 
 
-def test_listeners_do_the_same_over_native_tcp(programs, namespace):
+def test_listeners_do_the_same_over_native_tcp(servers, namespace):
     """Else the checks would state what TSI does, not what TCP does."""
-    done = subprocess.run(
-        namespace.command([str(programs["/bin/tsi_listener"]), str(FIRST_CHECK)]),
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout
+    programs.run_natively(namespace, servers["/bin/tsi_listener"], FIRST_CHECK)
 
 
 @pytest.mark.parametrize("kind", ["blocking", "asyncio"])
@@ -387,7 +235,7 @@ def test_port_0_is_reachable_at_the_port_that_getsockname_says(world):
 
 def test_two_vms_listen_on_the_same_port(world):
     argv = ("python3", "/tsi_server.py", "blocking", "0.0.0.0", str(PORT), "1")
-    with world.program(*argv, vm=0) as one, world.program(*argv, vm=1) as two:
+    with world.program(*argv) as one, world.program(*argv, vm="two") as two:
         for server in (one, two):
             server.wait_for(r"ready (\d+)\n")
         for pod, _ in PODS:
@@ -601,15 +449,9 @@ def test_the_access_log_names_both_ends(world):
         server.wait_for(r"ready (\d+)\n")
         _, me = world.line(PODS[0][0], PORT, CLIENT4)
         assert server.end() == 0
-    want = f"src.addr={me.replace('/', ':')} dst.addr={PODS[0][0]}:{PORT}"
-
-    deadline = time.monotonic() + START_S
-    while want not in world.log.read_text():
-        assert time.monotonic() < deadline, world.log.read_text()
-        time.sleep(0.05)
-    line = next(line for line in world.log.read_text().splitlines() if want in line)
+    line = world.logged(f"src.addr={me.replace('/', ':')} dst.addr={PODS[0][0]}:{PORT}")
     assert 'direction="inbound"' in line
-    assert 'dst.workload="pod0"' in line
+    assert 'dst.workload="one"' in line
     assert "bytes_recv=" in line
 
 
@@ -647,5 +489,5 @@ def test_many_short_connections_leave_nothing(world):
         assert server.end() == 0
     assert done.stdout.count(f"{PODS[0][0]}/{PORT}\n") == count, done.stderr
     world.wait_until_nobody_listens()
-    stats = world.ztunnel.device_stats()["vm0"]
+    stats = world.ztunnel.device_stats()["one"]
     assert stats.conns <= 4  # init's and the agents' streams

@@ -2,44 +2,34 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from fastpath.errors import FastpathError
+from tests.vm import programs
 from tests.vm.world import ECHO, HOST4, HOST6, HTTP, POD4, SILENT, SLOW, open_world
 from vhost_user.engine import EventKind
 
 pytestmark = pytest.mark.vm
 
 HERE = Path(__file__).parent
-C_CHECKS = re.findall(
-    r"^    (?:CHECK|SANDBOX)\((\w+)\),",
-    (HERE / "tsi_client.c").read_text(),
-    re.MULTILINE,
-)
+TSI_CLIENT = ("python3", "-m", "tests.vm.tsi_client", HOST4)
+C_CHECKS = programs.checks("tsi_client.c")
 
 
 @pytest.fixture(scope="module")
 def clients(tmp_path_factory):
     """The clients, compiled: path in the guest -> file."""
     out = tmp_path_factory.mktemp("clients")
-    subprocess.run(
-        ["cc", "-O2", "-static", "-pthread", "-o", out / "c", HERE / "tsi_client.c"],
-        check=True,
-    )
-    found = {"/bin/tsi_client": out / "c", "/tsi_client.py": HERE / "tsi_client.py"}
+    found = {
+        "/bin/tsi_client": programs.compile_c(out / "c", HERE / "tsi_client.c"),
+        **programs.python_checks("tsi_client.py"),
+    }
     if shutil.which("go"):
-        subprocess.run(
-            ["go", "build", "-o", out / "go", HERE / "tsi_client.go"],
-            check=True,
-            env={**os.environ, "CGO_ENABLED": "0", "GO111MODULE": "off"},
-        )
-        found["/bin/tsi_client_go"] = out / "go"
+        go = programs.compile_go(out / "go", HERE / "tsi_client.go")
+        found["/bin/tsi_client_go"] = go
     return found
 
 
@@ -54,8 +44,7 @@ def c_results(world):
     """The C client's line for each check."""
     env = {"POD_IPV4": POD4}
     _, said = world.run("tsi_client", HOST4, HOST6, env=env, timeout_s=240)
-    lines = said.splitlines()
-    return {line.split()[1].rstrip(":"): line for line in lines[:-1]}
+    return programs.results(said)
 
 
 @pytest.mark.parametrize("name", C_CHECKS)
@@ -65,15 +54,7 @@ def test_the_c_client_sees_what_tcp_does(c_results, name):
 
 def test_the_c_client_sees_the_same_over_native_tcp(world, namespace, clients):
     """Else the checks would state what TSI does, not what TCP does."""
-    done = subprocess.run(
-        namespace.command([str(clients["/bin/tsi_client"]), HOST4, HOST6]),
-        env={**os.environ, "NATIVE": "1"},
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout
+    programs.run_natively(namespace, clients["/bin/tsi_client"], HOST4, HOST6)
 
 
 def test_go_programs(world, clients):
@@ -84,7 +65,7 @@ def test_go_programs(world, clients):
 
 
 def test_python_programs(world):
-    status, said = world.run("python3", "/tsi_client.py", HOST4, timeout_s=120)
+    status, said = world.run(*TSI_CLIENT, timeout_s=120)
     assert status == 0, said
 
 

@@ -1,6 +1,6 @@
 """What Python programs do with TCP: urllib, socket timeouts, selectors, asyncio.
 
-    python3 tsi_client.py IPV4
+    python3 -m tests.vm.tsi_client IPV4
 
 The peer is as for tsi_client.go, and so is what is printed.
 """
@@ -16,12 +16,10 @@ import sys
 import threading
 import urllib.request
 
+from tests.vm import checks
+
 HOST = sys.argv[1] if len(sys.argv) > 1 else "192.0.2.1"
 ECHO, HTTP, REFUSING, SILENT = 7007, 8080, 8081, 9999
-
-
-def say(line):
-    sys.stdout.write(line + "\n")
 
 
 def check_urllib():
@@ -147,24 +145,5 @@ def check_large_upload_and_download():
     assert back == data
 
 
-def main():
-    checks = {
-        name.removeprefix("check_"): value
-        for name, value in globals().items()
-        if name.startswith("check_")
-    }
-    passed = 0
-    for name, check in checks.items():
-        try:
-            check()
-        except Exception as error:
-            say(f"FAIL {name}: {error!r}")
-        else:
-            say(f"ok {name}")
-            passed += 1
-    say(f"{passed}/{len(checks)}")
-    return passed != len(checks)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(checks.run(globals()))

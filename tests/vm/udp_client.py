@@ -1,6 +1,6 @@
 """What Python programs do with UDP and names.
 
-    python3 udp_client.py IPV4
+    python3 -m tests.vm.udp_client IPV4
 
 The peer is as for udp_client.c; names are test_tsi_udp.py's.
 """
@@ -11,13 +11,11 @@ import asyncio
 import socket
 import sys
 
+from tests.vm import checks
+
 HOST = sys.argv[1]
 ECHO, OTHER = 7007, 7008
 WAIT_S = 10
-
-
-def say(line):
-    sys.stdout.write(line + "\n")
 
 
 def addresses(name):
@@ -97,24 +95,5 @@ def check_asyncio():
     asyncio.run(main())
 
 
-def main():
-    checks = {
-        name.removeprefix("check_"): value
-        for name, value in globals().items()
-        if name.startswith("check_")
-    }
-    passed = 0
-    for name, check in checks.items():
-        try:
-            check()
-        except Exception as error:
-            say(f"FAIL {name}: {error!r}")
-        else:
-            say(f"ok {name}")
-            passed += 1
-    say(f"{passed}/{len(checks)}")
-    return passed != len(checks)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(checks.run(globals()))

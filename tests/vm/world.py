@@ -1,8 +1,10 @@
-"""A microVM whose programs' TCP leaves over TSI, and servers on the host for them.
+"""MicroVMs whose programs' sockets are the host's, and servers on the host for them.
 
-One VM for a test module, over an engine and a `TsiService` of this process. All of the
-host's side lives in a thread inside a network namespace of its own, where 192.0.2.1
-and 2001:db8::1 are addresses of `lo`: the guest keeps 127.0.0.0/8 to itself.
+One world for a test module. All of the host's side lives in a thread inside a network
+namespace of its own, where 192.0.2.1 and 2001:db8::1, and the pods' addresses, are
+addresses of `lo`: the guest keeps 127.0.0.0/8 to itself. `ServiceWorld` is one VM over
+an engine and a `TsiService` of this process; `ZtunnelWorld` is the sandboxes of one
+`Ztunnel`, and a test module adds what it has on the host.
 """
 
 from __future__ import annotations
@@ -10,12 +12,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import os
-import shutil
+import tempfile
 import threading
+from abc import ABC, abstractmethod
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from fastpath.tsi.datagram import DatagramService
 from fastpath.tsi.policy import EgressPolicy, Ports, SandboxPolicy
@@ -25,26 +28,30 @@ from fastpath.vm.guest import Guest
 from fastpath.vm.machine import Machine
 from fastpath.vm.spec import VmSpec
 from fastpath.ztunnel import listener
-from fastpath.ztunnel.model import ListenAddress
+from fastpath.ztunnel.model import Config, ListenAddress, Sandbox, Workload
+from fastpath.ztunnel.process import Ztunnel
 from vhost_user.backend import Backend
 from vhost_user.engine import ALL_EVENTS, Dial, Discard, Engine, EventKind, Reset, Unix
 from vhost_user.vsock.device import VsockDevice
 
 HOST4, HOST6 = "192.0.2.1", "2001:db8::1"
-POD4, POD6 = "10.0.0.5", "fd00::5"
+PODS: Final = (("10.0.0.5", "fd00::5"), ("10.0.0.6", "fd00::6"))
+POD4, POD6 = PODS[0]
 ECHO, SLOW, HTTP, SILENT = 7007, 7500, 8080, 9999
 DISCARD: Final = ("198.18.0.1", 9)
 SLOW_S = 0.5
 READY_S = 180.0
+WAIT_S = 30.0
 POLICY: Final = SandboxPolicy(published=Ports.parse("7200-7299"), udp=True)
-NETWORK: Final = f"""
-ip link set lo up
-ip addr add {HOST4}/32 dev lo
-ip addr add {HOST6}/128 dev lo
-ip addr add {POD4}/32 dev lo
-ip route add unreachable 198.51.100.0/24
-iptables -A INPUT -p tcp --dport {SILENT} -j DROP
-"""
+ADDRESSES: Final = (HOST4, HOST6, *PODS[0], *PODS[1])
+NETWORK: Final = "\n".join(
+    [
+        "ip link set lo up",
+        *(f"ip addr add {ip} dev lo" for ip in ADDRESSES),
+        "ip route add unreachable 198.51.100.0/24",
+        f"iptables -A INPUT -p tcp --dport {SILENT} -j DROP",
+    ]
+)
 
 
 class Router:
@@ -134,16 +141,22 @@ async def http(reader, writer):
     writer.close()
 
 
-class World:
-    """The VM, its host side, and the thread that they live in."""
+class World(ABC):
+    """VMs, their host side, and the thread that they live in.
 
-    def __init__(self, spec, uds_path, namespace):
-        self._spec = spec
-        self._uds_path = uds_path
-        self._namespace = namespace
+    Args:
+        specs: VMs by name; what names none means the first.
+        folder: of their sockets; `folder/NAME.vsock` is a VM's own.
+        namespace: where the host's side lives.
+    """
+
+    def __init__(self, specs, folder, namespace):
+        self.namespace = namespace
+        self._specs = specs
+        self._folder = folder
+        self._vms = {}
         self._ready = threading.Event()
         self._error = None
-        self.router = Router()
         self._thread = threading.Thread(target=self._main)
 
     def __enter__(self):
@@ -158,21 +171,30 @@ class World:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
-    def run(self, *argv, tsi=True, timeout_s=60, **options):
-        """Run a command in the guest; return its status and what it printed."""
+    @classmethod
+    @abstractmethod
+    def names(cls):
+        """What the VMs are called."""
+
+    @abstractmethod
+    async def start(self, stack):
+        """Start what the VMs need on the host; `stack` ends it."""
+
+    def vm(self, name=None):
+        """A VM and its guest."""
+        return self._vms[name or self.names()[0]]
+
+    def run(self, *argv, vm=None, tsi=True, timeout_s=60, **options):
+        """Run a command in a guest; return its status and what it printed."""
+        machine, guest = self.vm(vm)
 
         async def bounded():
             said = bytearray()
             async with asyncio.timeout(timeout_s):
-                status = await self.machine.watch(
-                    self.guest.run(
-                        argv,
-                        tsi=tsi,
-                        stdout=said.extend,
-                        stderr=said.extend,
-                        **options,
-                    )
+                work = guest.run(
+                    argv, tsi=tsi, stdout=said.extend, stderr=said.extend, **options
                 )
+                status = await machine.watch(work)
             return status, said.decode(errors="replace")
 
         return self.call(bounded())
@@ -180,19 +202,20 @@ class World:
     def sh(self, script, **options):
         return self.run("sh", "-c", script, **options)
 
+    def begin(self, work):
+        """Start a coroutine in the world's thread; return its future."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
     def call(self, work):
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        return self.begin(work).result()
 
-    def stats(self):
-        async def read():
-            return self.device.handle.stats(), self.service.stats()
-
-        return self.call(read())
+    def call_soon(self, function, *args):
+        self._loop.call_soon_threadsafe(function, *args)
 
     def _main(self):
         libc = ctypes.CDLL(None, use_errno=True)
         try:
-            assert libc.setns(self._namespace.fileno(), 0x40000000) == 0
+            assert libc.setns(self.namespace.fileno(), 0x40000000) == 0
             asyncio.run(self._serve())
         except BaseException as error:
             self._error = error
@@ -203,23 +226,43 @@ class World:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         async with contextlib.AsyncExitStack() as stack:
-            for host in (HOST4, HOST6):
-                for handler, port in ((echo, ECHO), (echo, SLOW), (http, HTTP)):
-                    server = await asyncio.start_server(
-                        handler, host, port, backlog=4096
-                    )
-                    stack.callback(server.close)
-            engine = await stack.enter_async_context(Engine())
-            await self._start_device(engine, stack)
-            self.guest = await stack.enter_async_context(
-                Guest(self._uds_path, console=self._spec.console)
-            )
-            self.machine = await stack.enter_async_context(Machine(self._spec))
-            await self.machine.watch(self.guest.ready(READY_S))
+            await self.start(stack)
+            for name, spec in self._specs.items():
+                guest = await stack.enter_async_context(
+                    Guest(self._folder / f"{name}.vsock", console=spec.console)
+                )
+                machine = await stack.enter_async_context(Machine(spec))
+                self._vms[name] = machine, guest
+            for machine, guest in self._vms.values():
+                await machine.watch(guest.ready(READY_S))
             self._ready.set()
             await self._stop.wait()
 
-    async def _start_device(self, engine, stack):
+
+class ServiceWorld(World):
+    """One VM over an engine and a `TsiService`, with TCP servers on the host."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.router = Router()
+
+    @classmethod
+    def names(cls):
+        return ("vm",)
+
+    def stats(self):
+        async def read():
+            return self.device.handle.stats(), self.service.stats()
+
+        return self.call(read())
+
+    async def start(self, stack):
+        for host in (HOST4, HOST6):
+            for handler, port in ((echo, ECHO), (echo, SLOW), (http, HTTP)):
+                server = await asyncio.start_server(handler, host, port, backlog=4096)
+                stack.callback(server.close)
+        engine = await stack.enter_async_context(Engine())
+        (name,) = self.names()
         self.device = VsockDevice(
             engine,
             guest_cid=3,
@@ -236,29 +279,119 @@ class World:
             policy=POLICY,
             datagrams=DatagramService(engine, self.router, policy=POLICY, name="test"),
             publisher=Publisher(),
-            other=Unix(str(self._uds_path)),
+            other=Unix(str(self._folder / f"{name}.vsock")),
         )
         stack.callback(self.service.close)
-        backend = Backend(self._spec.vsock_socket, self.device, name="test")
+        backend = Backend(self._specs[name].vsock_socket, self.device, name="test")
         stack.push_async_callback(backend.close)
         await backend.start()
 
 
-@contextlib.contextmanager
-def open_world(image, accelerator, files, namespace, **options):
-    """Boot `image` with `files` (guest path -> host file) added."""
-    folder = Path(f"/tmp/tsi-{os.getpid()}")
-    folder.mkdir()
-    try:
-        spec = VmSpec(
-            image=images.with_files(image, files, folder / "initramfs"),
-            accel=accelerator,
-            vsock_socket=folder / "vhost",
-            console=folder / "console",
-            qmp=folder / "qmp",
-            **{"memory_mib": 1024} | options,
+class ZtunnelWorld(World):
+    """VMs that are sandboxes of one `Ztunnel`, each with addresses of `PODS`.
+
+    A subclass gives their policies, by name, and the mesh around them.
+    """
+
+    policies: ClassVar[dict[str, str]]
+    mesh: ClassVar[Config] = Config()
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self._log = self._folder / "access.log"
+
+    @classmethod
+    def names(cls):
+        return tuple(cls.policies)
+
+    async def start(self, stack):
+        for name, policy in self.policies.items():
+            self._policy_file(name).write_text(policy)
+        self.ztunnel = await stack.enter_async_context(Ztunnel(self._config()))
+
+    def ask(self, vm, question):
+        """Return what `question` finds of what runs for a sandbox."""
+
+        async def answer():
+            return question(self.ztunnel.sandboxes[vm])
+
+        return self.call(answer())
+
+    def wait(self, vm, condition):
+        """Wait until what runs for a sandbox is so."""
+
+        async def poll():
+            async with asyncio.timeout(WAIT_S):
+                while not condition(self.ztunnel.sandboxes[vm]):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+
+        self.call(poll())
+
+    def set_policy(self, vm, text):
+        """Write another policy, and wait until it is in force."""
+        before = self.ask(vm, lambda it: it.service.policy)
+        self._policy_file(vm).write_text(text)
+        self.wait(vm, lambda it: it.service.policy is not before)
+
+    def logged(self, text):
+        """Wait for a line in the access log with this text, and return it."""
+
+        async def find():
+            async with asyncio.timeout(WAIT_S):
+                while True:
+                    for line in self._log.read_text().splitlines():
+                        if text in line:
+                            return line
+                    await asyncio.sleep(0.05)
+
+        return self.call(find())
+
+    def _policy_file(self, name):
+        return self._folder / f"{name}.yaml"
+
+    def _config(self):
+        pods = [
+            Workload(
+                workload_ips=tuple(map(ip_address, ips)), namespace="default", name=name
+            )
+            for name, ips in zip(self.names(), PODS, strict=True)
+        ]
+        sandboxes = [
+            Sandbox(
+                name=name,
+                workload=f"default/{name}",
+                socket=self._specs[name].vsock_socket,
+                cid=3 + i,
+                uds_path=self._folder / f"{name}.vsock",
+                policy=self._policy_file(name),
+            )
+            for i, name in enumerate(self.names())
+        ]
+        return replace(
+            self.mesh,
+            workloads=(*pods, *self.mesh.workloads),
+            fastpath=replace(
+                self.mesh.fastpath, sandboxes=tuple(sandboxes), access_log=self._log
+            ),
         )
-        with World(spec, folder / "vsock", namespace) as there:
-            yield there
-    finally:
-        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def open_world(image, accelerator, files, namespace, kind=ServiceWorld, **options):
+    """Boot `image` with `files` (guest path -> host file) added, once a name."""
+    with tempfile.TemporaryDirectory(prefix="tsi-") as there:
+        folder = Path(there)
+        image = images.with_files(image, files, folder / "initramfs")
+        specs = {
+            name: VmSpec(
+                image=image,
+                accel=accelerator,
+                vsock_socket=folder / f"{name}.vhost",
+                console=folder / f"{name}.console",
+                qmp=folder / f"{name}.qmp",
+                **{"memory_mib": 1024} | options,
+            )
+            for name in kind.names()
+        }
+        with kind(specs, folder, namespace) as world:
+            yield world
