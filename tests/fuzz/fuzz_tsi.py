@@ -65,6 +65,7 @@ from tests.fuzz.tsi_guest import (
     carry,
     endpoint,
     hello,
+    introduced,
     listen,
     route,
     unlisten,
@@ -207,6 +208,15 @@ class World:
     def unlisten(self, data):
         if self.a.streams:
             data.pick(self.a.streams).send(unlisten(data.pick(LISTENERS)))
+
+    def introduced(self, data):
+        """Know a caller, or one that nobody named."""
+        if self.a.streams:
+            chosen = data.pick(self.a.streams)
+            chosen.read()
+            lie = 0x80010000 + (data.byte() << 16)
+            ports = chosen.callers.pop(0) if chosen.callers else lie
+            chosen.send(introduced(ports))
 
     def client(self, data):
         """Somebody connects to what is published, or several do."""
@@ -464,6 +474,7 @@ STEPS = (
     World.datagram_read,
     World.datagram_close,
     World.query,
+    World.introduced,
 )
 
 

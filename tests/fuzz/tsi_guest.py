@@ -20,6 +20,8 @@ class Stream:
         """The next one to register; None: not welcomed, or nobody knows."""
         self.range = None
         self.data = b""
+        self.callers = []
+        """Ranges of ports that were named."""
 
     def send(self, data, cut=0):
         """Send in two pieces; what finds no room is lost, and all is in doubt."""
@@ -62,8 +64,9 @@ class Stream:
             elif kind == CALLER:
                 ports, family = struct.unpack_from("<IH", payload)
                 assert (size, ports & 0xFFFF) == (24, 0)
-                assert ports >> 16 in range(0x8001, 0x8000 + PEER_RANGES)
+                assert ports >> 16 in range(0x8001, 0x8000 + PEER_RANGES - 1)
                 assert family in (4, 6)
+                self.callers.append(ports)
             else:
                 assert size == 12
 
@@ -133,6 +136,10 @@ def listen(listener, backlog, port, address, flags):
 
 def unlisten(listener):
     return struct.pack("<HHI", 19, 4, listener)
+
+
+def introduced(ports):
+    return struct.pack("<HHI", 20, 4, ports)
 
 
 def hello(low=1, high=1):

@@ -138,7 +138,10 @@ class Box:
             assert client.ended or client.port in PUBLISHED[self.policy]
         clients = [client for _, client in inbound._offered.values()]
         clients += inbound._live.values()
-        held = [client for client in clients if client.range]
+        for (agent, _), introduction in inbound._introductions.items():
+            assert agent in agents
+            clients += [client for _, _, client in introduction.clients]
+        held = [client for client in clients if client.range is not None]
         assert sum(inbound._peers._holds.values()) == len(held)
         assert len(inbound._peers._by_key) < PEER_RANGES
 

@@ -30,7 +30,15 @@ def seeds(steps):
     yield program(*begin, *connect, ("close_stream", 0), ("wait", 5), ("settle", 0, 1))
     yield program(*begin, ("register_many", 0, 255), ("wait", 5), ("bystander",))
     yield program(*begin, ("any_message", 0, 9, 9), ("read", 0), ("bystander",))
-    there = [("listen", 0, 0, 3, 0, 0), ("turn",), ("turn",), ("client", 0, 0, 0, 0)]
+    there = [
+        ("listen", 0, 0, 3, 0, 0),
+        ("turn",),
+        ("turn",),
+        ("client", 0, 0, 0, 0),
+        ("turn",),
+        ("introduced", 0, 0),
+        ("turn",),
+    ]
     for policy in range(len(POLICIES)):
         taken = [
             ("settle", 0, 1),

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.vm
 
 HERE = Path(__file__).parent
 PORT, PRIVATE, FIRST_CHECK = 8080, 9090, 7000
+HOOK = "/sys/fs/bpf/tsi-accept-end"
 EPHEMERAL = "32768-60999"
 POLICY = f'published: ["{FIRST_CHECK}-7999", "{PORT}-8089", "{EPHEMERAL}"]\n'
 CHECKS = programs.checks("tsi_listener.c")
@@ -171,15 +172,23 @@ def world(accelerator, servers, namespace):
 
 @pytest.fixture(scope="module")
 def check_results(world):
-    """The C program's line for each check."""
-    with world.program("tsi_listener", str(FIRST_CHECK)) as program:
-        program.future.result(240)
-    return programs.results(program.said())
+    """The C program's line for each check, by who shows the clients' addresses."""
+    results = {}
+    with world.program("umount", "/sys/fs/bpf", vm="two") as program:
+        assert program.end() == 0  # nothing to pin to
+    for vm, who in (("one", "kernel"), ("two", "agent")):
+        with world.program("test", "-e", HOOK, vm=vm) as program:
+            assert (program.end() == 0) == (who == "kernel")
+        with world.program("tsi_listener", str(FIRST_CHECK), vm=vm) as program:
+            program.future.result(240)
+        results[who] = programs.results(program.said())
+    return results
 
 
+@pytest.mark.parametrize("who", ["kernel", "agent"])
 @pytest.mark.parametrize("name", CHECKS)
-def test_listeners_do_what_tcps_do(check_results, name):
-    assert check_results.get(name) == f"ok {name}"
+def test_listeners_do_what_tcps_do(check_results, name, who):
+    assert check_results[who].get(name) == f"ok {name}"
 
 
 def test_listeners_do_the_same_over_native_tcp(servers, namespace):
