@@ -9,29 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
-import os
 import statistics
-import subprocess
-import tempfile
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from bench import sandbox
 from bench.bench_vm import POLL_US
 from bench.harness import TWO_CORES, MeasureError, awake, pinned
 from bench.report import Target
-from fastpath.vm import accel, images
-from fastpath.vm.guest import Guest
-from fastpath.vm.machine import Machine
-from fastpath.vm.spec import VmSpec
-from fastpath.ztunnel.config import for_sandbox
-from fastpath.ztunnel.process import Ztunnel
+from bench.sandbox import ECHO, Booted
+from fastpath.vm import accel
 
 SOURCE = Path(__file__).parent / "guest/connect.c"
-ADDRESS, ECHO = "198.18.0.1", 7
 CONNECTS, ROUND_TRIPS, ROUNDS = 300, 1000, 15
 FIRST_TOKENS = 1 << 20
 """A control stream's tokens start at a multiple of this: the first stream's here."""
@@ -41,24 +33,24 @@ RUN_S = 60.0
 class Pair:
     """One guest, and what was measured in it over TSI and raw."""
 
-    def __init__(self, guest: Guest) -> None:
-        self._guest = guest
+    def __init__(self, one: Booted) -> None:
+        self._one = one
         self._agents = 0
 
     async def round(self, *what: str, count: int) -> tuple[float, float]:
         """Return medians in us: over TSI and raw, to what the former's token is."""
         self._agents += 1
         token = str(self._agents * FIRST_TOKENS)
-        tsi = await self._run(*what, ADDRESS, str(ECHO), str(count), tsi=True)
+        tsi = await self._run(*what, *map(str, ECHO), str(count), tsi=True)
         raw = await self._run(*what, "vsock", token, str(count), tsi=False)
         return tsi, raw
 
     async def _run(self, *args: str, tsi: bool) -> float:
         said, errors = bytearray(), bytearray()
         argv = ["connect", *args]
-        work = self._guest.run(argv, tsi=tsi, stdout=said.extend, stderr=errors.extend)
+        streams = {"stdout": said.extend, "stderr": errors.extend}
         async with asyncio.timeout(RUN_S):
-            if await work:
+            if await self._one.run(*argv, tsi=tsi, **streams):
                 raise MeasureError(f"{' '.join(argv)}: {errors.decode().strip()}")
         return statistics.median(map(int, said.split())) / 1e3
 
@@ -67,48 +59,24 @@ class Pair:
 def one_guest():
     """Boot a guest on a ztunnel of this process; yields a way to run rounds."""
     with contextlib.ExitStack() as stack:
-        made = tempfile.TemporaryDirectory(prefix="tsi-bench-")
-        folder = Path(stack.enter_context(made))
         stack.enter_context(awake())
         stack.enter_context(pinned(TWO_CORES.backend))
-        program = folder / "connect"
-        subprocess.run(["cc", "-O2", "-static", "-o", program, SOURCE], check=True)
-        image = images.build("base")
-        image = images.with_files(
-            image, {"/bin/connect": program}, folder / "initramfs"
-        )
-        spec = VmSpec(
-            image=image,
-            accel=accel.choose("auto"),
-            vsock_socket=folder / "vhost",
-            console=folder / "console",
-            qmp=folder / "qmp",
-            cpu_affinity=frozenset({TWO_CORES.driver}),
-        )
         loop = stack.enter_context(asyncio.Runner())
         inside = contextlib.AsyncExitStack()
         stack.callback(lambda: loop.run(inside.aclose()))
-        pair = Pair(loop.run(_boot(inside, spec, folder)))
+        booted = sandbox.booted(
+            accel.choose("auto"),
+            config,
+            program=SOURCE,
+            cpu_affinity=frozenset({TWO_CORES.driver}),
+        )
+        pair = Pair(loop.run(inside.enter_async_context(booted)))
         yield lambda *what, count: loop.run(pair.round(*what, count=count))
 
 
-async def _boot(stack: contextlib.AsyncExitStack, spec: VmSpec, folder: Path) -> Guest:
-    config = for_sandbox(
-        name="bench",
-        socket=folder / "vhost",
-        cid=3,
-        addresses=(ipaddress.ip_address("10.0.0.5"),),
-        uds_path=folder / "vsock",
-        echo=ipaddress.ip_address(ADDRESS),
-        access_log=Path(os.devnull),
-    )
-    own = replace(config.fastpath, poll_us=POLL_US)
-    await stack.enter_async_context(Ztunnel(replace(config, fastpath=own)))
-    guest = Guest(folder / "vsock", console=spec.console)
-    await stack.enter_async_context(guest)
-    machine = await stack.enter_async_context(Machine(spec))
-    await machine.watch(guest.ready())
-    return guest
+def config(folder):
+    made = sandbox.config(folder)
+    return replace(made, fastpath=replace(made.fastpath, poll_us=POLL_US))
 
 
 @pytest.mark.long

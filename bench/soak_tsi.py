@@ -16,39 +16,33 @@ import asyncio
 import contextlib
 import ctypes
 import os
-import subprocess
 import sys
-import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from bench import sandbox
+from bench.sandbox import ECHO, Booted
 from fastpath.tsi.policy import Rule
 from fastpath.tsi.policyfile import Egress
-from fastpath.vm import accel, images
-from fastpath.vm.guest import Guest
-from fastpath.vm.machine import Machine
-from fastpath.vm.spec import Accelerator, VmSpec
+from fastpath.vm import accel
 from fastpath.ztunnel.model import (
     Config,
-    Fastpath,
     NamespacedHostname,
     NetworkAddress,
-    Sandbox,
     Service,
     Workload,
 )
-from fastpath.ztunnel.process import Ztunnel
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from fastpath.vm.spec import Accelerator
+
 PROGRAM: Final = Path(__file__).resolve().parents[1] / "tests" / "vm" / "tsi_soak.c"
-ECHO: Final = ("198.18.0.1", 7)
 VIP: Final = ("10.96.0.10", 80)
-POD: Final = ip_address("10.200.1.2")
 SETTLE_S: Final = 5.0
 """How long the ends of a round's connections may take to reach the host."""
 AGENT_KIB: Final = 256
@@ -109,7 +103,6 @@ def growth(samples: list[Sample]) -> list[str]:
 def config(folder: Path, port: int) -> Config:
     """One sandbox, and a service whose endpoint is this host's `port`."""
     key = NamespacedHostname("default", "echo")
-    client = Workload(workload_ips=(POD,), namespace="default", name="soak")
     echo = Workload(
         workload_ips=(ip_address("127.0.0.1"),),
         namespace="default",
@@ -124,18 +117,9 @@ def config(folder: Path, port: int) -> Config:
         ports={VIP[1]: 0},
     )
     opened = (Rule.parse(f"127.0.0.1:{port}"), Rule.parse("0.0.0.0/0"))
-    sandbox = Sandbox(
-        name="soak",
-        workload="default/soak",
-        socket=folder / "vhost",
-        cid=3,
-        uds_path=folder / "vsock",
-        egress=Egress(allow=opened),
-    )
-    own = Fastpath(
-        sandboxes=(sandbox,), echo=ip_address(ECHO[0]), access_log=Path(os.devnull)
-    )
-    return Config(workloads=(client, echo), services=(service,), fastpath=own)
+    config = sandbox.config(folder, egress=Egress(allow=opened))
+    workloads = (*config.workloads, echo)
+    return replace(config, workloads=workloads, services=(service,))
 
 
 @contextlib.asynccontextmanager
@@ -163,14 +147,6 @@ def _nothing(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> No
     """Serve nobody."""
 
 
-def compiled(folder: Path) -> Path:
-    """Compile the guest's program."""
-    out = folder / "tsi_soak"
-    command = ["cc", "-std=gnu11", "-O2", "-static", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run([*command, "-o", str(out), str(PROGRAM)], check=True)
-    return out
-
-
 async def soak(
     *,
     rounds: int,
@@ -191,42 +167,19 @@ async def soak(
         timeout_s: for all of it.
     """
     samples: list[Sample] = []
-    with tempfile.TemporaryDirectory(prefix="fp-soak-") as name:
-        folder = Path(name)
-        image = images.with_files(
-            images.build("base"),
-            {"/bin/tsi_soak": compiled(folder)},
-            folder / "initramfs",
-        )
-        spec = VmSpec(
-            image=image,
-            accel=accelerator,
-            vsock_socket=folder / "vhost",
-            console=folder / "console",
-            qmp=folder / "qmp",
-        )
-        async with (
-            asyncio.timeout(timeout_s),
-            echo_server() as port,
-            Ztunnel(config(folder, port)) as ztunnel,
-            Guest(folder / "vsock", console=spec.console) as guest,
-            Machine(spec) as machine,
-        ):
-            await machine.watch(guest.ready())
-            run = _Run(ztunnel, tell, samples)
-            argv = ["tsi_soak", str(rounds), str(count), str(in_flight)]
-            argv += [f"{host}:{port}" for host, port in (VIP, ECHO)]
-            status = await machine.watch(
-                guest.run(
-                    argv,
-                    tsi=True,
-                    stdin=run.stdin,
-                    stdout=run.take,
-                    stderr=_show,
-                )
-            )
-            if status or len(samples) != rounds:
-                raise RuntimeError(f"the guest's program ended with status {status}")
+    async with (
+        asyncio.timeout(timeout_s),
+        echo_server() as port,
+        sandbox.booted(
+            accelerator, lambda folder: config(folder, port), program=PROGRAM
+        ) as one,
+    ):
+        run = _Run(one, tell, samples)
+        argv = ["tsi_soak", str(rounds), str(count), str(in_flight)]
+        argv += [f"{host}:{port}" for host, port in (VIP, ECHO)]
+        status = await one.run(*argv, stdin=run.stdin, stdout=run.take, stderr=_show)
+        if status or len(samples) != rounds:
+            raise RuntimeError(f"the guest's program ended with status {status}")
     return samples
 
 
@@ -234,10 +187,10 @@ class _Run:
     """The host's side of the program in the guest."""
 
     def __init__(
-        self, ztunnel: Ztunnel, tell: Callable[[Sample], None], samples: list[Sample]
+        self, one: Booted, tell: Callable[[Sample], None], samples: list[Sample]
     ) -> None:
         self.stdin = asyncio.StreamReader()
-        self._ztunnel = ztunnel
+        self._one = one
         self._tell = tell
         self._samples = samples
         self._begin = time.monotonic()
@@ -257,11 +210,11 @@ class _Run:
 
     async def _measure(self, guest: list[int]) -> Sample:
         """Measure the host once it has heard of all ends."""
-        sandbox = self._ztunnel.sandboxes["soak"]
+        running = self._one.sandbox
         least = self._samples[0].host_conns if self._samples else 1
         deadline = time.monotonic() + SETTLE_S
         while time.monotonic() < deadline:
-            if sandbox.device.handle.stats().conns <= least:
+            if running.device.handle.stats().conns <= least:
                 break
             await asyncio.sleep(0.05)
         await asyncio.sleep(0.05)  # the router hears of it a little later
@@ -274,9 +227,9 @@ class _Run:
             agent_kib=agent_kib,
             host_fds=len(os.listdir("/proc/self/fd")),  # noqa: PTH208
             host_kib=_rss_kib(),
-            host_conns=sandbox.device.handle.stats().conns,
-            tokens=sandbox.service.stats().tokens,
-            live=len(self._ztunnel.live),
+            host_conns=running.device.handle.stats().conns,
+            tokens=running.service.stats().tokens,
+            live=len(self._one.ztunnel.live),
             wall_s=time.monotonic() - self._begin,
         )
 

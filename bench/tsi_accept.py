@@ -14,28 +14,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import ipaddress
 import json
 import socket
 import statistics
 import sys
-import tempfile
-from pathlib import Path
 
+from bench import sandbox
 from fastpath.report.stats import paired_ratio
 from fastpath.tsi.inbound import first_port
 from fastpath.tsi.protocol import Caller
-from fastpath.vm import accel, images
-from fastpath.vm.guest import Guest
-from fastpath.vm.machine import Machine
-from fastpath.vm.spec import VmSpec
-from fastpath.ztunnel.config import for_sandbox
+from fastpath.vm import accel
 from fastpath.ztunnel.model import ListenAddress, Publication
-from fastpath.ztunnel.process import Ztunnel
 from vhost_user.engine import EventKind
 
-CID, PORT, RAW_PORT = 3, 8080, 5000
+PORT, RAW_PORT = 8080, 5000
 HOOK = tuple(
     f"/sys/fs/bpf/tsi-{name}" for name in ("accept-end", "accept-start", "callers")
 )
@@ -97,11 +90,10 @@ class Load:
 class Bench:
     """One guest."""
 
-    def __init__(self, options, ztunnel, guest, machine):
+    def __init__(self, options, one):
         self._options = options
-        self._guest, self._machine = guest, machine
-        sandbox = ztunnel.sandboxes["sandbox"]
-        self._device, self._service = sandbox.device, sandbox.service
+        self._one = one
+        self._device, self._service = one.sandbox.device, one.sandbox.service
         self._handle = self._service.handle_event
         self._service.handle_event = self._event
         self._load = None
@@ -110,11 +102,11 @@ class Bench:
         """Connections a second that the guest takes."""
         said = bytearray()
         if not tsi:  # what an agent hooks into accept() stays, and costs it, too
-            await self._machine.watch(self._guest.run(["rm", "-rf", *HOOK], tsi=False))
+            await self._one.run("rm", "-rf", *HOOK, tsi=False)
         address = ("0.0.0.0", PORT) if tsi else (f"vsock:{ANY_CID}", RAW_PORT)
         argv = ["probe", *map(str, address), "accept", str(self._options.connections)]
-        work = self._guest.run(argv, tsi=tsi, stdout=said.extend, stderr=said.extend)
-        task = asyncio.ensure_future(self._machine.watch(work))
+        work = self._one.run(*argv, tsi=tsi, stdout=said.extend, stderr=said.extend)
+        task = asyncio.ensure_future(work)
         port = await self._listener() if tsi else RAW_PORT
         first = first_port(RANGE) if tsi else RAW_FIRST_PORT
         self._load = Load(self._device, port, first, self._options.in_flight)
@@ -145,31 +137,14 @@ class Bench:
 
 async def measure(options):
     """Boot, run all rounds, and return the figures."""
-    async with contextlib.AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tsi-")))
-        spec = VmSpec(
-            image=images.build("base"),
-            accel=accel.choose("auto"),
-            vsock_socket=folder / "s",
-            console=folder / "console",
-            qmp=folder / "qmp",
-            cpus=options.cpus,
-        )
-        config = for_sandbox(
-            socket=folder / "s",
-            cid=CID,
-            addresses=(ipaddress.ip_address("10.200.1.2"),),
-            uds_path=folder / "u",
-            access_log=Path("/dev/null"),
-            publish=(Publication(ListenAddress.parse("127.0.0.1:0"), PORT),),
-        )
-        ztunnel = await stack.enter_async_context(Ztunnel(config))
-        guest = await stack.enter_async_context(
-            Guest(folder / "u", console=spec.console)
-        )
-        machine = await stack.enter_async_context(Machine(spec))
-        await machine.watch(guest.ready())
-        bench = Bench(options, ztunnel, guest, machine)
+    published = Publication(ListenAddress.parse("127.0.0.1:0"), PORT)
+
+    def config(folder):
+        return sandbox.config(folder, publish=(published,))
+
+    accelerator = accel.choose("auto")
+    async with sandbox.booted(accelerator, config, cpus=options.cpus) as one:
+        bench = Bench(options, one)
         tsi, raw = [], []
         for number in range(options.rounds + 1):
             pair = [await bench.rate(tsi=True), await bench.rate(tsi=False)]
@@ -179,7 +154,7 @@ async def measure(options):
                 raw.append(pair[1])
     ratio = paired_ratio(tsi, raw)
     return {
-        "accel": str(spec.accel),
+        "accel": str(accelerator),
         "in_flight": options.in_flight,
         "tsi_per_s": round(statistics.median(tsi)),
         "raw_per_s": round(statistics.median(raw)),

@@ -13,18 +13,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from bench.soak_tsi import ECHO, config
-from fastpath.vm import accel, images
-from fastpath.vm.guest import Guest
-from fastpath.vm.machine import Machine
-from fastpath.vm.spec import Accelerator, VmSpec
-from fastpath.ztunnel.process import Ztunnel
+from bench.sandbox import ECHO, Booted, booted
+from fastpath.vm import accel
+
+if TYPE_CHECKING:
+    from fastpath.vm.spec import Accelerator
 
 PROGRAM: Final = Path(__file__).parent / "guest" / "messages.c"
 COLUMNS: Final = (
@@ -36,54 +33,21 @@ COLUMNS: Final = (
 TIMEOUT_S: Final = 500
 
 
-def compiled(folder: Path) -> Path:
-    """Compile the guest's program."""
-    out = folder / "messages"
-    command = ["cc", "-std=gnu11", "-O2", "-static", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run([*command, "-o", str(out), str(PROGRAM)], check=True)
-    return out
-
-
 async def measure(
     count: int, rounds: int, accelerator: Accelerator
 ) -> dict[str, list[float]]:
     """Boot a guest and run the program; return medians by who runs it, in us."""
-    with tempfile.TemporaryDirectory(prefix="fp-messages-") as name:
-        folder = Path(name)
-        image = images.with_files(
-            images.build("base"),
-            {"/bin/messages": compiled(folder)},
-            folder / "initramfs",
-        )
-        spec = VmSpec(
-            image=image,
-            accel=accelerator,
-            vsock_socket=folder / "vhost",
-            console=folder / "console",
-            qmp=folder / "qmp",
-        )
-        async with (
-            asyncio.timeout(TIMEOUT_S),
-            Ztunnel(config(folder, 9)),
-            Guest(folder / "vsock", console=spec.console) as guest,
-            Machine(spec) as machine,
-        ):
-            await machine.watch(guest.ready())
-            argv = ["messages", str(count), str(rounds)]
-            to = [ECHO[0], str(ECHO[1])]
-            return {
-                "with the agent": await _run(machine, guest, [*argv, *to], tsi=True),
-                "without": await _run(machine, guest, argv, tsi=False),
-            }
+    argv = ["messages", str(count), str(rounds)]
+    async with asyncio.timeout(TIMEOUT_S), booted(accelerator, program=PROGRAM) as one:
+        return {
+            "with the agent": await _run(one, *argv, ECHO[0], str(ECHO[1]), tsi=True),
+            "without": await _run(one, *argv, tsi=False),
+        }
 
 
-async def _run(
-    machine: Machine, guest: Guest, argv: list[str], *, tsi: bool
-) -> list[float]:
+async def _run(one: Booted, *argv: str, tsi: bool) -> list[float]:
     said = bytearray()
-    status = await machine.watch(
-        guest.run(argv, tsi=tsi, stdout=said.extend, stderr=said.extend)
-    )
+    status = await one.run(*argv, tsi=tsi, stdout=said.extend, stderr=said.extend)
     if status:
         raise RuntimeError(f"status {status}: {said.decode(errors='replace')}")
     lines = [[float(word) for word in line.split()] for line in said.splitlines()]
