@@ -120,6 +120,11 @@ class World:
         self.agents.append(Agent(self.engine.answers.pop(conn)))
         return self.agents[-1]
 
+    async def greeted(self):
+        agent = self.agent()
+        await agent.greet()
+        return agent
+
     def close(self):
         self.service.close()
         for agent in self.agents:
@@ -193,8 +198,7 @@ def test_an_agent_learns_its_tokens_and_the_pods_addresses():
 
 def test_a_request_is_decided_after_its_route_was_read():
     async def work(world):
-        agent = world.agent()
-        await agent.greet()
+        agent = await world.greeted()
         agent.register(agent.first_token)
         conn = world.request(agent.first_token)  # nothing ran in between
         assert world.engine.answers[conn] == Dial(DESTINATION)
@@ -205,8 +209,7 @@ def test_a_request_is_decided_after_its_route_was_read():
 
 def test_a_cacheable_answer_becomes_a_route_of_the_device():
     async def work(world):
-        agent = world.agent()
-        await agent.greet()
+        agent = await world.greeted()
         agent.register(agent.first_token)
         agent.register(agent.first_token + 1, port=81)
         world.request(agent.first_token)
@@ -219,8 +222,7 @@ def test_a_cacheable_answer_becomes_a_route_of_the_device():
 
 def test_the_router_hears_of_connections_that_it_was_not_asked_about():
     async def work(world):
-        agent = world.agent()
-        await agent.greet()
+        agent = await world.greeted()
         agent.register(agent.first_token)
         world.request(agent.first_token)
         world.router.said.clear()
@@ -233,8 +235,7 @@ def test_the_router_hears_of_connections_that_it_was_not_asked_about():
 
 def test_a_failure_is_sent_to_the_agent_with_its_errno():
     async def work(world):
-        agent = world.agent()
-        await agent.greet()
+        agent = await world.greeted()
         agent.register(agent.first_token, port=666)
         conn = world.request(agent.first_token)
         assert world.engine.answers[conn] == Reset(errno.EACCES)
@@ -253,8 +254,7 @@ def test_a_failure_is_sent_to_the_agent_with_its_errno():
 
 def test_a_request_ahead_of_its_route_waits_for_it():
     async def work(world):
-        agent = world.agent()
-        await agent.greet()
+        agent = await world.greeted()
         conn = world.request(agent.first_token + 2)
         assert conn not in world.engine.answers
         assert world.service.stats().held == 1
@@ -270,8 +270,7 @@ def test_a_request_whose_route_never_comes_is_refused(monkeypatch):
     monkeypatch.setattr(module, "HOLD_S", 0.05)
 
     async def work(world):
-        agent = world.agent()
-        await agent.greet()
+        agent = await world.greeted()
         conn = world.request(agent.first_token)
         await asyncio.sleep(0.2)
         assert world.engine.answers[conn] == Reset(UNKNOWN_TOKEN)
@@ -284,8 +283,7 @@ def test_held_requests_are_bounded(monkeypatch):
     monkeypatch.setattr(module, "MAX_HELD", 2)
 
     async def work(world):
-        agent = world.agent()
-        await agent.greet()
+        agent = await world.greeted()
         conns = [world.request(agent.first_token + i) for i in range(3)]
         assert world.engine.answers == {conns[2]: Reset(UNKNOWN_TOKEN)}
 
@@ -305,8 +303,7 @@ def test_a_token_of_nobody_is_refused(token):
 
 def test_a_new_policy_takes_the_routes_from_the_engine():
     async def work(world):
-        agent = world.agent()
-        await agent.greet()
+        agent = await world.greeted()
         agent.register(agent.first_token)
         world.request(agent.first_token)
         assert agent.first_token in world.device.routes
@@ -329,8 +326,7 @@ def test_a_new_policy_takes_the_routes_from_the_engine():
 
 def test_a_request_that_waits_for_its_route_meets_the_new_policy():
     async def work(world):
-        agent = world.agent()
-        await agent.greet()
+        agent = await world.greeted()
         world.request(agent.first_token)
         world.service.set_policy(SandboxPolicy())
         agent.register(agent.first_token)
@@ -374,8 +370,7 @@ def test_tokens_of_another_stream_are_ignored():
 
 def test_a_tokens_destination_never_changes():
     async def work(world):
-        agent = world.agent()
-        await agent.greet()
+        agent = await world.greeted()
         agent.register(agent.first_token)
         agent.register(agent.first_token, "198.51.100.1")
         conn = world.request(agent.first_token)
@@ -388,8 +383,7 @@ def test_too_many_tokens_make_the_oldest_forgotten(monkeypatch):
     monkeypatch.setattr(module, "MAX_TOKENS", 4)
 
     async def work(world):
-        agent = world.agent()
-        await agent.greet()
+        agent = await world.greeted()
         agent.register(agent.first_token)
         live = world.request(agent.first_token)
         for i in range(1, 5):
@@ -408,8 +402,7 @@ def test_too_many_tokens_make_the_oldest_forgotten(monkeypatch):
 
 def test_a_flood_is_read_at_its_pace():
     async def work(world):
-        agent = world.agent()
-        await agent.greet()
+        agent = await world.greeted()
         loop = asyncio.get_running_loop()
         data = b"".join(
             struct.pack("<HHIHH", 4, 24, agent.first_token + i, 4, 80)
@@ -453,8 +446,7 @@ def test_many_streams_are_read_no_faster_than_one():
 
 def test_a_held_request_that_the_guest_takes_back_leaves_nothing():
     async def work(world):
-        agent = world.agent()
-        await agent.greet()
+        agent = await world.greeted()
         conn = world.request(agent.first_token)
         world.event(EventKind.FAILED, agent.first_token, conn, error=errno.ECONNRESET)
         assert world.service.stats().held == 0
@@ -470,8 +462,7 @@ def test_a_streams_tokens_outlive_it_for_a_while(monkeypatch):
     monkeypatch.setattr(module, "RANGE_REST_S", 0.1)
 
     async def work(world):
-        agent = world.agent()
-        await agent.greet()
+        agent = await world.greeted()
         agent.register(agent.first_token)
         world.request(agent.first_token)
         agent.sock.close()
@@ -544,8 +535,7 @@ def test_an_agent_too_many_is_refused(monkeypatch):
 
 def test_a_guest_that_does_not_read_loses_its_own_messages_only():
     async def work(world):
-        agent = world.agent()
-        await agent.greet()
+        agent = await world.greeted()
         agent.register(agent.first_token)
         for _ in range(20000):
             conn = next(world.conns)
