@@ -24,7 +24,7 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from fastpath.errors import FastpathError
 from fastpath.progress import build_image
@@ -41,9 +41,11 @@ from fastpath.ztunnel.model import Publication
 from fastpath.ztunnel.process import Ztunnel
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from fastpath.ztunnel.model import Config
+
+_T = TypeVar("_T")
 
 EXIT_TIMEOUT: Final = 124
 """As timeout(1) has it."""
@@ -142,13 +144,7 @@ def parse_allow(values: Sequence[str]) -> tuple[Rule, ...]:
     Raises:
         FastpathError: one cannot be read.
     """
-    rules = []
-    for value in values:
-        try:
-            rules.append(Rule.parse(value))
-        except ValueError as exc:
-            raise FastpathError(f"--allow {value}", str(exc)) from exc
-    return tuple(rules)
+    return _parse_each("--allow", Rule.parse, values)
 
 
 def parse_publish(values: Sequence[str]) -> tuple[Publication, ...]:
@@ -157,13 +153,19 @@ def parse_publish(values: Sequence[str]) -> tuple[Publication, ...]:
     Raises:
         FastpathError: one cannot be read.
     """
-    publications = []
+    return _parse_each("--publish", Publication.parse, values)
+
+
+def _parse_each(
+    option: str, parse: Callable[[str], _T], values: Sequence[str]
+) -> tuple[_T, ...]:
+    found = []
     for value in values:
         try:
-            publications.append(Publication.parse(value))
+            found.append(parse(value))
         except ValueError as exc:
-            raise FastpathError(f"--publish {value}", str(exc)) from exc
-    return tuple(publications)
+            raise FastpathError(f"{option} {value}", str(exc)) from exc
+    return tuple(found)
 
 
 def run(options: Options) -> int:
