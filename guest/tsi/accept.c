@@ -12,10 +12,10 @@
  *
  * The listener is non-blocking while the agent accepts from it, so that a
  * client that another thread took doesn't halt the agent. A blocking call that
- * finds nobody waits here, and the event loop watches the listener for it. A
- * connection that can't be handed over any more - the caller was interrupted,
- * or has no descriptor left - goes to the listener's stash, where the next
- * accept() finds it.
+ * finds nobody waits (blocked.c), and the event loop watches the listener for
+ * it. A connection that can't be handed over any more - the caller was
+ * interrupted, or has no descriptor left - goes to the listener's stash, where
+ * the next accept() finds it.
  *
  * Our descriptor of the listener keeps it open while a call waits, as the call
  * itself does with TCP. So the process is watched, too, and the descriptor goes
@@ -28,47 +28,15 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <sys/ptrace.h>
-#include <sys/queue.h>
 #include <sys/syscall.h>
-#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "tsi.h"
 
-#define TICK_MS	 200
-#define NEVER_MS INT64_MAX
-
-/**
- * struct waiter - A blocking accept() that found nobody
- * @source:	In the event loop, for the listener
- * @exit:	Same, for the process: our descriptor would keep a listener open
- *		whose program was killed
- * @link:	In waiters
- * @call:	The call; its args are a copy
- * @args:	That copy
- * @fd:		The listener
- * @pidfd:	The process, or -1
- * @deadline_ms: SO_RCVTIMEO's end, or NEVER_MS
- * @number:	state_wait()'s
- */
-struct waiter {
-	struct source source;
-	struct source exit;
-	LIST_ENTRY(waiter) link;
-	struct call call;
-	uint64_t args[6];
-	int fd;
-	int pidfd;
-	int64_t deadline_ms;
-	int number;
-};
-
-static LIST_HEAD(, waiter) waiters = LIST_HEAD_INITIALIZER(waiters);
-static int64_t next_tick_ms; /* meaningful while there are waiters */
+static struct blocked_list waiters;
 
 /**
  * hand_over() - Answer accept() with a connection
@@ -158,54 +126,24 @@ static bool try_accept(const struct call *call, int fd, uint64_t label)
 }
 
 /**
- * waiter_free() - Forget a waiter
- * @waiter:	Waiter
- */
-static void waiter_free(struct waiter *waiter)
-{
-	LIST_REMOVE(waiter, link);
-	state_answered(waiter->number);
-	loop_del(waiter->fd);
-	close(waiter->fd);
-	if (waiter->pidfd >= 0) {
-		loop_del(waiter->pidfd);
-		close(waiter->pidfd);
-	}
-	waiter->exit.dead = true;
-	loop_bury(&waiter->source);
-}
-
-/**
- * waiter_exited() - The process of a waiter has ended
- * @source:	The waiter's @exit
- * @events:	Unused
- */
-static void waiter_exited(struct source *source, uint32_t events)
-{
-	(void)events;
-	waiter_free((struct waiter *)(void *)((char *)source -
-					      offsetof(struct waiter, exit)));
-}
-
-/**
  * waiter_ready() - A listener has a connection
  * @source:	The waiter's
  * @events:	Unused
  */
 static void waiter_ready(struct source *source, uint32_t events)
 {
-	struct waiter *waiter = (struct waiter *)source;
+	struct blocked *waiter = (struct blocked *)source;
 	uint64_t label;
 
 	(void)events;
 	if (!notify_valid(waiter->call.id)) {
-		waiter_free(waiter);
+		blocked_free(waiter);
 		return;
 	}
 	if (!sock_label(waiter->fd, &label))
 		label = 0;
 	if (try_accept(&waiter->call, waiter->fd, label))
-		waiter_free(waiter);
+		blocked_free(waiter);
 }
 
 /**
@@ -215,39 +153,11 @@ static void waiter_ready(struct source *source, uint32_t events)
  */
 static void wait_for_client(const struct call *call, int fd)
 {
-	struct waiter *waiter = calloc(1, sizeof(*waiter));
-	struct timeval limit = {0};
-	socklen_t len = sizeof(limit);
-	int64_t now = now_ms();
+	struct blocked *waiter =
+	    blocked_add(&waiters, call, fd, EPOLLIN, waiter_ready);
 
 	if (waiter)
-		waiter->number = state_wait(call);
-	if (!waiter || waiter->number < 0) {
-		free(waiter);
-		reply_error(call->id, ENOMEM);
-		close(fd);
-		return;
-	}
-	getsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, &len);
-	waiter->call = *call;
-	memcpy(waiter->args, call->args, sizeof(waiter->args));
-	waiter->call.args = waiter->args;
-	waiter->fd = fd;
-	waiter->deadline_ms = NEVER_MS;
-	if (limit.tv_sec || limit.tv_usec)
-		waiter->deadline_ms =
-		    now + limit.tv_sec * 1000 + (limit.tv_usec + 999) / 1000;
-	if (LIST_EMPTY(&waiters) || next_tick_ms > now + TICK_MS)
-		next_tick_ms = now + TICK_MS;
-	if (next_tick_ms > waiter->deadline_ms)
-		next_tick_ms = waiter->deadline_ms;
-	waiter->source.ready = waiter_ready;
-	waiter->exit.ready = waiter_exited;
-	LIST_INSERT_HEAD(&waiters, waiter, link);
-	loop_add(&waiter->source, fd, EPOLLIN);
-	waiter->pidfd = target_pidfd(call);
-	if (waiter->pidfd >= 0)
-		loop_add(&waiter->exit, waiter->pidfd, EPOLLIN);
+		blocked_until_exit(waiter);
 }
 
 /**
@@ -337,18 +247,18 @@ static void restart(pid_t tid)
  */
 void accept_end_waiting(const struct call *call, uint32_t port)
 {
-	struct waiter *waiter, *next;
+	struct blocked *waiter, *next;
 	pid_t tgid = target_tgid(call->tid);
 	const struct dirent *entry;
 	char path[32];
 	DIR *tasks;
 
-	for (waiter = LIST_FIRST(&waiters); waiter; waiter = next) {
+	for (waiter = LIST_FIRST(&waiters.head); waiter; waiter = next) {
 		next = LIST_NEXT(waiter, link);
 		if (sock_local_port(waiter->fd) != port)
 			continue;
 		reply_error(waiter->call.id, EINVAL);
-		waiter_free(waiter);
+		blocked_free(waiter);
 	}
 
 	snprintf(path, sizeof(path), "/proc/%d/task", tgid);
@@ -366,31 +276,10 @@ void accept_end_waiting(const struct call *call, uint32_t port)
 
 /**
  * accept_tick() - Look at the waiting calls if it is time to
- *
- * Nobody tells the agent that one was interrupted, or is overdue.
  */
 void accept_tick(void)
 {
-	struct waiter *waiter, *next;
-	int64_t now;
-
-	if (accept_timeout_ms() != 0)
-		return;
-	now = now_ms();
-	next_tick_ms = now + TICK_MS;
-	for (waiter = LIST_FIRST(&waiters); waiter; waiter = next) {
-		bool valid = notify_valid(waiter->call.id);
-
-		next = LIST_NEXT(waiter, link);
-		if (valid && now < waiter->deadline_ms) {
-			if (next_tick_ms > waiter->deadline_ms)
-				next_tick_ms = waiter->deadline_ms;
-			continue;
-		}
-		if (valid)
-			reply_error(waiter->call.id, EAGAIN);
-		waiter_free(waiter);
-	}
+	blocked_tick(&waiters);
 }
 
 /**
@@ -400,10 +289,5 @@ void accept_tick(void)
  */
 int accept_timeout_ms(void)
 {
-	int64_t left;
-
-	if (LIST_EMPTY(&waiters))
-		return -1;
-	left = next_tick_ms - now_ms();
-	return left > 0 ? (int)left : 0;
+	return blocked_timeout_ms(&waiters);
 }

@@ -88,3 +88,34 @@ bool address_decode(const struct sockaddr_storage *sa, size_t len,
 	*ret_dst = dst;
 	return true;
 }
+
+/**
+ * address_hash() - A number to find a destination by
+ * @dst:	Destination
+ *
+ * Returns: the number, its bits well spread
+ */
+uint32_t address_hash(const struct destination *dst)
+{
+	uint64_t high, low;
+
+	memcpy(&high, dst->address.s6_addr, sizeof(high));
+	memcpy(&low, dst->address.s6_addr + sizeof(high), sizeof(low));
+	high ^= (uint64_t)dst->port << 48;
+	low = (low ^ (high * UINT64_C(0x9e3779b97f4a7c15))) *
+	      UINT64_C(0xff51afd7ed558ccd);
+	return (uint32_t)(low >> 32);
+}
+
+/**
+ * address_same() - Compare two destinations
+ * @a:		One
+ * @b:		Other
+ *
+ * Returns: true if they are equal
+ */
+bool address_same(const struct destination *a, const struct destination *b)
+{
+	return a->port == b->port &&
+	       IN6_ARE_ADDR_EQUAL(&a->address, &b->address);
+}

@@ -95,34 +95,14 @@ static struct answer awaited;
 /* ---- the table of destinations ---- */
 
 /**
- * hash() - Spread destinations over heads[]
+ * chain() - Where the chain of a destination begins
  * @dst:	Destination
  *
- * Returns: index into heads[]
+ * Returns: in heads[]
  */
-static uint32_t hash(const struct destination *dst)
+static uint32_t *chain(const struct destination *dst)
 {
-	uint64_t high, low;
-
-	memcpy(&high, dst->address.s6_addr, sizeof(high));
-	memcpy(&low, dst->address.s6_addr + sizeof(high), sizeof(low));
-	high ^= (uint64_t)dst->port << 48;
-	low = (low ^ (high * UINT64_C(0x9e3779b97f4a7c15))) *
-	      UINT64_C(0xff51afd7ed558ccd);
-	return (uint32_t)(low >> 32) % MAX_WINDOW;
-}
-
-/**
- * same() - Compare two destinations
- * @a:		One
- * @b:		Other
- *
- * Returns: true if they are equal
- */
-static bool same(const struct destination *a, const struct destination *b)
-{
-	return a->port == b->port &&
-	       IN6_ARE_ADDR_EQUAL(&a->address, &b->address);
+	return &heads[address_hash(dst) % MAX_WINDOW];
 }
 
 /**
@@ -131,7 +111,7 @@ static bool same(const struct destination *a, const struct destination *b)
  */
 static void route_unlink(uint32_t slot)
 {
-	uint32_t *link = &heads[hash(&routes[slot].dst)];
+	uint32_t *link = chain(&routes[slot].dst);
 
 	if (!routes[slot].token)
 		return;
@@ -560,7 +540,7 @@ static int route_add(const struct destination *dst, uint32_t *ret_token)
 {
 	uint32_t token = control.welcome.first_token + control.used;
 	uint32_t slot = token % control.welcome.window;
-	uint32_t *head = &heads[hash(dst)];
+	uint32_t *head = chain(dst);
 	bool v4 = IN6_IS_ADDR_V4MAPPED(&dst->address);
 	struct tsi_route msg = {
 	    .token = token,
@@ -600,8 +580,8 @@ int control_token(const struct destination *dst, uint32_t *ret_token)
 	if (control.fd < 0)
 		return ENETUNREACH;
 
-	for (slot = heads[hash(dst)]; slot != NONE; slot = routes[slot].next)
-		if (same(&routes[slot].dst, dst)) {
+	for (slot = *chain(dst); slot != NONE; slot = routes[slot].next)
+		if (address_same(&routes[slot].dst, dst)) {
 			*ret_token = routes[slot].token;
 			return 0;
 		}

@@ -16,8 +16,8 @@
  *   said, once for each peer, that this peer isn't denied.
  * - recvfrom(), recvmsg() and recvmmsg() that ask for the address: the agent
  *   receives from the program's socket into its own memory and copies. A call
- *   that may block waits here until there is something, or SO_RCVTIMEO is
- *   over; a datagram is lost if a signal takes the call away in between.
+ *   that may block waits (blocked.c) until there is something, or SO_RCVTIMEO
+ *   is over; a datagram is lost if a signal takes the call away in between.
  * - getpeername() and getsockname() of a connected socket.
  *
  * Addresses inside the guest pass as they are, and sends to them go on
@@ -31,13 +31,10 @@
 #include <errno.h>
 #include <limits.h>
 #include <netinet/udp.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/param.h>
-#include <sys/queue.h>
 #include <sys/syscall.h>
-#include <sys/time.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -48,32 +45,9 @@
 #define MAX_NAME      sizeof(struct sockaddr_storage)
 #define MAX_MESSAGES  64 /* of one sendmmsg() or recvmmsg() */
 #define DNS_PORT      53 /* is carried whatever the policy */
-#define TICK_MS	      200
-#define NEVER_MS      INT64_MAX
 #define SEND_ATTEMPTS 4
 
-/**
- * struct waiter - A trapped receive call that isn't answered yet
- * @source:	In the event loop
- * @link:	In waiters
- * @call:	The call; its args are a copy
- * @args:	That copy
- * @fd:		The socket
- * @deadline_ms: When to give up
- * @number:	state_wait()'s
- */
-struct waiter {
-	struct source source;
-	LIST_ENTRY(waiter) link;
-	struct call call;
-	uint64_t args[6];
-	int fd;
-	int64_t deadline_ms;
-	int number;
-};
-
-static LIST_HEAD(, waiter) waiters = LIST_HEAD_INITIALIZER(waiters);
-static int64_t next_look_ms; /* meaningful while there are waiters */
+static struct blocked_list waiters;
 static uint8_t data[MAX_DATA];
 static struct mmsghdr messages[MAX_MESSAGES];
 static struct iovec iovs[UIO_MAXIOV];
@@ -649,26 +623,13 @@ static int64_t receive_all(const struct call *call, int fd, bool v6,
 }
 
 /**
- * waiter_free() - Forget a waiter
- * @waiter:	Waiter
- */
-static void waiter_free(struct waiter *waiter)
-{
-	LIST_REMOVE(waiter, link);
-	state_answered(waiter->number);
-	loop_del(waiter->fd);
-	close(waiter->fd);
-	loop_bury(&waiter->source);
-}
-
-/**
  * waiter_ready() - Something came for a waiting call, or another took it
  * @source:	The waiter's
  * @events:	Unused: receiving tells
  */
 static void waiter_ready(struct source *source, uint32_t events)
 {
-	struct waiter *waiter = (struct waiter *)source;
+	struct blocked *waiter = (struct blocked *)source;
 	int64_t got = -EAGAIN;
 	unsigned count;
 	bool v6;
@@ -684,45 +645,7 @@ static void waiter_ready(struct source *source, uint32_t events)
 			return;
 		reply_value(waiter->call.id, got);
 	}
-	waiter_free(waiter);
-}
-
-/**
- * wait_for_data() - Answer a call when there is something
- * @call:	recvfrom(), recvmsg() or recvmmsg()
- * @fd:		Socket; ours from here on
- */
-static void wait_for_data(const struct call *call, int fd)
-{
-	struct waiter *waiter = calloc(1, sizeof(*waiter));
-	struct timeval limit = {0};
-	socklen_t len = sizeof(limit);
-	int64_t now = now_ms();
-
-	if (waiter)
-		waiter->number = state_wait(call);
-	if (!waiter || waiter->number < 0) {
-		free(waiter);
-		reply_error(call->id, ENOMEM);
-		close(fd);
-		return;
-	}
-	waiter->source.ready = waiter_ready;
-	waiter->call = *call;
-	memcpy(waiter->args, call->args, sizeof(waiter->args));
-	waiter->call.args = waiter->args;
-	waiter->fd = fd;
-	getsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, &len);
-	waiter->deadline_ms = NEVER_MS;
-	if (limit.tv_sec || limit.tv_usec)
-		waiter->deadline_ms =
-		    now + limit.tv_sec * 1000 + (limit.tv_usec + 999) / 1000;
-	if (LIST_EMPTY(&waiters) || next_look_ms > now + TICK_MS)
-		next_look_ms = now + TICK_MS;
-	next_look_ms = MIN(next_look_ms, waiter->deadline_ms);
-	LIST_INSERT_HEAD(&waiters, waiter, link);
-	/* Edges: what stays pending may not be what the call is after */
-	loop_add(&waiter->source, fd, EPOLLIN | EPOLLET);
+	blocked_free(waiter);
 }
 
 /**
@@ -744,7 +667,9 @@ void datagram_receive_trapped(const struct call *call)
 	got = receive_all(call, fd, v6, count);
 	if (got == -EAGAIN && !(flags & (MSG_DONTWAIT | MSG_ERRQUEUE)) &&
 	    !sock_is_nonblocking(fd)) {
-		wait_for_data(call, fd);
+		/* Edges: what stays pending may not be what it is after */
+		blocked_add(&waiters, call, fd, EPOLLIN | EPOLLET,
+			    waiter_ready);
 		return;
 	}
 	close(fd);
@@ -759,25 +684,7 @@ void datagram_receive_trapped(const struct call *call)
  */
 void datagram_drop_stale(void)
 {
-	struct waiter *waiter, *next;
-	int64_t now;
-
-	if (LIST_EMPTY(&waiters))
-		return;
-	now = now_ms();
-	next_look_ms = now + TICK_MS;
-	for (waiter = LIST_FIRST(&waiters); waiter; waiter = next) {
-		bool valid = notify_valid(waiter->call.id);
-
-		next = LIST_NEXT(waiter, link);
-		if (valid && now < waiter->deadline_ms) {
-			next_look_ms = MIN(next_look_ms, waiter->deadline_ms);
-			continue;
-		}
-		if (valid)
-			reply_error(waiter->call.id, EAGAIN);
-		waiter_free(waiter);
-	}
+	blocked_drop_stale(&waiters);
 }
 
 /**
@@ -785,8 +692,7 @@ void datagram_drop_stale(void)
  */
 void datagram_tick(void)
 {
-	if (!LIST_EMPTY(&waiters) && now_ms() >= next_look_ms)
-		datagram_drop_stale();
+	blocked_tick(&waiters);
 }
 
 /**
@@ -796,10 +702,5 @@ void datagram_tick(void)
  */
 int datagram_timeout_ms(void)
 {
-	int64_t left;
-
-	if (LIST_EMPTY(&waiters))
-		return -1;
-	left = next_look_ms - now_ms();
-	return left > 0 ? (int)left : 0;
+	return blocked_timeout_ms(&waiters);
 }

@@ -70,21 +70,14 @@ static struct stream {
 /* ---- the table ---- */
 
 /**
- * hash() - Spread endpoints over heads[]
+ * chain() - Where the chain of an endpoint begins
  * @dst:	Endpoint
  *
- * Returns: index into heads[]
+ * Returns: in heads[]
  */
-static uint32_t hash(const struct destination *dst)
+static uint32_t *chain(const struct destination *dst)
 {
-	uint64_t high, low;
-
-	memcpy(&high, dst->address.s6_addr, sizeof(high));
-	memcpy(&low, dst->address.s6_addr + sizeof(high), sizeof(low));
-	high ^= (uint64_t)dst->port << 48;
-	low = (low ^ (high * UINT64_C(0x9e3779b97f4a7c15))) *
-	      UINT64_C(0xff51afd7ed558ccd);
-	return (uint32_t)(low >> 32) % MAX_PEERS;
+	return &heads[address_hash(dst) % MAX_PEERS];
 }
 
 /**
@@ -93,7 +86,7 @@ static uint32_t hash(const struct destination *dst)
  */
 static void unlink_slot(uint32_t slot)
 {
-	uint32_t *link = &heads[hash(&table->peers[slot].dst)];
+	uint32_t *link = chain(&table->peers[slot].dst);
 
 	while (*link != NONE && *link != slot)
 		link = &table->peers[*link].next;
@@ -109,7 +102,7 @@ static void unlink_slot(uint32_t slot)
  */
 static struct peer *add(const struct destination *dst)
 {
-	uint32_t *head = &heads[hash(dst)];
+	uint32_t *head = chain(dst);
 	struct peer *peer;
 	uint32_t slot, number;
 
@@ -164,7 +157,7 @@ void peers_start(void)
 	memset(heads, 0xff, sizeof(heads)); /* NONE */
 	for (uint32_t slot = 0; slot < table->size; slot++) {
 		struct peer *peer = &table->peers[slot];
-		uint32_t *head = &heads[hash(&peer->dst)];
+		uint32_t *head = chain(&peer->dst);
 
 		if (!peer->live)
 			continue;
@@ -514,11 +507,8 @@ int peers_number(const struct destination *dst, uint32_t *ret_peer)
 
 	if (!table->size && stream_open())
 		return ENETUNREACH;
-	for (slot = heads[hash(dst)]; slot != NONE;
-	     slot = table->peers[slot].next)
-		if (table->peers[slot].dst.port == dst->port &&
-		    IN6_ARE_ADDR_EQUAL(&table->peers[slot].dst.address,
-				       &dst->address))
+	for (slot = *chain(dst); slot != NONE; slot = table->peers[slot].next)
+		if (address_same(&table->peers[slot].dst, dst))
 			break;
 	peer = slot != NONE ? &table->peers[slot] : add(dst);
 	peer->used = true;

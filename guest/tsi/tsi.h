@@ -15,12 +15,15 @@
  *	relay.c		where their datagrams go, and come from
  *	peers.c		the stream to the host: peers and datagrams
  *	accept.c	accept() on listeners that the host publishes
- *	callers.c		who their clients are, shown by the kernel if it
- *can listen.c	those listeners control.c	the stream to the host: tokens,
- *listeners and failures sock.c		the vsock sockets and the label each
- *carries state.c		what outlives an agent address.c
- *addresses as programs write them, and as we do notify.c	notifications:
- *receive, look into the target, reply filter.c	which system calls are trapped
+ *	callers.c	who their clients are, shown by the kernel if it can
+ *	listen.c	those listeners
+ *	control.c	the stream to the host: tokens, listeners and failures
+ *	blocked.c	calls that block until there is something at a socket
+ *	sock.c		the vsock sockets and the label each carries
+ *	state.c		what outlives an agent
+ *	address.c	addresses as programs write them, and as we do
+ *	notify.c	notifications: receive, look into the target, reply
+ *	filter.c	which system calls are trapped
  */
 #ifndef TSI_H
 #define TSI_H
@@ -29,6 +32,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/queue.h>
 #include <sys/socket.h>
 #include <sys/types.h>
 #include <sys/uio.h>
@@ -207,6 +211,8 @@ struct destination {
 };
 
 bool address_is_native(const struct destination *dst);
+uint32_t address_hash(const struct destination *dst);
+bool address_same(const struct destination *a, const struct destination *b);
 bool address_decode(const struct sockaddr_storage *sa, size_t len,
 		    struct destination *ret_dst);
 size_t address_encode(bool v6, const struct destination *dst,
@@ -322,6 +328,52 @@ void datagram_receive_trapped(const struct call *call);
 void datagram_drop_stale(void);
 void datagram_tick(void);
 int datagram_timeout_ms(void);
+
+/* ---- blocked.c ---- */
+
+/**
+ * struct blocked - A trapped call that waits for something at its socket
+ * @source:	In the event loop, for the socket
+ * @exit:	Same, for the process: our descriptor would keep open what it
+ *		had
+ * @link:	In its list
+ * @call:	The call; its args are a copy
+ * @args:	That copy
+ * @fd:		The socket
+ * @pidfd:	The process, or -1
+ * @deadline_ms: When to give up
+ * @number:	state_wait()'s
+ */
+struct blocked {
+	struct source source;
+	struct source exit;
+	LIST_ENTRY(blocked) link;
+	struct call call;
+	uint64_t args[6];
+	int fd;
+	int pidfd;
+	int64_t deadline_ms;
+	int number;
+};
+
+/**
+ * struct blocked_list - Calls that are answered in the same way; zeros: none
+ * @head:	Them
+ * @next_look_ms: When to look at all of them; meaningful while there are any
+ */
+struct blocked_list {
+	LIST_HEAD(, blocked) head;
+	int64_t next_look_ms;
+};
+
+struct blocked *blocked_add(struct blocked_list *list, const struct call *call,
+			    int fd, uint32_t events,
+			    void (*ready)(struct source *, uint32_t));
+void blocked_free(struct blocked *blocked);
+void blocked_until_exit(struct blocked *blocked);
+void blocked_drop_stale(struct blocked_list *list);
+void blocked_tick(struct blocked_list *list);
+int blocked_timeout_ms(const struct blocked_list *list);
 
 /* ---- swap.c ---- */
 
