@@ -132,8 +132,6 @@ void state_take_over(void (*resume)(const struct call *call));
 #define NO_PORT UINT32_MAX /* VMADDR_PORT_ANY: not bound, not connected */
 
 int sock_create(int family, bool nonblock);
-bool sock_wants_refill(void);
-void sock_refill(void);
 bool sock_label(int fd, uint64_t *ret_label);
 void sock_set_label(int fd, uint64_t label);
 int sock_connect(int fd, uint32_t port);
