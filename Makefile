@@ -10,6 +10,7 @@ HTML     ?= out/compare.html
 BENCH    ?= out/bench.json
 BENCH_OPTIONS := --benchmark-quiet --benchmark-disable-gc
 FUZZ_S   ?= 60
+SOAK     ?= 1000000
 comma    := ,
 # Not under sanitizers: the first would measure their memory, the second take it away,
 # and the SIGBUS of the third is their own to handle.
@@ -25,13 +26,14 @@ PACKAGES := gcc libc6-dev make python3-venv python3-dev ca-certificates \
 NATIVE   := $(wildcard vhost_user/native/*.c vhost_user/native/*.h) \
             vhost_user/native/build.py
 C_FILES  := $(wildcard vhost_user/native/*.[ch] guest/*.[ch] guest/*/*.[ch] \
-            fastpath/datapath/bpf/*.c tests/vm/*.c tests/vm/trace/*.[ch] tests/fuzz/*.c \
+            fastpath/datapath/bpf/*.c tests/vm/*.c tests/vm/trace/*.[ch] \
+            tests/fuzz/*.[ch] \
+            tests/unit/vhost_user/*.c \
             bench/guest/*.[ch] bench/host/*.c)
 
 .PHONY: setup packages compare test lint types unit conformance \
         conformance-doc sanitize tsan netns vm vm-nightly compat-doc frontends \
-        vsock-test fuzz bench \
-        bench-short image clean
+        vsock-test fuzz bench bench-short soak image clean
 
 compare: setup image
 	mkdir -p $(dir $(JSON)) $(dir $(HTML))
@@ -139,6 +141,10 @@ bench: setup image
 # The same in short; fails when a ratio of bench/baseline.json is lost.
 bench-short: setup
 	$(PYTEST) bench $(BENCH_OPTIONS) --short
+
+# 1,000,000 short connections through one guest; for hours where KVM is missing.
+soak: setup image
+	$(BIN)/python -m bench.soak_tsi --count $(SOAK)
 
 clean:
 	rm -rf build out $(VENV) vhost_user/_vu*.so vhost_user/_vu.c *.egg-info

@@ -98,6 +98,21 @@ def run(
         list[str] | None,
         typer.Option(metavar="PREFIX[:PORTS]", help="Allow what is denied by default."),
     ] = None,
+    publish: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[IP:]HOST_PORT:PORT",
+            help="Make a port of CMD's reachable here; IP is 127.0.0.1 by default.",
+        ),
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A policy: egress, published ports, limits."),
+    ] = None,
+    access_log: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Append a line for each connection."),
+    ] = None,
     kernel: Annotated[
         Path | None, typer.Option(help="A kernel other than the image's.")
     ] = None,
@@ -112,12 +127,19 @@ def run(
     """Boot a microVM and run CMD in it; its connections take the fast path."""
     from fastpath import run as runner
 
+    if policy and allow:
+        raise FastpathError(
+            "--allow", "the policy file says it", "add the rule to its egress.allow"
+        )
     options = runner.Options(
         argv=tuple(command),
         image=image,
         files=runner.parse_files(file or ()),
         env=runner.parse_env(env or ()),
         allow=runner.parse_allow(allow or ()),
+        publish=runner.parse_publish(publish or ()),
+        policy=policy,
+        access_log=access_log,
         kernel=kernel,
         qemu=qemu,
         memory_mib=memory,

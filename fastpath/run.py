@@ -7,6 +7,7 @@ network namespace that the command was started in, and no right is needed.
     our stdin, signals --> Guest === vsock === init --> program
     our stdout, stderr <--   "                            | connect()
     the network <-- Ztunnel <== vhost-user, TSI ==========+
+    clients --> --publish'ed ports of this host ==========+ listen()
 
 What a user sees is the program's output and exit status, 128 + n for a signal;
 124 when `--timeout` ran out; 128 + n also when a signal ended us before the
@@ -30,12 +31,13 @@ from fastpath.progress import build_image
 from fastpath.scratch import CONSOLE, scratch
 from fastpath.stdio import Input, Output
 from fastpath.tsi.policy import Rule
+from fastpath.tsi.policyfile import Egress
 from fastpath.vm import accel, images
 from fastpath.vm.guest import Guest
 from fastpath.vm.machine import Machine
 from fastpath.vm.spec import VmSpec
 from fastpath.ztunnel.config import for_sandbox
-from fastpath.ztunnel.model import Egress
+from fastpath.ztunnel.model import Publication
 from fastpath.ztunnel.process import Ztunnel
 
 if TYPE_CHECKING:
@@ -84,6 +86,12 @@ class Options:
     """Absolute guest path -> host file or directory."""
     env: Mapping[str, str]
     allow: tuple[Rule, ...] = ()
+    """Besides what is not denied by default; not with `policy`."""
+    publish: tuple[Publication, ...] = ()
+    """With `policy`, it has to publish these ports."""
+    policy: Path | None = None
+    """A policy file, followed while the program runs."""
+    access_log: Path | None = None
     kernel: Path | None = None
     qemu: str = "qemu-system-x86_64"
     memory_mib: int = 512
@@ -141,6 +149,21 @@ def parse_allow(values: Sequence[str]) -> tuple[Rule, ...]:
         except ValueError as exc:
             raise FastpathError(f"--allow {value}", str(exc)) from exc
     return tuple(rules)
+
+
+def parse_publish(values: Sequence[str]) -> tuple[Publication, ...]:
+    """Read `[IP:]HOST_PORT:PORT` values.
+
+    Raises:
+        FastpathError: one cannot be read.
+    """
+    publications = []
+    for value in values:
+        try:
+            publications.append(Publication.parse(value))
+        except ValueError as exc:
+            raise FastpathError(f"--publish {value}", str(exc)) from exc
+    return tuple(publications)
 
 
 def run(options: Options) -> int:
@@ -236,14 +259,18 @@ class _Run:
 
     def _ztunnel_config(self) -> Config:
         """One sandbox that reaches what we do, but what is denied by default."""
+        options = self._options
+        egress = Egress(allow=(*EVERYWHERE, *options.allow))
         return for_sandbox(
             name="run",
             socket=self._vsock,
             cid=GUEST_CID,
             addresses=(POD_IP,),
             uds_path=self._uds_path,
-            egress=Egress(allow=(*EVERYWHERE, *self._options.allow)),
-            access_log=Path(os.devnull),
+            publish=options.publish,
+            egress=None if options.policy else egress,
+            policy=options.policy,
+            access_log=options.access_log or Path(os.devnull),
         )
 
     def _on_signal(self, signo: signal.Signals, main: asyncio.Task[object]) -> None:

@@ -10,9 +10,11 @@
  *	probe ADDRESS PORT up BYTES		to a discard, until its end
  *	probe ADDRESS PORT down BYTES		from a chargen
  *	probe ADDRESS PORT echo BYTES		to an echo, both ways at once
+ *	probe ADDRESS PORT accept COUNT		of clients that hang up
  *	probe clock				the counter behind the clock
  *
- * ADDRESS is numeric, IPv4 or IPv6 for TCP, or vsock:CID.
+ * ADDRESS is numeric, IPv4 or IPv6 for TCP, or vsock:CID. It is the peer's,
+ * but of accept our own; vsock:4294967295 is any.
  *
  * The result is one line of JSON on stdout. Plain sockets and nothing else: the
  * same binary runs over TSI and over the standard paths, so it must not know
@@ -398,6 +400,41 @@ static void time_echo(uint64_t bytes)
 }
 
 /**
+ * time_accept() - Time accepting, from the first connection on
+ * @count:	How many more
+ *
+ * Each is closed when its client has hung up, as a server of short requests
+ * does it.
+ */
+static void time_accept(uint64_t count)
+{
+	int s = socket(peer.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	struct sockaddr_storage addr;
+	uint64_t start = 0;
+	socklen_t len;
+	char byte;
+
+	if (s < 0 || bind(s, (struct sockaddr *)&peer, peer_len) ||
+	    listen(s, SOMAXCONN))
+		fail("listen: %s", strerror(errno));
+	for (uint64_t i = 0; i <= count; i++) {
+		int conn;
+
+		len = sizeof(addr);
+		conn = accept(s, (struct sockaddr *)&addr, &len);
+		if (conn < 0)
+			fail("accept: %s", strerror(errno));
+		if (i == 0)
+			start = now_ns();
+		while (read(conn, &byte, 1) > 0)
+			;
+		close(conn);
+	}
+	print_bulk("accept", count, now_ns() - start);
+	close(s);
+}
+
+/**
  * time_clock() - Measure the frequency of the tsc
  */
 static void time_clock(void)
@@ -436,8 +473,11 @@ int main(int argc, char **argv)
 		time_down(number(argv[4], UINT64_MAX, "BYTES"));
 	else if (argc == 5 && !strcmp(op, "echo"))
 		time_echo(number(argv[4], UINT64_MAX, "BYTES"));
+	else if (argc == 5 && !strcmp(op, "accept"))
+		time_accept(number(argv[4], COUNT_MAX, "COUNT"));
 	else
 		fail("usage: probe ADDRESS PORT connect COUNT | rtt COUNT SIZE"
-		     " | up BYTES | down BYTES | echo BYTES; or: probe clock");
+		     " | up BYTES | down BYTES | echo BYTES | accept COUNT;"
+		     " or: probe clock");
 	return 0;
 }

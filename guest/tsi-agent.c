@@ -198,12 +198,37 @@ void loop_bury(struct source *source)
 }
 
 /**
+ * sooner() - The shorter of two waits
+ * @a:		ms, -1 for any time
+ * @b:		Same
+ *
+ * Returns: same
+ */
+static int sooner(int a, int b)
+{
+	return a < 0 || (b >= 0 && b < a) ? b : a;
+}
+
+/**
+ * sleep_ms() - How long the event loop may sleep
+ *
+ * Returns: ms, -1 for any time
+ */
+static int sleep_ms(void)
+{
+	int limit_ms = sooner(wait_timeout_ms(), accept_timeout_ms());
+
+	limit_ms = sooner(limit_ms, listen_timeout_ms());
+	return sooner(limit_ms, datagram_timeout_ms());
+}
+
+/**
  * loop_once() - Wait, then handle what came
  */
 static void loop_once(void)
 {
 	struct epoll_event events[BATCH];
-	int n = epoll_wait(epoll_fd, events, BATCH, wait_timeout_ms());
+	int n = epoll_wait(epoll_fd, events, BATCH, sleep_ms());
 
 	for (int i = 0; i < n; i++) {
 		struct source *source = events[i].data.ptr;
@@ -212,6 +237,9 @@ static void loop_once(void)
 			source->ready(source, events[i].events);
 	}
 	wait_tick();
+	accept_tick();
+	listen_tick();
+	datagram_tick();
 	while (dead) {
 		struct source *next = dead->next;
 
@@ -275,57 +303,40 @@ static void command_ready(struct source *source, uint32_t events)
 /* ---- the command ---- */
 
 /**
- * send_fds() - Send descriptors over a unix socket
- * @sock:	Socket
- * @pid:	Goes with them
- * @fds:	Descriptors
- * @count:	1 or 2
+ * offer_fd() - In the child: let the parent take a descriptor
+ * @sock:	To the parent
+ * @fd:		Descriptor
  *
- * sendmsg() isn't trapped.
+ * By number: sendmsg() is trapped, and nobody would answer yet.
  *
- * Returns: true on success
+ * Returns: true when it has it
  */
-static bool send_fds(int sock, pid_t pid, const int *fds, size_t count)
+static bool offer_fd(int sock, int fd)
 {
-	union {
-		struct cmsghdr header;
-		char space[CMSG_SPACE(2 * sizeof(int))];
-	} control = {.header = {.cmsg_len = CMSG_LEN(count * sizeof(int)),
-				.cmsg_level = SOL_SOCKET,
-				.cmsg_type = SCM_RIGHTS}};
-	struct iovec iov = {.iov_base = &pid, .iov_len = sizeof(pid)};
-	struct msghdr msg = {.msg_iov = &iov,
-			     .msg_iovlen = 1,
-			     .msg_control = &control,
-			     .msg_controllen = CMSG_SPACE(count * sizeof(int))};
+	char taken;
 
-	memcpy(CMSG_DATA(&control.header), fds, count * sizeof(int));
-	return sendmsg(sock, &msg, MSG_NOSIGNAL) == sizeof(pid);
+	return write(sock, &fd, sizeof(fd)) == sizeof(fd) &&
+	       read(sock, &taken, 1) == 1;
 }
 
 /**
- * receive_fd() - Receive a descriptor from a unix socket
- * @sock:	Socket
+ * take_fd() - In the parent: take the descriptor that the child offers
+ * @sock:	To the child
+ * @child:	Process
  *
- * Returns: the descriptor, close-on-exec; -1 if the other end is closed
+ * Returns: the descriptor, close-on-exec; -1 if the child offers none
  */
-static int receive_fd(int sock)
+static int take_fd(int sock, pid_t child)
 {
-	union {
-		struct cmsghdr header;
-		char space[CMSG_SPACE(sizeof(int))];
-	} control;
-	pid_t pid;
-	struct iovec iov = {.iov_base = &pid, .iov_len = sizeof(pid)};
-	struct msghdr msg = {.msg_iov = &iov,
-			     .msg_iovlen = 1,
-			     .msg_control = &control,
-			     .msg_controllen = sizeof(control)};
-	int fd = -1;
+	int num, pidfd, fd;
 
-	if (recvmsg(sock, &msg, MSG_CMSG_CLOEXEC) == sizeof(pid) &&
-	    msg.msg_controllen >= CMSG_LEN(sizeof(int)))
-		memcpy(&fd, CMSG_DATA(&control.header), sizeof(fd));
+	if (read(sock, &num, sizeof(num)) != sizeof(num))
+		return -1;
+	pidfd = (int)syscall(SYS_pidfd_open, child, 0);
+	fd = (int)syscall(SYS_pidfd_getfd, pidfd, num, 0);
+	close(pidfd);
+	if (fd >= 0 && write(sock, "", 1) != 1)
+		complain("the command left");
 	return fd;
 }
 
@@ -340,7 +351,7 @@ static void __attribute__((noreturn)) become_command(int sock, char **argv,
 {
 	int fd = filter_install();
 
-	if (fd < 0 || !send_fds(sock, 0, &fd, 1))
+	if (fd < 0 || !offer_fd(sock, fd))
 		fail(fd < 0 && errno == EBUSY ? "another agent is above this"
 					      : "seccomp filter");
 	close(fd);
@@ -349,6 +360,32 @@ static void __attribute__((noreturn)) become_command(int sock, char **argv,
 	execvp(argv[0], argv);
 	complain("%s: %s", argv[0], strerror(errno));
 	_exit(errno == ENOENT ? EXIT_NOT_FOUND : EXIT_NOT_EXECUTABLE);
+}
+
+/**
+ * tell_keeper() - Hand over what the next agent needs
+ *
+ * The command, the listener and the state, in one message.
+ */
+static void tell_keeper(void)
+{
+	const int fds[] = {listener, state_fd};
+	union {
+		struct cmsghdr header;
+		char space[CMSG_SPACE(sizeof(fds))];
+	} control = {.header = {.cmsg_len = CMSG_LEN(sizeof(fds)),
+				.cmsg_level = SOL_SOCKET,
+				.cmsg_type = SCM_RIGHTS}};
+	struct iovec iov = {.iov_base = &command, .iov_len = sizeof(command)};
+	struct msghdr msg = {.msg_iov = &iov,
+			     .msg_iovlen = 1,
+			     .msg_control = &control,
+			     .msg_controllen = sizeof(control)};
+
+	memcpy(CMSG_DATA(&control.header), fds, sizeof(fds));
+	if (sendmsg(keeper, &msg, MSG_NOSIGNAL) < 0)
+		complain("keeper: %s", strerror(errno));
+	close(keeper);
 }
 
 /**
@@ -371,7 +408,7 @@ static void start_command(char **argv, const sigset_t *mask)
 		become_command(socks[1], argv, mask);
 	}
 	close(socks[1]);
-	listener = receive_fd(socks[0]);
+	listener = take_fd(socks[0], command);
 	close(socks[0]);
 	if (listener < 0) { /* it has said why */
 		waitpid(command, &status, 0);
@@ -379,10 +416,8 @@ static void start_command(char **argv, const sigset_t *mask)
 	}
 	if (notify_init(listener))
 		fail("seccomp notifications");
-	if (keeper >= 0) {
-		send_fds(keeper, command, (int[]){listener, state_fd}, 2);
-		close(keeper);
-	}
+	if (keeper >= 0)
+		tell_keeper();
 }
 
 /**
@@ -478,9 +513,11 @@ static void __attribute__((noreturn)) adopt(const char *fds)
 	if (state_map(state_fd) || notify_init(listener))
 		fail("what the agent before this one left");
 	raise_limits();
+	listen_adopt();
 	error = control_start();
 	if (error)
 		complain("no TSI service on the host: %s", strerror(error));
+	relay_adopt();
 	state_take_over(wait_resume);
 	loop_add(&listener_source, listener, EPOLLIN);
 	while (!filter_unused)

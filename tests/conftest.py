@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 
+import hypothesis
 import pytest
 
 import vhost_user
@@ -26,6 +27,9 @@ def pytest_runtest_makereport(item, call):
 
 
 def pytest_configure():
+    # hypothesis would time each example: no test asserts a time
+    hypothesis.settings.register_profile("untimed", deadline=None)
+    hypothesis.settings.load_profile("untimed")
     meant = os.environ.get("VU_PACKAGE")
     if meant and not vhost_user.__file__.startswith(f"{meant}/"):
         raise pytest.UsageError(f"tests run {vhost_user.__file__}, not {meant}")

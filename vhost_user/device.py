@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
-from vhost_user.message import ProtocolFeature
+from vhost_user.message import Feature, ProtocolFeature
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +26,16 @@ SESSION_FEATURES: Final = (
     | ProtocolFeature.STATUS
 )
 """Protocol features that the session brings along for each device."""
+
+RING_FEATURES: Final = (
+    Feature.VERSION_1
+    | Feature.EVENT_IDX
+    | Feature.INDIRECT_DESC
+    | Feature.RING_PACKED
+    | Feature.LOG_ALL
+    | Feature.RING_RESET
+)
+"""Feature bits that the native rings and the session bring along for each device."""
 
 
 class Device(Protocol):

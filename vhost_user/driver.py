@@ -16,14 +16,14 @@ import struct
 import sys
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
+from vhost_user.closing import Closing
 from vhost_user.errors import StateError
 from vhost_user.message import Feature, MemoryRegion
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
 assert sys.byteorder == "little", "rings are little-endian and are used in place"
 
@@ -53,7 +53,7 @@ def barrier() -> None:
         pass
 
 
-class Ram:
+class Ram(Closing):
     """Guest memory in a memfd, handed out piece by piece; shared with the back-end.
 
     The guest address, the front-end's address and the file offset of one byte
@@ -139,17 +139,6 @@ class Ram:
             self._bytes.release()
             self._map.close()
             os.close(self.fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _rounded(size: int) -> int:

@@ -552,6 +552,32 @@ class DeviceHandle:
         """Forget a port's route, if it has one."""
         lib.vu_dev_unroute(self._engine.native, self._dev, port)
 
+    def unroute_from(self, first: int) -> None:
+        """Forget the routes of all ports from `first` on, at one moment."""
+        check(
+            lib.vu_dev_unroute_from(self._engine.native, self._dev, first),
+            f"unroute ports from {first}",
+        )
+
+    def limit(self, *, max_conns: int, max_queued_bytes: int, accept_rate: int) -> None:
+        """Change limits; the values are those of `Engine.add_device()`.
+
+        What the VM has is left alone: above a lower limit it gets nothing more.
+
+        Raises:
+            StateError: `max_queued_bytes` is less than `MIN_WINDOW` a connection.
+        """
+        check(
+            lib.vu_dev_limit(
+                self._engine.native,
+                self._dev,
+                max_conns,
+                max_queued_bytes,
+                accept_rate,
+            ),
+            "change limits",
+        )
+
     def open(self, guest_port: int, sock: socket.socket, *, hybrid: bool) -> int:
         """Ask the guest for a connection to `guest_port` and relay it to `sock`.
 
@@ -575,6 +601,30 @@ class DeviceHandle:
         )
         sock.detach()
         return conn
+
+    def offer(self, guest_port: int, sock: socket.socket, *, port: int) -> int:
+        """Ask the guest for a connection from `port`, and relay it to `sock` then.
+
+        If it fails, nothing happens to `sock`, and it can be offered again. After the
+        OPENED event, close it: the connection has a descriptor of its own.
+
+        Args:
+            guest_port: where a program in the guest listens.
+            sock: a connected stream socket; stays the caller's.
+            port: on our side, not 0.
+
+        Returns:
+            The connection's id.
+
+        Raises:
+            StateError: too many connections, or the two ports have one.
+            OSError: no descriptor is left, or the socket cannot be watched.
+        """
+        fd = os.dup(sock.fileno())
+        ret = lib.vu_conn_offer(self._engine.native, self._dev, guest_port, port, fd)
+        if ret < 0:
+            os.close(fd)
+        return check(ret, f"offer to guest port {guest_port}")
 
     def stats(self) -> DeviceStats:
         """Read the counters."""

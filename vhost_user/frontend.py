@@ -19,8 +19,9 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
+from vhost_user.closing import Closing
 from vhost_user.errors import StateError
 from vhost_user.message import (
     FLAG_NEED_REPLY,
@@ -50,7 +51,6 @@ from vhost_user.message import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-    from types import TracebackType
 
     from vhost_user.driver import DriverQueue, Ram
 
@@ -90,7 +90,7 @@ class _Answer:
     fds: list[int] = field(default_factory=list)
 
 
-class Frontend:
+class Frontend(Closing):
     """Connects to a back-end's socket and speaks for a VMM.
 
     Args:
@@ -309,19 +309,8 @@ class Frontend:
         """Hang up."""
         self._sock.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class DirtyLog:
+class DirtyLog(Closing):
     """A dirty log in a memfd, for guest addresses below `end`.
 
     Spec: vhost-user, "Migration".
@@ -348,19 +337,8 @@ class DirtyLog:
         """Close its file; the device's mapping stays."""
         os.close(self.fd)
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class Channel:
+class Channel(Closing):
     """The front-end's end of the channel on which the back-end asks.
 
     Spec: vhost-user, "Back-end communication".
@@ -400,17 +378,6 @@ class Channel:
     def close(self) -> None:
         """Hang up."""
         self._sock.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _read(sock: socket.socket, size: int, fds: list[int]) -> bytes:

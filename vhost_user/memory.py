@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from vhost_user._native import check, ffi, lib
+from vhost_user.closing import Closing
 from vhost_user.errors import FrontendError, StateError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
 
 MAP_ERRORS: Final = (OSError, OverflowError, ValueError)
@@ -70,7 +70,7 @@ class SharedArea:
         self._map.close()
 
 
-class GuestMemory:
+class GuestMemory(Closing):
     """Maps guest RAM and reads it by guest physical address.
 
     Owns its mappings until `close()`. The C side borrows them, so `close()` drops the
@@ -199,14 +199,3 @@ class GuestMemory:
         for _, area in self._regions:
             area.close()
         self._regions.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -19,10 +19,9 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from vhost_user._native import check, ffi, lib
-from vhost_user.device import SESSION_FEATURES
+from vhost_user.device import RING_FEATURES, SESSION_FEATURES
 from vhost_user.engine import ALL_QUEUES
 from vhost_user.errors import GuestError, StateError
-from vhost_user.message import Feature
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -204,14 +203,7 @@ class QueueDevice:
     calls `set_config()` adds `ProtocolFeature.CONFIG` to `protocol_features`.
     """
 
-    features: int = (
-        Feature.VERSION_1
-        | Feature.EVENT_IDX
-        | Feature.INDIRECT_DESC
-        | Feature.RING_PACKED
-        | Feature.LOG_ALL
-        | Feature.RING_RESET
-    )
+    features: int = RING_FEATURES
     protocol_features: ProtocolFeature = SESSION_FEATURES
     queues: int = 1
     queue_size: int = MAX_QUEUE_SIZE

@@ -15,7 +15,7 @@ import fcntl
 import os
 import struct
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from pyroute2 import IPRoute, IPSet  # type: ignore[import-untyped]
 from pyroute2.netlink.exceptions import (  # type: ignore[import-untyped]
@@ -24,11 +24,11 @@ from pyroute2.netlink.exceptions import (  # type: ignore[import-untyped]
 
 from fastpath.datapath import features
 from fastpath.errors import FastpathError
+from vhost_user.closing import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from ipaddress import IPv4Interface
-    from types import TracebackType
 
     from fastpath.datapath.features import Feature
     from fastpath.datapath.rules import Mark
@@ -58,7 +58,7 @@ _UNKNOWN: Final = {
 """What the kernel answers when a kind of device, qdisc, filter or set is unknown."""
 
 
-class Links:
+class Links(Closing):
     """The devices and routes of a namespace, as a context manager."""
 
     def __init__(self) -> None:
@@ -253,17 +253,6 @@ class Links:
     def close(self) -> None:
         """Close the netlink socket."""
         self._ip.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def ipset(name: str, members: Iterable[str]) -> None:

@@ -24,13 +24,13 @@ import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from fastpath.errors import FastpathError
+from vhost_user.closing import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import TracebackType
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,7 +52,7 @@ _PROBE_TIMEOUT_S: Final = 10.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Namespace:
+class Namespace(Closing):
     """A new network namespace with nothing in it but `lo`, which is down.
 
     Closing it, or the end of the process, drops it, unless a process that
@@ -120,17 +120,6 @@ class Namespace:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def sysctl(name: str, value: int) -> None:

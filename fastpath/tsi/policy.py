@@ -1,7 +1,10 @@
-"""Egress policy: which destinations a sandbox may connect to.
+"""A sandbox's policy: what it may reach, what reaches it, and how much of it all.
 
-Decided on the host, for the address that is then dialled; nothing the guest says
-but the destination enters. In this order:
+`SandboxPolicy` is one value that never changes: whoever holds the current one asks
+it, and a reload puts another in its place. `policyfile.py` reads it from a file.
+
+Egress is decided on the host, for the address that is then dialled; nothing the guest
+says but the destination enters. In this order:
 
 1. A deny rule that covers the destination denies it.
 2. Some destinations are denied unless an allow rule names them in particular: the
@@ -22,7 +25,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -31,7 +34,14 @@ from ipaddress import (
     ip_address,
     ip_network,
 )
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Annotated, Final, Self
+
+from fastpath.decode import Between
+from vhost_user.engine import (
+    DEFAULT_MAX_CONNS,
+    DEFAULT_MAX_QUEUED_BYTES,
+    MIN_WINDOW,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -158,6 +168,11 @@ class EgressPolicy:
         self._error = error
         self._own = own
 
+    @property
+    def error(self) -> int:
+        """Errno of a denial."""
+        return self._error
+
     def check(self, destination: SocketAddress) -> Denial | None:
         """Return why `destination` is denied; None: it is allowed.
 
@@ -194,6 +209,70 @@ class EgressPolicy:
             rule.covers(address, port) and _is_within(rule.network, within)
             for rule in self._allow
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """A set of ports, as ranges: 1 to 65535."""
+
+    ranges: tuple[tuple[int, int], ...] = ()
+    """First and last port of each."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `80,443,8000-8099`.
+
+        Raises:
+            ValueError: names the part that is wrong.
+        """
+        ranges = _ports(text, text)
+        if any(low == 0 for low, _ in ranges):
+            raise ValueError(f"{text!r}: port 0 is none")
+        return cls(ranges)
+
+    @classmethod
+    def join(cls, parts: Iterable[Ports]) -> Self:
+        """All ports that one of `parts` has."""
+        return cls(tuple(span for part in parts for span in part.ranges))
+
+    def covers(self, port: int) -> bool:
+        """Whether `port` is one of them."""
+        return any(low <= port <= high for low, high in self.ranges)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much a sandbox may take of the process.
+
+    The first three are the device's (docs/limits.md).
+    """
+
+    max_conns: Annotated[int, Between(1, 1 << 24)] = DEFAULT_MAX_CONNS
+    """Connections, both ways."""
+    max_queued_bytes: Annotated[int, Between(MIN_WINDOW, 1 << 40)] = (
+        DEFAULT_MAX_QUEUED_BYTES
+    )
+    """Bytes from the guest that the process may hold; at least `MIN_WINDOW` for each
+    of `max_conns`."""
+    accept_rate: Annotated[int, Between(0, 1 << 24)] = 0
+    """Requests a second from the guest, and as many from the host; 0: any number."""
+    max_listeners: Annotated[int, Between(0, 65535)] = 256
+    """Published listeners at a time."""
+    max_udp_sockets: Annotated[int, Between(1, 65535)] = 512
+    """UDP sockets on the host at a time: one for each of the guest's that sends, and
+    for each family of the peers it sends to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxPolicy:
+    """All that is decided about one sandbox."""
+
+    egress: EgressPolicy = field(default_factory=EgressPolicy)
+    published: Ports = Ports()
+    """Ports of the guest's listeners that are reachable from outside."""
+    udp: bool = False
+    """Whether it may use UDP other than DNS, where `egress` allows."""
+    limits: Limits = Limits()
 
 
 def _reached(address: Address) -> Address:

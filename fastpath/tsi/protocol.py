@@ -12,7 +12,7 @@ import enum
 import ipaddress
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 TSI_PORT: Final = 21587
 """vsock port of the control stream on the host."""
+DATAGRAM_PORT: Final = 21588
+"""vsock port of the datagram stream on the host."""
 VERSION: Final = 1
 """The only version there is."""
 FIRST_TOKEN: Final = 0x10000
@@ -29,6 +31,12 @@ UNKNOWN_TOKEN: Final = 116
 """`error` of a FAILED for a token that the host does not know: ESTALE."""
 MAX_TEXT: Final = 200
 """Most bytes of a REFUSED message's text."""
+FIRST_PEER_PORT: Final = 0x80000000
+"""Lowest vsock port that the host connects to a listener from."""
+PEER_RANGES: Final = 0x4000
+"""Ranges of 65536 ports from there, one a client IP; the first is no IP's."""
+MAX_DATAGRAM: Final = 65507
+"""Most bytes of a datagram's data: what UDP over IPv4 takes."""
 
 _MAGIC: Final = 0x41495354  # "TSIA"
 _HEADER: Final = struct.Struct("<HH")
@@ -37,16 +45,36 @@ _WELCOME: Final = struct.Struct("<HHIIII4s16s")
 _REFUSED: Final = struct.Struct("<I")
 _ROUTE: Final = struct.Struct("<IHH16s")
 _FAILED: Final = struct.Struct("<III")
+_GRANT: Final = struct.Struct("<HHI")
+_PEER: Final = struct.Struct("<IHH16s")
+_VERDICT: Final = struct.Struct("<II")
+_DATAGRAM: Final = struct.Struct("<HHI")
+_UNREACHABLE: Final = struct.Struct("<HHII")
+_LISTEN: Final = struct.Struct("<IIHHHH16s")
+_LISTENING: Final = struct.Struct("<IHHI")
+_CALLER: Final = struct.Struct("<IHH16s")
+_UNLISTEN: Final = struct.Struct("<I")
+
+_V6ONLY: Final = 1
 
 
 class Type(enum.IntEnum):
-    """Message types; 16 to 63 are kept for listeners and datagrams."""
+    """Message types: 16 to 31 are listeners', 32 to 47 the datagram stream's."""
 
     HELLO = 1
     WELCOME = 2
     REFUSED = 3
     ROUTE = 4
     FAILED = 5
+    LISTEN = 16
+    LISTENING = 17
+    CALLER = 18
+    UNLISTEN = 19
+    GRANT = 32
+    PEER = 33
+    VERDICT = 34
+    DATAGRAM = 35
+    UNREACHABLE = 36
 
 
 class Refusal(enum.IntEnum):
@@ -147,17 +175,151 @@ class Failed:
         return _message(Type.FAILED, payload)
 
 
-GuestMessage = Hello | Route
-"""What an agent may send."""
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """A program in the guest listens."""
+
+    listener: int
+    """vsock port that listens."""
+    backlog: int
+    port: int
+    """TCP port."""
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address
+    """What it bound; its version is the socket's family."""
+    v6only: bool = False
+    """An IPv6 socket that takes IPv6 clients only."""
+
+    def takes(self, version: int) -> bool:
+        """Whether clients of this IP version reach it."""
+        if self.address.version == 4 or self.v6only:
+            return version == self.address.version
+        mapped = self.address.ipv4_mapped is not None
+        return version == 4 if mapped else version == 6 or self.address.is_unspecified
 
 
-class Decoder:
-    """Cuts a guest's bytes into messages; holds at most one incomplete one."""
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """The answer to LISTEN."""
 
-    def __init__(self) -> None:
+    listener: int
+    port: int
+    """TCP port that it is reached at; 0: it is not published."""
+    error: int = 0
+    """Why it cannot be published, an errno."""
+
+    def encode(self) -> bytes:
+        """Return the message."""
+        payload = _LISTENING.pack(self.listener, self.port, 0, self.error)
+        return _message(Type.LISTENING, payload)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose connections come from a range of the host's ports."""
+
+    ports: int
+    """The first of 65536."""
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address
+
+    def encode(self) -> bytes:
+        """Return the message."""
+        family = self.address.version
+        payload = _CALLER.pack(self.ports, family, 0, self.address.packed)
+        return _message(Type.CALLER, payload)
+
+
+@dataclass(frozen=True, slots=True)
+class Unlisten:
+    """A listener is gone."""
+
+    listener: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The answer to HELLO on a datagram stream."""
+
+    peers: int
+    """How many peers have a number at a time."""
+
+    def encode(self) -> bytes:
+        """Return the message."""
+        return _message(Type.GRANT, _GRANT.pack(VERSION, 0, self.peers))
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The agent gives a UDP endpoint a number."""
+
+    peer: int
+    address: SocketAddress
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether datagrams to a peer are carried."""
+
+    peer: int
+    error: int
+    """Errno of what is sent there; 0: it is carried."""
+
+    def encode(self) -> bytes:
+        """Return the message."""
+        return _message(Type.VERDICT, _VERDICT.pack(self.peer, self.error))
+
+
+@dataclass(frozen=True, slots=True)
+class Datagram:
+    """A datagram, in either direction."""
+
+    flow: int
+    """UDP port of the program's socket."""
+    peer: int
+    data: bytes
+
+    def encode(self) -> bytes:
+        """Return the message."""
+        head = _DATAGRAM.pack(self.flow, 0, self.peer)
+        return _message(Type.DATAGRAM, head + self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """A datagram that the flow sent to the peer did not arrive."""
+
+    flow: int
+    peer: int
+    error: int
+    """Linux errno."""
+
+    def encode(self) -> bytes:
+        """Return the message."""
+        payload = _UNREACHABLE.pack(self.flow, 0, self.peer, self.error)
+        return _message(Type.UNREACHABLE, payload)
+
+
+GuestMessage = Hello | Route | Listen | Unlisten
+"""What an agent may send on a control stream."""
+GuestDatagramMessage = Hello | Peer | Datagram
+"""What an agent may send on a datagram stream."""
+Message = TypeVar("Message")
+
+
+class MessageDecoder(Generic[Message]):
+    """Cuts a guest's bytes into messages; holds at most one incomplete one.
+
+    Args:
+        decoder_of: returns what decodes the payload of a message of this type and
+            size; raises `ProtocolError` if no agent may send such a one here.
+    """
+
+    def __init__(
+        self, decoder_of: Callable[[int, int], Callable[[bytes], Message]]
+    ) -> None:
+        self._decoder_of = decoder_of
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[GuestMessage]:
+    def feed(self, data: bytes) -> Iterator[Message]:
         """Add `data`; yield the messages that are complete.
 
         Raises:
@@ -169,7 +331,7 @@ class Decoder:
         try:
             while len(self._buffer) - at >= _HEADER.size:
                 number, size = _HEADER.unpack_from(self._buffer, at)
-                decode = _decoder_of(number, size)
+                decode = self._decoder_of(number, size)
                 end = at + _HEADER.size + size
                 if len(self._buffer) < end:
                     break
@@ -177,6 +339,20 @@ class Decoder:
                 at = end
         finally:
             del self._buffer[:at]
+
+
+class Decoder(MessageDecoder[GuestMessage]):
+    """For a control stream."""
+
+    def __init__(self) -> None:
+        super().__init__(_decoder_of)
+
+
+class DatagramDecoder(MessageDecoder[GuestDatagramMessage]):
+    """For a datagram stream."""
+
+    def __init__(self) -> None:
+        super().__init__(_datagram_decoder_of)
 
 
 def source_port(guest_port: int) -> int:
@@ -207,20 +383,56 @@ def _decode_route(payload: bytes) -> Route:
     token, family, port, address = _ROUTE.unpack(payload)
     if token < FIRST_TOKEN:
         raise ProtocolError(Refusal.MALFORMED, f"ROUTE: {token} is no token")
+    return Route(token, _endpoint("ROUTE", family, port, address))
+
+
+def _decode_peer(payload: bytes) -> Peer:
+    peer, family, port, address = _PEER.unpack(payload)
+    return Peer(peer, _endpoint("PEER", family, port, address))
+
+
+def _decode_datagram(payload: bytes) -> Datagram:
+    flow, _, peer = _DATAGRAM.unpack_from(payload)
+    return Datagram(flow, peer, payload[_DATAGRAM.size :])
+
+
+def _endpoint(name: str, family: int, port: int, address: bytes) -> SocketAddress:
     if family == 4 and not any(address[4:]):
-        return Route(token, (str(ipaddress.IPv4Address(address[:4])), port))
+        return str(ipaddress.IPv4Address(address[:4])), port
     if family == 6:
         ipv6 = ipaddress.IPv6Address(address)
         if ipv6.ipv4_mapped is None:
-            return Route(token, (str(ipv6), port))
+            return str(ipv6), port
     raise ProtocolError(
-        Refusal.MALFORMED, f"ROUTE: family {family}, address {address.hex()}"
+        Refusal.MALFORMED, f"{name}: family {family}, address {address.hex()}"
     )
+
+
+def _decode_listen(payload: bytes) -> Listen:
+    listener, backlog, port, family, flags, _, packed = _LISTEN.unpack(payload)
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address
+    if listener < FIRST_TOKEN or port == 0:
+        text = f"LISTEN: listener {listener}, port {port}"
+        raise ProtocolError(Refusal.MALFORMED, text)
+    if family == 4 and not any(packed[4:]):
+        address = ipaddress.IPv4Address(packed[:4])
+    elif family == 6:
+        address = ipaddress.IPv6Address(packed)
+    else:
+        text = f"LISTEN: family {family}, address {packed.hex()}"
+        raise ProtocolError(Refusal.MALFORMED, text)
+    return Listen(listener, backlog, port, address, bool(flags & _V6ONLY))
+
+
+def _decode_unlisten(payload: bytes) -> Unlisten:
+    return Unlisten(*_UNLISTEN.unpack(payload))
 
 
 _DECODERS: Final[dict[int, tuple[int, Callable[[bytes], GuestMessage]]]] = {
     Type.HELLO: (_HELLO.size, _decode_hello),
     Type.ROUTE: (_ROUTE.size, _decode_route),
+    Type.LISTEN: (_LISTEN.size, _decode_listen),
+    Type.UNLISTEN: (_UNLISTEN.size, _decode_unlisten),
 }
 
 
@@ -237,4 +449,32 @@ def _decoder_of(number: int, size: int) -> Callable[[bytes], GuestMessage]:
     if size != want:
         name = Type(number).name
         raise ProtocolError(Refusal.MALFORMED, f"{name}: {size} bytes, need {want}")
+    return decode
+
+
+_DATAGRAM_DECODERS: Final[
+    dict[int, tuple[int, int, Callable[[bytes], GuestDatagramMessage]]]
+] = {
+    Type.HELLO: (_HELLO.size, _HELLO.size, _decode_hello),
+    Type.PEER: (_PEER.size, _PEER.size, _decode_peer),
+    Type.DATAGRAM: (_DATAGRAM.size, _DATAGRAM.size + MAX_DATAGRAM, _decode_datagram),
+}
+"""By type: least and most bytes of payload, and what decodes them."""
+
+
+def _datagram_decoder_of(
+    number: int, size: int
+) -> Callable[[bytes], GuestDatagramMessage]:
+    """Return what decodes a message with this header, on a datagram stream.
+
+    Raises:
+        ProtocolError: no agent may send such a message there.
+    """
+    found = _DATAGRAM_DECODERS.get(number)
+    if found is None:
+        raise ProtocolError(Refusal.UNEXPECTED, f"message type {number}")
+    least, most, decode = found
+    if not least <= size <= most:
+        name = Type(number).name
+        raise ProtocolError(Refusal.MALFORMED, f"{name}: {size} bytes")
     return decode

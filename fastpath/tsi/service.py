@@ -5,6 +5,8 @@
                                                       v
                                                Router: policy, routing, log
 
+Listeners in the guest are `inbound.py`'s.
+
 A guest's program connects a vsock socket to a token's port. The engine asks about
 a port it has no route for; the token is looked up, the router decides, and if it
 says that it will always decide so, the port becomes a route of the engine's: later
@@ -29,29 +31,40 @@ import asyncio
 import errno
 import ipaddress
 import logging
-import socket
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol, TypeVarTuple, Unpack
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVarTuple, Unpack
 
+from fastpath.throttle import Throttle
+from fastpath.tsi import stream
+from fastpath.tsi.inbound import Announcer, Inbound
+from fastpath.tsi.policy import SandboxPolicy
 from fastpath.tsi.protocol import (
+    DATAGRAM_PORT,
+    FIRST_PEER_PORT,
     FIRST_TOKEN,
     TSI_PORT,
     UNKNOWN_TOKEN,
     VERSION,
     Failed,
     Hello,
+    Listen,
+    Listening,
     ProtocolError,
     Refusal,
     Refused,
+    Unlisten,
     Welcome,
 )
 from fastpath.tsi.protocol import Route as RouteMessage
-from fastpath.tsi.stream import ControlStream
+from fastpath.tsi.stream import ControlStream, Pace, far_end
 from vhost_user.engine import FIRST_OPENED_PORT, Ask, EventKind, Reset
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Sequence
 
+    from fastpath.tsi.datagram import DatagramService
+    from fastpath.tsi.inbound import Publisher
     from fastpath.tsi.protocol import GuestMessage
     from vhost_user.engine import Engine, Event, SocketAddress, Target
     from vhost_user.vsock.device import VsockDevice
@@ -62,9 +75,9 @@ Args = TypeVarTuple("Args")
 
 WINDOW: Final = 8192
 """Tokens that an agent may use at a time, the latest it registered."""
-MAX_TOKENS: Final = 65536
-"""Tokens of all streams; one more and the oldest is forgotten. At the pace that
-streams are read at, that is no token younger than the longest dial."""
+MAX_TOKENS: Final = 98304
+"""Tokens of all streams; one more and the oldest is forgotten. At the pace that they
+are read at, together, that is no token younger than the longest dial."""
 MAX_STREAMS: Final = 64
 """Control streams at a time: agents in the guest."""
 MAX_HELD: Final = 1024
@@ -83,10 +96,17 @@ _FORGOTTEN_AT_ONCE: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
+class Here:
+    """This process is the other end: `serve` takes over a connected socket."""
+
+    serve: Callable[[socket.socket], None]
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """A router's answer."""
 
-    target: Target
+    target: Target | Here
     """`Reset(errno)`: denied."""
     cacheable: bool
     """Whether the answer to this destination will always be the same."""
@@ -94,6 +114,10 @@ class Route:
 
 class Router(Protocol):
     """Decides on connections and hears of their fate, in the event loop."""
+
+    def set_policy(self, policy: SandboxPolicy) -> None:
+        """Decide by `policy` from now on, and end what it denies."""
+        ...
 
     def route(self, destination: SocketAddress, conn: int) -> Route:
         """Decide on the request `conn`. Not called if an answer was cacheable."""
@@ -119,10 +143,16 @@ class _Agent:
     range: int
     stream: ControlStream | None = None
     greeted: bool = False
+    announcer: Announcer = field(init=False)
     next_token: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.next_token = self.range * _RANGE_SIZE
+        self.announcer = Announcer(self.send)
+
+    def send(self, message: bytes) -> bool:
+        """Send a message; False: the guest has left no room, or is gone."""
+        return self.stream is not None and self.stream.send(message)
 
     def owns(self, token: int) -> bool:
         return token // _RANGE_SIZE == self.range
@@ -148,6 +178,8 @@ class TsiStats:
     """Requests for tokens that nobody registered."""
     unsent: int = 0
     """FAILED messages that the guest had left no room for."""
+    listeners: int = 0
+    """Published now."""
 
 
 class TsiService:
@@ -162,7 +194,11 @@ class TsiService:
         router: decides.
         addresses: the pod's, for getsockname() in the guest.
         name: the sandbox's, for the log.
+        policy: the first one, which the router, the device and `datagrams` have
+            already.
+        datagrams: the sandbox's UDP; None: it has none.
         other: where connections to ports go that are not TSI's.
+        publisher: where the guest's listeners are reachable; None: nowhere.
     """
 
     def __init__(
@@ -173,12 +209,17 @@ class TsiService:
         *,
         addresses: Sequence[str],
         name: str,
+        policy: SandboxPolicy | None = None,
+        datagrams: DatagramService | None = None,
         other: Target = Reset(),  # noqa: B008  frozen
+        publisher: Publisher[Any] | None = None,
     ) -> None:
         self._engine = engine
         self._device = device
         self._router = router
         self._name = name
+        self._policy = policy or SandboxPolicy()
+        self._datagrams = datagrams
         self._other = other
         self._stats = TsiStats()
         self._agents: dict[int, _Agent] = {}  # by range
@@ -186,45 +227,89 @@ class TsiService:
         self._tokens: dict[int, SocketAddress] = {}  # oldest first
         self._routed: set[int] = set()
         self._held: dict[int, list[int]] = {}  # connections by token
+        self._held_count = 0
         self._live: dict[int, SocketAddress] = {}  # by connection
         self._timers: set[asyncio.TimerHandle] = set()
+        self._pace = Pace(stream.MESSAGES_A_SECOND, stream.BURST)
+        self._lines = Throttle(
+            lambda count: log.warning("%s: %d more lines about agents", name, count)
+        )
         ips = [ipaddress.ip_address(address) for address in addresses]
         self._ipv4 = next((ip for ip in ips if ip.version == 4), None)
         self._ipv6 = next((ip for ip in ips if ip.version == 6), None)
+        self.inbound = publisher and Inbound(
+            device, publisher, policy=self._policy, reset=engine.reset, name=name
+        )
         device.handle.route(TSI_PORT, Ask())
         device.handle.route(None, Ask())
+
+    @property
+    def policy(self) -> SandboxPolicy:
+        """The one in force."""
+        return self._policy
+
+    def set_policy(self, policy: SandboxPolicy) -> None:
+        """Put `policy` in force, for requests that wait and for all that come.
+
+        What it denies of the connections that there are is ended by the router, of
+        peers that datagrams go to by `datagrams`.
+        """
+        self._policy = policy
+        limits = policy.limits
+        self._device.limit(
+            max_conns=limits.max_conns,
+            max_queued_bytes=limits.max_queued_bytes,
+            accept_rate=limits.accept_rate,
+        )
+        self._device.handle.unroute_from(FIRST_TOKEN)
+        self._routed.clear()
+        self._router.set_policy(policy)
+        if self.inbound:
+            self.inbound.set_policy(policy)
+        if self._datagrams is not None:
+            self._datagrams.set_policy(policy)
 
     def stats(self) -> TsiStats:
         """Return the counters; the object stays current."""
         self._stats.streams = sum(a.stream is not None for a in self._agents.values())
         self._stats.tokens = len(self._tokens)
-        self._stats.held = sum(map(len, self._held.values()))
+        self._stats.listeners = self.inbound.listeners if self.inbound else 0
+        self._stats.held = self._held_count
         return self._stats
 
     def handle_event(self, event: Event) -> None:
         """Handle an event of the device."""
         asked = event.kind is EventKind.REQUEST
-        if event.kind is EventKind.BROKEN or (
-            event.port >= FIRST_OPENED_PORT and not asked
-        ):
-            return  # the back-end's business, or the hybrid socket's
+        if event.kind is EventKind.BROKEN:
+            return  # the back-end's business
+        if event.port >= FIRST_OPENED_PORT and not asked:
+            if self.inbound and event.port >= FIRST_PEER_PORT:
+                self.inbound.handle_event(event)
+            return  # the others are the hybrid socket's
         if event.port >= FIRST_TOKEN:
             self._handle_token(event)
         elif not asked:
             return
         elif event.port == TSI_PORT:
             self._accept(event)
+        elif event.port == DATAGRAM_PORT and self._datagrams is not None:
+            self._datagrams.accept(event)
         else:
             self._engine.answer(event.conn, self._other)
 
     def close(self) -> None:
-        """End the streams; the device keeps its routes."""
+        """End the streams and the listeners; the device keeps its routes."""
+        if self.inbound:
+            self.inbound.close()
+        if self._datagrams is not None:
+            self._datagrams.close()
         for agent in self._agents.values():
             if agent.stream is not None:
                 agent.stream.close()
         self._agents.clear()
         for timer in self._timers:
             timer.cancel()
+        self._lines.flush()
 
     # Connections
 
@@ -237,6 +322,7 @@ class TsiService:
             self._request(event.conn, event.port, destination)
         elif event.kind is EventKind.FAILED:
             self._tell_failed(event)
+            self._unhold(event.port, event.conn)
             self._live.pop(event.conn, None)
             if destination is not None:
                 self._router.failed(event, destination)
@@ -259,29 +345,43 @@ class TsiService:
             return
         agent = self._agents.get(token // _RANGE_SIZE)
         coming = agent is not None and agent.stream and token >= agent.next_token
-        if not coming or self.stats().held >= MAX_HELD:
+        if not coming or self._held_count >= MAX_HELD:
             self._stats.unknown += 1
             self._engine.answer(conn, Reset(UNKNOWN_TOKEN))
             return
         self._held.setdefault(token, []).append(conn)
+        self._held_count += 1
         self._later(HOLD_S, self._give_up, token, conn)
 
     def _give_up(self, token: int, conn: int) -> None:
-        held = self._held.get(token, [])
-        if conn in held:
-            held.remove(conn)
-            if not held:
-                del self._held[token]
+        if self._unhold(token, conn):
             self._stats.unknown += 1
             self._engine.answer(conn, Reset(UNKNOWN_TOKEN))
 
+    def _unhold(self, token: int, conn: int) -> bool:
+        """Hold a request no more; return whether it was held."""
+        held = self._held.get(token, [])
+        if conn not in held:
+            return False
+        held.remove(conn)
+        self._held_count -= 1
+        if not held:
+            del self._held[token]
+        return True
+
     def _answer(self, conn: int, token: int, destination: SocketAddress) -> None:
         route = self._router.route(destination, conn)
+        target = route.target
+        self._live[conn] = destination
+        if isinstance(target, Here):
+            ours = far_end(self._engine, conn)
+            if ours is not None:
+                target.serve(ours)
+            return
         if route.cacheable and token not in self._routed:
             self._routed.add(token)
-            self._device.handle.route(token, route.target)
-        self._live[conn] = destination
-        self._engine.answer(conn, route.target)
+            self._device.handle.route(token, target)
+        self._engine.answer(conn, target)
 
     def _tell_failed(self, event: Event) -> None:
         """Send the errno after the engine's RST; the agent waits for it."""
@@ -299,13 +399,13 @@ class TsiService:
         """Give a control stream its far end: us."""
         used = self.stats().streams
         number = self._free_range() if used < MAX_STREAMS else None
-        ours, theirs = socket.socketpair()
-        if not self._engine.answer_fd(event.conn, theirs):
-            ours.close()
+        ours = far_end(self._engine, event.conn)
+        if ours is None:
             return
         if number is None:
             self._stats.refused += 1
-            log.warning("%s: an agent too many: %d streams", self._name, used)
+            if self._lines.admits():
+                log.warning("%s: an agent too many: %d streams", self._name, used)
             text = f"{used} streams are open or were until a moment ago"
             ours.send(Refused(Refusal.LIMIT, text).encode())
             ours.close()
@@ -314,6 +414,7 @@ class TsiService:
         self._agents[number] = agent
         agent.stream = ControlStream(
             ours,
+            pace=self._pace,
             on_message=lambda message: self._handle_message(agent, message),
             on_end=lambda error: self._ended(agent, error),
         )
@@ -335,9 +436,24 @@ class TsiService:
         if isinstance(message, Hello):
             self._greet(agent, message)
         elif not agent.greeted:
-            raise ProtocolError(Refusal.UNEXPECTED, "ROUTE before HELLO")
-        else:
+            name = type(message).__name__.upper()
+            raise ProtocolError(Refusal.UNEXPECTED, f"{name} before HELLO")
+        elif isinstance(message, RouteMessage):
             self._register(agent, message)
+        elif isinstance(message, Listen):
+            self._listen(agent, message)
+        else:
+            self._unlisten(agent, message)
+
+    def _listen(self, agent: _Agent, message: Listen) -> None:
+        if self.inbound:
+            self.inbound.listen(agent.announcer, message)
+        else:
+            agent.send(Listening(message.listener, 0).encode())
+
+    def _unlisten(self, agent: _Agent, message: Unlisten) -> None:
+        if self.inbound:
+            self.inbound.unlisten(agent.announcer, message.listener)
 
     def _greet(self, agent: _Agent, hello: Hello) -> None:
         if agent.greeted:
@@ -368,7 +484,9 @@ class TsiService:
             self._stats.forgotten += 1
             self._forget(next(iter(self._tokens)))
         self._tokens[token] = message.destination
-        for conn in self._held.pop(token, []):
+        held = self._held.pop(token, [])
+        self._held_count -= len(held)
+        for conn in held:
             self._answer(conn, token, message.destination)
 
     def _forget(self, token: int) -> None:
@@ -379,11 +497,16 @@ class TsiService:
 
     def _ended(self, agent: _Agent, error: ProtocolError | None) -> None:
         agent.stream = None
+        if self.inbound:
+            self.inbound.ended(agent.announcer)
         if error is None:
             log.info("%s: agent %d is gone", self._name, agent.range)
         else:
             self._stats.refused += 1
-            log.warning("%s: agent %d refused: %s", self._name, agent.range, error.text)
+            if self._lines.admits():
+                log.warning(
+                    "%s: agent %d refused: %s", self._name, agent.range, error.text
+                )
         # Its connections live on, and events of its tokens are still to come.
         self._later(RANGE_REST_S, self._retire, agent)
 

@@ -1,25 +1,29 @@
 """One control stream's I/O: reads messages, paced; writes without waiting.
 
+All streams of a sandbox share one pace, so that many are read no faster than one.
+
 What the messages mean is `service.py`'s; what they look like, `protocol.py`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
+import errno
+import socket
 from typing import TYPE_CHECKING, Final
 
 from fastpath.tsi.protocol import Decoder, ProtocolError, Refused
+from vhost_user.engine import Reset
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from fastpath.tsi.protocol import GuestMessage
+    from vhost_user.engine import Engine
 
 MESSAGES_A_SECOND: Final = 2000
-"""What a stream is read at, at most, in the long run. A guest that sends faster
-fills its own socket buffers. See `service.MAX_TOKENS` for what rests on it."""
+"""What a sandbox's streams are read at, at most, in the long run. A guest that sends
+faster fills its own socket buffers. See `service.MAX_TOKENS` for what rests on it."""
 BURST: Final = 8192
 """Messages that are read at once after a quiet time: one window of ROUTEs."""
 
@@ -28,11 +32,60 @@ _DRAIN_SIZE: Final = 65536
 _PAUSE_S: Final = 0.05
 
 
+class Pace:
+    """How fast the streams that share it are read: it says when, they obey.
+
+    One read may go beyond what is left; the next waits until that is made up for.
+
+    Args:
+        rate: messages a second in the long run.
+        burst: messages at once after a quiet time.
+    """
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._rate = rate
+        self._burst = burst
+        self._left = burst
+        self._filled_at = self._loop.time()
+
+    def admits(self) -> bool:
+        """Whether more may be read now."""
+        now = self._loop.time()
+        gained = (now - self._filled_at) * self._rate
+        self._left = min(self._left + gained, self._burst)
+        self._filled_at = now
+        return self._left > 0
+
+    def count(self) -> None:
+        """A message was read."""
+        self._left -= 1
+
+
+def far_end(engine: Engine, conn: int) -> socket.socket | None:
+    """Answer a request by being the other end of the connection.
+
+    Returns:
+        Our end; None: there is no connection, the guest took the request back, or it
+        was refused because descriptors are short.
+    """
+    try:
+        ours, theirs = socket.socketpair()
+    except OSError as error:
+        engine.answer(conn, Reset(error.errno or errno.EMFILE))
+        return None
+    if not engine.answer_fd(conn, theirs):
+        ours.close()
+        return None
+    return ours
+
+
 class ControlStream:
     """The host's end of a control stream.
 
     Args:
         sock: connected, taken over.
+        pace: shared with the sandbox's other streams.
         on_message: called with each message; may raise `ProtocolError`.
         on_end: called once when the stream has ended by the guest's doing, with
             what it did wrong, or None if it just closed it. Not after `close()`.
@@ -42,6 +95,7 @@ class ControlStream:
         self,
         sock: socket.socket,
         *,
+        pace: Pace,
         on_message: Callable[[GuestMessage], None],
         on_end: Callable[[ProtocolError | None], None],
     ) -> None:
@@ -50,8 +104,7 @@ class ControlStream:
         self._on_message = on_message
         self._on_end = on_end
         self._decoder = Decoder()
-        self._budget = float(BURST)
-        self._filled_at = time.monotonic()
+        self._pace = pace
         self._loop = asyncio.get_running_loop()
         self._resume: asyncio.TimerHandle | None = None
         self._closed = False
@@ -95,7 +148,11 @@ class ControlStream:
         self._sock.close()
 
     def _read(self) -> int:
-        """Read once; return how many bytes came."""
+        """Read once, if the pace allows it; return how many bytes came."""
+        if not self._pace.admits():
+            self._loop.remove_reader(self._sock)
+            self._resume = self._loop.call_later(_PAUSE_S, self._go_on)
+            return 0
         try:
             data = self._sock.recv(_READ_SIZE)
         except BlockingIOError:
@@ -107,34 +164,16 @@ class ControlStream:
             return 0
         try:
             for message in self._decoder.feed(data):
-                self._budget -= 1
+                self._pace.count()
                 self._on_message(message)
         except ProtocolError as error:
             self.send(Refused(error.code, error.text).encode())
             self._end(error)
-        else:
-            self._pace()
         return len(data)
-
-    def _pace(self) -> None:
-        """Stop reading for a while if the guest is ahead of its pace."""
-        now = time.monotonic()
-        gained = (now - self._filled_at) * MESSAGES_A_SECOND
-        self._budget = min(self._budget + gained, BURST)
-        self._filled_at = now
-        if self._budget >= 0 or self._closed:
-            return
-        self._loop.remove_reader(self._sock)
-        self._resume = self._loop.call_later(_PAUSE_S, self._go_on)
 
     def _go_on(self) -> None:
         self._resume = None
-        self._budget += _PAUSE_S * MESSAGES_A_SECOND
-        self._filled_at = time.monotonic()
-        if self._budget < 0:
-            self._resume = self._loop.call_later(_PAUSE_S, self._go_on)
-        else:
-            self._loop.add_reader(self._sock, self._read)
+        self._loop.add_reader(self._sock, self._read)
 
     def _end(self, error: ProtocolError | None) -> None:
         if not self._closed:

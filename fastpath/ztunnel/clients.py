@@ -9,16 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fastpath.ztunnel.model import Egress
+from fastpath.tsi.policy import SandboxPolicy
+from fastpath.tsi.policyfile import Egress
 
 if TYPE_CHECKING:
-    from fastpath.tsi.policy import EgressPolicy
-    from fastpath.ztunnel.decode import IpAddress
+    from collections.abc import Mapping
+
+    from fastpath.decode import IpAddress
     from fastpath.ztunnel.identity import Identity
     from fastpath.ztunnel.model import Config, Workload
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Client:
     """One workload whose outbound connections we carry."""
 
@@ -26,7 +28,8 @@ class Client:
     """The sandbox's name; empty when there is no sandbox."""
     workload: Workload
     identity: Identity
-    policy: EgressPolicy
+    policy: SandboxPolicy
+    """The current one: `Outbound.set_policy` puts another in its place."""
 
 
 class Clients:
@@ -34,9 +37,12 @@ class Clients:
 
     Args:
         config: checked (`config.check`).
+        policies: what policy files say, by sandbox.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(
+        self, config: Config, policies: Mapping[str, SandboxPolicy] | None = None
+    ) -> None:
         self._sandboxes: dict[str, Client] = {}
         self._addresses: dict[IpAddress, Client] = {}
         sandboxes = {
@@ -45,9 +51,10 @@ class Clients:
         }
         for workload in config.workloads:
             sandbox = sandboxes.get(workload)
-            egress = sandbox.egress if sandbox else Egress()
+            egress = (sandbox.egress if sandbox else None) or Egress()
             name = sandbox.name if sandbox else ""
-            client = Client(name, workload, workload.identity, egress.policy())
+            policy = (policies or {}).get(name) or SandboxPolicy(egress=egress.policy())
+            client = Client(name, workload, workload.identity, policy)
             if sandbox:
                 self._sandboxes[name] = client
             for address in config.addresses_here(workload):

@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from fastpath import decode
 from fastpath.errors import FastpathError
-from fastpath.ztunnel import decode
 from fastpath.ztunnel.model import (
     Config,
-    Egress,
     Fastpath,
     NetworkMode,
+    Publication,
     Sandbox,
     Workload,
 )
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from fastpath.ztunnel.decode import IpAddress, KeyPath
+    from fastpath.decode import IpAddress, KeyPath
+    from fastpath.tsi.policyfile import Egress
 
 Problem = tuple["KeyPath", str]
 _MAX_UNIX_PATH = 107
@@ -64,8 +65,10 @@ def for_sandbox(
     name: str = "sandbox",
     uds_path: Path | None = None,
     egress: Egress | None = None,
+    policy: Path | None = None,
     echo: IpAddress | None = None,
     access_log: Path | None = None,
+    publish: tuple[Publication, ...] = (),
 ) -> Config:
     """One sandbox that reaches whatever the process does; no listener, no metrics.
 
@@ -75,9 +78,12 @@ def for_sandbox(
         addresses: its pod IPs, what the program sees as its own.
         name: of the sandbox, the workload and in log lines.
         uds_path: hybrid vsock socket, and the prefix of `UDS_PATH_PORT`.
-        egress: None: the default policy.
+        egress: None: the default policy, unless `policy` says otherwise.
+        policy: a policy file, in place of `egress`.
         echo: the address that ztunnel answers itself.
         access_log: None: stderr.
+        publish: its listeners that are reachable; not at its pod IPs, which are
+            nobody's but the program's.
     """
     workload = Workload(workload_ips=addresses, namespace="default", name=name)
     sandbox = Sandbox(
@@ -86,7 +92,10 @@ def for_sandbox(
         socket=socket,
         cid=cid,
         uds_path=uds_path,
-        egress=egress or Egress(),
+        publish=publish,
+        pod_listeners=False,
+        egress=egress,
+        policy=policy,
     )
     own = Fastpath(sandboxes=(sandbox,), echo=echo, access_log=access_log)
     return Config(workloads=(workload,), fastpath=own)
@@ -158,12 +167,15 @@ def _sandbox_problems(config: Config) -> Iterator[Problem]:
     sockets: list[tuple[KeyPath, object]] = []
     cids: list[tuple[KeyPath, object]] = []
     workloads: list[tuple[KeyPath, object]] = []
+    places: list[tuple[KeyPath, object]] = []
     for index, sandbox in enumerate(config.fastpath.sandboxes):
         here: KeyPath = ("fastpath", "sandboxes", index)
         names.append(((*here, "name"), sandbox.name))
         cids.append(((*here, "cid"), sandbox.cid))
         sockets.append(((*here, "socket"), sandbox.socket.absolute()))
         yield from _path_problems((*here, "socket"), sandbox.socket, 0)
+        if sandbox.policy and sandbox.egress:
+            yield (*here, "egress"), "is said by the policy file; leave one of them out"
         if sandbox.uds_path:
             sockets.append(((*here, "udsPath"), sandbox.uds_path.absolute()))
             yield from _path_problems(
@@ -177,7 +189,11 @@ def _sandbox_problems(config: Config) -> Iterator[Problem]:
             yield (*here, "workload"), "names a workload without workloadIps"
         else:
             workloads.append(((*here, "workload"), found[0].uid or found[0].key))
-    for group in (names, workloads, sockets, cids):
+        places += [
+            ((*here, "publish", i), str(item.at))
+            for i, item in enumerate(sandbox.publish)
+        ]
+    for group in (names, workloads, sockets, cids, places):
         yield from _repeated(group)
 
 

@@ -1,6 +1,6 @@
-"""The socket that captured connections arrive on.
+"""The sockets that connections arrive on: captured ones, and clients of sandboxes.
 
-Spec: Linux, Documentation/networking/tproxy.rst.
+Spec: Linux, Documentation/networking/tproxy.rst; ip(7) for IP_FREEBIND.
 """
 
 from __future__ import annotations
@@ -14,9 +14,13 @@ from fastpath.errors import FastpathError
 if TYPE_CHECKING:
     from fastpath.ztunnel.model import ListenAddress
 
+IP_FREEBIND = 15
+"""linux/in.h; Python's socket module has no name for it."""
 IP_TRANSPARENT = 19
 """linux/in.h; Python's socket module has no name for it."""
 IPV6_TRANSPARENT = 75
+"""linux/in6.h."""
+IPV6_FREEBIND = 78
 """linux/in6.h."""
 BACKLOG = 4096
 
@@ -53,4 +57,31 @@ def transparent(address: ListenAddress) -> socket.socket:
             exc.strerror or str(exc),
             _MENDS.get(exc.errno or 0),
         ) from exc
+    return sock
+
+
+def published(address: ListenAddress, backlog: int) -> socket.socket:
+    """Listen for clients of a sandbox.
+
+    The address may be one that is not this host's yet: a pod's, which routes or
+    another interface bring later.
+
+    Raises:
+        OSError: the port is taken, or the address cannot be had.
+    """
+    version6 = address.host.version == 6
+    family = socket.AF_INET6 if version6 else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if version6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
+        else:
+            sock.setsockopt(socket.SOL_IP, IP_FREEBIND, 1)
+        sock.bind((str(address.host), address.port))
+        sock.listen(backlog)
+    except OSError:
+        sock.close()
+        raise
     return sock

@@ -16,6 +16,7 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from fastpath.tsi.datagram import DatagramStats
 from vhost_user.engine import GAUGES
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from fastpath.ztunnel.clients import Client
+    from fastpath.ztunnel.dns import DnsStats
     from fastpath.ztunnel.model import Service, Workload
     from fastpath.ztunnel.routing import Decision
     from vhost_user.engine import DeviceStats, EngineStats
@@ -34,6 +36,8 @@ Flag = Literal["-", "DENY", "CONNECT"]
 """`response_flags`: fine, denied by policy, upstream not reached."""
 
 _UNKNOWN = "unknown"
+_CURRENT = frozenset({"streams", "flows"})
+"""Values of UDP's and DNS's that also fall."""
 _END_LABELS = (
     "workload",
     "canonical_service",
@@ -78,6 +82,25 @@ class Metrics:
         self._received = self._counter("received_bytes", "Bytes client to server")
         self._sent = self._counter("sent_bytes", "Bytes server to client")
         self._series: dict[_Key, _Series] = {}
+        self._inbound: dict[Client, _Series] = {}
+        self._unlogged = Counter(
+            "fastpath_denied_unlogged",
+            "Of those, not in the access log: there were too many at once",
+            ("sandbox",),
+            registry=self.registry,
+        )
+        self._ended = Counter(
+            "fastpath_policy_ended",
+            "Established connections that a new policy ended",
+            ("sandbox", "reason"),
+            registry=self.registry,
+        )
+        self._reloads = Counter(
+            "fastpath_policy_reloads",
+            "New contents of policy files, good ones and those with an error",
+            ("sandbox", "result"),
+            registry=self.registry,
+        )
         self._denied = Counter(
             "fastpath_denied",
             "Connections refused before any dial",
@@ -111,13 +134,56 @@ class Metrics:
         labels = _labels(client, decision, "CONNECT")
         self._closed.labels(*labels).inc()
 
+    def inbound_opened(self, server: Client) -> None:
+        """A sandbox took a connection."""
+        self._inbound_series(server).opened.inc()
+
+    def inbound_closed(self, server: Client, *, received: int, sent: int) -> None:
+        """A connection that a sandbox took ended.
+
+        Args:
+            server: the sandbox.
+            received: bytes from the client.
+            sent: bytes to the client.
+        """
+        series = self._inbound_series(server)
+        series.closed.inc()
+        series.received.inc(received)
+        series.sent.inc(sent)
+
     def denied(self, sandbox: str, reason: str) -> None:
         """A connection was refused; `sandbox` is empty when there is none."""
         self._denied.labels(sandbox, reason).inc()
 
+    def unlogged(self, sandbox: str) -> None:
+        """A refused connection has no line in the access log."""
+        self._unlogged.labels(sandbox).inc()
+
+    def ended(self, sandbox: str, reason: str) -> None:
+        """An established connection ended by a new policy."""
+        self._ended.labels(sandbox, reason).inc()
+
+    def reloaded(self, sandbox: str, *, good: bool) -> None:
+        """A policy file has another content."""
+        self._reloads.labels(sandbox, "good" if good else "error").inc()
+
     def text(self) -> bytes:
         """All of it in Prometheus's text format; callable on any thread."""
         return prometheus_client.generate_latest(self.registry)
+
+    def _inbound_series(self, server: Client) -> _Series:
+        series = self._inbound.get(server)
+        if series is None:
+            series = self._inbound[server] = self._make_series(_server_labels(server))
+        return series
+
+    def _make_series(self, labels: tuple[str, ...]) -> _Series:
+        return _Series(
+            self._opened.labels(*labels),
+            self._closed.labels(*labels),
+            self._received.labels(*labels),
+            self._sent.labels(*labels),
+        )
 
     def _series_of(self, client: Client, decision: Decision) -> _Series:
         """The counters with these labels; as many as workloads and services allow."""
@@ -125,12 +191,7 @@ class Metrics:
         series = self._series.get(key)
         if series is None:
             labels = _labels(client, decision, "-")
-            series = self._series[key] = _Series(
-                self._opened.labels(*labels),
-                self._closed.labels(*labels),
-                self._received.labels(*labels),
-                self._sent.labels(*labels),
-            )
+            series = self._series[key] = self._make_series(labels)
         return series
 
     def _counter(self, name: str, what: str) -> Counter:
@@ -175,15 +236,50 @@ class EngineCollector:
         yield from families.values()
 
 
+class DatagramCollector:
+    """Reads the counters of UDP and DNS when somebody asks.
+
+    Args:
+        datagrams: gives each sandbox's, by its name.
+        dns: gives those of DNS.
+    """
+
+    def __init__(
+        self,
+        datagrams: Callable[[], Mapping[str, DatagramStats]],
+        dns: Callable[[], DnsStats],
+    ) -> None:
+        self._datagrams = datagrams
+        self._dns = dns
+
+    def collect(self) -> Iterator[Metric]:
+        """One family a counter, one sample a sandbox."""
+        for name, value in _numbers(self._dns()):
+            family = _family("dns", name, (), "fastpath/ztunnel/dns.py")
+            family.add_metric((), value)
+            yield family
+        for field in dataclasses.fields(DatagramStats):
+            family = _family(
+                "datagram", field.name, ("sandbox",), "fastpath/tsi/datagram.py"
+            )
+            for sandbox, stats in self._datagrams().items():
+                family.add_metric((sandbox,), getattr(stats, field.name))
+            yield family
+
+
 def _family(
-    part: str, name: str, labels: tuple[str, ...]
+    part: str,
+    name: str,
+    labels: tuple[str, ...],
+    where: str = "vhost_user/native/vu.h",
 ) -> CounterMetricFamily | GaugeMetricFamily:
-    kind = GaugeMetricFamily if name in GAUGES else CounterMetricFamily
-    what = f"{name} of the {part}, as in vhost_user/native/vu.h"
+    gauge = name in GAUGES or name in _CURRENT
+    kind = GaugeMetricFamily if gauge else CounterMetricFamily
+    what = f"{name} of the {part}, as in {where}"
     return kind(f"fastpath_{part}_{name}", what, labels=labels)
 
 
-def _numbers(stats: EngineStats | DeviceStats) -> Iterator[tuple[str, int]]:
+def _numbers(stats: EngineStats | DeviceStats | DnsStats) -> Iterator[tuple[str, int]]:
     for field in dataclasses.fields(stats):
         yield field.name, getattr(stats, field.name)
 
@@ -196,6 +292,18 @@ def _labels(client: Client, decision: Decision, flag: Flag) -> tuple[str, ...]:
         *_end(decision.workload),
         "tcp",
         flag,
+        _UNKNOWN,
+    )
+
+
+def _server_labels(server: Client) -> tuple[str, ...]:
+    return (
+        "destination",
+        *_end(None),
+        *_service(None),
+        *_end(server.workload),
+        "tcp",
+        "-",
         _UNKNOWN,
     )
 

@@ -11,15 +11,14 @@ Spec: istio/ztunnel, local configuration (`LOCAL_XDS_PATH`).
 from __future__ import annotations
 
 import enum
-import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Self
 
-from fastpath.tsi.policy import EgressPolicy, Rule
-from fastpath.ztunnel import decode
-from fastpath.ztunnel.decode import Between, IpAddress, Matches
+from fastpath import decode
+from fastpath.decode import Between, IpAddress, Matches
+from fastpath.tsi.policyfile import Egress
 from fastpath.ztunnel.identity import (
     NAMESPACE,
     SERVICE_ACCOUNT,
@@ -61,18 +60,6 @@ class TunnelProtocol(enum.Enum):
 
     NONE = "NONE"
     PROXY = "PROXY"
-
-
-class DenialErrno(enum.Enum):
-    """What the program's connect() fails with when policy denies it."""
-
-    ECONNREFUSED = "ECONNREFUSED"
-    EACCES = "EACCES"
-
-    @property
-    def errno(self) -> int:
-        """The number."""
-        return int(getattr(errno, self.value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +133,28 @@ class ListenAddress:
     def __str__(self) -> str:
         host = f"[{self.host}]" if self.host.version == 6 else f"{self.host}"
         return f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A sandbox's port on an address of the host: `[IP:]HOST_PORT:PORT`."""
+
+    at: ListenAddress
+    port: int
+    """In the sandbox."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read it, or raise `ValueError`; without IP it is 127.0.0.1."""
+        host, colon, port = text.rpartition(":")
+        if not colon:
+            raise ValueError(f"must be [IP:]HOST_PORT:PORT, not {text!r}")
+        if host.isdecimal():
+            host = f"127.0.0.1:{host}"
+        at = ListenAddress.parse(host)
+        if at.port == 0:
+            raise ValueError(f"{text!r}: port 0 is none")
+        return cls(at, Between(1, 65535).parse(port))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,19 +234,6 @@ class Service:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Egress:
-    """Where a sandbox may connect to; see `fastpath.tsi.policy`."""
-
-    allow: tuple[Rule, ...] = ()
-    deny: tuple[Rule, ...] = ()
-    errno: DenialErrno = DenialErrno.ECONNREFUSED
-
-    def policy(self) -> EgressPolicy:
-        """What decides."""
-        return EgressPolicy(allow=self.allow, deny=self.deny, error=self.errno.errno)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
     """One VM: its vhost-user socket, and whose pod it is."""
 
@@ -247,7 +243,15 @@ class Sandbox:
     socket: Path
     cid: Annotated[int, Between(3, 2**32 - 2)]
     uds_path: Path | None = None
-    egress: Egress = field(default_factory=Egress)
+    publish: tuple[Publication, ...] = ()
+    """Ports that are reachable at addresses of the host. With `policy`, it has to
+    publish them; without, this does."""
+    pod_listeners: bool = True
+    """Whether what the policy publishes is reachable at the pod's IPs."""
+    policy: Path | None = None
+    """A policy file, followed while the process runs (docs/tsi-policy.md)."""
+    egress: Egress | None = None
+    """In its place, the `egress` part of one; neither: the default policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,6 +271,8 @@ class Fastpath:
     readiness: ListenAddress | None = None
     echo: IpAddress | None = None
     network: str = ""
+    resolvers: tuple[ListenAddress, ...] = ()
+    """Where names go that are no service's; empty: to those of /etc/resolv.conf."""
     access_log: Path | None = None
     """None: stderr."""
     poll_us: Annotated[int, Between(0, 1_000_000)] = 200

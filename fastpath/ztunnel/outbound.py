@@ -6,6 +6,11 @@
              or the dial failed: counted, one `connection complete` line
     closed   counted with its bytes, one `connection complete` line
 
+Policy is asked when a connection is asked for and when it is opened (the engine may
+have had the answer ready), and of all there are when it changes: what it denies by
+then is ended, as Istio's ztunnel does it. Lines about refused connections are
+bounded for each client, so that one guest cannot fill the log of all.
+
 A connection through the vsock device (TSI) and one that was captured (TPROXY)
 differ in how the client is known and in what carries the request: `SandboxRouter`
 and `Capture` are those two differences. An error in the handling of one
@@ -17,26 +22,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
+from fastpath.throttle import Throttle
 from fastpath.tsi.protocol import source_port
-from fastpath.tsi.service import Route
+from fastpath.tsi.service import Here, Route
+from fastpath.ztunnel import dns
 from fastpath.ztunnel.access_log import Party, Record
 from fastpath.ztunnel.routing import Decision, Refusal, format_address, unmap
 from vhost_user.engine import EventKind, Reset
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    import socket
+    from collections.abc import Callable, Iterator, Sequence
 
+    from fastpath.tsi.policy import Denial, SandboxPolicy
     from fastpath.ztunnel.access_log import AccessLog
     from fastpath.ztunnel.clients import Client, Clients
+    from fastpath.ztunnel.dns import Dns
     from fastpath.ztunnel.metrics import Metrics
     from fastpath.ztunnel.routing import Routes
     from vhost_user.engine import Engine, Event, SocketAddress, Target
+
+CHECKED_AT_ONCE = 512
+"""Connections that a new policy is asked about before the loop goes on."""
 
 _log = logging.getLogger(__name__)
 
@@ -48,17 +62,27 @@ class Outbound:
         routes: where connections go.
         access_log: gets one line a connection.
         metrics: get the counts.
+        end: ends a connection, with the errno that says why.
     """
 
-    def __init__(self, routes: Routes, access_log: AccessLog, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        routes: Routes,
+        access_log: AccessLog,
+        metrics: Metrics,
+        end: Callable[[int, int], object],
+    ) -> None:
         self._routes = routes
         self._access_log = access_log
         self._metrics = metrics
+        self._end = end
         self.idle = asyncio.Event()
         """Set while no connection is live."""
         self.idle.set()
-        self._decisions: dict[int, Decision] = {}
+        self._decisions: dict[int, tuple[Client, Decision]] = {}
         """By connection; an entry lives as long as the engine knows it."""
+        self._throttles: dict[Client | None, Throttle] = {}
+        """None: clients that we do not know."""
 
     @property
     def live(self) -> Sequence[int]:
@@ -68,17 +92,36 @@ class Outbound:
     def decide(self, client: Client, destination: SocketAddress, conn: int) -> Decision:
         """Decide on a request, and remember the decision until `conn` ends."""
         decision = self._decide(client, destination)
-        self._decisions[conn] = decision
+        self._decisions[conn] = client, decision
         self.idle.clear()
         return decision
+
+    def set_policy(self, client: Client, policy: SandboxPolicy) -> None:
+        """Decide by `policy` from now on, and end what it denies.
+
+        Of connections that are being opened by an answer of the engine's own, `opened`
+        tells; they are judged then.
+        """
+        client.policy = policy
+        self._routes.forget(client)
+        self._recheck(client, iter(self.live))
+
+    def close(self) -> None:
+        """Say what has not been said."""
+        for throttle in self._throttles.values():
+            throttle.flush()
 
     def opened(self, client: Client, event: Event, destination: SocketAddress) -> None:
         """The connection is established at both ends."""
         with _contained(event.conn):
-            decision = self._decisions.get(event.conn)
+            known = self._decisions.get(event.conn)
             # None: the engine had the answer cached, so nobody asked us.
-            decision = decision or self.decide(client, destination, event.conn)
+            decision = (
+                known[1] if known else self.decide(client, destination, event.conn)
+            )
             self._metrics.opened(client, decision)
+            if decision.refusal:  # the policy changed meanwhile
+                self._end(event.conn, decision.refusal.errno)
 
     def failed(
         self,
@@ -94,7 +137,8 @@ class Outbound:
                 self._metrics.denied(client.name, decision.refusal.reason)
             else:
                 self._metrics.failed(client, decision)
-            self._write(client, event, source, decision)
+            if not decision.refusal or self._may_log(client):
+                self._write(client, event, source, decision)
 
     def closed(
         self,
@@ -109,11 +153,55 @@ class Outbound:
             self._metrics.closed(
                 client, decision, received=event.up_bytes, sent=event.down_bytes
             )
-            self._write(client, event, source, decision)
+            if decision.refusal:
+                self._metrics.ended(client.name, decision.refusal.reason)
+            self._write(client, event, source, decision, established=True)
+
+    def answered_here(
+        self, client: Client, destination: SocketAddress, conn: int
+    ) -> None:
+        """A connection that this process is the other end of, whatever its address."""
+        self._decisions[conn] = client, Decision(destination, Reset())
+        self.idle.clear()
+
+    def datagram_denied(
+        self,
+        client: Client,
+        source: str,
+        destination: SocketAddress,
+        denial: Denial,
+    ) -> None:
+        """The client's datagrams to a peer are not carried.
+
+        Args:
+            client: who asked.
+            source: its IP; which of its sockets it was is not known.
+            destination: the peer.
+            denial: why.
+        """
+        self._metrics.denied(client.name, denial.reason)
+        if not self._may_log(client):
+            return
+        self._access_log.write(
+            Record(
+                level="warn",
+                message="datagrams denied",
+                src=Party(
+                    addr=source,
+                    workload=client.workload.name,
+                    namespace=client.workload.namespace,
+                    identity=str(client.identity),
+                ),
+                dst=Party(addr=format_address(destination)),
+                error=f"{format_address(destination)}: {denial.text}",
+            )
+        )
 
     def unknown(self, source: SocketAddress, destination: SocketAddress) -> None:
         """A connection whose client we do not know was refused."""
         self._metrics.denied("", "unknown_source")
+        if not self._may_log(None):
+            return
         self._access_log.write(
             Record(
                 level="warn",
@@ -123,6 +211,41 @@ class Outbound:
                 error=f"unknown source: {source[0]}",
             )
         )
+
+    def _recheck(self, client: Client, conns: Iterator[int]) -> None:
+        """Ask the new policy about some connections, and later about the rest."""
+        asked = client.policy
+        some = list(itertools.islice(conns, CHECKED_AT_ONCE))
+        for conn in some:
+            owner, decision = self._decisions.get(conn, (None, None))
+            if owner is not client or decision is None or decision.refusal:
+                continue
+            refusal = self._routes.denied(client, decision)
+            if refusal:
+                self._decisions[conn] = client, replace(decision, refusal=refusal)
+                self._end(conn, refusal.errno)
+        if len(some) == CHECKED_AT_ONCE:
+            asyncio.get_running_loop().call_soon(self._go_on, client, asked, conns)
+
+    def _go_on(
+        self, client: Client, asked: SandboxPolicy, conns: Iterator[int]
+    ) -> None:
+        if client.policy is asked:  # or else all are asked about again
+            self._recheck(client, conns)
+
+    def _may_log(self, client: Client | None) -> bool:
+        """Whether a refusal gets its line; if not, that is counted."""
+        if client not in self._throttles:
+            whose = f"{client.identity}" if client else "unknown sources"
+            self._throttles[client] = Throttle(
+                lambda count: _log.warning(
+                    "%s: %d denials are not in the access log", whose, count
+                )
+            )
+        if self._throttles[client].admits():
+            return True
+        self._metrics.unlogged(client.name if client else "")
+        return False
 
     def _decide(self, client: Client, destination: SocketAddress) -> Decision:
         try:
@@ -135,21 +258,30 @@ class Outbound:
     def _forget(
         self, client: Client, event: Event, destination: SocketAddress
     ) -> Decision:
-        decision = self._decisions.pop(event.conn, None)
+        known = self._decisions.pop(event.conn, None)
         if not self._decisions:
             self.idle.set()
-        return decision or self._decide(client, destination)
+        return known[1] if known else self._decide(client, destination)
 
     def _write(
-        self, client: Client, event: Event, source: SocketAddress, decision: Decision
+        self,
+        client: Client,
+        event: Event,
+        source: SocketAddress,
+        decision: Decision,
+        *,
+        established: bool = False,
     ) -> None:
         refusal = decision.refusal
         error = refusal.text if refusal else _error_text(event.error)
+        if refusal and established:
+            error = f"ended by a new policy: {error}"
+        tried = established or not refusal
         service, workload = decision.service, decision.workload
         self._access_log.write(
             Record(
                 level="warn" if refusal else "error" if error else "info",
-                message="connection failed" if refusal else "connection complete",
+                message="connection complete" if tried else "connection failed",
                 src=Party(
                     addr=format_address(source),
                     workload=client.workload.name,
@@ -162,9 +294,9 @@ class Outbound:
                     namespace=workload.namespace if workload else "",
                 ),
                 service=service.hostname if service else "",
-                bytes_sent=None if refusal else event.up_bytes,
-                bytes_recv=None if refusal else event.down_bytes,
-                duration_ms=None if refusal else event.duration_us // 1000,
+                bytes_sent=event.up_bytes if tried else None,
+                bytes_recv=event.down_bytes if tried else None,
+                duration_ms=event.duration_us // 1000 if tried else None,
                 error=error,
             )
         )
@@ -176,15 +308,24 @@ class SandboxRouter:
     Args:
         outbound: does the work.
         client: the sandbox.
+        resolver: answers its DNS queries.
     """
 
-    def __init__(self, outbound: Outbound, client: Client) -> None:
+    def __init__(self, outbound: Outbound, client: Client, resolver: Dns) -> None:
         self._outbound = outbound
         self._client = client
+        self._dns = resolver
         self._addresses = client.workload.workload_ips
+
+    def set_policy(self, policy: SandboxPolicy) -> None:
+        """Decide by `policy` from now on, and end what it denies."""
+        self._outbound.set_policy(self._client, policy)
 
     def route(self, destination: SocketAddress, conn: int) -> Route:
         """Decide on a request of the guest."""
+        if destination[1] == dns.PORT:
+            self._outbound.answered_here(self._client, destination, conn)
+            return Route(Here(self._serve_dns), cacheable=False)
         decision = self._outbound.decide(self._client, destination, conn)
         return Route(decision.target, cacheable=decision.cacheable)
 
@@ -202,12 +343,29 @@ class SandboxRouter:
         source = self._source(event, destination)
         self._outbound.closed(self._client, event, source, destination)
 
+    async def resolve(self, query: bytes, *, tcp: bool) -> bytes | None:
+        """Answer a DNS query of the guest's."""
+        namespace = self._client.workload.namespace
+        return await self._dns.resolve(query, namespace=namespace, tcp=tcp)
+
+    def datagram_denied(self, peer: SocketAddress, denial: Denial) -> None:
+        """The guest's datagrams to a peer are not carried."""
+        source = self._own_address(peer)
+        self._outbound.datagram_denied(self._client, source, peer, denial)
+
+    def _serve_dns(self, sock: socket.socket) -> None:
+        client = self._client
+        namespace = client.workload.namespace
+        self._dns.serve(sock, sandbox=client.name, namespace=namespace)
+
     def _source(self, event: Event, destination: SocketAddress) -> SocketAddress:
         """What getsockname() in the guest says: a pod IP and a TCP port."""
+        return (self._own_address(destination), source_port(event.peer_port))
+
+    def _own_address(self, destination: SocketAddress) -> str:
         version = ip_address(destination[0]).version
         same = [ip for ip in self._addresses if ip.version == version]
-        address = (same or self._addresses)[0]
-        return (str(address), source_port(event.peer_port))
+        return str((same or self._addresses)[0])
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@
       capture                   TPROXY listener, if configured
       admin                     metrics and readiness, if configured
 
-What is opened first is closed last. A sandbox's sockets exist before `ready`.
+What is opened first is closed last. A sandbox's sockets exist before `ready`. Its
+policy is read before that too; a policy file is followed from then on.
 """
 
 from __future__ import annotations
@@ -19,35 +20,56 @@ import os
 import resource
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 from fastpath.errors import FastpathError
+from fastpath.tsi.datagram import DatagramService
+from fastpath.tsi.policyfile import PolicyWatch
 from fastpath.tsi.service import TsiService
 from fastpath.ztunnel import config as configuration
 from fastpath.ztunnel import listener
 from fastpath.ztunnel.access_log import AccessLog
 from fastpath.ztunnel.admin import AdminServer
 from fastpath.ztunnel.clients import Clients
-from fastpath.ztunnel.metrics import EngineCollector, Metrics
+from fastpath.ztunnel.dns import Dns
+from fastpath.ztunnel.inbound import SandboxPublisher
+from fastpath.ztunnel.metrics import DatagramCollector, EngineCollector, Metrics
 from fastpath.ztunnel.outbound import Capture, Outbound, SandboxRouter
 from fastpath.ztunnel.routing import Routes
 from vhost_user.backend import Backend
-from vhost_user.engine import ALL_EVENTS, Ask, Engine, Reset, Unix
+from vhost_user.engine import (
+    ALL_EVENTS,
+    DEFAULT_MAX_CONNS,
+    Ask,
+    Engine,
+    Reset,
+    Unix,
+)
 from vhost_user.vsock.device import VsockDevice
 from vhost_user.vsock.hybrid import HybridListener
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
+    from fastpath.tsi.datagram import DatagramStats
+    from fastpath.tsi.policy import SandboxPolicy
     from fastpath.ztunnel.model import Config, Sandbox
     from vhost_user.engine import DeviceStats, EngineStats
 
 DRAIN_TIMEOUT_S = 1.0
 """How long the ends of open connections may take when the process stops."""
+OWN_FDS = 256
+"""Descriptors that each sandbox, and the process, take besides connections and UDP
+sockets: for control and datagram streams, and DNS queries that are under way."""
+MAX_SHARE = 1 << 20
+"""Connections that a sandbox may have where descriptors are no bound."""
+LEAST_SHARE = 16
+"""Connections that a sandbox gets however few descriptors there are."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -58,6 +80,7 @@ class RunningSandbox:
     device: VsockDevice
     backend: Backend
     service: TsiService
+    datagrams: DatagramService
     hybrid: HybridListener | None
 
 
@@ -81,6 +104,8 @@ class Ztunnel:
         """By name; complete once the context is entered."""
         self.admin: list[AdminServer] = []
         self._capture = capture
+        self._outbound: Outbound
+        self._watches: dict[str, PolicyWatch] = {}
         self._engine: Engine
         self._ready = False
         self._stack = contextlib.AsyncExitStack()
@@ -109,6 +134,11 @@ class Ztunnel:
         self._ready = False
         await self._stack.aclose()
 
+    @property
+    def live(self) -> Sequence[int]:
+        """The outbound connections that have not ended."""
+        return self._outbound.live
+
     def stats(self) -> EngineStats:
         """The engine's counters."""
         return self._engine.stats()
@@ -120,8 +150,26 @@ class Ztunnel:
             for name, sandbox in self.sandboxes.items()
         }
 
+    def datagram_stats(self) -> Mapping[str, DatagramStats]:
+        """Each sandbox's counters of UDP."""
+        return {
+            name: sandbox.datagrams.stats() for name, sandbox in self.sandboxes.items()
+        }
+
+    def reload(self) -> None:
+        """Read all policy files again, changed or not."""
+        for watch in self._watches.values():
+            watch.reload()
+
     async def _start(self) -> None:
         own = self.config.fastpath
+        _raise_file_limit()
+        for sandbox in own.sandboxes:
+            if sandbox.policy:
+                watch = PolicyWatch(sandbox.policy, name=sandbox.name)
+                self._watches[sandbox.name] = watch
+                self._stack.callback(watch.close)
+                _check_publications(sandbox, watch.policy)
         access_log = AccessLog(own.access_log)
         self._stack.push_async_callback(access_log.close)
         capture = self._capture
@@ -130,14 +178,31 @@ class Ztunnel:
         self._stack.callback(_close, capture)
         address = capture.getsockname()[:2] if capture else None
         routes = Routes(self.config, listener=address)
-        outbound = Outbound(routes, access_log, self.metrics)
-        clients = Clients(self.config)
-        self._engine = await self._stack.enter_async_context(
-            Engine(poll_us=own.poll_us, cpu=own.cpu)
+        clients = Clients(
+            self.config, {name: watch.policy for name, watch in self._watches.items()}
         )
+        dns = Dns(self.config)
+        self._stack.push_async_callback(dns.close)
+        self._engine = await self._stack.enter_async_context(
+            Engine(
+                poll_us=own.poll_us,
+                cpu=own.cpu,
+                # the sum: what one sandbox has can't be another's
+                max_conns=(len(own.sandboxes) + 1) * self._share(),
+            )
+        )
+        outbound = Outbound(routes, access_log, self.metrics, self._engine.reset)
+        self._outbound = outbound
+        self._stack.callback(outbound.close)
         for sandbox in own.sandboxes:
-            router = SandboxRouter(outbound, clients.sandbox(sandbox.name))
-            self.sandboxes[sandbox.name] = await self._start_sandbox(sandbox, router)
+            client = clients.sandbox(sandbox.name)
+            client.policy = self._within_share(sandbox.name, client.policy)
+            self.sandboxes[sandbox.name] = await self._start_sandbox(
+                sandbox,
+                SandboxRouter(outbound, client, dns),
+                SandboxPublisher(sandbox, client, access_log, self.metrics),
+                client.policy,
+            )
         if capture:
             events = Capture(self._engine, outbound, clients)
             handle = self._engine.add_listener(
@@ -145,28 +210,84 @@ class Ztunnel:
             )
             self._stack.callback(handle.close)
         self._stack.push_async_callback(self._drain, outbound)
+        self.metrics.registry.register(
+            DatagramCollector(self.datagram_stats, dns.stats)
+        )
         self._start_admin(access_log)
         self._announce_policies()
 
+    def _share(self) -> int:
+        """Connections and UDP sockets that each sandbox, and the captured, can have.
+
+        Each takes a descriptor: without this, one VM could take those of all.
+        """
+        _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if limit == resource.RLIM_INFINITY:
+            return MAX_SHARE
+        users = len(self.config.fastpath.sandboxes) + 1
+        share = (limit - users * OWN_FDS) // users
+        return min(max(share, LEAST_SHARE), MAX_SHARE)
+
+    def _within_share(self, name: str, policy: SandboxPolicy) -> SandboxPolicy:
+        """A policy whose connections and sockets can be had all at once."""
+        limits, share = policy.limits, self._share()
+        sockets = min(limits.max_udp_sockets, share // 4)
+        places = self._places(name)
+        listeners = min(limits.max_listeners, share // 4 // max(places, 1))
+        taken = sockets if policy.udp else 0
+        taken += listeners * places if policy.published.ranges else 0
+        conns = min(limits.max_conns, share - taken)
+        if conns < limits.max_conns != DEFAULT_MAX_CONNS:
+            _log.warning(
+                "%s: maxConns is %d: open files are limited (ulimit -Hn)", name, conns
+            )
+        limits = replace(
+            limits,
+            max_conns=conns,
+            max_udp_sockets=sockets,
+            max_listeners=listeners,
+        )
+        return replace(policy, limits=limits)
+
+    def _places(self, name: str) -> int:
+        """Addresses that a published port of a sandbox has, at most."""
+        sandbox = next(it for it in self.config.fastpath.sandboxes if it.name == name)
+        ips = self.config.workload(sandbox.workload).workload_ips
+        return len(sandbox.publish) + (len(ips) if sandbox.pod_listeners else 0)
+
     async def _start_sandbox(
-        self, sandbox: Sandbox, router: SandboxRouter
+        self,
+        sandbox: Sandbox,
+        router: SandboxRouter,
+        publisher: SandboxPublisher,
+        policy: SandboxPolicy,
     ) -> RunningSandbox:
         service: TsiService
+        limits = policy.limits
         device = VsockDevice(
             self._engine,
             guest_cid=sandbox.cid,
+            max_conns=limits.max_conns,
+            max_queued_bytes=limits.max_queued_bytes,
+            accept_rate=limits.accept_rate,
             on_event=lambda event: service.handle_event(event),
             want=ALL_EVENTS,
         )
         self._stack.callback(device.close)
         addresses = self.config.workload(sandbox.workload).workload_ips
+        datagrams = DatagramService(
+            self._engine, router, policy=policy, name=sandbox.name
+        )
         service = TsiService(
             self._engine,
             device,
             router,
             addresses=[str(address) for address in addresses],
             name=sandbox.name,
+            policy=policy,
+            datagrams=datagrams,
             other=Unix(str(sandbox.uds_path)) if sandbox.uds_path else Reset(),
+            publisher=publisher,
         )
         self._stack.callback(service.close)
         hybrid = None
@@ -177,7 +298,12 @@ class Ztunnel:
         backend = Backend(sandbox.socket, device, name=sandbox.name)
         self._stack.push_async_callback(backend.close)
         await _listen(backend, sandbox.socket)
-        return RunningSandbox(device, backend, service, hybrid)
+        if watch := self._watches.get(sandbox.name):
+            watch.start(
+                lambda new: service.set_policy(self._within_share(sandbox.name, new)),
+                lambda good: self.metrics.reloaded(sandbox.name, good=good),
+            )
+        return RunningSandbox(device, backend, service, datagrams, hybrid)
 
     async def _drain(self, outbound: Outbound) -> None:
         """End what is left, so that each connection gets its line in the log."""
@@ -212,6 +338,7 @@ class Ztunnel:
 async def serve(config_path: Path, *, ready_fd: int | None = None) -> int:
     """Run until SIGTERM or SIGINT; the body of `fastpath ztunnel`.
 
+    SIGHUP makes it read all policy files again, those that changed or not.
     Says `ready` in one line on stderr when everything listens.
 
     Args:
@@ -225,13 +352,13 @@ async def serve(config_path: Path, *, ready_fd: int | None = None) -> int:
         FastpathError: before it is ready; nothing is left running.
     """
     config = configuration.load(config_path)
-    _raise_file_limit()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signo in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signo, stop.set)
     try:
-        async with Ztunnel(config):
+        async with Ztunnel(config) as ztunnel:
+            loop.add_signal_handler(signal.SIGHUP, ztunnel.reload)
             sys.stderr.write(f"{_ready_line(config)}\n")
             sys.stderr.flush()
             if ready_fd is not None:
@@ -239,9 +366,19 @@ async def serve(config_path: Path, *, ready_fd: int | None = None) -> int:
                 os.close(ready_fd)
             await stop.wait()
     finally:
-        for signo in (signal.SIGTERM, signal.SIGINT):
+        for signo in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.remove_signal_handler(signo)
     return 0
+
+
+def _check_publications(sandbox: Sandbox, policy: SandboxPolicy) -> None:
+    for item in sandbox.publish:
+        if not policy.published.covers(item.port):
+            raise FastpathError(
+                f"{sandbox.name}: publish {item.at}:{item.port}",
+                f"{sandbox.policy} does not publish port {item.port}",
+                "add it to `published` there",
+            )
 
 
 def _ready_line(config: Config) -> str:

@@ -26,8 +26,8 @@ from vhost_user.engine import Chargen, Dial, Discard, Echo, Reset
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from fastpath.decode import IpAddress
     from fastpath.ztunnel.clients import Client
-    from fastpath.ztunnel.decode import IpAddress
     from fastpath.ztunnel.model import Config, Service, Workload
     from vhost_user.engine import SocketAddress, Target
 
@@ -119,6 +119,19 @@ class Routes:
                 self._fixed[key] = decision
         return decision
 
+    def forget(self, client: Client) -> None:
+        """Keep no decision of `client`: its policy is another one."""
+        self._fixed = {key: it for key, it in self._fixed.items() if key[0] != client}
+
+    def denied(self, client: Client, decision: Decision) -> Refusal | None:
+        """Why the policy that `client` has now denies what was decided before."""
+        if decision.address is None:  # nothing was dialled: DNS, answered here
+            return None
+        refusal = self._denied(client, unmap(decision.destination))
+        if refusal is None and decision.address != decision.destination:
+            refusal = self._denied(client, decision.address)
+        return refusal
+
     def _decide(self, client: Client, destination: SocketAddress) -> Decision:
         refusal = self._denied(client, destination)
         if refusal:
@@ -187,7 +200,7 @@ class Routes:
         )
 
     def _denied(self, client: Client, address: SocketAddress) -> Refusal | None:
-        denial = client.policy.check(address)
+        denial = client.policy.egress.check(address)
         if denial is None:
             return None
         text = f"{format_address(address)}: {denial.text}"

@@ -64,7 +64,37 @@ static void handle_socket(const struct call *call)
 }
 
 /**
- * handle_bind() - bind() and listen(): the socket is the guest's own
+ * allow_pod_address() - Let a TCP socket bind to the pod's address
+ * @call:	bind(), its socket a TCP socket by now
+ *
+ * No interface of the guest has it.
+ */
+static void allow_pod_address(const struct call *call)
+{
+	size_t len =
+	    MIN((size_t)(uint32_t)call->args[2], sizeof(struct sockaddr_in6));
+	struct sockaddr_storage sa = {0};
+	struct destination to;
+	struct in6_addr own;
+	bool v4;
+	int fd;
+
+	if (target_read(call, call->args[1], &sa, len) ||
+	    !address_decode(&sa, len, &to))
+		return;
+	v4 = IN6_IS_ADDR_V4MAPPED(&to.address);
+	own = control_pod_address(v4);
+	if (address_is_native(&to) || !IN6_ARE_ADDR_EQUAL(&own, &to.address))
+		return;
+	fd = target_fd(call, (int)call->args[0]);
+	if (fd < 0)
+		return;
+	setsockopt(fd, SOL_IP, IP_FREEBIND, &(int){1}, sizeof(int));
+	close(fd);
+}
+
+/**
+ * handle_bind() - bind(): the socket is the guest's own, for now
  * @call:	The call
  */
 static void handle_bind(const struct call *call)
@@ -73,42 +103,19 @@ static void handle_bind(const struct call *call)
 	int fd = ours(call, &label);
 	int error = 0;
 
+	listen_reap();
 	/* One that was connected before: vsock's EINVAL is TCP's, too */
 	if (fd >= 0 && sock_local_port(fd) == NO_PORT)
 		error = swap_to_inet(call, (int)call->args[0], fd, label);
+	if (!error)
+		allow_pod_address(call);
+	datagram_drop_stale();
 	if (error)
 		reply_error(call->id, error);
 	else
 		reply_native(call->id);
 	if (fd >= 0)
 		close(fd);
-}
-
-/**
- * encode() - Write an address as the program expects it
- * @v6:		For an AF_INET6 socket
- * @dst:	Address and port
- * @ret_sa:	sockaddr
- *
- * Returns: its size
- */
-static size_t encode(bool v6, const struct destination *dst,
-		     struct sockaddr_storage *ret_sa)
-{
-	struct sockaddr_in6 in6 = {.sin6_family = AF_INET6};
-	struct sockaddr_in in = {.sin_family = AF_INET};
-
-	memset(ret_sa, 0, sizeof(*ret_sa));
-	if (v6) {
-		in6.sin6_port = htons(dst->port);
-		in6.sin6_addr = dst->address;
-		memcpy(ret_sa, &in6, sizeof(in6));
-		return sizeof(in6);
-	}
-	in.sin_port = htons(dst->port);
-	in.sin_addr.s_addr = dst->address.s6_addr32[3];
-	memcpy(ret_sa, &in, sizeof(in));
-	return sizeof(in);
 }
 
 /**
@@ -134,45 +141,87 @@ static void local_name(int fd, bool v6, struct destination *ret_name)
 }
 
 /**
+ * name_write() - Give the program an address
+ * @call:	Its call
+ * @room:	How much room there is, as it says at its third argument
+ * @v6:		For an AF_INET6 socket
+ * @name:	Address and port
+ *
+ * The call's second argument is where the address goes, and the third where its
+ * size does.
+ *
+ * Returns: 0, or an errno
+ */
+int name_write(const struct call *call, int room, bool v6,
+	       const struct destination *name)
+{
+	struct sockaddr_storage sa;
+	int size = (int)address_encode(v6, name, &sa);
+	struct iovec ours[] = {
+	    {.iov_base = &sa, .iov_len = (size_t)MIN(size, room)},
+	    {.iov_base = &size, .iov_len = sizeof(size)},
+	};
+
+	if (room < 0)
+		return EINVAL;
+	return target_write_pair(call, call->args[1], call->args[2], ours);
+}
+
+/**
+ * tcp_name() - What getsockname() or getpeername() says of a socket of ours
+ * @fd:		Socket
+ * @label:	Its label
+ * @local:	getsockname()
+ * @ret_name:	Address and port
+ *
+ * Returns: 0, or ENOTCONN
+ */
+static int tcp_name(int fd, uint64_t label, bool local,
+		    struct destination *ret_name)
+{
+	struct destination names[2];
+	struct sockaddr_vm peer;
+	int error = listen_names(fd, label, &names[0], &names[1]);
+
+	if (error != EOPNOTSUPP) {
+		*ret_name = names[!local];
+		return local ? 0 : error;
+	}
+	if (local) {
+		local_name(fd, label & LABEL_V6, ret_name);
+		return 0;
+	}
+	if (!sock_peer(fd, &peer) && !sock_half_closed_peer(fd, &peer))
+		return ENOTCONN;
+	return control_destination(peer.svm_port, ret_name) ? 0 : ENOTCONN;
+}
+
+/**
  * handle_name() - getsockname() and getpeername()
  * @call:	The call
  */
 static void handle_name(const struct call *call)
 {
-	struct sockaddr_storage sa;
+	bool local = call->nr == SYS_getsockname;
 	struct destination name;
 	uint64_t label;
 	int fd = ours(call, &label);
 	int error = 0, room;
-	uint32_t token;
-	size_t size;
+	bool v6;
 
-	if (fd < 0) {
+	if (fd < 0 && !datagram_name(call, &v6, &name)) {
 		reply_native(call->id);
 		return;
 	}
-	if (call->nr == SYS_getsockname) {
-		local_name(fd, label & LABEL_V6, &name);
-	} else {
-		token = sock_peer_port(fd);
-		if (token == NO_PORT)
-			token = sock_half_closed_peer(fd);
-		if (token == NO_PORT || !control_destination(token, &name))
-			error = ENOTCONN;
+	if (fd >= 0) {
+		v6 = label & LABEL_V6;
+		error = tcp_name(fd, label, local, &name);
+		close(fd);
 	}
-	close(fd);
 	if (!error && target_read(call, call->args[2], &room, sizeof(room)))
 		error = EFAULT;
-	if (!error && room < 0)
-		error = EINVAL;
-	if (!error) {
-		size = encode(label & LABEL_V6, &name, &sa);
-		if (target_write(call, call->args[1], &sa,
-				 MIN(size, (size_t)room)) ||
-		    target_write(call, call->args[2], &(int){(int)size},
-				 sizeof(int)))
-			error = EFAULT;
-	}
+	if (!error)
+		error = name_write(call, room, v6, &name);
 	reply_error(call->id, error);
 }
 
@@ -222,8 +271,10 @@ static void handle_ioctl(const struct call *call)
 	case SIOCOUTQNSD:
 	case SIOCATMARK:
 		value = count_bytes(fd, request);
-		error =
-		    target_write(call, call->args[2], &value, sizeof(value));
+		error = request != SIOCATMARK && sock_is_listening(fd)
+			    ? EINVAL
+			    : target_write(call, call->args[2], &value,
+					   sizeof(value));
 		reply_error(call->id, error);
 		break;
 	default:
@@ -264,21 +315,26 @@ static uint64_t wanted_bytes(const struct call *call)
 }
 
 /**
- * handle_receive() - recv(MSG_WAITALL) of much
+ * handle_receive() - recv(MSG_WAITALL) of much, or a datagram and its address
  * @call:	The call
  */
 static void handle_receive(const struct call *call)
 {
-	uint64_t label, len = wanted_bytes(call);
+	uint64_t flags = call->args[call->nr == SYS_recvmsg ? 2 : 3];
+	uint64_t label, len = 0;
 	int fd = -1;
 
+	if (call->nr != SYS_recvmmsg && (flags & MSG_WAITALL))
+		len = wanted_bytes(call);
 	if (len >= SOCK_BUFFER_BYTES)
 		fd = ours(call, &label);
 	if (fd >= 0) {
 		sock_make_room(fd, len);
 		close(fd);
+		reply_native(call->id);
+	} else {
+		datagram_receive_trapped(call);
 	}
-	reply_native(call->id);
 }
 
 /**
@@ -296,8 +352,17 @@ void call_dispatch(const struct call *call)
 		connect_trapped(call);
 		break;
 	case SYS_bind:
-	case SYS_listen:
 		handle_bind(call);
+		break;
+	case SYS_listen:
+		listen_trapped(call);
+		break;
+	case SYS_accept:
+	case SYS_accept4:
+		accept_trapped(call);
+		break;
+	case SYS_shutdown:
+		shutdown_trapped(call);
 		break;
 	case SYS_getsockname:
 	case SYS_getpeername:
@@ -312,8 +377,14 @@ void call_dispatch(const struct call *call)
 	case SYS_ioctl:
 		handle_ioctl(call);
 		break;
+	case SYS_sendto:
+	case SYS_sendmsg:
+	case SYS_sendmmsg:
+		datagram_send_trapped(call);
+		break;
 	case SYS_recvfrom:
 	case SYS_recvmsg:
+	case SYS_recvmmsg:
 		handle_receive(call);
 		break;
 	default: /* filter.c traps something that isn't handled here */

@@ -61,21 +61,22 @@ static void already(const struct call *call, int fd, uint64_t label,
 }
 
 /**
- * start() - Connect a socket to a token
+ * start() - Connect a socket to a token, or to a listener of this guest
  * @call:	connect()
  * @fd:		One of our sockets; ours from here on
  * @label:	Its label
- * @token:	Token
+ * @cid:	TSI_HOST_CID or VMADDR_CID_LOCAL
+ * @port:	Token, or the listener's port
  */
-static void start(const struct call *call, int fd, uint64_t label,
-		  uint32_t token)
+static void start(const struct call *call, int fd, uint64_t label, uint32_t cid,
+		  uint32_t port)
 {
 	bool nonblock = sock_is_nonblocking(fd);
 	int error;
 
 	if (!nonblock)
 		sock_set_nonblocking(fd, true);
-	error = sock_connect(fd, token);
+	error = sock_connect(fd, cid, port);
 	if (!nonblock)
 		sock_set_nonblocking(fd, false);
 
@@ -97,52 +98,6 @@ static void start(const struct call *call, int fd, uint64_t label,
 	}
 	reply_error(call->id, error);
 	close(fd);
-}
-
-/**
- * is_native() - Does a destination stay in the guest?
- * @dst:	Destination
- *
- * Returns: true for loopback, and for the unspecified address, which connect()
- *	takes for loopback
- */
-static bool is_native(const struct destination *dst)
-{
-	const struct in6_addr *addr = &dst->address;
-
-	if (IN6_IS_ADDR_V4MAPPED(addr))
-		return addr->s6_addr[12] == 127 || addr->s6_addr32[3] == 0;
-	return IN6_IS_ADDR_LOOPBACK(addr) || IN6_IS_ADDR_UNSPECIFIED(addr);
-}
-
-/**
- * decode() - Understand a connect() address
- * @sa:		sockaddr
- * @len:	Bytes of it
- * @ret_dst:	Destination
- *
- * Returns: true if it is an IPv4 or IPv6 address
- */
-static bool decode(const struct sockaddr_storage *sa, size_t len,
-		   struct destination *ret_dst)
-{
-	const struct sockaddr_in *in = (const struct sockaddr_in *)sa;
-	const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)sa;
-	struct destination dst = {0};
-
-	if (sa->ss_family == AF_INET && len >= sizeof(*in)) {
-		dst.port = ntohs(in->sin_port);
-		dst.address.s6_addr16[5] = 0xffff;
-		dst.address.s6_addr32[3] = in->sin_addr.s_addr;
-	} else if (sa->ss_family == AF_INET6 &&
-		   len >= offsetof(struct sockaddr_in6, sin6_scope_id)) {
-		dst.port = ntohs(in6->sin6_port);
-		dst.address = in6->sin6_addr;
-	} else {
-		return false;
-	}
-	*ret_dst = dst;
-	return true;
 }
 
 /**
@@ -175,14 +130,26 @@ static int check_family(uint64_t label, const struct sockaddr_storage *sa,
 static void connect_ours(const struct call *call, int fd, uint64_t label,
 			 const struct destination *dst)
 {
-	uint32_t token;
+	bool fresh =
+	    sock_peer_port(fd) == NO_PORT && !(label & LABEL_UNREPORTED);
+	uint32_t port;
 	int error = 0;
 
-	if (label & LABEL_ABORTED) {
+	if (listen_is_listener(fd, label)) {
+		error = EISCONN;
+	} else if (label & LABEL_ABORTED) {
 		sock_set_label(fd, label & ~LABEL_ABORTED);
 		error = ECONNABORTED;
-	} else if (is_native(dst) && sock_peer_port(fd) == NO_PORT &&
-		   !(label & LABEL_UNREPORTED)) {
+	} else if (fresh && listen_local(dst, &port)) {
+		label |= LABEL_LOCAL;
+		sock_set_label(fd, label);
+		listen_bind_local(fd, IN6_IS_ADDR_V4MAPPED(&dst->address));
+		start(call, fd, label, VMADDR_CID_LOCAL, port);
+		return;
+	} else if (!fresh && (label & LABEL_LOCAL)) { /* the address is moot */
+		start(call, fd, label, VMADDR_CID_LOCAL, NO_PORT);
+		return;
+	} else if (fresh && address_is_native(dst)) {
 		error = swap_to_inet(call, (int)call->args[0], fd, label);
 		close(fd);
 		if (error)
@@ -191,14 +158,18 @@ static void connect_ours(const struct call *call, int fd, uint64_t label,
 			reply_native(call->id);
 		return;
 	} else {
-		error = control_token(dst, &token);
+		error = control_token(dst, &port);
 	}
 	if (error) {
 		reply_error(call->id, error);
 		close(fd);
 		return;
 	}
-	start(call, fd, label, token);
+	if (label & LABEL_LOCAL) { /* it failed to */
+		label &= ~LABEL_LOCAL;
+		sock_set_label(fd, label);
+	}
+	start(call, fd, label, TSI_HOST_CID, port);
 }
 
 /**
@@ -210,13 +181,19 @@ static void disconnect(const struct call *call)
 	int fd = target_fd(call, (int)call->args[0]), error = 0;
 	uint64_t label;
 
-	if (fd >= 0 && notify_valid(call->id) && sock_label(fd, &label)) {
+	if (fd < 0 || !notify_valid(call->id) || !sock_label(fd, &label)) {
+		reply_native(call->id);
+	} else if (listen_is_listener(fd, label)) {
+		error = listen_give_back(call, fd);
+		if (error)
+			reply_error(call->id, error);
+		else
+			reply_native(call->id);
+	} else {
 		if (sock_local_port(fd) != NO_PORT || (label & LABEL_ABORTED))
 			error =
 			    swap_to_fresh(call, (int)call->args[0], fd, label);
 		reply_error(call->id, error);
-	} else {
-		reply_native(call->id);
 	}
 	if (fd >= 0)
 		close(fd);
@@ -232,6 +209,7 @@ void connect_trapped(const struct call *call)
 	size_t len = (uint32_t)call->args[2];
 	struct destination dst;
 	uint64_t label = 0;
+	uint32_t port = 0, upper = 0;
 	int fd = -1, error = 0;
 
 	if (len > sizeof(struct sockaddr_in6))
@@ -244,7 +222,7 @@ void connect_trapped(const struct call *call)
 		disconnect(call);
 		return;
 	}
-	if (!decode(&sa, len, &dst)) {
+	if (!address_decode(&sa, len, &dst)) {
 		reply_native(call->id);
 		return;
 	}
@@ -258,16 +236,25 @@ void connect_trapped(const struct call *call)
 			return;
 		}
 		reply_error(call->id, error);
-	} else if (is_native(&dst) || !swap_is_tcp(fd)) {
+	} else if (!address_is_native(&dst) &&
+		   datagram_connect(call, fd, &sa, &dst)) {
+		debug("datagrams of %d go to port %u", call->tid, dst.port);
+		/* Else a TCP socket that bound itself first, or from before us
+		 */
+	} else if (!swap_is_tcp(fd)) {
 		reply_native(call->id);
-	} else {
-		/* A TCP socket that bound itself first, or from before us */
-		error = swap_to_vsock(call, (int)call->args[0], &fd);
+	} else if (listen_local(&dst, &port) || !address_is_native(&dst)) {
+		if (port)
+			upper = IN6_IS_ADDR_V4MAPPED(&dst.address) ? LOCAL_V4
+								   : LOCAL_V6;
+		error = swap_to_vsock(call, (int)call->args[0], upper, &fd);
 		if (!error && sock_label(fd, &label)) {
 			connect_ours(call, fd, label, &dst);
 			return;
 		}
 		reply_error(call->id, error ? error : EINVAL);
+	} else {
+		reply_native(call->id);
 	}
 	if (fd >= 0)
 		close(fd);

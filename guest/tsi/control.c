@@ -28,6 +28,7 @@
 
 #define _GNU_SOURCE
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/time.h>
@@ -35,15 +36,15 @@
 
 #include <linux/vm_sockets.h>
 
-#include "../tsi_protocol.h"
 #include "tsi.h"
 
-#define FAILURES  4096
-#define ANSWER_S  5    /* for the host to accept and greet us */
-#define SEND_S	  1    /* for room in the stream */
-#define RETRY_MS  1000 /* after a stream that could not be opened */
-#define MAX_ERRNO 4095
-#define NONE	  UINT32_MAX
+#define FAILURES     4096
+#define ANSWER_S     5 /* for the host to accept and greet us */
+#define SEND_S	     1 /* for room in the stream */
+#define PEER_WAIT_MS 1000
+#define RETRY_MS     1000 /* after a stream that could not be opened */
+#define MAX_ERRNO    4095
+#define NONE	     UINT32_MAX
 
 /**
  * struct failure - What a message said of a connection
@@ -53,6 +54,18 @@
 struct failure {
 	uint32_t guest_port;
 	int error;
+};
+
+/**
+ * struct answer - LISTENING, if it is waited for
+ * @listener:	Whose; 0: nobody's, or it has come
+ * @port:	What it said
+ * @error:	Same
+ */
+struct answer {
+	uint32_t listener;
+	uint16_t port;
+	uint32_t error;
 };
 
 /**
@@ -78,6 +91,8 @@ static struct control {
 static struct route *routes; /* MAX_WINDOW of them, state.c has the memory */
 static uint32_t heads[MAX_WINDOW]; /* by hash: slot in routes[], or NONE */
 static struct failure failures[FAILURES];
+static struct in6_addr *peers; /* by range; unspecified: not known. As above */
+static struct answer awaited;
 
 /* ---- the table of destinations ---- */
 
@@ -193,7 +208,7 @@ static void stream_close(const char *why)
  */
 static int stream_send(int fd, uint16_t type, const void *payload, size_t len)
 {
-	uint8_t msg[sizeof(struct tsi_header) + sizeof(struct tsi_route)];
+	uint8_t msg[sizeof(struct tsi_header) + sizeof(struct tsi_listen)];
 	struct tsi_header header = {.type = type, .len = (uint16_t)len};
 
 	memcpy(msg, &header, sizeof(header));
@@ -247,10 +262,11 @@ static int stream_greet(int fd)
 
 /**
  * handle_failed() - A FAILED message
- * @failed:	Payload
+ * @payload:	Payload
  */
-static void handle_failed(const struct tsi_failed *failed)
+static void handle_failed(const void *payload)
 {
+	const struct tsi_failed *failed = payload;
 	struct failure *slot = &failures[failed->guest_port % FAILURES];
 	int error = ECONNREFUSED;
 
@@ -267,26 +283,93 @@ static void handle_failed(const struct tsi_failed *failed)
 }
 
 /**
+ * handle_listening() - A LISTENING message
+ * @payload:	Payload
+ */
+static void handle_listening(const void *payload)
+{
+	const struct tsi_listening *listening = payload;
+
+	if (awaited.listener != listening->listener)
+		return;
+	awaited =
+	    (struct answer){.port = listening->port, .error = listening->error};
+}
+
+/**
+ * handle_caller() - A CALLER message
+ * @payload:	Payload
+ */
+static void handle_caller(const void *payload)
+{
+	const struct tsi_caller *peer = payload;
+	uint32_t range = (peer->ports - TSI_FIRST_PEER_PORT) >> 16;
+	struct in6_addr address = {0};
+
+	if (range >= TSI_PEER_RANGES)
+		return;
+	if (peer->family == TSI_IPV4) {
+		address.s6_addr16[5] = 0xffff;
+		memcpy(address.s6_addr + 12, peer->address, 4);
+	} else {
+		memcpy(address.s6_addr, peer->address, 16);
+	}
+	peers[range] = address;
+}
+
+/**
+ * struct message - What the host may send after WELCOME
+ * @type:	enum tsi_type
+ * @len:	Bytes of payload
+ * @handle:	Called with the payload
+ */
+static const struct message {
+	uint16_t type;
+	uint16_t len;
+	void (*handle)(const void *payload);
+} messages[] = {
+    {TSI_FAILED, sizeof(struct tsi_failed), handle_failed},
+    {TSI_LISTENING, sizeof(struct tsi_listening), handle_listening},
+    {TSI_CALLER, sizeof(struct tsi_caller), handle_caller},
+};
+
+/**
+ * message_of() - What handles a message
+ * @header:	Its header
+ *
+ * Returns: row of messages[], or NULL if the host may not send it
+ */
+static const struct message *message_of(const struct tsi_header *header)
+{
+	for (size_t i = 0; i < sizeof(messages) / sizeof(messages[0]); i++)
+		if (messages[i].type == header->type)
+			return messages[i].len == header->len ? &messages[i]
+							      : NULL;
+	return NULL;
+}
+
+/**
  * stream_parse() - Handle the complete messages in the buffer
  *
  * Returns: NULL, or what is wrong with them
  */
 static const char *stream_parse(void)
 {
+	const struct message *message;
 	struct tsi_header header;
-	struct tsi_failed failed;
+	uint32_t payload[16];
 	size_t at = 0;
 
 	while (control.in_len - at >= sizeof(header)) {
 		memcpy(&header, control.in + at, sizeof(header));
-		if (header.type != TSI_FAILED || header.len != sizeof(failed))
+		message = message_of(&header);
+		if (!message || header.len > sizeof(payload))
 			return "the host sent what it should not";
 		if (control.in_len - at < sizeof(header) + header.len)
 			break;
-		memcpy(&failed, control.in + at + sizeof(header),
-		       sizeof(failed));
+		memcpy(payload, control.in + at + sizeof(header), header.len);
 		at += sizeof(header) + header.len;
-		handle_failed(&failed);
+		message->handle(payload);
 	}
 	control.in_len -= at;
 	memmove(control.in, control.in + at, control.in_len);
@@ -339,7 +422,7 @@ static int stream_open(void)
 		   sizeof(answer));
 	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &answer, sizeof(answer));
 	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &room, sizeof(room));
-	error = sock_connect(fd, TSI_PORT);
+	error = sock_connect(fd, TSI_HOST_CID, TSI_PORT);
 	if (!error)
 		error = stream_greet(fd);
 	if (error) {
@@ -358,7 +441,32 @@ static int stream_open(void)
 	control.fd = fd;
 	control.source.ready = stream_ready;
 	loop_add(&control.source, fd, EPOLLIN);
+	listen_announce_all();
 	return 0;
+}
+
+/**
+ * stream_wait() - Read the stream until something is known, or time is up
+ * @known:	Tells whether it is
+ * @arg:	For @known
+ * @limit_ms:	At most so long; nothing else is done meanwhile
+ *
+ * Returns: true if it is
+ */
+static bool stream_wait(bool (*known)(uint32_t arg), uint32_t arg, int limit_ms)
+{
+	int64_t end = now_ms() + limit_ms, left;
+
+	while (!known(arg)) {
+		struct pollfd state = {.fd = control.fd, .events = POLLIN};
+
+		left = end - now_ms();
+		if (control.fd < 0 || left <= 0)
+			return false;
+		if (poll(&state, 1, (int)left) > 0)
+			stream_ready(&control.source, 0);
+	}
+	return true;
 }
 
 /**
@@ -369,7 +477,118 @@ static int stream_open(void)
 int control_start(void)
 {
 	routes = state_routes();
+	peers = state_peers();
 	return stream_open();
+}
+
+/**
+ * control_is_open() - Is there a stream?
+ *
+ * Returns: true if there is
+ */
+bool control_is_open(void)
+{
+	return control.fd >= 0;
+}
+
+/**
+ * control_keep() - Open a stream if there is none, unless that failed just now
+ */
+void control_keep(void)
+{
+	if (control.fd < 0 && now_ms() >= control.retry_ms)
+		stream_open();
+}
+
+/* ---- listeners ---- */
+
+/**
+ * is_answered() - Has the host answered LISTEN?
+ * @arg:	Unused: one is waited for at a time
+ *
+ * Returns: true if it has
+ */
+static bool is_answered(uint32_t arg)
+{
+	(void)arg;
+	return awaited.listener == 0;
+}
+
+/**
+ * control_listen() - Tell the host of a listener
+ * @listen:	Listener
+ * @ret_port:	TCP port that clients reach it at; 0: none does. NULL: the
+ *		answer isn't waited for
+ *
+ * Returns: 0, or the errno that listen() fails with
+ */
+int control_listen(const struct tsi_listen *listen, uint16_t *ret_port)
+{
+	int error = 0;
+
+	if (ret_port) {
+		*ret_port = 0;
+		control_keep();
+	}
+	if (control.fd < 0)
+		return 0;
+	awaited.listener = ret_port ? listen->listener : awaited.listener;
+	if (stream_send(control.fd, TSI_LISTEN, listen, sizeof(*listen))) {
+		stream_close("the host doesn't read it");
+		awaited.listener = 0;
+		return 0;
+	}
+	if (!ret_port)
+		return 0;
+	if (stream_wait(is_answered, 0, ANSWER_S * 1000)) {
+		*ret_port = awaited.port;
+		error = awaited.error > MAX_ERRNO ? EIO : (int)awaited.error;
+	} else {
+		control_unlisten(listen->listener);
+	}
+	awaited.listener = 0;
+	return error;
+}
+
+/**
+ * control_unlisten() - Tell the host that a listener is gone
+ * @listener:	vsock port
+ */
+void control_unlisten(uint32_t listener)
+{
+	const struct tsi_unlisten msg = {.listener = listener};
+
+	if (control.fd >= 0 &&
+	    stream_send(control.fd, TSI_UNLISTEN, &msg, sizeof(msg)))
+		stream_close("the host doesn't read it");
+}
+
+/**
+ * is_introduced() - Is it known whose a range of ports is?
+ * @range:	Range
+ *
+ * Returns: true if it is, or if it is nobody's
+ */
+static bool is_introduced(uint32_t range)
+{
+	return range == 0 || range >= TSI_PEER_RANGES ||
+	       !IN6_IS_ADDR_UNSPECIFIED(&peers[range]);
+}
+
+/**
+ * control_peer() - Whom a connection from the host comes from
+ * @port:	Its port there
+ * @ret_peer:	Address and port; an unspecified one if that isn't known
+ */
+void control_peer(uint32_t port, struct destination *ret_peer)
+{
+	uint32_t range = (port - TSI_FIRST_PEER_PORT) >> 16;
+
+	*ret_peer = (struct destination){.port = (uint16_t)port};
+	ret_peer->address.s6_addr16[5] = 0xffff;
+	if (stream_wait(is_introduced, range, PEER_WAIT_MS) && range != 0 &&
+	    range < TSI_PEER_RANGES)
+		ret_peer->address = peers[range];
 }
 
 /* ---- tokens ---- */
@@ -421,8 +640,8 @@ int control_token(const struct destination *dst, uint32_t *ret_token)
 
 	if (control.fd >= 0 && control.used >= control.welcome.token_count)
 		stream_close("all its tokens are used, opening another");
-	if (control.fd < 0 &&
-	    (now_ms() < control.retry_ms || stream_open() != 0))
+	control_keep();
+	if (control.fd < 0)
 		return ENETUNREACH;
 
 	for (slot = heads[hash(dst)]; slot != NONE; slot = routes[slot].next)

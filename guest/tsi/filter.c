@@ -10,11 +10,15 @@
  * means that the call runs untouched. install() translates the table to BPF.
  *
  * What is not in the table matters most: read, write, send, recv, poll, epoll,
- * close, dup, fork and shutdown work on a vsock socket as they do on a TCP
- * socket. For a system call whose rules don't look at arguments, or that has
- * none, the kernel caches the verdict in a bitmap (since 5.11), so that an
- * untrapped call costs a bit test and not a run of the filter. read() and
- * write() are such calls; recv() runs a few instructions of it.
+ * close, dup, fork and half-closes work on a vsock socket as they do on a TCP
+ * socket. (glibc and musl make send() and recv() of sendto() and recvfrom()
+ * without an address.) sendmsg() and recvmsg() keep the address in memory, so
+ * they are trapped whatever the socket is; the agent looks whether there is
+ * one, which costs each such call on TCP a trap (docs/measurements.md). For
+ * a system call whose rules don't look at arguments, or that has none, the
+ * kernel caches the verdict in a bitmap (since 5.11), so that an untrapped call
+ * costs a bit test and not a run of the filter. read() and write() are such
+ * calls; recv() runs a few instructions of it.
  *
  * The filter sees argument values, never memory behind them. Where a rule
  * can't tell a TCP socket from another, the handler looks and says "go on".
@@ -48,7 +52,8 @@
 
 #define MAX_VALUES 4
 #define MAX_TESTS  3
-#define MAX_BPF	   192
+#define MAX_BPF	   320
+#define HIGH_HALF  0x80U /* of an argument that is a pointer */
 
 /* sys/socket.h gives SO_SNDTIMEO for our time_t only; programs use both */
 #define SNDTIMEO_OLD 21
@@ -66,7 +71,7 @@ enum relation { END = 0, ANY_OF, NONE_OF, AT_LEAST };
 /**
  * struct test - A condition on one argument
  * @relation:	See enum relation
- * @arg:	Which argument, from 0
+ * @arg:	Which argument, from 0; with HIGH_HALF, the upper 32 bits of it
  * @mask:	Bits that count; 0: all
  * @count:	Values used
  * @values:	See enum relation
@@ -100,7 +105,6 @@ static const struct rule rules[] = {
      0,
      {{ANY_OF, 3, MSG_WAITALL, 1, {MSG_WAITALL}},
       {AT_LEAST, 2, 0, 1, {SOCK_BUFFER_BYTES}}}},
-    {SYS_recvmsg, 0, {{ANY_OF, 2, MSG_WAITALL, 1, {MSG_WAITALL}}}},
     /* TCP sockets are made as vsock sockets. MPTCP and SCTP are not TCP. */
     {SYS_socket,
      0,
@@ -110,9 +114,17 @@ static const struct rule rules[] = {
     /* 110 is sizeof(struct sockaddr_un): what nearly every AF_UNIX connect()
      * passes. AF_UNSPEC, which disconnects, may have 2 bytes. */
     {SYS_connect, 0, {{NONE_OF, 2, 0, 1, {110}}}},
-    /* A listener, and what binds, is a TCP socket of the guest. */
+    /* What binds is a TCP socket of the guest; so is a listener that isn't
+     * published. */
     {SYS_bind, 0, {{0}}},
     {SYS_listen, 0, {{0}}},
+    /* An AF_VSOCK address would come out, if one is asked for. */
+    {SYS_accept, 0, {{NONE_OF, 1, 0, 1, {0}}}},
+    {SYS_accept, 0, {{NONE_OF, 1 | HIGH_HALF, 0, 1, {0}}}},
+    {SYS_accept4, 0, {{NONE_OF, 1, 0, 1, {0}}}},
+    {SYS_accept4, 0, {{NONE_OF, 1 | HIGH_HALF, 0, 1, {0}}}},
+    /* vsock listeners can't be shut down: that is of the reading side. */
+    {SYS_shutdown, 0, {{ANY_OF, 1, 0, 2, {SHUT_RD, SHUT_RDWR}}}},
     /* AF_VSOCK addresses would come out. */
     {SYS_getsockname, 0, {{0}}},
     {SYS_getpeername, 0, {{0}}},
@@ -137,6 +149,14 @@ static const struct rule rules[] = {
      * SIOCOUTQNSD, and what is asked of interfaces. */
     {SYS_ioctl, 0, {{ANY_OF, 1, 0, 2, {FIONREAD, TIOCOUTQ}}}},
     {SYS_ioctl, 0, {{ANY_OF, 1, ~0xffU, 1, {0x8900}}}},
+    /* Datagrams with an address, of AF_INET's or AF_INET6's size or unknown.
+     * Without one they go where connect() pointed them. */
+    {SYS_sendto, 0, {{AT_LEAST, 5, 0, 1, {16}}, {NONE_OF, 5, 0, 1, {110}}}},
+    {SYS_recvfrom, 0, {{NONE_OF, 5, 0, 1, {0}}}},
+    {SYS_sendmsg, 0, {{0}}},
+    {SYS_recvmsg, 0, {{0}}},
+    {SYS_sendmmsg, 0, {{0}}},
+    {SYS_recvmmsg, 0, {{0}}},
     /* A ring's connect() and socket() can't be trapped: programs fall back. */
     {SYS_io_uring_setup, SECCOMP_RET_ERRNO | ENOSYS, {{0}}},
 };
@@ -197,11 +217,14 @@ static void emit_test(struct program *prog, const struct test *test,
 		      unsigned after)
 {
 	uint32_t offset = (uint32_t)offsetof(struct seccomp_data, args) +
-			  (uint32_t)sizeof(uint64_t) * test->arg;
+			  (uint32_t)sizeof(uint64_t) * (test->arg & ~HIGH_HALF);
+	bool high = test->arg & HIGH_HALF;
 
 #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-	offset += 4;
+	high = !high;
 #endif
+	if (high)
+		offset += 4;
 	emit(prog, BPF_LD | BPF_W | BPF_ABS, offset, 0, 0);
 	if (test->mask)
 		emit(prog, BPF_ALU | BPF_AND | BPF_K, test->mask, 0, 0);

@@ -152,6 +152,25 @@ bool reply_error(uint64_t id, int error)
 }
 
 /**
+ * reply_value() - The call returns a value
+ * @id:		Notification
+ * @value:	Value; below 0: a negated errno
+ *
+ * Returns: false if the target had left
+ */
+bool reply_value(uint64_t id, int64_t value)
+{
+	union notif_buf buf = {0};
+
+	buf.resp = (struct seccomp_notif_resp){
+	    .id = id,
+	    .val = value < 0 ? 0 : value,
+	    .error = value < 0 ? (int32_t)value : 0,
+	};
+	return ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &buf) == 0;
+}
+
+/**
  * reply_native() - The kernel runs the call
  * @id:		Notification
  *
@@ -254,6 +273,29 @@ int target_write(const struct call *call, uint64_t addr, const void *buf,
 }
 
 /**
+ * target_write_pair() - Copy to two places of the target's memory at once
+ * @call:	Its call
+ * @first:	Address there
+ * @second:	Same
+ * @ours:	What goes to either
+ *
+ * Returns: 0, or EFAULT
+ */
+int target_write_pair(const struct call *call, uint64_t first, uint64_t second,
+		      const struct iovec ours[2])
+{
+	const struct iovec theirs[] = {
+	    {.iov_base = (void *)(uintptr_t)first, .iov_len = ours[0].iov_len},
+	    {.iov_base = (void *)(uintptr_t)second, .iov_len = ours[1].iov_len},
+	};
+
+	if (process_vm_writev(call->tid, ours, 2, theirs, 2, 0) !=
+	    (ssize_t)(ours[0].iov_len + ours[1].iov_len))
+		return EFAULT;
+	return 0;
+}
+
+/**
  * target_tgid() - The process of a thread
  * @tid:	Thread
  *
@@ -346,6 +388,20 @@ static struct process *process_of(pid_t tid, bool *ret_kept)
 		return NULL;
 	*process = (struct process){.tid = tid, .tgid = tgid, .pidfd = pidfd};
 	return process;
+}
+
+/**
+ * target_pidfd() - The process of a call
+ * @call:	Its call
+ *
+ * Returns: pidfd, the caller's to close; -1 if it is gone
+ */
+int target_pidfd(const struct call *call)
+{
+	bool kept;
+	const struct process *process = process_of(call->tid, &kept);
+
+	return process ? fcntl(process->pidfd, F_DUPFD_CLOEXEC, 0) : -1;
 }
 
 /**

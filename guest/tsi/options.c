@@ -216,10 +216,13 @@ static int get_tcp_info(const struct call *call, int fd)
 	    .tcpi_pmtu = 1500,
 	};
 	struct pollfd state = {.fd = fd, .events = POLLRDHUP};
+	struct sockaddr_vm peer;
 
 	poll(&state, 1, 0);
-	if (sock_peer_port(fd) == NO_PORT)
-		info.tcpi_state = sock_half_closed_peer(fd) != NO_PORT
+	if (sock_is_listening(fd))
+		info.tcpi_state = TCP_LISTEN;
+	else if (sock_peer_port(fd) == NO_PORT)
+		info.tcpi_state = sock_half_closed_peer(fd, &peer)
 				      ? TCP_FIN_WAIT2
 				      : TCP_CLOSE;
 	else if (!(state.revents & POLLHUP))
@@ -330,7 +333,7 @@ uint64_t options_kept(int inet_fd)
 
 	for (size_t i = 0; i < sizeof(options) / sizeof(options[0]); i++) {
 		const struct option *option = &options[i];
-		int value;
+		int value = 0;
 		socklen_t len = sizeof(value);
 
 		if (option->kind == KEPT &&

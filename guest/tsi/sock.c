@@ -56,7 +56,6 @@
 #include <linux/vm_sockets.h>
 #include <linux/vm_sockets_diag.h>
 
-#include "../tsi_protocol.h"
 #include "tsi.h"
 
 #define LABEL_MARK	(UINT64_C(0x54) << 56)
@@ -163,42 +162,58 @@ void sock_set_label(int fd, uint64_t label)
 }
 
 /**
- * sock_connect() - connect() to a port of the host
+ * sock_connect() - connect() to a port of the host, or of this guest
  * @fd:		One of our sockets, non-blocking unless the caller may wait
+ * @cid:	TSI_HOST_CID or VMADDR_CID_LOCAL
  * @port:	Port
  *
  * Returns: 0, or an errno
  */
-int sock_connect(int fd, uint32_t port)
+int sock_connect(int fd, uint32_t cid, uint32_t port)
 {
 	struct sockaddr_vm addr = {
 	    .svm_family = AF_VSOCK,
 	    .svm_port = port,
-	    .svm_cid = TSI_HOST_CID,
+	    .svm_cid = cid,
 	};
 
 	return connect(fd, (struct sockaddr *)&addr, sizeof(addr)) ? errno : 0;
 }
 
 /**
- * sock_bind() - Bind to a port whose low half is given
+ * sock_bind() - Bind to a vsock port
+ * @fd:		vsock socket
+ * @port:	Port
+ *
+ * Returns: 0, or an errno
+ */
+int sock_bind(int fd, uint32_t port)
+{
+	struct sockaddr_vm addr = {
+	    .svm_family = AF_VSOCK,
+	    .svm_port = port,
+	    .svm_cid = VMADDR_CID_ANY,
+	};
+
+	return bind(fd, (struct sockaddr *)&addr, sizeof(addr)) ? errno : 0;
+}
+
+/**
+ * sock_bind_low() - Bind to a port whose low half is given
  * @fd:		One of our sockets, not bound
  * @port:	What getsockname() will show
  *
  * The upper half makes it one that is free; a failure leaves the socket
  * unbound, and the kernel chooses a port when it connects.
  */
-void sock_bind(int fd, uint16_t port)
+void sock_bind_low(int fd, uint16_t port)
 {
-	static uint16_t high;
-	struct sockaddr_vm addr = {.svm_family = AF_VSOCK,
-				   .svm_cid = VMADDR_CID_ANY};
+	static uint16_t upper;
 
 	for (int i = 0; i < BIND_TRIES; i++) {
-		high = high % (UINT16_MAX - 1) + 1; /* 1 to 0xfffe */
-		addr.svm_port = (uint32_t)high << 16 | port;
-		if (!bind(fd, (struct sockaddr *)&addr, sizeof(addr)) ||
-		    errno != EADDRINUSE)
+		if (upper < FIRST_BOUND || ++upper == UINT16_MAX)
+			upper = FIRST_BOUND;
+		if (sock_bind(fd, VSOCK_PORT(upper, port)) != EADDRINUSE)
 			return;
 	}
 }
@@ -266,6 +281,20 @@ uint32_t sock_local_port(int fd)
 }
 
 /**
+ * sock_peer() - The other end
+ * @fd:		One of our sockets
+ * @ret_addr:	Its address
+ *
+ * Returns: false if there is none
+ */
+bool sock_peer(int fd, struct sockaddr_vm *ret_addr)
+{
+	socklen_t len = sizeof(*ret_addr);
+
+	return !getpeername(fd, (struct sockaddr *)ret_addr, &len);
+}
+
+/**
  * sock_peer_port() - The vsock port of the other end: a token
  * @fd:		One of our sockets
  *
@@ -274,11 +303,8 @@ uint32_t sock_local_port(int fd)
 uint32_t sock_peer_port(int fd)
 {
 	struct sockaddr_vm addr;
-	socklen_t len = sizeof(addr);
 
-	if (getpeername(fd, (struct sockaddr *)&addr, &len))
-		return NO_PORT;
-	return addr.svm_port;
+	return sock_peer(fd, &addr) ? addr.svm_port : NO_PORT;
 }
 
 /**
@@ -286,12 +312,12 @@ uint32_t sock_peer_port(int fd)
  * @part:	Netlink messages
  * @len:	Bytes of them
  * @inode:	The socket's
- * @ret_port:	Set to its peer's port if it is there and established
+ * @ret_peer:	Set to its peer if it is there and established
  *
  * Returns: false if no part follows
  */
 static bool diag_answer(const void *part, size_t len, uint32_t inode,
-			uint32_t *ret_port)
+			struct sockaddr_vm *ret_peer)
 {
 	const struct nlmsghdr *header = part;
 
@@ -303,19 +329,22 @@ static bool diag_answer(const void *part, size_t len, uint32_t inode,
 			return false;
 		if (header->nlmsg_len >= NLMSG_LENGTH(sizeof(*msg)) &&
 		    msg->vdiag_ino == inode &&
-		    msg->vdiag_state == TCP_ESTABLISHED)
-			*ret_port = msg->vdiag_dst_port;
+		    msg->vdiag_state == TCP_ESTABLISHED) {
+			ret_peer->svm_cid = msg->vdiag_dst_cid;
+			ret_peer->svm_port = msg->vdiag_dst_port;
+		}
 	}
 	return true;
 }
 
 /**
- * diag_peer_port() - A socket's peer, from the kernel's list of vsock sockets
+ * diag_peer() - A socket's peer, from the kernel's list of vsock sockets
  * @inode:	The socket's
+ * @ret_peer:	Its peer
  *
- * Returns: the port; NO_PORT if it isn't connected, or there is no such list
+ * Returns: false if it isn't connected, or there is no such list
  */
-static uint32_t diag_peer_port(uint32_t inode)
+static bool diag_peer(uint32_t inode, struct sockaddr_vm *ret_peer)
 {
 	const struct {
 		struct nlmsghdr header;
@@ -327,29 +356,32 @@ static uint32_t diag_peer_port(uint32_t inode)
 	    .req = {.sdiag_family = AF_VSOCK, .vdiag_states = UINT32_MAX},
 	};
 	static char part[DIAG_BYTES] __attribute__((aligned(NLMSG_ALIGNTO)));
-	uint32_t port = NO_PORT;
 	ssize_t len;
 	int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
 
+	*ret_peer =
+	    (struct sockaddr_vm){.svm_family = AF_VSOCK, .svm_port = NO_PORT};
 	if (fd < 0)
-		return NO_PORT;
+		return false;
 	if (send(fd, &ask, sizeof(ask), 0) == (ssize_t)sizeof(ask))
 		do
 			len = recv(fd, part, sizeof(part), 0);
-		while (len > 0 && diag_answer(part, (size_t)len, inode, &port));
+		while (len > 0 &&
+		       diag_answer(part, (size_t)len, inode, ret_peer));
 	close(fd);
-	return port;
+	return ret_peer->svm_port != NO_PORT;
 }
 
 /**
  * sock_half_closed_peer() - The other end of a socket whose own end is closed
- * @fd:		One of our sockets for which sock_peer_port() knows none
+ * @fd:		One of our sockets for which sock_peer() knows none
+ * @ret_addr:	Its address
  *
  * The kernel's getpeername() doesn't tell after a shutdown(), TCP's does.
  *
- * Returns: the token; NO_PORT if it isn't such a socket
+ * Returns: false if it isn't such a socket
  */
-uint32_t sock_half_closed_peer(int fd)
+bool sock_half_closed_peer(int fd, struct sockaddr_vm *ret_addr)
 {
 	struct pollfd state = {.fd = fd};
 	struct stat status;
@@ -357,8 +389,23 @@ uint32_t sock_half_closed_peer(int fd)
 	poll(&state, 1, 0);
 	if (state.revents & (POLLHUP | POLLERR) ||
 	    sock_local_port(fd) == NO_PORT || fstat(fd, &status))
-		return NO_PORT;
-	return diag_peer_port((uint32_t)status.st_ino);
+		return false;
+	return diag_peer((uint32_t)status.st_ino, ret_addr);
+}
+
+/**
+ * sock_is_listening() - Is this a listener?
+ * @fd:		One of our sockets
+ *
+ * Returns: true if it is
+ */
+bool sock_is_listening(int fd)
+{
+	int value = 0;
+	socklen_t len = sizeof(value);
+
+	return !getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &value, &len) &&
+	       value;
 }
 
 /**

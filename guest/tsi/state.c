@@ -21,8 +21,11 @@
  * - Calls that waited (wait.c) are handled as if they were made just now: their
  *   sockets are connecting, and a connect() of such a socket waits on.
  *
- * Destinations of tokens are there as well, for getpeername() of connections
- * that the agent before this one made.
+ * Destinations of tokens are there as well, and clients' addresses, for
+ * getpeername() of connections that the agent before this one made or took. So
+ * are published listeners, which live on in their programs and have to be
+ * announced anew (listen.c), and the peers of UDP sockets, which programs'
+ * sockets are connected to by the relay's port (relay.c).
  */
 
 #define _GNU_SOURCE
@@ -58,11 +61,17 @@ struct kept {
  * @current:	The call that is being handled
  * @waiting:	Calls that wait
  * @routes:	control.c's
+ * @peers:	Same
+ * @published:	listen.c's
+ * @datagrams:	peers.c's and relay.c's
  */
 struct state {
 	struct kept current;
 	struct kept waiting[MAX_KEPT];
 	struct route routes[MAX_WINDOW];
+	struct in6_addr peers[TSI_PEER_RANGES];
+	struct published published[MAX_PUBLISHED];
+	struct datagrams datagrams;
 };
 
 static struct state *state;
@@ -167,6 +176,36 @@ void state_answered(int number)
 struct route *state_routes(void)
 {
 	return state->routes;
+}
+
+/**
+ * state_peers() - Memory for control.c
+ *
+ * Returns: TSI_PEER_RANGES addresses
+ */
+struct in6_addr *state_peers(void)
+{
+	return state->peers;
+}
+
+/**
+ * state_published() - Memory for listen.c
+ *
+ * Returns: MAX_PUBLISHED listeners
+ */
+struct published *state_published(void)
+{
+	return state->published;
+}
+
+/**
+ * state_datagrams() - Memory for peers.c and relay.c
+ *
+ * Returns: the memory
+ */
+struct datagrams *state_datagrams(void)
+{
+	return &state->datagrams;
 }
 
 /**

@@ -404,6 +404,22 @@ int swap_to_inet(const struct call *call, int num, int fd, uint64_t label)
 }
 
 /**
+ * swap_exchange() - Put a socket in another one's place, in one process
+ * @call:	Call of the process
+ * @num:	Descriptor that it names the socket by
+ * @from:	The socket, ours
+ * @to:		What takes its place; gets the same SOL_SOCKET options
+ *
+ * Returns: 0, or an errno; nothing has changed then
+ */
+int swap_exchange(const struct call *call, int num, int from, int to)
+{
+	copy_options(from, to);
+	sock_set_nonblocking(to, sock_is_nonblocking(from));
+	return exchange(call, num, from, to);
+}
+
+/**
  * swap_is_tcp() - Is this a TCP socket that could be swapped?
  * @fd:		Any file
  *
@@ -426,11 +442,12 @@ bool swap_is_tcp(int fd)
  *
  * Returns: 0, or an errno
  */
-int swap_to_vsock(const struct call *call, int num, int *fd)
+int swap_to_vsock(const struct call *call, int num, uint32_t upper, int *fd)
 {
 	struct sockaddr_in6 name = {0};
 	socklen_t name_len = sizeof(name), len = sizeof(int);
 	int family = AF_INET, ours, error;
+	uint16_t port = 0;
 	uint64_t label;
 
 	getsockopt(*fd, SOL_SOCKET, SO_DOMAIN, &family, &len);
@@ -441,9 +458,10 @@ int swap_to_vsock(const struct call *call, int num, int *fd)
 	if (sock_label(ours, &label))
 		sock_set_label(ours, label | options_kept(*fd));
 	/* The port is in the same place for IPv4 */
-	if (!getsockname(*fd, (struct sockaddr *)&name, &name_len) &&
-	    name.sin6_port)
-		sock_bind(ours, ntohs(name.sin6_port));
+	if (!getsockname(*fd, (struct sockaddr *)&name, &name_len))
+		port = ntohs(name.sin6_port);
+	if (port && (!upper || sock_bind(ours, VSOCK_PORT(upper, port))))
+		sock_bind_low(ours, port);
 	error = exchange(call, num, *fd, ours);
 	if (error) {
 		close(ours);
@@ -472,8 +490,46 @@ int swap_to_fresh(const struct call *call, int num, int fd, uint64_t label)
 	if (fresh < 0)
 		return errno;
 	copy_options(fd, fresh);
-	sock_set_label(fresh, label & ~(LABEL_UNREPORTED | LABEL_ABORTED));
+	sock_set_label(fresh, label & ~(LABEL_UNREPORTED | LABEL_ABORTED |
+					LABEL_LOCAL | LABEL_INBOUND));
 	error = exchange(call, num, fd, fresh);
 	close(fresh);
 	return error;
+}
+
+/**
+ * swap_to_our_netns() - Make a UDP socket of another network namespace ours
+ * @call:	Call that showed what it is for
+ * @num:	Descriptor in the target
+ * @fd:		In: the socket, ours. Out: the new one, on success
+ *
+ * Its port, if it has one, is kept where it is free.
+ *
+ * Returns: 0, or an errno
+ */
+int swap_to_our_netns(const struct call *call, int num, int *fd)
+{
+	struct sockaddr_storage name = {0};
+	socklen_t len = sizeof(name);
+	struct destination own;
+	int ours, error;
+
+	if (getsockname(*fd, (struct sockaddr *)&name, &len))
+		return errno;
+	ours = socket(name.ss_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (ours < 0)
+		return errno;
+	copy_options(*fd, ours);
+	if (sock_is_nonblocking(*fd))
+		sock_set_nonblocking(ours, true);
+	if (address_decode(&name, len, &own) && own.port)
+		bind(ours, (struct sockaddr *)&name, len);
+	error = exchange(call, num, *fd, ours);
+	if (error) {
+		close(ours);
+		return error;
+	}
+	close(*fd);
+	*fd = ours;
+	return 0;
 }

@@ -10,10 +10,16 @@
  *	options.c	socket options that a vsock socket hasn't got
  *	connect.c	connect() and what is learnt of its outcome
  *	wait.c		trapped calls that are answered when more is known
+ *	datagram.c	UDP sockets whose peers are outside the guest
  *	swap.c		put another socket under the program's descriptor
- *	control.c	the stream to the host: tokens and failures
+ *	relay.c		where their datagrams go, and come from
+ *	peers.c		the stream to the host: peers and datagrams
+ *	accept.c	accept() on listeners that the host publishes
+ *	listen.c	those listeners
+ *	control.c	the stream to the host: tokens, listeners and failures
  *	sock.c		the vsock sockets and the label each carries
  *	state.c		what outlives an agent
+ *	address.c	addresses as programs write them, and as we do
  *	notify.c	notifications: receive, look into the target, reply
  *	filter.c	which system calls are trapped
  */
@@ -26,8 +32,12 @@
 #include <stdint.h>
 #include <sys/socket.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 
 #include <linux/seccomp.h>
+#include <linux/vm_sockets.h>
+
+#include "../tsi_protocol.h"
 
 /* Exit statuses of the agent itself; the rest are the command's */
 #define EXIT_AGENT	    125
@@ -83,20 +93,28 @@ int notify_receive(struct call *ret_call);
 bool notify_valid(uint64_t id);
 bool reply_error(uint64_t id, int error);
 bool reply_native(uint64_t id);
+bool reply_value(uint64_t id, int64_t value);
 int reply_fd(uint64_t id, int fd, bool cloexec);
 int replace_fd(uint64_t id, int fd, int num, bool cloexec);
 int target_read(const struct call *call, uint64_t addr, void *ret_buf,
 		size_t len);
 int target_write(const struct call *call, uint64_t addr, const void *buf,
 		 size_t len);
+int target_write_pair(const struct call *call, uint64_t first, uint64_t second,
+		      const struct iovec ours[2]);
 int target_fd(const struct call *call, int fd);
+int target_pidfd(const struct call *call);
 pid_t target_tgid(pid_t tid);
 
 /* ---- state.c ---- */
 
-#define MAX_WINDOW 8192 /* destinations that have a token */
+#define MAX_WINDOW    8192 /* destinations that have a token */
+#define MAX_PUBLISHED 4096 /* listeners */
+#define MAX_PEERS     4096 /* of datagrams */
 
 struct route;
+struct published;
+struct datagrams;
 
 int state_create(void);
 int state_map(int fd);
@@ -105,6 +123,9 @@ void state_end(void);
 int state_wait(const struct call *call);
 void state_answered(int number);
 struct route *state_routes(void);
+struct published *state_published(void);
+struct in6_addr *state_peers(void);
+struct datagrams *state_datagrams(void);
 void state_take_over(void (*resume)(const struct call *call));
 
 /* ---- sock.c ---- */
@@ -126,26 +147,40 @@ void state_take_over(void (*resume)(const struct call *call));
 #define LABEL_KEEPINTVL_BITS  15
 #define LABEL_KEEPCNT_SHIFT   46
 #define LABEL_KEEPCNT_BITS    7
+#define LABEL_LOCAL	      (UINT64_C(1) << 54) /* connects in the guest */
+#define LABEL_INBOUND	      (UINT64_C(1) << 55) /* listener, or accepted */
 
 #define SOCK_BUFFER_BYTES (1 << 20) /* most that a socket queues */
 
 #define NO_PORT UINT32_MAX /* VMADDR_PORT_ANY: not bound, not connected */
 
+/* Upper halves of vsock ports whose lower half is a TCP port */
+#define LOCAL_V4    4U	 /* connections within the guest */
+#define LOCAL_V6    6U	 /* same, from ::1 */
+#define LISTENERS   16U	 /* first of published listeners' */
+#define MAX_SHARED  64U	 /* listeners of one TCP port */
+#define FIRST_BOUND 128U /* of sockets that were bound before connect() */
+
+#define VSOCK_PORT(upper, port) ((uint32_t)(upper) << 16 | (port))
+
 int sock_create(int family, bool nonblock);
 bool sock_label(int fd, uint64_t *ret_label);
 void sock_set_label(int fd, uint64_t label);
-int sock_connect(int fd, uint32_t port);
-void sock_bind(int fd, uint16_t port);
+int sock_connect(int fd, uint32_t cid, uint32_t port);
+int sock_bind(int fd, uint32_t port);
+void sock_bind_low(int fd, uint16_t port);
 void sock_make_room(int fd, uint64_t len);
 int sock_settle(int fd);
 uint32_t sock_local_port(int fd);
+bool sock_peer(int fd, struct sockaddr_vm *ret_addr);
 uint32_t sock_peer_port(int fd);
-uint32_t sock_half_closed_peer(int fd);
+bool sock_half_closed_peer(int fd, struct sockaddr_vm *ret_addr);
+bool sock_is_listening(int fd);
 bool sock_is_nonblocking(int fd);
 void sock_set_nonblocking(int fd, bool on);
 void sock_set_connect_timeout(uint32_t timeout_ms);
 
-/* ---- control.c ---- */
+/* ---- address.c ---- */
 
 /**
  * struct destination - A TCP endpoint
@@ -156,6 +191,14 @@ struct destination {
 	struct in6_addr address;
 	uint16_t port;
 };
+
+bool address_is_native(const struct destination *dst);
+bool address_decode(const struct sockaddr_storage *sa, size_t len,
+		    struct destination *ret_dst);
+size_t address_encode(bool v6, const struct destination *dst,
+		      struct sockaddr_storage *ret_sa);
+
+/* ---- control.c ---- */
 
 /**
  * struct route - A registered destination
@@ -169,18 +212,112 @@ struct route {
 	uint32_t next;
 };
 
+/**
+ * struct published - A published listener, for as long as it lives
+ * @port:	Its vsock port; 0: there is none
+ * @backlog:	As given to listen()
+ * @label:	What it is labelled
+ * @name:	What it is bound to
+ */
+struct published {
+	uint32_t port;
+	int backlog;
+	uint64_t label;
+	struct destination name;
+};
+
 int control_start(void);
 int control_token(const struct destination *dst, uint32_t *ret_token);
 bool control_destination(uint32_t token, struct destination *ret_dst);
 int control_failure(uint32_t guest_port);
 struct in6_addr control_pod_address(bool v4);
+int control_listen(const struct tsi_listen *listen, uint16_t *ret_port);
+void control_unlisten(uint32_t listener);
+void control_peer(uint32_t port, struct destination *ret_peer);
+void control_keep(void);
+bool control_is_open(void);
+
+/* ---- peers.c ---- */
+
+/**
+ * struct peer - A UDP endpoint outside
+ * @dst:	The endpoint
+ * @number:	Its number
+ * @next:	Next slot with the same hash, or NONE
+ * @live:	The slot is in use
+ * @used:	Since the hand came by
+ * @told:	The host knows it
+ * @judged:	And has said whether datagrams are carried
+ * @error:	What it said: 0, or errno
+ */
+struct peer {
+	struct destination dst;
+	uint32_t number;
+	uint32_t next;
+	bool live;
+	bool used;
+	bool told;
+	bool judged;
+	int error;
+};
+
+/**
+ * struct datagrams - What has to stay for programs that have UDP sockets
+ * @port:	The relay's, network order; 0: there is no relay yet
+ * @homes:	By flow: the address that its socket is at; 0: unknown
+ * @size:	Of the table of peers; 0: there was no stream yet
+ * @peers:	That table
+ */
+struct datagrams {
+	in_port_t port;
+	in_addr_t homes[1 << 16];
+	uint32_t size;
+	struct peer peers[MAX_PEERS];
+};
+
+void peers_start(void);
+
+int peers_number(const struct destination *dst, uint32_t *ret_peer);
+bool peers_destination(uint32_t number, uint32_t mask,
+		       struct destination *ret_dst);
+int peers_verdict(uint32_t number);
+int peers_send(uint16_t flow, uint32_t *number, uint32_t mask, const void *data,
+	       size_t len);
+
+/* ---- relay.c ---- */
+
+int relay_start(void);
+void relay_adopt(void);
+void relay_drain(void);
+void relay_deliver(uint16_t flow, uint32_t peer, const void *data, size_t len);
+void relay_bounce(uint16_t flow, uint32_t peer, int error);
+bool relay_is_here(int fd);
+int relay_stand_in(const struct destination *dst, uint32_t *ret_peer,
+		   struct sockaddr_in *ret_sa);
+bool relay_stands_for(const struct sockaddr_storage *sa,
+		      struct destination *ret_dst);
+
+/* ---- datagram.c ---- */
+
+bool datagram_connect(const struct call *call, int fd,
+		      const struct sockaddr_storage *sa,
+		      const struct destination *dst);
+bool datagram_name(const struct call *call, bool *ret_v6,
+		   struct destination *ret_name);
+void datagram_send_trapped(const struct call *call);
+void datagram_receive_trapped(const struct call *call);
+void datagram_drop_stale(void);
+void datagram_tick(void);
+int datagram_timeout_ms(void);
 
 /* ---- swap.c ---- */
 
 int swap_to_inet(const struct call *call, int num, int fd, uint64_t label);
-int swap_to_vsock(const struct call *call, int num, int *fd);
+int swap_to_vsock(const struct call *call, int num, uint32_t upper, int *fd);
 int swap_to_fresh(const struct call *call, int num, int fd, uint64_t label);
+int swap_exchange(const struct call *call, int num, int from, int to);
 bool swap_is_tcp(int fd);
+int swap_to_our_netns(const struct call *call, int num, int *fd);
 
 /* ---- wait.c ---- */
 
@@ -207,8 +344,37 @@ int option_reply(const struct call *call, const void *value, size_t len);
 void options_apply(int inet_fd, uint64_t label);
 uint64_t options_kept(int inet_fd);
 
+/* ---- listen.c ---- */
+
+void listen_trapped(const struct call *call);
+void shutdown_trapped(const struct call *call);
+void listen_adopt(void);
+void listen_announce_all(void);
+void listen_reap(void);
+int listen_names(int fd, uint64_t label, struct destination *ret_local,
+		 struct destination *ret_peer);
+bool listen_is_listener(int fd, uint64_t label);
+int listen_give_back(const struct call *call, int fd);
+bool listen_local(const struct destination *dst, uint32_t *ret_port);
+void listen_bind_local(int fd, bool v4);
+void listen_peer_name(const struct sockaddr_vm *addr,
+		      struct destination *ret_name);
+void listen_stash(int fd, int conn);
+int listen_unstash(int fd);
+void listen_tick(void);
+int listen_timeout_ms(void);
+
+/* ---- accept.c ---- */
+
+void accept_trapped(const struct call *call);
+void accept_end_waiting(uint32_t port, int error);
+void accept_tick(void);
+int accept_timeout_ms(void);
+
 /* ---- calls.c ---- */
 
 void call_dispatch(const struct call *call);
+int name_write(const struct call *call, int room, bool v6,
+	       const struct destination *name);
 
 #endif /* TSI_H */

@@ -169,13 +169,16 @@ void tell_failure(const struct call *call, int fd, int error)
 {
 	uint32_t guest_port;
 	struct waiter *waiter;
+	uint64_t label;
 
 	if (error != ECONNRESET) {
 		tell_error(call, error);
 		return;
 	}
 	guest_port = sock_local_port(fd);
-	error = control_failure(guest_port);
+	error = sock_label(fd, &label) && (label & LABEL_LOCAL)
+		    ? ECONNREFUSED
+		    : control_failure(guest_port);
 	waiter = error ? NULL : waiter_new(call, now_ms() + FAILED_WAIT_MS);
 	if (!waiter) {
 		tell_error(call, error ? error : ECONNREFUSED);
@@ -336,13 +339,16 @@ static void look_at_all(struct waiter_list *list, int64_t now)
 
 /**
  * wait_resume() - Handle a call that waited in the agent before this one
- * @call:	connect() or getsockopt(SO_ERROR)
+ * @call:	connect(), getsockopt(SO_ERROR), accept() or recvfrom() and its
+ * like
  *
- * The program hasn't heard of the outcome, which may be there by now.
+ * A program that connects hasn't heard of the outcome, which may be there by
+ * now.
  */
 void wait_resume(const struct call *call)
 {
-	int fd = target_fd(call, (int)call->args[0]);
+	bool connects = call->nr == SYS_connect || call->nr == SYS_getsockopt;
+	int fd = connects ? target_fd(call, (int)call->args[0]) : -1;
 
 	if (fd >= 0) {
 		owe(fd, true);

@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import functools
 import socket
-import threading
 from pathlib import Path
 
 import pytest
 
+from tests.conformance.threads import TIMEOUT_S, InThread
 from vhost_user.backend import Backend
 from vhost_user.engine import ALL_EVENTS, Chargen, Discard, Echo, Engine, Reset, Unix
 from vhost_user.message import Feature
@@ -21,10 +21,9 @@ from vhost_user.vsock.packet import Type
 
 ECHO, DISCARD, CHARGEN = 7, 9, 19
 REFUSED = 1
-TIMEOUT_S = 10.0
 
 
-class Host:
+class Host(InThread):
     """A back-end with one device, running its event loop in a thread.
 
     Host port 7 echoes, 9 discards, 19 sends for ever, 1 refuses; any other reaches
@@ -44,40 +43,13 @@ class Host:
         neighbour=False,
         **limits,
     ):
+        super().__init__()
         self.path = directory / "vhost"
         self.neighbour_path = directory / "vhost4" if neighbour else None
         self.uds_path = directory / "vsock"
         self.events = []
         self._options = {"buf_alloc": buf_alloc, **limits}
         self._engine_options = {"poll_us": poll_us, "dial_timeout_s": dial_timeout_s}
-        self._loop = asyncio.new_event_loop()
-        self._ready = threading.Event()
-        self._stop = asyncio.Event()
-        self._error = None
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self):
-        self._thread.start()
-        assert self._ready.wait(TIMEOUT_S)
-        if self._error is not None:
-            raise self._error
-        return self
-
-    def __exit__(self, *exc):
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(TIMEOUT_S)
-        assert not self._thread.is_alive()
-        if self._error is not None:
-            raise self._error
-
-    def _run(self):
-        try:
-            with contextlib.closing(self._loop):
-                self._loop.run_until_complete(self._serve())
-        except Exception as error:
-            self._error = error
-        finally:
-            self._ready.set()
 
     async def _serve(self):
         async with contextlib.AsyncExitStack() as stack:
@@ -110,16 +82,7 @@ class Host:
                 beside = Backend(self.neighbour_path, other, name="neighbour")
                 await beside.start()
                 stack.push_async_callback(beside.close)
-            self._ready.set()
-            await self._stop.wait()
-
-    def call(self, function, *args):
-        """Call a function in the back-end's loop and return what it returns."""
-
-        async def call():
-            return function(*args)
-
-        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(TIMEOUT_S)
+            await self._until_left()
 
     def idle(self):
         """Wait until the session of a front-end that left has ended."""

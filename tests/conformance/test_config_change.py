@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import threading
 
 import pytest
 
+from tests.conformance.threads import TIMEOUT_S, InThread
 from vhost_user.backend import Backend
 from vhost_user.device import SESSION_FEATURES
 from vhost_user.driver import Ram, Virtqueue
@@ -15,7 +14,6 @@ from vhost_user.frontend import ALL_FEATURES, ALL_PROTOCOL_FEATURES, Frontend
 from vhost_user.message import ProtocolFeature, Status
 from vhost_user.queue import QueueDevice
 
-TIMEOUT_S = 10
 PLAIN = ALL_PROTOCOL_FEATURES & ~ProtocolFeature.REPLY_ACK
 
 
@@ -28,39 +26,22 @@ class Counter(QueueDevice):
         return chain.write(chain.read(chain.readable))
 
 
-class Served:
+class Served(InThread):
     """One device behind a socket, its loop in a thread."""
 
     def __init__(self, path, device):
+        super().__init__()
         self.path = path
         self.device = device
-        self._loop = asyncio.new_event_loop()
-        self._stop = asyncio.Event()
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self):
-        self._loop.run_until_complete(self._serve())
-        self._loop.close()
 
     async def _serve(self):
         backend = Backend(self.path, self.device)
         await backend.start()
-        self._ready.set()
-        await self._stop.wait()
+        await self._until_left()
         await backend.close()
 
     def set_config(self, data):
         self._loop.call_soon_threadsafe(self.device.set_config, data)
-
-    def __enter__(self):
-        self._thread.start()
-        assert self._ready.wait(TIMEOUT_S)
-        return self
-
-    def __exit__(self, *exc):
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(TIMEOUT_S)
 
 
 @pytest.fixture

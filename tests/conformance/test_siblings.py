@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import errno
 import random
-import threading
 
 import pytest
 
+from tests.conformance.threads import InThread
 from vhost_user.backend import Backend
 from vhost_user.engine import ALL_EVENTS, Echo, Engine, EventKind
 from vhost_user.errors import StateError
@@ -21,14 +21,14 @@ from vhost_user.vsock.packet import Op, Seq, Shutdown, Type
 ECHO = 7
 MESSAGES = {"kind": Type.SEQPACKET}
 WINDOW = 64 * 1024
-TIMEOUT_S = 10.0
 GROUP = frozenset({"a"})
 
 
-class Site:
+class Site(InThread):
     """A back-end with several devices: CID 3 and up, `groups` of each."""
 
     def __init__(self, directory, groups, *, dial_timeout_s=30.0, **options):
+        super().__init__()
         self.directory = directory
         self.events = {}
         self.devices = {}
@@ -36,24 +36,6 @@ class Site:
         self._groups = groups
         self._dial_timeout_s = dial_timeout_s
         self._options = {"buf_alloc": WINDOW, **options}
-        self._loop = asyncio.new_event_loop()
-        self._ready = threading.Event()
-        self._stop = asyncio.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self):
-        self._thread.start()
-        assert self._ready.wait(TIMEOUT_S)
-        return self
-
-    def __exit__(self, *exc):
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(TIMEOUT_S)
-        assert not self._thread.is_alive()
-
-    def _run(self):
-        with contextlib.closing(self._loop):
-            self._loop.run_until_complete(self._serve())
 
     async def _serve(self):
         async with contextlib.AsyncExitStack() as stack:
@@ -75,8 +57,7 @@ class Site:
                 backend = Backend(self.path(cid), device, name=f"CID {cid}")
                 await backend.start()
                 self.backends[cid] = backend
-            self._ready.set()
-            await self._stop.wait()
+            await self._until_left()
             for cid in tuple(self.backends):
                 await self._remove(cid)
 
@@ -86,15 +67,6 @@ class Site:
 
     def path(self, cid):
         return self.directory / str(cid)
-
-    def run(self, coroutine):
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(TIMEOUT_S)
-
-    def call(self, function, *args):
-        async def call():
-            return function(*args)
-
-        return self.run(call())
 
     def remove(self, cid):
         """Take a device out of the engine while its guest runs."""

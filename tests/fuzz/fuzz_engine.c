@@ -23,6 +23,7 @@
 #include <linux/virtio_vsock.h>
 
 #include "../../vhost_user/native/engine.c"
+#include "input.h"
 
 #define NUM	 64
 #define RAM	 (1U << 20)
@@ -34,11 +35,6 @@
 #define DATA	 0x10000U
 #define CID	 3
 #define MAX_ENDS 16
-
-struct input {
-	const uint8_t *at;
-	size_t left;
-};
 
 struct world {
 	struct vu_engine *e;
@@ -53,23 +49,6 @@ struct world {
 	unsigned n_ends;
 	uint64_t features;
 };
-
-static uint8_t byte(struct input *in)
-{
-	if (!in->left)
-		return 0;
-	in->left--;
-	return *in->at++;
-}
-
-static uint32_t word(struct input *in)
-{
-	uint32_t v = byte(in);
-
-	v |= (uint32_t)byte(in) << 8;
-	v |= (uint32_t)byte(in) << 16;
-	return v | (uint32_t)byte(in) << 24;
-}
 
 static void start(struct world *w, uint32_t q)
 {
@@ -210,12 +189,19 @@ static void host_step(struct world *w, struct input *in)
 
 	if (op % 8 == 7) {
 		int kind = op & 16 ? SOCK_SEQPACKET : SOCK_STREAM, pair[2];
+		uint32_t guest_port = 1024 + (op >> 6);
+		int64_t conn;
 
 		if (w->n_ends == MAX_ENDS ||
 		    socketpair(AF_UNIX, kind | SOCK_NONBLOCK, 0, pair))
 			return;
-		if (vu_conn_open(w->e, w->dev, 1024 + (op >> 6), pair[0],
-				 op & 32) < 0)
+		if (op & 8)
+			conn = vu_conn_offer(w->e, w->dev, guest_port,
+					     0x80010000U | byte(in), pair[0]);
+		else
+			conn = vu_conn_open(w->e, w->dev, guest_port, pair[0],
+					    op & 32);
+		if (conn < 0)
 			close(pair[0]);
 		w->ends[w->n_ends++] = pair[1];
 		return;

@@ -30,6 +30,7 @@
 #include <sys/stat.h>
 
 #include "../../vhost_user/native/ring.c"
+#include "input.h"
 
 #define REGION	0x4000U /* bytes of each of the three */
 #define RAM	(3 * REGION)
@@ -50,11 +51,6 @@ enum {
 	F_INFLIGHT = 8,
 	F_LOG = 16,
 	F_LOG_USED = 32,
-};
-
-struct input {
-	const uint8_t *at;
-	size_t left;
 };
 
 /* What is written meanwhile */
@@ -95,23 +91,6 @@ struct world {
 	bool wrap;
 	uint32_t data;
 };
-
-static uint8_t byte(struct input *in)
-{
-	if (!in->left)
-		return 0;
-	in->left--;
-	return *in->at++;
-}
-
-static uint32_t word(struct input *in)
-{
-	uint32_t v = byte(in);
-
-	v |= (uint32_t)byte(in) << 8;
-	v |= (uint32_t)byte(in) << 16;
-	return v | (uint32_t)byte(in) << 24;
-}
 
 static char *ram(struct world *w, uint32_t off)
 {

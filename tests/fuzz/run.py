@@ -6,7 +6,7 @@ is the last line.
 
 A harness in C is one libFuzzer binary with the native files it needs; one in Python
 runs under Atheris, with the whole native module built for it in a copy of the
-package (`build/fuzz`).
+packages (`build/fuzz`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COPY = ROOT / "build" / "fuzz"
 # Linked with all of native/ but the file of the same name, which the harness includes:
 # it calls what is static there. A header of the harness comes before all of them.
 C_HARNESSES = ["engine", "ring"]
-PYTHON_HARNESSES = ["session"]
+PYTHON_HARNESSES = ["session", "tsi"]
 HARNESSES = [*C_HARNESSES, *PYTHON_HARNESSES]
 
 CFLAGS = shlex.split(
@@ -42,7 +42,6 @@ EXECUTIONS = re.compile(r"^stat::number_of_executed_units: *(\d+)$", re.MULTILIN
 
 def build_c(name: str) -> tuple[list[str], dict[str, str]]:
     """Compile one harness; return how to start it: command and environment."""
-    OUT.mkdir(parents=True, exist_ok=True)
     binary = OUT / f"fuzz_{name}"
     sources = [file for file in sorted(NATIVE.glob("*.c")) if file.stem != name]
     command = ["clang", *CFLAGS, f"-I{NATIVE}", str(HERE / f"fuzz_{name}.c")]
@@ -59,7 +58,8 @@ def build_python(name: str) -> tuple[list[str], dict[str, str]]:
 
     shutil.rmtree(COPY, ignore_errors=True)
     ignore = shutil.ignore_patterns("_vu*.so", "__pycache__")
-    shutil.copytree(ROOT / "vhost_user", COPY / "vhost_user", ignore=ignore)
+    for package in ("vhost_user", "fastpath"):
+        shutil.copytree(ROOT / package, COPY / package, ignore=ignore)
     sanitize = {"CC": "clang", "VU_SANITIZE": "fuzzer-no-link,address,undefined"}
     subprocess.run(
         [sys.executable, COPY / "vhost_user" / "native" / "build.py"],
@@ -71,13 +71,14 @@ def build_python(name: str) -> tuple[list[str], dict[str, str]]:
         "LD_PRELOAD": f"{atheris.path()}/asan_with_fuzzer.so",
         "ASAN_OPTIONS": "detect_leaks=0",  # CPython's own are many
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
-        "PYTHONPATH": str(COPY),
+        "PYTHONPATH": f"{COPY}:{ROOT}",
     }
     return [sys.executable, str(HERE / f"fuzz_{name}.py")], environment
 
 
 def fuzz(name: str, corpus: Path, seconds: int) -> bool:
     """Build and run one harness; return whether it found nothing."""
+    OUT.mkdir(parents=True, exist_ok=True)
     build = build_c if name in C_HARNESSES else build_python
     command, environment = build(name)
     corpus.mkdir(parents=True, exist_ok=True)

@@ -254,3 +254,118 @@ def test_allow_opens_what_is_denied_and_closes_nothing(server):
     options = ("--allow", "169.254.1.1/32:80")
     done = run("wget", "-q", "-O", "-", server, options=options)
     assert (done.returncode, done.stdout) == (0, b"hello\n")
+
+
+POLICY = "egress: {{allow: ['0.0.0.0/0'], deny: ['{}'], errno: EACCES}}\n"
+AGAIN = """
+url=$1
+wget -q -O - $url && wget -q -O - $url
+echo ready
+while wget -q -O /dev/null $url; do sleep 0.1; done
+wget -O - $url
+echo denied
+while ! wget -q -O - $url; do sleep 0.1; done
+"""
+
+
+def test_a_policy_that_changes_while_the_program_runs(server, tmp_path):
+    policy, log = tmp_path / "policy.yaml", tmp_path / "access.log"
+    policy.write_text("{}")
+    address = server.removeprefix("http://").rstrip("/")
+    options = ("--policy", policy, "--access-log", log, "--timeout", str(TIMEOUT_S))
+    process = subprocess.Popen(
+        [*FASTPATH, "run", *options, "--", "sh", "-c", AGAIN, "sh", server],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            said = [process.stdout.readline() for _ in range(3)]
+            assert said == ["hello\n", "hello\n", "ready\n"]
+            policy.write_text(POLICY.format(address))
+            assert process.stdout.readline() == "denied\n"
+            policy.write_text("udp: maybe\n")
+            policy.write_text("{}\n")
+            assert process.stdout.readline() == "hello\n"
+            _, errors = process.communicate(timeout=TIMEOUT_S)
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    assert "Permission denied" in errors
+    assert f"run: new policy from {policy}" in errors
+    denied = [line for line in log.read_text().splitlines() if "\twarn\t" in line]
+    assert denied
+    for line in denied:
+        assert f"dst.addr={address} " in line
+        assert 'src.identity="spiffe://cluster.local/ns/default/sa/default"' in line
+        assert "denied by" in line
+
+
+def test_a_policy_file_with_an_error_is_one_line_and_nothing_boots(tmp_path):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("egress:\n  allow: [10.0.0.0/33]\n")
+    done = run("true", options=("--policy", str(policy)))
+    assert done.returncode == 2
+    assert done.stderr.count(b"\n") == 1
+    assert f"{policy}:2: egress.allow[0]: ".encode() in done.stderr
+    assert b"; mend: write PREFIX or PREFIX:PORTS" in done.stderr
+
+
+SERVE = "mkdir /www; echo hello > /www/index.html; exec httpd -f -p 80 -h /www"
+
+
+def fetched(port):
+    """What a client of this host gets; None: it is refused, or reset."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as sock:
+            sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            return sock.makefile("rb").read().partition(b"\r\n\r\n")[2]
+    except ConnectionError:
+        return None
+
+
+def eventually(port, wanted):
+    deadline = time.monotonic() + TIMEOUT_S
+    while fetched(port) != wanted:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("with_policy", [False, True], ids=["alone", "policy"])
+def test_a_published_port_is_reachable(tmp_path, with_policy):
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("published: [80]\n")
+    options = ["--publish", f"{port}:80"]
+    if with_policy:
+        options += ["--policy", str(policy)]
+    process = subprocess.Popen(
+        [*FASTPATH, "run", *options, "--", "sh", "-c", SERVE],
+        stdin=subprocess.DEVNULL,
+    )
+    with process:
+        try:
+            eventually(port, b"hello\n")
+            if with_policy:
+                policy.write_text("{}\n")
+                eventually(port, None)
+                policy.write_text("published: [80]\n")
+                eventually(port, b"hello\n")
+            process.terminate()
+            process.wait(TIMEOUT_S)
+        finally:
+            process.kill()
+    assert fetched(port) is None
+
+
+def test_a_port_to_publish_that_the_policy_does_not_is_one_line(tmp_path):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("published: [81]\n")
+    done = run("true", options=("--policy", str(policy), "--publish", "8080:80"))
+    assert done.returncode == 2
+    assert done.stderr.count(b"\n") == 1
+    assert b"does not publish port 80; mend: add it to `published`" in done.stderr

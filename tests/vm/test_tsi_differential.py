@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 from tests.vm import tsi_compat
-from tests.vm.world import HOST4, HOST6, open_world
+from tests.vm.world import HOST4, HOST6, POD4, open_world
 
 pytestmark = pytest.mark.vm
 
@@ -22,7 +22,7 @@ NATIVE = f"""
 ip addr add {HOST4}/32 dev lo
 ip addr add {HOST6}/128 dev lo
 ip route add unreachable 198.51.100.0/24
-tsi_trace serve {PORT} > /tmp/serving &
+tsi_trace serve {PORT} {HOST4} > /tmp/serving &
 until [ -s /tmp/serving ]; do sleep 0.1; done
 tsi_trace {HOST4} {HOST6} {PORT}
 kill $!
@@ -55,7 +55,7 @@ def native(world):
 
 @pytest.fixture(scope="module")
 def tsi(world, program, namespace):
-    command = namespace.command([str(program), "serve", PORT])
+    command = namespace.command([str(program), "serve", PORT, POD4])
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None

@@ -23,17 +23,18 @@ HERE: Final = Path(__file__).parent
 DATA: Final = HERE / "tsi_compat.toml"
 DOC: Final = HERE.parents[1] / "docs/tsi-compat.md"
 TRACE: Final = HERE / "trace"
-TABLES: Final = ("connects.c", "bytes.c", "options.c")
+TABLES: Final = ("connects.c", "bytes.c", "options.c", "listens.c", "datagrams.c")
 
 HEAD: Final = """\
 # What programs can tell from TCP
 
 Each row is a case of `tests/vm/trace/`: a sequence of socket calls that is made over
-native TCP (guest program to guest program, over `lo`) and over TSI (guest program to
-host), by the same binary on the same kernel. `tests/vm/test_tsi_differential.py`
-compares return values, errnos, poll events and option values call by call, and what the
-peer saw; what differs is in the table, and nothing else does. Written by
-`make compat-doc` from `tests/vm/tsi_compat.toml`, guest kernel Linux 6.1.
+native TCP and UDP (guest program to guest program, over `lo`) and over TSI (guest
+program to host, host to guest program), by the same binary on the same kernel.
+`tests/vm/test_tsi_differential.py` compares return values, errnos, poll events and
+option values call by call, and what the peer saw; what differs is in the table, and
+nothing else does. Written by `make compat-doc` from `tests/vm/tsi_compat.toml`, guest
+kernel Linux 6.1.
 
 Not intercepted, so that no row is about it: system calls of 32-bit programs and of
 io_uring (io_uring_setup() fails with ENOSYS, and programs fall back), MPTCP, SCTP, raw
@@ -102,7 +103,7 @@ def names() -> list[str]:
     found: list[str] = []
     for table in TABLES:
         text = (TRACE / table).read_text(encoding="utf-8")
-        found += re.findall(r"^    CASE\((\w+)\),$", text, re.MULTILINE)
+        found += re.findall(r"\bCASE\((\w+)\),", text)
     return found
 
 

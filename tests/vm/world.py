@@ -13,15 +13,19 @@ import ctypes
 import os
 import shutil
 import threading
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
-from fastpath.tsi.policy import EgressPolicy
+from fastpath.tsi.datagram import DatagramService
+from fastpath.tsi.policy import EgressPolicy, Ports, SandboxPolicy
 from fastpath.tsi.service import Route, TsiService
 from fastpath.vm import images
 from fastpath.vm.guest import Guest
 from fastpath.vm.machine import Machine
 from fastpath.vm.spec import VmSpec
+from fastpath.ztunnel import listener
+from fastpath.ztunnel.model import ListenAddress
 from vhost_user.backend import Backend
 from vhost_user.engine import ALL_EVENTS, Dial, Discard, Engine, EventKind, Reset, Unix
 from vhost_user.vsock.device import VsockDevice
@@ -32,10 +36,12 @@ ECHO, SLOW, HTTP, SILENT = 7007, 7500, 8080, 9999
 DISCARD: Final = ("198.18.0.1", 9)
 SLOW_S = 0.5
 READY_S = 180.0
+POLICY: Final = SandboxPolicy(published=Ports.parse("7200-7299"), udp=True)
 NETWORK: Final = f"""
 ip link set lo up
 ip addr add {HOST4}/32 dev lo
 ip addr add {HOST6}/128 dev lo
+ip addr add {POD4}/32 dev lo
 ip route add unreachable 198.51.100.0/24
 iptables -A INPUT -p tcp --dport {SILENT} -j DROP
 """
@@ -48,6 +54,9 @@ class Router:
         self.policy = EgressPolicy()
         self.asked = []
         self.events = []
+
+    def set_policy(self, policy):
+        self.policy = policy.egress
 
     def route(self, destination, conn):
         self.asked.append(destination)
@@ -66,6 +75,35 @@ class Router:
 
     def closed(self, event, destination):
         self.events.append((EventKind.CLOSED, destination))
+
+    async def resolve(self, query, *, tcp):
+        return None
+
+    def datagram_denied(self, peer, denial):
+        self.events.append(("denied", peer))
+
+
+class Publisher:
+    """Publishes what the policy says at the pod's IPv4 address."""
+
+    def addresses(self, port, version, *, covered):
+        there = covered and version == 4
+        return [ListenAddress(ip_address(POD4), port)] if there else []
+
+    def listen(self, address, backlog):
+        return listener.published(address, backlog)
+
+    def opened(self):
+        pass
+
+    def failed(self, client, error):
+        pass
+
+    def ended(self):
+        pass
+
+    def closed(self, client, event):
+        pass
 
 
 class SlowService(TsiService):
@@ -195,6 +233,9 @@ class World:
             self.router,
             addresses=[POD4, POD6],
             name="test",
+            policy=POLICY,
+            datagrams=DatagramService(engine, self.router, policy=POLICY, name="test"),
+            publisher=Publisher(),
             other=Unix(str(self._uds_path)),
         )
         stack.callback(self.service.close)

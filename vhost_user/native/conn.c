@@ -107,6 +107,20 @@ struct vu_conn *conn_new(struct vu_engine *e, uint32_t source)
 }
 
 /**
+ * conn_close_far() - Close the far end, if it is a socket
+ * @e:		Engine
+ * @c:		Connection
+ * @abort:	Its peer must see an error; not if the socket was on offer only
+ */
+void conn_close_far(struct vu_engine *e, struct vu_conn *c, bool abort)
+{
+	if (c->offered)
+		conn_return_end(e, &c->far);
+	else
+		conn_close_end(&c->far, abort);
+}
+
+/**
  * conn_free() - Let go of everything a connection has
  * @e:		Engine
  * @c:		Connection
@@ -118,7 +132,7 @@ void conn_free(struct vu_engine *e, struct vu_conn *c)
 	list_del(&c->owe_link);
 	list_del(&c->timer);
 	conn_close_end(&c->near, false);
-	conn_close_end(&c->far, false);
+	conn_close_far(e, c, false);
 	if (c->dev)
 		limit_close(c);
 	way_drop(&c->up);
@@ -160,7 +174,7 @@ void conn_reap(struct vu_engine *e)
 		struct vu_conn *c =
 		    container_of(e->forsaken.next, struct vu_conn, run);
 
-		conn_close_end(&c->far, true);
+		conn_close_far(e, c, true);
 		conn_free(e, c);
 	}
 }
@@ -325,9 +339,7 @@ void conns_destroy(struct vu_engine *e)
 		free(e->slabs[i]);
 	free(e->slabs);
 	free(e->buckets);
-	free(e->events);
-	close(e->event_fd);
-	pthread_mutex_destroy(&e->event_lock);
+	events_free(e);
 }
 
 /* ---- life ---- */
@@ -341,7 +353,7 @@ void conns_destroy(struct vu_engine *e)
 static void conn_bury(struct vu_engine *e, struct vu_conn *c, bool abort)
 {
 	conn_close_end(&c->near, abort);
-	conn_close_end(&c->far, abort);
+	conn_close_far(e, c, abort);
 	list_del(&c->run);
 	list_del(&c->timer);
 	if (!c->dev || c->orphan) {
@@ -419,6 +431,7 @@ void conn_opened(struct vu_engine *e, struct vu_conn *c)
 	bool guest_asked = c->dev && c->state != CONN_REQUESTED;
 
 	c->state = CONN_OPEN;
+	c->offered = false;
 	list_del(&c->timer);
 	if (c->dev)
 		c->dev->stats.opened++;

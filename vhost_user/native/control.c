@@ -92,6 +92,38 @@ int vu_dev_add(struct vu_engine *e, const struct vu_dev_config *cfg)
 }
 
 /**
+ * vu_dev_limit() - Change what a device's VM may take
+ * @e:		Engine
+ * @dev:	Id
+ * @max_conns:	As in struct vu_dev_config, like the others
+ * @max_queued_bytes: At least @max_conns times VU_MIN_WINDOW
+ * @accept_rate: Requests a second
+ *
+ * What the VM has is left alone: above a lower limit it just gets nothing more.
+ *
+ * Returns: 0,
+ *	-VU_ERR_GONE
+ *	-VU_ERR_INVAL, if @max_queued_bytes is too small
+ */
+int vu_dev_limit(struct vu_engine *e, uint32_t dev, uint32_t max_conns,
+		 uint64_t max_queued_bytes, uint32_t accept_rate)
+{
+	struct vu_dev *d;
+
+	if (max_queued_bytes / VU_MIN_WINDOW < max_conns)
+		return -VU_ERR_INVAL;
+	control_begin(e);
+	d = dev_get(e, dev);
+	if (d) {
+		d->cfg.max_conns = max_conns;
+		d->cfg.max_queued_bytes = max_queued_bytes;
+		d->cfg.accept_rate = accept_rate;
+	}
+	control_end(e);
+	return d ? 0 : -VU_ERR_GONE;
+}
+
+/**
  * dev_drop_conns() - End a device's connections; its guest is gone
  * @d:		Device
  */
@@ -572,6 +604,46 @@ int vu_dev_unroute(struct vu_engine *e, uint32_t dev, uint32_t port)
 	return r ? 0 : -VU_ERR_GONE;
 }
 
+/**
+ * vu_dev_unroute_from() - Forget the routes of many ports at one moment
+ * @e:		Engine
+ * @dev:	Id
+ * @first:	The lowest port
+ *
+ * Returns: 0, or -VU_ERR_GONE
+ */
+int vu_dev_unroute_from(struct vu_engine *e, uint32_t dev, uint32_t first)
+{
+	struct route *gone = NULL;
+	struct vu_dev *d;
+
+	control_begin(e);
+	d = dev_get(e, dev);
+	for (unsigned i = 0; d && i < ROUTE_BUCKETS; i++) {
+		struct route **link = &d->routes[i];
+
+		while (*link) {
+			struct route *r = *link;
+
+			if (r->port < first) {
+				link = &r->next;
+				continue;
+			}
+			*link = r->next;
+			r->next = gone;
+			gone = r;
+		}
+	}
+	control_end(e);
+	while (gone) {
+		struct route *next = gone->next;
+
+		free(gone);
+		gone = next;
+	}
+	return d ? 0 : -VU_ERR_GONE;
+}
+
 /* ---- listeners ---- */
 
 /**
@@ -717,13 +789,14 @@ int vu_conn_answer_fd(struct vu_engine *e, uint64_t conn, int fd)
  * open_conn() - vu_conn_open() with the lock held
  * @d:		Device
  * @guest_port:	Port to ask for
+ * @port:	Port on our side, 0: any
  * @fd:		Host client's socket
  * @hybrid:	Announce success on it
  *
- * Returns: as vu_conn_open()
+ * Returns: as vu_conn_open() and vu_conn_offer()
  */
-static int64_t open_conn(struct vu_dev *d, uint32_t guest_port, int fd,
-			 bool hybrid)
+static int64_t open_conn(struct vu_dev *d, uint32_t guest_port, uint32_t port,
+			 int fd, bool hybrid)
 {
 	struct vu_engine *e = d->engine;
 	uint16_t type = VIRTIO_VSOCK_TYPE_STREAM;
@@ -735,17 +808,20 @@ static int64_t open_conn(struct vu_dev *d, uint32_t guest_port, int fd,
 		return -VU_ERR_SYS;
 	if (kind == SOCK_SEQPACKET)
 		type = VIRTIO_VSOCK_TYPE_SEQPACKET;
-	if (!vsock_has_type(d, type))
+	if (!vsock_has_type(d, type) ||
+	    (port && conn_find(e, d, guest_port, HOST_CID, port)))
 		return -VU_ERR_STATE;
 	c = limit_conn(d, type, true);
 	if (!c)
 		return -VU_ERR_FULL;
 	c->peer_port = guest_port;
-	do /* ports above 2^30, as the guest's own are below */
+	c->port = port;
+	while (!c->port || conn_find(e, d, guest_port, c->cid, c->port))
+		/* ports above 2^30, as the guest's own are below */
 		c->port = d->next_port++ | 1U << 30;
-	while (conn_find(e, d, guest_port, c->cid, c->port));
 	c->state = CONN_REQUESTED;
 	c->hybrid = hybrid;
+	c->offered = port != 0;
 	c->far.fd = fd;
 	if ((type == VIRTIO_VSOCK_TYPE_SEQPACKET && seq_socket(c)) ||
 	    conn_hash(e, c) || conn_watch(e, c, &c->far)) {
@@ -783,7 +859,43 @@ int64_t vu_conn_open(struct vu_engine *e, uint32_t dev, uint32_t guest_port,
 
 	control_begin(e);
 	d = dev_get(e, dev);
-	ret = d ? open_conn(d, guest_port, fd, hybrid) : -VU_ERR_GONE;
+	ret = d ? open_conn(d, guest_port, 0, fd, hybrid) : -VU_ERR_GONE;
+	control_end(e);
+	return ret;
+}
+
+/**
+ * vu_conn_offer() - Ask the guest for a connection from a port, on trial
+ * @e:		Engine
+ * @dev:	Device
+ * @guest_port:	Port that a program in the guest listens on
+ * @port:	Port on our side, not 0
+ * @fd:		Host client's connected stream socket, of which the caller has
+ *		another descriptor; this one is taken over on success
+ *
+ * Should the connection fail, the client isn't told: the caller, who hears of
+ * it by VU_EV_FAILED, can offer the socket once more. With VU_EV_OPENED the
+ * caller's descriptor has served its purpose.
+ *
+ * Returns: the connection's id,
+ *	-VU_ERR_GONE, if there is no such device
+ *	-VU_ERR_INVAL, if @port is 0
+ *	-VU_ERR_STATE, if the two ports have a connection
+ *	-VU_ERR_FULL, if it or the engine has max_conns, or accept_rate is
+ *		exceeded
+ *	-VU_ERR_SYS, if the socket can't be watched
+ */
+int64_t vu_conn_offer(struct vu_engine *e, uint32_t dev, uint32_t guest_port,
+		      uint32_t port, int fd)
+{
+	struct vu_dev *d;
+	int64_t ret;
+
+	if (!port)
+		return -VU_ERR_INVAL;
+	control_begin(e);
+	d = dev_get(e, dev);
+	ret = d ? open_conn(d, guest_port, port, fd, false) : -VU_ERR_GONE;
 	control_end(e);
 	return ret;
 }

@@ -173,6 +173,8 @@ struct way {
  * @rx_chains:	RX buffers to take for the next read
  * @want:	VU_WANT_ bits of the device or listener
  * @hybrid:	Write "OK <port>\n" to the far end when the guest accepts
+ * @offered:	Until the guest accepts, another descriptor of the far end is
+ *		its client's hope
  * @orphan:	The guest is gone; queued bytes still go up
  * @alone_us:	Orphan, or CONN_LINGER: since when
  * @reported:	Its end was posted
@@ -231,6 +233,7 @@ struct vu_conn {
 	uint8_t rx_chains;
 	uint8_t want;
 	bool hybrid;
+	bool offered;
 	bool orphan;
 	bool asked;
 	bool reported;
@@ -339,6 +342,19 @@ struct vu_listener {
 
 #define MAX_LISTENERS 64
 #define LISTENER_ID   0x10000U /* listener ids start here, device ids at 0 */
+#define SOURCES	      (VU_MAX_DEVICES + MAX_LISTENERS)
+
+/**
+ * struct event_queue - What Python has not taken of one device or listener
+ * @events:	Ring of events
+ * @cap:	Its entries
+ * @first:	The oldest
+ * @count:	How many there are
+ */
+struct event_queue {
+	struct vu_event *events;
+	unsigned cap, first, count;
+};
 
 /**
  * struct poller - Adaptive polling; see engine.c
@@ -384,8 +400,9 @@ struct vu_engine {
 	uint32_t n_hashed;
 	uint64_t hash_seed;
 	pthread_mutex_t event_lock;
-	struct vu_event *events;
-	unsigned event_cap, event_first, event_count;
+	struct event_queue queues[SOURCES]; /* one a device, one a listener */
+	unsigned event_count;		    /* in all of them */
+	unsigned event_turn;		    /* the queue that is next */
 	uint64_t event_since_us; /* the oldest's age, while none is signalled */
 	bool event_signalled;	 /* event_fd is readable */
 	bool event_urgent;
@@ -415,6 +432,7 @@ void control_end(struct vu_engine *e);
 
 /* conn.c */
 struct vu_conn *conn_new(struct vu_engine *e, uint32_t source);
+void conn_close_far(struct vu_engine *e, struct vu_conn *c, bool abort);
 void conn_free(struct vu_engine *e, struct vu_conn *c);
 void conn_forsake(struct vu_engine *e, struct vu_conn *c);
 void conn_reap(struct vu_engine *e);
@@ -442,7 +460,8 @@ int events_init(struct vu_engine *e);
 void events_push(struct vu_engine *e, const struct vu_event *event,
 		 bool urgent);
 bool events_signal(struct vu_engine *e);
-bool events_crowded(const struct vu_engine *e);
+bool events_crowded(const struct vu_engine *e, uint32_t source, uint32_t conns);
+void events_free(struct vu_engine *e);
 
 /* way.c */
 int end_watch(struct vu_engine *e, struct vu_conn *c, struct end *end, int op,
@@ -450,6 +469,7 @@ int end_watch(struct vu_engine *e, struct vu_conn *c, struct end *end, int op,
 int conn_watch(struct vu_engine *e, struct vu_conn *c, struct end *end);
 void conn_full(struct vu_engine *e, struct vu_conn *c, struct end *end);
 void conn_close_end(struct end *end, bool abort);
+void conn_return_end(struct vu_engine *e, struct end *end);
 bool way_append(struct way *way, const struct iovec *iov, unsigned n_iov,
 		size_t skip);
 int64_t way_drain(struct vu_engine *e, struct vu_conn *c, struct way *way,

@@ -28,6 +28,10 @@
  * clients and siblings, so that neither can keep the other out. Each holds a
  * second's worth.
  *
+ * All three can be changed while the VM runs (vu_dev_limit()). Windows that
+ * were offered stay: below them, max_queued_bytes holds as soon as connections
+ * that have more are gone.
+ *
  * Shortages of the process (descriptors, memory) and full listeners end or
  * delay one connection. They are counted for the VM that met them.
  *
@@ -119,7 +123,8 @@ static bool admits(struct vu_dev *d, bool to_guest)
 	uint64_t full = (uint64_t)d->cfg.accept_rate * TOKEN, now, gained;
 
 	if (d->stats.conns >= d->cfg.max_conns ||
-	    e->stats.conns >= e->cfg.max_conns || events_crowded(e)) {
+	    e->stats.conns >= e->cfg.max_conns ||
+	    events_crowded(e, d->id, d->cfg.max_conns)) {
 		limit_hit(d, VU_LIMIT_CONNS);
 		return false;
 	}
@@ -149,9 +154,12 @@ static bool admits(struct vu_dev *d, bool to_guest)
 static void grow(struct vu_conn *c, uint32_t want)
 {
 	struct vu_dev *d = c->dev;
-	uint64_t to_come = d->cfg.max_conns - d->stats.conns;
+	uint64_t conns = d->stats.conns, most = d->cfg.max_queued_bytes;
+	/* both limits may have been lowered below what there is */
+	uint64_t to_come =
+	    d->cfg.max_conns > conns ? d->cfg.max_conns - conns : 0;
 	uint64_t taken = d->stats.window_bytes + to_come * VU_MIN_WINDOW;
-	uint64_t share = (d->cfg.max_queued_bytes - taken) / 8;
+	uint64_t share = most > taken ? (most - taken) / 8 : 0;
 	uint32_t more = want - c->buf_alloc;
 
 	if (more > share) {

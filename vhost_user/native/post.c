@@ -7,8 +7,13 @@
  *
  * Python learns of the steps in a connection's life by events. There are at
  * most a few for each connection; a source that wants events gets no new
- * connection while Python is far behind (events_crowded), so the queue is
- * bounded. It has a lock of its own: Python takes events while the engine runs.
+ * connection while Python is far behind (events_crowded), so the queues are
+ * bounded. They have a lock of their own: Python takes events while the engine
+ * runs.
+ *
+ * Each device and each listener has a queue, and Python takes from them by
+ * turns, TURN events each: a guest that causes more events than Python can
+ * handle waits for itself, and delays another's by TURN of its own at most.
  */
 
 #include <errno.h>
@@ -21,6 +26,7 @@
 #include "engine.h"
 
 #define EVENT_DELAY_US 5000
+#define TURN	       16 /* events */
 
 /**
  * events_init() - Make the queue towards Python
@@ -36,37 +42,67 @@ int events_init(struct vu_engine *e)
 }
 
 /**
- * grow_events() - Make room for one more event
- * @e:		Engine, event_lock held
+ * events_free() - Drop all events
+ * @e:		Engine
+ */
+void events_free(struct vu_engine *e)
+{
+	for (unsigned i = 0; i < SOURCES; i++)
+		free(e->queues[i].events);
+	close(e->event_fd);
+	pthread_mutex_destroy(&e->event_lock);
+}
+
+/**
+ * queue_of() - Find a source's queue
+ * @source:	Device or listener id
+ *
+ * Returns: its index
+ */
+static unsigned queue_of(uint32_t source)
+{
+	return source < LISTENER_ID ? source
+				    : VU_MAX_DEVICES + source - LISTENER_ID;
+}
+
+/**
+ * grow() - Make room for one more event
+ * @q:		Queue, event_lock held
  *
  * Returns: true if there is room
  */
-static bool grow_events(struct vu_engine *e)
+static bool grow(struct event_queue *q)
 {
-	unsigned cap = e->event_cap ? 2 * e->event_cap : 64;
+	unsigned cap = q->cap ? 2 * q->cap : 64;
 	struct vu_event *events;
 
-	if (e->event_count < e->event_cap)
+	if (q->count < q->cap)
 		return true;
 	events = calloc(cap, sizeof(*events));
 	if (!events)
 		return false;
-	for (unsigned i = 0; i < e->event_count; i++)
-		events[i] = e->events[(e->event_first + i) % e->event_cap];
-	free(e->events);
-	e->events = events;
-	e->event_cap = cap;
-	e->event_first = 0;
+	for (unsigned i = 0; i < q->count; i++)
+		events[i] = q->events[(q->first + i) % q->cap];
+	free(q->events);
+	q->events = events;
+	q->cap = cap;
+	q->first = 0;
 	return true;
 }
 
 /**
- * set_event_count() - Note how many events are queued
- * @e:		Engine, event_lock held; the engine thread also reads it without
- * @count:	How many
+ * set_counts() - Note that there is an event more, or less
+ * @e:		Engine, event_lock held; the engine thread also reads both
+ *		counts without
+ * @q:		Its queue
+ * @more:	1 or -1
  */
-static void set_event_count(struct vu_engine *e, unsigned count)
+static void set_counts(struct vu_engine *e, struct event_queue *q, int more)
 {
+	unsigned count = q->count + (unsigned)more;
+
+	__atomic_store_n(&q->count, count, __ATOMIC_RELAXED);
+	count = e->event_count + (unsigned)more;
 	__atomic_store_n(&e->event_count, count, __ATOMIC_RELAXED);
 }
 
@@ -78,14 +114,14 @@ static void set_event_count(struct vu_engine *e, unsigned count)
  */
 void events_push(struct vu_engine *e, const struct vu_event *event, bool urgent)
 {
-	pthread_mutex_lock(&e->event_lock);
-	if (grow_events(e)) {
-		unsigned at = (e->event_first + e->event_count) % e->event_cap;
+	struct event_queue *q = &e->queues[queue_of(event->source)];
 
-		e->events[at] = *event;
+	pthread_mutex_lock(&e->event_lock);
+	if (grow(q)) {
+		q->events[(q->first + q->count) % q->cap] = *event;
 		if (!e->event_count)
 			e->event_since_us = now_us();
-		set_event_count(e, e->event_count + 1);
+		set_counts(e, q, 1);
 		e->event_urgent |= urgent;
 	} else {
 		e->stats.events_lost++;
@@ -125,13 +161,39 @@ bool events_signal(struct vu_engine *e)
 /**
  * events_crowded() - Is Python too far behind for new connections?
  * @e:		Engine
+ * @source:	Device or listener that they are of
+ * @conns:	How many it may have at a time
  *
  * Returns: true if it is
  */
-bool events_crowded(const struct vu_engine *e)
+bool events_crowded(const struct vu_engine *e, uint32_t source, uint32_t conns)
 {
-	return __atomic_load_n(&e->event_count, __ATOMIC_RELAXED) >
-	       2 * e->cfg.max_conns + 1024;
+	const struct event_queue *q = &e->queues[queue_of(source)];
+
+	return __atomic_load_n(&q->count, __ATOMIC_RELAXED) >
+	       2 * (uint64_t)conns + 1024;
+}
+
+/**
+ * take() - Take some events of one queue
+ * @e:		Engine, event_lock held
+ * @q:		Queue
+ * @ret_events:	Room for them
+ * @max:	Entries of @ret_events
+ *
+ * Returns: how many
+ */
+static unsigned take(struct vu_engine *e, struct event_queue *q,
+		     struct vu_event *ret_events, unsigned max)
+{
+	unsigned n = 0;
+
+	while (n < max && q->count) {
+		ret_events[n++] = q->events[q->first];
+		q->first = (q->first + 1) % q->cap;
+		set_counts(e, q, -1);
+	}
+	return n;
 }
 
 /**
@@ -140,8 +202,8 @@ bool events_crowded(const struct vu_engine *e)
  * @ret_events:	Room for them
  * @max:	Entries of @ret_events
  *
- * When it returns fewer than @max, the queue is empty and the event fd will
- * be readable again after the next event.
+ * Those of one source come in their order. When it returns fewer than @max, the
+ * queue is empty and the event fd will be readable again after the next event.
  *
  * Returns: how many
  */
@@ -153,9 +215,9 @@ int vu_engine_events(struct vu_engine *e, struct vu_event *ret_events,
 
 	pthread_mutex_lock(&e->event_lock);
 	while (n < max && e->event_count) {
-		ret_events[n++] = e->events[e->event_first];
-		e->event_first = (e->event_first + 1) % e->event_cap;
-		set_event_count(e, e->event_count - 1);
+		n += take(e, &e->queues[e->event_turn], ret_events + n,
+			  max - n < TURN ? max - n : TURN);
+		e->event_turn = (e->event_turn + 1) % SOURCES;
 	}
 	if (!e->event_count) {
 		e->event_signalled = e->event_urgent = false;

@@ -245,8 +245,10 @@ void relay_run(struct vu_engine *e, struct vu_conn *c)
 static void admit(struct vu_engine *e, struct vu_listener *l, int fd)
 {
 	const int one = 1;
-	struct vu_conn *c = events_crowded(e) ? NULL : conn_new(e, l->id);
+	struct vu_conn *c = NULL;
 
+	if (!events_crowded(e, l->id, e->cfg.max_conns))
+		c = conn_new(e, l->id);
 	if (!c) {
 		close(fd);
 		return;

@@ -318,15 +318,15 @@ void vsock_ask_credit(struct vu_engine *e)
 }
 
 /**
- * vsock_rx_take() - Take RX buffers
+ * rx_take() - Take RX buffers
  * @d:		Device
  * @max_chains:	At most so many
  * @want:	Bytes of payload to make room for
  *
  * Returns: what was taken; n_chains is 0 if there is no buffer
  */
-struct rx_batch vsock_rx_take(struct vu_dev *d, unsigned max_chains,
-			      size_t want)
+static struct rx_batch rx_take(struct vu_dev *d, unsigned max_chains,
+			       size_t want)
 {
 	struct vu_engine *e = d->engine;
 	struct rx_batch b = {0};
@@ -348,9 +348,33 @@ struct rx_batch vsock_rx_take(struct vu_dev *d, unsigned max_chains,
 }
 
 /**
+ * vsock_rx_begin() - Take RX buffers for what a connection has for its guest
+ * @c:		Connection; it runs again when it can get what it lacks
+ * @max_chains:	Most chains to take
+ * @most:	Bytes that there are at most
+ * @ret:	Buffers, within the guest's credit
+ *
+ * Returns: false if it has no credit, or the ring no buffers
+ */
+bool vsock_rx_begin(struct vu_conn *c, unsigned max_chains, size_t most,
+		    struct rx_batch *ret)
+{
+	uint32_t window = vsock_credit(c);
+
+	if (!window) {
+		vsock_await_credit(c);
+		return false;
+	}
+	*ret = rx_take(c->dev, max_chains, most < window ? most : window);
+	if (!ret->n_chains)
+		list_add(&c->dev->starved, &c->run);
+	return ret->n_chains;
+}
+
+/**
  * vsock_rx_commit() - Give the guest the buffers that were filled
  * @c:		Connection whose bytes they hold
- * @b:		What vsock_rx_take() took
+ * @b:		What rx_take() took
  * @len:	Bytes of payload in them; the buffers behind go back
  * @flags:	VIRTIO_VSOCK_SEQ_ bits for the last packet
  */
@@ -408,19 +432,10 @@ size_t vsock_send(struct vu_conn *c, const struct iovec *iov, unsigned n_iov,
 	size_t sent = 0;
 
 	while (sent < len) {
-		uint32_t window = vsock_credit(c);
-		size_t want = len - sent < window ? len - sent : window;
 		struct rx_batch b;
 
-		if (!want) {
-			vsock_await_credit(c);
+		if (!vsock_rx_begin(c, RX_CHAINS_MAX, len - sent, &b))
 			break;
-		}
-		b = vsock_rx_take(c->dev, RX_CHAINS_MAX, want);
-		if (!b.n_chains) {
-			list_add(&c->dev->starved, &c->run);
-			break;
-		}
 		iov_move(e->rx_payload, b.n_payload, iov, n_iov, sent, b.room);
 		if (c->twin && vsock_faulted(c->twin->dev)) {
 			vsock_rx_commit(c, &b, 0, 0); /* not what it sent */
@@ -494,20 +509,12 @@ void vsock_rx_socket(struct vu_conn *c)
 	size_t total = 0;
 
 	while (c->far.readable && total < SCRATCH) {
-		uint32_t window = vsock_credit(c);
 		struct rx_batch b;
 		unsigned used;
 		ssize_t n;
 
-		if (!window) {
-			vsock_await_credit(c);
+		if (!vsock_rx_begin(c, c->rx_chains, SIZE_MAX, &b))
 			return;
-		}
-		b = vsock_rx_take(c->dev, c->rx_chains, window);
-		if (!b.n_chains) {
-			list_add(&c->dev->starved, &c->run);
-			return;
-		}
 		if (!b.room) {
 			vsock_rx_commit(c, &b, 0, 0);
 			continue;

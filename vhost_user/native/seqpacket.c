@@ -559,19 +559,11 @@ static void down_socket(struct vu_conn *c)
 
 	for (unsigned i = 0; c->far.readable && i < TURN && total < SCRATCH;
 	     i++) {
-		uint32_t window = vsock_credit(c);
 		struct rx_batch b;
 		ssize_t n;
 
-		if (!window) {
-			vsock_await_credit(c);
+		if (!vsock_rx_begin(c, c->rx_chains, SIZE_MAX, &b))
 			return;
-		}
-		b = vsock_rx_take(c->dev, c->rx_chains, window);
-		if (!b.n_chains) {
-			list_add(&c->dev->starved, &c->run);
-			return;
-		}
 		if (!b.room) {
 			vsock_rx_commit(c, &b, 0, 0);
 			continue;

@@ -221,7 +221,7 @@ static void guest_reset(struct vu_conn *c)
 	}
 	sibling_part(c, error);
 	c->dev->work[QUEUE_TX] += SOCKET_WORK;
-	conn_close_end(&c->far, !closed);
+	conn_close_far(e, c, !closed);
 	conn_free(e, c);
 }
 

@@ -141,8 +141,8 @@ static inline unsigned vsock_payload(const struct iovec *iov, unsigned n,
 /* rx.c */
 uint32_t vsock_credit(const struct vu_conn *c);
 void vsock_await_credit(struct vu_conn *c);
-struct rx_batch vsock_rx_take(struct vu_dev *d, unsigned max_chains,
-			      size_t want);
+bool vsock_rx_begin(struct vu_conn *c, unsigned max_chains, size_t most,
+		    struct rx_batch *ret);
 void vsock_rx_commit(struct vu_conn *c, const struct rx_batch *b, size_t len,
 		     uint32_t flags);
 size_t vsock_send_block(struct vu_conn *c, const char *data, size_t len,

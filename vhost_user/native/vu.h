@@ -370,7 +370,7 @@ struct vu_dev_config {
  * @bad_packets: Packets with a bad header, type, CID or length
  * @credit_violations: Connections reset: the guest overran its credit
  * @limit_conns: Requests refused because of max_conns, or because Python is far
- *		behind with events
+ *		behind with events of this device
  * @limit_bytes: Windows made smaller because of max_queued_bytes
  * @limit_rate: Requests refused because of accept_rate
  * @no_fds:	Connections that failed: the process was out of descriptors
@@ -419,6 +419,9 @@ int vu_dev_transport_reset(struct vu_engine *engine, uint32_t dev);
 int vu_dev_route(struct vu_engine *engine, uint32_t dev, uint32_t port,
 		 const struct vu_target *target);
 int vu_dev_unroute(struct vu_engine *engine, uint32_t dev, uint32_t port);
+int vu_dev_unroute_from(struct vu_engine *engine, uint32_t dev, uint32_t first);
+int vu_dev_limit(struct vu_engine *engine, uint32_t dev, uint32_t max_conns,
+		 uint64_t max_queued_bytes, uint32_t accept_rate);
 int vu_dev_sibling(struct vu_engine *engine, uint32_t dev, uint32_t other);
 int vu_dev_stats(struct vu_engine *engine, uint32_t dev,
 		 struct vu_dev_stats *ret);
@@ -436,6 +439,8 @@ int vu_conn_answer(struct vu_engine *engine, uint64_t conn,
 int vu_conn_answer_fd(struct vu_engine *engine, uint64_t conn, int fd);
 int64_t vu_conn_open(struct vu_engine *engine, uint32_t dev,
 		     uint32_t guest_port, int fd, bool hybrid);
+int64_t vu_conn_offer(struct vu_engine *engine, uint32_t dev,
+		      uint32_t guest_port, uint32_t port, int fd);
 int vu_conn_reset(struct vu_engine *engine, uint64_t conn, int error);
 
 #endif /* VU_H */

@@ -121,6 +121,22 @@ void conn_close_end(struct end *end, bool abort)
 }
 
 /**
+ * conn_return_end() - Let go of a socket that its owner goes on with
+ * @e:		Engine
+ * @end:	End
+ *
+ * Other descriptors keep it open, so that it leaves epoll only if told to.
+ */
+void conn_return_end(struct vu_engine *e, struct end *end)
+{
+	if (end->fd < 0)
+		return;
+	epoll_ctl(e->epoll_fd, EPOLL_CTL_DEL, end->fd, NULL);
+	close(end->fd);
+	*end = (struct end){.fd = -1};
+}
+
+/**
  * iov_copy() - Copy between an iovec and a flat buffer
  * @iov:	Segments
  * @n:		How many

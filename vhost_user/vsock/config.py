@@ -179,14 +179,15 @@ def share_descriptors(vms: list[VmConfig], limit: int) -> list[VmConfig]:
     """Lower each `max_conns` to its share if not all could be had at once.
 
     A connection takes a file descriptor: without this, one VM could take those of all
-    others.
+    others. Where there is one VM, it may have more connections than descriptors:
+    those to the engine's own echo take none.
 
     Args:
         vms: what was asked for.
         limit: descriptors that the process may have.
     """
     room = limit - PROCESS_FDS - len(vms) * VM_FDS
-    if sum(vm.max_conns for vm in vms) <= room:
+    if len(vms) == 1 or sum(vm.max_conns for vm in vms) <= room:
         return vms
     share = max(LEAST_SHARE, room // len(vms))
     return [replace(vm, max_conns=min(vm.max_conns, share)) for vm in vms]

@@ -11,7 +11,7 @@ import logging
 import struct
 from typing import TYPE_CHECKING, Final
 
-from vhost_user.device import SESSION_FEATURES
+from vhost_user.device import RING_FEATURES, SESSION_FEATURES
 from vhost_user.engine import (
     ALL_QUEUES,
     DEFAULT_BUF_ALLOC,
@@ -22,7 +22,7 @@ from vhost_user.engine import (
     Limit,
 )
 from vhost_user.errors import StateError
-from vhost_user.message import Feature, ProtocolFeature
+from vhost_user.message import ProtocolFeature
 from vhost_user.vsock.packet import F_SEQPACKET
 
 if TYPE_CHECKING:
@@ -73,15 +73,7 @@ class VsockDevice:
             reach each other by CID.
     """
 
-    features: Final[int] = (
-        Feature.VERSION_1
-        | Feature.EVENT_IDX
-        | Feature.INDIRECT_DESC
-        | Feature.RING_PACKED
-        | Feature.LOG_ALL
-        | Feature.RING_RESET
-        | F_SEQPACKET
-    )
+    features: Final[int] = RING_FEATURES | F_SEQPACKET
     protocol_features: Final = SESSION_FEATURES | ProtocolFeature.CONFIG
     queues: Final = 3
 
@@ -153,6 +145,19 @@ class VsockDevice:
         """Drop all connections; a driver that goes on all the same will hear of it."""
         self.handle.reset()
         self.handle.transport_reset()
+
+    def limit(self, *, max_conns: int, max_queued_bytes: int, accept_rate: int) -> None:
+        """Change limits that the device was made with.
+
+        Raises:
+            StateError: see `DeviceHandle.limit()`.
+        """
+        self.handle.limit(
+            max_conns=max_conns,
+            max_queued_bytes=max_queued_bytes,
+            accept_rate=accept_rate,
+        )
+        self._max_conns = max_conns
 
     def close(self) -> None:
         """Take the device out of the engine."""

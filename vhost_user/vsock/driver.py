@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
+from vhost_user.closing import Closing
 from vhost_user.driver import DriverQueue, Ram, Segment
 from vhost_user.errors import StateError
 from vhost_user.frontend import ALL_FEATURES, ALL_PROTOCOL_FEATURES, Frontend
@@ -36,7 +37,6 @@ from vhost_user.vsock.packet import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-    from types import TracebackType
 
     from vhost_user.message import ProtocolFeature
 
@@ -66,7 +66,7 @@ class Packet:
         return self.header.op
 
 
-class VsockGuest:
+class VsockGuest(Closing):
     """One guest with its rings, connected to a back-end's socket.
 
     Args:
@@ -396,17 +396,6 @@ class VsockGuest:
         if self.event is not None:
             self.event.close()
         self.ram.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class Connection:

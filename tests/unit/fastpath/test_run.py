@@ -51,6 +51,25 @@ def test_allow_that_cannot_be_read_names_itself():
         run.parse_allow(["nonsense"])
 
 
+@pytest.mark.parametrize(
+    ("text", "at", "port"),
+    [
+        ("8080:80", "127.0.0.1:8080", 80),
+        ("192.0.2.1:443:8443", "192.0.2.1:443", 8443),
+        ("[::1]:8080:80", "[::1]:8080", 80),
+    ],
+)
+def test_publish_is_an_address_here_and_a_port_there(text, at, port):
+    (publication,) = run.parse_publish([text])
+    assert (str(publication.at), publication.port) == (at, port)
+
+
+@pytest.mark.parametrize("text", ["80", "x:80", "0:80", "80:0", "::1:80:80", "80:"])
+def test_publish_that_cannot_be_read_names_itself(text):
+    with pytest.raises(FastpathError, match=f"--publish {text}"):
+        run.parse_publish([text])
+
+
 def test_the_folder_is_gone_after_success():
     with scratch() as folder:
         (folder / CONSOLE).write_text("booted")

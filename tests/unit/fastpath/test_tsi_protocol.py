@@ -14,13 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastpath.tsi.protocol import (
+    Caller,
     Decoder,
     Failed,
     Hello,
+    Listen,
+    Listening,
     ProtocolError,
     Refusal,
     Refused,
     Route,
+    Unlisten,
     Welcome,
     source_port,
 )
@@ -32,6 +36,11 @@ ROUTE_V4 = bytes.fromhex(
 ROUTE_V6 = bytes.fromhex(
     "0400 1800 01001000 0600 bb01 20010db8000000000000000000000001"
 )
+LISTEN_V4 = bytes.fromhex(
+    "1000 2000 50001000 80000000 5000 0400 0000 00000a000005 000000000000000000000000"
+)
+LISTEN_V6 = bytes.fromhex("1000 2000 bb011000 ff010000 bb01 0600 0100 0000" + "00" * 16)
+UNLISTEN = bytes.fromhex("1300 0400 50001000")
 
 
 def decode(data):
@@ -50,6 +59,17 @@ def refusal(data):
         pytest.param(HELLO, Hello(1, 3), id="hello"),
         pytest.param(ROUTE_V4, Route(0x100000, ("192.0.2.1", 80)), id="route-ipv4"),
         pytest.param(ROUTE_V6, Route(0x100001, ("2001:db8::1", 443)), id="route-ipv6"),
+        pytest.param(
+            LISTEN_V4,
+            Listen(0x100050, 128, 80, ipaddress.ip_address("10.0.0.5")),
+            id="listen-ipv4",
+        ),
+        pytest.param(
+            LISTEN_V6,
+            Listen(0x1001BB, 511, 443, ipaddress.ip_address("::"), v6only=True),
+            id="listen-ipv6-only",
+        ),
+        pytest.param(UNLISTEN, Unlisten(0x100050), id="unlisten"),
     ],
 )
 def test_decodes_what_an_agent_sends(data, message):
@@ -93,6 +113,24 @@ def test_encodes_a_failure():
     assert message.encode() == bytes.fromhex("0500 0c00 01040000 00001000 6f000000")
 
 
+def test_encodes_what_came_of_a_listener():
+    message = Listening(0x100050, 8080)
+    assert message.encode() == bytes.fromhex("1100 0c00 50001000 901f 0000 00000000")
+    message = Listening(0x100050, 0, 98)
+    assert message.encode() == bytes.fromhex("1100 0c00 50001000 0000 0000 62000000")
+
+
+def test_encodes_a_peer():
+    message = Caller(0x80010000, ipaddress.ip_address("192.0.2.1"))
+    assert message.encode() == bytes.fromhex(
+        "1200 1800 00000180 0400 0000 c0000201 000000000000000000000000"
+    )
+    message = Caller(0x80020000, ipaddress.ip_address("2001:db8::1"))
+    assert message.encode() == bytes.fromhex(
+        "1200 1800 00000280 0600 0000 20010db8000000000000000000000001"
+    )
+
+
 def test_encodes_a_refusal():
     message = Refused(Refusal.VERSION, "no")
     assert message.encode() == bytes.fromhex("0300 0600 02000000 6e6f")
@@ -109,7 +147,8 @@ def test_a_refusals_text_is_cut_and_is_ascii():
     [
         pytest.param("0700 0000", Refusal.UNEXPECTED, id="unknown-type"),
         pytest.param("0200 2800", Refusal.UNEXPECTED, id="hosts-own-type"),
-        pytest.param("1000 0400", Refusal.UNEXPECTED, id="kept-for-listeners"),
+        pytest.param("1100 0c00", Refusal.UNEXPECTED, id="hosts-own-listening"),
+        pytest.param("1400 0400", Refusal.UNEXPECTED, id="kept-for-listeners"),
         pytest.param("0100 0900", Refusal.MALFORMED, id="hello-too-long"),
         pytest.param("0100 0000", Refusal.MALFORMED, id="hello-empty"),
         pytest.param("0400 ffff", Refusal.MALFORMED, id="route-huge"),
@@ -135,6 +174,22 @@ def test_a_refusals_text_is_cut_and_is_ascii():
             Refusal.MALFORMED,
             id="v4-mapped",
         ),
+        pytest.param(
+            "1000 2000 50001000 80000000 0000 0400 0000 0000" + "00" * 16,
+            Refusal.MALFORMED,
+            id="listen-at-port-0",
+        ),
+        pytest.param(
+            "1000 2000 50000000 80000000 5000 0400 0000 0000" + "00" * 16,
+            Refusal.MALFORMED,
+            id="listener-below-all-tokens",
+        ),
+        pytest.param(
+            "1000 2000 50001000 80000000 5000 0500 0000 0000" + "00" * 16,
+            Refusal.MALFORMED,
+            id="listen-of-unknown-family",
+        ),
+        pytest.param("1300 0800", Refusal.MALFORMED, id="unlisten-too-long"),
     ],
 )
 def test_refuses_what_no_agent_sends(data, code):

@@ -14,6 +14,7 @@ from typing import Any, cast
 import pytest
 
 from fastpath.tsi import service as module
+from fastpath.tsi.policy import Limits, SandboxPolicy
 from fastpath.tsi.protocol import UNKNOWN_TOKEN
 from fastpath.tsi.service import Route, TsiService
 from vhost_user.engine import Ask, Dial, Echo, Event, EventKind, Reset
@@ -53,12 +54,25 @@ class FakeDevice:
     def unroute(self, port):
         del self.routes[port]
 
+    def unroute_from(self, first):
+        self.routes = {
+            port: target
+            for port, target in self.routes.items()
+            if port is None or port < first
+        }
+
+    def limit(self, **limits):
+        self.limits = limits
+
 
 class FakeRouter:
     """Allows all but port 666; only port 80's answers are cacheable."""
 
     def __init__(self):
         self.said = []
+
+    def set_policy(self, policy):
+        self.said.append(("policy", policy))
 
     def route(self, destination, conn):
         self.said.append(("route", destination))
@@ -289,6 +303,43 @@ def test_a_token_of_nobody_is_refused(token):
     run(work)
 
 
+def test_a_new_policy_takes_the_routes_from_the_engine():
+    async def work(world):
+        agent = world.agent()
+        await agent.greet()
+        agent.register(agent.first_token)
+        world.request(agent.first_token)
+        assert agent.first_token in world.device.routes
+        policy = SandboxPolicy(limits=Limits(max_conns=7, max_queued_bytes=1 << 20))
+        world.service.set_policy(policy)
+        assert world.device.routes == {TSI_PORT: Ask(), None: Ask()}
+        assert world.device.limits == {
+            "max_conns": 7,
+            "max_queued_bytes": 1 << 20,
+            "accept_rate": 0,
+        }
+        assert world.service.policy is policy
+        assert world.router.said[-1] == ("policy", policy)
+        world.request(agent.first_token)
+        assert world.router.said[-1] == ("route", DESTINATION)
+        assert agent.first_token in world.device.routes
+
+    run(work)
+
+
+def test_a_request_that_waits_for_its_route_meets_the_new_policy():
+    async def work(world):
+        agent = world.agent()
+        await agent.greet()
+        world.request(agent.first_token)
+        world.service.set_policy(SandboxPolicy())
+        agent.register(agent.first_token)
+        await asyncio.sleep(0.05)
+        assert [what for what, _ in world.router.said] == ["policy", "route"]
+
+    run(work)
+
+
 def test_two_agents_have_different_tokens_and_hear_of_their_own():
     async def work(world):
         one, other = world.agent(), world.agent()
@@ -370,6 +421,47 @@ def test_a_flood_is_read_at_its_pace():
         assert not sender.done()
         assert world.service.stats().tokens < 12000
         sender.cancel()
+
+    run(work)
+
+
+def test_many_streams_are_read_no_faster_than_one():
+    """Else a token could be forgotten while a dial to it is under way, unlogged."""
+
+    async def work(world):
+        agents = [world.agent() for _ in range(16)]
+        loop = asyncio.get_running_loop()
+        senders = []
+        for agent in agents:
+            await agent.greet()
+        begin = loop.time()
+        for agent in agents:
+            data = b"".join(
+                struct.pack("<HHIHH", 4, 24, agent.first_token + i, 4, 80)
+                + socket.inet_aton("192.0.2.1").ljust(16, b"\0")
+                for i in range(4000)
+            )
+            senders.append(loop.create_task(loop.sock_sendall(agent.sock, data)))
+        await asyncio.sleep(0.5)
+        allowed = 8192 + 2000 * (loop.time() - begin + 0.1)
+        assert world.service.stats().tokens < allowed + 600  # one read
+        for sender in senders:
+            sender.cancel()
+
+    run(work)
+
+
+def test_a_held_request_that_the_guest_takes_back_leaves_nothing():
+    async def work(world):
+        agent = world.agent()
+        await agent.greet()
+        conn = world.request(agent.first_token)
+        world.event(EventKind.FAILED, agent.first_token, conn, error=errno.ECONNRESET)
+        assert world.service.stats().held == 0
+        agent.register(agent.first_token)
+        await asyncio.sleep(0.05)
+        assert world.router.said == []
+        assert not world.service._live
 
     run(work)
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from fastpath.decode import camel_case
 from fastpath.errors import FastpathError
+from fastpath.tsi.policyfile import DenialErrno, Egress
 from fastpath.ztunnel import config, model, rbac
-from fastpath.ztunnel.decode import camel_case
 from fastpath.ztunnel.identity import Identity
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -75,8 +76,10 @@ def test_the_documented_example_is_understood_in_full():
     assert second[0].destination_ports == (8080, 8443)
     assert example.fastpath.outbound
     assert str(example.fastpath.outbound.tproxy) == "0.0.0.0:15001"
-    (sandbox,) = example.fastpath.sandboxes
-    assert sandbox.egress.errno is model.DenialErrno.ECONNREFUSED
+    sandbox, other = example.fastpath.sandboxes
+    assert other.policy == Path("/etc/fastpath/web-1.policy.yaml")
+    assert sandbox.egress
+    assert sandbox.egress.errno is DenialErrno.ECONNREFUSED
 
 
 @pytest.mark.parametrize(
@@ -86,7 +89,7 @@ def test_the_documented_example_is_understood_in_full():
         model.Service,
         model.Fastpath,
         model.Sandbox,
-        model.Egress,
+        Egress,
         rbac.Authorization,
     ],
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import errno
+import time
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -11,12 +13,17 @@ from typing import TYPE_CHECKING, cast
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fastpath.tsi.policy import Rule
+from fastpath import throttle
+from fastpath.tsi.datagram import DatagramStats
+from fastpath.tsi.policy import Denial, EgressPolicy, Rule, SandboxPolicy
+from fastpath.tsi.policyfile import DenialErrno, Egress
+from fastpath.tsi.service import Here
+from fastpath.ztunnel import outbound
 from fastpath.ztunnel.clients import Clients
-from fastpath.ztunnel.metrics import EngineCollector, Metrics
+from fastpath.ztunnel.dns import Dns, DnsStats
+from fastpath.ztunnel.metrics import DatagramCollector, EngineCollector, Metrics
 from fastpath.ztunnel.model import (
     Config,
-    Egress,
     Fastpath,
     NamespacedHostname,
     NetworkAddress,
@@ -91,10 +98,14 @@ CONFIG = Config(
 class FakeEngine:
     def __init__(self):
         self.answers = {}
+        self.ended = []
 
     def answer(self, conn, target):
         self.answers[conn] = target
         return True
+
+    def reset(self, conn, error):
+        self.ended.append((conn, error))
 
 
 class FakeLog:
@@ -127,10 +138,14 @@ class World:
         self.metrics = Metrics()
         self.clients = Clients(CONFIG)
         self.outbound = Outbound(
-            Routes(CONFIG), cast("AccessLog", self.log), self.metrics
+            Routes(CONFIG),
+            cast("AccessLog", self.log),
+            self.metrics,
+            self.engine.reset,
         )
         self.capture = Capture(cast("Engine", self.engine), self.outbound, self.clients)
-        self.router = SandboxRouter(self.outbound, self.clients.sandbox("box"))
+        client = self.clients.sandbox("box")
+        self.router = SandboxRouter(self.outbound, client, Dns(CONFIG))
 
     def samples(self, name):
         """Samples of one counter that are not 0, by their labels."""
@@ -304,6 +319,84 @@ def test_an_answer_that_the_engine_had_cached_is_logged_too(world):
     assert world.value("istio_tcp_connections_opened_total") == 2
 
 
+def denies(*rules):
+    egress = Egress(deny=tuple(map(Rule.parse, rules)), errno=DenialErrno.EACCES)
+    return SandboxPolicy(egress=egress.policy())
+
+
+def test_a_new_policy_ends_what_it_denies(way, world):
+    async def main():
+        way.ask(VIP)
+        way.tell(EventKind.OPENED, VIP)
+        world.router.set_policy(denies("192.0.2.1"))
+        assert not world.engine.ended
+        world.router.set_policy(denies("10.0.0.11"))  # the endpoint, not the VIP
+        world.router.set_policy(denies("10.96.0.1"))  # already ended
+
+    asyncio.run(main())
+    assert world.engine.ended == [(1, errno.EACCES)]
+    way.tell(EventKind.CLOSED, VIP, error=errno.EACCES, up=1, down=2)
+    (record,) = world.log.records
+    assert (record.level, record.message) == ("warn", "connection complete")
+    assert (record.bytes_sent, record.bytes_recv) == (1, 2)
+    assert record.error.startswith("ended by a new policy: 10.0.0.11:8080: denied by")
+    assert record.src.identity == PRINCIPAL
+    ((labels, value),) = world.samples("fastpath_policy_ended_total")
+    assert (labels, value) == ({"sandbox": "box", "reason": "deny_rule"}, 1)
+    assert world.value("fastpath_denied_total") == 0
+
+
+def test_what_a_cached_answer_opened_meanwhile_is_judged_when_it_opens(world):
+    there = ("192.0.2.1", 443)
+    world.router.route(there, 1)
+    world.router.set_policy(denies("192.0.2.0/24"))
+    way = Tsi(world)
+    way.tell(EventKind.OPENED, there, conn=2)  # nobody asked for 2
+    assert world.engine.ended == [(1, errno.EACCES), (2, errno.EACCES)]
+
+
+def test_many_connections_are_asked_about_by_turns(world, monkeypatch):
+    monkeypatch.setattr(outbound, "CHECKED_AT_ONCE", 10)
+
+    async def main():
+        for conn in range(95):
+            world.router.route(("192.0.2.1", 443), conn)
+        world.router.set_policy(denies("192.0.2.0/24"))
+        assert len(world.engine.ended) == 10
+        world.router.set_policy(denies("192.0.2.0/25"))  # the first one's rest is moot
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert sorted(conn for conn, _ in world.engine.ended) == list(range(95))
+
+
+def test_a_flood_of_refusals_gets_a_bounded_number_of_lines(way, world, caplog):
+    async def main():
+        for _ in range(500):
+            way.ask(DENIED)
+            way.tell(EventKind.FAILED, DENIED, error=errno.ECONNREFUSED)
+        world.outbound.close()
+
+    asyncio.run(main())
+    assert 100 <= len(world.log.records) < 150
+    ((labels, left_out),) = world.samples("fastpath_denied_unlogged_total")
+    assert labels == {"sandbox": "box"}
+    assert len(world.log.records) + left_out == 500
+    assert world.value("fastpath_denied_total") == 500
+    said = f"{PRINCIPAL}: {left_out:.0f} denials are not in the access log"
+    assert said in caplog.text
+
+
+def test_lines_come_again_as_time_goes_by(world, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    limit = throttle.Throttle(lambda count: None)
+    assert [limit.admits() for _ in range(100)] == [True] * 100
+    now += 0.5
+    assert [limit.admits() for _ in range(5)] == [True] * 5
+
+
 def test_nothing_is_kept_of_connections_that_are_gone(way, world):
     for _ in range(2):
         way.ask(VIP)
@@ -392,3 +485,60 @@ def test_the_engines_counters_are_read_when_asked(world):
         ({"sandbox": "other"}, 6),
     ]
     assert world.value("fastpath_device_opened_total") == 12
+
+
+def test_the_counters_of_udp_and_dns_are_read_when_asked(world):
+    stats = DatagramStats(sent=4, flows=2)
+    collector = DatagramCollector(lambda: {"box": stats}, lambda: DnsStats(local=3))
+    world.metrics.registry.register(collector)
+    stats.sent += 1
+    assert world.samples("fastpath_datagram_sent_total") == [({"sandbox": "box"}, 5)]
+    assert world.samples("fastpath_datagram_flows") == [({"sandbox": "box"}, 2)]
+    assert world.value("fastpath_dns_local_total") == 3
+
+
+def test_denied_datagrams_are_counted_and_logged_with_the_identity(world):
+    denial = Denial("udp_off", "UDP is switched off")
+    world.router.datagram_denied(("192.0.2.1", 123), denial)
+    (record,) = world.log.records
+    assert (record.level, record.message) == ("warn", "datagrams denied")
+    assert record.src.identity == str(world.clients.sandbox("box").identity)
+    assert record.dst.addr == "192.0.2.1:123"
+    assert "UDP is switched off" in record.error
+    assert world.samples("fastpath_denied_total") == [
+        ({"sandbox": "box", "reason": "udp_off"}, 1)
+    ]
+
+
+def test_port_53_is_answered_here_whatever_the_address(world):
+    way, destination = Tsi(world), ("169.254.169.254", 53)
+    assert isinstance(way.ask(destination), Here)
+    way.tell(EventKind.OPENED, destination)
+    way.tell(EventKind.CLOSED, destination, up=30, down=60)
+    (record,) = world.log.records
+    assert (record.message, record.error) == ("connection complete", "")
+    assert record.dst.addr == "169.254.169.254:53"
+
+
+def test_a_new_policy_ends_no_query_over_tcp(world):
+    way, destination = Tsi(world), ("10.9.9.9", 53)
+    assert isinstance(way.ask(destination), Here)
+    way.tell(EventKind.OPENED, destination)
+    everything = [Rule.parse("0.0.0.0/0")]
+    world.router.set_policy(SandboxPolicy(egress=EgressPolicy(deny=everything)))
+    assert not world.engine.ended
+    assert isinstance(way.ask(destination), Here)
+
+
+def test_lines_about_denied_datagrams_are_bounded(world, monkeypatch):
+    denial = Denial("udp_off", "UDP is switched off")
+
+    async def work():
+        for port in range(throttle.BURST + 5):
+            world.router.datagram_denied(("192.0.2.1", port), denial)
+        world.outbound.close()
+
+    asyncio.run(work())
+    assert throttle.BURST <= len(world.log.records) < throttle.BURST + 5
+    ((_, count),) = world.samples("fastpath_denied_total")
+    assert count == throttle.BURST + 5

@@ -22,11 +22,11 @@ import pytest
 
 from fastpath.errors import FastpathError
 from fastpath.tsi.policy import Rule
+from fastpath.tsi.policyfile import Egress
 from fastpath.ztunnel import config as configuration
 from fastpath.ztunnel import listener
 from fastpath.ztunnel.model import (
     Config,
-    Egress,
     Fastpath,
     ListenAddress,
     NamespacedHostname,

@@ -11,13 +11,12 @@ from ipaddress import ip_address
 import pytest
 
 from fastpath.tsi.policy import Rule
+from fastpath.tsi.policyfile import DenialErrno, Egress
 from fastpath.ztunnel import config as configuration
 from fastpath.ztunnel import routing
 from fastpath.ztunnel.clients import Clients
 from fastpath.ztunnel.model import (
     Config,
-    DenialErrno,
-    Egress,
     Fastpath,
     GatewayAddress,
     GatewayDestination,

@@ -16,9 +16,9 @@ from ipaddress import ip_address
 import pytest
 
 from fastpath.tsi.policy import Rule
+from fastpath.tsi.policyfile import Egress
 from fastpath.ztunnel.model import (
     Config,
-    Egress,
     Fastpath,
     NamespacedHostname,
     NetworkAddress,

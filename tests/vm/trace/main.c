@@ -3,7 +3,7 @@
  * main.c - tsi_trace: make socket calls, and write down what each gives
  *
  *	tsi_trace IPV4 IPV6 PORT [CASE]...
- *	tsi_trace serve PORT
+ *	tsi_trace serve PORT CLIENT
  *
  * Theory of operation
  * ===================
@@ -436,8 +436,8 @@ static void run_table(const struct test_case *test, char **wanted)
 
 int main(int argc, char **argv)
 {
-	if (argc == 3 && !strcmp(argv[1], "serve"))
-		return serve(strtol(argv[2], NULL, 10));
+	if (argc == 4 && !strcmp(argv[1], "serve"))
+		return serve(strtol(argv[2], NULL, 10), argv[3]);
 	if (argc < 4) {
 		fprintf(stderr, "usage: tsi_trace IPV4 IPV6 PORT [CASE]...\n");
 		return 2;
@@ -448,6 +448,8 @@ int main(int argc, char **argv)
 	run_table(connect_cases, argv + 4);
 	run_table(byte_cases, argv + 4);
 	run_table(option_cases, argv + 4);
+	run_table(listen_cases, argv + 4);
+	run_table(datagram_cases, argv + 4);
 	printf("done\n");
 	return 0;
 }

@@ -14,15 +14,28 @@
  *	listen BACKLOG	make the listener; the result is its port
  *	refuse		take a port that refuses; the result is the port
  *	fill		fill the listener's queue: it answers no SYN from here
- *on free MS		answer; after so long empty the queue accept
- *wait for a connection, at most 10 s: 1, or 0 hold N		accept N
- *connections and keep them drop		close those read N
- *read N bytes, or up to the end or an error readall		read to the end,
- *or to an error write N		write N bytes oob		write
- *one byte of urgent data flood		write until that fails echo N
- *read N bytes and write them shut, close, reset	end the connection, in
- *the three ways port		the client's port, as seen from here unread
- *bytes that could be read, once there are any
+ *			on
+ *	free MS		answer; after so long empty the queue
+ *	accept		wait for a connection, at most 10 s: 1, or 0
+ *	hold N		accept N connections and keep them
+ *	drop		close those
+ *	dial PORT	connect to the case: that is the connection of interest
+ *	read N		read N bytes, or up to the end or an error
+ *	readall		read to the end, or to an error
+ *	write N		write N bytes
+ *	oob		write one byte of urgent data
+ *	flood		write until that fails
+ *	echo N		read N bytes and write them
+ *	shut, close, reset
+ *			end the connection, in the three ways
+ *	port		the client's port, as seen from here
+ *	own		our own
+ *	unread		bytes that could be read, once there are any
+ *	udp		make the UDP socket; the result is its port
+ *	bounce		send a datagram back to where it comes from, waiting for
+ *			it at most 10 s; the result is its size
+ *	udpport		where that came from: the port
+ *	udpclose	close the UDP socket
  */
 
 #define _GNU_SOURCE
@@ -47,6 +60,8 @@
  * @listener:	Listener, or -1
  * @conn:	Connection of interest, or -1
  * @filler:	Our own connection that fills the queue, or -1
+ * @udp:	UDP socket, or -1
+ * @udp_port:	Port that the last datagram came from
  * @n_held:	Used of @held
  * @held:	Connections that are kept
  */
@@ -54,18 +69,21 @@ static struct session {
 	int listener;
 	int conn;
 	int filler;
+	int udp;
+	int udp_port;
 	int n_held;
 	int held[MAX_HELD];
-} session = {.listener = -1, .conn = -1, .filler = -1};
+} session = {.listener = -1, .conn = -1, .filler = -1, .udp = -1};
 
 static char bytes[1 << 16];
+static const char *client_host; /* where cases are reached */
 
 /* A socket bound to a port of any address; 0 lets the kernel choose */
-static int bound(long port)
+static int bound(int type, long port)
 {
 	struct sockaddr_in6 sa = {.sin6_family = AF_INET6,
 				  .sin6_port = htons((uint16_t)port)};
-	int fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
+	int fd = socket(AF_INET6, type | SOCK_CLOEXEC, 0), on = 1;
 
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
 	if (bind(fd, (struct sockaddr *)&sa, sizeof(sa)))
@@ -107,7 +125,7 @@ static long do_free(long ms)
 
 static long do_listen(long backlog)
 {
-	session.listener = bound(0);
+	session.listener = bound(SOCK_STREAM, 0);
 	if (listen(session.listener, (int)backlog))
 		return -1;
 	return port_of(session.listener, false);
@@ -116,7 +134,7 @@ static long do_listen(long backlog)
 static long do_refuse(long unused)
 {
 	(void)unused;
-	return port_of(bound(0), false);
+	return port_of(bound(SOCK_STREAM, 0), false);
 }
 
 static long do_accept(long unused)
@@ -234,6 +252,54 @@ static long do_port(long unused)
 	return port_of(session.conn, true);
 }
 
+static long do_own(long unused)
+{
+	(void)unused;
+	return port_of(session.conn, false);
+}
+
+static long do_dial(long port)
+{
+	session.conn = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	return connect_to(session.conn, client_host, port);
+}
+
+static long do_udp(long unused)
+{
+	(void)unused;
+	session.udp = bound(SOCK_DGRAM, 0);
+	return port_of(session.udp, false);
+}
+
+static long do_bounce(long unused)
+{
+	struct pollfd state = {.fd = session.udp, .events = POLLIN};
+	struct sockaddr_in6 from;
+	socklen_t len = sizeof(from);
+	ssize_t size;
+
+	(void)unused;
+	if (poll(&state, 1, WAIT_MS) != 1)
+		return -1;
+	size = recvfrom(session.udp, bytes, sizeof(bytes), 0,
+			(struct sockaddr *)&from, &len);
+	session.udp_port = ntohs(from.sin6_port);
+	return sendto(session.udp, bytes, (size_t)size, 0,
+		      (struct sockaddr *)&from, len);
+}
+
+static long do_udp_port(long unused)
+{
+	(void)unused;
+	return session.udp_port;
+}
+
+static long do_udp_close(long unused)
+{
+	(void)unused;
+	return close(session.udp);
+}
+
 static long do_unread(long unused)
 {
 	struct pollfd state = {.fd = session.conn, .events = POLLIN};
@@ -259,6 +325,9 @@ static const struct command {
     {"echo", do_echo, false},	     {"shut", do_shut, false},
     {"close", do_close, false},	     {"reset", do_reset, false},
     {"port", do_port, false},	     {"unread", do_unread, false},
+    {"own", do_own, false},	     {"dial", do_dial, false},
+    {"udp", do_udp, false},	     {"bounce", do_bounce, false},
+    {"udpport", do_udp_port, false}, {"udpclose", do_udp_close, false},
 };
 
 /* Do one line of a control connection */
@@ -304,13 +373,15 @@ static void __attribute__((noreturn)) session_main(int fd)
 /**
  * serve() - Serve control connections until killed
  * @port:	Port
+ * @client:	Address that cases are reached at
  *
  * Returns: 1 if it can't
  */
-int serve(long port)
+int serve(long port, const char *client)
 {
-	int server = bound(port);
+	int server = bound(SOCK_STREAM, port);
 
+	client_host = client;
 	signal(SIGPIPE, SIG_IGN);
 	signal(SIGCHLD, SIG_IGN);
 	if (server < 0 || listen(server, 64)) {

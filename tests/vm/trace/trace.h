@@ -7,6 +7,8 @@
  *	connects.c	cases: connect()
  *	bytes.c		cases: bytes, ends and errors of a connection
  *	options.c	cases: options, names, ioctl()
+ *	listens.c	cases: listeners, and what they accept
+ *	datagrams.c	cases: UDP
  */
 #ifndef TRACE_H
 #define TRACE_H
@@ -34,6 +36,8 @@ struct test_case {
 extern const struct test_case connect_cases[];
 extern const struct test_case byte_cases[];
 extern const struct test_case option_cases[];
+extern const struct test_case listen_cases[];
+extern const struct test_case datagram_cases[];
 
 /* Make a call and trace its result under the name that follows */
 #define TRACE(what, call)                                                      \
@@ -69,6 +73,6 @@ void alarm_in(long ms, int sa_flags);
 extern const char *host4, *host6;
 extern volatile int sigpipes;
 
-int serve(long port);
+int serve(long port, const char *client);
 
 #endif /* TRACE_H */

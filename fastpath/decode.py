@@ -109,10 +109,12 @@ class Document:
 
     Args:
         name: what to call the file in messages.
+        mends: what mends a wrong value, by its key.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, mends: Mapping[str, str] | None = None) -> None:
         self.name = name
+        self._mends = mends or {}
         self._lines: dict[KeyPath, int] = {}
 
     def note(self, path: KeyPath, node: yaml.Node) -> None:
@@ -123,18 +125,23 @@ class Document:
         """The same, unless something is known of `path` already."""
         self._lines.setdefault(path, node.start_mark.line + 1)
 
-    def error(self, path: KeyPath, why: str) -> FastpathError:
-        """`FILE:LINE: key.path: what is wrong`.
+    def error(self, path: KeyPath, why: str, mend: str | None = None) -> FastpathError:
+        """`FILE:LINE: key.path: what is wrong; mend: what to do`.
 
         A path that is not in the file (a missing key, a value built in code)
-        gets the line of what would contain it.
+        gets the line of what would contain it. Without `mend`, the innermost key that
+        has one says it.
         """
+        keys = [key for key in path if isinstance(key, str) and key in self._mends]
+        if mend is None and keys:
+            mend = self._mends[keys[-1]]
         known = path
         while known and known not in self._lines:
             known = known[:-1]
         line = self._lines.get(known, 1)
         where = f"{self.name}:{line}"
-        return FastpathError(f"{where}: {format_path(path)}" if path else where, why)
+        what = f"{where}: {format_path(path)}" if path else where
+        return FastpathError(what, why, mend)
 
 
 def format_path(path: KeyPath) -> str:
@@ -161,11 +168,21 @@ def load(file: Path, schema: type[T]) -> tuple[T, Document]:
     except OSError as exc:
         raise FastpathError(f"{file}", exc.strerror or str(exc)) from exc
     document = Document(str(file))
+    return loads(data, schema, document), document
+
+
+def loads(data: bytes, schema: type[T], document: Document) -> T:
+    """Read the bytes of `document` as one value of `schema`.
+
+    Raises:
+        FastpathError: they are not YAML, or do not fit.
+    """
     node = _compose(data, document)
     try:
-        return _Decoder(document).decode(node, schema, ()), document
+        value: T = _Decoder(document).decode(node, schema, ())
     except RecursionError:
         raise document.error((), "is nested too deeply") from None
+    return value
 
 
 def camel_case(name: str) -> str:
@@ -300,7 +317,8 @@ class _Decoder:
         values = {}
         for key, _, value_node in self._items(node, path):
             if key not in fields:
-                raise self._document.error((*path, key), "unknown field")
+                mend = f"use one of {', '.join(fields)}"
+                raise self._document.error((*path, key), "unknown field", mend)
             name = fields[key].name
             values[name] = self.decode(value_node, hints[name], (*path, key))
         for key, field in fields.items():

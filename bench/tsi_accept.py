@@ -1,0 +1,193 @@
+"""The rate of accept(): a published listener against a raw AF_VSOCK one.
+
+    python -m bench.tsi_accept [--rounds N] [--connections N] [--in-flight N]
+
+One guest, one backend, `probe` in the guest in turn as a TCP server over TSI and as an
+AF_VSOCK server, rounds interleaved. The host's side is the same for both, and as light
+as can be: connected unix sockets that are offered to the listener's vsock port, so many
+in flight, each half-closed at once. What is left to differ is the guest's accept().
+Prints a line of JSON: connections a second of both, and the ratio with its 95 %
+interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import ipaddress
+import json
+import socket
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from fastpath.report.stats import paired_ratio
+from fastpath.tsi.inbound import first_port
+from fastpath.tsi.protocol import Caller
+from fastpath.vm import accel, images
+from fastpath.vm.guest import Guest
+from fastpath.vm.machine import Machine
+from fastpath.vm.spec import VmSpec
+from fastpath.ztunnel.config import for_sandbox
+from fastpath.ztunnel.model import ListenAddress, Publication
+from fastpath.ztunnel.process import Ztunnel
+from vhost_user.engine import EventKind
+
+CID, PORT, RAW_PORT = 3, 8080, 5000
+ANY_CID = 0xFFFFFFFF
+RANGE = 1
+RETRY_S = 0.005
+ROUND_S = 120.0
+
+
+class Load:
+    """Keeps connections to a guest's port coming.
+
+    Args:
+        device: of the guest.
+        guest_port: where it listens.
+        in_flight: connections at a time.
+    """
+
+    def __init__(self, device, guest_port, in_flight):
+        self._device = device
+        self._guest_port = guest_port
+        self._in_flight = in_flight
+        self._conns = {}
+        self._next = 0
+
+    def start(self):
+        for _ in range(self._in_flight):
+            self._offer()
+
+    def stop(self):
+        self._in_flight = 0
+
+    def handle_event(self, event):
+        """Replace a connection that has ended."""
+        if event.conn not in self._conns or event.kind is EventKind.OPENED:
+            return
+        self._conns.pop(event.conn).close()
+        if event.kind is EventKind.CLOSED:
+            self._offer()
+        else:  # nobody listens yet, or any more
+            asyncio.get_running_loop().call_later(RETRY_S, self._offer)
+
+    def _offer(self):
+        if len(self._conns) >= self._in_flight:
+            return
+        ours, theirs = socket.socketpair()
+        self._next = (self._next + 1) % 0xFFFF
+        port = first_port(RANGE) | self._next
+        ours.shutdown(socket.SHUT_WR)
+        with theirs:
+            conn = self._device.handle.offer(self._guest_port, theirs, port=port)
+        self._conns[conn] = ours
+
+
+class Bench:
+    """One guest."""
+
+    def __init__(self, options, ztunnel, guest, machine):
+        self._options = options
+        self._guest, self._machine = guest, machine
+        sandbox = ztunnel.sandboxes["sandbox"]
+        self._device, self._service = sandbox.device, sandbox.service
+        self._handle = self._service.handle_event
+        self._service.handle_event = self._event
+        self._load = None
+
+    async def rate(self, *, tsi):
+        """Connections a second that the guest takes."""
+        said = bytearray()
+        address = ("0.0.0.0", PORT) if tsi else (f"vsock:{ANY_CID}", RAW_PORT)
+        argv = ["probe", *map(str, address), "accept", str(self._options.connections)]
+        work = self._guest.run(argv, tsi=tsi, stdout=said.extend, stderr=said.extend)
+        task = asyncio.ensure_future(self._machine.watch(work))
+        port = await self._listener() if tsi else RAW_PORT
+        self._load = Load(self._device, port, self._options.in_flight)
+        self._load.start()
+        async with asyncio.timeout(ROUND_S):
+            if await task:
+                raise RuntimeError(said.decode())
+        self._load.stop()
+        figures = json.loads(said)
+        return figures["bytes"] * 1e9 / figures["ns"]
+
+    async def _listener(self):
+        """The vsock port of the published listener, its clients introduced."""
+        inbound = self._service.inbound
+        while not inbound.listeners:  # noqa: ASYNC110  the guest has no event for it
+            await asyncio.sleep(0.01)
+        ((announcer, listen),) = next(iter(inbound._ports.values())).listeners
+        peer = Caller(first_port(RANGE), ipaddress.IPv4Address("192.0.2.1"))
+        announcer.send(peer.encode())
+        return listen.listener
+
+    def _event(self, event):
+        if self._load is not None:
+            self._load.handle_event(event)
+        self._handle(event)
+
+
+async def measure(options):
+    """Boot, run all rounds, and return the figures."""
+    async with contextlib.AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tsi-")))
+        spec = VmSpec(
+            image=images.build("base"),
+            accel=accel.choose("auto"),
+            vsock_socket=folder / "s",
+            console=folder / "console",
+            qmp=folder / "qmp",
+            cpus=options.cpus,
+        )
+        config = for_sandbox(
+            socket=folder / "s",
+            cid=CID,
+            addresses=(ipaddress.ip_address("10.200.1.2"),),
+            uds_path=folder / "u",
+            access_log=Path("/dev/null"),
+            publish=(Publication(ListenAddress.parse("127.0.0.1:0"), PORT),),
+        )
+        ztunnel = await stack.enter_async_context(Ztunnel(config))
+        guest = await stack.enter_async_context(
+            Guest(folder / "u", console=spec.console)
+        )
+        machine = await stack.enter_async_context(Machine(spec))
+        await machine.watch(guest.ready())
+        bench = Bench(options, ztunnel, guest, machine)
+        tsi, raw = [], []
+        for number in range(options.rounds + 1):
+            pair = [await bench.rate(tsi=True), await bench.rate(tsi=False)]
+            sys.stderr.write(f"{number}: {pair[0]:.0f} {pair[1]:.0f}\n")
+            if number:  # the first is warm-up
+                tsi.append(pair[0])
+                raw.append(pair[1])
+    ratio = paired_ratio(tsi, raw)
+    return {
+        "accel": str(spec.accel),
+        "in_flight": options.in_flight,
+        "tsi_per_s": round(statistics.median(tsi)),
+        "raw_per_s": round(statistics.median(raw)),
+        "ratio": round(ratio.median, 3),
+        "ci95": [round(ratio.low, 3), round(ratio.high, 3)],
+        "rounds": options.rounds,
+    }
+
+
+def main():
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--connections", type=int, default=1000)
+    parser.add_argument("--in-flight", type=int, default=32)
+    parser.add_argument("--cpus", type=int, default=1)
+    json.dump(asyncio.run(measure(parser.parse_args())), sys.stdout)
+    sys.stdout.write("\n")
+
+
+if __name__ == "__main__":
+    main()

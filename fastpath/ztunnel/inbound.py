@@ -1,0 +1,114 @@
+"""Where a sandbox's listeners are reachable, and what is said of their connections.
+
+A port that the policy publishes is reachable at the pod's IPs, and at addresses of the
+host that the configuration names; these need no policy file. `fastpath.tsi.inbound`
+does the rest.
+"""
+
+from __future__ import annotations
+
+import os
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+from fastpath.ztunnel import listener
+from fastpath.ztunnel.access_log import Party, Record
+from fastpath.ztunnel.model import ListenAddress
+from fastpath.ztunnel.routing import format_address
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Sequence
+
+    from fastpath.tsi.inbound import Client as Inbound
+    from fastpath.ztunnel.access_log import AccessLog
+    from fastpath.ztunnel.clients import Client
+    from fastpath.ztunnel.metrics import Metrics
+    from fastpath.ztunnel.model import Sandbox
+    from vhost_user.engine import Event
+
+
+class SandboxPublisher:
+    """What the TSI service of one sandbox asks and tells (`tsi.inbound.Publisher`).
+
+    Args:
+        sandbox: says what is published, and where.
+        server: the same one; who it is.
+        access_log: gets one line a connection.
+        metrics: get the counts.
+    """
+
+    def __init__(
+        self, sandbox: Sandbox, server: Client, access_log: AccessLog, metrics: Metrics
+    ) -> None:
+        self._sandbox = sandbox
+        self._server = server
+        self._access_log = access_log
+        self._metrics = metrics
+
+    def addresses(
+        self, port: int, version: int, *, covered: bool
+    ) -> Sequence[ListenAddress]:
+        """Where a port of the guest is reachable."""
+        found = []
+        if covered and self._sandbox.pod_listeners:
+            ips = self._server.workload.workload_ips
+            found += [ListenAddress(ip, port) for ip in ips]
+        if covered or not self._sandbox.policy:
+            found += [it.at for it in self._sandbox.publish if it.port == port]
+        return [address for address in found if address.host.version == version]
+
+    def listen(self, address: ListenAddress, backlog: int) -> socket.socket:
+        """Open a listener.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        return listener.published(address, backlog)
+
+    def opened(self) -> None:
+        """The guest took a client."""
+        self._metrics.inbound_opened(self._server)
+
+    def failed(self, client: Inbound, error: int) -> None:
+        """A client never got through."""
+        self._metrics.denied(self._server.name, "inbound")
+        self._write(client, None, error)
+
+    def ended(self) -> None:
+        """The policy ends an established connection."""
+        self._metrics.ended(self._server.name, "unpublished")
+
+    def closed(self, client: Inbound, event: Event) -> None:
+        """An established connection ended."""
+        self._metrics.inbound_closed(
+            self._server, received=event.up_bytes, sent=event.down_bytes
+        )
+        self._write(client, event, event.error)
+
+    def _write(self, client: Inbound, event: Event | None, error: int) -> None:
+        workload = self._server.workload
+        version = ip_address(client.reached[0]).version
+        ips = workload.workload_ips
+        pod = next((ip for ip in ips if ip.version == version), ips[0])
+        what = f"{os.strerror(error)} (os error {error})" if error else ""
+        if client.ended:
+            what = f"ended by a new policy: port {client.port} is not published"
+        self._access_log.write(
+            Record(
+                level="error" if error else "info",
+                message="connection complete" if event else "connection failed",
+                direction="inbound",
+                src=Party(addr=format_address(client.address)),
+                dst=Party(
+                    addr=format_address((str(pod), client.port)),
+                    workload=workload.name,
+                    namespace=workload.namespace,
+                    identity=str(self._server.identity),
+                ),
+                bytes_sent=event.up_bytes if event else None,
+                bytes_recv=event.down_bytes if event else None,
+                duration_ms=event.duration_us // 1000 if event else None,
+                error=what,
+            )
+        )

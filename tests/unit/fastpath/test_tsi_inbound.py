@@ -1,0 +1,636 @@
+"""Listeners of a guest: doors on the host, offers to the guest, names of clients.
+
+A fake device and a fake agent; the TCP listeners and their clients are real.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+import struct
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any, cast
+
+import pytest
+
+from fastpath.tsi import inbound as module
+from fastpath.tsi.inbound import Announcer, Inbound, Peers, first_port
+from fastpath.tsi.policy import Limits, Ports, SandboxPolicy
+from fastpath.tsi.protocol import Listen
+from vhost_user.engine import Event, EventKind
+from vhost_user.errors import StateError
+
+LISTENING, CALLER = 17, 18
+PORT = 80
+VSOCK_PORT = 0x100050
+ANY4, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
+TIMEOUT_S = 10.0
+
+
+class FakeDevice:
+    """Takes offers; says no to the pairs of ports that are in use."""
+
+    def __init__(self):
+        self.handle = self
+        self.offers = []
+        self.offered = asyncio.Event()
+        self.used = set()
+        self.resets = []
+
+    def reset(self, conn, error):
+        self.resets.append((conn, error))
+
+    def offer(self, guest_port, sock, *, port):
+        if (guest_port, port) in self.used:
+            raise StateError("in use")
+        self.used.add((guest_port, port))
+        self.offers.append((guest_port, port, sock.dup()))
+        self.offered.set()
+        return len(self.offers)
+
+
+class FakePublisher:
+    """Publishes ports on 127.0.0.1 and ::1, at a port that the kernel chooses."""
+
+    def __init__(self):
+        self.error = None
+        self.doors = {}
+        self.backlogs = []
+        self.said = []
+
+    def addresses(self, port, version, *, covered):
+        return [(port, version)] if covered else []
+
+    def listen(self, address, backlog):
+        self.backlogs.append(backlog)
+        if self.error is not None:
+            raise OSError(self.error, "no")
+        _, version = address
+        family, host = (
+            (socket.AF_INET, "127.0.0.1") if version == 4 else (socket.AF_INET6, "::1")
+        )
+        door = socket.create_server((host, 0), family=family, backlog=backlog)
+        self.doors[address] = door.getsockname()[:2]
+        return door
+
+    def opened(self):
+        self.said.append("opened")
+
+    def failed(self, client, error):
+        self.said.append(("failed", client.address, error))
+
+    def ended(self):
+        self.said.append("ended")
+
+    def closed(self, client, event):
+        self.said.append(("closed", client.address, event.up_bytes))
+
+
+class FakeAgent(Announcer):
+    """Keeps what it is sent: pairs of a type and the payload's fields."""
+
+    def __init__(self):
+        self.messages = []
+        super().__init__(self.keep)
+
+    def keep(self, data):
+        kind, size = struct.unpack_from("<HH", data)
+        assert len(data) == 4 + size
+        form = {LISTENING: "<IHHI", CALLER: "<IHH16s"}[kind]
+        self.messages.append((kind, struct.unpack_from(form, data, 4)))
+        return True
+
+    def kinds(self):
+        return [kind for kind, _ in self.messages]
+
+
+def published(*ports, **limits):
+    """A policy."""
+    return SandboxPolicy(
+        published=Ports(tuple((port, port) for port in ports)), limits=Limits(**limits)
+    )
+
+
+class World:
+    def __init__(self):
+        self.device = FakeDevice()
+        self.publisher = FakePublisher()
+        self.agent = FakeAgent()
+        self.clients = []
+        self.inbound = Inbound(
+            cast("Any", self.device),
+            self.publisher,
+            policy=published(PORT),
+            reset=self.device.reset,
+            name="test",
+        )
+
+    def listen(self, listener=VSOCK_PORT, *, agent=None, **fields):
+        values: dict[str, Any] = {"backlog": 16, "port": PORT, "address": ANY4} | fields
+        self.inbound.listen(agent or self.agent, Listen(listener, **values))
+        return (agent or self.agent).messages[-1]
+
+    async def connect(self, port=PORT, version=4):
+        """A client; True from the guest's side comes later."""
+        loop = asyncio.get_running_loop()
+        family = socket.AF_INET if version == 4 else socket.AF_INET6
+        sock = socket.socket(family)
+        sock.setblocking(False)
+        self.clients.append(sock)
+        await loop.sock_connect(sock, self.publisher.doors[port, version])
+        return sock
+
+    async def offered(self, count):
+        """Wait for that many offers in all; return the last."""
+        while len(self.device.offers) < count:
+            self.device.offered.clear()
+            await self.device.offered.wait()
+        assert len(self.device.offers) == count
+        return self.device.offers[-1]
+
+    def event(self, kind, conn, error=0, **fields):
+        guest_port, port, sock = self.device.offers[conn - 1]
+        if kind is not EventKind.OPENED:
+            sock.close()
+            self.device.used.discard((guest_port, port))
+        self.inbound.handle_event(
+            Event(
+                kind=kind,
+                conn=conn,
+                port=port,
+                peer_port=guest_port,
+                error=error,
+                **fields,
+            )
+        )
+
+    def full(self, conn):
+        """The guest's backlog has no room."""
+        self.event(EventKind.FAILED, conn, errno.ECONNREFUSED)
+
+    def close(self):
+        self.inbound.close()
+        for sock in self.clients:
+            sock.close()
+        for _, _, sock in self.device.offers:
+            sock.close()
+
+
+def run(work):
+    async def bounded():
+        world = World()
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                return await work(world)
+        finally:
+            world.close()
+
+    return asyncio.run(bounded())
+
+
+async def is_reset(sock):
+    with pytest.raises(ConnectionResetError):
+        await asyncio.get_running_loop().sock_recv(sock, 1)
+
+
+async def is_refused(world, version=4):
+    with pytest.raises(ConnectionRefusedError):
+        await world.connect(version=version)
+
+
+def test_a_listener_is_told_the_port_that_clients_use():
+    async def work(world):
+        kind, (listener, port, reserved, error) = world.listen()
+        assert (kind, listener, reserved, error) == (LISTENING, VSOCK_PORT, 0, 0)
+        assert port == world.publisher.doors[PORT, 4][1]
+        assert world.publisher.backlogs == [16]
+        assert world.inbound.listeners == 1
+
+    run(work)
+
+
+def test_what_is_not_published_stays_in_the_guest():
+    async def work(world):
+        assert world.listen(port=81) == (LISTENING, (VSOCK_PORT, 0, 0, 0))
+        assert world.publisher.doors == {}
+        assert world.inbound.listeners == 0
+
+    run(work)
+
+
+def test_a_port_that_the_host_cannot_have_gives_its_errno():
+    async def work(world):
+        world.publisher.error = errno.EADDRINUSE
+        reply = (LISTENING, (VSOCK_PORT, 0, 0, errno.EADDRINUSE))
+        assert world.listen() == reply
+        world.publisher.error = None
+        assert world.listen()[1][1] != 0
+
+    run(work)
+
+
+def test_a_client_is_offered_from_a_port_that_names_it():
+    async def work(world):
+        world.listen()
+        first = await world.connect()
+        guest_port, port, _ = await world.offered(1)
+        assert guest_port == VSOCK_PORT
+        assert port == 0x80010000 | first.getsockname()[1]
+        peer = (0x80010000, 4, 0, ip_address("127.0.0.1").packed.ljust(16, b"\0"))
+        assert world.agent.messages[1:] == [(CALLER, peer)]
+        second = await world.connect()
+        _, port, _ = await world.offered(2)
+        assert port == 0x80010000 | second.getsockname()[1]
+        assert world.agent.kinds() == [LISTENING, CALLER]  # known by now
+
+    run(work)
+
+
+def test_each_agent_is_told_of_a_client():
+    async def work(world):
+        other = FakeAgent()
+        world.inbound.set_policy(published(PORT, 81))
+        world.listen()
+        world.listen(0x100051, agent=other, port=81)
+        await world.connect()
+        await world.offered(1)
+        await world.connect(81)
+        await world.offered(2)
+        assert other.messages[1:] == world.agent.messages[1:]
+
+    run(work)
+
+
+def test_a_connection_lives_without_our_descriptor():
+    async def work(world):
+        world.listen()
+        client = await world.connect()
+        _, _, sock = await world.offered(1)
+        world.event(EventKind.OPENED, 1)
+        sock.send(b"hello")
+        loop = asyncio.get_running_loop()
+        assert await loop.sock_recv(client, 10) == b"hello"
+        sock.close()
+        assert await loop.sock_recv(client, 10) == b""  # nobody else has it
+        world.event(EventKind.CLOSED, 1, up_bytes=7)
+        address = client.getsockname()
+        assert world.publisher.said == ["opened", ("closed", address, 7)]
+
+    run(work)
+
+
+def test_nobody_listens_after_unlisten():
+    async def work(world):
+        world.listen()
+        world.inbound.unlisten(world.agent, VSOCK_PORT)
+        await is_refused(world)
+        world.inbound.unlisten(world.agent, VSOCK_PORT)  # ignored
+        assert world.inbound.listeners == 0
+
+    run(work)
+
+
+def test_an_agents_listeners_end_with_it():
+    async def work(world):
+        other = FakeAgent()
+        world.inbound.set_policy(published(PORT, 81))
+        world.listen()
+        world.listen(0x100051, agent=other, port=81)
+        world.inbound.ended(world.agent)
+        await is_refused(world)
+        await world.connect(81)
+        await world.offered(1)
+
+    run(work)
+
+
+def test_a_client_waits_for_room_in_the_backlog():
+    async def work(world):
+        world.listen()
+        await world.connect()
+        await world.offered(1)
+        world.full(1)
+        await world.offered(2)  # once more, the same
+        world.full(2)
+        await world.offered(3)
+        assert len({(guest, port) for guest, port, _ in world.device.offers}) == 1
+        world.event(EventKind.OPENED, 3)
+        assert world.publisher.said == ["opened"]
+
+    run(work)
+
+
+def test_no_client_overtakes_one_that_waits():
+    async def work(world):
+        world.listen()
+        first = await world.connect()
+        await world.offered(1)
+        world.full(1)
+        await world.connect()
+        _, port, _ = await world.offered(2)
+        assert port & 0xFFFF == first.getsockname()[1]
+        world.event(EventKind.OPENED, 2)
+        await world.offered(3)
+
+    run(work)
+
+
+def test_no_more_clients_are_offered_than_the_backlog_could_take():
+    async def work(world):
+        world.listen(backlog=1)
+        for _ in range(3):
+            await world.connect()
+        await world.offered(2)
+        await asyncio.sleep(0.02)
+        await world.offered(2)
+        world.event(EventKind.OPENED, 1)
+        await world.offered(3)
+
+    run(work)
+
+
+def test_clients_that_wait_are_reset_when_the_listener_closes():
+    async def work(world):
+        world.listen()
+        client = await world.connect()
+        await world.offered(1)
+        world.full(1)
+        world.inbound.unlisten(world.agent, VSOCK_PORT)
+        await is_reset(client)
+        failed = ("failed", client.getsockname(), errno.ECONNREFUSED)
+        assert world.publisher.said == [failed]
+
+    run(work)
+
+
+def test_a_client_on_offer_is_reset_when_the_listener_closes():
+    async def work(world):
+        world.listen()
+        client = await world.connect()
+        await world.offered(1)
+        world.inbound.unlisten(world.agent, VSOCK_PORT)
+        world.full(1)
+        await is_reset(client)
+
+    run(work)
+
+
+def test_a_client_is_not_offered_for_ever(monkeypatch):
+    async def work(world):
+        monkeypatch.setattr(module, "OFFER_S", -1.0)
+        world.listen()
+        client = await world.connect()
+        await world.offered(1)
+        world.full(1)
+        await is_reset(client)
+        assert world.publisher.said[-1][2] == errno.ETIMEDOUT
+
+    run(work)
+
+
+@pytest.mark.parametrize("error", [errno.ECONNABORTED, errno.ETIMEDOUT])
+def test_a_client_that_left_or_a_guest_that_sleeps_ends_it(error):
+    async def work(world):
+        world.listen()
+        client = await world.connect()
+        await world.offered(1)
+        world.event(EventKind.FAILED, 1, error)
+        await is_reset(client)
+        await asyncio.sleep(0.02)
+        await world.offered(1)
+
+    run(work)
+
+
+def test_listeners_of_one_port_take_turns():
+    async def work(world):
+        world.listen()
+        world.listen(VSOCK_PORT + 0x10000)
+        for count in range(1, 5):
+            await world.connect()
+            await world.offered(count)
+        guests = [guest for guest, _, _ in world.device.offers]
+        assert sorted(guests) == [VSOCK_PORT] * 2 + [VSOCK_PORT + 0x10000] * 2
+        assert guests[:2] == guests[2:]
+
+    run(work)
+
+
+def test_the_door_stays_open_for_the_other_listener_of_a_port():
+    async def work(world):
+        world.listen()
+        world.listen(VSOCK_PORT + 0x10000)
+        world.inbound.unlisten(world.agent, VSOCK_PORT)
+        await world.connect()
+        guest_port, _, _ = await world.offered(1)
+        assert guest_port == VSOCK_PORT + 0x10000
+
+    run(work)
+
+
+@pytest.mark.parametrize(
+    ("fields", "versions"),
+    [
+        pytest.param({}, {4}, id="ipv4"),
+        pytest.param({"address": IPv4Address("10.0.0.5")}, {4}, id="pod"),
+        pytest.param({"address": ANY6}, {4, 6}, id="dual"),
+        pytest.param({"address": ANY6, "v6only": True}, {6}, id="v6only"),
+        pytest.param({"address": IPv6Address("fd00::5")}, {6}, id="pod-ipv6"),
+        pytest.param({"address": IPv6Address("::ffff:10.0.0.5")}, {4}, id="mapped"),
+    ],
+)
+def test_a_listener_has_doors_for_its_clients_families(fields, versions):
+    async def work(world):
+        world.listen(**fields)
+        assert {version for _, version in world.publisher.doors} == versions
+
+    run(work)
+
+
+def test_listeners_of_two_families_share_a_port():
+    async def work(world):
+        world.listen()
+        world.listen(VSOCK_PORT + 0x10000, address=ANY6, v6only=True)
+        await world.connect(version=6)
+        guest_port, _, _ = await world.offered(1)
+        assert guest_port == VSOCK_PORT + 0x10000
+        assert world.agent.messages[-1][1][1] == 6
+        await world.connect(version=4)
+        guest_port, _, _ = await world.offered(2)
+        assert guest_port == VSOCK_PORT
+
+    run(work)
+
+
+def test_a_client_whose_ports_are_still_in_use_gets_another_range():
+    async def work(world):
+        world.listen()
+        client = socket.create_server(("127.0.0.1", 0))  # a port to come from
+        port = client.getsockname()[1]
+        client.close()
+        world.device.used.add((VSOCK_PORT, first_port(1) | port))
+        sock = socket.socket()
+        world.clients.append(sock)
+        sock.bind(("127.0.0.1", port))
+        sock.connect(world.publisher.doors[PORT, 4])
+        assert (await world.offered(1))[1] == first_port(2) | port
+
+    run(work)
+
+
+def test_a_policy_that_changes_opens_and_closes_doors():
+    async def work(world):
+        world.listen()
+        assert world.inbound.listeners == 1
+        world.inbound.set_policy(published())
+        assert world.inbound.listeners == 0
+        await is_refused(world)
+        world.inbound.set_policy(published(PORT))
+        assert world.inbound.listeners == 1
+        await world.connect()
+        await world.offered(1)
+
+    run(work)
+
+
+def test_a_listener_that_is_announced_anew_while_unpublished_may_come_back():
+    """By the next agent; the one before is gone."""
+
+    async def work(world):
+        world.listen()
+        world.inbound.set_policy(published())
+        world.inbound.ended(world.agent)
+        world.agent = FakeAgent()
+        assert world.listen() == (LISTENING, (VSOCK_PORT, 0, 0, 0))
+        assert world.listen() == (LISTENING, (VSOCK_PORT, 0, 0, 0))
+        world.inbound.set_policy(published(PORT))
+        await world.connect()
+        await world.offered(1)
+        world.inbound.set_policy(published())
+        world.listen()
+        world.inbound.unlisten(world.agent, VSOCK_PORT)
+        world.inbound.set_policy(published(PORT))
+        assert world.inbound.listeners == 0
+
+    run(work)
+
+
+def test_a_policy_that_changes_ends_connections_to_what_is_not_published():
+    async def work(world):
+        world.inbound.set_policy(published(PORT, 81))
+        world.listen()
+        world.listen(VSOCK_PORT + 1, port=81)
+        for count, port in enumerate((PORT, 81, 81), 1):
+            await world.connect(port)
+            await world.offered(count)
+        world.event(EventKind.OPENED, 1)
+        world.event(EventKind.OPENED, 2)
+        world.inbound.set_policy(published(PORT))
+        assert world.device.resets == [(2, errno.ECONNRESET)]
+        world.event(EventKind.OPENED, 3)  # it was on its way
+        assert [conn for conn, _ in world.device.resets] == [2, 3]
+        assert world.publisher.said.count("ended") == 2
+        for conn in (2, 3):
+            world.event(EventKind.CLOSED, conn)
+
+    run(work)
+
+
+def test_the_next_agent_is_told_whom_its_guest_is_connected_with():
+    async def work(world):
+        world.listen()
+        for count in (1, 2):
+            await world.connect()
+            await world.offered(count)
+        world.event(EventKind.OPENED, 1)
+        known = world.agent.messages[1:]
+        assert [kind for kind, _ in known] == [CALLER]
+        world.inbound.ended(world.agent)
+        other = FakeAgent()
+        world.listen(agent=other)
+        assert other.messages[:-1] == known
+
+    run(work)
+
+
+def test_a_listener_may_change_its_backlog():
+    async def work(world):
+        world.listen(backlog=1)
+        port = world.listen(backlog=7)[1][1]
+        assert port == world.publisher.doors[PORT, 4][1]
+        assert world.publisher.backlogs == [1]  # the door is the same
+        for count in range(1, 9):
+            await world.connect()
+            await world.offered(count)
+
+    run(work)
+
+
+def test_a_sandbox_has_a_bounded_number_of_listeners():
+    async def work(world):
+        world.inbound.set_policy(published(PORT, max_listeners=1))
+        world.listen()
+        unpublished = (LISTENING, (VSOCK_PORT + 1, 0, 0, 0))
+        assert world.listen(VSOCK_PORT + 1, port=81) == unpublished
+        reply = (LISTENING, (VSOCK_PORT + 0x10000, 0, 0, errno.ENOBUFS))
+        assert world.listen(VSOCK_PORT + 0x10000) == reply
+        assert world.listen()[1][3] == 0  # not one more
+
+    run(work)
+
+
+def test_a_process_out_of_descriptors_accepts_later(monkeypatch):
+    async def work(world):
+        monkeypatch.setattr(module, "NO_FILES_S", 0.01)
+        world.listen()
+        accept = socket.socket.accept
+        short = [OSError(errno.EMFILE, "no"), None]
+
+        def sometimes(door):
+            if error := short.pop() if short else None:
+                raise error
+            return accept(door)
+
+        short.reverse()
+        monkeypatch.setattr(socket.socket, "accept", sometimes)
+        await world.connect()
+        await world.offered(1)
+
+    run(work)
+
+
+def test_events_of_unknown_connections_are_ignored():
+    async def work(world):
+        for kind in (EventKind.OPENED, EventKind.FAILED, EventKind.CLOSED):
+            world.inbound.handle_event(Event(kind=kind, conn=99, port=first_port(1)))
+        assert world.publisher.said == []
+
+    run(work)
+
+
+def test_a_range_goes_to_another_ip_when_it_is_unused_for_longest():
+    peers = Peers(ranges=4)
+    ips = [IPv4Address(f"192.0.2.{n}") for n in range(1, 6)]
+    assert [peers.range_of(ip, 0) for ip in ips[:3]] == [1, 2, 3]
+    peers.hold(1)
+    peers.range_of(ips[1], 0)
+    assert peers.range_of(ips[3], 0) == 3
+    assert peers.range_of(ips[4], 0) == 2
+    peers.hold(2)
+    peers.hold(3)
+    assert peers.range_of(ips[2], 0) == 0  # all have connections
+    peers.release(2)
+    assert peers.range_of(ips[2], 0) == 2
+
+
+def test_closing_leaves_no_door():
+    async def work(world):
+        world.listen()
+        door = world.publisher.doors[PORT, 4]
+        world.inbound.close()
+        with contextlib.closing(socket.socket()) as sock:
+            assert sock.connect_ex(door) == errno.ECONNREFUSED
+
+    run(work)

@@ -1,0 +1,651 @@
+"""TSI, inbound: servers in two microVMs, and clients on the host's side.
+
+Both VMs are sandboxes of one `Ztunnel` of this process. All of the host's side lives
+in a network namespace of its own, where the pods' addresses and two clients' are
+addresses of `lo`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import re
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from concurrent.futures import Future
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from fastpath.datapath import netns
+from fastpath.datapath.netns import Namespace
+from fastpath.vm import images
+from fastpath.vm.guest import Guest
+from fastpath.vm.machine import Machine
+from fastpath.vm.spec import VmSpec
+from fastpath.ztunnel.model import Config, Fastpath, Sandbox, Workload
+from fastpath.ztunnel.process import Ztunnel
+
+pytestmark = pytest.mark.vm
+
+HERE = Path(__file__).parent
+PODS = (("10.0.0.5", "fd00::5"), ("10.0.0.6", "fd00::6"))
+CLIENT4, CLIENT6 = "192.0.2.1", "2001:db8::1"
+PORT, PRIVATE, FIRST_CHECK = 8080, 9090, 7000
+EPHEMERAL = "32768-60999"
+POLICY = f'published: ["{FIRST_CHECK}-7999", "{PORT}-8089", "{EPHEMERAL}"]\n'
+CHECKS = re.findall(
+    r"^    CHECK\((\w+)\),", (HERE / "tsi_listener.c").read_text(), re.MULTILINE
+)
+ADDRESSES = [f"{ip}/32" for ip in (PODS[0][0], PODS[1][0], CLIENT4)] + [
+    f"{ip}/128" for ip in (PODS[0][1], PODS[1][1], CLIENT6)
+]
+NETWORK = "\n".join(
+    ["ip link set lo up", *(f"ip addr add {item} dev lo" for item in ADDRESSES)]
+)
+START_S = 60
+
+
+async def make_reader():
+    return asyncio.StreamReader()
+
+
+class Program:
+    """A program that runs in a guest."""
+
+    def __init__(self, world, vm):
+        self._world, self._vm = world, vm
+        self._said = bytearray()
+        self.stdin = world.call(make_reader())
+        self._news = threading.Condition()
+        self.future: Future[int] = Future()
+
+    def heard(self, data):
+        with self._news:
+            self._said += data
+            self._news.notify_all()
+
+    def feed(self, data):
+        self._world.call_soon(self.stdin.feed_data, data)
+
+    def said(self):
+        return self._said.decode(errors="replace")
+
+    def wait_for(self, pattern):
+        """The first group of what it says."""
+        with self._news:
+            assert self._news.wait_for(
+                lambda: re.search(pattern, self.said()) or self.future.done(), START_S
+            ), self.said()
+        found = re.search(pattern, self.said())
+        assert found, self.said()
+        return found.group(1)
+
+    def end(self):
+        """Its status, when it has ended by itself."""
+        return self.future.result(START_S)
+
+    def signal(self, signo):
+        self._world.call(self._world.guests[self._vm].signal(signo))
+
+
+class World:
+    """The VMs, their ztunnel, and the thread that they live in."""
+
+    def __init__(self, image, accelerator, folder, namespace):
+        self._folder = folder
+        self._image, self._accelerator = image, accelerator
+        self.namespace = namespace
+        self.log = folder / "access.log"
+        self._ready = threading.Event()
+        self._error = None
+        self.guests = []
+        self.machines = []
+        self._thread = threading.Thread(target=self._main)
+
+    def __enter__(self):
+        self._thread.start()
+        self._ready.wait()
+        if self._error is not None:
+            self._thread.join()
+            raise self._error
+        return self
+
+    def __exit__(self, *exc):
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    @contextlib.contextmanager
+    def program(self, *argv, vm=0):
+        """Run a program; it is killed if it has not ended at the end."""
+        program = Program(self, vm)
+        work = self.guests[vm].run(
+            argv,
+            tsi=True,
+            stdin=program.stdin,
+            stdout=program.heard,
+            stderr=program.heard,
+        )
+        program.future = asyncio.run_coroutine_threadsafe(
+            self.machines[vm].watch(work), self._loop
+        )
+        program.future.add_done_callback(lambda _: program.heard(b""))
+        try:
+            yield program
+        finally:
+            if not program.future.done():
+                program.signal(9)
+            program.future.result(START_S)
+
+    def call(self, work):
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(START_S)
+
+    def call_soon(self, function, *args):
+        self._loop.call_soon_threadsafe(function, *args)
+
+    def host(self, *command):
+        """Run a command on the host's side."""
+        return self.namespace.run(
+            subprocess.run,
+            command,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=START_S,
+        )
+
+    def curl(self, url, *options):
+        return self.host("curl", "-sS", "-m", "20", *options, url)
+
+    def connect(self, host, port, source=None):
+        """A client of the host's side."""
+
+        def dial():
+            where = (source, 0) if source else None
+            return socket.create_connection((host, port), START_S, where)
+
+        return self.namespace.run(dial)
+
+    def line(self, host, port, source=None):
+        """What a server of ours says, and the client's own name."""
+        with self.connect(host, port, source) as sock:
+            name = sock.getsockname()
+            return sock.makefile().readline().split(), f"{name[0]}/{name[1]}"
+
+    def line_soon(self, host, port, source, words=3):
+        """Same, as soon as it gets through: there may be no agent just now."""
+        deadline = time.monotonic() + START_S
+        while True:
+            with contextlib.suppress(ConnectionError):
+                said, name = self.line(host, port, source)
+                if len(said) == words:
+                    return said, name
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def listeners(self, vm=0):
+        async def count():
+            return self.ztunnel.sandboxes[f"vm{vm}"].service.stats().listeners
+
+        return self.call(count())
+
+    def wait_until_nobody_listens(self):
+        """The control stream and init's are two: either may be first."""
+        deadline = time.monotonic() + START_S
+        while self.listeners():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def _main(self):
+        libc = ctypes.CDLL(None, use_errno=True)
+        try:
+            assert libc.setns(self.namespace.fileno(), 0x40000000) == 0
+            asyncio.run(self._serve())
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._ready.set()
+
+    async def _serve(self):
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        async with contextlib.AsyncExitStack() as stack:
+            self.ztunnel = await stack.enter_async_context(Ztunnel(self._config()))
+            for vm in range(len(PODS)):
+                spec = self._spec(vm)
+                guest = await stack.enter_async_context(
+                    Guest(self._folder / f"u{vm}", console=spec.console)
+                )
+                machine = await stack.enter_async_context(Machine(spec))
+                self.guests.append(guest)
+                self.machines.append(machine)
+            for machine, guest in zip(self.machines, self.guests, strict=True):
+                await machine.watch(guest.ready(START_S))
+            self._ready.set()
+            await self._stop.wait()
+
+    def _config(self):
+        policy = self._folder / "policy.yaml"
+        policy.write_text(POLICY)
+        workloads = [
+            Workload(
+                workload_ips=tuple(map(ip_address, ips)),
+                namespace="default",
+                name=f"pod{vm}",
+            )
+            for vm, ips in enumerate(PODS)
+        ]
+        sandboxes = [
+            Sandbox(
+                name=f"vm{vm}",
+                workload=f"default/pod{vm}",
+                socket=self._folder / f"s{vm}",
+                cid=3 + vm,
+                uds_path=self._folder / f"u{vm}",
+                policy=policy,
+            )
+            for vm in range(len(PODS))
+        ]
+        return Config(
+            workloads=tuple(workloads),
+            fastpath=Fastpath(sandboxes=tuple(sandboxes), access_log=self.log),
+        )
+
+    def _spec(self, vm):
+        return VmSpec(
+            image=self._image,
+            accel=self._accelerator,
+            vsock_socket=self._folder / f"s{vm}",
+            console=self._folder / f"console{vm}",
+            qmp=self._folder / f"q{vm}",
+            memory_mib=384,
+        )
+
+
+@pytest.fixture(scope="module")
+def namespace():
+    if not netns.may_configure():
+        pytest.skip("CAP_NET_ADMIN is missing: run as root, or under unshare -Urn")
+    with Namespace() as there:
+        there.run(subprocess.run, ["sh", "-ec", NETWORK], check=True)
+        yield there
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """Path in the guest -> file."""
+    out = tmp_path_factory.mktemp("servers")
+    found = {
+        "/bin/tsi_listener": out / "c",
+        "/bin/tsi_server_go": out / "go",
+        "/tsi_server.py": HERE / "tsi_server.py",
+        "/nginx.conf": HERE / "nginx.conf",
+    }
+    source = HERE / "tsi_listener.c"
+    subprocess.run(
+        ["cc", "-O2", "-static", "-pthread", "-o", out / "c", source], check=True
+    )
+    if shutil.which("go") is None:
+        pytest.skip("go is not installed (Debian package golang-go)")
+    subprocess.run(
+        ["go", "build", "-o", out / "go", HERE / "tsi_server.go"],
+        check=True,
+        env={**os.environ, "CGO_ENABLED": "0", "GO111MODULE": "off"},
+    )
+    return found
+
+
+@pytest.fixture(scope="module")
+def world(accelerator, programs, namespace):
+    folder = Path(f"/tmp/tsi-in-{os.getpid()}")
+    folder.mkdir()
+    try:
+        image = images.with_files(images.build("nginx"), programs, folder / "initramfs")
+        with World(image, accelerator, folder, namespace) as there:
+            yield there
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def check_results(world):
+    """The C program's line for each check."""
+    with world.program("tsi_listener", str(FIRST_CHECK)) as program:
+        program.future.result(240)
+    lines = program.said().splitlines()
+    return {line.split()[1].rstrip(":"): line for line in lines[:-1]}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_listeners_do_what_tcps_do(check_results, name):
+    assert check_results.get(name) == f"ok {name}"
+
+
+def test_listeners_do_the_same_over_native_tcp(programs, namespace):
+    """Else the checks would state what TSI does, not what TCP does."""
+    done = subprocess.run(
+        namespace.command([str(programs["/bin/tsi_listener"]), str(FIRST_CHECK)]),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+@pytest.mark.parametrize(
+    ("bound", "pod", "source", "mapped"),
+    [
+        pytest.param("0.0.0.0", PODS[0][0], CLIENT4, "", id="ipv4"),
+        pytest.param("::", PODS[0][1], CLIENT6, "", id="ipv6"),
+        pytest.param("::", PODS[0][0], CLIENT4, "::ffff:", id="dual-stack"),
+        pytest.param(PODS[0][0], PODS[0][0], CLIENT4, "", id="pods-own"),
+    ],
+)
+def test_a_server_sees_the_clients_address(world, kind, bound, pod, source, mapped):
+    argv = ("python3", "/tsi_server.py", kind, bound, str(PORT), "2")
+    with world.program(*argv) as server:
+        server.wait_for(r"ready (\d+)\n")
+        for _ in range(2):
+            (accepted, peer, local), me = world.line(pod, PORT, source)
+            assert (accepted, peer) == (mapped + me, mapped + me)
+            assert local == f"{mapped}{pod}/{PORT}"
+        assert server.end() == 0
+    world.wait_until_nobody_listens()
+    with pytest.raises(ConnectionRefusedError):
+        world.connect(pod, PORT)
+
+
+def test_each_client_is_seen_by_its_own_address(world):
+    argv = ("python3", "/tsi_server.py", "blocking", "::", str(PORT), "4")
+    with world.program(*argv) as server:
+        server.wait_for(r"ready (\d+)\n")
+        for source in (CLIENT4, PODS[1][0]):
+            (accepted, _, _), me = world.line(PODS[0][0], PORT, source)
+            assert accepted == f"::ffff:{me}"
+        for source in (CLIENT6, PODS[1][1]):
+            (accepted, _, _), me = world.line(PODS[0][1], PORT, source)
+            assert accepted == me
+        assert server.end() == 0
+
+
+def test_port_0_is_reachable_at_the_port_that_getsockname_says(world):
+    argv = ("python3", "/tsi_server.py", "blocking", "0.0.0.0", "0", "1")
+    with world.program(*argv) as server:
+        port = int(server.wait_for(r"ready (\d+)\n"))
+        (accepted, _, local), me = world.line(PODS[0][0], port, CLIENT4)
+        assert (accepted, local) == (me, f"{PODS[0][0]}/{port}")
+        assert server.end() == 0
+
+
+def test_two_vms_listen_on_the_same_port(world):
+    argv = ("python3", "/tsi_server.py", "blocking", "0.0.0.0", str(PORT), "1")
+    with world.program(*argv, vm=0) as one, world.program(*argv, vm=1) as two:
+        for server in (one, two):
+            server.wait_for(r"ready (\d+)\n")
+        for pod, _ in PODS:
+            (_, _, local), _ = world.line(pod, PORT)
+            assert local == f"{pod}/{PORT}"
+        assert (one.end(), two.end()) == (0, 0)
+
+
+def test_what_is_not_published_stays_in_the_guest(world):
+    script = (
+        f"python3 /tsi_server.py blocking 0.0.0.0 {PRIVATE} 1 & read go;"
+        f" nc 127.0.0.1 {PRIVATE}; wait; echo done"
+    )
+    with world.program("sh", "-c", script) as server:
+        server.wait_for(r"ready (\d+)\n")
+        with pytest.raises(ConnectionRefusedError):
+            world.connect(PODS[0][0], PRIVATE)
+        assert world.listeners() == 0
+        server.feed(b"go\n")
+        assert server.wait_for(r"(127.0.0.1)/\d+ .*\ndone\n")
+
+
+def test_a_published_server_is_reachable_from_inside(world):
+    script = (
+        f"python3 /tsi_server.py blocking 0.0.0.0 {PORT} 3 & read go;"
+        f" nc 127.0.0.1 {PORT}; nc {PODS[0][0]} {PORT}; curl -s --http0.9"
+        f" http://localhost:{PORT}/; wait; echo done"
+    )
+    with world.program("sh", "-c", script) as server:
+        server.wait_for(r"ready (\d+)\n")
+        server.feed(b"go\n")
+        server.wait_for(r"(done)\n")
+        assert len(re.findall(r"127\.0\.0\.1/\d+ ", server.said())) >= 4
+
+
+def test_a_killed_server_leaves_no_listener(world):
+    argv = ("python3", "/tsi_server.py", "blocking", "0.0.0.0", str(PORT), "9")
+    with world.program(*argv) as server:
+        server.wait_for(r"ready (\d+)\n")
+        assert world.listeners() == 1
+        server.signal(9)
+        assert server.end() == 137
+    world.wait_until_nobody_listens()
+    with pytest.raises(ConnectionRefusedError):
+        world.connect(PODS[0][0], PORT)
+
+
+KILL = "kill -9 $(pidof tsi-agent)"
+
+
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+def test_a_listener_outlives_its_agent(world, kind):
+    """Calls of accept() wait on, and clients get in as soon as there is an agent."""
+    serve = f"python3 /tsi_server.py {kind} :: {PORT} 4"
+    script = f"{serve} & read go; {KILL}; echo killed; wait; echo done"
+    with world.program("sh", "-c", script) as server:
+        server.wait_for(r"ready (\d+)\n")
+        (accepted, _, _), me = world.line(PODS[0][0], PORT, CLIENT4)
+        assert accepted == f"::ffff:{me}"
+        server.feed(b"go\n")
+        server.wait_for(r"(killed)\n")
+        for pod, source, mapped in (
+            (PODS[0][0], CLIENT4, "::ffff:"),
+            (PODS[0][1], CLIENT6, ""),
+            (PODS[0][0], PODS[1][0], "::ffff:"),
+        ):
+            said, me = world.line_soon(pod, PORT, source)
+            assert said == [mapped + me, mapped + me, f"{mapped}{pod}/{PORT}"]
+        server.wait_for(r"(done)\n")
+    world.wait_until_nobody_listens()
+
+
+SURVIVOR = f"""
+import errno, os, signal, socket, threading, time
+
+def kill():
+    assert os.system("{KILL}") == 0
+
+def taken():
+    try:
+        socket.create_server(("", {PORT}))
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE
+    return False
+
+ours = socket.create_server(("", {PORT}))
+print("ready", 1, flush=True)
+conn, client = ours.accept()
+kill()
+assert conn.getpeername() == client
+assert ours.getsockname()[1] == {PORT}
+assert taken()
+inside = socket.create_connection(("127.0.0.1", {PORT}))
+there, name = ours.accept()
+assert name == inside.getsockname()
+kill()
+assert inside.getpeername() == ("127.0.0.1", {PORT})
+ours.settimeout(0.5)
+try:
+    ours.accept()
+except TimeoutError:
+    print("timeout", flush=True)
+ours.settimeout(None)
+
+waits = threading.Thread(target=lambda: errors.append(fails(ours.accept)))
+errors = []
+def fails(call):
+    try:
+        call()
+    except OSError as error:
+        return error.errno
+waits.start()
+time.sleep(0.5)
+kill()
+ours.shutdown(socket.SHUT_RDWR)
+waits.join()
+assert errors == [errno.EINVAL], errors
+ours.close()
+ours = socket.create_server(("", {PORT}))
+kill()
+ours.close()
+again = socket.create_server(("", {PORT}))
+print("again", 1, flush=True)
+conn.sendall(b"still here")
+conn.close()
+again.accept()
+kill()
+again.close()
+print("closed", flush=True)
+"""
+
+
+def test_what_a_listener_was_it_is_under_the_next_agent(world):
+    """Its port, its names, waiting calls and the end of them."""
+    with world.program("python3", "-c", SURVIVOR) as server:
+        server.wait_for(r"ready (\d+)\n")
+        with world.connect(PODS[0][0], PORT, CLIENT4) as client:
+            server.wait_for(r"(again)")
+            assert client.recv(16) == b"still here"
+        world.line_soon(PODS[0][0], PORT, CLIENT4, 0)
+        server.wait_for(r"(closed)\n")
+        assert server.end() == 0
+    world.wait_until_nobody_listens()
+    with pytest.raises(ConnectionRefusedError):
+        world.connect(PODS[0][0], PORT)
+
+
+def test_clients_wait_for_room_in_the_backlog(world):
+    program = (
+        "import socket, time\n"
+        f"s = socket.socket(); s.bind(('', {PORT})); s.listen(3)\n"
+        "print('ready', 1, flush=True)\n"
+        "time.sleep(3)\n"
+        "for i in range(8):\n"
+        "    c, a = s.accept(); c.sendall(b'hello'); c.close()\n"
+    )
+    with world.program("python3", "-c", program) as server:
+        server.wait_for(r"ready (\d+)\n")
+        said = []
+
+        def talk():
+            with world.connect(PODS[0][0], PORT) as sock:
+                said.append(sock.makefile("rb").read())
+
+        threads = [threading.Thread(target=talk) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(START_S)
+        assert said == [b"hello"] * 8
+        assert server.end() == 0
+
+
+def test_go_serves_http(world):
+    with world.program("tsi_server_go", str(PORT), "2") as server:
+        server.wait_for(r"ready (\d+)\n")
+        done = world.curl(f"http://{PODS[0][0]}:{PORT}/", "--interface", CLIENT4)
+        client, local = done.stdout.split()
+        assert client.startswith(f"{CLIENT4}:")
+        assert local == f"{PODS[0][0]}:{PORT}"
+        done = world.curl(f"http://[{PODS[0][1]}]:{PORT}/", "--interface", CLIENT6)
+        client, local = done.stdout.split()
+        assert client.startswith(f"[{CLIENT6}]:")
+        assert local == f"[{PODS[0][1]}]:{PORT}"
+        assert server.end() == 0
+
+
+def test_nginx_serves_http(world):
+    """Two workers, both families, its access log and its reload."""
+    argv = ("nginx", "-c", "/nginx.conf", "-g", "daemon off;")
+    with world.program(*argv) as server:
+        while world.listeners() < 2:
+            assert not server.future.done(), server.said()
+        for reload in (False, True):
+            if reload:
+                server.signal(1)
+            for pod, source in ((PODS[0][0], CLIENT4), (PODS[0][1], CLIENT6)):
+                host = f"[{pod}]" if ":" in pod else pod
+                for _ in range(4):
+                    url = f"http://{host}:{PORT}/"
+                    done = world.curl(url, "--interface", source)
+                    assert done.stdout == f"{source} {pod} {PORT}\n", done.stderr
+        server.signal(3)
+        assert server.end() == 0, server.said()
+    world.wait_until_nobody_listens()
+
+
+def test_the_access_log_names_both_ends(world):
+    argv = ("python3", "/tsi_server.py", "blocking", "0.0.0.0", str(PORT), "1")
+    with world.program(*argv) as server:
+        server.wait_for(r"ready (\d+)\n")
+        _, me = world.line(PODS[0][0], PORT, CLIENT4)
+        assert server.end() == 0
+    want = f"src.addr={me.replace('/', ':')} dst.addr={PODS[0][0]}:{PORT}"
+
+    deadline = time.monotonic() + START_S
+    while want not in world.log.read_text():
+        assert time.monotonic() < deadline, world.log.read_text()
+        time.sleep(0.05)
+    line = next(line for line in world.log.read_text().splitlines() if want in line)
+    assert 'direction="inbound"' in line
+    assert 'dst.workload="pod0"' in line
+    assert "bytes_recv=" in line
+
+
+def test_bulk_both_ways(world):
+    """Through a server that reads all, then sends it back."""
+    program = (
+        "import socket\n"
+        f"s = socket.create_server(('', {PORT}))\n"
+        "print('ready', 1, flush=True)\n"
+        "c, _ = s.accept(); data = b''\n"
+        "while piece := c.recv(1 << 16): data += piece\n"
+        "c.sendall(data); c.close()\n"
+    )
+    size = 4 << 20
+    with world.program("python3", "-c", program) as server:
+        server.wait_for(r"ready (\d+)\n")
+        with world.connect(PODS[0][0], PORT) as sock:
+            sock.sendall(b"x" * size)
+            sock.shutdown(socket.SHUT_WR)
+            assert len(sock.makefile("rb").read()) == size
+        assert server.end() == 0
+
+
+def test_many_short_connections_leave_nothing(world):
+    count = 300
+    argv = ("python3", "/tsi_server.py", "asyncio", "0.0.0.0", str(PORT), str(count))
+    with world.program(*argv) as server:
+        server.wait_for(r"ready (\d+)\n")
+        done = world.host(
+            "sh",
+            "-c",
+            f"seq {count} | xargs -P 16 -I N curl -sS -m 20 --http0.9"
+            f" http://{PODS[0][0]}:{PORT}/N",
+        )
+        assert server.end() == 0
+    assert done.stdout.count(f"{PODS[0][0]}/{PORT}\n") == count, done.stderr
+    world.wait_until_nobody_listens()
+    stats = world.ztunnel.device_stats()["vm0"]
+    assert stats.conns <= 4  # init's and the agents' streams
