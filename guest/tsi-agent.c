@@ -345,11 +345,12 @@ static int take_fd(int sock, pid_t child)
  * @sock:	To the agent
  * @argv:	Command
  * @mask:	Signal mask to run it with
+ * @trap_accept: accept() and accept4(), too
  */
-static void __attribute__((noreturn)) become_command(int sock, char **argv,
-						     const sigset_t *mask)
+static void __attribute__((noreturn))
+become_command(int sock, char **argv, const sigset_t *mask, bool trap_accept)
 {
-	int fd = filter_install();
+	int fd = filter_install(trap_accept);
 
 	if (fd < 0 || !offer_fd(sock, fd))
 		fail(fd < 0 && errno == EBUSY ? "another agent is above this"
@@ -392,8 +393,9 @@ static void tell_keeper(void)
  * start_command() - Fork the command and get its listener
  * @argv:	Command
  * @mask:	Signal mask to run it with
+ * @trap_accept: accept() and accept4(), too
  */
-static void start_command(char **argv, const sigset_t *mask)
+static void start_command(char **argv, const sigset_t *mask, bool trap_accept)
 {
 	int socks[2], status;
 
@@ -405,7 +407,7 @@ static void start_command(char **argv, const sigset_t *mask)
 	if (command == 0) {
 		if (keeper >= 0)
 			close(keeper);
-		become_command(socks[1], argv, mask);
+		become_command(socks[1], argv, mask, trap_accept);
 	}
 	close(socks[1]);
 	listener = take_fd(socks[0], command);
@@ -512,6 +514,7 @@ static void __attribute__((noreturn)) adopt(const char *fds)
 	fcntl(state_fd, F_SETFD, FD_CLOEXEC);
 	if (state_map(state_fd) || notify_init(listener))
 		fail("what the agent before this one left");
+	callers_init();
 	raise_limits();
 	listen_adopt();
 	error = control_start();
@@ -532,6 +535,7 @@ int main(int argc, char **argv)
 	static struct source command_source = {.ready = command_ready};
 	const char *adopted = NULL;
 	sigset_t mask;
+	bool shown;
 	int option, error;
 
 	while ((option = getopt(argc, argv, "+va:k:")) != -1) {
@@ -553,6 +557,7 @@ int main(int argc, char **argv)
 	state_fd = state_create();
 	if (state_fd < 0 || state_map(state_fd))
 		fail("state");
+	shown = callers_init();
 	error = control_start();
 	if (error) {
 		complain("no TSI service on the host: %s", strerror(error));
@@ -560,7 +565,7 @@ int main(int argc, char **argv)
 	}
 
 	block_signals(&mask);
-	start_command(argv + optind, &mask);
+	start_command(argv + optind, &mask, !shown);
 	raise_limits();
 	loop_add(&listener_source, listener, EPOLLIN);
 	loop_add(&signal_source, signal_fd, EPOLLIN);

@@ -27,9 +27,12 @@
 #define TSI_FIRST_TOKEN 0x10000U
 
 /* Ports that the host connects to listeners from: a range of 65536 of them for
- * each client IP, the first one for those that have none */
+ * each client IP, the first and the last one for those that have none */
 #define TSI_FIRST_PEER_PORT 0x80000000U
 #define TSI_PEER_RANGES	    0x4000U
+#define TSI_UNNAMED_PORT    TSI_FIRST_PEER_PORT /* for AF_INET listeners */
+#define TSI_UNNAMED_V6_PORT                                                    \
+	(TSI_FIRST_PEER_PORT + ((TSI_PEER_RANGES - 1) << 16))
 
 /* tsi_listen.flags */
 #define TSI_V6ONLY 1U
@@ -45,6 +48,8 @@
  * @TSI_LISTENING:	host to guest, the answer: struct tsi_listening
  * @TSI_CALLER:		host to guest: struct tsi_caller
  * @TSI_UNLISTEN:	guest to host: struct tsi_unlisten
+ * @TSI_INTRODUCED:	guest to host, the answer to CALLER: struct
+ *			tsi_introduced
  * @TSI_GRANT:		datagram stream: the answer to HELLO: struct tsi_grant
  * @TSI_PEER:		guest to host: struct tsi_peer
  * @TSI_VERDICT:	host to guest: struct tsi_verdict
@@ -61,6 +66,7 @@ enum tsi_type {
 	TSI_LISTENING = 17,
 	TSI_CALLER = 18,
 	TSI_UNLISTEN = 19,
+	TSI_INTRODUCED = 20,
 	TSI_GRANT = 32,
 	TSI_PEER = 33,
 	TSI_VERDICT = 34,
@@ -193,9 +199,9 @@ static_assert(sizeof(struct tsi_listening) == 12, "wire layout");
 /**
  * struct tsi_caller - Whose connections come from a range of ports
  * @ports:	The first of 65536
- * @family:	enum tsi_family
+ * @family:	enum tsi_family of the listeners that they are for
  * @reserved:	0
- * @address:	The client's, in network order
+ * @address:	The client's, in network order; family 6: v4-mapped ones, too
  */
 struct tsi_caller {
 	uint32_t ports;
@@ -213,6 +219,15 @@ struct tsi_unlisten {
 	uint32_t listener;
 };
 static_assert(sizeof(struct tsi_unlisten) == 4, "wire layout");
+
+/**
+ * struct tsi_introduced - The agent knows whose a range of ports is
+ * @ports:	As in CALLER
+ */
+struct tsi_introduced {
+	uint32_t ports;
+};
+static_assert(sizeof(struct tsi_introduced) == 4, "wire layout");
 
 #define TSI_MAX_DATAGRAM 65507U	    /* bytes of data */
 #define TSI_MAX_PEERS	 (1U << 20) /* most that GRANT may say */

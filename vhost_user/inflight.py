@@ -38,6 +38,7 @@ class Inflight:
 
     def __init__(self, fd: int, area: InflightArea, *, packed: bool) -> None:
         self.area = area
+        self.packed = packed
         self._part = int(lib.vu_inflight_size(area.queue_size, packed))
         if area.size < self._part * area.queues:
             raise FrontendError(

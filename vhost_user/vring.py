@@ -143,9 +143,14 @@ class Rings:
 
     def _config(self, ring: Ring) -> RingConfig:
         assert ring.address is not None
+        packed = bool(self.features & Feature.RING_PACKED)
+        if not packed and ring.num & (ring.num - 1):  # its size came before features
+            raise FrontendError(
+                f"ring {ring.index} has {ring.num} entries, a split one needs a power "
+                "of two"
+            )
         log_used_gpa = ring.address.log if ring.logged else None
         if log_used_gpa is not None and self.log_size:
-            packed = self.features & Feature.RING_PACKED
             size = 4 if packed else 6 + 8 * ring.num  # VIRTIO 1.2 sections 2.7, 2.8.14
             last = log_used_gpa + size - 1
             if last // LOG_PAGE // 8 >= self.log_size:
@@ -154,6 +159,8 @@ class Rings:
                 )
         inflight, inflight_size = (0, 0)
         if self.inflight is not None:
+            if self.inflight.packed != packed:
+                raise FrontendError("the in-flight log is for the other kind of rings")
             inflight, inflight_size = self.inflight.part(ring.index)
             if inflight and ring.num > self.inflight.area.queue_size:
                 raise FrontendError(

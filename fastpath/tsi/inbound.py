@@ -1,9 +1,9 @@
 """Inbound: a guest's listeners, TCP listeners for them, and the connections between.
 
-    agent --- LISTEN, UNLISTEN ---> Inbound <--- events --- engine
-          <-- LISTENING, CALLER ---    |
-                                       v
-                       Publisher: which ports, on which addresses; log
+    agent --- LISTEN, UNLISTEN, INTRODUCED ---> Inbound <--- events --- engine
+          <-- LISTENING, CALLER ---------------    |
+                                                   v
+                                Publisher: which ports, on which addresses; log
 
 While a program in the guest listens on a published port, there is a TCP listener on the
 host. So what nobody listens on is refused by the host's TCP, with no code of ours. A
@@ -16,7 +16,8 @@ What a guest announces is kept for as long as it listens, published or not: a po
 that changes opens and closes doors.
 
 A guest sees a client's address by the vsock port that the connection comes from:
-`Peers` says how. Its listeners are its own business: it can announce ports on which
+`Peers` says how. An IP's first client waits until the agent knows whose the ports are.
+Its listeners are its own business: it can announce ports on which
 nothing listens, and it gets resets for it; what is published is not its choice.
 
 Spec: docs/tsi-protocol.md, section 4 "Listeners".
@@ -39,6 +40,7 @@ from fastpath.throttle import Throttle
 from fastpath.tsi.protocol import (
     FIRST_PEER_PORT,
     PEER_RANGES,
+    UNNAMED_RANGES,
     Caller,
     Listening,
 )
@@ -62,6 +64,8 @@ OFFER_S: Final = 60.0
 FIRST_RETRY_S: Final = 0.005
 LAST_RETRY_S: Final = 0.5
 """Time between two offers: it doubles from the one to the other."""
+INTRODUCE_S: Final = 5.0
+"""How long an agent may take to learn of an IP."""
 NO_FILES_S: Final = 0.5
 """Pause when the process is out of descriptors."""
 
@@ -88,8 +92,10 @@ class Client:
     sock: socket.socket | None = field(repr=False)
     """None once the engine alone has it."""
     deadline: float = 0.0
-    range: int = 0
-    """Whose reference in `Peers` it holds; 0: none."""
+    range: int | None = None
+    """Whose reference in `Peers` it holds."""
+    shown: Address | None = None
+    """Its IP, as accept() in the guest gives it."""
     ended: bool = False
     """By the policy."""
 
@@ -160,8 +166,8 @@ class Announcer:
     """Sends a message; False: there is no room, it is lost."""
     listeners: dict[int, Listen] = field(default_factory=dict)
     """By vsock port."""
-    known: dict[int, Address] = field(default_factory=dict)
-    """The ranges that it was told of."""
+    known: dict[int, int] = field(default_factory=dict)
+    """The ranges that it knows: which of their owners (`Peers.owner`)."""
 
 
 class Peers:
@@ -176,16 +182,22 @@ class Peers:
         self._ranges = ranges
         self._by_key: OrderedDict[tuple[Address, int], int] = OrderedDict()
         self._holds: dict[int, int] = {}
+        self._owners: dict[int, int] = {}
+
+    def owner(self, number: int) -> int:
+        """Which owner of a range it is: it had so many; 0: the range is nobody's."""
+        return self._owners.get(number, 0)
 
     def range_of(self, ip: Address, alias: int) -> int:
-        """The range of an IP; 0: none is left."""
+        """The range of an IP; nobody's range if none is left."""
         key = (ip, alias)
         number = self._by_key.get(key)
         if number is None:
             number = self._take()
             if number == 0:
-                return 0
+                return UNNAMED_RANGES[ip.version]
             self._by_key[key] = number
+            self._owners[number] = self.owner(number) + 1
         self._by_key.move_to_end(key)
         return number
 
@@ -201,7 +213,7 @@ class Peers:
 
     def _take(self) -> int:
         """A range that is free, or that nobody needs any more."""
-        if len(self._by_key) < self._ranges - 1:
+        if len(self._by_key) < self._ranges - len(UNNAMED_RANGES):
             return len(self._by_key) + 1
         for key, number in self._by_key.items():
             if number not in self._holds:
@@ -293,6 +305,15 @@ class _Port:
             self._refuse(client, error)
         self._go_on()
 
+    def introduced(self, agent: Announcer, listen: Listen, client: Client) -> None:
+        """An agent knows the client that one of its listeners was to take."""
+        self._pending -= 1
+        if (agent, listen) in self.listeners:
+            self._ask((agent, listen), client)
+        else:
+            self._offer(client)
+        self._go_on()
+
     def _open(self, address: Hashable, backlog: int) -> socket.socket:
         door = self._inbound.publisher.listen(address, backlog)
         door.setblocking(False)
@@ -345,7 +366,11 @@ class _Port:
             self._refuse(client, errno.ECONNREFUSED)
             return
         self._turn += 1
-        if self._inbound.offer(self, *able[self._turn % len(able)], client):
+        self._ask(able[self._turn % len(able)], client)
+
+    def _ask(self, entry: tuple[Announcer, Listen], client: Client) -> None:
+        """Ask the guest for one listener."""
+        if self._inbound.offer(self, *entry, client):
             self._pending += 1
         else:
             self._hold(client)
@@ -405,6 +430,15 @@ class _Port:
             self._timer = asyncio.get_running_loop().call_later(delay_s, fire)
 
 
+@dataclass(slots=True, eq=False)
+class _Introduction:
+    """Clients that wait until an agent knows their IP."""
+
+    owner: int
+    timer: asyncio.TimerHandle
+    clients: list[tuple[_Port, Listen, Client]] = field(default_factory=list)
+
+
 class Inbound:
     """The listeners of one sandbox's guest.
 
@@ -435,6 +469,7 @@ class Inbound:
         self._peers = Peers()
         self._offered: dict[int, tuple[_Port, Client]] = {}  # by connection
         self._live: dict[int, Client] = {}  # by connection
+        self._introductions: dict[tuple[Announcer, int], _Introduction] = {}
         self._lines = Throttle(
             lambda count: log.warning("%s: %d more lines about listeners", name, count)
         )
@@ -491,6 +526,21 @@ class Inbound:
         """An agent is gone, and its listeners with it."""
         for listener in list(agent.listeners):
             self.unlisten(agent, listener)
+        for stranger, number in list(self._introductions):
+            if stranger is agent:
+                self._give_up(agent, number, errno.ECONNREFUSED)
+
+    def introduced(self, agent: Announcer, ports: int) -> None:
+        """An agent knows whose a range is: offer it the clients that wait for that."""
+        number = ports - FIRST_PEER_PORT >> _RANGE_BITS
+        introduction = self._introductions.pop((agent, number), None)
+        if introduction is None:
+            return
+        introduction.timer.cancel()
+        agent.known[number] = introduction.owner
+        for port, listen, client in introduction.clients:
+            self._forget(client)
+            port.introduced(agent, listen, client)
 
     def addresses(self, port: int, versions: Sequence[int]) -> list[Hashable]:
         """Where a TCP port is reachable, for clients of some IP versions."""
@@ -523,6 +573,11 @@ class Inbound:
         self._ports.clear()
         for _, client in self._offered.values():
             client.reset()
+        for introduction in self._introductions.values():
+            introduction.timer.cancel()
+            for _, _, client in introduction.clients:
+                client.reset()
+        self._introductions.clear()
         self._lines.flush()
 
     def offer(
@@ -530,9 +585,16 @@ class Inbound:
     ) -> bool:
         """Ask the guest to take a client; False: not now."""
         assert client.sock is not None
+        ip = listen.shows(client.ip)
         for alias in range(_ALIASES):
-            number = self._peers.range_of(client.ip, alias)
-            self._introduce(agent, number, client.ip)
+            number = self._peers.range_of(ip, alias)
+            if not self._knows(agent, number):
+                introduction = self._introduce(agent, number, ip)
+                if introduction is None:
+                    return False
+                introduction.clients.append((port, listen, client))
+                self._remember(client, number, ip)
+                return True
             source = first_port(number) | client.address[1]
             try:
                 conn = self._device.handle.offer(
@@ -544,9 +606,7 @@ class Inbound:
                 self._warn(listen.port, error)
                 return False
             self._offered[conn] = (port, client)
-            client.range = number
-            if number:
-                self._peers.hold(number)
+            self._remember(client, number, ip)
             return True
         return False
 
@@ -587,14 +647,37 @@ class Inbound:
             self.publisher.ended()
             self._reset(conn, errno.ECONNRESET)
 
-    def _introduce(self, agent: Announcer, number: int, ip: Address) -> None:
-        """Tell an agent whose a range is, once."""
-        if (
-            number
-            and agent.known.get(number) != ip
-            and agent.send(Caller(first_port(number), ip).encode())
-        ):
-            agent.known[number] = ip
+    def _knows(self, agent: Announcer, number: int) -> bool:
+        return agent.known.get(number, 0) == self._peers.owner(number)
+
+    def _introduce(
+        self, agent: Announcer, number: int, ip: Address
+    ) -> _Introduction | None:
+        """Tell an agent whose a range is; None: not now."""
+        introduction = self._introductions.get((agent, number))
+        if introduction is None:
+            if not agent.send(Caller(first_port(number), ip).encode()):
+                return None
+            introduction = self._introductions[agent, number] = _Introduction(
+                self._peers.owner(number),
+                asyncio.get_running_loop().call_later(
+                    INTRODUCE_S, self._give_up, agent, number, errno.ETIMEDOUT
+                ),
+            )
+        return introduction
+
+    def _give_up(self, agent: Announcer, number: int, error: int) -> None:
+        """An agent didn't answer."""
+        introduction = self._introductions.pop((agent, number))
+        introduction.timer.cancel()
+        for port, _, client in introduction.clients:
+            self._forget(client)
+            port.settled(client, error)
+
+    def _remember(self, client: Client, number: int, ip: Address) -> None:
+        """Keep a client's range its IP's."""
+        client.range, client.shown = number, ip
+        self._peers.hold(number)
 
     def _introduce_all(self, agent: Announcer) -> None:
         """Tell an agent whom its guest is connected with.
@@ -603,12 +686,14 @@ class Inbound:
         """
         offered = (client for _, client in self._offered.values())
         for client in (*offered, *self._live.values()):
-            self._introduce(agent, client.range, client.ip)
+            number, ip = client.range, client.shown
+            if number is not None and ip and not self._knows(agent, number):
+                self._introduce(agent, number, ip)
 
     def _forget(self, client: Client) -> None:
-        if client.range:
+        if client.range is not None:
             self._peers.release(client.range)
-            client.range = 0
+            client.range = None
 
     def _tidy(self, number: int) -> None:
         """Close the doors that nobody needs; forget a port without listeners."""

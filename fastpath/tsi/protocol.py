@@ -34,7 +34,9 @@ MAX_TEXT: Final = 200
 FIRST_PEER_PORT: Final = 0x80000000
 """Lowest vsock port that the host connects to a listener from."""
 PEER_RANGES: Final = 0x4000
-"""Ranges of 65536 ports from there, one a client IP; the first is no IP's."""
+"""Ranges of 65536 ports from there, one a client IP; two are no IP's."""
+UNNAMED_RANGES: Final = {4: 0, 6: PEER_RANGES - 1}
+"""Those two, by the family of the listeners that they are for."""
 MAX_DATAGRAM: Final = 65507
 """Most bytes of a datagram's data: what UDP over IPv4 takes."""
 
@@ -54,6 +56,7 @@ _LISTEN: Final = struct.Struct("<IIHHHH16s")
 _LISTENING: Final = struct.Struct("<IHHI")
 _CALLER: Final = struct.Struct("<IHH16s")
 _UNLISTEN: Final = struct.Struct("<I")
+_INTRODUCED: Final = struct.Struct("<I")
 
 _V6ONLY: Final = 1
 
@@ -70,6 +73,7 @@ class Type(enum.IntEnum):
     LISTENING = 17
     CALLER = 18
     UNLISTEN = 19
+    INTRODUCED = 20
     GRANT = 32
     PEER = 33
     VERDICT = 34
@@ -196,6 +200,14 @@ class Listen:
         mapped = self.address.ipv4_mapped is not None
         return version == 4 if mapped else version == 6 or self.address.is_unspecified
 
+    def shows(
+        self, ip: ipaddress.IPv4Address | ipaddress.IPv6Address
+    ) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+        """A client's IP as accept() gives it."""
+        if ip.version == self.address.version:
+            return ip
+        return ipaddress.IPv6Address(f"::ffff:{ip}")
+
 
 @dataclass(frozen=True, slots=True)
 class Listening:
@@ -220,6 +232,7 @@ class Caller:
     ports: int
     """The first of 65536."""
     address: ipaddress.IPv4Address | ipaddress.IPv6Address
+    """As listeners of its family show it: v4-mapped ones, too."""
 
     def encode(self) -> bytes:
         """Return the message."""
@@ -233,6 +246,13 @@ class Unlisten:
     """A listener is gone."""
 
     listener: int
+
+
+@dataclass(frozen=True, slots=True)
+class Introduced:
+    """The answer to CALLER: connections from the range may come."""
+
+    ports: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +318,7 @@ class Unreachable:
         return _message(Type.UNREACHABLE, payload)
 
 
-GuestMessage = Hello | Route | Listen | Unlisten
+GuestMessage = Hello | Route | Listen | Unlisten | Introduced
 """What an agent may send on a control stream."""
 GuestDatagramMessage = Hello | Peer | Datagram
 """What an agent may send on a datagram stream."""
@@ -428,11 +448,16 @@ def _decode_unlisten(payload: bytes) -> Unlisten:
     return Unlisten(*_UNLISTEN.unpack(payload))
 
 
+def _decode_introduced(payload: bytes) -> Introduced:
+    return Introduced(*_INTRODUCED.unpack(payload))
+
+
 _DECODERS: Final[dict[int, tuple[int, Callable[[bytes], GuestMessage]]]] = {
     Type.HELLO: (_HELLO.size, _decode_hello),
     Type.ROUTE: (_ROUTE.size, _decode_route),
     Type.LISTEN: (_LISTEN.size, _decode_listen),
     Type.UNLISTEN: (_UNLISTEN.size, _decode_unlisten),
+    Type.INTRODUCED: (_INTRODUCED.size, _decode_introduced),
 }
 
 

@@ -442,8 +442,10 @@ class TsiService:
             self._register(agent, message)
         elif isinstance(message, Listen):
             self._listen(agent, message)
-        else:
+        elif isinstance(message, Unlisten):
             self._unlisten(agent, message)
+        elif self.inbound:
+            self.inbound.introduced(agent.announcer, message.ports)
 
     def _listen(self, agent: _Agent, message: Listen) -> None:
         if self.inbound:

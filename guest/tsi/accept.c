@@ -23,13 +23,18 @@
  */
 
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/ptrace.h>
 #include <sys/queue.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "tsi.h"
@@ -81,7 +86,7 @@ static bool hand_over(const struct call *call, int conn,
 	struct destination name;
 	int error = EFAULT, room;
 
-	listen_peer_name(peer, &name);
+	callers_name(peer->svm_port, &name);
 	if (!target_read(call, call->args[2], &room, sizeof(room)))
 		error = name_write(call, room, v6, &name);
 	if (error) { /* the kernel loses it, too */
@@ -104,7 +109,7 @@ static bool hand_over(const struct call *call, int conn,
  */
 static int take(int fd, int flags, struct sockaddr_vm *ret_peer)
 {
-	socklen_t len = sizeof(*ret_peer);
+	socklen_t len = ROOM_AS_IS;
 	int conn = listen_unstash(fd);
 	bool nonblock;
 
@@ -275,21 +280,88 @@ void accept_trapped(const struct call *call)
 }
 
 /**
- * accept_end_waiting() - Answer the calls that wait at a listener
- * @port:	Its vsock port
- * @error:	errno for them
+ * is_accepting() - Does a thread wait in accept() of a descriptor?
+ * @tgid:	Its process
+ * @tid:	Thread
+ * @fd:		Descriptor
+ *
+ * Returns: true if it does
  */
-void accept_end_waiting(uint32_t port, int error)
+static bool is_accepting(pid_t tgid, pid_t tid, int fd)
+{
+	char path[64], text[256];
+	long nr = -1;
+	unsigned long first = 0;
+	ssize_t len;
+	int file;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/syscall", tgid, tid);
+	file = open(path, O_RDONLY | O_CLOEXEC);
+	if (file < 0)
+		return false;
+	len = read(file, text, sizeof(text) - 1);
+	close(file);
+	text[len > 0 ? len : 0] = '\0';
+	return sscanf(text, "%ld %lx", &nr, &first) == 2 &&
+	       (nr == SYS_accept || nr == SYS_accept4) && (int)first == fd;
+}
+
+/**
+ * restart() - Have a thread make its system call once more
+ * @tid:	Thread
+ *
+ * A thread that is stopped, as by a debugger, leaves its call, and goes back to
+ * it by itself. It sees the descriptor anew then.
+ */
+static void restart(pid_t tid)
+{
+	int status, signal = 0;
+
+	if (ptrace(PTRACE_SEIZE, tid, NULL, NULL))
+		return;
+	ptrace(PTRACE_INTERRUPT, tid, NULL, NULL);
+	if (waitpid(tid, &status, __WALL) != tid || !WIFSTOPPED(status))
+		return;
+	if (status >> 16 != PTRACE_EVENT_STOP) /* a signal was faster */
+		signal = WSTOPSIG(status);
+	ptrace(PTRACE_DETACH, tid, NULL, (void *)(intptr_t)signal);
+}
+
+/**
+ * accept_end_waiting() - A listener is shut down: wake who waits at it
+ * @call:	shutdown(); the TCP socket is in its place
+ * @port:	vsock port of the listener
+ *
+ * Those that wait here get EINVAL, as with TCP. Those that wait in the kernel
+ * are made to call the TCP socket's accept(), which says the same.
+ */
+void accept_end_waiting(const struct call *call, uint32_t port)
 {
 	struct waiter *waiter, *next;
+	pid_t tgid = target_tgid(call->tid);
+	const struct dirent *entry;
+	char path[32];
+	DIR *tasks;
 
 	for (waiter = LIST_FIRST(&waiters); waiter; waiter = next) {
 		next = LIST_NEXT(waiter, link);
 		if (sock_local_port(waiter->fd) != port)
 			continue;
-		reply_error(waiter->call.id, error);
+		reply_error(waiter->call.id, EINVAL);
 		waiter_free(waiter);
 	}
+
+	snprintf(path, sizeof(path), "/proc/%d/task", tgid);
+	tasks = opendir(path);
+	while (tasks && (entry = readdir(tasks))) {
+		pid_t tid = (pid_t)strtol(entry->d_name, NULL, 10);
+
+		if (tid > 0 && tid != call->tid &&
+		    is_accepting(tgid, tid, (int)call->args[0]))
+			restart(tid);
+	}
+	if (tasks)
+		closedir(tasks);
 }
 
 /**

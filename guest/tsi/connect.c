@@ -143,7 +143,8 @@ static void connect_ours(const struct call *call, int fd, uint64_t label,
 	} else if (fresh && listen_local(dst, &port)) {
 		label |= LABEL_LOCAL;
 		sock_set_label(fd, label);
-		listen_bind_local(fd, IN6_IS_ADDR_V4MAPPED(&dst->address));
+		listen_bind_local(fd, port,
+				  IN6_IS_ADDR_V4MAPPED(&dst->address));
 		start(call, fd, label, VMADDR_CID_LOCAL, port);
 		return;
 	} else if (!fresh && (label & LABEL_LOCAL)) { /* the address is moot */
@@ -245,8 +246,8 @@ void connect_trapped(const struct call *call)
 		reply_native(call->id);
 	} else if (listen_local(&dst, &port) || !address_is_native(&dst)) {
 		if (port)
-			upper = IN6_IS_ADDR_V4MAPPED(&dst.address) ? LOCAL_V4
-								   : LOCAL_V6;
+			upper = listen_local_upper(
+			    port, IN6_IS_ADDR_V4MAPPED(&dst.address));
 		error = swap_to_vsock(call, (int)call->args[0], upper, &fd);
 		if (!error && sock_label(fd, &label)) {
 			connect_ours(call, fd, label, &dst);

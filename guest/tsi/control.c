@@ -38,13 +38,12 @@
 
 #include "tsi.h"
 
-#define FAILURES     4096
-#define ANSWER_S     5 /* for the host to accept and greet us */
-#define SEND_S	     1 /* for room in the stream */
-#define PEER_WAIT_MS 1000
-#define RETRY_MS     1000 /* after a stream that could not be opened */
-#define MAX_ERRNO    4095
-#define NONE	     UINT32_MAX
+#define FAILURES  4096
+#define ANSWER_S  5    /* for the host to accept and greet us */
+#define SEND_S	  1    /* for room in the stream */
+#define RETRY_MS  1000 /* after a stream that could not be opened */
+#define MAX_ERRNO 4095
+#define NONE	  UINT32_MAX
 
 /**
  * struct failure - What a message said of a connection
@@ -91,7 +90,6 @@ static struct control {
 static struct route *routes; /* MAX_WINDOW of them, state.c has the memory */
 static uint32_t heads[MAX_WINDOW]; /* by hash: slot in routes[], or NONE */
 static struct failure failures[FAILURES];
-static struct in6_addr *peers; /* by range; unspecified: not known. As above */
 static struct answer awaited;
 
 /* ---- the table of destinations ---- */
@@ -297,24 +295,25 @@ static void handle_listening(const void *payload)
 }
 
 /**
- * handle_caller() - A CALLER message
+ * handle_caller() - A CALLER message: the host waits for our answer
  * @payload:	Payload
  */
 static void handle_caller(const void *payload)
 {
-	const struct tsi_caller *peer = payload;
-	uint32_t range = (peer->ports - TSI_FIRST_PEER_PORT) >> 16;
+	const struct tsi_caller *caller = payload;
+	const struct tsi_introduced answer = {.ports = caller->ports};
+	bool v6 = caller->family != TSI_IPV4;
 	struct in6_addr address = {0};
 
-	if (range >= TSI_PEER_RANGES)
-		return;
-	if (peer->family == TSI_IPV4) {
+	if (!v6) {
 		address.s6_addr16[5] = 0xffff;
-		memcpy(address.s6_addr + 12, peer->address, 4);
+		memcpy(address.s6_addr + 12, caller->address, 4);
 	} else {
-		memcpy(address.s6_addr, peer->address, 16);
+		memcpy(address.s6_addr, caller->address, 16);
 	}
-	peers[range] = address;
+	if (callers_set(caller->ports, v6, &address) &&
+	    stream_send(control.fd, TSI_INTRODUCED, &answer, sizeof(answer)))
+		stream_close("the host doesn't read it");
 }
 
 /**
@@ -446,18 +445,16 @@ static int stream_open(void)
 }
 
 /**
- * stream_wait() - Read the stream until something is known, or time is up
- * @known:	Tells whether it is
- * @arg:	For @known
+ * stream_wait() - Read the stream until LISTEN is answered, or time is up
  * @limit_ms:	At most so long; nothing else is done meanwhile
  *
  * Returns: true if it is
  */
-static bool stream_wait(bool (*known)(uint32_t arg), uint32_t arg, int limit_ms)
+static bool stream_wait(int limit_ms)
 {
 	int64_t end = now_ms() + limit_ms, left;
 
-	while (!known(arg)) {
+	while (awaited.listener != 0) {
 		struct pollfd state = {.fd = control.fd, .events = POLLIN};
 
 		left = end - now_ms();
@@ -477,7 +474,6 @@ static bool stream_wait(bool (*known)(uint32_t arg), uint32_t arg, int limit_ms)
 int control_start(void)
 {
 	routes = state_routes();
-	peers = state_peers();
 	return stream_open();
 }
 
@@ -501,18 +497,6 @@ void control_keep(void)
 }
 
 /* ---- listeners ---- */
-
-/**
- * is_answered() - Has the host answered LISTEN?
- * @arg:	Unused: one is waited for at a time
- *
- * Returns: true if it has
- */
-static bool is_answered(uint32_t arg)
-{
-	(void)arg;
-	return awaited.listener == 0;
-}
 
 /**
  * control_listen() - Tell the host of a listener
@@ -540,7 +524,7 @@ int control_listen(const struct tsi_listen *listen, uint16_t *ret_port)
 	}
 	if (!ret_port)
 		return 0;
-	if (stream_wait(is_answered, 0, ANSWER_S * 1000)) {
+	if (stream_wait(ANSWER_S * 1000)) {
 		*ret_port = awaited.port;
 		error = awaited.error > MAX_ERRNO ? EIO : (int)awaited.error;
 	} else {
@@ -561,34 +545,6 @@ void control_unlisten(uint32_t listener)
 	if (control.fd >= 0 &&
 	    stream_send(control.fd, TSI_UNLISTEN, &msg, sizeof(msg)))
 		stream_close("the host doesn't read it");
-}
-
-/**
- * is_introduced() - Is it known whose a range of ports is?
- * @range:	Range
- *
- * Returns: true if it is, or if it is nobody's
- */
-static bool is_introduced(uint32_t range)
-{
-	return range == 0 || range >= TSI_PEER_RANGES ||
-	       !IN6_IS_ADDR_UNSPECIFIED(&peers[range]);
-}
-
-/**
- * control_peer() - Whom a connection from the host comes from
- * @port:	Its port there
- * @ret_peer:	Address and port; an unspecified one if that isn't known
- */
-void control_peer(uint32_t port, struct destination *ret_peer)
-{
-	uint32_t range = (port - TSI_FIRST_PEER_PORT) >> 16;
-
-	*ret_peer = (struct destination){.port = (uint16_t)port};
-	ret_peer->address.s6_addr16[5] = 0xffff;
-	if (stream_wait(is_introduced, range, PEER_WAIT_MS) && range != 0 &&
-	    range < TSI_PEER_RANGES)
-		ret_peer->address = peers[range];
 }
 
 /* ---- tokens ---- */

@@ -13,7 +13,7 @@
  * the listener.
  *
  * The vsock listener's port is a number times 65536 plus the TCP port, and the
- * host connects to it from ports that name the client (control_peer()). So
+ * host connects to it from ports that name the client (callers.c). So
  * what getsockname() and getpeername() say of an accepted socket can be told
  * from its two ports alone, long after the listener is gone. It is known as
  * ours because the kernel gives a socket that is accepted the buffer limits of
@@ -36,7 +36,7 @@
  *
  * Connections from inside the guest to 127.0.0.1 or the pod's own address go to
  * the vsock listener by vsock's own loopback (CID 1). They come from ports in
- * the two ranges LOCAL_V4 and LOCAL_V6, so that both ends know their address.
+ * the ranges from LOCAL_V4 on, so that both ends know their address.
  */
 
 #define _GNU_SOURCE
@@ -582,38 +582,6 @@ void listen_trapped(const struct call *call)
 /* ---- names ---- */
 
 /**
- * loopback() - A loopback address, by the range of a local port
- * @port:	vsock port of the end that connected
- * @tcp_port:	Port
- * @ret_name:	127.0.0.1 or ::1, and the port
- */
-static void loopback(uint32_t port, uint16_t tcp_port,
-		     struct destination *ret_name)
-{
-	*ret_name = (struct destination){.port = tcp_port};
-	if (port >> 16 == LOCAL_V6) {
-		ret_name->address = in6addr_loopback;
-	} else {
-		ret_name->address.s6_addr16[5] = 0xffff;
-		ret_name->address.s6_addr32[3] = htonl(INADDR_LOOPBACK);
-	}
-}
-
-/**
- * listen_peer_name() - The client that a vsock address stands for
- * @addr:	Peer of an accepted socket
- * @ret_name:	Its address and port
- */
-void listen_peer_name(const struct sockaddr_vm *addr,
-		      struct destination *ret_name)
-{
-	if (addr->svm_cid == VMADDR_CID_LOCAL)
-		loopback(addr->svm_port, (uint16_t)addr->svm_port, ret_name);
-	else
-		control_peer(addr->svm_port, ret_name);
-}
-
-/**
  * listen_names() - Both names of a socket that isn't connected to a token
  * @fd:		One of our sockets
  * @label:	Its label
@@ -635,10 +603,11 @@ int listen_names(int fd, uint64_t label, struct destination *ret_local,
 	if (!connected && !listening && (label & (LABEL_INBOUND | LABEL_LOCAL)))
 		connected = sock_half_closed_peer(fd, &peer);
 	if (connected && peer.svm_cid == VMADDR_CID_LOCAL) {
-		uint32_t from = inbound ? peer.svm_port : port;
 
-		loopback(from, (uint16_t)port, ret_local);
-		loopback(from, (uint16_t)peer.svm_port, ret_peer);
+		callers_name(inbound ? peer.svm_port : port, ret_local);
+		*ret_peer = *ret_local;
+		ret_local->port = (uint16_t)port;
+		ret_peer->port = (uint16_t)peer.svm_port;
 		return 0;
 	}
 	if (!inbound)
@@ -648,7 +617,7 @@ int listen_names(int fd, uint64_t label, struct destination *ret_local,
 		return ENOTCONN;
 	}
 	if (connected) {
-		listen_peer_name(&peer, ret_peer);
+		callers_name(peer.svm_port, ret_peer);
 		v4 = IN6_IS_ADDR_V4MAPPED(&ret_peer->address);
 	}
 	ret_local->address = control_pod_address(v4);
@@ -745,7 +714,7 @@ int listen_give_back(const struct call *call, int fd)
 	error = swap_exchange(call, (int)call->args[0], fd, listener->inet);
 	if (error)
 		return error;
-	accept_end_waiting(listener->is->port, EINVAL); /* as TCP does */
+	accept_end_waiting(call, listener->is->port);
 	listener_end(listener);
 	return 0;
 }
@@ -833,19 +802,37 @@ bool listen_local(const struct destination *dst, uint32_t *ret_port)
 }
 
 /**
+ * listen_local_upper() - Where a connection within the guest comes from
+ * @port:	vsock port of the listener
+ * @v4:		It connects to an IPv4 address
+ *
+ * Returns: upper half of its port
+ */
+uint32_t listen_local_upper(uint32_t port, bool v4)
+{
+	const struct listener *listener = find(port);
+
+	if (!v4)
+		return LOCAL_V6;
+	return listener && (listener->is->label & LABEL_V6) ? LOCAL_MAPPED
+							    : LOCAL_V4;
+}
+
+/**
  * listen_bind_local() - Give a socket that connects within the guest a port
  * @fd:		One of our sockets
+ * @port:	vsock port of the listener that it connects to
  * @v4:		It connects to an IPv4 address
  */
-void listen_bind_local(int fd, bool v4)
+void listen_bind_local(int fd, uint32_t port, bool v4)
 {
 	static uint16_t last = FIRST_LOCAL;
+	uint32_t upper = listen_local_upper(port, v4);
 	int error = EADDRINUSE;
 
 	for (unsigned i = FIRST_LOCAL; i <= UINT16_MAX && error == EADDRINUSE;
 	     i++) {
 		last = last == UINT16_MAX ? FIRST_LOCAL : (uint16_t)(last + 1);
-		error =
-		    sock_bind(fd, VSOCK_PORT(v4 ? LOCAL_V4 : LOCAL_V6, last));
+		error = sock_bind(fd, VSOCK_PORT(upper, last));
 	}
 }

@@ -273,7 +273,7 @@ int sock_settle(int fd)
 uint32_t sock_local_port(int fd)
 {
 	struct sockaddr_vm addr;
-	socklen_t len = sizeof(addr);
+	socklen_t len = ROOM_AS_IS;
 
 	if (getsockname(fd, (struct sockaddr *)&addr, &len))
 		return NO_PORT;
@@ -289,7 +289,7 @@ uint32_t sock_local_port(int fd)
  */
 bool sock_peer(int fd, struct sockaddr_vm *ret_addr)
 {
-	socklen_t len = sizeof(*ret_addr);
+	socklen_t len = ROOM_AS_IS;
 
 	return !getpeername(fd, (struct sockaddr *)ret_addr, &len);
 }

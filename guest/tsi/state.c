@@ -61,7 +61,7 @@ struct kept {
  * @current:	The call that is being handled
  * @waiting:	Calls that wait
  * @routes:	control.c's
- * @peers:	Same
+ * @callers:	callers.c's, if the kernel doesn't keep it
  * @published:	listen.c's
  * @datagrams:	peers.c's and relay.c's
  */
@@ -69,7 +69,7 @@ struct state {
 	struct kept current;
 	struct kept waiting[MAX_KEPT];
 	struct route routes[MAX_WINDOW];
-	struct in6_addr peers[TSI_PEER_RANGES];
+	struct caller callers[CALLERS];
 	struct published published[MAX_PUBLISHED];
 	struct datagrams datagrams;
 };
@@ -179,13 +179,13 @@ struct route *state_routes(void)
 }
 
 /**
- * state_peers() - Memory for control.c
+ * state_callers() - Memory for callers.c
  *
- * Returns: TSI_PEER_RANGES addresses
+ * Returns: CALLERS ranges
  */
-struct in6_addr *state_peers(void)
+struct caller *state_callers(void)
 {
-	return state->peers;
+	return state->callers;
 }
 
 /**

@@ -15,13 +15,12 @@
  *	relay.c		where their datagrams go, and come from
  *	peers.c		the stream to the host: peers and datagrams
  *	accept.c	accept() on listeners that the host publishes
- *	listen.c	those listeners
- *	control.c	the stream to the host: tokens, listeners and failures
- *	sock.c		the vsock sockets and the label each carries
- *	state.c		what outlives an agent
- *	address.c	addresses as programs write them, and as we do
- *	notify.c	notifications: receive, look into the target, reply
- *	filter.c	which system calls are trapped
+ *	callers.c		who their clients are, shown by the kernel if it
+ *can listen.c	those listeners control.c	the stream to the host: tokens,
+ *listeners and failures sock.c		the vsock sockets and the label each
+ *carries state.c		what outlives an agent address.c
+ *addresses as programs write them, and as we do notify.c	notifications:
+ *receive, look into the target, reply filter.c	which system calls are trapped
  */
 #ifndef TSI_H
 #define TSI_H
@@ -70,7 +69,7 @@ void complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 /* ---- filter.c ---- */
 
-int filter_install(void);
+int filter_install(bool trap_accept);
 
 /* ---- notify.c ---- */
 
@@ -116,6 +115,16 @@ struct route;
 struct published;
 struct datagrams;
 
+/**
+ * struct caller - A range of ports, and whose connections come from it
+ * @addr:	What accept() gives, the port 0; a sockaddr_in fits, too
+ * @size:	Bytes of it; 0: nobody has the range
+ */
+struct caller {
+	struct sockaddr_in6 addr;
+	uint32_t size;
+};
+
 int state_create(void);
 int state_map(int fd);
 void state_begin(const struct call *call);
@@ -124,7 +133,7 @@ int state_wait(const struct call *call);
 void state_answered(int number);
 struct route *state_routes(void);
 struct published *state_published(void);
-struct in6_addr *state_peers(void);
+struct caller *state_callers(void);
 struct datagrams *state_datagrams(void);
 void state_take_over(void (*resume)(const struct call *call));
 
@@ -155,11 +164,14 @@ void state_take_over(void (*resume)(const struct call *call));
 #define NO_PORT UINT32_MAX /* VMADDR_PORT_ANY: not bound, not connected */
 
 /* Upper halves of vsock ports whose lower half is a TCP port */
-#define LOCAL_V4    4U	 /* connections within the guest */
-#define LOCAL_V6    6U	 /* same, from ::1 */
-#define LISTENERS   16U	 /* first of published listeners' */
-#define MAX_SHARED  64U	 /* listeners of one TCP port */
-#define FIRST_BOUND 128U /* of sockets that were bound before connect() */
+#define LISTENERS    16U     /* first of published listeners' */
+#define MAX_SHARED   64U     /* listeners of one TCP port */
+#define FIRST_BOUND  128U    /* of sockets that were bound before connect() */
+#define FIRST_CALLER 0x8000U /* the host's clients */
+#define LOCAL_V4     0xc000U /* connections within the guest, after those */
+#define LOCAL_V6     0xc001U /* same, from ::1 */
+#define LOCAL_MAPPED 0xc002U /* same, to AF_INET6 from 127.0.0.1 */
+#define CALLERS	     0x4003U /* ranges of either */
 
 #define VSOCK_PORT(upper, port) ((uint32_t)(upper) << 16 | (port))
 
@@ -233,7 +245,6 @@ int control_failure(uint32_t guest_port);
 struct in6_addr control_pod_address(bool v4);
 int control_listen(const struct tsi_listen *listen, uint16_t *ret_port);
 void control_unlisten(uint32_t listener);
-void control_peer(uint32_t port, struct destination *ret_peer);
 void control_keep(void);
 bool control_is_open(void);
 
@@ -356,18 +367,26 @@ int listen_names(int fd, uint64_t label, struct destination *ret_local,
 bool listen_is_listener(int fd, uint64_t label);
 int listen_give_back(const struct call *call, int fd);
 bool listen_local(const struct destination *dst, uint32_t *ret_port);
-void listen_bind_local(int fd, bool v4);
-void listen_peer_name(const struct sockaddr_vm *addr,
-		      struct destination *ret_name);
+uint32_t listen_local_upper(uint32_t port, bool v4);
+void listen_bind_local(int fd, uint32_t port, bool v4);
 void listen_stash(int fd, int conn);
 int listen_unstash(int fd);
 void listen_tick(void);
 int listen_timeout_ms(void);
 
+/* ---- callers.c ---- */
+
+/* Room for an address that is to be the kernel's own: no program has so much */
+#define ROOM_AS_IS INT32_MAX
+
+bool callers_init(void);
+bool callers_set(uint32_t port, bool v6, const struct in6_addr *address);
+void callers_name(uint32_t port, struct destination *ret_name);
+
 /* ---- accept.c ---- */
 
 void accept_trapped(const struct call *call);
-void accept_end_waiting(uint32_t port, int error);
+void accept_end_waiting(const struct call *call, uint32_t port);
 void accept_tick(void);
 int accept_timeout_ms(void);
 

@@ -467,7 +467,10 @@ class Box:
             assert client.ended or client.port in PUBLISHED[self.policy]
         clients = [client for _, client in inbound._offered.values()]
         clients += inbound._live.values()
-        held = [client for client in clients if client.range]
+        for (agent, _), introduction in inbound._introductions.items():
+            assert agent in agents
+            clients += [client for _, _, client in introduction.clients]
+        held = [client for client in clients if client.range is not None]
         assert sum(inbound._peers._holds.values()) == len(held)
         assert len(inbound._peers._by_key) < PEER_RANGES
 
@@ -508,6 +511,8 @@ class Stream:
         """The next one to register; None: not welcomed, or nobody knows."""
         self.range = None
         self.data = b""
+        self.callers = []
+        """Ranges of ports that were named."""
 
     def send(self, data, cut=0):
         """Send in two pieces; what finds no room is lost, and all is in doubt."""
@@ -550,8 +555,9 @@ class Stream:
             elif kind == CALLER:
                 ports, family = struct.unpack_from("<IH", payload)
                 assert (size, ports & 0xFFFF) == (24, 0)
-                assert ports >> 16 in range(0x8001, 0x8000 + PEER_RANGES)
+                assert ports >> 16 in range(0x8001, 0x8000 + PEER_RANGES - 1)
                 assert family in (4, 6)
+                self.callers.append(ports)
             else:
                 assert size == 12
 
@@ -621,6 +627,10 @@ def listen(listener, backlog, port, address, flags):
 
 def unlisten(listener):
     return struct.pack("<HHI", 19, 4, listener)
+
+
+def introduced(ports):
+    return struct.pack("<HHI", 20, 4, ports)
 
 
 def hello(low=1, high=1):
@@ -737,6 +747,15 @@ class World:
     def unlisten(self, data):
         if self.a.streams:
             data.pick(self.a.streams).send(unlisten(data.pick(LISTENERS)))
+
+    def introduced(self, data):
+        """Know a caller, or one that nobody named."""
+        if self.a.streams:
+            chosen = data.pick(self.a.streams)
+            chosen.read()
+            lie = 0x80010000 + (data.byte() << 16)
+            ports = chosen.callers.pop(0) if chosen.callers else lie
+            chosen.send(introduced(ports))
 
     def client(self, data):
         """Somebody connects to what is published, or several do."""
@@ -994,6 +1013,7 @@ STEPS = (
     World.datagram_read,
     World.datagram_close,
     World.query,
+    World.introduced,
 )
 
 
@@ -1040,7 +1060,15 @@ def seeds():
     yield program(*begin, *connect, ("close_stream", 0), ("wait", 5), ("settle", 0, 1))
     yield program(*begin, ("register_many", 0, 255), ("wait", 5), ("bystander",))
     yield program(*begin, ("any_message", 0, 9, 9), ("read", 0), ("bystander",))
-    there = [("listen", 0, 0, 3, 0, 0), ("turn",), ("turn",), ("client", 0, 0, 0, 0)]
+    there = [
+        ("listen", 0, 0, 3, 0, 0),
+        ("turn",),
+        ("turn",),
+        ("client", 0, 0, 0, 0),
+        ("turn",),
+        ("introduced", 0, 0),
+        ("turn",),
+    ]
     for policy in range(len(POLICIES)):
         taken = [
             ("settle", 0, 1),

@@ -38,6 +38,7 @@ HERE = Path(__file__).parent
 PODS = (("10.0.0.5", "fd00::5"), ("10.0.0.6", "fd00::6"))
 CLIENT4, CLIENT6 = "192.0.2.1", "2001:db8::1"
 PORT, PRIVATE, FIRST_CHECK = 8080, 9090, 7000
+HOOK = "/sys/fs/bpf/tsi-accept-end"
 EPHEMERAL = "32768-60999"
 POLICY = f'published: ["{FIRST_CHECK}-7999", "{PORT}-8089", "{EPHEMERAL}"]\n'
 CHECKS = re.findall(
@@ -315,16 +316,24 @@ def world(accelerator, programs, namespace):
 
 @pytest.fixture(scope="module")
 def check_results(world):
-    """The C program's line for each check."""
-    with world.program("tsi_listener", str(FIRST_CHECK)) as program:
-        program.future.result(240)
-    lines = program.said().splitlines()
-    return {line.split()[1].rstrip(":"): line for line in lines[:-1]}
+    """The C program's line for each check, by who shows the clients' addresses."""
+    results = {}
+    with world.program("umount", "/sys/fs/bpf", vm=1) as program:  # nothing to pin to
+        assert program.end() == 0
+    for vm, who in enumerate(("kernel", "agent")):
+        with world.program("test", "-e", HOOK, vm=vm) as program:
+            assert (program.end() == 0) == (who == "kernel")
+        with world.program("tsi_listener", str(FIRST_CHECK), vm=vm) as program:
+            program.future.result(240)
+        lines = program.said().splitlines()
+        results[who] = {line.split()[1].rstrip(":"): line for line in lines[:-1]}
+    return results
 
 
+@pytest.mark.parametrize("who", ["kernel", "agent"])
 @pytest.mark.parametrize("name", CHECKS)
-def test_listeners_do_what_tcps_do(check_results, name):
-    assert check_results.get(name) == f"ok {name}"
+def test_listeners_do_what_tcps_do(check_results, name, who):
+    assert check_results[who].get(name) == f"ok {name}"
 
 
 def test_listeners_do_the_same_over_native_tcp(programs, namespace):

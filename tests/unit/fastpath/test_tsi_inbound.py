@@ -89,17 +89,25 @@ class FakePublisher:
 
 
 class FakeAgent(Announcer):
-    """Keeps what it is sent: pairs of a type and the payload's fields."""
+    """Keeps what it is sent: pairs of a type and the fields; answers CALLER."""
 
     def __init__(self):
         self.messages = []
+        self.inbound = None
+        self.told = asyncio.Event()
         super().__init__(self.keep)
 
     def keep(self, data):
         kind, size = struct.unpack_from("<HH", data)
         assert len(data) == 4 + size
         form = {LISTENING: "<IHHI", CALLER: "<IHH16s"}[kind]
-        self.messages.append((kind, struct.unpack_from(form, data, 4)))
+        fields = struct.unpack_from(form, data, 4)
+        self.messages.append((kind, fields))
+        if kind == CALLER:
+            self.told.set()
+            if self.inbound:
+                loop = asyncio.get_running_loop()
+                loop.call_soon(self.inbound.introduced, self, fields[0])
         return True
 
     def kinds(self):
@@ -126,6 +134,12 @@ class World:
             reset=self.device.reset,
             name="test",
         )
+        self.agent.inbound = self.inbound
+
+    def another_agent(self):
+        agent = FakeAgent()
+        agent.inbound = self.inbound
+        return agent
 
     def listen(self, listener=VSOCK_PORT, *, agent=None, **fields):
         values: dict[str, Any] = {"backlog": 16, "port": PORT, "address": ANY4} | fields
@@ -250,7 +264,7 @@ def test_a_client_is_offered_from_a_port_that_names_it():
 
 def test_each_agent_is_told_of_a_client():
     async def work(world):
-        other = FakeAgent()
+        other = world.another_agent()
         world.inbound.set_policy(published(PORT, 81))
         world.listen()
         world.listen(0x100051, agent=other, port=81)
@@ -259,6 +273,111 @@ def test_each_agent_is_told_of_a_client():
         await world.connect(81)
         await world.offered(2)
         assert other.messages[1:] == world.agent.messages[1:]
+
+    run(work)
+
+
+def test_a_client_waits_until_the_agent_knows_it():
+    async def work(world):
+        world.agent.inbound = None
+        world.listen()
+        await world.connect()
+        await world.connect()
+        await world.agent.told.wait()
+        await asyncio.sleep(0.02)
+        assert not world.device.offers
+        world.inbound.introduced(world.agent, 0x80020000)  # nobody asked
+        assert not world.device.offers
+        world.inbound.introduced(world.agent, 0x80010000)
+        await world.offered(2)
+        assert world.agent.kinds() == [LISTENING, CALLER]
+
+    run(work)
+
+
+def test_an_agent_that_does_not_answer_loses_the_client(monkeypatch):
+    async def work(world):
+        monkeypatch.setattr(module, "INTRODUCE_S", 0.01)
+        world.agent.inbound = None
+        world.listen()
+        client = await world.connect()
+        await is_reset(client)
+        assert world.publisher.said[-1][2] == errno.ETIMEDOUT
+        world.inbound.introduced(world.agent, 0x80010000)  # too late
+        assert not world.device.offers
+
+    run(work)
+
+
+def test_a_client_of_an_agent_that_ends_goes_to_another():
+    async def work(world):
+        world.agent.inbound = None
+        world.listen()
+        client = await world.connect()
+        await world.agent.told.wait()
+        world.listen(VSOCK_PORT + 0x10000, agent=world.another_agent())
+        world.inbound.ended(world.agent)
+        guest_port, port, _ = await world.offered(1)
+        assert guest_port == VSOCK_PORT + 0x10000
+        assert port == 0x80010000 | client.getsockname()[1]
+
+    run(work)
+
+
+def test_a_client_that_waits_to_be_known_is_reset_at_the_end():
+    async def work(world):
+        world.agent.inbound = None
+        world.listen()
+        client = await world.connect()
+        await world.agent.told.wait()
+        world.inbound.close()
+        await is_reset(client)
+
+    run(work)
+
+
+def test_a_range_that_had_another_owner_meanwhile_is_told_again(monkeypatch):
+    async def work(world):
+        world.inbound._peers = Peers(ranges=3)
+        world.listen(address=ANY6)
+        for count, version in enumerate((4, 6, 4), 1):
+            await world.connect(version=version)
+            await world.offered(count)
+            world.event(EventKind.OPENED, count)
+            world.event(EventKind.CLOSED, count)
+        assert world.agent.kinds() == [LISTENING, CALLER, CALLER, CALLER]
+        assert {fields[0] for _, fields in world.agent.messages[1:]} == {0x80010000}
+
+    run(work)
+
+
+@pytest.mark.parametrize(("address", "number"), [(ANY4, 0), (ANY6, 0x3FFF)])
+def test_a_client_without_a_range_is_nobody(address, number):
+    async def work(world):
+        world.inbound._peers = Peers(ranges=2)
+        world.listen(address=address)
+        client = await world.connect()
+        _, port, _ = await world.offered(1)
+        assert port == first_port(number) | client.getsockname()[1]
+        assert world.agent.kinds() == [LISTENING]
+
+    run(work)
+
+
+def test_an_ipv6_listener_is_told_of_ipv4_clients_as_it_shows_them():
+    async def work(world):
+        world.listen(address=ANY6)
+        world.listen(VSOCK_PORT + 0x10000)
+        seen = set()
+        for count in (1, 2):
+            await world.connect()
+            guest_port, port, _ = await world.offered(count)
+            _, (ports, family, _, packed) = world.agent.messages[-1]
+            assert port & 0xFFFF0000 == ports
+            seen.add((guest_port, family, packed))
+        mapped = IPv6Address("::ffff:127.0.0.1").packed
+        plain = ip_address("127.0.0.1").packed.ljust(16, b"\0")
+        assert seen == {(VSOCK_PORT, 6, mapped), (VSOCK_PORT + 0x10000, 4, plain)}
 
     run(work)
 
@@ -294,7 +413,7 @@ def test_nobody_listens_after_unlisten():
 
 def test_an_agents_listeners_end_with_it():
     async def work(world):
-        other = FakeAgent()
+        other = world.another_agent()
         world.inbound.set_policy(published(PORT, 81))
         world.listen()
         world.listen(0x100051, agent=other, port=81)
@@ -502,7 +621,7 @@ def test_a_listener_that_is_announced_anew_while_unpublished_may_come_back():
         world.listen()
         world.inbound.set_policy(published())
         world.inbound.ended(world.agent)
-        world.agent = FakeAgent()
+        world.agent = world.another_agent()
         assert world.listen() == (LISTENING, (VSOCK_PORT, 0, 0, 0))
         assert world.listen() == (LISTENING, (VSOCK_PORT, 0, 0, 0))
         world.inbound.set_policy(published(PORT))
@@ -548,7 +667,7 @@ def test_the_next_agent_is_told_whom_its_guest_is_connected_with():
         known = world.agent.messages[1:]
         assert [kind for kind, _ in known] == [CALLER]
         world.inbound.ended(world.agent)
-        other = FakeAgent()
+        other = world.another_agent()
         world.listen(agent=other)
         assert other.messages[:-1] == known
 
@@ -611,7 +730,7 @@ def test_events_of_unknown_connections_are_ignored():
 
 
 def test_a_range_goes_to_another_ip_when_it_is_unused_for_longest():
-    peers = Peers(ranges=4)
+    peers = Peers(ranges=5)
     ips = [IPv4Address(f"192.0.2.{n}") for n in range(1, 6)]
     assert [peers.range_of(ip, 0) for ip in ips[:3]] == [1, 2, 3]
     peers.hold(1)

@@ -18,6 +18,7 @@ from fastpath.tsi.protocol import (
     Decoder,
     Failed,
     Hello,
+    Introduced,
     Listen,
     Listening,
     ProtocolError,
@@ -41,6 +42,7 @@ LISTEN_V4 = bytes.fromhex(
 )
 LISTEN_V6 = bytes.fromhex("1000 2000 bb011000 ff010000 bb01 0600 0100 0000" + "00" * 16)
 UNLISTEN = bytes.fromhex("1300 0400 50001000")
+INTRODUCED = bytes.fromhex("1400 0400 00000180")
 
 
 def decode(data):
@@ -70,6 +72,7 @@ def refusal(data):
             id="listen-ipv6-only",
         ),
         pytest.param(UNLISTEN, Unlisten(0x100050), id="unlisten"),
+        pytest.param(INTRODUCED, Introduced(0x80010000), id="introduced"),
     ],
 )
 def test_decodes_what_an_agent_sends(data, message):
@@ -148,7 +151,7 @@ def test_a_refusals_text_is_cut_and_is_ascii():
         pytest.param("0700 0000", Refusal.UNEXPECTED, id="unknown-type"),
         pytest.param("0200 2800", Refusal.UNEXPECTED, id="hosts-own-type"),
         pytest.param("1100 0c00", Refusal.UNEXPECTED, id="hosts-own-listening"),
-        pytest.param("1400 0400", Refusal.UNEXPECTED, id="kept-for-listeners"),
+        pytest.param("1500 0400", Refusal.UNEXPECTED, id="kept-for-listeners"),
         pytest.param("0100 0900", Refusal.MALFORMED, id="hello-too-long"),
         pytest.param("0100 0000", Refusal.MALFORMED, id="hello-empty"),
         pytest.param("0400 ffff", Refusal.MALFORMED, id="route-huge"),

@@ -112,6 +112,7 @@ def peers(control):
         "<HHIHH16s", control.receive().payload
     )
     assert (kind, size) == (18, 24)
+    control.send(struct.pack("<HHI", 20, 4, ports))
     return ports, family, address
 
 

@@ -497,6 +497,12 @@ def test_rejects_the_size_of_a_packed_ring(packed, num):
         packed.set_ring(0, num=num)
 
 
+def test_rejects_to_go_on_as_a_split_ring_of_an_odd_size(packed):
+    packed.set_ring(0, num=3)
+    with pytest.raises(FrontendError, match="3 entries, a split one needs a power"):
+        packed.negotiate(PACKED & ~Feature.RING_PACKED)
+
+
 def test_rejects_event_suppression_that_is_not_aligned(packed):
     address = VringAddress(index=0, desc=UVA, avail=UVA + PAGE + 2, used=UVA + 2 * PAGE)
     with pytest.raises(FrontendError, match="not aligned"):
@@ -566,6 +572,13 @@ def test_rejects_a_log_for_queues_that_are_not_there(running, asked):
 def test_rejects_a_log_that_is_too_short_for_a_ring(running):
     with pytest.raises(FrontendError, match="has 256 entries, the in-flight log 128"):
         running.send(Request.GET_INFLIGHT_FD, area(queue_size=128).encode())
+
+
+def test_rejects_a_log_that_was_laid_out_for_the_other_kind_of_rings(running, device):
+    running.send(Request.GET_INFLIGHT_FD, area().encode())
+    device.features |= Feature.RING_PACKED
+    with pytest.raises(FrontendError, match="in-flight log is for the other kind"):
+        running.negotiate(PACKED)
 
 
 @pytest.mark.parametrize("size", [0, 8319, 2**63])
