@@ -58,7 +58,6 @@
 #include "tsi/tsi.h"
 
 #define BATCH	  64	 /* events taken at once */
-#define IDLE_MS	  5	 /* of nothing to do, before preparing */
 #define MAX_FILES 262144 /* descriptors: one per waiting connect() */
 
 static const int passed_on[] = {SIGTERM, SIGINT,  SIGHUP,   SIGQUIT,
@@ -224,19 +223,13 @@ static int sleep_ms(void)
 }
 
 /**
- * loop_once() - Handle what came; if nothing does, prepare, then wait
- *
- * After a socket() mostly comes its connect(), and in that is time to prepare.
+ * loop_once() - Wait, then handle what came
  */
 static void loop_once(void)
 {
 	struct epoll_event events[BATCH];
-	bool idle = !sock_wants_refill();
-	int n =
-	    epoll_wait(epoll_fd, events, BATCH, idle ? sleep_ms() : IDLE_MS);
+	int n = epoll_wait(epoll_fd, events, BATCH, sleep_ms());
 
-	if (n == 0 && !idle)
-		sock_refill();
 	for (int i = 0; i < n; i++) {
 		struct source *source = events[i].data.ptr;
 

@@ -69,18 +69,6 @@
 static uint32_t connect_timeout_s = 30;
 
 /**
- * struct spare - A socket made ahead of time
- * @wanted:	Such a socket was asked for before
- * @fd:		The socket; 0, which is never one of ours, if there is none
- */
-static struct spare {
-	bool wanted;
-	int fd;
-} spares[2][2]; /* by IPv6, by O_NONBLOCK */
-
-static bool refill_wanted;
-
-/**
  * sock_set_connect_timeout() - Set what sockets made from now on wait
  * @timeout_ms:	For the host to answer a connection request
  */
@@ -117,13 +105,13 @@ static struct timeval limit(void)
 }
 
 /**
- * make() - Make a socket
+ * sock_create() - Make a socket
  * @family:	AF_INET or AF_INET6: what the program asked for
  * @nonblock:	Whether it is non-blocking
  *
- * Returns: the socket; -1 with errno set otherwise
+ * Returns: the socket, the caller's to close; -1 with errno set otherwise
  */
-static int make(int family, bool nonblock)
+int sock_create(int family, bool nonblock)
 {
 	int type = SOCK_STREAM | SOCK_CLOEXEC | (nonblock ? SOCK_NONBLOCK : 0);
 	const uint64_t size = SOCK_BUFFER_BYTES;
@@ -138,54 +126,6 @@ static int make(int family, bool nonblock)
 	setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_BUFFER_SIZE, &size,
 		   sizeof(size)); /* the label is its bound */
 	return fd;
-}
-
-/**
- * sock_create() - Give out a socket
- * @family:	AF_INET or AF_INET6: what the program asked for
- * @nonblock:	Whether it is non-blocking
- *
- * Returns: the socket, the caller's to close; -1 with errno set otherwise
- */
-int sock_create(int family, bool nonblock)
-{
-	struct spare *spare = &spares[family == AF_INET6][nonblock];
-	int fd = spare->fd;
-
-	spare->wanted = true;
-	spare->fd = 0;
-	refill_wanted = true;
-	return fd > 0 ? fd : make(family, nonblock);
-}
-
-/**
- * sock_wants_refill() - Would it pay to call sock_refill()?
- *
- * Returns: true if it would
- */
-bool sock_wants_refill(void)
-{
-	return refill_wanted;
-}
-
-/**
- * sock_refill() - Make the next sockets, while no program waits
- */
-void sock_refill(void)
-{
-	if (!refill_wanted)
-		return;
-	refill_wanted = false;
-	for (int v6 = 0; v6 < 2; v6++)
-		for (int nonblock = 0; nonblock < 2; nonblock++) {
-			struct spare *spare = &spares[v6][nonblock];
-			int fd;
-
-			if (!spare->wanted || spare->fd > 0)
-				continue;
-			fd = make(v6 ? AF_INET6 : AF_INET, nonblock);
-			spare->fd = fd > 0 ? fd : 0;
-		}
 }
 
 /**

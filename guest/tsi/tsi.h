@@ -180,8 +180,6 @@ void state_take_over(void (*resume)(const struct call *call));
 #define VSOCK_PORT(upper, port) ((uint32_t)(upper) << 16 | (port))
 
 int sock_create(int family, bool nonblock);
-bool sock_wants_refill(void);
-void sock_refill(void);
 bool sock_label(int fd, uint64_t *ret_label);
 void sock_set_label(int fd, uint64_t label);
 int sock_connect(int fd, uint32_t cid, uint32_t port);

@@ -279,7 +279,6 @@ void wait_for_outcome(const struct call *call, int fd, uint64_t label,
 {
 	struct waiter *waiter;
 
-	sock_refill(); /* in the time that the host takes */
 	if (loop_wait_for(fd, POLLOUT, SOON_MS)) {
 		tell_outcome(call, fd, resumed);
 		close(fd);
