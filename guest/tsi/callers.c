@@ -178,8 +178,16 @@ void callers_name(uint32_t port, struct destination *ret_name)
 #define VM	      (PENDING - 32)
 #define IN_VM(f)      (VM + (int)offsetof(struct sockaddr_vm, f))
 
+/* The caller that r0 points to, to the start of PENDING */
+#define COPY_EIGHT(at)                                                         \
+	LOAD(BPF_DW, BPF_REG_1, BPF_REG_0, at),                                \
+	    STORE(BPF_DW, BPF_REG_10, PENDING + (at), BPF_REG_1)
+#define COPY_CALLER()                                                          \
+	COPY_EIGHT(0), COPY_EIGHT(8), COPY_EIGHT(16), COPY_EIGHT(24)
+
 static_assert(sizeof(struct sockaddr_vm) == 16, "fits its place on the stack");
 static_assert(sizeof(struct caller) == 32, "copied by fours of eight bytes");
+static_assert(offsetof(struct pending, caller) == 0, "COPY_CALLER()");
 
 /**
  * bpf() - bpf(2)
@@ -324,14 +332,7 @@ static int attach_start(int callers, int calls, uint32_t function)
 	    END_IF(BPF_JEQ, BPF_REG_0, 0),
 	    LOAD(BPF_W, BPF_REG_1, BPF_REG_0, offsetof(struct caller, size)),
 	    END_IF(BPF_JEQ, BPF_REG_1, 0),
-	    LOAD(BPF_DW, BPF_REG_1, BPF_REG_0, 0),
-	    STORE(BPF_DW, BPF_REG_10, PENDING, BPF_REG_1),
-	    LOAD(BPF_DW, BPF_REG_1, BPF_REG_0, 8),
-	    STORE(BPF_DW, BPF_REG_10, PENDING + 8, BPF_REG_1),
-	    LOAD(BPF_DW, BPF_REG_1, BPF_REG_0, 16),
-	    STORE(BPF_DW, BPF_REG_10, PENDING + 16, BPF_REG_1),
-	    LOAD(BPF_DW, BPF_REG_1, BPF_REG_0, 24),
-	    STORE(BPF_DW, BPF_REG_10, PENDING + 24, BPF_REG_1),
+	    COPY_CALLER(),
 	    BIG_ENDIAN_16(BPF_REG_7),
 	    STORE(BPF_H, BPF_REG_10, IN_PENDING(caller.addr.sin6_port),
 		  BPF_REG_7),
@@ -388,14 +389,7 @@ static int attach_end(int calls, uint32_t function)
 	    ALU_IMM(BPF_ADD, BPF_REG_2, THREAD),
 	    CALL(BPF_FUNC_map_lookup_elem),
 	    END_IF(BPF_JEQ, BPF_REG_0, 0),
-	    LOAD(BPF_DW, BPF_REG_1, BPF_REG_0, 0),
-	    STORE(BPF_DW, BPF_REG_10, PENDING, BPF_REG_1),
-	    LOAD(BPF_DW, BPF_REG_1, BPF_REG_0, 8),
-	    STORE(BPF_DW, BPF_REG_10, PENDING + 8, BPF_REG_1),
-	    LOAD(BPF_DW, BPF_REG_1, BPF_REG_0, 16),
-	    STORE(BPF_DW, BPF_REG_10, PENDING + 16, BPF_REG_1),
-	    LOAD(BPF_DW, BPF_REG_1, BPF_REG_0, 24),
-	    STORE(BPF_DW, BPF_REG_10, PENDING + 24, BPF_REG_1),
+	    COPY_CALLER(),
 	    LOAD(BPF_DW, BPF_REG_8, BPF_REG_0, offsetof(struct pending, addr)),
 	    LOAD(BPF_W, BPF_REG_7, BPF_REG_0, offsetof(struct pending, room)),
 	    LOAD_MAP(BPF_REG_1, calls),
