@@ -27,6 +27,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,7 +51,10 @@ HASH_LEN = 16
 HASH_PATTERN = "[0-9a-f]" * HASH_LEN
 STEPS = 100
 KEPT = 3
-"""Builds of one image that stay in the cache, the newest ones."""
+"""Builds of one image that stay in the cache, those that were used last."""
+IN_USE_S = 2 * 3600
+"""A build that was asked for within this time stays, too: a VM may be about to boot it
+out of another checkout."""
 
 
 def cache_directory() -> Path:
@@ -220,9 +224,10 @@ class _Builder:
     def _forget_old(self, current: Path) -> None:
         name = self._recipe.name
         folders = self._images.glob(f"{name}-{HASH_PATTERN}")
-        by_age = sorted(folders, key=lambda each: each.stat().st_mtime, reverse=True)
+        used = {each: each.stat().st_mtime for each in folders}
+        by_age = sorted(used, key=lambda each: used[each], reverse=True)
         for folder in by_age[KEPT:]:
-            if folder != current:
+            if folder != current and used[folder] < time.time() - IN_USE_S:
                 shutil.rmtree(folder, ignore_errors=True)
         for pointer in self._images.glob(f"{name}.{HASH_PATTERN}"):
             if not (self._images / pointer.read_text().strip()).exists():
@@ -230,6 +235,8 @@ class _Builder:
 
     def _open(self, folder: Path) -> Image:
         facts = json.loads((folder / "image.json").read_text())
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            os.utime(folder)
         return Image(
             name=self._recipe.name,
             kernel=folder / "kernel",

@@ -134,12 +134,16 @@ def test_a_build_that_fails_leaves_nothing(source, tmp_path):
     assert list((tmp_path / "cache/vsock-fastpath/images").iterdir()) == []
 
 
-def test_only_the_newest_builds_are_kept(source, tmp_path):
+@pytest.mark.parametrize(("in_use_s", "kept"), [(0, images.KEPT), (3600, 6)])
+def test_builds_that_nobody_uses_are_forgotten(
+    source, tmp_path, monkeypatch, in_use_s, kept
+):
+    monkeypatch.setattr(images, "IN_USE_S", in_use_s)
     for version in range(2, 8):
         FakeArchive.version = str(version)
         images.build("tiny", refresh=True)
     folders = list((tmp_path / "cache/vsock-fastpath/images").glob("tiny-*"))
-    assert len(folders) == images.KEPT
+    assert len(folders) == kept
 
 
 def test_a_cache_that_cannot_be_written_is_an_error_with_a_mend(source, monkeypatch):
