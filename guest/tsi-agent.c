@@ -563,6 +563,7 @@ int main(int argc, char **argv)
 		complain("no TSI service on the host: %s", strerror(error));
 		return EXIT_AGENT;
 	}
+	interface_init();
 
 	block_signals(&mask);
 	start_command(argv + optind, &mask, !shown);

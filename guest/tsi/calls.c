@@ -67,7 +67,7 @@ static void handle_socket(const struct call *call)
  * allow_pod_address() - Let a TCP socket bind to the pod's address
  * @call:	bind(), its socket a TCP socket by now
  *
- * No interface of the guest has it.
+ * No interface has it where the agent may not give it to one.
  */
 static void allow_pod_address(const struct call *call)
 {

@@ -21,6 +21,7 @@
  *	blocked.c	calls that block until there is something at a socket
  *	sock.c		the vsock sockets and the label each carries
  *	state.c		what outlives an agent
+ *	interface.c	the pod's addresses, on lo
  *	address.c	addresses as programs write them, and as we do
  *	notify.c	notifications: receive, look into the target, reply
  *	filter.c	which system calls are trapped
@@ -253,6 +254,10 @@ int control_listen(const struct tsi_listen *listen, uint16_t *ret_port);
 void control_unlisten(uint32_t listener);
 void control_keep(void);
 bool control_is_open(void);
+
+/* ---- interface.c ---- */
+
+void interface_init(void);
 
 /* ---- peers.c ---- */
 

@@ -225,6 +225,7 @@ def test_go_programs(world):
     [
         ("getent hosts web.default.svc.cluster.local", VIP),
         ("getent ahosts one.example", HOST6),
+        ("getent ahostsv4 one.example", HOST4),
         ("resolve_musl web.default.svc.cluster.local", VIP),
         ("resolve_musl one.example", HOST6),
         ("nslookup web.default.svc.cluster.local", VIP),
