@@ -17,6 +17,23 @@
 #include "tsi.h"
 
 /**
+ * address_of() - An address as it travels
+ * @v4:		Four bytes, else sixteen
+ * @bytes:	In network order
+ *
+ * Returns: it, v4-mapped if IPv4
+ */
+struct in6_addr address_of(bool v4, const uint8_t *bytes)
+{
+	struct in6_addr address = {0};
+
+	if (v4)
+		address.s6_addr16[5] = 0xffff;
+	memcpy(address.s6_addr + (v4 ? 12 : 0), bytes, v4 ? 4 : 16);
+	return address;
+}
+
+/**
  * address_encode() - Write an address as the program expects it
  * @v6:		For an AF_INET6 socket
  * @dst:	Address and port

@@ -283,14 +283,8 @@ static void handle_caller(const void *payload)
 	const struct tsi_caller *caller = payload;
 	const struct tsi_introduced answer = {.ports = caller->ports};
 	bool v6 = caller->family != TSI_IPV4;
-	struct in6_addr address = {0};
+	struct in6_addr address = address_of(!v6, caller->address);
 
-	if (!v6) {
-		address.s6_addr16[5] = 0xffff;
-		memcpy(address.s6_addr + 12, caller->address, 4);
-	} else {
-		memcpy(address.s6_addr, caller->address, 16);
-	}
 	if (callers_set(caller->ports, v6, &address) &&
 	    stream_send(control.fd, TSI_INTRODUCED, &answer, sizeof(answer)))
 		stream_close("the host doesn't read it");
@@ -620,15 +614,20 @@ bool control_destination(uint32_t token, struct destination *ret_dst)
  */
 struct in6_addr control_pod_address(bool v4)
 {
-	struct in6_addr addr = {0};
+	return address_of(v4, v4 ? control.welcome.ipv4 : control.welcome.ipv6);
+}
 
-	if (v4) {
-		addr.s6_addr16[5] = 0xffff;
-		memcpy(addr.s6_addr + 12, control.welcome.ipv4, 4);
-	} else {
-		memcpy(addr.s6_addr, control.welcome.ipv6, 16);
-	}
-	return addr;
+/**
+ * control_has_family() - Has the pod an address of a family?
+ * @v4:		IPv4, else IPv6
+ *
+ * Returns: true if it has
+ */
+bool control_has_family(bool v4)
+{
+	struct in6_addr own = control_pod_address(v4);
+
+	return v4 ? own.s6_addr32[3] != 0 : !IN6_IS_ADDR_UNSPECIFIED(&own);
 }
 
 /* ---- failures ---- */

@@ -111,12 +111,8 @@ static int udp_of(const struct call *call, bool *ret_v6)
  */
 static bool has_route(const struct destination *dst)
 {
-	bool v4 = IN6_IS_ADDR_V4MAPPED(&dst->address);
-	struct in6_addr pod = control_pod_address(v4);
-
-	if (dst->port == DNS_PORT)
-		return true;
-	return v4 ? pod.s6_addr32[3] != 0 : !IN6_IS_ADDR_UNSPECIFIED(&pod);
+	return dst->port == DNS_PORT ||
+	       control_has_family(IN6_IS_ADDR_V4MAPPED(&dst->address));
 }
 
 /**

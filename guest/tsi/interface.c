@@ -99,10 +99,10 @@ void interface_init(void)
 {
 	for (int v4 = 0; v4 <= 1; v4++) {
 		struct in6_addr own = control_pod_address(v4);
-		bool none =
-		    v4 ? own.s6_addr32[3] == 0 : IN6_IS_ADDR_UNSPECIFIED(&own);
-		int error = none || has(&own) ? 0 : add(&own);
+		int error = 0;
 
+		if (control_has_family(v4) && !has(&own))
+			error = add(&own);
 		if (error && error != EPERM)
 			complain("lo: the pod's address: %s", strerror(error));
 	}

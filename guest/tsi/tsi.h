@@ -210,6 +210,7 @@ struct destination {
 };
 
 bool address_is_native(const struct destination *dst);
+struct in6_addr address_of(bool v4, const uint8_t *bytes);
 uint32_t address_hash(const struct destination *dst);
 bool address_same(const struct destination *a, const struct destination *b);
 bool address_decode(const struct sockaddr_storage *sa, size_t len,
@@ -250,6 +251,7 @@ int control_token(const struct destination *dst, uint32_t *ret_token);
 bool control_destination(uint32_t token, struct destination *ret_dst);
 int control_failure(uint32_t guest_port);
 struct in6_addr control_pod_address(bool v4);
+bool control_has_family(bool v4);
 int control_listen(const struct tsi_listen *listen, uint16_t *ret_port);
 void control_unlisten(uint32_t listener);
 void control_keep(void);
