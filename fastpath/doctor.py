@@ -9,6 +9,7 @@ Nothing is installed or loaded, and nothing is left behind.
 
 from __future__ import annotations
 
+import ctypes
 import enum
 import importlib
 import json
@@ -157,6 +158,12 @@ def _memfd() -> str:
     return "memfd_create works"
 
 
+def _libelf() -> str:
+    """What a tool of the kernel's headers is linked to."""
+    ctypes.CDLL("libelf.so.1")
+    return _PRESENT
+
+
 def _image() -> str:
     """Whether it was ever built; `image build` knows whether it is up to date."""
     images = cache_directory() / "images"
@@ -286,6 +293,8 @@ _HOST: Final = (
     _Look("KVM", Need.NOTHING, _kvm, _BUILD_IMAGE),
     _Look("shared guest memory", Need.ALL, _memfd, "boot Linux 3.17 or later"),
     _Look("C compiler", Need.ALL, _program("gcc", "--version"), _install("gcc")),
+    _Look("make", Need.ALL, _program("make", "--version"), _install("make")),
+    _Look("libelf", Need.ALL, _libelf, _install("libelf-dev")),
     _Look("apt-get", Need.ALL, _program("apt-get"), "use Debian 12+ or Ubuntu 24.04+"),
     _Look("dpkg-deb", Need.ALL, _program("dpkg-deb"), _install("dpkg")),
     _Look("Go", Need.TEST, _program("go", "version"), _install("golang-go")),

@@ -4,6 +4,7 @@ The cache, $XDG_CACHE_HOME/vsock-fastpath (or ~/.cache/vsock-fastpath):
 
     apt/SUITE/              apt's lists and state
     debs/                   packages
+    modules/CONTENT/        kernel modules of ours
     images/NAME-CONTENT/    kernel, initramfs, image.json
     images/NAME.INPUTS      text: the folder that these inputs gave last
 
@@ -33,7 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastpath.errors import FastpathError
-from fastpath.vm import cpio, packages, recipe
+from fastpath.vm import cpio, kbuild, packages, recipe
 from fastpath.vm.recipe import ROOT, Recipe, known
 from fastpath.vm.spec import Image
 from fastpath.vm.tree import KERNELS, Tree, merged, special
@@ -163,17 +164,17 @@ class _Builder:
         if refresh or not archive.has_lists():
             self._update(archive)
         try:
-            found = self._fetch(archive)
+            found, headers = self._fetch(archive)
         except FastpathError:
             if refresh:
                 raise
             self._update(archive)  # old lists name packages that are gone
-            found = self._fetch(archive)
-        versions = "".join(f"{deb.name}\n" for deb in sorted(found))
+            found, headers = self._fetch(archive)
+        versions = "".join(f"{deb.name}\n" for deb in sorted([*found, *headers]))
         content = hashlib.sha256((self._inputs + versions).encode()).hexdigest()
         folder = self._images / f"{self._recipe.name}-{content[:HASH_LEN]}"
         if not folder.exists():
-            self._make(folder, found)
+            self._make(folder, found, headers)
         temporary = self._pointer.with_suffix(".new")
         temporary.write_text(folder.name + "\n")
         temporary.rename(self._pointer)
@@ -185,22 +186,27 @@ class _Builder:
         self._tell("fetching package lists", 0, STEPS)
         archive.update()
 
-    def _fetch(self, archive: packages.Archive) -> list[Path]:
-        """Download what the recipe names; the kernel's packages among them."""
+    def _fetch(self, archive: packages.Archive) -> tuple[list[Path], list[Path]]:
+        """Download what the recipe names, and headers if it has modules of ours."""
         self._tell("resolving packages", 10, STEPS)
         kernel = archive.resolve([self._recipe.kernel])
         wanted = [each for each in kernel if each.file.startswith(KERNELS)]
         rest = archive.resolve(self._recipe.packages)
+        headers: list[packages.Package] = []
+        if self._recipe.own_modules:
+            found = archive.resolve(kbuild.headers_of(each.name for each in wanted))
+            headers = [each for each in found if each.name.startswith(kbuild.NEEDED)]
         wanted += [each for each in rest if each.name not in self._recipe.omit]
         self._tell("downloading packages", 15, STEPS)
-        return archive.fetch(
-            wanted,
+        debs = archive.fetch(
+            [*wanted, *headers],
             lambda share: self._tell(
                 "downloading packages", 15 + int(share * 45), STEPS
             ),
         )
+        return debs[: len(wanted)], debs[len(wanted) :]
 
-    def _make(self, folder: Path, debs: list[Path]) -> None:
+    def _make(self, folder: Path, debs: list[Path], headers: list[Path]) -> None:
         """Write the image's folder; it appears whole or not at all."""
         with tempfile.TemporaryDirectory(dir=self._images, prefix=".new-") as name:
             new = Path(name) / "image"
@@ -208,6 +214,9 @@ class _Builder:
             self._tell("compiling guest programs", 60, STEPS)
             _compile(self._recipe.programs, new)
             tree = Tree(self._recipe)
+            if self._recipe.own_modules:
+                modules = cache_directory() / "modules"
+                tree.own_modules = kbuild.build(GUEST, headers, modules)
             for done, deb in enumerate(debs):
                 self._tell(f"unpacking {deb.name}", 65 + 25 * done // len(debs), STEPS)
                 tree.add_package(deb)
@@ -273,7 +282,8 @@ def _hash_of_inputs(what: Recipe) -> str:
     digest = hashlib.sha256(what.text.encode())
     sources = [path for path in GUEST.rglob("*") if path.suffix in {".c", ".h"}]
     builder = Path(__file__).parent.glob("*.py")
-    for path in sorted([*sources, GUEST / "Makefile", *builder]):
+    makefiles = [GUEST / "Makefile", GUEST / "kernel" / "Kbuild"]
+    for path in sorted([*sources, *makefiles, *builder]):
         digest.update(f"{path.name}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 

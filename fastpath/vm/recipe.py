@@ -4,6 +4,7 @@
     suite: CODENAME         Debian release that packages come from
     kernel: PACKAGE         Debian package with the kernel, or one that needs it
     modules: [NAME...]      kernel modules, loaded at boot in this order
+    own_modules: [NAME...]  same, from guest/kernel, after those
     packages: [NAME...]     Debian packages, with all that they depend on
     omit: [NAME...]         packages left out again
     applets: PATH           a busybox in the image; gets a link for each applet
@@ -56,6 +57,7 @@ class Recipe:
     kernel: str = ""
     applets: str | None = None
     modules: tuple[str, ...] = ()
+    own_modules: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     omit: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -64,7 +66,7 @@ class Recipe:
 
 
 STRINGS = ("suite", "kernel", "applets")
-LISTS = ("modules", "packages", "omit", "exclude")
+LISTS = ("modules", "own_modules", "packages", "omit", "exclude")
 KINDS = ("content", "join", "link", "directory")
 FILE_TYPES: dict[str, type] = {
     "path": str,

@@ -60,6 +60,8 @@ class Tree:
         """Path without a leading slash -> file."""
         self.kernel = b""
         """The kernel; there after `finish`."""
+        self.own_modules: dict[str, bytes] = {}
+        """name -> ELF file, of those that no package has."""
         for each in MERGED:
             self.entries[each] = cpio.symlink(f"usr/{each}")
             self.entries[f"usr/{each}"] = cpio.directory()
@@ -165,9 +167,10 @@ class Tree:
             name: modules.unpack(path, self._kernel_files[path])
             for name, path in packed.items()
         }
+        elf |= self.own_modules
         builtin = self._kernel_files.get(f"{directory}/modules.builtin", b"").decode()
         order = modules.in_load_order(
-            self._recipe.modules,
+            (*self._recipe.modules, *self._recipe.own_modules),
             elf,
             filter(None, map(modules.name_of, builtin.splitlines())),
         )

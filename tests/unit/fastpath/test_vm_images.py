@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastpath.errors import FastpathError
-from fastpath.vm import images, packages, recipe
+from fastpath.vm import images, kbuild, packages, recipe
 from fastpath.vm.packages import Package
 
 if TYPE_CHECKING:
@@ -101,6 +102,22 @@ def test_a_changed_recipe_is_built_again(source):
     first = images.build("tiny")
     source.write_text(RECIPE + "omit: [x]\n")
     assert images.build("tiny").initramfs != first.initramfs
+
+
+def test_modules_of_ours_are_built_with_the_kernels_headers(source, monkeypatch):
+    source.write_text(RECIPE + "own_modules: [tsi]\n")
+    monkeypatch.setattr(kbuild, "KERNEL", re.compile("linux-image-(?P<release>.*)"))
+    monkeypatch.setattr(kbuild, "NEEDED", ("linux-image-",))  # all that there is
+    asked = []
+
+    def build(guest, headers, cache):
+        asked.append([deb.name for deb in headers])
+        return {"tsi": b"\0depends=\0"}
+
+    monkeypatch.setattr(kbuild, "build", build)
+    image = images.build("tiny")
+    assert asked == [["linux-image-test_1_all.deb"]]
+    assert b"lib/modules/9.9/tsi.ko" in image.initramfs.read_bytes()
 
 
 def test_a_refresh_builds_again_only_for_new_packages(source):

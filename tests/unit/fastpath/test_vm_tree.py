@@ -78,6 +78,17 @@ def test_the_image_lists_its_modules_for_init(tmp_path, kernel):
     assert tree.entries[f"{directory}/second.ko"].data == module("in_kernel")
 
 
+def test_modules_of_ours_come_last(tmp_path, kernel):
+    tree = Tree(recipe(tmp_path, modules=("first_one",), own_modules=("ours",)))
+    tree.add_package(kernel)
+    tree.own_modules = {"ours": module("first_one")}
+    tree.finish(tmp_path)
+    directory = f"usr/lib/modules/{RELEASE}"
+    order = tree.entries[f"{directory}/order"].data
+    assert order == b"second.ko\nfirst_one.ko\nours.ko\n"
+    assert tree.entries[f"{directory}/ours.ko"].data == module("first_one")
+
+
 def test_a_user_mode_kernel_is_a_kernel(tmp_path):
     base = "usr/lib/uml/modules/7.2.7"
     files = {
