@@ -29,9 +29,6 @@ from fastpath.ztunnel.model import ListenAddress, Publication
 from vhost_user.engine import EventKind
 
 PORT, RAW_PORT = 8080, 5000
-HOOK = tuple(
-    f"/sys/fs/bpf/tsi-{name}" for name in ("accept-end", "accept-start", "callers")
-)
 RAW_FIRST_PORT = 0x70000000
 """Not one of those that name clients."""
 ANY_CID = 0xFFFFFFFF
@@ -101,8 +98,6 @@ class Bench:
     async def rate(self, *, tsi):
         """Connections a second that the guest takes."""
         said = bytearray()
-        if not tsi:  # what an agent hooks into accept() stays, and costs it, too
-            await self._one.run("rm", "-rf", *HOOK, tsi=False)
         address = ("0.0.0.0", PORT) if tsi else (f"vsock:{ANY_CID}", RAW_PORT)
         argv = ["probe", *map(str, address), "accept", str(self._options.connections)]
         work = self._one.run(*argv, tsi=tsi, stdout=said.extend, stderr=said.extend)

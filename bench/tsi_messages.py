@@ -1,9 +1,9 @@
-"""What it costs a program that sendmsg() and recvmsg() are trapped for UDP's sake.
+"""What it costs a program that sendmsg() and recvmsg() are looked at for UDP's sake.
 
     python -m bench.tsi_messages [--count 500] [--rounds 20]
 
 A program in a guest makes round trips of one byte by write() and read(), and by
-sendmsg() and recvmsg(), in turn: on a unix socket pair, where the trap is all there is,
+sendmsg() and recvmsg(), in turn: on a unix socket pair, where the look is all there is,
 and on a TCP connection to the echo address of ztunnel. Run once with the agent and once
 without, which leaves the pair only. Prints medians.
 """

@@ -881,9 +881,6 @@ static void mount_all(void)
 			  mounts[i].flags, mounts[i].options))
 			say("mount %s: %s", mounts[i].path, strerror(errno));
 	}
-	/* For tsi-agent, which does without in a kernel that has no BPF */
-	mount("bpf", "/sys/fs/bpf", "bpf", MS_NOSUID | MS_NODEV | MS_NOEXEC,
-	      "mode=0700");
 	symlink("/proc/self/fd", "/dev/fd");
 	symlink("/proc/self/fd/0", "/dev/stdin");
 	symlink("/proc/self/fd/1", "/dev/stdout");

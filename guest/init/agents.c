@@ -6,10 +6,10 @@
  * ===================
  *
  * An agent that runs a command sends us the listener of the command's filter,
- * its state, and the command's process id (tsi-agent -k). We never look into
- * the socket while the agent lives: the message waits there, and descriptors in
- * a message are open. So a trapped call never fails for want of an agent, it
- * waits for the next one.
+ * its state, its kernel module's device if there is one, and the command's
+ * process id (tsi-agent -k). We never look into the socket while the agent
+ * lives: the message waits there, and descriptors in a message are open. So a
+ * trapped call never fails for want of an agent, it waits for the next one.
  *
  * When an agent ends, killed or because its command has ended, and processes
  * are left under the filter, another one takes over (tsi-agent -a). One that
@@ -33,14 +33,15 @@
 
 #define QUICK_S	  1 /* an agent that ends so soon... */
 #define MAX_QUICK 5 /* ...so many times in a row is given up */
+#define MAX_FDS	  3 /* in its message: the listener comes first */
 
 /**
  * struct agent - A filter's agent
  * @link:	In agents
  * @pid:	Its process
  * @sock:	Where its message comes, -1 once it was read
- * @listener:	The filter's, -1 before
- * @state:	What agents hand on, -1 before
+ * @fds:	What agents hand on: the filter's listener first, -1 before
+ * @count:	How many those are, 0 before
  * @started_s:	When
  * @quick:	How many have ended too soon in a row
  */
@@ -48,8 +49,8 @@ struct agent {
 	LIST_ENTRY(agent) link;
 	pid_t pid;
 	int sock;
-	int listener;
-	int state;
+	int fds[MAX_FDS];
+	int count;
 	time_t started_s;
 	int quick;
 };
@@ -101,11 +102,8 @@ bool agents_add(pid_t pid, int sock)
 		close(sock);
 		return false;
 	}
-	*agent = (struct agent){.pid = pid,
-				.sock = sock,
-				.listener = -1,
-				.state = -1,
-				.started_s = now_s()};
+	*agent = (struct agent){
+	    .pid = pid, .sock = sock, .fds = {-1}, .started_s = now_s()};
 	LIST_INSERT_HEAD(&agents, agent, link);
 	return true;
 }
@@ -116,11 +114,10 @@ bool agents_add(pid_t pid, int sock)
  */
 static void forget(struct agent *agent)
 {
-	const int fds[] = {agent->sock, agent->listener, agent->state};
-
-	for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
-		if (fds[i] >= 0)
-			close(fds[i]);
+	if (agent->sock >= 0)
+		close(agent->sock);
+	for (int i = 0; i < agent->count; i++)
+		close(agent->fds[i]);
 	LIST_REMOVE(agent, link);
 	free(agent);
 }
@@ -135,23 +132,23 @@ static pid_t read_message(struct agent *agent)
 {
 	union {
 		struct cmsghdr header;
-		char space[CMSG_SPACE(2 * sizeof(int))];
+		char space[CMSG_SPACE(sizeof(agent->fds))];
 	} control;
 	pid_t command = 0;
 	struct iovec iov = {.iov_base = &command, .iov_len = sizeof(command)};
 	struct msghdr msg = {.msg_iov = &iov,
 			     .msg_iovlen = 1,
 			     .msg_control = &control,
-			     .msg_controllen = sizeof(control)};
-	int fds[2];
+			     .msg_controllen = CMSG_LEN(sizeof(agent->fds))};
+	size_t len;
 
 	if (recvmsg(agent->sock, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC) !=
 		(ssize_t)sizeof(command) ||
-	    msg.msg_controllen < CMSG_LEN(sizeof(fds)))
+	    msg.msg_controllen < CMSG_LEN(sizeof(int)))
 		return 0;
-	memcpy(fds, CMSG_DATA(&control.header), sizeof(fds));
-	agent->listener = fds[0];
-	agent->state = fds[1];
+	len = control.header.cmsg_len - CMSG_LEN(0);
+	memcpy(agent->fds, CMSG_DATA(&control.header), len);
+	agent->count = (int)(len / sizeof(int));
 	close(agent->sock);
 	agent->sock = -1;
 	return command;
@@ -165,7 +162,7 @@ static pid_t read_message(struct agent *agent)
  */
 static bool is_used(const struct agent *agent)
 {
-	struct pollfd state = {.fd = agent->listener};
+	struct pollfd state = {.fd = agent->fds[0]};
 
 	poll(&state, 1, 0);
 	return !(state.revents & POLLHUP);
@@ -179,15 +176,16 @@ static bool is_used(const struct agent *agent)
  */
 static bool start_next(struct agent *agent)
 {
-	char fds[32];
+	char fds[MAX_FDS * 12] = "";
 	sigset_t none;
 
-	snprintf(fds, sizeof(fds), "%d,%d", agent->listener, agent->state);
+	for (int i = 0; i < agent->count; i++)
+		sprintf(fds + strlen(fds), "%s%d", i ? "," : "", agent->fds[i]);
 	agent->started_s = now_s();
 	agent->pid = fork();
 	if (agent->pid == 0) {
-		fcntl(agent->listener, F_SETFD, 0);
-		fcntl(agent->state, F_SETFD, 0);
+		for (int i = 0; i < agent->count; i++)
+			fcntl(agent->fds[i], F_SETFD, 0);
 		setsid();
 		sigemptyset(&none);
 		sigprocmask(SIG_SETMASK, &none, NULL);
@@ -216,7 +214,7 @@ enum agents_end agents_ended(pid_t pid, pid_t *ret_command)
 		return AGENTS_NOT;
 	if (agent->sock >= 0)
 		*ret_command = read_message(agent);
-	if (agent->listener < 0 || !is_used(agent)) {
+	if (agent->count == 0 || !is_used(agent)) {
 		forget(agent);
 		return AGENTS_OVER;
 	}

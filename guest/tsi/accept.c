@@ -5,10 +5,11 @@
  * Theory of operation
  * ===================
  *
- * The kernel would give the address of a vsock socket, so the agent accepts in
- * the program's place and says whom the port stands for (listen.c). accept()
- * without an address isn't trapped at all, and readiness is the kernel's to
- * tell: the listener is the program's own.
+ * With the kernel module accept() never comes here (guest/kernel/tsi.c).
+ * Without it the kernel would give the address of a vsock socket, so the agent
+ * accepts in the program's place and says whom the port stands for (listen.c).
+ * accept() without an address isn't trapped at all, and readiness is the
+ * kernel's to tell: the listener is the program's own.
  *
  * The listener is non-blocking while the agent accepts from it, so that a
  * client that another thread took doesn't halt the agent. A blocking call that
@@ -77,7 +78,7 @@ static bool hand_over(const struct call *call, int conn,
  */
 static int take(int fd, int flags, struct sockaddr_vm *ret_peer)
 {
-	socklen_t len = ROOM_AS_IS;
+	socklen_t len = sizeof(*ret_peer);
 	int conn = listen_unstash(fd);
 	bool nonblock;
 

@@ -114,14 +114,10 @@ bool address_decode(const struct sockaddr_storage *sa, size_t len,
  */
 uint32_t address_hash(const struct destination *dst)
 {
-	uint64_t high, low;
+	uint64_t address[2];
 
-	memcpy(&high, dst->address.s6_addr, sizeof(high));
-	memcpy(&low, dst->address.s6_addr + sizeof(high), sizeof(low));
-	high ^= (uint64_t)dst->port << 48;
-	low = (low ^ (high * UINT64_C(0x9e3779b97f4a7c15))) *
-	      UINT64_C(0xff51afd7ed558ccd);
-	return (uint32_t)(low >> 32);
+	memcpy(address, &dst->address, sizeof(address));
+	return tsi_hash(address, dst->port);
 }
 
 /**

@@ -115,6 +115,7 @@ static void route_unlink(uint32_t slot)
 
 	if (!routes[slot].token)
 		return;
+	kernel_forget(&routes[slot].dst, routes[slot].token);
 	while (*link != NONE && *link != slot)
 		link = &routes[*link].next;
 	if (*link == slot)
@@ -172,6 +173,7 @@ static void stream_close(const char *why)
 	close(control.fd);
 	control.fd = -1;
 	control.in_len = 0;
+	kernel_forget_all();
 	control.retry_ms = now_ms() + RETRY_MS;
 }
 
@@ -408,6 +410,11 @@ static int stream_open(void)
 	if (control.welcome.window > MAX_WINDOW)
 		control.welcome.window = MAX_WINDOW;
 	sock_set_connect_timeout(control.welcome.connect_timeout_ms);
+	for (int v4 = 0; v4 <= 1; v4++) {
+		struct in6_addr own = control_pod_address(v4);
+
+		kernel_set_pod_address(v4, &own);
+	}
 	control.used = first_free();
 	if (control.used >= control.welcome.token_count)
 		control.used = 0;
@@ -524,6 +531,22 @@ void control_unlisten(uint32_t listener)
 /* ---- tokens ---- */
 
 /**
+ * is_own() - Is it the pod's own address?
+ * @dst:	Destination
+ *
+ * What a token stands for then may be published in this guest next.
+ *
+ * Returns: true if it is
+ */
+static bool is_own(const struct destination *dst)
+{
+	struct in6_addr own =
+	    control_pod_address(IN6_IS_ADDR_V4MAPPED(&dst->address));
+
+	return IN6_ARE_ADDR_EQUAL(&own, &dst->address);
+}
+
+/**
  * route_add() - Register a destination under the next token
  * @dst:	Destination
  * @ret_token:	The token
@@ -544,15 +567,17 @@ static int route_add(const struct destination *dst, uint32_t *ret_token)
 	int error;
 
 	memcpy(msg.address, dst->address.s6_addr + (v4 ? 12 : 0), v4 ? 4 : 16);
+	route_unlink(slot); /* the host forgets it when it hears of this */
+	routes[slot].token = 0;
 	error = stream_send(control.fd, TSI_ROUTE, &msg, sizeof(msg));
 	if (error)
 		return error;
 
 	control.used++;
-	route_unlink(slot);
 	routes[slot] = (struct route){.dst = *dst, .token = token};
 	routes[slot].next = *head;
 	*head = slot;
+	kernel_name(dst, token);
 	*ret_token = token;
 	return 0;
 }
@@ -568,8 +593,10 @@ int control_token(const struct destination *dst, uint32_t *ret_token)
 {
 	uint32_t slot;
 
-	if (control.fd >= 0 && control.used >= control.welcome.token_count)
+	if (control.fd >= 0 && control.used >= control.welcome.token_count) {
 		stream_close("all its tokens are used, opening another");
+		control.retry_ms = 0;
+	}
 	control_keep();
 	if (control.fd < 0)
 		return ENETUNREACH;
@@ -577,13 +604,29 @@ int control_token(const struct destination *dst, uint32_t *ret_token)
 	for (slot = *chain(dst); slot != NONE; slot = routes[slot].next)
 		if (address_same(&routes[slot].dst, dst)) {
 			*ret_token = routes[slot].token;
-			return 0;
+			break;
 		}
-	if (route_add(dst, ret_token)) {
+	if (slot == NONE && route_add(dst, ret_token)) {
 		stream_close("the host doesn't read it");
 		return ENETUNREACH;
 	}
+	if (!is_own(dst))
+		kernel_know(dst, *ret_token);
 	return 0;
+}
+
+/**
+ * control_is_live() - Can a token be connected to?
+ * @token:	Token
+ *
+ * Returns: true if it is one of this stream's latest
+ */
+bool control_is_live(uint32_t token)
+{
+	uint32_t sequence = token - control.welcome.first_token;
+
+	return control.fd >= 0 && sequence < control.used &&
+	       control.used - sequence <= control.welcome.window;
 }
 
 /**

@@ -5,25 +5,29 @@
  * Theory of operation
  * ===================
  *
- * The table below is the filter: a system call matches a rule if every test
- * of the rule holds, the first rule that matches gives the action, and no rule
- * means that the call runs untouched. install() translates the table to BPF.
+ * The table below is the filter: a system call matches a rule if every test of
+ * the rule holds, the first rule that matches gives the action, and no rule
+ * means that the call runs untouched. filter_install() translates the table to
+ * BPF.
  *
  * What is not in the table matters most: read, write, send, recv, poll, epoll,
  * close, dup, fork and half-closes work on a vsock socket as they do on a TCP
  * socket. (glibc and musl make send() and recv() of sendto() and recvfrom()
  * without an address.) sendmsg() and recvmsg() keep the address in memory, so
- * they are trapped whatever the socket is; the agent looks whether there is
- * one, which costs each such call on TCP a trap (docs/measurements.md). For
- * a system call whose rules don't look at arguments, or that has none, the
- * kernel caches the verdict in a bitmap (since 5.11), so that an untrapped call
- * costs a bit test and not a run of the filter. read() and write() are such
- * calls; recv() runs a few instructions of it.
+ * without the kernel module they are trapped whatever the socket is; the agent
+ * looks whether there is one, which costs each such call a trap. For a system
+ * call whose rules don't look at arguments, or that has none, the kernel caches
+ * the verdict in a bitmap (since 5.11), so that an untrapped call costs a bit
+ * test and not a run of the filter. read() and write() are such calls; recv()
+ * runs a few instructions of it.
  *
  * The filter sees argument values, never memory behind them. Where a rule
  * can't tell a TCP socket from another, the handler looks and says "go on".
  * Arguments are ints to these system calls, so their low halves are all that
  * counts, for the kernel as for us.
+ *
+ * With the kernel module (guest/kernel/tsi.c) the calls of led[] are trapped
+ * only if they carry its mark: it looks at the socket and at the memory first.
  *
  * Calls of another ABI (i386 under x86_64) aren't trapped: their numbers mean
  * other things. Such a program gets plain sockets.
@@ -52,7 +56,7 @@
 
 #define MAX_VALUES 4
 #define MAX_TESTS  3
-#define MAX_BPF	   320
+#define MAX_BPF	   512
 #define HIGH_HALF  0x80U /* of an argument that is a pointer */
 
 /* sys/socket.h gives SO_SNDTIMEO for our time_t only; programs use both */
@@ -96,6 +100,19 @@ struct rule {
 	struct test tests[MAX_TESTS];
 };
 
+/* Calls that the kernel module leads to itself, if there is one: hooks[] of
+ * guest/kernel/tsi.c */
+static const uint32_t led[] = {
+    SYS_socket,	     SYS_connect,    SYS_bind,	     SYS_listen,
+    SYS_accept,	     SYS_accept4,    SYS_shutdown,   SYS_getsockname,
+    SYS_getpeername, SYS_setsockopt, SYS_getsockopt, SYS_sendmsg,
+    SYS_recvmsg,     SYS_sendmmsg,   SYS_recvmmsg,
+};
+
+/* Those of them that it asks TSI_WHOSE about: instance_of() there */
+static const uint32_t asked[] = {SYS_socket, SYS_connect, SYS_getsockname,
+				 SYS_getpeername};
+
 #define SOCK_FLAGS ((uint32_t)(SOCK_CLOEXEC | SOCK_NONBLOCK))
 
 static const struct rule rules[] = {
@@ -118,8 +135,7 @@ static const struct rule rules[] = {
      * published. */
     {SYS_bind, 0, {{0}}},
     {SYS_listen, 0, {{0}}},
-    /* An AF_VSOCK address would come out, if one is asked for, unless the
-     * kernel was taught better (callers.c). */
+    /* An AF_VSOCK address would come out, if one is asked for. */
     {SYS_accept, 0, {{NONE_OF, 1, 0, 1, {0}}}},
     {SYS_accept, 0, {{NONE_OF, 1 | HIGH_HALF, 0, 1, {0}}}},
     {SYS_accept4, 0, {{NONE_OF, 1, 0, 1, {0}}}},
@@ -247,17 +263,35 @@ static void emit_test(struct program *prog, const struct test *test,
 }
 
 /**
+ * is_led() - Does the module see a call before us?
+ * @nr:		System call
+ *
+ * Returns: true if it does
+ */
+static bool is_led(uint32_t nr)
+{
+	for (size_t i = 0; i < sizeof(led) / sizeof(led[0]); i++)
+		if (led[i] == nr)
+			return true;
+	return false;
+}
+
+/**
  * emit_rule() - Append a rule: the number, each test, then the verdict
  * @prog:	Program
  * @rule:	Rule
+ * @marked:	It holds for calls with the module's mark only
  *
  * A test overwrites the accumulator, so each rule starts by loading the
  * number again.
  */
-static void emit_rule(struct program *prog, const struct rule *rule)
+static void emit_rule(struct program *prog, const struct rule *rule,
+		      bool marked)
 {
+	static const struct test mark = {
+	    ANY_OF, 5 | HIGH_HALF, 0, 1, {TSI_MARK}};
 	uint32_t action = rule->action ? rule->action : SECCOMP_RET_USER_NOTIF;
-	unsigned after = 1;
+	unsigned after = marked ? 1 + test_size(&mark) : 1;
 
 	for (unsigned i = 0; i < MAX_TESTS && rule->tests[i].relation; i++)
 		after += test_size(&rule->tests[i]);
@@ -265,6 +299,10 @@ static void emit_rule(struct program *prog, const struct rule *rule)
 	emit(prog, BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr),
 	     0, 0);
 	emit(prog, BPF_JMP | BPF_JEQ | BPF_K, rule->nr, 0, after);
+	if (marked) {
+		after -= test_size(&mark);
+		emit_test(prog, &mark, after);
+	}
 	for (unsigned i = 0; i < MAX_TESTS && rule->tests[i].relation; i++) {
 		after -= test_size(&rule->tests[i]);
 		emit_test(prog, &rule->tests[i], after);
@@ -273,8 +311,26 @@ static void emit_rule(struct program *prog, const struct rule *rule)
 }
 
 /**
+ * emit_instance() - Append what answers the module's TSI_WHOSE
+ * @prog:	Program
+ * @instance:	This agent's, or 0
+ */
+static void emit_instance(struct program *prog, uint32_t instance)
+{
+	for (size_t i = 0; i < sizeof(asked) / sizeof(asked[0]); i++) {
+		const struct rule rule = {
+		    .nr = asked[i],
+		    .action = SECCOMP_RET_ERRNO | instance,
+		    .tests = {{ANY_OF, 5, 0, 1, {TSI_WHOSE}}},
+		};
+
+		emit_rule(prog, &rule, true);
+	}
+}
+
+/**
  * filter_install() - Trap the calling thread and all that it starts
- * @trap_accept: accept() and accept4(), too
+ * @instance:	Of the kernel module; 0: there is none
  *
  * With CAP_SYS_ADMIN, no_new_privs stays off and setuid programs keep working.
  * NEW_LISTENER is the only flag: WAIT_KILLABLE_RECV would keep signals from
@@ -282,7 +338,7 @@ static void emit_rule(struct program *prog, const struct rule *rule)
  *
  * Returns: the listener, close-on-exec; -1 with errno set otherwise
  */
-int filter_install(bool trap_accept)
+int filter_install(uint32_t instance)
 {
 	struct program prog = {0};
 	struct sock_fprog fprog;
@@ -291,10 +347,9 @@ int filter_install(bool trap_accept)
 	     offsetof(struct seccomp_data, arch), 0, 0);
 	emit(&prog, BPF_JMP | BPF_JEQ | BPF_K, OUR_ARCH, 1, 0);
 	emit(&prog, BPF_RET | BPF_K, SECCOMP_RET_ALLOW, 0, 0);
+	emit_instance(&prog, instance);
 	for (size_t i = 0; i < sizeof(rules) / sizeof(rules[0]); i++)
-		if (trap_accept ||
-		    (rules[i].nr != SYS_accept && rules[i].nr != SYS_accept4))
-			emit_rule(&prog, &rules[i]);
+		emit_rule(&prog, &rules[i], instance && is_led(rules[i].nr));
 	emit(&prog, BPF_RET | BPF_K, SECCOMP_RET_ALLOW, 0, 0);
 	if (prog.len > MAX_BPF) {
 		errno = E2BIG;

@@ -66,15 +66,11 @@ struct option {
 #define BIT_OF(flag) ((unsigned)__builtin_ctzll(flag))
 
 static const struct option options[] = {
-    {IPPROTO_TCP, TCP_NODELAY, KEPT, BIT_OF(LABEL_NODELAY), 1, 0, 0},
-    {IPPROTO_TCP, TCP_CORK, KEPT, BIT_OF(LABEL_CORK), 1, 0, 0},
-    {IPPROTO_TCP, TCP_KEEPIDLE, KEPT, LABEL_KEEPIDLE_SHIFT, LABEL_KEEPIDLE_BITS,
-     7200, 1},
-    {IPPROTO_TCP, TCP_KEEPINTVL, KEPT, LABEL_KEEPINTVL_SHIFT,
-     LABEL_KEEPINTVL_BITS, 75, 1},
-    {IPPROTO_TCP, TCP_KEEPCNT, KEPT, LABEL_KEEPCNT_SHIFT, LABEL_KEEPCNT_BITS, 9,
-     1},
-    {IPPROTO_TCP, TCP_MAXSEG, TAKEN, 0, 0, USUAL_MSS, 0},
+#define ROW(name, shift, bits, usual, min)                                     \
+	{IPPROTO_TCP, name, KEPT, shift, bits, usual, min},
+    TSI_TCP_OPTIONS(ROW)
+#undef ROW
+	{IPPROTO_TCP, TCP_MAXSEG, TAKEN, 0, 0, USUAL_MSS, 0},
     {IPPROTO_TCP, TCP_SYNCNT, TAKEN, 0, 0, 6, 0},
     {IPPROTO_TCP, TCP_LINGER2, TAKEN, 0, 0, 60, 0},
     {IPPROTO_TCP, TCP_DEFER_ACCEPT, TAKEN, 0, 0, 0, 0},

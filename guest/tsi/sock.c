@@ -17,7 +17,9 @@
  * tells our sockets from a program's own vsock sockets (the default is
  * 262144) and from all other files (the getsockopt() fails). Below it are the
  * family the program asked for, what connect() still owes it, and the values
- * of the TCP options that it may read back.
+ * of the TCP options that it may read back. We read a label and write it by two
+ * calls: a change that the kernel module makes in between, for another thread
+ * of the program, is lost.
  *
  * Sockets get a larger receive buffer than vsock's usual 256 KiB: it is the
  * window for bytes from the host. recv(MSG_WAITALL) of more than it holds fails
@@ -58,13 +60,8 @@
 
 #include "tsi.h"
 
-#define LABEL_MARK	(UINT64_C(0x54) << 56)
-#define LABEL_MARK_MASK (UINT64_C(0xff) << 56)
-
-#define HELD_SOCKETS  16384 /* by timers, at most: 22 MiB */
-#define MIN_TIMEOUT_S 2	    /* but a connect has that long */
-#define BIND_TRIES    1000
-#define DIAG_BYTES    32768 /* the largest part that the kernel sends */
+#define BIND_TRIES 1000
+#define DIAG_BYTES 32768 /* the largest part that the kernel sends */
 
 static uint32_t connect_timeout_s = 30;
 
@@ -75,6 +72,7 @@ static uint32_t connect_timeout_s = 30;
 void sock_set_connect_timeout(uint32_t timeout_ms)
 {
 	connect_timeout_s = (timeout_ms + 999) / 1000;
+	kernel_set_connect_timeout(connect_timeout_s);
 }
 
 /**
@@ -273,7 +271,7 @@ int sock_settle(int fd)
 uint32_t sock_local_port(int fd)
 {
 	struct sockaddr_vm addr;
-	socklen_t len = ROOM_AS_IS;
+	socklen_t len = sizeof(addr);
 
 	if (getsockname(fd, (struct sockaddr *)&addr, &len))
 		return NO_PORT;
@@ -289,7 +287,7 @@ uint32_t sock_local_port(int fd)
  */
 bool sock_peer(int fd, struct sockaddr_vm *ret_addr)
 {
-	socklen_t len = ROOM_AS_IS;
+	socklen_t len = sizeof(*ret_addr);
 
 	return !getpeername(fd, (struct sockaddr *)ret_addr, &len);
 }

@@ -61,7 +61,7 @@ struct kept {
  * @current:	The call that is being handled
  * @waiting:	Calls that wait
  * @routes:	control.c's
- * @callers:	callers.c's, if the kernel doesn't keep it
+ * @callers:	callers.c's, if the kernel module hasn't got it
  * @published:	listen.c's
  * @datagrams:	peers.c's and relay.c's
  */

@@ -15,7 +15,8 @@
  *	relay.c		where their datagrams go, and come from
  *	peers.c		the stream to the host: peers and datagrams
  *	accept.c	accept() on listeners that the host publishes
- *	callers.c	who their clients are, shown by the kernel if it can
+ *	callers.c	who their clients are
+ *	kernel.c	what the kernel module is told, if there is one
  *	listen.c	those listeners
  *	control.c	the stream to the host: tokens, listeners and failures
  *	blocked.c	calls that block until there is something at a socket
@@ -41,6 +42,7 @@
 #include <linux/seccomp.h>
 #include <linux/vm_sockets.h>
 
+#include "../tsi_kernel.h"
 #include "../tsi_protocol.h"
 
 /* Exit statuses of the agent itself; the rest are the command's */
@@ -74,7 +76,7 @@ void complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 /* ---- filter.c ---- */
 
-int filter_install(bool trap_accept);
+int filter_install(uint32_t instance);
 
 /* ---- notify.c ---- */
 
@@ -120,16 +122,6 @@ struct route;
 struct published;
 struct datagrams;
 
-/**
- * struct caller - A range of ports, and whose connections come from it
- * @addr:	What accept() gives, the port 0; a sockaddr_in fits, too
- * @size:	Bytes of it; 0: nobody has the range
- */
-struct caller {
-	struct sockaddr_in6 addr;
-	uint32_t size;
-};
-
 int state_create(void);
 int state_map(int fd);
 void state_begin(const struct call *call);
@@ -144,39 +136,15 @@ void state_take_over(void (*resume)(const struct call *call));
 
 /* ---- sock.c ---- */
 
-/* Flags and fields of a label, see sock.c */
-#define LABEL_V6	      (UINT64_C(1) << 0) /* program asked for AF_INET6 */
-#define LABEL_UNREPORTED      (UINT64_C(1) << 1) /* outcome of connect() owed */
-#define LABEL_ABORTED	      (UINT64_C(1) << 2) /* failed, errno was fetched */
-#define LABEL_SNDTIMEO	      (UINT64_C(1) << 3) /* SO_SNDTIMEO may be set */
-#define LABEL_REUSEPORT	      (UINT64_C(1) << 4) /* from here: socket options */
-#define LABEL_V6ONLY	      (UINT64_C(1) << 5)
-#define LABEL_NODELAY	      (UINT64_C(1) << 6)
-#define LABEL_CORK	      (UINT64_C(1) << 7)
-#define LABEL_TOS_SHIFT	      8
-#define LABEL_TOS_BITS	      8
-#define LABEL_KEEPIDLE_SHIFT  16
-#define LABEL_KEEPIDLE_BITS   15
-#define LABEL_KEEPINTVL_SHIFT 31
-#define LABEL_KEEPINTVL_BITS  15
-#define LABEL_KEEPCNT_SHIFT   46
-#define LABEL_KEEPCNT_BITS    7
-#define LABEL_LOCAL	      (UINT64_C(1) << 54) /* connects in the guest */
-#define LABEL_INBOUND	      (UINT64_C(1) << 55) /* listener, or accepted */
-
-#define SOCK_BUFFER_BYTES (1 << 20) /* most that a socket queues */
-
 #define NO_PORT UINT32_MAX /* VMADDR_PORT_ANY: not bound, not connected */
 
 /* Upper halves of vsock ports whose lower half is a TCP port */
 #define LISTENERS    16U     /* first of published listeners' */
 #define MAX_SHARED   64U     /* listeners of one TCP port */
 #define FIRST_BOUND  128U    /* of sockets that were bound before connect() */
-#define FIRST_CALLER 0x8000U /* the host's clients */
 #define LOCAL_V4     0xc000U /* connections within the guest, after those */
 #define LOCAL_V6     0xc001U /* same, from ::1 */
 #define LOCAL_MAPPED 0xc002U /* same, to AF_INET6 from 127.0.0.1 */
-#define CALLERS	     0x4003U /* ranges of either */
 
 #define VSOCK_PORT(upper, port) ((uint32_t)(upper) << 16 | (port))
 
@@ -249,6 +217,7 @@ struct published {
 int control_start(void);
 int control_token(const struct destination *dst, uint32_t *ret_token);
 bool control_destination(uint32_t token, struct destination *ret_dst);
+bool control_is_live(uint32_t token);
 int control_failure(uint32_t guest_port);
 struct in6_addr control_pod_address(bool v4);
 bool control_has_family(bool v4);
@@ -435,12 +404,21 @@ int listen_timeout_ms(void);
 
 /* ---- callers.c ---- */
 
-/* Room for an address that is to be the kernel's own: no program has so much */
-#define ROOM_AS_IS INT32_MAX
-
-bool callers_init(void);
+void callers_init(void);
 bool callers_set(uint32_t port, bool v6, const struct in6_addr *address);
 void callers_name(uint32_t port, struct destination *ret_name);
+
+/* ---- kernel.c ---- */
+
+int kernel_open(void);
+uint32_t kernel_map(int fd);
+void kernel_set_connect_timeout(uint32_t timeout_s);
+void kernel_set_pod_address(bool v4, const struct in6_addr *address);
+void kernel_know(const struct destination *dst, uint32_t token);
+void kernel_name(const struct destination *dst, uint32_t token);
+void kernel_forget(const struct destination *dst, uint32_t token);
+void kernel_forget_all(void);
+struct caller *kernel_callers(void);
 
 /* ---- accept.c ---- */
 

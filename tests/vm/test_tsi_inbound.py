@@ -24,7 +24,7 @@ pytestmark = pytest.mark.vm
 
 HERE = Path(__file__).parent
 PORT, PRIVATE, FIRST_CHECK = 8080, 9090, 7000
-HOOK = "/sys/fs/bpf/tsi-accept-end"
+DEVICE = "/dev/tsi"
 EPHEMERAL = "32768-60999"
 POLICY = f'published: ["{FIRST_CHECK}-7999", "{PORT}-8089", "{EPHEMERAL}"]\n'
 CHECKS = programs.checks("tsi_listener.c")
@@ -174,10 +174,10 @@ def world(accelerator, servers, namespace):
 def check_results(world):
     """The C program's line for each check, by who shows the clients' addresses."""
     results = {}
-    with world.program("umount", "/sys/fs/bpf", vm="two") as program:
-        assert program.end() == 0  # nothing to pin to
+    with world.program("rm", DEVICE, vm="two") as program:
+        assert program.end() == 0  # agents from here on do without the module
     for vm, who in (("one", "kernel"), ("two", "agent")):
-        with world.program("test", "-e", HOOK, vm=vm) as program:
+        with world.program("test", "-e", DEVICE, vm=vm) as program:
             assert (program.end() == 0) == (who == "kernel")
         with world.program("tsi_listener", str(FIRST_CHECK), vm=vm) as program:
             program.future.result(240)

@@ -30,7 +30,8 @@ HEAD: Final = """\
 
 Each row is a case of `tests/vm/trace/`: a sequence of socket calls that is made over
 native TCP and UDP (guest program to guest program, over `lo`) and over TSI (guest
-program to host, host to guest program), by the same binary on the same kernel.
+program to host, host to guest program), by the same binary on the same kernel; over TSI
+twice, with the guest's kernel module and without it.
 `tests/vm/test_tsi_differential.py` compares return values, errnos, poll events and
 option values call by call, and what the peer saw; what differs is in the table, and
 nothing else does. Written by `make compat-doc` from `tests/vm/tsi_compat.toml`, guest

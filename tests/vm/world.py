@@ -37,9 +37,9 @@ from vhost_user.vsock.device import VsockDevice
 HOST4, HOST6 = "192.0.2.1", "2001:db8::1"
 PODS: Final = (("10.0.0.5", "fd00::5"), ("10.0.0.6", "fd00::6"))
 POD4, POD6 = PODS[0]
-ECHO, SLOW, HTTP, SILENT = 7007, 7500, 8080, 9999
+ECHO, SLOW, LATE, HTTP, SILENT = 7007, 7500, 7501, 8080, 9999
 DISCARD: Final = ("198.18.0.1", 9)
-SLOW_S = 0.5
+DELAYS_S: Final = {SLOW: 0.5, LATE: 4.0}
 READY_S = 180.0
 WAIT_S = 30.0
 POLICY: Final = SandboxPolicy(published=Ports.parse("7200-7299"), udp=True)
@@ -72,7 +72,7 @@ class Router:
         denial = self.policy.check(destination)
         if denial is not None:
             return Route(Reset(denial.error), cacheable=False)
-        return Route(Dial(destination), cacheable=destination[1] != SLOW)
+        return Route(Dial(destination), cacheable=destination[1] not in DELAYS_S)
 
     def opened(self, event, destination):
         self.events.append((EventKind.OPENED, destination))
@@ -114,13 +114,13 @@ class Publisher:
 
 
 class SlowService(TsiService):
-    """Takes its time to answer for one port: a host that is far away."""
+    """Takes its time to answer for two ports: a host that is far away."""
 
     def _answer(self, conn, token, destination):
         answer = super()._answer
-        if destination[1] == SLOW:
+        if (delay_s := DELAYS_S.get(destination[1])) is not None:
             loop = asyncio.get_running_loop()
-            loop.call_later(SLOW_S, answer, conn, token, destination)
+            loop.call_later(delay_s, answer, conn, token, destination)
         else:
             answer(conn, token, destination)
 
