@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastpath.tsi import service
+from fastpath.tsi.protocol import Welcome
 from tests.vm import programs
 from tests.vm.world import ECHO, HOST4, HOST6, LATE, POD4, open_world
 
@@ -16,6 +17,8 @@ HERE = Path(__file__).parent
 CHECKS = programs.checks("tsi_kernel.c")
 SHORT_S = 2.0
 """What the host lets a connect take: less than it takes itself at LATE."""
+FEW, FEWER = 1024, 64
+"""Tokens of a stream, and those that can be connected to: the checks need more."""
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +27,16 @@ def program(tmp_path_factory):
     return programs.compile_c(out, HERE / "tsi_kernel.c")
 
 
+def welcome(**fields):
+    return Welcome(**(fields | {"token_count": FEW, "window": FEWER}))
+
+
 @pytest.fixture(scope="module")
 def world(base_image, accelerator, program, namespace):
     files = {"/bin/tsi_kernel": program}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(service, "CONNECT_TIMEOUT_S", SHORT_S)
+        patch.setattr(service, "Welcome", welcome)
         with open_world(base_image, accelerator, files, namespace) as there:
             yield there
 
