@@ -15,6 +15,7 @@
 #include <netinet/in.h>
 #include <stdint.h>
 #endif
+#include <linux/ioctl.h>
 
 #define TSI_DEVICE "/dev/tsi"
 
@@ -73,6 +74,22 @@
 /* Where the tables are in the device */
 #define TSI_SHARED_AT  0
 #define TSI_CALLERS_AT (1 << 20)
+
+/**
+ * struct tsi_change - A change of a socket's label, for an ioctl() of the
+ * device
+ * @set:	Bits to set
+ * @clear:	Bits to clear before
+ * @fd:		The socket
+ * @unused:	0
+ */
+struct tsi_change {
+	uint64_t set;
+	uint64_t clear;
+	int32_t fd;
+	uint32_t unused;
+};
+#define TSI_CHANGE_LABEL _IOW('T', 0x53, struct tsi_change)
 
 /**
  * struct caller - A range of ports, and whose connections come from it

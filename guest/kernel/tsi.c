@@ -139,20 +139,6 @@ static int device_mmap(struct file *file, struct vm_area_struct *area)
 	return remap_vmalloc_range(area, memory, 0);
 }
 
-static const struct file_operations device_operations = {
-    .owner = THIS_MODULE,
-    .open = device_open,
-    .release = device_release,
-    .mmap = device_mmap,
-};
-
-static struct miscdevice device = {
-    .minor = MISC_DYNAMIC_MINOR,
-    .name = "tsi",
-    .mode = 0600,
-    .fops = &device_operations,
-};
-
 /* ---- the filter ---- */
 
 static typeof(__secure_computing) *show_filter;
@@ -269,6 +255,54 @@ static unsigned int kind_of(const struct socket *sock)
 		return 0;
 	return sock->type == SOCK_DGRAM ? DATAGRAM : OTHER;
 }
+
+/* ---- /dev/tsi, once more: what an agent asks for ---- */
+
+static long device_ioctl(struct file *file, unsigned int request,
+			 unsigned long argument)
+{
+	struct tsi_change change;
+	struct vsock_sock *vsk;
+	struct socket *sock;
+	int error;
+
+	if (request != TSI_CHANGE_LABEL)
+		return -ENOTTY;
+	if (copy_from_user(&change, (void __user *)argument, sizeof(change)))
+		return -EFAULT;
+	sock = sockfd_lookup(change.fd, &error);
+	if (!sock)
+		return error;
+	if (kind_of(sock) == LABELLED) {
+		vsk = vsock_sk(sock->sk);
+		error = 0;
+		lock_sock(sock->sk);
+		vsk->buffer_max_size &= ~change.clear | LABEL_MARK_MASK;
+		vsk->buffer_max_size |= change.set & ~LABEL_MARK_MASK;
+		release_sock(sock->sk);
+	} else {
+		error = -EINVAL;
+	}
+	sockfd_put(sock);
+	return error;
+}
+
+static const struct file_operations device_operations = {
+    .owner = THIS_MODULE,
+    .open = device_open,
+    .release = device_release,
+    .mmap = device_mmap,
+    .unlocked_ioctl = device_ioctl,
+};
+
+static struct miscdevice device = {
+    .minor = MISC_DYNAMIC_MINOR,
+    .name = "tsi",
+    .mode = 0600,
+    .fops = &device_operations,
+};
+
+/* ---- calls that are ours ---- */
 
 /**
  * make_socket() - socket(): make what the agent would make

@@ -48,7 +48,7 @@ static void already(const struct call *call, int fd, uint64_t label,
 
 	poll(&state, 1, 0);
 	if (state.revents & POLLERR) {
-		sock_set_label(fd, label & ~LABEL_UNREPORTED);
+		sock_change_label(fd, 0, LABEL_UNREPORTED);
 		tell_failure(call, fd, sock_settle(fd));
 		close(fd);
 	} else if (nonblock && !state.revents) {
@@ -89,9 +89,9 @@ static void start(const struct call *call, int fd, uint64_t label, uint32_t cid,
 		return;
 	}
 	if (error == EINPROGRESS) {
-		sock_set_label(fd, label | LABEL_UNREPORTED);
+		sock_change_label(fd, LABEL_UNREPORTED, 0);
 	} else if (error == EISCONN && (label & LABEL_UNREPORTED)) {
-		sock_set_label(fd, label & ~LABEL_UNREPORTED);
+		sock_change_label(fd, 0, LABEL_UNREPORTED);
 		error = 0;
 	} else if (error == ENODEV) { /* no transport to the host */
 		error = ENETUNREACH;
@@ -141,7 +141,7 @@ static void start_over(const struct call *call, int fd, uint64_t *label)
 		return;
 	sock_settle(fd);
 	*label &= ~LABEL_UNREPORTED;
-	sock_set_label(fd, *label);
+	sock_change_label(fd, 0, LABEL_UNREPORTED);
 }
 
 /**
@@ -162,11 +162,11 @@ static void connect_ours(const struct call *call, int fd, uint64_t label,
 	if (listen_is_listener(fd, label)) {
 		error = EISCONN;
 	} else if (label & LABEL_ABORTED) {
-		sock_set_label(fd, label & ~LABEL_ABORTED);
+		sock_change_label(fd, 0, LABEL_ABORTED);
 		error = ECONNABORTED;
 	} else if (fresh && listen_local(dst, &port)) {
 		label |= LABEL_LOCAL;
-		sock_set_label(fd, label);
+		sock_change_label(fd, LABEL_LOCAL, 0);
 		listen_bind_local(fd, port,
 				  IN6_IS_ADDR_V4MAPPED(&dst->address));
 		start(call, fd, label, VMADDR_CID_LOCAL, port);
@@ -192,7 +192,7 @@ static void connect_ours(const struct call *call, int fd, uint64_t label,
 	}
 	if (label & LABEL_LOCAL) { /* it failed to */
 		label &= ~LABEL_LOCAL;
-		sock_set_label(fd, label);
+		sock_change_label(fd, 0, LABEL_LOCAL);
 	}
 	start(call, fd, label, TSI_HOST_CID, port);
 }
@@ -302,7 +302,7 @@ void connect_error_wanted(const struct call *call, int fd, uint64_t label)
 	if (!(state.revents & POLLERR)) {
 		tell_error(call, 0);
 	} else if (label & LABEL_UNREPORTED) {
-		sock_set_label(fd, (label & ~LABEL_UNREPORTED) | LABEL_ABORTED);
+		sock_change_label(fd, LABEL_ABORTED, LABEL_UNREPORTED);
 		tell_failure(call, fd, sock_settle(fd));
 	} else { /* an error of an established connection */
 		getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len);

@@ -17,12 +17,14 @@
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 
 #include "tsi.h"
 
 static struct tsi_shared *shared;
 static struct caller *callers;
+static int device; /* if there is @shared */
 
 /**
  * kernel_open() - Open the device
@@ -53,6 +55,7 @@ uint32_t kernel_map(int fd)
 		return 0;
 	shared = ours;
 	callers = table;
+	device = fd;
 	return shared->instance;
 }
 
@@ -64,6 +67,21 @@ uint32_t kernel_map(int fd)
 struct caller *kernel_callers(void)
 {
 	return callers;
+}
+
+/**
+ * kernel_change_label() - Have the module change a socket's label
+ * @fd:		One of our sockets
+ * @set:	Bits to set
+ * @clear:	Those to clear before
+ *
+ * Returns: false if there is no module
+ */
+bool kernel_change_label(int fd, uint64_t set, uint64_t clear)
+{
+	const struct tsi_change change = {.set = set, .clear = clear, .fd = fd};
+
+	return shared && !ioctl(device, TSI_CHANGE_LABEL, &change);
 }
 
 /**

@@ -148,13 +148,11 @@ int option_reply(const struct call *call, const void *value, size_t size)
  * set() - setsockopt() of a row
  * @call:	The call
  * @fd:		Socket
- * @label:	Its label
  * @option:	Row
  *
  * Returns: 0, or an errno
  */
-static int set(const struct call *call, int fd, uint64_t label,
-	       const struct option *option)
+static int set(const struct call *call, int fd, const struct option *option)
 {
 	size_t len = MIN((size_t)(uint32_t)call->args[4], sizeof(int));
 	int value = 0;
@@ -174,9 +172,8 @@ static int set(const struct call *call, int fd, uint64_t label,
 		value = value != 0;
 	else if (value < option->min || value >> option->bits)
 		return EINVAL;
-	label &= ~field_mask(option);
-	label |= (uint64_t)value << option->shift;
-	sock_set_label(fd, label);
+	sock_change_label(fd, (uint64_t)value << option->shift,
+			  field_mask(option));
 	return 0;
 }
 
@@ -242,12 +239,12 @@ void setsockopt_trapped(const struct call *call)
 		reply_native(call->id);
 	} else if (level == SOL_SOCKET && !find(level, name)) {
 		/* SO_SNDTIMEO: the kernel keeps it, connect() looks at it */
-		sock_set_label(fd, label | LABEL_SNDTIMEO);
+		sock_change_label(fd, LABEL_SNDTIMEO, 0);
 		reply_native(call->id);
 	} else {
 		option = find(level, name);
-		reply_error(call->id, option ? set(call, fd, label, option)
-					     : ENOPROTOOPT);
+		reply_error(call->id,
+			    option ? set(call, fd, option) : ENOPROTOOPT);
 	}
 	if (fd >= 0)
 		close(fd);

@@ -17,9 +17,8 @@
  * tells our sockets from a program's own vsock sockets (the default is
  * 262144) and from all other files (the getsockopt() fails). Below it are the
  * family the program asked for, what connect() still owes it, and the values
- * of the TCP options that it may read back. We read a label and write it by two
- * calls: a change that the kernel module makes in between, for another thread
- * of the program, is lost.
+ * of the TCP options that it may read back. The kernel module changes labels,
+ * too, so it makes our changes, or one of the two would be lost.
  *
  * Sockets get a larger receive buffer than vsock's usual 256 KiB: it is the
  * window for bytes from the host. recv(MSG_WAITALL) of more than it holds fails
@@ -147,8 +146,8 @@ bool sock_label(int fd, uint64_t *ret_label)
 }
 
 /**
- * sock_set_label() - Change what a socket carries
- * @fd:		One of our sockets
+ * sock_set_label() - Say what a socket carries
+ * @fd:		Socket that no program has yet
  * @label:	LABEL_* bits and fields
  */
 void sock_set_label(int fd, uint64_t label)
@@ -157,6 +156,20 @@ void sock_set_label(int fd, uint64_t label)
 
 	setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_BUFFER_MAX_SIZE, &value,
 		   sizeof(value));
+}
+
+/**
+ * sock_change_label() - Change some of what a socket carries
+ * @fd:		One of our sockets
+ * @set:	LABEL_* bits and fields to set
+ * @clear:	Those to clear before
+ */
+void sock_change_label(int fd, uint64_t set, uint64_t clear)
+{
+	uint64_t label;
+
+	if (!kernel_change_label(fd, set, clear) && sock_label(fd, &label))
+		sock_set_label(fd, (label & ~clear) | set);
 }
 
 /**

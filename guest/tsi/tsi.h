@@ -151,6 +151,7 @@ void state_take_over(void (*resume)(const struct call *call));
 int sock_create(int family, bool nonblock);
 bool sock_label(int fd, uint64_t *ret_label);
 void sock_set_label(int fd, uint64_t label);
+void sock_change_label(int fd, uint64_t set, uint64_t clear);
 int sock_connect(int fd, uint32_t cid, uint32_t port);
 int sock_bind(int fd, uint32_t port);
 void sock_bind_low(int fd, uint16_t port);
@@ -419,6 +420,7 @@ void kernel_name(const struct destination *dst, uint32_t token);
 void kernel_forget(const struct destination *dst, uint32_t token);
 void kernel_forget_all(void);
 struct caller *kernel_callers(void);
+bool kernel_change_label(int fd, uint64_t set, uint64_t clear);
 
 /* ---- accept.c ---- */
 

@@ -151,12 +151,10 @@ bool tell_error(const struct call *call, int error)
  */
 static void owe(int fd, bool owed)
 {
-	uint64_t label;
-
-	if (!sock_label(fd, &label))
-		return;
-	sock_set_label(fd, owed ? label | LABEL_UNREPORTED
-				: label & ~LABEL_UNREPORTED);
+	if (owed)
+		sock_change_label(fd, LABEL_UNREPORTED, 0);
+	else
+		sock_change_label(fd, 0, LABEL_UNREPORTED);
 }
 
 /**

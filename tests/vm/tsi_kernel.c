@@ -28,6 +28,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -318,6 +319,7 @@ static void the_device_is_the_agents(void)
 	int device = open("/dev/tsi", O_RDWR), fd;
 
 	want(device >= 0); /* as root: an instance that nobody asks for */
+	want_errno(ioctl(device, 0, NULL), ENOTTY);
 	fd = socket(AF_INET, SOCK_STREAM, 0);
 	want(connect4(fd, host4, ECHO) == 0);
 	want(getpeername(fd, (struct sockaddr *)&peer, &len) == 0);
