@@ -26,7 +26,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import tempfile
 import time
 from dataclasses import replace
@@ -264,17 +263,7 @@ def _compile(programs: Mapping[str, str], out: Path) -> None:
                 "guest programs", f"{tool} is missing", f"apt-get install {package}"
             )
     command = ["make", "-s", "-C", str(GUEST), f"OUT={out}", *programs]
-    # Our caller may be a make of its own; its flags are not for this one.
-    env = {key: value for key, value in os.environ.items() if key != "MAKEFLAGS"}
-    made = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-    if made.returncode != 0:
-        lines = made.stderr.splitlines()
-        errors = [line for line in lines if "error" in line or "***" in line]
-        raise FastpathError(
-            "guest programs",
-            (errors or lines or ["make failed"])[0],
-            f"make -C {GUEST} shows all of it",
-        )
+    kbuild.run(command, "guest programs", f"make -C {GUEST} shows all of it")
 
 
 def _hash_of_inputs(what: Recipe) -> str:

@@ -74,7 +74,7 @@ def build(guest: Path, headers: Sequence[Path], cache: Path) -> dict[str, bytes]
 def _make(guest: Path, headers: Sequence[Path], work: Path) -> Path:
     """Build the modules in `work`; returns the folder that has nothing else."""
     for deb in headers:
-        _run(["dpkg-deb", "-x", str(deb), str(work)], f"package {deb}", f"rm {deb}")
+        run(["dpkg-deb", "-x", str(deb), str(work)], f"package {deb}", f"rm {deb}")
     tree = next(work.glob("usr/src/linux-headers-*/.kernelvariables")).parent
     makefile = tree / "Makefile"
     makefile.write_text(makefile.read_text().replace("/usr/", f"{work}/usr/"))
@@ -84,13 +84,13 @@ def _make(guest: Path, headers: Sequence[Path], work: Path) -> Path:
         copy.write_bytes(source.read_bytes())
     kernel = work / "kernel"
     command = ["make", "-s", "-C", str(tree), *OPTIONS, f"M={kernel}", "modules"]
-    _run(
+    run(
         command, f"modules of {guest / 'kernel'}", "apt-get install gcc make libelf-dev"
     )
     out = work / "modules"
     out.mkdir()
     for module in kernel.glob("*.ko"):
-        _run(
+        run(
             ["strip", "-g", "-o", str(out / module.name), str(module)],
             f"module {module.name}",
             "apt-get install binutils",
@@ -98,7 +98,17 @@ def _make(guest: Path, headers: Sequence[Path], work: Path) -> Path:
     return out
 
 
-def _run(command: list[str], what: str, remedy: str) -> None:
+def run(command: list[str], what: str, remedy: str) -> None:
+    """Run a tool that builds.
+
+    Args:
+        command: the tool and its arguments.
+        what: what it builds, for the error.
+        remedy: what mends a failure.
+
+    Raises:
+        FastpathError: it failed, or is missing.
+    """
     # Our caller may be a make of its own; its flags are not for this one.
     env = {key: value for key, value in os.environ.items() if key != "MAKEFLAGS"}
     try:
@@ -110,4 +120,6 @@ def _run(command: list[str], what: str, remedy: str) -> None:
     if done.returncode != 0:
         lines = done.stderr.splitlines()
         errors = [line for line in lines if "error" in line or "***" in line]
-        raise FastpathError(what, (errors or lines or ["failed"])[0], remedy)
+        raise FastpathError(
+            what, (errors or lines or [f"{command[0]} failed"])[0], remedy
+        )

@@ -176,13 +176,11 @@ struct hook {
  * struct call - A system call that was led here
  * @hook:	How
  * @regs:	Its registers
- * @nr:		Its number
  * @args:	Its arguments; connect()'s fourth is the token that it went to
  */
 struct call {
 	const struct hook *hook;
 	const struct pt_regs *regs;
-	int nr;
 	unsigned long args[6];
 };
 
@@ -197,7 +195,7 @@ struct call {
 static bool ask_filter(const struct call *call, u32 wish, long *ret_answer)
 {
 	struct seccomp_data data = {
-	    .nr = call->nr,
+	    .nr = call->hook->nr,
 	    .arch = syscall_get_arch(current),
 	    .instruction_pointer = call->regs->ip,
 	};
@@ -666,6 +664,19 @@ static enum whose set_option(struct call *call, struct socket *sock,
 }
 
 /**
+ * caller_of() - Who the connections from a port come from
+ * @port:	vsock port of the end that connected
+ *
+ * Returns: NULL if it is nobody that the host has named
+ */
+static const struct caller *caller_of(u32 port)
+{
+	u32 range = (port >> 16) - FIRST_CALLER;
+
+	return range < CALLERS && callers[range].size ? &callers[range] : NULL;
+}
+
+/**
  * peer_of() - The other end of a connection between the host and a program
  * @shared:	The agent's memory
  * @vsk:	Socket, LABELLED and connected
@@ -677,21 +688,21 @@ static bool peer_of(const struct tsi_shared *shared,
 		    const struct vsock_sock *vsk, struct tsi_known *ret_peer)
 {
 	u32 port = vsk->remote_addr.svm_port;
-	u32 range = (port >> 16) - FIRST_CALLER;
+	const struct caller *caller = caller_of(port);
 	const struct sockaddr_in *in;
 
 	if (!(vsk->buffer_max_size & LABEL_INBOUND))
 		return read_slot(&shared->named[port % TSI_NAMED], ret_peer) ==
 		       port;
-	if (range >= CALLERS || !callers[range].size)
+	if (!caller)
 		return false;
 	ret_peer->port = port & 0xffff;
-	in = (const void *)&callers[range].addr;
+	in = (const void *)&caller->addr;
 	if (in->sin_family == AF_INET)
 		ipv6_addr_set_v4mapped(in->sin_addr.s_addr,
 				       (struct in6_addr *)ret_peer->address);
 	else
-		memcpy(ret_peer->address, &callers[range].addr.sin6_addr,
+		memcpy(ret_peer->address, &caller->addr.sin6_addr,
 		       sizeof(ret_peer->address));
 	return true;
 }
@@ -726,7 +737,7 @@ static enum whose tell_name(struct call *call, struct socket *sock,
 	shared = instance ? idr_find(&instances, instance) : NULL;
 	known = shared && peer_of(shared, vsk, &name);
 	address = (struct in6_addr *)name.address;
-	if (known && call->nr == __NR_getsockname) {
+	if (known && call->hook->nr == __NR_getsockname) {
 		name.port = vsk->local_addr.svm_port & 0xffff;
 		memcpy(address, shared->pod[!ipv6_addr_v4mapped(address)],
 		       sizeof(*address));
@@ -760,7 +771,8 @@ static enum whose message(struct call *call, struct socket *sock,
 			  long *ret_answer)
 {
 	struct user_msghdr header;
-	bool all = call->nr == __NR_recvmsg && (call->args[2] & MSG_WAITALL);
+	bool all =
+	    call->hook->nr == __NR_recvmsg && (call->args[2] & MSG_WAITALL);
 
 	if (copy_from_user(&header, (void __user *)call->args[1],
 			   sizeof(header)))
@@ -782,10 +794,11 @@ static enum whose message(struct call *call, struct socket *sock,
 static int show_client(int num, void __user *address, int __user *size,
 		       int room)
 {
+	const struct caller *named;
 	struct caller caller = {};
 	struct vsock_sock *vsk;
 	struct socket *sock;
-	u32 port, range;
+	u32 port;
 	bool ours, v6;
 	int error;
 
@@ -801,10 +814,10 @@ static int show_client(int num, void __user *address, int __user *size,
 	sockfd_put(sock);
 	if (!ours)
 		return 0;
-	range = (port >> 16) - FIRST_CALLER;
-	if (range < CALLERS)
-		caller = callers[range];
-	if (!caller.size) { /* nobody that the host has named */
+	named = caller_of(port);
+	if (named) {
+		caller = *named;
+	} else {
 		caller.addr.sin6_family = v6 ? AF_INET6 : AF_INET;
 		caller.size = v6 ? sizeof(struct sockaddr_in6)
 				 : sizeof(struct sockaddr_in);
@@ -848,15 +861,14 @@ static enum whose accept_client(struct call *call, struct socket *sock,
 
 /**
  * decide() - Whose a call is, by its socket
- * @hook:	The call's hook
  * @call:	The call
  * @ret_answer:	What it returns, if it is ours
  *
  * Returns: whose it is
  */
-static enum whose decide(const struct hook *hook, struct call *call,
-			 long *ret_answer)
+static enum whose decide(struct call *call, long *ret_answer)
 {
+	const struct hook *hook = call->hook;
 	enum whose whose = KERNEL;
 	struct socket *sock;
 	int error;
@@ -882,14 +894,14 @@ static enum whose decide(const struct hook *hook, struct call *call,
  */
 static long serve(const struct hook *hook, const struct pt_regs *regs)
 {
-	struct call call = {.hook = hook, .regs = regs, .nr = hook->nr};
+	struct call call = {.hook = hook, .regs = regs};
 	enum whose whose;
 	long answer;
 
 	if (current->seccomp.mode != SECCOMP_MODE_FILTER)
 		return hook->kernels(regs);
 	syscall_get_arguments(current, (struct pt_regs *)regs, call.args);
-	whose = decide(hook, &call, &answer);
+	whose = decide(&call, &answer);
 	if (whose == OURS)
 		return answer;
 	if (whose != KERNEL &&

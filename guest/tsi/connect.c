@@ -136,9 +136,8 @@ static void start_over(const struct call *call, int fd, uint64_t *label)
 	    control_is_live((uint32_t)call->args[3]))
 		return;
 	poll(&state, 1, 0);
-	if (!(state.revents &
-	      POLLERR)) /* the program says so, not the module */
-		return;
+	if (!(state.revents & POLLERR))
+		return; /* the program says so, not the module */
 	sock_settle(fd);
 	*label &= ~LABEL_UNREPORTED;
 	sock_change_label(fd, 0, LABEL_UNREPORTED);

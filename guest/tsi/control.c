@@ -131,10 +131,7 @@ static void route_unlink(uint32_t slot)
  */
 static void route_forget(uint32_t token)
 {
-	uint32_t sequence = token - control.welcome.first_token;
-
-	if (sequence < control.used &&
-	    control.used - sequence <= control.welcome.window)
+	if (control_is_live(token))
 		route_unlink(token % control.welcome.window);
 }
 
