@@ -36,7 +36,17 @@ SOURCES = [
     "engine.c",
     "control.c",
 ]
-HEADERS = ["vu.h", "mem.h", "ring.h", "engine.h", "vsock.h"]
+HEADERS = [
+    "vu.h",
+    "vu_err.h",
+    "vu_mem.h",
+    "vu_ring.h",
+    "vu_engine.h",
+    "mem.h",
+    "ring.h",
+    "engine.h",
+    "vsock.h",
+]
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
 # cffi's own generated file: its conversions are not ours to mend
 GENERATED = ["-Wno-conversion", "-Wno-sign-conversion", "-Wno-unused-parameter"]
@@ -44,10 +54,22 @@ IOVEC = "struct iovec { void *iov_base; size_t iov_len; };\n"
 
 
 def declarations() -> str:
-    """Return vu.h as cffi's parser takes it: no preprocessor, comments stay."""
-    text = (HERE / "vu.h").read_text()
-    joined = re.sub(r"\\\n", " ", text)
+    """Return vu.h and what it includes as cffi's parser takes it: no preprocessor."""
+    joined = re.sub(r"\\\n", " ", _included("vu.h", set()))
     return IOVEC + re.sub(r"^#.*$", "", joined, flags=re.MULTILINE)
+
+
+def _included(name: str, seen: set[str]) -> str:
+    """Return a header with its includes of ours in their places, each once."""
+    if name in seen:
+        return ""
+    seen.add(name)
+    return re.sub(
+        r'^#include "(.*)"$',
+        lambda include: _included(include[1], seen),
+        (HERE / name).read_text(),
+        flags=re.MULTILINE,
+    )
 
 
 def flags() -> list[str]:
