@@ -41,10 +41,10 @@
 
 #include <errno.h>
 
-#include "vsock.h"
+#include "base/clock.h"
+#include "vsock/dev.h"
 
 #define WINDOW_FIRST (64U * 1024)
-#define TOKEN	     1000000U  /* us: tokens come as time times rate */
 #define REPORT_US    60000000U /* between two events of one kind */
 
 /**
@@ -79,19 +79,15 @@ static uint64_t *counter(struct vu_dev *d, enum vu_limit limit)
  */
 void limit_hit(struct vu_dev *d, enum vu_limit limit)
 {
-	uint64_t now = now_us(), *count = counter(d, limit);
-	struct vu_event event = {
-	    .kind = VU_EV_LIMIT,
-	    .source = d->id,
-	    .port = limit,
-	};
+	uint64_t now = clock_us(), *count = counter(d, limit);
+	struct vu_event event = {.kind = VU_EV_LIMIT, .port = limit};
 
 	++*count;
 	if (*count > 1 && now - d->told_us[limit] < REPORT_US)
 		return;
 	d->told_us[limit] = now;
 	event.up_bytes = *count;
-	events_push(d->engine, &event, false);
+	outbox_push(&d->core->outbox, d->outbox, &event, false);
 }
 
 /**
@@ -118,31 +114,17 @@ void limit_shortage(struct vu_dev *d, int error)
  */
 static bool admits(struct vu_dev *d, bool to_guest)
 {
-	const struct vu_engine *e = d->engine;
-	struct bucket *b = &d->buckets[to_guest];
-	uint64_t full = (uint64_t)d->cfg.accept_rate * TOKEN, now, gained;
-
 	if (d->stats.conns >= d->cfg.max_conns ||
-	    e->stats.conns >= e->cfg.max_conns ||
-	    events_crowded(e, d->id, d->cfg.max_conns)) {
+	    d->core->conns >= d->core->max_conns ||
+	    outbox_crowded(d->outbox, d->cfg.max_conns)) {
 		limit_hit(d, VU_LIMIT_CONNS);
 		return false;
 	}
-	if (!full)
-		return true;
-	now = now_us();
-	gained = now - b->since_us;
-	/* a second fills it, from any level */
-	b->tokens =
-	    gained >= TOKEN ? full : b->tokens + gained * d->cfg.accept_rate;
-	if (b->tokens > full)
-		b->tokens = full;
-	b->since_us = now;
-	if (b->tokens < TOKEN) {
+	if (!bucket_take(&d->buckets[to_guest], d->cfg.accept_rate,
+			 clock_us())) {
 		limit_hit(d, VU_LIMIT_RATE);
 		return false;
 	}
-	b->tokens -= TOKEN;
 	return true;
 }
 
@@ -154,20 +136,34 @@ static bool admits(struct vu_dev *d, bool to_guest)
 static void grow(struct vu_conn *c, uint32_t want)
 {
 	struct vu_dev *d = c->dev;
-	uint64_t conns = d->stats.conns, most = d->cfg.max_queued_bytes;
+	uint64_t conns = d->stats.conns;
 	/* both limits may have been lowered below what there is */
 	uint64_t to_come =
 	    d->cfg.max_conns > conns ? d->cfg.max_conns - conns : 0;
 	uint64_t taken = d->stats.window_bytes + to_come * VU_MIN_WINDOW;
-	uint64_t share = most > taken ? (most - taken) / 8 : 0;
-	uint32_t more = want - c->buf_alloc;
+	uint32_t more = want - c->credit.buf_alloc;
+	uint32_t got =
+	    (uint32_t)quota_share(d->cfg.max_queued_bytes, taken, more);
 
-	if (more > share) {
-		more = (uint32_t)share;
+	if (got < more)
 		limit_hit(d, VU_LIMIT_BYTES);
-	}
-	c->buf_alloc += more;
-	d->stats.window_bytes += more;
+	c->credit.buf_alloc += got;
+	d->stats.window_bytes += got;
+}
+
+/**
+ * window() - Which receive window may a connection have at most?
+ * @d:		Device
+ * @type:	VIRTIO_VSOCK_TYPE_
+ *
+ * Returns: bytes
+ */
+static uint32_t window(const struct vu_dev *d, uint16_t type)
+{
+	if (type == VIRTIO_VSOCK_TYPE_SEQPACKET &&
+	    d->cfg.buf_alloc > SEQ_WINDOW_MAX)
+		return SEQ_WINDOW_MAX;
+	return d->cfg.buf_alloc;
 }
 
 /**
@@ -180,12 +176,12 @@ static void grow(struct vu_conn *c, uint32_t want)
  */
 struct vu_conn *limit_conn(struct vu_dev *d, uint16_t type, bool to_guest)
 {
-	uint32_t most = vsock_window(d, type), first = most;
+	uint32_t most = window(d, type), first = most;
 	struct vu_conn *c;
 
 	if (!admits(d, to_guest))
 		return NULL;
-	c = conn_new(d->engine, d->id);
+	c = conn_new(d->core, d->outbox);
 	if (!c) {
 		limit_hit(d, VU_LIMIT_MEMORY);
 		return NULL;
@@ -194,8 +190,8 @@ struct vu_conn *limit_conn(struct vu_dev *d, uint16_t type, bool to_guest)
 	c->want = (uint8_t)d->cfg.want;
 	c->type = (uint8_t)type;
 	d->stats.conns++;
-	c->buf_alloc = most < VU_MIN_WINDOW ? most : VU_MIN_WINDOW;
-	d->stats.window_bytes += c->buf_alloc;
+	c->credit.buf_alloc = most < VU_MIN_WINDOW ? most : VU_MIN_WINDOW;
+	d->stats.window_bytes += c->credit.buf_alloc;
 	if (type == VIRTIO_VSOCK_TYPE_STREAM && first > WINDOW_FIRST)
 		first = WINDOW_FIRST;
 	grow(c, first);
@@ -215,7 +211,7 @@ void limit_used(struct vu_conn *c)
 
 	if (c->type != VIRTIO_VSOCK_TYPE_STREAM)
 		return;
-	grow(c, c->buf_alloc < most / 2 ? 2 * c->buf_alloc : most);
+	grow(c, c->credit.buf_alloc < most / 2 ? 2 * c->credit.buf_alloc : most);
 }
 
 /**
@@ -227,7 +223,7 @@ void limit_used(struct vu_conn *c)
  */
 void limit_whole(struct vu_conn *c)
 {
-	if (c->buf_alloc < c->dev->cfg.buf_alloc)
+	if (c->credit.buf_alloc < c->dev->cfg.buf_alloc)
 		grow(c, c->dev->cfg.buf_alloc);
 }
 
@@ -240,28 +236,32 @@ void limit_close(struct vu_conn *c)
 	struct vu_dev_stats *stats = &c->dev->stats;
 
 	stats->conns--;
-	stats->window_bytes -= c->buf_alloc;
+	stats->window_bytes -= c->credit.buf_alloc;
 	stats->queued_bytes -= c->held;
 	if (c->enlarged)
 		c->dev->enlarged_bytes -= c->dev->cfg.buf_alloc;
 }
 
 /**
- * limit_enlarge() - May a connection's socket hold a whole window?
+ * limit_enlarge() - How much may a connection's socket hold?
  * @c:		Connection of a guest
  *
- * Returns: true if it may; then it is counted
+ * Without CAP_NET_ADMIN net.core.wmem_max is the bound. What a VM's sockets
+ * have more than usual is not more than it may have queued here.
+ *
+ * Returns: a whole window, counted; or 0: as usual
  */
-bool limit_enlarge(struct vu_conn *c)
+uint32_t limit_enlarge(struct vu_conn *c)
 {
 	struct vu_dev *d = c->dev;
 
-	if (c->enlarged ||
+	if (!c->enlarged &&
 	    d->enlarged_bytes + d->cfg.buf_alloc > d->cfg.max_queued_bytes)
-		return c->enlarged;
+		return 0;
+	if (!c->enlarged)
+		d->enlarged_bytes += d->cfg.buf_alloc;
 	c->enlarged = true;
-	d->enlarged_bytes += d->cfg.buf_alloc;
-	return true;
+	return d->cfg.buf_alloc;
 }
 
 /**
@@ -271,20 +271,25 @@ bool limit_enlarge(struct vu_conn *c)
  */
 void limit_shrink(struct vu_conn *c, uint32_t most)
 {
-	if (c->buf_alloc <= most)
+	if (c->credit.buf_alloc <= most)
 		return;
-	c->dev->stats.window_bytes -= c->buf_alloc - most;
-	c->buf_alloc = most;
+	c->dev->stats.window_bytes -= c->credit.buf_alloc - most;
+	c->credit.buf_alloc = most;
 }
 
 /**
  * limit_queued() - Count the bytes that a connection holds now
  * @c:		Connection of a guest
+ *
+ * What is kept was copied: that is work.
  */
 void limit_queued(struct vu_conn *c)
 {
-	uint32_t now = c->up.len + c->down.len;
+	uint32_t now = c->up.kept.bytes.len + c->down.kept.bytes.len;
+	struct vu_dev *d = c->dev;
 
-	c->dev->stats.queued_bytes += (uint64_t)now - c->held;
+	if (now > c->held)
+		d->work[d->doing] += (now - c->held) / 1024 * WORK_KIB;
+	d->stats.queued_bytes += (uint64_t)now - c->held;
 	c->held = now;
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * event.c - a driver that outlives our connections is told so
+ * reset.c - a driver that outlives our connections is told so
  *
  * Theory of operation
  * ===================
@@ -21,7 +21,8 @@
 
 #include <stdlib.h>
 
-#include "vsock.h"
+#include "base/iov.h"
+#include "vsock/dev.h"
 
 /**
  * driver_runs() - Do both data rings run?
@@ -35,40 +36,10 @@ static bool driver_runs(const struct vu_dev *d)
 }
 
 /**
- * event_lose() - Remember a connection that its guest doesn't know to be gone
- * @c:		Connection, about to be freed
- *
- * Out of memory, the guest has to find out by itself: its next packet gets a
- * RST.
- */
-void event_lose(const struct vu_conn *c)
-{
-	struct vu_dev *d = c->dev;
-	unsigned cap = d->lost_cap ? 2 * d->lost_cap : 64;
-
-	if (d->n_lost == d->lost_cap) {
-		struct rst *lost = realloc(d->lost, cap * sizeof(*lost));
-
-		if (!lost || d->n_lost >= d->cfg.max_conns) {
-			d->lost = lost ? lost : d->lost;
-			return;
-		}
-		d->lost = lost;
-		d->lost_cap = cap;
-	}
-	d->lost[d->n_lost++] = (struct rst){
-	    .src_cid = c->cid,
-	    .src_port = c->port,
-	    .dst_port = c->peer_port,
-	    .type = c->type,
-	};
-}
-
-/**
- * event_forget() - Owe the driver nothing any more
+ * reset_forget() - Owe the driver nothing any more
  * @d:		Device
  */
-void event_forget(struct vu_dev *d)
+void reset_forget(struct vu_dev *d)
 {
 	free(d->lost);
 	d->lost = NULL;
@@ -77,26 +48,26 @@ void event_forget(struct vu_dev *d)
 }
 
 /**
- * event_ring_started() - Note where a ring begins
+ * reset_ring_started() - Note where a ring begins
  * @d:		Device
  * @queue:	The ring, running
  * @base:	Index of its next available entry
  */
-void event_ring_started(struct vu_dev *d, uint32_t queue, uint32_t base)
+void reset_ring_started(struct vu_dev *d, uint32_t queue, uint32_t base)
 {
 	/* of a packed ring's base the top bits are wrap counters */
 	d->begun[queue] = (base & 0x7fff7fffU) != 0;
 	if (driver_runs(d) && !d->begun[QUEUE_RX] && !d->begun[QUEUE_TX])
-		event_forget(d);
+		reset_forget(d);
 }
 
 /**
- * event_pending() - Is there something that event_turn() would do?
+ * reset_pending() - Is there something that reset_turn() would do?
  * @d:		Device
  *
  * Returns: true if there is
  */
-bool event_pending(const struct vu_dev *d)
+bool reset_pending(const struct vu_dev *d)
 {
 	if (!driver_runs(d))
 		return false;
@@ -107,12 +78,12 @@ bool event_pending(const struct vu_dev *d)
 }
 
 /**
- * event_want_kicks() - Ask for kicks of the event ring while it is waited for
+ * reset_want_kicks() - Ask for kicks of the event ring while it is waited for
  * @d:		Device
  *
  * Returns: true if there is work already: don't block
  */
-bool event_want_kicks(struct vu_dev *d)
+bool reset_want_kicks(struct vu_dev *d)
 {
 	if (!d->rings[QUEUE_EVENT])
 		return false;
@@ -132,14 +103,14 @@ static bool post_reset(struct vu_dev *d)
 	    .id = VIRTIO_VSOCK_EVENT_TRANSPORT_RESET,
 	};
 	struct vu_ring *ring = d->rings[QUEUE_EVENT];
-	struct iovec *iov = d->engine->rx_iov;
+	struct iovec *iov = d->core->rx_iov;
 	struct vu_chain chain;
 	int ret = vu_ring_pop(ring, iov, BATCH_IOV, &chain);
 
 	if (ret > 0 && chain.write_len < sizeof(event))
 		ret = -VU_ERR_CHAIN;
 	if (ret < 0)
-		vsock_broken(d, QUEUE_EVENT, ret);
+		dev_broken(d, QUEUE_EVENT, ret);
 	if (ret <= 0)
 		return false;
 	iov += chain.n_read;
@@ -151,24 +122,24 @@ static bool post_reset(struct vu_dev *d)
 }
 
 /**
- * event_turn() - Tell the driver what it doesn't know yet
+ * reset_turn() - Tell the driver what it doesn't know yet
  * @d:		Device
  */
-void event_turn(struct vu_dev *d)
+void reset_turn(struct vu_dev *d)
 {
 	if (!driver_runs(d))
 		return;
 	if (d->reset_due && d->rings[QUEUE_EVENT] && post_reset(d)) {
-		event_forget(d);
+		reset_forget(d);
 		return;
 	}
 	while (d->n_lost) {
 		const struct rst *rst = &d->lost[d->n_lost - 1];
 		/* its ports may be in use again */
-		bool used = conn_find(d->engine, d, rst->dst_port, rst->src_cid,
+		bool used = conn_find(d->core, d, rst->dst_port, rst->src_cid,
 				      rst->src_port);
 
-		if (!used && !vsock_send_rst(d, rst))
+		if (!used && !owe_send_rst(d, rst))
 			return;
 		d->n_lost--;
 	}
