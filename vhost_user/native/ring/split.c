@@ -17,7 +17,7 @@
 #include <assert.h>
 #include <string.h>
 
-#include "ring.h"
+#include "ring/ring.h"
 
 static_assert(sizeof(struct vring_desc) == 16, "VIRTIO 1.2 section 2.7.5");
 static_assert(sizeof(struct vring_used_elem) == 8, "VIRTIO 1.2 section 2.7.8");

@@ -8,7 +8,7 @@
 #ifndef MEM_H
 #define MEM_H
 
-#include "vu.h"
+#include "vu_mem.h"
 
 #define LOG_PAGE 4096 /* VHOST_LOG_PAGE */
 

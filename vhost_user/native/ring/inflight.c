@@ -31,10 +31,11 @@
  */
 
 #include <assert.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "ring.h"
+#include "ring/ring.h"
 
 #define VERSION 1
 #define ALIGN	64 /* of one queue's part */

@@ -12,7 +12,8 @@
 
 #include <linux/virtio_ring.h>
 
-#include "mem.h"
+#include "mem/mem.h"
+#include "vu_ring.h"
 
 /* Bit numbers that a descriptor's flags have in packed rings only */
 #define DESC_AVAIL (1U << VRING_PACKED_DESC_F_AVAIL)

@@ -25,7 +25,7 @@
 
 #include <stdlib.h>
 
-#include "mem.h"
+#include "mem/mem.h"
 
 /**
  * vu_mem_new() - Allocate an empty memory map

@@ -29,7 +29,7 @@
 
 #include <linux/virtio_config.h>
 
-#include "ring.h"
+#include "ring/ring.h"
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
 	      "rings are little-endian; this code does not swap");

@@ -22,7 +22,7 @@
 #include <assert.h>
 #include <string.h>
 
-#include "ring.h"
+#include "ring/ring.h"
 
 static_assert(sizeof(struct vring_packed_desc) == 16, "VIRTIO 1.2 section 2.8");
 static_assert(sizeof(struct vring_packed_desc_event) == 4,
