@@ -14,14 +14,11 @@
  *
  * A batch becomes visible by the flags of its first used descriptor, which are
  * written last: the driver looks no further than the first that isn't used.
- *
- * A hostile driver could make descriptors available again before it gets them
- * back: more slots at once than the ring has are refused.
  */
 
 #include <assert.h>
-#include <string.h>
 
+#include "ring/inflight.h"
 #include "ring/ring.h"
 
 static_assert(sizeof(struct vring_packed_desc) == 16, "VIRTIO 1.2 section 2.8");
@@ -47,11 +44,11 @@ static struct place place_at(uint32_t half)
  * packed_start() - Start a packed ring
  * @ring:	Ring
  * @cfg:	Where it is: @avail_uva is the driver's event suppression,
- *@used_uva the device's
+ *		@used_uva the device's
  *
- * Returns: 0, -VU_ERR_RANGE, -VU_ERR_RING: see vu_ring_new()
+ * Returns: as vu_ring_new()
  */
-int packed_start(struct vu_ring *ring, const struct vu_ring_config *cfg)
+static int packed_start(struct vu_ring *ring, const struct vu_ring_config *cfg)
 {
 	void *desc, *driver, *device;
 	unsigned next, used;
@@ -81,151 +78,7 @@ int packed_start(struct vu_ring *ring, const struct vu_ring_config *cfg)
 	if (next < used || next - used > ring->num)
 		return -VU_ERR_RING;
 	ring->in_use = next - used;
-	return 0;
-}
-
-/**
- * load_desc() - Copy one descriptor, once
- * @from:	Descriptor, shared with the guest
- *
- * Flags are in the second half, which is read first, with acquire: what they
- * say holds for the first half too.
- *
- * Returns: the copy
- */
-static struct vring_packed_desc load_desc(const struct vring_packed_desc *from)
-{
-	const uint64_t *src = (const uint64_t *)(const void *)from;
-	struct vring_packed_desc desc;
-	uint64_t raw[2];
-
-	raw[1] = __atomic_load_n(&src[1], __ATOMIC_ACQUIRE);
-	raw[0] = __atomic_load_n(&src[0], __ATOMIC_RELAXED);
-	memcpy(&desc, raw, sizeof(desc));
-	return desc;
-}
-
-/**
- * add_table() - Add an indirect table to a chain
- * @ring:	Ring
- * @desc:	The descriptor that refers to it, our copy
- * @iov:	The chain's segments
- * @iov_cap:	Room in @iov
- * @chain:	The chain
- *
- * Spec: VIRTIO 1.2 section 2.8.7: all of its entries, in order; of their flags
- * only WRITE counts, and of @desc's it doesn't.
- *
- * Returns: 0; -VU_ERR_CHAIN, -VU_ERR_RANGE, -VU_ERR_FULL
- */
-static int add_table(const struct vu_ring *ring,
-		     const struct vring_packed_desc *desc, struct iovec *iov,
-		     unsigned iov_cap, struct vu_chain *chain)
-{
-	const struct vring_packed_desc *table;
-	const void *va;
-
-	if ((desc->flags & VRING_DESC_F_NEXT) ||
-	    ring_table(ring, desc->addr, desc->len, &va))
-		return -VU_ERR_CHAIN;
-	table = va;
-	for (uint32_t i = 0; i < desc->len / 16; i++) {
-		struct vring_packed_desc entry = load_desc(&table[i]);
-		int err;
-
-		err = ring_segment(ring, entry.addr, entry.len,
-				   entry.flags & VRING_DESC_F_WRITE, iov,
-				   iov_cap, chain);
-		if (err)
-			return err;
-	}
-	return 0;
-}
-
-/**
- * add_desc() - Add a descriptor of the ring to a chain
- * @ring:	Ring
- * @desc:	Descriptor, our copy
- * @iov:	The chain's segments
- * @iov_cap:	Room in @iov
- * @chain:	The chain
- *
- * Returns: 0; -VU_ERR_CHAIN, -VU_ERR_RANGE, -VU_ERR_FULL
- */
-static int add_desc(const struct vu_ring *ring,
-		    const struct vring_packed_desc *desc, struct iovec *iov,
-		    unsigned iov_cap, struct vu_chain *chain)
-{
-	chain->head = desc->id; /* the last one's is the buffer's id */
-	chain->slots++;
-	if (desc->flags & VRING_DESC_F_INDIRECT)
-		return add_table(ring, desc, iov, iov_cap, chain);
-	return ring_segment(ring, desc->addr, desc->len,
-			    desc->flags & VRING_DESC_F_WRITE, iov, iov_cap,
-			    chain);
-}
-
-/**
- * walk() - Copy, check and translate the next available chain
- * @ring:	Ring
- * @iov:	Free entries
- * @iov_cap:	How many
- * @chain:	The chain, empty
- *
- * Returns: 1, 0 if there is none; -VU_ERR_RING, -VU_ERR_CHAIN, -VU_ERR_RANGE,
- * -VU_ERR_FULL
- */
-static int walk(const struct vu_ring *ring, struct iovec *iov, unsigned iov_cap,
-		struct vu_chain *chain)
-{
-	struct place at = ring->next;
-	struct vring_packed_desc desc = load_desc(&ring->packed[at.index]);
-
-	if (!desc_avail(desc.flags, at.wrap))
-		return 0;
-	for (;;) {
-		int err;
-
-		/* what was pushed isn't the driver's yet, either */
-		if (chain->slots + ring->batch_slots >=
-		    ring->num - ring->in_use)
-			return -VU_ERR_RING;
-		err = add_desc(ring, &desc, iov, iov_cap, chain);
-		if (err)
-			return err;
-		if (!(desc.flags & VRING_DESC_F_NEXT))
-			return 1;
-		at = place_add(ring, at, 1);
-		desc = load_desc(&ring->packed[at.index]);
-	}
-}
-
-/**
- * walk_inflight() - The same for a chain that the inflight area has
- * @ring:	Ring
- * @iov:	Free entries
- * @iov_cap:	How many
- * @chain:	The chain, empty
- *
- * Returns: 1; -VU_ERR_RING, -VU_ERR_CHAIN, -VU_ERR_RANGE, -VU_ERR_FULL
- */
-static int walk_inflight(const struct vu_ring *ring, struct iovec *iov,
-			 unsigned iov_cap, struct vu_chain *chain)
-{
-	struct taken taken = ring_retake(ring);
-	uint16_t entry = taken.entry;
-
-	chain->entry = taken.entry;
-	for (unsigned i = 0; i < taken.slots; i++) {
-		struct vring_packed_desc desc;
-		int err = inflight_packed_copy(ring, &entry, &desc);
-
-		if (!err)
-			err = add_desc(ring, &desc, iov, iov_cap, chain);
-		if (err)
-			return err;
-	}
-	return 1;
+	return cfg->inflight ? inflight_packed_start(ring, cfg) : 0;
 }
 
 /**
@@ -237,16 +90,16 @@ static int walk_inflight(const struct vu_ring *ring, struct iovec *iov,
  *
  * Returns: as vu_ring_pop()
  */
-int packed_pop(struct vu_ring *ring, struct iovec *iov, unsigned iov_cap,
-	       struct vu_chain *ret_chain)
+static int packed_pop(struct vu_ring *ring, struct iovec *iov, unsigned iov_cap,
+		      struct vu_chain *ret_chain)
 {
 	struct vu_chain chain = {0};
 	int ret;
 
 	if (ring->resubmit) {
-		ret = walk_inflight(ring, iov, iov_cap, &chain);
+		ret = packed_walk_inflight(ring, iov, iov_cap, &chain);
 	} else {
-		ret = walk(ring, iov, iov_cap, &chain);
+		ret = packed_walk(ring, iov, iov_cap, &chain);
 		if (ret > 0 && ring->inflight) {
 			int err = inflight_packed_take(
 			    ring, ring->next, chain.slots, &chain.entry);
@@ -270,7 +123,7 @@ int packed_pop(struct vu_ring *ring, struct iovec *iov, unsigned iov_cap,
  *
  * With an inflight area they stay in flight, and are popped first.
  */
-void packed_unpop(struct vu_ring *ring, unsigned count)
+static void packed_unpop(struct vu_ring *ring, unsigned count)
 {
 	if (ring->inflight)
 		ring->resubmit += count;
@@ -296,7 +149,7 @@ static void store_flags(const struct vu_ring *ring,
 {
 	__atomic_store_n(&desc->flags, flags, __ATOMIC_RELEASE);
 	if (ring->mem->log && ring->log_used != UINT64_MAX)
-		mem_log_va(ring->mem, desc, sizeof(*desc));
+		log_va(ring->mem, desc, sizeof(*desc));
 }
 
 /**
@@ -305,8 +158,8 @@ static void store_flags(const struct vu_ring *ring,
  * @chain:	The chain
  * @len:	Bytes written into it
  */
-void packed_push(struct vu_ring *ring, const struct vu_chain *chain,
-		 uint32_t len)
+static void packed_push(struct vu_ring *ring, const struct vu_chain *chain,
+			uint32_t len)
 {
 	struct vring_packed_desc *desc = &ring->packed[ring->used_next.index];
 	uint16_t flags = len ? VRING_DESC_F_WRITE : 0;
@@ -386,7 +239,7 @@ static void flush_inflight(struct vu_ring *ring)
  *
  * Returns: as vu_ring_flush()
  */
-int packed_flush(struct vu_ring *ring)
+static int packed_flush(struct vu_ring *ring)
 {
 	unsigned slots = ring->batch_slots;
 
@@ -402,8 +255,7 @@ int packed_flush(struct vu_ring *ring)
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	if (ring->call_fd < 0 || !wants_call(ring, slots))
 		return 0;
-	ring_call(ring);
-	return 1;
+	return ring_call(ring);
 }
 
 /**
@@ -412,7 +264,7 @@ int packed_flush(struct vu_ring *ring)
  *
  * Returns: as vu_ring_pending()
  */
-bool packed_pending(const struct vu_ring *ring)
+static bool packed_pending(const struct vu_ring *ring)
 {
 	const struct vring_packed_desc *desc = &ring->packed[ring->next.index];
 
@@ -446,7 +298,7 @@ static void store_event(struct vu_ring *ring, uint16_t *at, uint16_t value)
  *
  * Returns: as vu_ring_want_kicks()
  */
-bool packed_want_kicks(struct vu_ring *ring, bool want)
+static bool packed_want_kicks(struct vu_ring *ring, bool want)
 {
 	uint16_t flags = VRING_PACKED_EVENT_FLAG_DISABLE;
 
@@ -464,3 +316,27 @@ bool packed_want_kicks(struct vu_ring *ring, bool want)
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	return packed_pending(ring);
 }
+
+/**
+ * packed_base() - vu_ring_base() of a packed ring
+ * @ring:	Ring
+ *
+ * Returns: as vu_ring_base()
+ */
+static uint32_t packed_base(const struct vu_ring *ring)
+{
+	return (uint32_t)ring->next.index | (uint32_t)ring->next.wrap << 15 |
+	       (uint32_t)ring->used_next.index << 16 |
+	       (uint32_t)ring->used_next.wrap << 31;
+}
+
+const struct ring_ops packed_ops = {
+    .start = packed_start,
+    .pop = packed_pop,
+    .unpop = packed_unpop,
+    .push = packed_push,
+    .flush = packed_flush,
+    .pending = packed_pending,
+    .want_kicks = packed_want_kicks,
+    .base = packed_base,
+};
