@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 from vhost_user._native import check, ffi, lib
 from vhost_user.device import RING_FEATURES, SESSION_FEATURES
 from vhost_user.engine import ALL_QUEUES
-from vhost_user.errors import GuestError, StateError
+from vhost_user.errors import FrontendError, GuestError, StateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -158,8 +158,13 @@ class Queue:
         lib.vu_ring_push(self._ring, chain.native, chain.written, written)
 
     def flush(self) -> None:
-        """Show the guest what was pushed and interrupt it if it wants that."""
-        lib.vu_ring_flush(self._ring)
+        """Show the guest what was pushed and interrupt it if it wants that.
+
+        Raises:
+            FrontendError: it makes interrupts block.
+            OSError: nothing can watch that they don't.
+        """
+        check(lib.vu_ring_flush(self._ring), "interrupt the guest")
 
     def rearm(self) -> None:
         """Ask for a kick with the next chain; if one is there, be ready again."""
@@ -276,7 +281,7 @@ class QueueDevice:
                 queue.push(chain, self.process(index, chain))
             queue.flush()
             queue.rearm()
-        except (GuestError, OSError) as error:
+        except (GuestError, FrontendError, OSError) as error:
             log.warning("ring %d is given up: %s", index, error)
             self.stop_ring(index)
             if self.on_ring_broke is not None:

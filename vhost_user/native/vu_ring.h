@@ -157,7 +157,16 @@ unsigned vu_ring_unflushed(const struct vu_ring *ring);
  * vu_ring_flush() - Publish what was pushed, interrupt the guest if it asks
  * @ring:	Ring
  *
- * Returns: 1 if an interrupt was sent, else 0
+ * On failure everything was published all the same, and no interrupt was sent.
+ * The first call on each thread lets that thread's SIGURG be delivered, and the
+ * process's first starts a thread and takes SIGURG: see ring/call.c.
+ *
+ * Returns: 1 if an interrupt was sent, 0 if the guest asks for none,
+ *	-VU_ERR_CALL, if the call eventfd was full and kept us waiting, for 100
+ *		ms at most if it stayed full, else about 1 s. The ring has
+ *		no call eventfd then: stop the device, its front-end is hostile
+ *	-VU_ERR_SYS, if the thread that watches the write can't be started;
+ *		errno says why
  */
 int vu_ring_flush(struct vu_ring *ring);
 
@@ -182,7 +191,7 @@ bool vu_ring_want_kicks(struct vu_ring *ring, bool want);
 /**
  * vu_ring_set_call() - Change the eventfd that interrupts the guest
  * @ring:	Ring
- * @call_fd:	eventfd, or -1
+ * @call_fd:	eventfd, open until the next call or vu_ring_free(); -1: none
  */
 void vu_ring_set_call(struct vu_ring *ring, int call_fd);
 

@@ -7,7 +7,7 @@
  * packed.c		packed rings
  * packed_walk.c	their chains
  * common.c		what both kinds do with guest memory
- * call.c		interrupts
+ * call.c		interrupts, and the watch over them
  * inflight.h		chains that outlive this process
  *
  * Calls go down this list.
