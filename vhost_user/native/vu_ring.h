@@ -11,7 +11,7 @@
 
 #include "vu_mem.h"
 
-#define VU_MAX_QUEUE 1024 /* entries in one ring; IOV_MAX bounds a batch */
+#define VU_MAX_QUEUE 32768 /* entries in one ring, as VIRTIO has it */
 
 /**
  * struct vu_ring_config - A ring as the front-end describes it
@@ -118,7 +118,9 @@ void vu_ring_free(struct vu_ring *ring);
  * there is none, nothing is taken and @ret_chain is untouched; @iov isn't.
  *
  * Returns: 1 if there was a chain, 0 if the ring is empty,
- *	-VU_ERR_FULL, if @iov is too short: pop again with more
+ *	-VU_ERR_FULL, if @iov is too short: pop again with more. A chain may
+ *		have as many segments as the ring has entries, and more where
+ *		memory regions meet
  *	-VU_ERR_RING, if an index is out of its range, a chain that we have is
  *		available again, or the inflight area is damaged
  *	-VU_ERR_CHAIN, if the chain loops, is in the wrong order, or refers to
