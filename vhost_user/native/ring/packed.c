@@ -10,35 +10,22 @@
  * flips each time round, say whose it is. A chain is consecutive descriptors
  * and is given back as one: we write the used descriptor where the oldest that
  * we have began, and go on behind as many as the chain had. So what a popped
- * chain said may be overwritten, and only our copy counts.
+ * chain said may be overwritten: only our copy counts.
  *
  * A batch becomes visible by the flags of its first used descriptor, which are
  * written last: the driver looks no further than the first that isn't used.
+ *
+ * A hostile driver could make descriptors available again before it gets them
+ * back: more slots at once than the ring has are refused.
  */
 
 #include <assert.h>
+#include <string.h>
 
 #include "ring/inflight.h"
 #include "ring/ring.h"
 
 static_assert(sizeof(struct vring_packed_desc) == 16, "VIRTIO 1.2 section 2.8");
-static_assert(sizeof(struct vring_packed_desc_event) == 4,
-	      "VIRTIO 1.2 section 2.8.14");
-
-#define INDEX_MASK 0x7fffU
-#define WRAP_BIT   0x8000U
-
-/**
- * place_at() - Read a place out of VRING_BASE
- * @half:	16 bits of it
- *
- * Returns: the place, its index unchecked
- */
-static struct place place_at(uint32_t half)
-{
-	return (struct place){.index = (uint16_t)(half & INDEX_MASK),
-			      .wrap = half & WRAP_BIT};
-}
 
 /**
  * packed_start() - Start a packed ring
@@ -82,6 +69,150 @@ static int packed_start(struct vu_ring *ring, const struct vu_ring_config *cfg)
 }
 
 /**
+ * load_desc() - Copy one descriptor, once
+ * @from:	Descriptor, shared with the guest
+ *
+ * Flags are in the second half, which is read first, with acquire: what they
+ * say holds for the first half too.
+ *
+ * Returns: the copy
+ */
+static struct vring_packed_desc load_desc(const struct vring_packed_desc *from)
+{
+	const uint64_t *src = (const uint64_t *)(const void *)from;
+	struct vring_packed_desc desc;
+	uint64_t raw[2];
+
+	raw[1] = __atomic_load_n(&src[1], __ATOMIC_ACQUIRE);
+	raw[0] = __atomic_load_n(&src[0], __ATOMIC_RELAXED);
+	memcpy(&desc, raw, sizeof(desc));
+	return desc;
+}
+
+/**
+ * add_table() - Add an indirect table to a chain
+ * @ring:	Ring
+ * @desc:	The descriptor that refers to it, our copy
+ * @iov:	The chain's segments
+ * @iov_cap:	Room in @iov
+ * @chain:	The chain
+ *
+ * Spec: VIRTIO 1.2 section 2.8.7: all of its entries, in order; of their flags
+ * only WRITE counts, and of @desc's it doesn't.
+ *
+ * Returns: 0; -VU_ERR_CHAIN, -VU_ERR_RANGE, -VU_ERR_FULL
+ */
+static int add_table(const struct vu_ring *ring,
+		     const struct vring_packed_desc *desc, struct iovec *iov,
+		     unsigned iov_cap, struct vu_chain *chain)
+{
+	const struct vring_packed_desc *table;
+	const void *va;
+
+	if ((desc->flags & VRING_DESC_F_NEXT) ||
+	    ring_table(ring, desc->addr, desc->len, &va))
+		return -VU_ERR_CHAIN;
+	table = va;
+	for (uint32_t i = 0; i < desc->len / 16; i++) {
+		struct vring_packed_desc entry = load_desc(&table[i]);
+		int err;
+
+		err = ring_segment(ring, entry.addr, entry.len,
+				   entry.flags & VRING_DESC_F_WRITE, iov,
+				   iov_cap, chain);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+/**
+ * add_desc() - Add a descriptor of the ring to a chain
+ * @ring:	Ring
+ * @desc:	Descriptor, our copy
+ * @iov:	The chain's segments
+ * @iov_cap:	Room in @iov
+ * @chain:	The chain
+ *
+ * Returns: 0; -VU_ERR_CHAIN, -VU_ERR_RANGE, -VU_ERR_FULL
+ */
+static int add_desc(const struct vu_ring *ring,
+		    const struct vring_packed_desc *desc, struct iovec *iov,
+		    unsigned iov_cap, struct vu_chain *chain)
+{
+	chain->head = desc->id; /* the last one's is the buffer's id */
+	chain->slots++;
+	if (desc->flags & VRING_DESC_F_INDIRECT)
+		return add_table(ring, desc, iov, iov_cap, chain);
+	return ring_segment(ring, desc->addr, desc->len,
+			    desc->flags & VRING_DESC_F_WRITE, iov, iov_cap,
+			    chain);
+}
+
+/**
+ * walk() - Copy, check and translate the next available chain
+ * @ring:	Ring
+ * @iov:	Free entries
+ * @iov_cap:	How many
+ * @chain:	The chain, empty
+ *
+ * Returns: 1, 0 if there is none; -VU_ERR_RING, -VU_ERR_CHAIN, -VU_ERR_RANGE,
+ * -VU_ERR_FULL
+ */
+static int walk(const struct vu_ring *ring, struct iovec *iov, unsigned iov_cap,
+		struct vu_chain *chain)
+{
+	struct place at = ring->next;
+	struct vring_packed_desc desc = load_desc(&ring->packed[at.index]);
+
+	if (!desc_avail(desc.flags, at.wrap))
+		return 0;
+	for (;;) {
+		int err;
+
+		/* what was pushed isn't the driver's yet, either */
+		if (chain->slots + ring->batch_slots >=
+		    ring->num - ring->in_use)
+			return -VU_ERR_RING;
+		err = add_desc(ring, &desc, iov, iov_cap, chain);
+		if (err)
+			return err;
+		if (!(desc.flags & VRING_DESC_F_NEXT))
+			return 1;
+		at = place_add(ring, at, 1);
+		desc = load_desc(&ring->packed[at.index]);
+	}
+}
+
+/**
+ * walk_inflight() - The same for a chain that the inflight area has
+ * @ring:	Ring
+ * @iov:	Free entries
+ * @iov_cap:	How many
+ * @chain:	The chain, empty
+ *
+ * Returns: 1; -VU_ERR_RING, -VU_ERR_CHAIN, -VU_ERR_RANGE, -VU_ERR_FULL
+ */
+static int walk_inflight(const struct vu_ring *ring, struct iovec *iov,
+			 unsigned iov_cap, struct vu_chain *chain)
+{
+	struct taken taken = ring_retake(ring);
+	uint16_t entry = taken.entry;
+
+	chain->entry = taken.entry;
+	for (unsigned i = 0; i < taken.slots; i++) {
+		struct vring_packed_desc desc;
+		int err = inflight_packed_copy(ring, &entry, &desc);
+
+		if (!err)
+			err = add_desc(ring, &desc, iov, iov_cap, chain);
+		if (err)
+			return err;
+	}
+	return 1;
+}
+
+/**
  * packed_pop() - vu_ring_pop() of a packed ring
  * @ring:	Ring
  * @iov:	Where its segments go
@@ -97,9 +228,9 @@ static int packed_pop(struct vu_ring *ring, struct iovec *iov, unsigned iov_cap,
 	int ret;
 
 	if (ring->resubmit) {
-		ret = packed_walk_inflight(ring, iov, iov_cap, &chain);
+		ret = walk_inflight(ring, iov, iov_cap, &chain);
 	} else {
-		ret = packed_walk(ring, iov, iov_cap, &chain);
+		ret = walk(ring, iov, iov_cap, &chain);
 		if (ret > 0 && ring->inflight) {
 			int err = inflight_packed_take(
 			    ring, ring->next, chain.slots, &chain.entry);
@@ -186,31 +317,6 @@ static void packed_push(struct vu_ring *ring, const struct vu_chain *chain,
 }
 
 /**
- * wants_call() - Does the driver want an interrupt for a batch?
- * @ring:	Ring
- * @slots:	The batch's descriptors, which end where the next goes
- *
- * Spec: VIRTIO 1.2 section 2.8.10 "Driver and Device Event Suppression".
- *
- * Returns: true if it does
- */
-static bool wants_call(const struct vu_ring *ring, unsigned slots)
-{
-	uint16_t flags =
-	    __atomic_load_n(&ring->driver->flags, __ATOMIC_ACQUIRE);
-	uint16_t new = ring->used_next.index;
-	uint16_t off_wrap, event;
-
-	if (flags != VRING_PACKED_EVENT_FLAG_DESC || !ring->event_idx)
-		return flags != VRING_PACKED_EVENT_FLAG_DISABLE;
-	off_wrap = __atomic_load_n(&ring->driver->off_wrap, __ATOMIC_RELAXED);
-	event = (uint16_t)(off_wrap & INDEX_MASK);
-	if (!!(off_wrap & WRAP_BIT) != ring->used_next.wrap)
-		event = (uint16_t)(event - ring->num); /* the turn before */
-	return vring_need_event(event, new, (uint16_t)(new - slots));
-}
-
-/**
  * flush_inflight() - Make a batch visible, one chain after the other
  * @ring:	Ring with an inflight area
  *
@@ -253,68 +359,9 @@ static int packed_flush(struct vu_ring *ring)
 	ring->batch_slots = 0;
 	ring->unflushed = 0;
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	if (ring->call_fd < 0 || !wants_call(ring, slots))
+	if (ring->call_fd < 0 || !packed_wants_call(ring, slots))
 		return 0;
 	return ring_call(ring);
-}
-
-/**
- * packed_pending() - vu_ring_pending() of a packed ring
- * @ring:	Ring
- *
- * Returns: as vu_ring_pending()
- */
-static bool packed_pending(const struct vu_ring *ring)
-{
-	const struct vring_packed_desc *desc = &ring->packed[ring->next.index];
-
-	return ring->resubmit ||
-	       desc_avail(__atomic_load_n(&desc->flags, __ATOMIC_ACQUIRE),
-			  ring->next.wrap);
-}
-
-/**
- * store_event() - Write one half of the device's event suppression
- * @ring:	Ring
- * @at:		Which
- * @value:	Value; nothing is written if it is there already
- */
-static void store_event(struct vu_ring *ring, uint16_t *at, uint16_t value)
-{
-	if (__atomic_load_n(at, __ATOMIC_RELAXED) == value)
-		return;
-	__atomic_store_n(at, value, __ATOMIC_RELEASE);
-	if (ring->mem->log)
-		ring_log(ring, at, sizeof(*at));
-}
-
-/**
- * packed_want_kicks() - vu_ring_want_kicks() of a packed ring
- * @ring:	Ring
- * @want:	Ask for them
- *
- * Spec: VIRTIO 1.2 section 2.8.10: with EVENT_IDX, a kick for the descriptor
- * that comes next.
- *
- * Returns: as vu_ring_want_kicks()
- */
-static bool packed_want_kicks(struct vu_ring *ring, bool want)
-{
-	uint16_t flags = VRING_PACKED_EVENT_FLAG_DISABLE;
-
-	if (want && ring->event_idx) {
-		flags = VRING_PACKED_EVENT_FLAG_DESC;
-		store_event(ring, &ring->device->off_wrap,
-			    (uint16_t)(ring->next.index |
-				       (ring->next.wrap ? WRAP_BIT : 0)));
-	} else if (want) {
-		flags = VRING_PACKED_EVENT_FLAG_ENABLE;
-	}
-	store_event(ring, &ring->device->flags, flags);
-	if (!want)
-		return false;
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	return packed_pending(ring);
 }
 
 /**

@@ -5,7 +5,7 @@
  * ring.c		the functions of vu_ring.h: dispatch to one kind of ring
  * split.c		split rings
  * packed.c		packed rings
- * packed_walk.c	their chains
+ * packed_event.c	their event suppression
  * common.c		what both kinds do with guest memory
  * call.c		interrupts, and the watch over them
  * inflight.h		chains that outlive this process
@@ -23,6 +23,10 @@
 /* Bit numbers that a descriptor's flags have in packed rings only */
 #define DESC_AVAIL (1U << VRING_PACKED_DESC_F_AVAIL)
 #define DESC_USED  (1U << VRING_PACKED_DESC_F_USED)
+
+/* A place in 16 bits, as VRING_BASE and event suppression have it */
+#define INDEX_MASK 0x7fffU
+#define WRAP_BIT   0x8000U
 
 /**
  * struct taken - A chain that was popped
@@ -151,11 +155,10 @@ struct vu_ring {
 extern const struct ring_ops split_ops;	 /* split.c */
 extern const struct ring_ops packed_ops; /* packed.c */
 
-/* packed_walk.c */
-int packed_walk(const struct vu_ring *ring, struct iovec *iov, unsigned iov_cap,
-		struct vu_chain *chain);
-int packed_walk_inflight(const struct vu_ring *ring, struct iovec *iov,
-			 unsigned iov_cap, struct vu_chain *chain);
+/* packed_event.c */
+bool packed_wants_call(const struct vu_ring *ring, unsigned slots);
+bool packed_pending(const struct vu_ring *ring);
+bool packed_want_kicks(struct vu_ring *ring, bool want);
 
 /* common.c */
 int ring_map(const struct vu_mem *mem, uint64_t uva, uint64_t len,
@@ -205,6 +208,18 @@ static inline void ring_took(struct vu_ring *ring, uint16_t entry,
 static inline bool desc_avail(uint16_t flags, bool wrap)
 {
 	return !!(flags & DESC_AVAIL) == wrap && !!(flags & DESC_USED) != wrap;
+}
+
+/**
+ * place_at() - Read a place out of VRING_BASE
+ * @half:	16 bits of it
+ *
+ * Returns: the place, its index unchecked
+ */
+static inline struct place place_at(uint32_t half)
+{
+	return (struct place){.index = (uint16_t)(half & INDEX_MASK),
+			      .wrap = half & WRAP_BIT};
 }
 
 /**
