@@ -23,9 +23,10 @@ PACKAGES := gcc libc6-dev make python3-venv python3-dev ca-certificates \
             qemu-system-x86 busybox-static iproute2 iptables procps clang \
             libclang-rt-dev golang-go libelf-dev
 
-NATIVE   := $(wildcard vhost_user/native/*.c vhost_user/native/*.h) \
+NATIVE   := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch]) \
             vhost_user/native/build.py
-C_FILES  := $(wildcard vhost_user/native/*.[ch] guest/*.[ch] guest/*/*.[ch] \
+C_FILES  := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
+            guest/*.[ch] guest/*/*.[ch] \
             fastpath/datapath/bpf/*.c tests/vm/*.[ch] tests/vm/trace/*.[ch] \
             tests/fuzz/*.[ch] \
             tests/unit/vhost_user/*.c \
@@ -69,6 +70,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
+	$(BIN)/python tools/layers.py
 
 types: setup
 	$(BIN)/mypy

@@ -53,6 +53,8 @@ DEFAULT_MAX_CONNS: Final = 65536
 DEFAULT_BUF_ALLOC: Final = 1 << 20
 """Receive window of a connection, once it has used it, bytes."""
 DEFAULT_MAX_QUEUED_BYTES: Final = 256 << 20
+MAX_QUEUE_SIZE: Final = 32768
+"""Entries of the largest ring; VU_MAX_QUEUE."""
 MIN_WINDOW: Final = 2048
 """Least window of a connection, bytes; VU_MIN_WINDOW."""
 
@@ -182,7 +184,7 @@ class RingConfig:
     """A ring as the front-end describes it; `struct vu_ring_config`."""
 
     num: int
-    """Entries, a power of two, at most 1024."""
+    """Entries, at most `MAX_QUEUE_SIZE`; of a split ring a power of two."""
     base: int
     """VRING_BASE: the next available entry to take; packed: and the next used one."""
     desc_uva: int

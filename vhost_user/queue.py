@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Final
 
 from vhost_user._native import check, ffi, lib
 from vhost_user.device import RING_FEATURES, SESSION_FEATURES
-from vhost_user.engine import ALL_QUEUES
-from vhost_user.errors import GuestError, StateError
+from vhost_user.engine import ALL_QUEUES, MAX_QUEUE_SIZE
+from vhost_user.errors import FrontendError, GuestError, StateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,10 +38,8 @@ log = logging.getLogger(__name__)
 BATCH: Final = 64
 """Chains that are processed before the event loop gets its turn."""
 
-MAX_QUEUE_SIZE: Final = 1024
-"""Entries of the largest ring (VU_MAX_QUEUE)."""
-
-_MAX_SEGMENTS: Final = MAX_QUEUE_SIZE + 32  # a chain may cross memory regions
+_MIN_SEGMENTS: Final = 1024  # an indirect table may be longer than its ring
+_MORE_SEGMENTS: Final = 32  # a chain may cross memory regions
 _POLL_S: Final = 0.001
 
 
@@ -122,7 +120,8 @@ class Queue:
         if ring == ffi.NULL:
             check(error[0], "start ring")
         self._native = ffi.gc(ring, lib.vu_ring_free)
-        self._iov = ffi.new("struct iovec[]", _MAX_SEGMENTS)
+        self._segments = max(config.num, _MIN_SEGMENTS) + _MORE_SEGMENTS
+        self._iov = ffi.new("struct iovec[]", self._segments)
         self._kick_fd = config.kick_fd
         self._on_ready = on_ready
         self._loop = asyncio.get_running_loop()
@@ -144,9 +143,9 @@ class Queue:
             GuestError: the ring or the chain breaks the specification.
         """
         native = ffi.new("struct vu_chain *")
-        got = lib.vu_ring_pop(self._ring, self._iov, _MAX_SEGMENTS, native)
+        got = lib.vu_ring_pop(self._ring, self._iov, self._segments, native)
         if got == -lib.VU_ERR_FULL:
-            raise GuestError(f"a chain of more than {_MAX_SEGMENTS} segments")
+            raise GuestError(f"a chain of more than {self._segments} segments")
         if not check(got, "take a chain"):
             return None
         count = native.n_read + native.n_write
@@ -158,8 +157,13 @@ class Queue:
         lib.vu_ring_push(self._ring, chain.native, chain.written, written)
 
     def flush(self) -> None:
-        """Show the guest what was pushed and interrupt it if it wants that."""
-        lib.vu_ring_flush(self._ring)
+        """Show the guest what was pushed and interrupt it if it wants that.
+
+        Raises:
+            FrontendError: it makes interrupts block.
+            OSError: nothing can watch that they don't.
+        """
+        check(lib.vu_ring_flush(self._ring), "interrupt the guest")
 
     def rearm(self) -> None:
         """Ask for a kick with the next chain; if one is there, be ready again."""
@@ -276,7 +280,7 @@ class QueueDevice:
                 queue.push(chain, self.process(index, chain))
             queue.flush()
             queue.rearm()
-        except (GuestError, OSError) as error:
+        except (GuestError, FrontendError, OSError) as error:
             log.warning("ring %d is given up: %s", index, error)
             self.stop_ring(index)
             if self.on_ring_broke is not None:

@@ -26,11 +26,14 @@
 
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
-#include "../../vhost_user/native/ring.c"
+#include <linux/virtio_config.h>
+
 #include "input.h"
+#include "ring/ring.h"
 
 #define REGION	0x4000U /* bytes of each of the three */
 #define RAM	(3 * REGION)

@@ -1,4 +1,4 @@
-"""Build `vhost_user._vu` from the C files next to this one.
+"""Build `vhost_user._vu` from the C files next to this one and in its folders.
 
 Run it by path (`python vhost_user/native/build.py`), never as a module: importing
 `vhost_user` needs what this builds. `VU_SANITIZE=address,undefined` (or `thread`) in
@@ -15,38 +15,8 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-SOURCES = [
-    "mem.c",
-    "fault.c",
-    "ring.c",
-    "split.c",
-    "packed.c",
-    "inflight.c",
-    "conn.c",
-    "post.c",
-    "way.c",
-    "vsock.c",
-    "rx.c",
-    "tx.c",
-    "sibling.c",
-    "seqpacket.c",
-    "event.c",
-    "relay.c",
-    "limits.c",
-    "engine.c",
-    "control.c",
-]
-HEADERS = [
-    "vu.h",
-    "vu_err.h",
-    "vu_mem.h",
-    "vu_ring.h",
-    "vu_engine.h",
-    "mem.h",
-    "ring.h",
-    "engine.h",
-    "vsock.h",
-]
+SOURCES = sorted(HERE.rglob("*.c"))
+HEADERS = sorted(HERE.rglob("*.h"))
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
 # cffi's own generated file: its conversions are not ours to mend
 GENERATED = ["-Wno-conversion", "-Wno-sign-conversion", "-Wno-unused-parameter"]
@@ -95,8 +65,8 @@ ffibuilder.cdef(declarations())
 ffibuilder.set_source(
     "vhost_user._vu",
     '#include "vu.h"',
-    sources=[str((HERE / name).relative_to(ROOT)) for name in SOURCES],
-    depends=[str((HERE / name).relative_to(ROOT)) for name in HEADERS],
+    sources=[str(path.relative_to(ROOT)) for path in SOURCES],
+    depends=[str(path.relative_to(ROOT)) for path in HEADERS],
     include_dirs=[str(HERE.relative_to(ROOT))],
     extra_compile_args=flags(),
     extra_link_args=[

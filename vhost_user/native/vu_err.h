@@ -19,6 +19,7 @@
  * @VU_ERR_SYS:		A system call failed; errno says why
  * @VU_ERR_FAULT:	Guest memory is gone: its file was truncated
  * @VU_ERR_REGION:	A memory region wraps, or overlaps another
+ * @VU_ERR_CALL:	The front-end keeps us waiting: a call eventfd blocks
  */
 enum vu_err {
 	VU_ERR_EMPTY = 1,
@@ -33,6 +34,7 @@ enum vu_err {
 	VU_ERR_SYS = 10,
 	VU_ERR_FAULT = 11,
 	VU_ERR_REGION = 12,
+	VU_ERR_CALL = 13,
 };
 
 #endif /* VU_ERR_H */

@@ -11,9 +11,7 @@
 
 #include "vu_mem.h"
 
-#define VU_MAX_QUEUE 1024 /* entries in one ring; IOV_MAX bounds a batch */
-
-/* ---- virtqueues (ring.c, split.c, packed.c, inflight.c) ---- */
+#define VU_MAX_QUEUE 32768 /* entries in one ring, as VIRTIO has it */
 
 /**
  * struct vu_ring_config - A ring as the front-end describes it
@@ -67,23 +65,164 @@ struct vu_chain {
 	uint64_t write_len;
 };
 
+/**
+ * struct vu_ring - A virtqueue, device side
+ *
+ * Threads. Rings know nothing of each other. One ring is used by one thread at
+ * a time; which one may change, with whatever lock the caller has.
+ *
+ * A driver that breaks a rule makes a function return an error. The caller then
+ * stops the ring: what it says next is not defined, though safe.
+ */
 struct vu_ring;
 
+/**
+ * vu_ring_new() - Start a ring
+ * @mem:	Memory map; outlives the ring
+ * @cfg:	Where the ring is
+ * @ret_err:	Why it failed; untouched on success
+ *
+ * Errors, in *@ret_err:
+ *	-VU_ERR_INVAL, if @num is 0, above VU_MAX_QUEUE or, of a split ring, no
+ *		power of two; if @inflight is not aligned to 8 bytes or too
+ *		small for @num
+ *	-VU_ERR_RANGE, if a part isn't in guest memory as one piece
+ *	-VU_ERR_RING, if a part isn't aligned; if @base of a packed ring is
+ *		outside the ring
+ *	-VU_ERR_FAULT, if guest memory or the inflight area is gone
+ *	-VU_ERR_NOMEM, if out of memory
+ *	-VU_ERR_SYS, if SIGBUS can't be handled; errno says why
+ *
+ * Returns: the ring, to be freed with vu_ring_free(); NULL on failure
+ */
 struct vu_ring *vu_ring_new(const struct vu_mem *mem,
 			    const struct vu_ring_config *cfg, int *ret_err);
+
+/**
+ * vu_ring_free() - Free a ring; the guest's memory stays as it is
+ * @ring:	Ring, or NULL
+ *
+ * What was pushed and not flushed is not seen by the driver; what is in flight
+ * stays so in the inflight area.
+ */
 void vu_ring_free(struct vu_ring *ring);
+
+/**
+ * vu_ring_pop() - Take the next available chain
+ * @ring:	Ring
+ * @iov:	Where its segments go, device-readable first
+ * @iov_cap:	Entries of @iov
+ * @ret_chain:	The chain
+ *
+ * Each descriptor is copied once, and the copy is checked. On failure, and if
+ * there is none, nothing is taken and @ret_chain is untouched; @iov isn't.
+ *
+ * Returns: 1 if there was a chain, 0 if the ring is empty,
+ *	-VU_ERR_FULL, if @iov is too short: pop again with more. A chain may
+ *		have as many segments as the ring has entries, and more where
+ *		memory regions meet
+ *	-VU_ERR_RING, if an index is out of its range, a chain that we have is
+ *		available again, or the inflight area is damaged
+ *	-VU_ERR_CHAIN, if the chain loops, is in the wrong order, or refers to
+ *		an indirect table that it may not
+ *	-VU_ERR_RANGE, if a buffer isn't in guest memory
+ */
 int vu_ring_pop(struct vu_ring *ring, struct iovec *iov, unsigned iov_cap,
 		struct vu_chain *ret_chain);
+
+/**
+ * vu_ring_unpop() - Put the last chains back
+ * @ring:	Ring
+ * @count:	How many of the chains popped last, not pushed yet
+ */
 void vu_ring_unpop(struct vu_ring *ring, unsigned count);
+
+/**
+ * vu_ring_push() - Give a chain back, not visible yet
+ * @ring:	Ring
+ * @chain:	The chain
+ * @written:	Its device-writable segments; NULL if @len is 0
+ * @len:	Bytes written into them, for the driver and the dirty log
+ */
 void vu_ring_push(struct vu_ring *ring, const struct vu_chain *chain,
 		  const struct iovec *written, uint32_t len);
+
+/**
+ * vu_ring_unflushed() - How much was pushed that the driver doesn't see?
+ * @ring:	Ring
+ *
+ * Returns: about so many descriptors
+ */
 unsigned vu_ring_unflushed(const struct vu_ring *ring);
+
+/**
+ * vu_ring_flush() - Publish what was pushed, interrupt the guest if it asks
+ * @ring:	Ring
+ *
+ * On failure everything was published all the same, and no interrupt was sent.
+ * The first call on each thread lets that thread's SIGURG be delivered, and the
+ * process's first starts a thread and takes SIGURG: see ring/call.c.
+ *
+ * Returns: 1 if an interrupt was sent, 0 if the guest asks for none,
+ *	-VU_ERR_CALL, if the call eventfd was full and kept us waiting, for 100
+ *		ms at most if it stayed full, else about 1 s. The ring has
+ *		no call eventfd then: stop the device, its front-end is hostile
+ *	-VU_ERR_SYS, if the thread that watches the write can't be started;
+ *		errno says why
+ */
 int vu_ring_flush(struct vu_ring *ring);
+
+/**
+ * vu_ring_pending() - Is there a chain to pop?
+ * @ring:	Ring
+ *
+ * Returns: true if there is; one load of guest memory, made for spinning
+ */
 bool vu_ring_pending(const struct vu_ring *ring);
+
+/**
+ * vu_ring_want_kicks() - Ask the driver for kicks, or for none
+ * @ring:	Ring
+ * @want:	Ask for them
+ *
+ * Returns: true if a chain is available after all: a kick for it may never
+ * come, so pop it now
+ */
 bool vu_ring_want_kicks(struct vu_ring *ring, bool want);
+
+/**
+ * vu_ring_set_call() - Change the eventfd that interrupts the guest
+ * @ring:	Ring
+ * @call_fd:	eventfd, open until the next call or vu_ring_free(); -1: none
+ */
 void vu_ring_set_call(struct vu_ring *ring, int call_fd);
+
+/**
+ * vu_ring_num() - How many entries a ring has
+ * @ring:	Ring
+ *
+ * Returns: entries
+ */
 uint32_t vu_ring_num(const struct vu_ring *ring);
+
+/**
+ * vu_ring_base() - Where the next chain will be taken from
+ * @ring:	Ring, all popped chains pushed and flushed
+ *
+ * Spec: vhost-user, "A vring state description": a packed ring has two indices
+ * of 15 bits there, each with its wrap counter.
+ *
+ * Returns: what VHOST_USER_GET_VRING_BASE answers
+ */
 uint32_t vu_ring_base(const struct vu_ring *ring);
+
+/**
+ * vu_inflight_size() - How far apart are two queues' parts?
+ * @num:	Most entries of a ring
+ * @packed:	Rings are packed
+ *
+ * Returns: bytes
+ */
 uint64_t vu_inflight_size(uint32_t num, bool packed);
 
 #endif /* VU_RING_H */

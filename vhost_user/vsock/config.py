@@ -31,12 +31,13 @@ from vhost_user.engine import (
     DEFAULT_BUF_ALLOC,
     DEFAULT_MAX_CONNS,
     DEFAULT_MAX_QUEUED_BYTES,
+    MAX_QUEUE_SIZE,
     MIN_WINDOW,
 )
 from vhost_user.sockets import MAX_PATH
 from vhost_user.vsock.device import (
+    DEFAULT_QUEUE_SIZE,
     MAX_GUEST_CID,
-    MAX_QUEUE_SIZE,
     MIN_GUEST_CID,
 )
 from vhost_user.vsock.hybrid import MAX_WAITING, seqpacket_path
@@ -89,7 +90,7 @@ class VmConfig:
     guest_cid: int = MIN_GUEST_CID
     tx_buffer_size: int = DEFAULT_BUF_ALLOC
     """Bytes of a connection on their way to the host."""
-    queue_size: int = MAX_QUEUE_SIZE
+    queue_size: int = DEFAULT_QUEUE_SIZE
     groups: frozenset[str] = DEFAULT_GROUPS
     """VMs that share a group reach each other by CID."""
     max_conns: int = DEFAULT_MAX_CONNS

@@ -40,7 +40,9 @@ TX_QUEUE: Final = 1
 EVENT_QUEUE: Final = 2
 """Transport events; QEMU's vhost-user-vsock keeps it for itself."""
 
-MAX_QUEUE_SIZE: Final = 1024
+DEFAULT_QUEUE_SIZE: Final = 1024
+"""Entries of the largest ring that a device takes if it isn't told; at most
+`MAX_QUEUE_SIZE`."""
 
 MIN_GUEST_CID: Final = 3
 MAX_GUEST_CID: Final = 0xFFFF_FFFE
@@ -86,7 +88,7 @@ class VsockDevice:
         max_conns: int = DEFAULT_MAX_CONNS,
         max_queued_bytes: int = DEFAULT_MAX_QUEUED_BYTES,
         accept_rate: int = 0,
-        queue_size: int = MAX_QUEUE_SIZE,
+        queue_size: int = DEFAULT_QUEUE_SIZE,
         on_event: Handler | None = None,
         want: frozenset[EventKind] = frozenset(),
         groups: frozenset[str] = frozenset(),

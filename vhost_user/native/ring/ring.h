@@ -2,21 +2,31 @@
 /*
  * ring.h - what the files of a virtqueue share; vu.h is the outside
  *
- * ring.c	what both kinds of ring have in common; starting one
- * split.c	split rings
- * packed.c	packed rings
- * inflight.c	chains that outlive this process (VHOST_USER_GET_INFLIGHT_FD)
+ * ring.c		the functions of vu_ring.h: dispatch to one kind of ring
+ * split.c		split rings
+ * packed.c		packed rings
+ * packed_event.c	their event suppression
+ * common.c		what both kinds do with guest memory
+ * call.c		interrupts, and the watch over them
+ * inflight.h		chains that outlive this process
+ *
+ * Calls go down this list.
  */
 #ifndef RING_H
 #define RING_H
 
 #include <linux/virtio_ring.h>
 
-#include "mem.h"
+#include "mem/mem.h"
+#include "vu_ring.h"
 
 /* Bit numbers that a descriptor's flags have in packed rings only */
 #define DESC_AVAIL (1U << VRING_PACKED_DESC_F_AVAIL)
 #define DESC_USED  (1U << VRING_PACKED_DESC_F_USED)
+
+/* A place in 16 bits, as VRING_BASE and event suppression have it */
+#define INDEX_MASK 0x7fffU
+#define WRAP_BIT   0x8000U
 
 /**
  * struct taken - A chain that was popped
@@ -50,8 +60,37 @@ struct place {
 	bool wrap;
 };
 
+struct vu_ring;
+
+/**
+ * struct ring_ops - One kind of ring
+ * @start:	Start it, where the last back-end was if there is an inflight
+ *		area; errors as vu_ring_new()
+ * @pop:	vu_ring_pop()
+ * @unpop:	vu_ring_unpop()
+ * @push:	vu_ring_push() without the dirty log of what was written
+ * @flush:	vu_ring_flush()
+ * @pending:	vu_ring_pending()
+ * @want_kicks:	vu_ring_want_kicks()
+ * @base:	vu_ring_base()
+ */
+struct ring_ops {
+	int (*start)(struct vu_ring *ring, const struct vu_ring_config *cfg);
+	int (*pop)(struct vu_ring *ring, struct iovec *iov, unsigned iov_cap,
+		   struct vu_chain *ret_chain);
+	void (*unpop)(struct vu_ring *ring, unsigned count);
+	void (*push)(struct vu_ring *ring, const struct vu_chain *chain,
+		     uint32_t len);
+	int (*flush)(struct vu_ring *ring);
+	bool (*pending)(const struct vu_ring *ring);
+	bool (*want_kicks)(struct vu_ring *ring, bool want);
+	uint32_t (*base)(const struct vu_ring *ring);
+};
+
 /**
  * struct vu_ring - A virtqueue, device side
+ * @ops:	Its kind
+ * @mem:	Memory map
  * @desc:	Split: descriptor table, the driver's alone
  * @avail:	Split: available ring
  * @used:	Split: used ring
@@ -79,6 +118,7 @@ struct place {
  * @counter:	The inflight area's global counter
  */
 struct vu_ring {
+	const struct ring_ops *ops;
 	const struct vu_mem *mem;
 	const struct vring_desc *desc;
 	struct vring_avail *avail;
@@ -112,49 +152,23 @@ struct vu_ring {
 	uint64_t counter;
 };
 
-/* ring.c */
-int ring_map(const struct vu_mem *mem, uint64_t uva, uint64_t len,
-	     uint64_t align, void **ret_va);
-void ring_log(const struct vu_ring *ring, const void *part, uint64_t len);
-void ring_call(const struct vu_ring *ring);
-int ring_table(const struct vu_ring *ring, uint64_t gpa, uint32_t len,
-	       const void **ret_va);
+extern const struct ring_ops split_ops;	 /* split.c */
+extern const struct ring_ops packed_ops; /* packed.c */
 
-/* split.c */
-int split_start(struct vu_ring *ring, const struct vu_ring_config *cfg);
-int split_pop(struct vu_ring *ring, struct iovec *iov, unsigned iov_cap,
-	      struct vu_chain *ret_chain);
-void split_unpop(struct vu_ring *ring, unsigned count);
-void split_push(struct vu_ring *ring, const struct vu_chain *chain,
-		uint32_t len);
-int split_flush(struct vu_ring *ring);
-bool split_pending(const struct vu_ring *ring);
-bool split_want_kicks(struct vu_ring *ring, bool want);
-
-/* packed.c */
-int packed_start(struct vu_ring *ring, const struct vu_ring_config *cfg);
-int packed_pop(struct vu_ring *ring, struct iovec *iov, unsigned iov_cap,
-	       struct vu_chain *ret_chain);
-void packed_unpop(struct vu_ring *ring, unsigned count);
-void packed_push(struct vu_ring *ring, const struct vu_chain *chain,
-		 uint32_t len);
-int packed_flush(struct vu_ring *ring);
+/* packed_event.c */
+bool packed_wants_call(const struct vu_ring *ring, unsigned slots);
 bool packed_pending(const struct vu_ring *ring);
 bool packed_want_kicks(struct vu_ring *ring, bool want);
 
-/* inflight.c */
-int inflight_start(struct vu_ring *ring, const struct vu_ring_config *cfg);
-int inflight_split_take(struct vu_ring *ring, uint16_t head);
-void inflight_split_give(struct vu_ring *ring, uint16_t head);
-void inflight_split_commit(struct vu_ring *ring, uint16_t count);
-int inflight_packed_take(struct vu_ring *ring, struct place at, unsigned slots,
-			 uint16_t *ret_entry);
-int inflight_packed_copy(const struct vu_ring *ring, uint16_t *entry,
-			 struct vring_packed_desc *ret_desc);
-void inflight_packed_prepare(struct vu_ring *ring, uint16_t entry,
-			     struct place next);
-void inflight_packed_commit(struct vu_ring *ring, uint16_t entry,
-			    struct place next);
+/* common.c */
+int ring_map(const struct vu_mem *mem, uint64_t uva, uint64_t len,
+	     uint64_t align, void **ret_va);
+void ring_log(const struct vu_ring *ring, const void *part, uint64_t len);
+int ring_table(const struct vu_ring *ring, uint64_t gpa, uint32_t len,
+	       const void **ret_va);
+
+/* call.c */
+int ring_call(struct vu_ring *ring);
 
 /**
  * ring_retake() - Take a chain again that was in flight, or was put back
@@ -197,6 +211,18 @@ static inline bool desc_avail(uint16_t flags, bool wrap)
 }
 
 /**
+ * place_at() - Read a place out of VRING_BASE
+ * @half:	16 bits of it
+ *
+ * Returns: the place, its index unchecked
+ */
+static inline struct place place_at(uint32_t half)
+{
+	return (struct place){.index = (uint16_t)(half & INDEX_MASK),
+			      .wrap = half & WRAP_BIT};
+}
+
+/**
  * place_add() - Go on in a packed ring
  * @ring:	Ring
  * @at:		From here
@@ -225,7 +251,7 @@ static inline struct place place_add(const struct vu_ring *ring,
  * @chain:	The chain
  *
  * An empty buffer takes a segment, too: a chain that costs nothing in @iov
- *could cost any time.
+ * could cost any time.
  *
  * Returns: 0 on success,
  *	-VU_ERR_CHAIN, if it is to be read and follows one to be written

@@ -37,7 +37,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
-#include "mem.h"
+#include "mem/mem.h"
 
 #define CHUNK 64 /* guards */
 

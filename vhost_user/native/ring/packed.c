@@ -10,7 +10,7 @@
  * flips each time round, say whose it is. A chain is consecutive descriptors
  * and is given back as one: we write the used descriptor where the oldest that
  * we have began, and go on behind as many as the chain had. So what a popped
- * chain said may be overwritten, and only our copy counts.
+ * chain said may be overwritten: only our copy counts.
  *
  * A batch becomes visible by the flags of its first used descriptor, which are
  * written last: the driver looks no further than the first that isn't used.
@@ -22,36 +22,20 @@
 #include <assert.h>
 #include <string.h>
 
-#include "ring.h"
+#include "ring/inflight.h"
+#include "ring/ring.h"
 
 static_assert(sizeof(struct vring_packed_desc) == 16, "VIRTIO 1.2 section 2.8");
-static_assert(sizeof(struct vring_packed_desc_event) == 4,
-	      "VIRTIO 1.2 section 2.8.14");
-
-#define INDEX_MASK 0x7fffU
-#define WRAP_BIT   0x8000U
-
-/**
- * place_at() - Read a place out of VRING_BASE
- * @half:	16 bits of it
- *
- * Returns: the place, its index unchecked
- */
-static struct place place_at(uint32_t half)
-{
-	return (struct place){.index = (uint16_t)(half & INDEX_MASK),
-			      .wrap = half & WRAP_BIT};
-}
 
 /**
  * packed_start() - Start a packed ring
  * @ring:	Ring
  * @cfg:	Where it is: @avail_uva is the driver's event suppression,
- *@used_uva the device's
+ *		@used_uva the device's
  *
- * Returns: 0, -VU_ERR_RANGE, -VU_ERR_RING: see vu_ring_new()
+ * Returns: as vu_ring_new()
  */
-int packed_start(struct vu_ring *ring, const struct vu_ring_config *cfg)
+static int packed_start(struct vu_ring *ring, const struct vu_ring_config *cfg)
 {
 	void *desc, *driver, *device;
 	unsigned next, used;
@@ -81,7 +65,7 @@ int packed_start(struct vu_ring *ring, const struct vu_ring_config *cfg)
 	if (next < used || next - used > ring->num)
 		return -VU_ERR_RING;
 	ring->in_use = next - used;
-	return 0;
+	return cfg->inflight ? inflight_packed_start(ring, cfg) : 0;
 }
 
 /**
@@ -237,8 +221,8 @@ static int walk_inflight(const struct vu_ring *ring, struct iovec *iov,
  *
  * Returns: as vu_ring_pop()
  */
-int packed_pop(struct vu_ring *ring, struct iovec *iov, unsigned iov_cap,
-	       struct vu_chain *ret_chain)
+static int packed_pop(struct vu_ring *ring, struct iovec *iov, unsigned iov_cap,
+		      struct vu_chain *ret_chain)
 {
 	struct vu_chain chain = {0};
 	int ret;
@@ -270,7 +254,7 @@ int packed_pop(struct vu_ring *ring, struct iovec *iov, unsigned iov_cap,
  *
  * With an inflight area they stay in flight, and are popped first.
  */
-void packed_unpop(struct vu_ring *ring, unsigned count)
+static void packed_unpop(struct vu_ring *ring, unsigned count)
 {
 	if (ring->inflight)
 		ring->resubmit += count;
@@ -296,7 +280,7 @@ static void store_flags(const struct vu_ring *ring,
 {
 	__atomic_store_n(&desc->flags, flags, __ATOMIC_RELEASE);
 	if (ring->mem->log && ring->log_used != UINT64_MAX)
-		mem_log_va(ring->mem, desc, sizeof(*desc));
+		log_va(ring->mem, desc, sizeof(*desc));
 }
 
 /**
@@ -305,8 +289,8 @@ static void store_flags(const struct vu_ring *ring,
  * @chain:	The chain
  * @len:	Bytes written into it
  */
-void packed_push(struct vu_ring *ring, const struct vu_chain *chain,
-		 uint32_t len)
+static void packed_push(struct vu_ring *ring, const struct vu_chain *chain,
+			uint32_t len)
 {
 	struct vring_packed_desc *desc = &ring->packed[ring->used_next.index];
 	uint16_t flags = len ? VRING_DESC_F_WRITE : 0;
@@ -330,31 +314,6 @@ void packed_push(struct vu_ring *ring, const struct vu_chain *chain,
 	ring->batch_slots += chain->slots;
 	ring->used_next = place_add(ring, ring->used_next, chain->slots);
 	ring->in_use -= chain->slots;
-}
-
-/**
- * wants_call() - Does the driver want an interrupt for a batch?
- * @ring:	Ring
- * @slots:	The batch's descriptors, which end where the next goes
- *
- * Spec: VIRTIO 1.2 section 2.8.10 "Driver and Device Event Suppression".
- *
- * Returns: true if it does
- */
-static bool wants_call(const struct vu_ring *ring, unsigned slots)
-{
-	uint16_t flags =
-	    __atomic_load_n(&ring->driver->flags, __ATOMIC_ACQUIRE);
-	uint16_t new = ring->used_next.index;
-	uint16_t off_wrap, event;
-
-	if (flags != VRING_PACKED_EVENT_FLAG_DESC || !ring->event_idx)
-		return flags != VRING_PACKED_EVENT_FLAG_DISABLE;
-	off_wrap = __atomic_load_n(&ring->driver->off_wrap, __ATOMIC_RELAXED);
-	event = (uint16_t)(off_wrap & INDEX_MASK);
-	if (!!(off_wrap & WRAP_BIT) != ring->used_next.wrap)
-		event = (uint16_t)(event - ring->num); /* the turn before */
-	return vring_need_event(event, new, (uint16_t)(new - slots));
 }
 
 /**
@@ -386,7 +345,7 @@ static void flush_inflight(struct vu_ring *ring)
  *
  * Returns: as vu_ring_flush()
  */
-int packed_flush(struct vu_ring *ring)
+static int packed_flush(struct vu_ring *ring)
 {
 	unsigned slots = ring->batch_slots;
 
@@ -400,67 +359,31 @@ int packed_flush(struct vu_ring *ring)
 	ring->batch_slots = 0;
 	ring->unflushed = 0;
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	if (ring->call_fd < 0 || !wants_call(ring, slots))
+	if (ring->call_fd < 0 || !packed_wants_call(ring, slots))
 		return 0;
-	ring_call(ring);
-	return 1;
+	return ring_call(ring);
 }
 
 /**
- * packed_pending() - vu_ring_pending() of a packed ring
+ * packed_base() - vu_ring_base() of a packed ring
  * @ring:	Ring
  *
- * Returns: as vu_ring_pending()
+ * Returns: as vu_ring_base()
  */
-bool packed_pending(const struct vu_ring *ring)
+static uint32_t packed_base(const struct vu_ring *ring)
 {
-	const struct vring_packed_desc *desc = &ring->packed[ring->next.index];
-
-	return ring->resubmit ||
-	       desc_avail(__atomic_load_n(&desc->flags, __ATOMIC_ACQUIRE),
-			  ring->next.wrap);
+	return (uint32_t)ring->next.index | (uint32_t)ring->next.wrap << 15 |
+	       (uint32_t)ring->used_next.index << 16 |
+	       (uint32_t)ring->used_next.wrap << 31;
 }
 
-/**
- * store_event() - Write one half of the device's event suppression
- * @ring:	Ring
- * @at:		Which
- * @value:	Value; nothing is written if it is there already
- */
-static void store_event(struct vu_ring *ring, uint16_t *at, uint16_t value)
-{
-	if (__atomic_load_n(at, __ATOMIC_RELAXED) == value)
-		return;
-	__atomic_store_n(at, value, __ATOMIC_RELEASE);
-	if (ring->mem->log)
-		ring_log(ring, at, sizeof(*at));
-}
-
-/**
- * packed_want_kicks() - vu_ring_want_kicks() of a packed ring
- * @ring:	Ring
- * @want:	Ask for them
- *
- * Spec: VIRTIO 1.2 section 2.8.10: with EVENT_IDX, a kick for the descriptor
- * that comes next.
- *
- * Returns: as vu_ring_want_kicks()
- */
-bool packed_want_kicks(struct vu_ring *ring, bool want)
-{
-	uint16_t flags = VRING_PACKED_EVENT_FLAG_DISABLE;
-
-	if (want && ring->event_idx) {
-		flags = VRING_PACKED_EVENT_FLAG_DESC;
-		store_event(ring, &ring->device->off_wrap,
-			    (uint16_t)(ring->next.index |
-				       (ring->next.wrap ? WRAP_BIT : 0)));
-	} else if (want) {
-		flags = VRING_PACKED_EVENT_FLAG_ENABLE;
-	}
-	store_event(ring, &ring->device->flags, flags);
-	if (!want)
-		return false;
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	return packed_pending(ring);
-}
+const struct ring_ops packed_ops = {
+    .start = packed_start,
+    .pop = packed_pop,
+    .unpop = packed_unpop,
+    .push = packed_push,
+    .flush = packed_flush,
+    .pending = packed_pending,
+    .want_kicks = packed_want_kicks,
+    .base = packed_base,
+};

@@ -17,7 +17,8 @@
 #include <assert.h>
 #include <string.h>
 
-#include "ring.h"
+#include "ring/inflight.h"
+#include "ring/ring.h"
 
 static_assert(sizeof(struct vring_desc) == 16, "VIRTIO 1.2 section 2.7.5");
 static_assert(sizeof(struct vring_used_elem) == 8, "VIRTIO 1.2 section 2.7.8");
@@ -27,9 +28,9 @@ static_assert(sizeof(struct vring_used_elem) == 8, "VIRTIO 1.2 section 2.7.8");
  * @ring:	Ring
  * @cfg:	Where it is
  *
- * Returns: 0, -VU_ERR_INVAL, -VU_ERR_RANGE, -VU_ERR_RING: see vu_ring_new()
+ * Returns: as vu_ring_new()
  */
-int split_start(struct vu_ring *ring, const struct vu_ring_config *cfg)
+static int split_start(struct vu_ring *ring, const struct vu_ring_config *cfg)
 {
 	uint64_t num = cfg->num;
 	void *desc, *avail, *used;
@@ -54,7 +55,7 @@ int split_start(struct vu_ring *ring, const struct vu_ring_config *cfg)
 	/* The front-end may hand over a ring that was in use: go on there */
 	ring->used_idx = __atomic_load_n(&ring->used->idx, __ATOMIC_RELAXED);
 	ring->used_published = ring->used_idx;
-	return 0;
+	return cfg->inflight ? inflight_split_start(ring, cfg) : 0;
 }
 
 /**
@@ -198,8 +199,8 @@ static int next_head(const struct vu_ring *ring, uint16_t *ret_head)
  *
  * Returns: as vu_ring_pop()
  */
-int split_pop(struct vu_ring *ring, struct iovec *iov, unsigned iov_cap,
-	      struct vu_chain *ret_chain)
+static int split_pop(struct vu_ring *ring, struct iovec *iov, unsigned iov_cap,
+		     struct vu_chain *ret_chain)
 {
 	uint16_t head;
 	int ret = 1;
@@ -226,7 +227,7 @@ int split_pop(struct vu_ring *ring, struct iovec *iov, unsigned iov_cap,
  *
  * With an inflight area they stay in flight, and are popped first.
  */
-void split_unpop(struct vu_ring *ring, unsigned count)
+static void split_unpop(struct vu_ring *ring, unsigned count)
 {
 	ring->last_avail = (uint16_t)(ring->last_avail - count);
 	if (ring->inflight) {
@@ -241,8 +242,8 @@ void split_unpop(struct vu_ring *ring, unsigned count)
  * @chain:	The chain
  * @len:	Bytes written into it
  */
-void split_push(struct vu_ring *ring, const struct vu_chain *chain,
-		uint32_t len)
+static void split_push(struct vu_ring *ring, const struct vu_chain *chain,
+		       uint32_t len)
 {
 	struct vring_used_elem *elem =
 	    &ring->used->ring[ring->used_idx & (ring->num - 1)];
@@ -284,7 +285,7 @@ static bool wants_call(const struct vu_ring *ring, uint16_t old)
  *
  * Returns: as vu_ring_flush()
  */
-int split_flush(struct vu_ring *ring)
+static int split_flush(struct vu_ring *ring)
 {
 	uint16_t old = ring->used_published;
 
@@ -300,8 +301,7 @@ int split_flush(struct vu_ring *ring)
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	if (ring->call_fd < 0 || !wants_call(ring, old))
 		return 0;
-	ring_call(ring);
-	return 1;
+	return ring_call(ring);
 }
 
 /**
@@ -310,7 +310,7 @@ int split_flush(struct vu_ring *ring)
  *
  * Returns: as vu_ring_pending()
  */
-bool split_pending(const struct vu_ring *ring)
+static bool split_pending(const struct vu_ring *ring)
 {
 	return __atomic_load_n(&ring->avail->idx, __ATOMIC_ACQUIRE) !=
 	       ring->last_avail;
@@ -323,7 +323,7 @@ bool split_pending(const struct vu_ring *ring)
  *
  * Returns: as vu_ring_want_kicks()
  */
-bool split_want_kicks(struct vu_ring *ring, bool want)
+static bool split_want_kicks(struct vu_ring *ring, bool want)
 {
 	uint16_t *at = &ring->used->flags, value = 0;
 
@@ -343,3 +343,25 @@ bool split_want_kicks(struct vu_ring *ring, bool want)
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	return split_pending(ring);
 }
+
+/**
+ * split_base() - vu_ring_base() of a split ring
+ * @ring:	Ring
+ *
+ * Returns: as vu_ring_base()
+ */
+static uint32_t split_base(const struct vu_ring *ring)
+{
+	return ring->last_avail;
+}
+
+const struct ring_ops split_ops = {
+    .start = split_start,
+    .pop = split_pop,
+    .unpop = split_unpop,
+    .push = split_push,
+    .flush = split_flush,
+    .pending = split_pending,
+    .want_kicks = split_want_kicks,
+    .base = split_base,
+};

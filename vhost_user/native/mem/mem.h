@@ -8,7 +8,7 @@
 #ifndef MEM_H
 #define MEM_H
 
-#include "vu.h"
+#include "vu_mem.h"
 
 #define LOG_PAGE 4096 /* VHOST_LOG_PAGE */
 
@@ -42,8 +42,8 @@ struct vu_mem {
 };
 
 /* mem.c */
-void mem_log(const struct vu_mem *mem, uint64_t gpa, uint64_t len);
-void mem_log_va(const struct vu_mem *mem, const void *va, uint64_t len);
+void log_gpa(const struct vu_mem *mem, uint64_t gpa, uint64_t len);
+void log_va(const struct vu_mem *mem, const void *va, uint64_t len);
 
 /* fault.c */
 int fault_guard(const struct vu_mem *mem, void *va, uint64_t size);
