@@ -46,6 +46,7 @@ def flags() -> list[str]:
     """Return compiler flags; warnings are errors in our files."""
     sanitize = os.environ.get("VU_SANITIZE")
     extra = [f"-fsanitize={sanitize}", "-O1", "-g", "-fno-omit-frame-pointer"]
+    extra.append("-UNDEBUG")  # Python's own flags turn assert() off
     if sanitize == "thread":
         extra.append("-Wno-tsan")  # it sees no fences; what they order is atomic
     return [

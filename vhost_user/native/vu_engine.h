@@ -13,7 +13,7 @@
 #include "vu_mem.h"
 #include "vu_ring.h"
 
-#define VU_MAX_DEVICES 64 /* per engine */
+#define VU_MAX_DEVICES 1024 /* per engine */
 
 /* VU_EV_BROKEN: not one queue but the whole device */
 #define VU_QUEUE_ALL 0xffffffffU

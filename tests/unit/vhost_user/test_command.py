@@ -215,7 +215,7 @@ def test_out_of_descriptors_fails_single_connections_and_is_recovered_from(run):
                     one.say(Op.RST)
             for client in clients:  # they waited, and now there is room for each
                 guest.accept().say(Op.RST)
-                assert client.recv(8) == b"OK 5001\n"
+                assert client.recv(3) == b"OK "
                 client.close()
             assert answers([guest.request(5000) for _ in range(4)]) == 4 * [Op.RESPONSE]
         command.limit(resource.RLIMIT_NOFILE, None)
@@ -335,7 +335,7 @@ def test_a_host_clients_early_bytes_and_split_line_reach_the_guest(run):
         client.sendall(b" bytes")
         conn = guest.accept()
         assert conn.receive_bytes(11) == b"early bytes"
-        assert client.recv(8) == b"OK 5001\n"
+        assert client.recv(3) == b"OK "
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ static int64_t set_mem(struct vu_engine *e, struct vu_dev *d, void *arg)
 			return -VU_ERR_STATE;
 	}
 	d->mem = arg;
-	d->faulted = false;
+	d->failure = 0;
 	return 0;
 }
 

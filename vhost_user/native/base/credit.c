@@ -30,6 +30,8 @@
  * those up to a mark are counted as in flight until fwd_cnt passes the mark.
  */
 
+#include <stddef.h>
+
 #include "base/credit.h"
 
 /**

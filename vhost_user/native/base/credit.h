@@ -47,7 +47,8 @@ struct credit {
  */
 enum credit_note { CREDIT_SAME, CREDIT_NEWS, CREDIT_LIE };
 
-/* from the guest; @far: the credit of a sibling's end of it, NULL: the host's */
+/* from the guest; @far: the credit of a sibling's end of it, NULL: the host's
+ */
 bool credit_take(struct credit *c, const struct credit *far, uint32_t len);
 uint32_t credit_tell(struct credit *c, const struct credit *far);
 bool credit_due(const struct credit *c, const struct credit *far);

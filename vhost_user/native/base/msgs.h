@@ -7,7 +7,7 @@
 
 #include "base/bytes.h"
 
-#define MSGS_MARK ((uint32_t)sizeof(uint32_t)) /* bytes a message costs */
+#define MSGS_MARK    ((uint32_t)sizeof(uint32_t)) /* bytes a message costs */
 #define MSGS_LEN_MAX ((1U << 28) - 1)
 
 /**

@@ -40,16 +40,15 @@ enum verdict { STAYS, FINISHES, IS_OVER };
  *
  *	guest said	far side said	up	down
  *	-		-		FLOWS	FLOWS
- *	SEND		-		ENDED	FLOWS	(ENDING while bytes are kept)
- *	RECEIVE		-		FLOWS	BROKEN
- *	SEND, RECEIVE	-		ENDED	BROKEN	close(): a RST answers
- *	-		end		FLOWS	ENDED
- *	SEND		end		ENDED	ENDED	we say both, a RST answers
- *	RECEIVE		end		FLOWS	BROKEN	it may still send
- *	-		takes no more	BROKEN	FLOWS	told RECEIVE
- *	-		both		BROKEN	ENDED	told both, a RST answers
- *	SEND		takes no more	ENDED	FLOWS	(BROKEN if bytes are lost)
- *	RECEIVE		takes no more	BROKEN	BROKEN	nothing is left: a RST
+ *	SEND		-		ENDED	FLOWS	(ENDING while bytes are
+ *kept) RECEIVE		-		FLOWS	BROKEN SEND, RECEIVE	-
+ *ENDED	BROKEN	close(): a RST answers -		end		FLOWS
+ *ENDED SEND		end		ENDED	ENDED	we say both, a RST
+ *answers RECEIVE		end		FLOWS	BROKEN	it may still
+ *send -		takes no more	BROKEN	FLOWS	told RECEIVE -
+ *both		BROKEN	ENDED	told both, a RST answers SEND		takes no
+ *more	ENDED	FLOWS	(BROKEN if bytes are lost) RECEIVE		takes no
+ *more	BROKEN	BROKEN	nothing is left: a RST
  */
 static const uint8_t verdicts[PIPE_STATES][PIPE_STATES] = {
     [PIPE_FLOWS] = {STAYS, STAYS, STAYS, STAYS},

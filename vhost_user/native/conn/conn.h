@@ -14,16 +14,16 @@
 
 #include <sys/socket.h>
 
+#include "base/credit.h"
 #include "base/list.h"
 #include "base/msgs.h"
 #include "base/outbox.h"
-#include "base/credit.h"
 #include "vu.h"
 
-#define HOST_CID      2
-#define SCRATCH	      (256 * 1024) /* one turn of one direction, bytes */
-#define STREAM	      1		   /* VIRTIO_VSOCK_TYPE_ */
-#define SEQPACKET     2
+#define HOST_CID  2
+#define SCRATCH	  (256 * 1024) /* one turn of one direction, bytes */
+#define STREAM	  1	       /* VIRTIO_VSOCK_TYPE_ */
+#define SEQPACKET 2
 
 struct vu_conn;
 struct vu_dev;

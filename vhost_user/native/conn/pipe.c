@@ -217,9 +217,9 @@ static void keep(struct vu_conn *c, struct pipe *p, const struct iovec *iov,
 	} else {
 		uint64_t most = (MSGS_MARK + 1) * (uint64_t)c->credit.buf_alloc;
 
-		if (p == &c->up && MSGS_MARK + p->kept.bytes.len +
-					   iov_sum(iov, n_iov) >
-				       most) {
+		if (p == &c->up &&
+		    MSGS_MARK + p->kept.bytes.len + iov_sum(iov, n_iov) >
+			most) {
 			conn_misfit(c, ENOBUFS);
 			return;
 		}

@@ -21,11 +21,12 @@
 
 #define TO(state) (1U << (CONN_##state))
 
-/* Where a state may lead */
-static const unsigned arrows[CONN_STATES] = {
+/* Where a state may lead: asserted by builds with sanitizers, which tests run
+ */
+static const unsigned __attribute__((unused)) arrows[CONN_STATES] = {
     [CONN_FREE] = TO(NEW),
-    [CONN_NEW] = TO(HELD) | TO(DIALING) | TO(REQUESTED) | TO(OPEN) | TO(DEAD) |
-		 TO(FREE),
+    [CONN_NEW] =
+	TO(HELD) | TO(DIALING) | TO(REQUESTED) | TO(OPEN) | TO(DEAD) | TO(FREE),
     [CONN_HELD] = TO(DIALING) | TO(OPEN) | TO(DEAD) | TO(FREE),
     [CONN_DIALING] = TO(OPEN) | TO(DEAD) | TO(FREE),
     [CONN_REQUESTED] = TO(OPEN) | TO(DEAD) | TO(FREE),
@@ -39,14 +40,10 @@ static const unsigned arrows[CONN_STATES] = {
 
 /* Which deadline runs in a state */
 static const enum deadline deadlines[CONN_STATES] = {
-    [CONN_FREE] = NO_DEADLINE,
-    [CONN_NEW] = NO_DEADLINE,
-    [CONN_HELD] = DEADLINE_DIAL,
-    [CONN_DIALING] = DEADLINE_DIAL,
-    [CONN_REQUESTED] = DEADLINE_DIAL,
-    [CONN_OPEN] = NO_DEADLINE,
-    [CONN_ORPHAN] = DEADLINE_ORPHAN,
-    [CONN_LINGER] = DEADLINE_LINGER,
+    [CONN_FREE] = NO_DEADLINE,	      [CONN_NEW] = NO_DEADLINE,
+    [CONN_HELD] = DEADLINE_DIAL,      [CONN_DIALING] = DEADLINE_DIAL,
+    [CONN_REQUESTED] = DEADLINE_DIAL, [CONN_OPEN] = NO_DEADLINE,
+    [CONN_ORPHAN] = DEADLINE_ORPHAN,  [CONN_LINGER] = DEADLINE_LINGER,
     [CONN_DEAD] = NO_DEADLINE,
 };
 
@@ -63,7 +60,7 @@ void conn_set(struct vu_conn *c, enum conn_state state)
 
 	assert(arrows[c->state] & 1U << state);
 	c->state = (uint8_t)state;
-	if (new == old && new != NO_DEADLINE)
+	if (new == old &&new != NO_DEADLINE)
 		return;
 	list_del(&c->timer);
 	if (new == NO_DEADLINE)

@@ -286,8 +286,7 @@ static int grow_hash(struct core *core)
 
 	if (core->n_hashed < core->n_buckets)
 		return 0;
-	if (!old &&
-	    getrandom(&core->hash_seed, sizeof(core->hash_seed), 0) < 0)
+	if (!old && getrandom(&core->hash_seed, sizeof(core->hash_seed), 0) < 0)
 		core->hash_seed = (uint64_t)(uintptr_t)core ^ clock_us();
 	buckets = calloc(n, sizeof(struct vu_conn *));
 	if (!buckets)

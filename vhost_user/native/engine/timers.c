@@ -90,8 +90,7 @@ int timers_run(struct vu_engine *e)
 	if (soon && clock_us() - e->retried_us >= RETRY_US) {
 		e->retried_us = clock_us();
 		retry(e);
-		soon =
-		    !list_empty(&core->retrying) || !list_empty(&e->paused);
+		soon = !list_empty(&core->retrying) || !list_empty(&e->paused);
 	}
 	for (struct list *n = core->active.next; n != &core->active;
 	     n = n->next) {

@@ -31,8 +31,8 @@
 
 #include "side/socket.h"
 
-#define MESSAGES   256 /* in one turn */
-#define SKB_SPARE  32  /* a unix socket takes SO_SNDBUF less this at most */
+#define MESSAGES  256 /* in one turn */
+#define SKB_SPARE 32  /* a unix socket takes SO_SNDBUF less this at most */
 
 /**
  * message_fit() - Make a socket fit for a connection's messages

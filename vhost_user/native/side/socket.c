@@ -33,7 +33,7 @@ static const struct {
 	int error;
 	enum socket_error meaning;
 } meanings[] = {
-    {EAGAIN, SOCKET_WAITS}, {EINTR, SOCKET_AGAIN},    {EFAULT, SOCKET_FAULTS},
+    {EAGAIN, SOCKET_WAITS}, {EINTR, SOCKET_AGAIN},     {EFAULT, SOCKET_FAULTS},
     {EPIPE, SOCKET_GONE},   {EMSGSIZE, SOCKET_MISFIT},
 };
 
@@ -279,26 +279,24 @@ void socket_failed(struct vu_conn *c, struct side *s, int error)
 
 /**
  * read_into() - Read once
- * @c:		Connection; may be gone afterwards
- * @s:		Its side
+ * @s:		Side; s->readable says afterwards whether to go on
  * @iov:	Where to
  * @n_iov:	Segments
  * @len:	Bytes that fit
  *
- * Returns: bytes read; 0: none; s->readable says whether to go on
+ * Returns: bytes read; 0: it has ended; -errno
  */
-static size_t read_into(struct vu_conn *c, struct side *s, struct iovec *iov,
-			unsigned n_iov, size_t len, ssize_t *ret_n)
+static ssize_t read_into(struct side *s, struct iovec *iov, unsigned n_iov,
+			 size_t len)
 {
 	struct msghdr msg = {.msg_iov = iov, .msg_iovlen = n_iov};
 	ssize_t n = recvmsg(s->fd, &msg, MSG_DONTWAIT);
 
-	*ret_n = n < 0 ? -errno : n;
-	if (n <= 0)
-		return 0;
-	if ((size_t)n < len && !s->more && !(msg.msg_flags & MSG_CTRUNC))
+	if (n < 0)
+		return -errno;
+	if (n && (size_t)n < len && !s->more && !(msg.msg_flags & MSG_CTRUNC))
 		s->readable = false;
-	return (size_t)n;
+	return n;
 }
 
 /**
@@ -329,8 +327,7 @@ static void pull_in_place(struct vu_conn *c, struct side *s, struct side *sink)
 
 	while (s->readable && total < SCRATCH) {
 		struct room room;
-		ssize_t n = 0;
-		size_t len;
+		ssize_t n;
 
 		if (!sink->ops->room(c, SIZE_MAX, &room))
 			return;
@@ -338,14 +335,13 @@ static void pull_in_place(struct vu_conn *c, struct side *s, struct side *sink)
 			sink->ops->fill(c, &room, 0, 0);
 			continue;
 		}
-		len = read_into(c, s, c->core->rx_payload, room.n_payload,
-				room.len, &n);
-		sink->ops->fill(c, &room, len, 0);
-		if (!len) {
+		n = read_into(s, c->core->rx_payload, room.n_payload, room.len);
+		sink->ops->fill(c, &room, n > 0 ? (size_t)n : 0, 0);
+		if (n <= 0) {
 			stopped(c, s, n);
 			return;
 		}
-		total += len;
+		total += (size_t)n;
 	}
 	if (s->readable)
 		conn_wake(c);
@@ -370,13 +366,13 @@ static void stream_pull(struct vu_conn *c, struct side *s)
 	while (s->readable && p->state == PIPE_FLOWS && !p->kept.bytes.len &&
 	       total < SCRATCH) {
 		struct iovec got = iov;
-		ssize_t n = 0;
+		ssize_t n = read_into(s, &iov, 1, SCRATCH);
 
-		got.iov_len = read_into(c, s, &iov, 1, SCRATCH, &n);
-		if (!got.iov_len) {
+		if (n <= 0) {
 			stopped(c, s, n);
 			return;
 		}
+		got.iov_len = (size_t)n;
 		total += got.iov_len;
 		pipe_put(c, p, &got, 1, got.iov_len, 0);
 		if (!conn_flows(c))

@@ -141,8 +141,8 @@ void dev_stop_ring(struct vu_dev *d, uint32_t queue)
 	if (d->rings[queue])
 		dev_pause_ring(d, queue);
 	if (d->kick_fds[queue] >= 0) {
-		epoll_ctl(d->core->epoll_fd, EPOLL_CTL_DEL,
-			  d->kick_fds[queue], NULL);
+		epoll_ctl(d->core->epoll_fd, EPOLL_CTL_DEL, d->kick_fds[queue],
+			  NULL);
 		close(d->kick_fds[queue]);
 	}
 	d->kick_fds[queue] = -1;
@@ -174,24 +174,42 @@ static void tell_broken(struct vu_dev *d, uint32_t queue, int err)
 void dev_broken(struct vu_dev *d, uint32_t queue, int err)
 {
 	dev_pause_ring(d, queue);
-	if (!dev_faulted(d)) /* else dev_fault() is about to tell */
+	if (!dev_failed(d)) /* else dev_end() is about to tell */
 		tell_broken(d, queue, err);
 }
 
 /**
- * dev_fault() - Break a device whose guest's memory is gone
+ * dev_flush() - Show the guest what was pushed to a ring
+ * @d:		Device
+ * @queue:	Its ring, running
+ */
+void dev_flush(struct vu_dev *d, uint32_t queue)
+{
+	int ret = vu_ring_flush(d->rings[queue]);
+
+	d->held_us[queue] = 0;
+	if (ret > 0)
+		d->stats.calls++;
+	else if (ret < 0)
+		d->failure = (uint8_t)-ret;
+}
+
+/**
+ * dev_end() - End a device that has failed
  * @d:		Device; no connection of it is in anyone's hands
  */
-void dev_fault(struct vu_dev *d)
+void dev_end(struct vu_dev *d)
 {
+	int err = d->failure ? d->failure : VU_ERR_FAULT;
+
 	for (uint32_t q = 0; q < QUEUES; q++) {
 		if (d->rings[q])
 			dev_pause_ring(d, q);
 	}
 	dev_drop_conns(d);
 	d->mem = NULL;
-	d->faulted = false;
-	tell_broken(d, VU_QUEUE_ALL, -VU_ERR_FAULT);
+	d->failure = 0;
+	tell_broken(d, VU_QUEUE_ALL, -err);
 }
 
 /**

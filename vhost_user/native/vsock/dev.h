@@ -109,6 +109,8 @@ struct rst {
  * @doing:	What it is counted for at the moment, besides WORK_RX
  * @enlarged_bytes: Sum of the windows that sockets were enlarged for
  * @told_us:	When Python was last told of each limit
+ * @failure:	enum vu_err that ends the device's rings and connections: a
+ *		system call found no guest memory, or an interrupt hung
  * @rsts:	A ring buffer of RSTs, @rst_count from @rst_first
  * @small:	RX buffers in a row that had no room for payload
  */
@@ -129,7 +131,7 @@ struct vu_dev {
 	unsigned rst_count;
 	unsigned small;
 	bool rx_urgent; /* a driver or program waits for some */
-	bool faulted;	/* a system call found no guest memory */
+	uint8_t failure;
 	bool reset_due;
 	struct vu_dev_config cfg;
 	struct vu_dev_stats stats;
@@ -154,14 +156,14 @@ struct vu_dev {
 };
 
 /**
- * dev_faulted() - Did the front-end take the guest's memory away?
+ * dev_failed() - Did the front-end take the guest's memory away, or hang us?
  * @d:		Device
  *
- * Returns: true if it did, until its connections are ended or it has a new map
+ * Returns: true if it did, until dev_end()
  */
-static inline bool dev_faulted(const struct vu_dev *d)
+static inline bool dev_failed(const struct vu_dev *d)
 {
-	return d->faulted || (d->mem && vu_mem_faulted(d->mem));
+	return d->failure || (d->mem && vu_mem_faulted(d->mem));
 }
 
 /**
@@ -224,7 +226,8 @@ void dev_stop_ring(struct vu_dev *d, uint32_t queue);
 void dev_pause_ring(struct vu_dev *d, uint32_t queue);
 void dev_broken(struct vu_dev *d, uint32_t queue, int err);
 void dev_drop_conns(struct vu_dev *d);
-void dev_fault(struct vu_dev *d);
+void dev_end(struct vu_dev *d);
+void dev_flush(struct vu_dev *d, uint32_t queue);
 
 /* route.c */
 const struct vu_target *route_find(const struct routes *r, uint32_t port);
@@ -266,8 +269,8 @@ unsigned rx_payload(const struct iovec *iov, unsigned n, size_t max,
 
 /* guest.c */
 extern const struct side_ops guest_ops;
-int64_t guest_open(struct vu_dev *d, uint32_t guest_port, uint32_t port,
-		   int fd, bool hybrid);
+int64_t guest_open(struct vu_dev *d, uint32_t guest_port, uint32_t port, int fd,
+		   bool hybrid);
 void guest_shutdown(struct vu_conn *c, uint32_t flags);
 void guest_gone(struct vu_conn *c);
 

@@ -63,12 +63,15 @@ static void kept(struct vu_conn *c)
  * @c:		Connection
  * @s:		Its near side
  * @how:	SHUT_WR or SHUT_RD; what it is told goes by the pipes' states
+ *
+ * One that has closed waits for a RST, not for this; but what another guest
+ * says is passed on.
  */
 static void shut(struct vu_conn *c, struct side *s, int how)
 {
 	(void)s;
 	(void)how;
-	if (c->state == CONN_OPEN)
+	if (c->state == CONN_OPEN && (c->guest_shut != SHUT_BOTH || c->twin))
 		owe(c, OWE_SHUTDOWN);
 }
 
@@ -132,7 +135,7 @@ static void finished(struct vu_conn *c)
  */
 static void fault(struct vu_conn *c)
 {
-	c->dev->faulted = true;
+	c->dev->failure = VU_ERR_FAULT;
 }
 
 /**
@@ -264,8 +267,8 @@ static struct vu_conn *make(struct vu_dev *d, uint16_t type,
  *
  * Returns: as vu_conn_open() and vu_conn_offer()
  */
-int64_t guest_open(struct vu_dev *d, uint32_t guest_port, uint32_t port,
-		   int fd, bool hybrid)
+int64_t guest_open(struct vu_dev *d, uint32_t guest_port, uint32_t port, int fd,
+		   bool hybrid)
 {
 	uint16_t type = VIRTIO_VSOCK_TYPE_STREAM;
 	struct vu_conn *c;

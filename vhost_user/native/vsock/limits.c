@@ -211,7 +211,8 @@ void limit_used(struct vu_conn *c)
 
 	if (c->type != VIRTIO_VSOCK_TYPE_STREAM)
 		return;
-	grow(c, c->credit.buf_alloc < most / 2 ? 2 * c->credit.buf_alloc : most);
+	grow(c,
+	     c->credit.buf_alloc < most / 2 ? 2 * c->credit.buf_alloc : most);
 }
 
 /**

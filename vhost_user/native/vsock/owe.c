@@ -312,8 +312,8 @@ void owe_await_credit(struct vu_conn *c)
 {
 	struct core *core = c->core;
 
-	if (c->twin)
-		return;
+	if (c->twin && !credit_bytes(&c->credit))
+		return; /* the other guest asks if it wants to know */
 	if (c->asks && c->asked_at == c->credit.tx_cnt &&
 	    !credit_bytes(&c->credit))
 		return; /* a full window that isn't read stays so for hours */
@@ -344,11 +344,10 @@ void owe_ask(struct core *core)
 		bool packets;
 
 		list_del(&c->timer);
-		packets = credit_bytes(&c->credit) &&
-			  !credit_packets(&c->credit);
+		packets =
+		    credit_bytes(&c->credit) && !credit_packets(&c->credit);
 		if (c->state != CONN_OPEN ||
-		    (credit_bytes(&c->credit) && !packets &&
-		     c->type == STREAM))
+		    (credit_bytes(&c->credit) && !packets && c->type == STREAM))
 			continue; /* for a message a little is not enough */
 		c->asked_at = c->credit.tx_cnt;
 		c->asks++;

@@ -140,9 +140,9 @@ static void adapt(struct vu_conn *c, const struct room *room, size_t len)
 	if (!len)
 		return;
 	if (len == room->len) {
-		c->rx_chains = (uint8_t)(room->n_chains < CHAINS_MAX
-					     ? 2 * room->n_chains
-					     : 2 * CHAINS_MAX);
+		c->rx_chains =
+		    (uint8_t)(room->n_chains < CHAINS_MAX ? 2 * room->n_chains
+							  : 2 * CHAINS_MAX);
 		return;
 	}
 	used = room->n_chains * len / room->len + 2;
@@ -161,7 +161,7 @@ static void sent(struct vu_conn *c, uint32_t n)
 	c->down_bytes += n;
 	c->dev->stats.rx_bytes += n;
 	c->dev->small = 0;
-	if (credit_few_packets(&c->credit) && !c->twin)
+	if (credit_few_packets(&c->credit))
 		owe(c, OWE_ASK);
 }
 
@@ -191,8 +191,8 @@ void rx_fill(struct vu_conn *c, const struct room *room, size_t len,
 		const struct vu_chain *chain = &core->rx_chains[i];
 		uint64_t fits = chain->write_len - HDR;
 		uint32_t n = (uint32_t)(left < fits ? left : fits);
-		struct virtio_vsock_hdr hdr = owe_header(
-		    c, VIRTIO_VSOCK_OP_RW, left == n ? flags : 0, n);
+		struct virtio_vsock_hdr hdr =
+		    owe_header(c, VIRTIO_VSOCK_OP_RW, left == n ? flags : 0, n);
 
 		iov_copy(iov, chain->n_write, 0, &hdr, HDR, true);
 		vu_ring_push(ring, chain, iov, (uint32_t)HDR + n);
@@ -209,9 +209,8 @@ void rx_fill(struct vu_conn *c, const struct room *room, size_t len,
 		return;
 	}
 	/* a long turn feeds the guest while it goes on */
-	if (vu_ring_unflushed(ring) >= vu_ring_num(ring) / 8 &&
-	    vu_ring_flush(ring))
-		d->stats.calls++;
+	if (vu_ring_unflushed(ring) >= vu_ring_num(ring) / 8)
+		dev_flush(d, QUEUE_RX);
 }
 
 /**
@@ -265,7 +264,7 @@ ssize_t rx_give(struct vu_conn *c, struct side *s, const struct iovec *iov,
 			break;
 		iov_move(core->rx_payload, b.n_payload, iov, n_iov, total,
 			 b.len);
-		if (c->twin && dev_faulted(c->twin->dev)) {
+		if (c->twin && dev_failed(c->twin->dev)) {
 			rx_fill(c, &b, 0, 0); /* not what it sent */
 			break;
 		}

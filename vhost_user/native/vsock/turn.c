@@ -55,7 +55,7 @@ static bool waits_for_rx(const struct vu_dev *d)
  */
 bool turn_pending(const struct vu_dev *d)
 {
-	if ((waits_for_rx(d) && dev_rx_room(d)) || dev_faulted(d) ||
+	if ((waits_for_rx(d) && dev_rx_room(d)) || dev_failed(d) ||
 	    !list_empty(&d->waiting) || (owes_reset(d) && reset_pending(d)))
 		return true;
 	return d->rings[QUEUE_TX] && d->rst_count < RST_QUEUE &&
@@ -70,16 +70,16 @@ void turn_begin(struct vu_dev *d)
 {
 	for (unsigned i = 0; i < WORKS; i++)
 		d->work[i] = 0;
-	if (dev_faulted(d))
-		dev_fault(d);
+	if (dev_failed(d))
+		dev_end(d);
 	if (owes_reset(d))
 		reset_turn(d);
 	if (d->rings[QUEUE_TX] && vu_ring_pending(d->rings[QUEUE_TX])) {
 		vu_ring_want_kicks(d->rings[QUEUE_TX], false);
 		tx_turn(d);
 	}
-	if (dev_faulted(d)) { /* before a connection passes on what it read */
-		dev_fault(d);
+	if (dev_failed(d)) { /* before a connection passes on what it read */
+		dev_end(d);
 		return;
 	}
 	owe_pay(d);
@@ -111,33 +111,21 @@ static bool held_long(struct vu_dev *d, uint32_t queue)
 }
 
 /**
- * show() - Show the guest what was pushed to a ring
- * @d:		Device
- * @queue:	Its ring, running
- */
-static void show(struct vu_dev *d, uint32_t queue)
-{
-	d->held_us[queue] = 0;
-	if (vu_ring_flush(d->rings[queue]))
-		d->stats.calls++;
-}
-
-/**
  * turn_end() - Show the guest what a turn did
  * @d:		Device
  */
 void turn_end(struct vu_dev *d)
 {
 	owe_pay(d);
-	if (dev_faulted(d)) {
-		dev_fault(d);
+	if (dev_failed(d)) {
+		dev_end(d);
 		return;
 	}
 	for (uint32_t q = QUEUE_RX; q <= QUEUE_TX; q++) {
 		bool urgent = q == QUEUE_RX && d->rx_urgent;
 
 		if (d->rings[q] && (urgent || held_long(d, q)))
-			show(d, q);
+			dev_flush(d, q);
 	}
 	d->rx_urgent = false;
 }
@@ -152,7 +140,7 @@ void turn_end(struct vu_dev *d)
 void turn_show(struct vu_dev *d)
 {
 	if (d->rings[QUEUE_RX])
-		show(d, QUEUE_RX);
+		dev_flush(d, QUEUE_RX);
 }
 
 /**

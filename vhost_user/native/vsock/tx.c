@@ -48,7 +48,7 @@ static void burst_end(struct vu_dev *d, struct burst *b)
 	struct core *core = d->core;
 
 	/* with the memory gone it may hold zeroes that nobody wrote */
-	if (b->conn && !dev_faulted(d)) {
+	if (b->conn && !dev_failed(d)) {
 		pipe_put(b->conn, &b->conn->up, core->tx_iov, b->n_iov, b->len,
 			 b->flags & SEQ_FLAGS);
 		if (b->conn->state == CONN_OPEN && b->conn->up.kept.bytes.len)
@@ -155,9 +155,9 @@ static bool note(struct vu_conn *c, const struct virtio_vsock_hdr *hdr)
 		return true;
 	if (c->twin)
 		owe(c->twin, OWE_CREDIT); /* payload may carry it first */
-	if (c->twin ? c->twin->up.kept.bytes.len
-		    : c->far.readable || c->far.fd < 0 ||
-			  c->down.kept.bytes.len)
+	if (c->twin
+		? c->twin->up.kept.bytes.len
+		: c->far.readable || c->far.fd < 0 || c->down.kept.bytes.len)
 		conn_wake(c);
 	return true;
 }
