@@ -10,9 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.conformance import links
 from tests.conformance.threads import TIMEOUT_S, InThread
 from vhost_user.backend import Backend
-from vhost_user.engine import ALL_EVENTS, Chargen, Discard, Echo, Engine, Reset, Unix
+from vhost_user.engine import (
+    ALL_EVENTS,
+    Chargen,
+    Dial,
+    Discard,
+    Echo,
+    Engine,
+    Reset,
+    Unix,
+)
 from vhost_user.message import Feature
 from vhost_user.vsock.device import VsockDevice
 from vhost_user.vsock.driver import GUEST_FEATURES, VsockGuest
@@ -115,6 +125,19 @@ class Host(InThread):
         sock.listen()
         return sock
 
+    def listen_tcp(self, port):
+        """Listen on TCP where guest connections to host port `port` arrive."""
+        sock = socket.create_server(("127.0.0.1", 0))
+        sock.settimeout(TIMEOUT_S)
+        self.call(self.device.handle.route, port, Dial(sock.getsockname()))
+        return sock
+
+    def pair(self):
+        """Return two connected unix sockets, one of them to be offered."""
+        ours, theirs = socket.socketpair()
+        ours.settimeout(TIMEOUT_S)
+        return ours, theirs
+
     def dial(self, port=None, kind=socket.SOCK_STREAM):
         """Connect as a host client; with `port`, send its CONNECT line."""
         suffix = SEQPACKET_SUFFIX if kind == socket.SOCK_SEQPACKET else ""
@@ -199,6 +222,20 @@ def far(host, guest):
             stack.enter_context(sock)
             sock.settimeout(TIMEOUT_S)
             Path(f"{host.uds_path}_{port}").unlink()
+            return conn, sock
+
+        yield connect
+
+
+@pytest.fixture
+def link(host, guest):
+    """Connect a guest's connection and a host socket in one of the `links.WAYS`."""
+    with contextlib.ExitStack() as stack:
+
+        def connect(way, **options):
+            conn, sock = links.connect(host, guest, way, **options)
+            stack.enter_context(sock)
+            sock.settimeout(TIMEOUT_S)
             return conn, sock
 
         yield connect
