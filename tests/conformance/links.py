@@ -73,9 +73,13 @@ def connect(
     buf_alloc: int = 256 * 1024,
 ) -> tuple[Connection, socket.socket]:
     """Make a connection; its credit is as at its beginning."""
-    make: Callable[..., tuple[Connection, socket.socket]]
-    make = {"unix": _unix, "tcp": _tcp, "connect": _connect, "offer": _offer}[way.id]
-    return make(host, guest, kind, buf_alloc)
+    make: dict[str, Callable[..., tuple[Connection, socket.socket]]] = {
+        "unix": _unix,
+        "tcp": _tcp,
+        "connect": _connect,
+        "offer": _offer,
+    }
+    return make[way.id](host, guest, kind, buf_alloc)
 
 
 def host_type(kind: Type) -> socket.SocketKind:

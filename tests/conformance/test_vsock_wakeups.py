@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.conformance.links import WAYS, wait_for
-from vhost_user.engine import Ask, EventKind
+from vhost_user.engine import Ask, Event, EventKind
 from vhost_user.vsock.driver import RX, TX
 from vhost_user.vsock.packet import Op
 
@@ -93,7 +93,7 @@ class Relay:
             sock.listen()
         self._host = host
         self._family, self._name = sock.family, sock.getsockname()
-        self.events = []
+        self.events: list[Event] = []
         host.call(
             lambda: host.engine.add_listener(sock, Ask(), on_event=self.events.append)
         )
@@ -233,7 +233,8 @@ def lost(host, make_guest):
         yield guest, bases
 
 
-def start(guest, bases, index):
+def start(lost, index):
+    guest, bases = lost
     queue = guest.rx if index == RX else guest.tx
     guest.vmm.start(index, queue, base=bases[index])
     queue.kick()
@@ -241,22 +242,22 @@ def start(guest, bases, index):
 
 @E8
 def test_a_lost_connection_makes_no_wakeups_while_only_rx_runs(host, lost):
-    start(*lost, RX)
+    start(lost, RX)
     assert wakeups(host) < MANY
 
 
 @pytest.mark.parametrize("rings", [(), (TX,)], ids=["none", "tx"])
 def test_a_lost_connection_makes_no_wakeups_without_rx(host, lost, rings):
     for index in rings:
-        start(*lost, index)
+        start(lost, index)
     assert wakeups(host) < MANY
 
 
 @pytest.mark.parametrize("first", [RX, TX], ids=["rx-first", "tx-first"])
 def test_the_guest_is_told_of_a_lost_connection_in_any_order_of_rings(lost, first):
-    guest, bases = lost
+    guest, _ = lost
     for index in (first, RX + TX - first):
-        start(guest, bases, index)
+        start(lost, index)
     while guest.receive().op != Op.RST:
         pass
     conn = guest.connect(ECHO)
