@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance import links
+from tests.conformance import ledger, links
 from tests.conformance.threads import TIMEOUT_S, InThread
 from vhost_user.backend import Backend
 from vhost_user.engine import (
@@ -31,6 +31,7 @@ from vhost_user.vsock.packet import Type
 
 ECHO, DISCARD, CHARGEN = 7, 9, 19
 REFUSED = 1
+LEDGER = pytest.StashKey[ledger.Ledger]()
 
 
 class Host(InThread):
@@ -123,30 +124,51 @@ class Host(InThread):
         sock.settimeout(TIMEOUT_S)
         sock.bind(f"{self.uds_path}_{port}")
         sock.listen()
-        return sock
+        return ledger.listening(sock, port)
 
     def listen_tcp(self, port):
         """Listen on TCP where guest connections to host port `port` arrive."""
         sock = socket.create_server(("127.0.0.1", 0))
         sock.settimeout(TIMEOUT_S)
         self.call(self.device.handle.route, port, Dial(sock.getsockname()))
-        return sock
+        return ledger.listening(sock, port)
 
     def pair(self):
         """Return two connected unix sockets, one of them to be offered."""
         ours, theirs = socket.socketpair()
-        ours.settimeout(TIMEOUT_S)
-        return ours, theirs
+        sink = ledger.Sink(fileno=ours.detach())
+        sink.settimeout(TIMEOUT_S)
+        return sink, theirs
 
     def dial(self, port=None, kind=socket.SOCK_STREAM):
         """Connect as a host client; with `port`, send its CONNECT line."""
         suffix = SEQPACKET_SUFFIX if kind == socket.SOCK_SEQPACKET else ""
-        sock = socket.socket(socket.AF_UNIX, kind)
+        sock = ledger.Sink(socket.AF_UNIX, kind)
         sock.settimeout(TIMEOUT_S)
         sock.connect(f"{self.uds_path}{suffix}")
         if port is not None:
+            ledger.watch(sock, ("guest", port))
             sock.send(b"CONNECT %d\n" % port)
         return sock
+
+
+@pytest.fixture(autouse=True)
+def _ledger(request, monkeypatch):
+    """Hold every test to the bytes that it was told were taken; see `ledger`."""
+    with ledger.kept() as kept:
+        if request.node.get_closest_marker("unseen") is None:
+            request.node.stash[LEDGER] = kept
+            monkeypatch.setattr(VsockGuest, "watcher", kept)
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Check the ledger as part of the test: guests are still there."""
+    result = yield
+    if (kept := item.stash.get(LEDGER, None)) is not None:
+        kept.check()
+    return result
 
 
 @pytest.fixture

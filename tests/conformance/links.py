@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from tests.conformance import ledger
 from tests.conformance.threads import TIMEOUT_S
 from vhost_user.vsock.packet import Op, Seq, Shutdown, Type
 
@@ -119,6 +120,7 @@ def _offer(host, guest, kind, buf_alloc):
     port = next(_PORTS)
     sock, theirs = host.pair()
     with theirs:
+        ledger.watch(sock, ("guest", port))
         host.call(lambda: host.device.handle.offer(port, theirs, port=port + 1))
         conn = guest.accept(buf_alloc=buf_alloc)
         guest.fence()  # the RESPONSE has come

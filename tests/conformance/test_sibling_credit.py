@@ -38,6 +38,13 @@ FORGED = {
 }
 """What a guest may say of its own receive buffer without having received a byte."""
 
+HARMLESS = [
+    ("high-fwd-cnt", Type.SEQPACKET),  # runs out of memory for one message
+    ("all-the-memory", Type.STREAM),
+    ("all-the-memory", Type.SEQPACKET),
+]
+"""Forged requests that nobody is hurt by today."""
+
 
 @pytest.fixture
 def pair(make_site):
@@ -100,7 +107,7 @@ def test_a_sibling_starts_with_nothing_consumed_whatever_its_request_says(
             fields,
             kind,
             id=f"{name}-{kind.name.lower()}",
-            marks=E2 if (name, kind) == ("high-fwd-cnt", Type.STREAM) else (),
+            marks=() if (name, kind) in HARMLESS else E2,
         )
         for name, fields in FORGED.items()
         for kind in Type

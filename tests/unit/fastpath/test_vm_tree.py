@@ -90,7 +90,7 @@ def test_modules_of_ours_come_last(tmp_path, kernel):
 
 
 def test_a_kernel_may_come_in_several_packages(tmp_path):
-    """As Debian has it since 6.19: the first one has nothing but what needs the rest."""
+    """As Debian has it since 6.19: the first one has nothing but its dependencies."""
     base = f"usr/lib/modules/{RELEASE}"
     parts = {
         "linux-image-x": {"usr/share/doc/linux-image-x/changelog": b"text"},
