@@ -42,6 +42,7 @@ class Host(InThread):
 
     Args:
         neighbour: serve one more VM, CID 4, on the same engine; its port 7 echoes.
+        engine_conns: connections of the whole engine.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Host(InThread):
         poll_us=0,
         dial_timeout_s=30,
         neighbour=False,
+        engine_conns=131072,
         **limits,
     ):
         super().__init__()
@@ -60,7 +62,11 @@ class Host(InThread):
         self.uds_path = directory / "vsock"
         self.events = []
         self._options = {"buf_alloc": buf_alloc, **limits}
-        self._engine_options = {"poll_us": poll_us, "dial_timeout_s": dial_timeout_s}
+        self._engine_options = {
+            "poll_us": poll_us,
+            "dial_timeout_s": dial_timeout_s,
+            "max_conns": engine_conns,
+        }
 
     async def _serve(self):
         async with contextlib.AsyncExitStack() as stack:

@@ -29,6 +29,9 @@ ECHO = 7
 FULL = 0xFFFF_FFFF_FFFF_FFFE
 """Most that an eventfd counts to; one more waits until somebody reads."""
 
+WAIT_S = 3
+"""How long an answer may take that nothing holds up."""
+
 E1 = pytest.mark.xfail(strict=True, reason="E1")
 
 
@@ -53,16 +56,16 @@ def neighbours(make_host):
     host = make_host(neighbour=True)
     with (
         VsockGuest(host.path) as hostile,
-        VsockGuest(host.neighbour_path, cid=4, timeout_s=2) as good,
+        VsockGuest(host.neighbour_path, cid=4, timeout_s=WAIT_S) as good,
     ):
         yield host, hostile, good.connect(ECHO)
 
 
-def answers(function, what, timeout_s=2):
+def answers(function, what):
     """Call `function` in a thread, and see that it returns."""
     thread = threading.Thread(target=function, daemon=True)
     thread.start()
-    thread.join(timeout_s)
+    thread.join(WAIT_S)
     assert not thread.is_alive(), f"{what} does not answer"
 
 

@@ -7,6 +7,7 @@ Spec: VIRTIO 1.2 section 5.10.6.2, "guaranteed, connection-oriented delivery", a
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,11 @@ from tests.conformance.links import (
     wait_for,
     write_until_told,
 )
+from tests.conformance.test_siblings import connect, make_site, site
+from vhost_user.vsock.driver import VsockGuest
 from vhost_user.vsock.packet import Op, Shutdown, Type
+
+__all__ = ["make_site", "site"]
 
 E15 = pytest.mark.xfail(strict=True, reason="E15")
 EVERY = pytest.mark.parametrize("pair", pairs(), ids=pair_id)
@@ -125,6 +130,7 @@ def test_a_guest_that_receives_hears_when_its_writes_go_nowhere(link, guest, pai
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.id)
 def test_an_idle_connection_that_neither_side_reads_ends(host, guest, link, way):
     """The guest reads no more and the host has closed: no descriptor is held."""
+    before = descriptors()
     conn, sock = link(way)
     conn.shutdown(Shutdown.RECEIVE)
     guest.fence()
@@ -139,6 +145,12 @@ def test_an_idle_connection_that_neither_side_reads_ends(host, guest, link, way)
     if packet.op != Op.RST:
         conn.say(Op.RST)
     wait_for(lambda: host.stats().conns == 0, "the end of the connection")
+    wait_for(lambda: descriptors() == before, "the end of its descriptors")
+
+
+def descriptors():
+    """Count the sockets that this process has, the engine's among them."""
+    return sum(entry.is_socket() for entry in Path("/proc/self/fd").iterdir())
 
 
 @DELIVERY
@@ -150,3 +162,61 @@ def test_a_sink_that_closes_with_bytes_unread_resets(host, guest, link, kind):
     sock.close()
     while not tells_of_the_end(conn.receive()):
         pass
+
+
+# ---- siblings ----
+
+
+@pytest.fixture
+def siblings(site):
+    with VsockGuest(site.path(3), cid=3) as a, VsockGuest(site.path(4), cid=4) as b:
+        yield a, b
+
+
+@DELIVERY
+@pytest.mark.parametrize("flags", [Shutdown.RECEIVE, Shutdown.BOTH])
+@pytest.mark.parametrize("kind", Type, ids=lambda kind: kind.name.lower())
+def test_a_guest_hears_when_its_sibling_reads_no_more(siblings, kind, flags):
+    """Nothing but what the sibling has read is acknowledged, then or later."""
+    a, b = siblings
+    near, far = connect(a, b, kind=kind)
+    say(near, b"x" * 100)
+    far.receive()
+    far.shutdown(flags)
+    while not tells_of_the_end(packet := near.receive()):
+        pass
+    assert packet.header.flags == flags
+    say(near, b"y" * 100)
+    near.say(Op.CREDIT_REQUEST)
+    for _ in range(4):
+        b.fence()
+        for packet in a.fence():
+            near.take_credit(packet.header)
+    assert near.peer_fwd_cnt == 100
+
+
+@DELIVERY
+@pytest.mark.parametrize("kind", Type, ids=lambda kind: kind.name.lower())
+def test_a_guest_hears_when_its_sibling_is_gone_with_bytes_unread(siblings, kind):
+    a, b = siblings
+    near, _ = connect(a, b, kind=kind)
+    say(near, b"x" * 100)
+    a.drain()
+    b.vmm.close()
+    while (packet := near.receive()).op != Op.RST:
+        assert packet.header.fwd_cnt == 0
+
+
+@DELIVERY
+@pytest.mark.parametrize("kind", Type, ids=lambda kind: kind.name.lower())
+def test_a_guest_that_shut_receive_hears_when_its_sibling_closes(siblings, kind):
+    a, b = siblings
+    near, far = connect(a, b, kind=kind)
+    near.shutdown(Shutdown.RECEIVE)
+    while far.receive().op != Op.SHUTDOWN:
+        pass
+    far.shutdown(Shutdown.BOTH)
+    while not tells_of_the_end(near.receive()):
+        pass
+    near.say(Op.RST)
+    far.expect(Op.RST)

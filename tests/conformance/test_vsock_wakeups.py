@@ -9,13 +9,15 @@ import time
 import pytest
 
 from tests.conformance.links import WAYS, wait_for
-from vhost_user.engine import Ask, Event, EventKind
+from tests.conformance.relays import Relay
 from vhost_user.vsock.driver import RX, TX
 from vhost_user.vsock.packet import Op
 
 UNIX, TCP, *_ = WAYS
 ECHO = 7
 TIMEOUT_S = 10
+WAIT_S = 3
+"""How long bytes that are there already may take."""
 
 E3 = pytest.mark.xfail(strict=True, reason="E3")
 E7 = pytest.mark.xfail(strict=True, reason="E7")
@@ -75,46 +77,6 @@ def test_all_that_the_host_sent_reaches_the_guest_without_more(
     assert came == expected
 
 
-class Relay:
-    """A listener of the engine, whose connections wait for an answer.
-
-    Args:
-        host: whose engine.
-        tcp: listen on TCP, else on a unix socket.
-        directory: where the unix socket goes.
-    """
-
-    def __init__(self, host, directory, *, tcp):
-        if tcp:
-            sock = socket.create_server(("127.0.0.1", 0))
-        else:
-            sock = socket.socket(socket.AF_UNIX)
-            sock.bind(str(directory / "relay"))
-            sock.listen()
-        self._host = host
-        self._family, self._name = sock.family, sock.getsockname()
-        self.events: list[Event] = []
-        host.call(
-            lambda: host.engine.add_listener(sock, Ask(), on_event=self.events.append)
-        )
-
-    def client(self):
-        """Connect, and wait until the engine asks; return socket and connection."""
-        seen = len(self.events)
-        sock = socket.socket(self._family)
-        sock.settimeout(TIMEOUT_S)
-        sock.connect(self._name)
-        wait_for(lambda: len(self.events) > seen, "the REQUEST event")
-        assert self.events[seen].kind is EventKind.REQUEST
-        return sock, self.events[seen].conn
-
-    def answer(self, conn):
-        """Give a connection a unix socket; return its other end."""
-        ours, theirs = self._host.pair()
-        assert self._host.call(self._host.engine.answer_fd, conn, theirs)
-        return ours
-
-
 @SHORT
 def test_all_that_a_client_sent_is_relayed_without_more(
     host, tmp_path, way, send, expected
@@ -125,7 +87,7 @@ def test_all_that_a_client_sent_is_relayed_without_more(
         send(near)
         far = relay.answer(conn)
         with far:
-            far.settimeout(1)
+            far.settimeout(WAIT_S)
             came = b""
             with contextlib.suppress(TimeoutError):
                 while len(came) < len(expected):
@@ -150,7 +112,7 @@ def test_all_that_a_server_sent_is_relayed_without_more(
     with near, server:
         send(server)
         assert host.call(host.engine.answer_fd, conn, theirs)
-        near.settimeout(1)
+        near.settimeout(WAIT_S)
         came = b""
         with contextlib.suppress(TimeoutError):
             while len(came) < len(expected):
@@ -166,7 +128,7 @@ def test_a_client_hears_that_the_server_reads_no_more(host, tmp_path):
     far = relay.answer(conn)
     with near, far:
         far.shutdown(socket.SHUT_RD)
-        near.settimeout(1)
+        near.settimeout(WAIT_S)
         taken = 0
         with pytest.raises((BrokenPipeError, ConnectionResetError)):  # noqa: PT012
             while taken < 4 << 20:
