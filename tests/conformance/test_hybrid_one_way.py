@@ -13,7 +13,6 @@ import pytest
 from tests.conformance.links import host_type, wait_for
 from vhost_user.vsock.packet import Op, Seq, Shutdown, Type
 
-P3 = pytest.mark.xfail(strict=True, reason="P3")
 KINDS = pytest.mark.parametrize("kind", Type, ids=lambda kind: kind.name.lower())
 PORT = 5001
 
@@ -38,7 +37,6 @@ def send_line(sock, kind, data):
         sock.send(b"CONNECT %d\n" % PORT + data)
 
 
-@P3
 @KINDS
 def test_a_client_that_writes_and_closes_at_once_is_heard(host, guest, kind):
     """As `echo done | nc -U` may do; nobody is there to read the OK line."""
@@ -57,7 +55,6 @@ def test_a_client_that_writes_and_closes_at_once_is_heard(host, guest, kind):
     assert end.header.flags & Shutdown.SEND
 
 
-@P3
 @KINDS
 def test_a_client_that_is_gone_before_it_is_seen_is_heard(host, guest, kind):
     with host.dial(kind=host_type(kind)) as sock:
@@ -91,7 +88,6 @@ def test_a_client_that_is_gone_leaves_nothing_when_the_guest_refuses(host, guest
     wait_for(lambda: host.stats().conns == 0, "the end")
 
 
-@pytest.mark.xfail(strict=True, reason="Suites")
 @KINDS
 def test_ok_names_the_port_of_the_hosts_end(host, guest, kind):
     with host.dial(PORT, host_type(kind)) as sock:

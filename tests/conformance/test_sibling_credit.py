@@ -24,7 +24,6 @@ PIECE = b"x" * 16384
 PORT = 5000
 ECHO = 7
 
-E2 = pytest.mark.xfail(strict=True, reason="E2")
 CREDIT = pytest.mark.spec(
     "virtio-1.2:5.10.6.3/payload-only", "virtio-1.2:5.10.6.1.2/bounded"
 )

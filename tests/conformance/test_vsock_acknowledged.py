@@ -26,7 +26,6 @@ from vhost_user.vsock.packet import Op, Shutdown, Type
 
 __all__ = ["make_site", "site"]
 
-E15 = pytest.mark.xfail(strict=True, reason="E15")
 EVERY = pytest.mark.parametrize("pair", pairs(), ids=pair_id)
 EVERY_UNIX = pytest.mark.parametrize("pair", pairs(unix=True), ids=pair_id)
 DELIVERY = pytest.mark.spec(
@@ -42,7 +41,6 @@ def fill(guest, conn):
             conn.take_credit(packet.header)
 
 
-@E15
 @DELIVERY
 @EVERY
 def test_a_guest_that_shut_receive_hears_when_its_writes_go_nowhere(link, guest, pair):
@@ -54,7 +52,6 @@ def test_a_guest_that_shut_receive_hears_when_its_writes_go_nowhere(link, guest,
     write_until_told(conn)
 
 
-@E15
 @DELIVERY
 @EVERY
 def test_a_guest_without_credit_to_receive_hears_when_its_writes_go_nowhere(
@@ -78,7 +75,6 @@ def test_a_guest_without_credit_to_receive_hears_when_its_writes_go_nowhere(
     assert came == b"y" * 1000 or (packet.op == Op.RST and not way.unix)
 
 
-@E15
 @DELIVERY
 @EVERY_UNIX
 def test_a_guest_hears_when_the_host_reads_no_more_and_stays(link, guest, pair):
@@ -94,7 +90,6 @@ def test_a_guest_hears_when_the_host_reads_no_more_and_stays(link, guest, pair):
         assert packet.payload == b"still here"
 
 
-@E15
 @DELIVERY
 @EVERY_UNIX
 @pytest.mark.parametrize("end", ["closes", "shuts-receive"])
@@ -125,7 +120,6 @@ def test_a_guest_that_receives_hears_when_its_writes_go_nowhere(link, guest, pai
     write_until_told(conn)
 
 
-@E15
 @pytest.mark.spec("virtio-1.2:5.10.6.5/shutdown-receive")
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.id)
 def test_an_idle_connection_that_neither_side_reads_ends(host, guest, link, way):

@@ -13,10 +13,8 @@ from vhost_user.vsock.packet import Op, Shutdown, Type
 
 ECHO = 7
 KINDS = pytest.mark.parametrize("kind", Type, ids=lambda kind: kind.name.lower())
-E13 = pytest.mark.xfail(strict=True, reason="E13")
 
 
-@E13
 @pytest.mark.parametrize("pair", pairs(), ids=pair_id)
 def test_payload_that_crosses_our_shutdown_is_not_bad(host, guest, link, pair):
     way, kind = pair

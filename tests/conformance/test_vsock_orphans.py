@@ -25,18 +25,6 @@ WINDOW = 64 * 1024
 MOST = 1 << 20
 """What a window grows to: more than the host's socket takes at once."""
 
-# Whether a stream shows it goes by how much the host's kernel takes at once.
-E6_KINDS = pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param(
-            kind,
-            id=kind.name.lower(),
-            marks=pytest.mark.xfail(strict=kind is Type.SEQPACKET, reason="E6"),
-        )
-        for kind in Type
-    ],
-)
 STARTS = pytest.mark.spec("virtio-1.2:5.10.6.3.2/valid-fields")
 RESET = pytest.mark.spec(
     "virtio-1.2:5.10.6.5/forced-disconnect", "virtio-1.2:5.10.6.5/rst-disconnects"
@@ -123,7 +111,7 @@ def test_the_last_bytes_of_a_guest_that_gave_up_arrive(guest, orphan, kind):
 
 
 @RESET
-@E6_KINDS
+@KINDS
 def test_a_guest_hears_nothing_of_a_connection_that_it_reset(guest, orphan, kind):
     _, sock = orphan(kind)
     _, packets = read_all(guest, sock)
@@ -131,7 +119,7 @@ def test_a_guest_hears_nothing_of_a_connection_that_it_reset(guest, orphan, kind
 
 
 @STARTS
-@E6_KINDS
+@KINDS
 @pytest.mark.parametrize("target", [Discard(), Echo()], ids=["discard", "echo"])
 def test_a_port_pair_that_is_used_again_starts_with_fresh_credit(
     host, guest, orphan, kind, target

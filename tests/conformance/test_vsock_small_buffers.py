@@ -13,7 +13,6 @@ from vhost_user.vsock.packet import HDR_SIZE, Op, Type
 
 ECHO, CHARGEN = 7, 19
 
-SUITES = pytest.mark.xfail(strict=True, reason="Suites")
 KINDS = pytest.mark.parametrize("kind", Type, ids=lambda kind: kind.name.lower())
 
 
@@ -31,7 +30,6 @@ def bare(make_guest):
     return make_guest(rx_layout=(HDR_SIZE,), rx_buffers=16)
 
 
-@SUITES
 @KINDS
 def test_buffers_without_room_for_payload_get_no_endless_empty_packets(bare, kind):
     """They still bring all that has no payload."""
@@ -41,7 +39,6 @@ def test_buffers_without_room_for_payload_get_no_endless_empty_packets(bare, kin
     assert conn.expect(Op.CREDIT_UPDATE)
 
 
-@SUITES
 @KINDS
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.id)
 def test_bytes_of_the_host_make_no_empty_packets_either(host, bare, kind, way):
@@ -54,7 +51,6 @@ def test_bytes_of_the_host_make_no_empty_packets_either(host, bare, kind, way):
         assert conn.credit
 
 
-@SUITES
 def test_an_echo_that_does_not_fit_makes_no_empty_packets(bare):
     conn = bare.connect(ECHO)
     say(conn, b"x" * 1000)

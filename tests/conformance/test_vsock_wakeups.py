@@ -19,9 +19,6 @@ TIMEOUT_S = 10
 WAIT_S = 3
 """How long bytes that are there already may take."""
 
-E3 = pytest.mark.xfail(strict=True, reason="E3")
-E7 = pytest.mark.xfail(strict=True, reason="E7")
-E8 = pytest.mark.xfail(strict=True, reason="E8")
 
 
 # ---- a read that is short although there is more ----
@@ -120,7 +117,6 @@ def test_all_that_a_server_sent_is_relayed_without_more(
         assert came == expected
 
 
-@pytest.mark.xfail(strict=True, reason="E15")
 def test_a_client_hears_that_the_server_reads_no_more(host, tmp_path):
     """Between two sockets as well: no byte is taken and dropped."""
     relay = Relay(host, tmp_path, tcp=False)
@@ -152,7 +148,6 @@ MANY = 2000
 """Wake-ups a second of an engine that waits for nothing; its timers make tens."""
 
 
-@E7
 def test_a_connection_that_waits_for_a_full_listener_is_dialled_once_a_tick(
     host, guest
 ):
@@ -202,7 +197,6 @@ def start(lost, index):
     queue.kick()
 
 
-@E8
 def test_a_lost_connection_makes_no_wakeups_while_only_rx_runs(host, lost):
     start(lost, RX)
     assert wakeups(host) < MANY

@@ -26,13 +26,15 @@
  * Packets. Linux counts each packet that its program hasn't read as about 576
  * bytes more (SKB_TRUESIZE(0), from 6.12.92 on) and resets the connection when
  * the sum passes its buffer. So packets in flight are bounded, too: one for
- * each CREDIT_PACKET bytes of the buffer. When one ends isn't kept for each:
- * those up to a mark are counted as in flight until fwd_cnt passes the mark.
+ * each CREDIT_PACKET bytes of the buffer. Where each ends isn't kept, but where
+ * runs of a quarter of them do: one is in flight until its run is read.
  */
 
 #include <stddef.h>
 
 #include "base/credit.h"
+
+#define ASK_LEAST 16 /* packets: for fewer it isn't worth one more */
 
 /**
  * after() - Is a counter beyond another?
@@ -153,6 +155,21 @@ bool credit_half_used(const struct credit *c, const struct credit *far)
 /* ---- to the guest ---- */
 
 /**
+ * retire() - Forget the packets that the guest's program has read
+ * @c:		Credit
+ */
+static void retire(struct credit *c)
+{
+	uint32_t gone = 0;
+
+	while (gone < c->n_runs && !after(c->runs[gone].end, c->peer_fwd_cnt))
+		gone++;
+	c->n_runs -= gone;
+	for (uint32_t i = 0; gone && i < c->n_runs; i++)
+		c->runs[i] = c->runs[i + gone];
+}
+
+/**
  * credit_note() - Note what a packet says of the guest's receive buffer
  * @c:		Credit; unchanged by a lie
  * @fwd_cnt:	From its header
@@ -172,11 +189,7 @@ enum credit_note credit_note(struct credit *c, uint32_t fwd_cnt,
 		return CREDIT_SAME;
 	c->peer_fwd_cnt = fwd_cnt;
 	c->peer_buf_alloc = buf_alloc;
-	if (!after(c->mark, fwd_cnt)) {
-		c->older = fwd_cnt == c->tx_cnt ? 0 : c->newer;
-		c->newer = 0;
-		c->mark = c->tx_cnt;
-	}
+	retire(c);
 	return CREDIT_NEWS;
 }
 
@@ -208,6 +221,21 @@ static uint32_t most_packets(const struct credit *c)
 }
 
 /**
+ * in_flight() - How many packets hasn't the guest's program read?
+ * @c:		Credit
+ *
+ * Returns: packets, at most a run too many
+ */
+static uint32_t in_flight(const struct credit *c)
+{
+	uint32_t sum = 0;
+
+	for (uint32_t i = 0; i < c->n_runs; i++)
+		sum += c->runs[i].count;
+	return sum;
+}
+
+/**
  * credit_packets() - How many packets may the guest be sent?
  * @c:		Credit
  *
@@ -215,9 +243,9 @@ static uint32_t most_packets(const struct credit *c)
  */
 uint32_t credit_packets(const struct credit *c)
 {
-	uint32_t most = most_packets(c), in_flight = c->older + c->newer;
+	uint32_t most = most_packets(c), now = in_flight(c);
 
-	return in_flight < most ? most - in_flight : 0;
+	return now < most ? most - now : 0;
 }
 
 /**
@@ -230,7 +258,9 @@ uint32_t credit_packets(const struct credit *c)
  */
 bool credit_few_packets(const struct credit *c)
 {
-	return c->older + c->newer == most_packets(c) / 2;
+	uint32_t most = most_packets(c);
+
+	return most >= ASK_LEAST && in_flight(c) == most / 2;
 }
 
 /**
@@ -240,6 +270,16 @@ bool credit_few_packets(const struct credit *c)
  */
 void credit_sent(struct credit *c, uint32_t n)
 {
+	struct credit_run *run = c->runs;
+	uint32_t most = most_packets(c) / CREDIT_RUNS;
+
 	c->tx_cnt += n;
-	c->newer++;
+	if (c->n_runs)
+		run += c->n_runs - 1;
+	if (c->n_runs < CREDIT_RUNS && (!c->n_runs || run->count >= most)) {
+		run = &c->runs[c->n_runs++];
+		run->count = 0;
+	}
+	run->count++;
+	run->end = c->tx_cnt;
 }

@@ -12,6 +12,18 @@
 #define CREDIT_PACKET	  768U	     /* of a receive buffer, see credit.c */
 
 /**
+ * struct credit_run - Packets that were sent one behind the other
+ * @end:	Where they end, in tx_cnt
+ * @count:	How many
+ */
+struct credit_run {
+	uint32_t end;
+	uint32_t count;
+};
+
+#define CREDIT_RUNS 4
+
+/**
  * struct credit - Counters of VIRTIO 1.2 section 5.10.6.3, both directions
  * @rx_cnt:	Bytes received from the guest
  * @fwd_cnt:	Of them, bytes that left us, as the guest may be told
@@ -21,9 +33,8 @@
  * @tx_cnt:	Bytes sent to the guest
  * @peer_fwd_cnt: Of them, bytes that its program has taken
  * @peer_buf_alloc: Its receive buffer
- * @mark:	Packets of @older end here, in @tx_cnt
- * @older:	Packets in flight up to @mark, at most
- * @newer:	Packets sent behind it
+ * @runs:	Packets in flight, oldest first
+ * @n_runs:	Entries of @runs
  */
 struct credit {
 	uint32_t rx_cnt;
@@ -34,9 +45,8 @@ struct credit {
 	uint32_t tx_cnt;
 	uint32_t peer_fwd_cnt;
 	uint32_t peer_buf_alloc;
-	uint32_t mark;
-	uint32_t older;
-	uint32_t newer;
+	struct credit_run runs[CREDIT_RUNS];
+	uint32_t n_runs;
 };
 
 /**

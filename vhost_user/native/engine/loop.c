@@ -188,11 +188,9 @@ static bool look(struct vu_engine *e)
  */
 static bool rest(struct vu_dev *d)
 {
-	bool deaf = d->rings[QUEUE_TX] && d->kick_fds[QUEUE_TX] < 0;
-
 	if (turn_want_kicks(d))
 		return true;
-	if (!deaf && !turn_holds(d))
+	if (!turn_deaf(d) && !turn_holds(d))
 		list_del(&d->active);
 	return false;
 }

@@ -96,7 +96,7 @@ int timers_run(struct vu_engine *e)
 	     n = n->next) {
 		const struct vu_dev *d = container_of(n, struct vu_dev, active);
 
-		soon |= d->rings[QUEUE_TX] && d->kick_fds[QUEUE_TX] < 0;
+		soon |= turn_deaf(d);
 		held |= turn_holds(d);
 	}
 	soon |= outbox_signal(&core->outbox);

@@ -164,10 +164,6 @@ static void pull(struct vu_conn *c, struct side *s)
 
 		if (!sink->ops->room(c, SIZE_MAX, &room))
 			return;
-		if (!room.len) {
-			sink->ops->fill(c, &room, 0, 0);
-			continue;
-		}
 		n = receive(c, s, &room);
 		if (n < 0 || (!n && ended(s))) {
 			sink->ops->fill(c, &room, 0, 0);

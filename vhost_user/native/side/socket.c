@@ -331,10 +331,6 @@ static void pull_in_place(struct vu_conn *c, struct side *s, struct side *sink)
 
 		if (!sink->ops->room(c, SIZE_MAX, &room))
 			return;
-		if (!room.len) {
-			sink->ops->fill(c, &room, 0, 0);
-			continue;
-		}
 		n = read_into(s, c->core->rx_payload, room.n_payload, room.len);
 		sink->ops->fill(c, &room, n > 0 ? (size_t)n : 0, 0);
 		if (n <= 0) {

@@ -114,7 +114,6 @@ int dev_start_ring(struct vu_dev *d, uint32_t queue,
 	d->kick_fds[queue] = kick;
 	d->rings[queue] = ring;
 	d->features = cfg->features;
-	d->small = 0;
 	return 0;
 }
 

@@ -112,7 +112,7 @@ struct rst {
  * @failure:	enum vu_err that ends the device's rings and connections: a
  *		system call found no guest memory, or an interrupt hung
  * @rsts:	A ring buffer of RSTs, @rst_count from @rst_first
- * @small:	RX buffers in a row that had no room for payload
+ * @rx_small:	In this turn all RX buffers had room for a header only
  */
 struct vu_dev {
 	struct list active;
@@ -129,7 +129,7 @@ struct vu_dev {
 	unsigned n_lost;
 	unsigned rst_first;
 	unsigned rst_count;
-	unsigned small;
+	bool rx_small;
 	bool rx_urgent; /* a driver or program waits for some */
 	uint8_t failure;
 	bool reset_due;
@@ -298,6 +298,7 @@ void turn_begin(struct vu_dev *d);
 void turn_end(struct vu_dev *d);
 void turn_show(struct vu_dev *d);
 bool turn_holds(const struct vu_dev *d);
+bool turn_deaf(const struct vu_dev *d);
 bool turn_want_kicks(struct vu_dev *d);
 bool turn_retry(struct vu_dev *d);
 

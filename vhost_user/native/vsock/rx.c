@@ -11,9 +11,9 @@
  * How many buffers a read takes doubles while reads fill them and falls to what
  * was used, so small messages cost one buffer.
  *
- * A buffer that holds a header and nothing else takes an empty packet: it can't
- * be left where it is. A driver that posts only such gets one ring of them and
- * is broken then: it would go on for ever.
+ * A buffer that holds a header and nothing else brings what has no payload. In
+ * front of one with room it leaves as an empty packet; where there is none with
+ * room it stays, and the payload waits.
  */
 
 #include <errno.h>
@@ -60,17 +60,19 @@ unsigned rx_payload(const struct iovec *iov, unsigned n, size_t max,
 /**
  * take() - Take RX buffers
  * @d:		Device
- * @max_chains:	At most so many
+ * @max_chains:	At most so many that have room for payload
  * @want:	Bytes of payload to make room for
  *
- * Returns: what was taken; n_chains is 0 if there is no buffer
+ * Returns: what was taken; n_chains is 0 if there is no buffer with room
  */
 static struct room take(struct vu_dev *d, unsigned max_chains, size_t want)
 {
 	struct core *core = d->core;
 	struct room b = {0};
+	unsigned small = 0;
 
-	while (b.n_chains < max_chains && b.len < want) {
+	while (b.n_chains < max_chains + small && b.n_chains < BATCH_CHAINS &&
+	       b.len < want) {
 		struct vu_chain *chain = &core->rx_chains[b.n_chains];
 		size_t room;
 
@@ -82,6 +84,14 @@ static struct room take(struct vu_dev *d, unsigned max_chains, size_t want)
 		    core->rx_payload + b.n_payload, &room);
 		b.n_iov += chain->n_write;
 		b.len += room;
+		small += !room;
+	}
+	if (b.n_chains && !b.len) {
+		vu_ring_unpop(d->rings[QUEUE_RX], b.n_chains);
+		d->rx_small = true;
+		if (b.n_chains == BATCH_CHAINS) /* that is no driver */
+			dev_broken(d, QUEUE_RX, -VU_ERR_CHAIN);
+		return (struct room){0};
 	}
 	return b;
 }
@@ -160,7 +170,6 @@ static void sent(struct vu_conn *c, uint32_t n)
 	credit_sent(&c->credit, n);
 	c->down_bytes += n;
 	c->dev->stats.rx_bytes += n;
-	c->dev->small = 0;
 	if (credit_few_packets(&c->credit))
 		owe(c, OWE_ASK);
 }
@@ -186,8 +195,7 @@ void rx_fill(struct vu_conn *c, const struct room *room, size_t len,
 		return;
 	adapt(c, room, len);
 	dev_worked(d, WORK_RX, len);
-	/* buffers without room for payload leave as empty packets */
-	for (; i < room->n_chains && (left || !room->len); i++) {
+	for (; i < room->n_chains && left; i++) {
 		const struct vu_chain *chain = &core->rx_chains[i];
 		uint64_t fits = chain->write_len - HDR;
 		uint32_t n = (uint32_t)(left < fits ? left : fits);
@@ -198,16 +206,11 @@ void rx_fill(struct vu_conn *c, const struct room *room, size_t len,
 		vu_ring_push(ring, chain, iov, (uint32_t)HDR + n);
 		iov += chain->n_write;
 		left -= n;
-		if (n)
-			sent(c, n);
+		sent(c, n);
 		d->stats.rx_packets++;
 	}
 	vu_ring_unpop(ring, room->n_chains - i);
 	d->rx_urgent |= i > 0;
-	if (!room->len && (d->small += i) > vu_ring_num(ring)) {
-		dev_broken(d, QUEUE_RX, -VU_ERR_CHAIN);
-		return;
-	}
 	/* a long turn feeds the guest while it goes on */
 	if (vu_ring_unflushed(ring) >= vu_ring_num(ring) / 8)
 		dev_flush(d, QUEUE_RX);

@@ -44,7 +44,7 @@ static bool owes_reset(const struct vu_dev *d)
 static bool waits_for_rx(const struct vu_dev *d)
 {
 	return d->rst_count || !list_empty(&d->owing) ||
-	       !list_empty(&d->starved);
+	       (!list_empty(&d->starved) && !d->rx_small);
 }
 
 /**
@@ -70,6 +70,7 @@ void turn_begin(struct vu_dev *d)
 {
 	for (unsigned i = 0; i < WORKS; i++)
 		d->work[i] = 0;
+	d->rx_small = false;
 	if (dev_failed(d))
 		dev_end(d);
 	if (owes_reset(d))
@@ -153,6 +154,21 @@ bool turn_holds(const struct vu_dev *d)
 {
 	return (d->rings[QUEUE_RX] && vu_ring_unflushed(d->rings[QUEUE_RX])) ||
 	       (d->rings[QUEUE_TX] && vu_ring_unflushed(d->rings[QUEUE_TX]));
+}
+
+/**
+ * turn_deaf() - Is there something that no kick will tell us?
+ * @d:		Device
+ *
+ * A ring without kick eventfd; or larger RX buffers, behind those that are of
+ * no use.
+ *
+ * Returns: true if there is: another turn is due soon
+ */
+bool turn_deaf(const struct vu_dev *d)
+{
+	return (d->rings[QUEUE_TX] && d->kick_fds[QUEUE_TX] < 0) ||
+	       (!list_empty(&d->starved) && d->rx_small);
 }
 
 /**
