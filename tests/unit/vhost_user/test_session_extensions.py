@@ -9,6 +9,7 @@ import socket
 
 import pytest
 
+from tests.unit.vhost_user.conftest import offloaded
 from vhost_user.errors import FrontendError
 from vhost_user.message import (
     BackendRequest,
@@ -626,7 +627,11 @@ def reply(status=0, request=BackendRequest.CONFIG_CHANGE_MSG):
 
 
 async def turn():
-    """Let the event loop see what came on the channel."""
+    """Let the event loop see what came on the channel, by way of a thread."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+    while offloaded():  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
     for _ in range(3):
         await asyncio.sleep(0)
 
