@@ -17,7 +17,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Final
 
-from vhost_user.descriptors import MemoryFiles, Offload
+from vhost_user.descriptors import MemoryFiles, Offload, receive
 from vhost_user.device import Device
 from vhost_user.engine import ALL_QUEUES
 from vhost_user.errors import FrontendError, RefusedError
@@ -222,12 +222,8 @@ class _Connection:
     def _hang_up(self) -> None:
         """Leave no fd in the socket: the kernel would close it on our thread."""
         self._sock.shutdown(socket.SHUT_RDWR)
-        data: bytes | None = None
-        while data != b"":
-            data, fds, _, _ = socket.recv_fds(
-                self._sock, _DRAIN, _ANY_FDS, socket.MSG_CMSG_CLOEXEC
-            )
-            self._fds += fds
+        while (got := receive(self._sock, _DRAIN, _ANY_FDS)).data:
+            self._fds += got.fds
 
     def _readable(self) -> None:
         try:
@@ -242,22 +238,17 @@ class _Connection:
         """Read what one system call gives; return False at the stream's end."""
         size = HEADER_SIZE if self._header is None else self._header.size
         try:
-            data, fds, flags, _ = socket.recv_fds(
-                self._sock,
-                size - len(self._buf),
-                _ANY_FDS,
-                socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT,
-            )
+            got = receive(self._sock, size - len(self._buf), _ANY_FDS)
         except BlockingIOError:
             return True
-        self._fds += fds
-        if flags & socket.MSG_CTRUNC or len(self._fds) > MAX_FDS:
+        self._fds += got.fds
+        if got.truncated or len(self._fds) > MAX_FDS:
             raise FrontendError(f"more than {MAX_FDS} fds, or no room for them")
-        if not data:
+        if not got.data:
             if self._buf or self._header:
                 raise FrontendError("hung up in the middle of a message")
             return False
-        self._buf += data
+        self._buf += got.data
         if len(self._buf) == size:
             self._frame()
         return True

@@ -15,6 +15,7 @@ What else is taken at all, or has to be closed, is left to an `Offload`.
 
 from __future__ import annotations
 
+import array
 import contextlib
 import ctypes
 import enum
@@ -22,6 +23,7 @@ import fcntl
 import os
 import socket
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -55,6 +57,19 @@ class MemoryFiles(enum.Enum):
     """Any file that can be mapped: whoever serves it can stop the back-end."""
 
 
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What came on a unix socket."""
+
+    data: bytes
+    """b"": the end."""
+    fds: list[int]
+    """The caller's, now."""
+    truncated: bool
+    """More descriptors came than there was room for."""
+
+
+_FD: Final = array.array("i")
 _NAMES: Final = {"anon_inode:[eventfd]": Kind.EVENTFD}
 _PREFIXES: Final = {"pipe:[": Kind.PIPE, "socket:[": Kind.SOCKET}
 _LIBC: Final = ctypes.CDLL(None)
@@ -126,6 +141,25 @@ def _option(fd: int, name: int) -> int:
         *(ctypes.byref(value), ctypes.byref(size)),
     )
     return value.value
+
+
+def receive(sock: socket.socket, size: int, most_fds: int) -> Received:
+    """Receive at most `size` bytes, and the descriptors that came with them.
+
+    Without waiting if the socket does not, and no child of ours inherits them:
+    `socket.recv_fds()` drops its flags (CPython 3.11), MSG_CMSG_CLOEXEC too.
+
+    Raises:
+        OSError: as `recvmsg()`.
+    """
+    data, control, flags, _ = sock.recvmsg(
+        size, socket.CMSG_LEN(most_fds * _FD.itemsize), socket.MSG_CMSG_CLOEXEC
+    )
+    fds = array.array(_FD.typecode)
+    for level, kind, part in control:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(part[: len(part) - len(part) % _FD.itemsize])
+    return Received(data, list(fds), truncated=bool(flags & socket.MSG_CTRUNC))
 
 
 class Offload:

@@ -183,6 +183,9 @@ class Engine:
             self._taken.append((raw.source, events.decode(raw)))
         while self._taken:
             source, event = self._taken.popleft()
+            if event.kind is EventKind.GONE:
+                self.forget(source)
+                continue
             handler = self._handlers.get(source)
             if handler is None:
                 continue

@@ -31,6 +31,8 @@ class EventKind(enum.IntEnum):
     CLOSED = 4
     BROKEN = 5
     LIMIT = 6
+    GONE = 7
+    """The last of a closed listener; no handler gets it."""
 
 
 class Limit(enum.IntEnum):

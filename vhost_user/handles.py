@@ -194,7 +194,10 @@ class ListenerHandle:
         """`Event`s of its connections come from this source."""
 
     def close(self) -> None:
-        """Close the socket; its connections, and their events, go on."""
+        """Close the socket; its connections, and their events, go on.
+
+        The engine forgets the handler after the last of them.
+        """
         check(
             lib.vu_listener_del(self._engine.native, self.id),
             "remove listener",

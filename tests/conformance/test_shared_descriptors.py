@@ -10,6 +10,7 @@ import contextlib
 import os
 import select
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -160,3 +161,16 @@ def test_a_call_that_comes_by_a_pipe_arrives(host):
         assert select.select([ours], [], [], TIMEOUT_S)[0]
         assert os.read(ours, 8) == (1).to_bytes(8, "little")
     os.close(ours)
+
+
+def test_no_child_of_the_process_inherits_what_a_front_end_sent(host, guest):
+    """Nor what the engine made of it: it has descriptors of its own for kicks."""
+    assert guest.vmm.queue_num() == 3  # all that came before is done
+    fds = []
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        with contextlib.suppress(OSError):  # the listing's own
+            if str(entry.readlink()).startswith(("anon_inode:[eventfd]", "/memfd:")):
+                fds.append(int(entry.name))
+    assert len(fds) > 12
+    inherited = [fd for fd in fds if os.get_inheritable(fd)]
+    assert inherited == []

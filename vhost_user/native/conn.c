@@ -135,6 +135,8 @@ void conn_free(struct vu_engine *e, struct vu_conn *c)
 	conn_close_far(e, c, false);
 	if (c->dev)
 		limit_close(c);
+	if (c->source >= LISTENER_ID)
+		listener_put(e, c->source);
 	way_drop(&c->up);
 	way_drop(&c->down);
 	c->state = CONN_FREE;

@@ -13,6 +13,7 @@
  */
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -270,7 +271,7 @@ static int start_ring(struct vu_dev *d, uint32_t queue,
 		return err;
 	if (cfg->kick_fd >= 0) {
 		/* ours, so that Python may close its own at any time */
-		kick = dup(cfg->kick_fd);
+		kick = fcntl(cfg->kick_fd, F_DUPFD_CLOEXEC, 0);
 		if (kick < 0 ||
 		    epoll_ctl(d->engine->epoll_fd, EPOLL_CTL_ADD, kick, &ev)) {
 			if (kick >= 0)
@@ -647,6 +648,59 @@ int vu_dev_unroute_from(struct vu_engine *e, uint32_t dev, uint32_t first)
 /* ---- listeners ---- */
 
 /**
+ * listener_id() - Make an id that no listener had before
+ * @e:		Engine
+ * @slot:	Where the listener will be
+ *
+ * Connections outlive their listener, and their events go by its id.
+ *
+ * Returns: the id; that of the slot is its remainder
+ */
+static uint32_t listener_id(struct vu_engine *e, uint32_t slot)
+{
+	uint32_t round = e->listener_round++ & 0xffffff;
+
+	return LISTENER_ID + round * MAX_LISTENERS + slot;
+}
+
+/**
+ * listener_gone() - Tell Python that nothing more comes from a listener
+ * @e:		Engine
+ * @l:		Listener, deleted, without connections; freed
+ */
+static void listener_gone(struct vu_engine *e, struct vu_listener *l)
+{
+	const struct vu_event event = {.kind = VU_EV_GONE, .source = l->id};
+
+	events_push(e, &event, false);
+	free(l);
+}
+
+/**
+ * listener_put() - A connection of a listener has ended
+ * @e:		Engine
+ * @id:		The listener's, which may be deleted
+ */
+void listener_put(struct vu_engine *e, uint32_t id)
+{
+	struct vu_listener **link, *l = e->listeners[id % MAX_LISTENERS];
+
+	if (l && l->id == id) {
+		l->conns--;
+		return;
+	}
+	for (link = &e->deleted; (l = *link); link = &l->next) {
+		if (l->id != id)
+			continue;
+		if (!--l->conns) {
+			*link = l->next;
+			listener_gone(e, l);
+		}
+		return;
+	}
+}
+
+/**
  * vu_listener_add() - Accept connections from a listening socket
  * @e:		Engine
  * @fd:		Listening socket, taken over
@@ -679,7 +733,7 @@ int vu_listener_add(struct vu_engine *e, int fd, uint32_t want,
 	if (i < MAX_LISTENERS) {
 		*l = (struct vu_listener){.target = *target,
 					  .want = want,
-					  .id = LISTENER_ID + i,
+					  .id = listener_id(e, i),
 					  .fd = fd};
 		ev.data.u64 = TAG_LISTENER | (uint64_t)i << 40;
 		ret = epoll_ctl(e->epoll_fd, EPOLL_CTL_ADD, fd, &ev)
@@ -697,24 +751,32 @@ int vu_listener_add(struct vu_engine *e, int fd, uint32_t want,
 /**
  * vu_listener_del() - Close a listening socket; its connections stay
  * @e:		Engine
- * @listener:	Id
+ * @listener:	Id; VU_EV_GONE comes once the last connection has ended
  *
  * Returns: 0, or -VU_ERR_GONE
  */
 int vu_listener_del(struct vu_engine *e, uint32_t listener)
 {
-	struct vu_listener *l = NULL;
+	struct vu_listener **slot = &e->listeners[listener % MAX_LISTENERS];
+	struct vu_listener *l;
+	int fd = -1;
 
 	control_begin(e);
-	if (listener - LISTENER_ID < MAX_LISTENERS) {
-		l = e->listeners[listener - LISTENER_ID];
-		e->listeners[listener - LISTENER_ID] = NULL;
+	l = *slot;
+	if (l && l->id == listener) {
+		*slot = NULL;
+		fd = l->fd;
+		if (l->conns) {
+			l->next = e->deleted;
+			e->deleted = l;
+		} else {
+			listener_gone(e, l);
+		}
 	}
 	control_end(e);
-	if (!l)
+	if (fd < 0)
 		return -VU_ERR_GONE;
-	close(l->fd);
-	free(l);
+	close(fd);
 	return 0;
 }
 

@@ -623,8 +623,10 @@ void vu_engine_free(struct vu_engine *e)
 		return;
 	for (uint32_t i = 0; i < VU_MAX_DEVICES; i++)
 		vu_dev_del(e, i);
-	for (uint32_t i = 0; i < MAX_LISTENERS; i++)
-		vu_listener_del(e, LISTENER_ID + i);
+	for (uint32_t i = 0; i < MAX_LISTENERS; i++) {
+		if (e->listeners[i])
+			vu_listener_del(e, e->listeners[i]->id);
+	}
 	conns_destroy(e);
 	if (e->epoll_fd >= 0)
 		close(e->epoll_fd);

@@ -333,9 +333,11 @@ struct vu_dev {
  * struct vu_listener - A listening socket
  */
 struct vu_listener {
+	struct vu_listener *next; /* deleted, with connections: the next such */
 	struct vu_target target;
 	uint32_t want;
 	uint32_t id;
+	uint32_t conns; /* of it, now */
 	int fd;
 	bool paused; /* out of descriptors: looked at again on the retry tick */
 };
@@ -390,6 +392,8 @@ struct vu_engine {
 	struct vu_dev *devs[VU_MAX_DEVICES];
 	unsigned n_devs; /* highest id + 1 */
 	struct vu_listener *listeners[MAX_LISTENERS];
+	struct vu_listener *deleted; /* listeners that have connections */
+	uint32_t listener_round;     /* no id comes twice */
 
 	/* conn.c */
 	struct vu_conn **slabs;
@@ -535,5 +539,6 @@ void limit_queued(struct vu_conn *c);
 /* relay.c */
 void relay_run(struct vu_engine *e, struct vu_conn *c);
 void relay_accept(struct vu_engine *e, struct vu_listener *l);
+void listener_put(struct vu_engine *e, uint32_t id);
 
 #endif /* ENGINE_H */

@@ -62,7 +62,7 @@ void events_free(struct vu_engine *e)
 static unsigned queue_of(uint32_t source)
 {
 	return source < LISTENER_ID ? source
-				    : VU_MAX_DEVICES + source - LISTENER_ID;
+				    : VU_MAX_DEVICES + source % MAX_LISTENERS;
 }
 
 /**

@@ -253,6 +253,7 @@ static void admit(struct vu_engine *e, struct vu_listener *l, int fd)
 		close(fd);
 		return;
 	}
+	l->conns++;
 	c->want = (uint8_t)l->want;
 	c->near = (struct end){.fd = fd, .writable = true};
 	c->state = CONN_HELD;
