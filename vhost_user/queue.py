@@ -40,10 +40,10 @@ log = logging.getLogger(__name__)
 BATCH: Final = 64
 """Chains that are processed before the event loop gets its turn."""
 
-MAX_QUEUE_SIZE: Final = 1024
+MAX_QUEUE_SIZE: Final = 32768
 """Entries of the largest ring (VU_MAX_QUEUE)."""
 
-_MAX_SEGMENTS: Final = MAX_QUEUE_SIZE + 32  # a chain may cross memory regions
+_MAX_SEGMENTS: Final = 1056  # of one chain; one that has more breaks its ring
 _POLL_S: Final = 0.001
 
 

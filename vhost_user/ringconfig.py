@@ -18,7 +18,7 @@ class RingConfig:
     """A ring as the front-end describes it; `struct vu_ring_config`."""
 
     num: int
-    """Entries, a power of two, at most 1024."""
+    """Entries, a power of two, at most 32768."""
     base: int
     """VRING_BASE: the next available entry to take; packed: and the next used one."""
     desc_uva: int

@@ -26,7 +26,7 @@
 #include <sys/uio.h>
 
 #define VU_MAX_REGIONS 32
-#define VU_MAX_QUEUE   1024 /* entries in one ring; IOV_MAX bounds a batch */
+#define VU_MAX_QUEUE   32768 /* entries in one ring: VIRTIO's own limit */
 #define VU_MAX_DEVICES 64   /* per engine */
 
 /* VU_EV_BROKEN: not one queue but the whole device */

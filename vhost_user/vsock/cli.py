@@ -207,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="BYTES",
         help="window of a connection, guest to host (1048576)",
     )
-    one.add_argument("--queue-size", metavar="N", help="largest ring (1024)")
+    one.add_argument("--queue-size", metavar="N", help="largest ring (32768)")
     one.add_argument(
         "--groups",
         metavar="NAME+...",

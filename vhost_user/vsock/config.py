@@ -7,7 +7,7 @@ The keys are vhost-device-vsock's, with `-` or `_` between words:
         socket: /run/vm3.vhost
         uds_path: /run/vm3.vsock
         tx_buffer_size: 1048576
-        queue_size: 1024
+        queue_size: 32768
         groups: web+db
         max_conns: 65536
         max_queued_bytes: 268435456

@@ -41,7 +41,7 @@ TX_QUEUE: Final = 1
 EVENT_QUEUE: Final = 2
 """Transport events; QEMU's vhost-user-vsock keeps it for itself."""
 
-MAX_QUEUE_SIZE: Final = 1024
+MAX_QUEUE_SIZE: Final = 32768
 
 MIN_GUEST_CID: Final = 3
 MAX_GUEST_CID: Final = 0xFFFF_FFFE

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
 import threading
+import time
 
 import pytest
 
@@ -319,6 +321,9 @@ def test_a_full_pipe_stops_nobody(vmm, session):
     os.set_blocking(theirs, True)
     vmm.send(Request.SET_VRING_CALL, VringFd(0, has_fd=True).encode(), theirs)
     call_fd = session._rings.all[0].call_fd
+    os.eventfd_write(call_fd, 1)
+    while select.select([call_fd], [], [], 0)[0]:  # until the thread has taken it
+        time.sleep(0.001)
     for _ in range(3):
         does_not_wait(lambda: os.eventfd_write(call_fd, 1))
     does_not_wait(session.close)
