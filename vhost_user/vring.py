@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 _NEW_PACKED: Final = 0x8000_8000  # both indices 0, both wrap counters 1
 _DESC_SIZE: Final = 16
-_DESC_USED: Final = 1 << 7  # of the flags' second byte; VIRTIO 1.2 section 2.8.1
 
 
 @dataclass(slots=True)
@@ -214,7 +213,7 @@ class Rings:
         ends = self.memory.read(gpa, _DESC_SIZE * ring.num)[
             _DESC_SIZE - 1 :: _DESC_SIZE
         ]
-        return 0 if any(end & _DESC_USED for end in ends) else _NEW_PACKED
+        return _NEW_PACKED if ends.isascii() else 0  # USED is each byte's highest bit
 
     def note_memory_removed(self) -> None:
         """Let rings that lost their memory wait, not fail, until it is back.

@@ -41,7 +41,6 @@ def make_large(host):
         guest.close()
 
 
-@pytest.mark.spec("virtio-1.2:2.7/queue-size")
 @pytest.mark.parametrize("features", KINDS)
 def test_a_ring_of_32768_entries_works(make_large, features):
     guest = make_large(features)
