@@ -20,7 +20,6 @@ from vhost_user.message import (
     encode_u64,
 )
 
-
 pytestmark = pytest.mark.usefixtures("no_fd_leak")
 
 # ---- BACKEND_REQ ----
