@@ -21,6 +21,9 @@ from vhost_user.memory import MAP_ERRORS, SharedArea
 if TYPE_CHECKING:
     from vhost_user.message import InflightArea
 
+ALIGN: Final = 8
+"""The log's offset in its file is a multiple of it: it has 64-bit numbers."""
+
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 

@@ -14,10 +14,12 @@ Spec: VIRTIO 1.2 section 2.6 "Virtqueues".
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 from typing import TYPE_CHECKING, Final
 
+from vhost_user import notify
 from vhost_user._native import check, ffi, lib
 from vhost_user.device import RING_FEATURES, SESSION_FEATURES
 from vhost_user.engine import ALL_QUEUES, MAX_QUEUE_SIZE
@@ -107,17 +109,25 @@ class Queue:
         on_ready: called when there may be chains: take some, `flush()`, and say
             with `rearm()` that no more are wanted now.
 
+    The C ring signals an eventfd of our own: who else has that of the guest could make
+    a write to it wait, and all else in this event loop.
+
     Raises:
         GuestError: the ring isn't in guest memory, or not aligned.
-        OSError: the kick can't be watched.
+        OSError: the kick can't be watched, or `notify.prepare()` fails.
     """
 
     def __init__(
         self, memory: GuestMemory, config: RingConfig, on_ready: Callable[[], None]
     ) -> None:
+        notify.prepare()
+        self._call_fd = config.call_fd
+        self._called = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         error = ffi.new("int *")
-        ring = lib.vu_ring_new(memory.native, config.native(), error)
+        own = dataclasses.replace(config, call_fd=self._called)
+        ring = lib.vu_ring_new(memory.native, own.native(), error)
         if ring == ffi.NULL:
+            os.close(self._called)
             check(error[0], "start ring")
         self._native = ffi.gc(ring, lib.vu_ring_free)
         self._segments = max(config.num, _MIN_SEGMENTS) + _MORE_SEGMENTS
@@ -157,13 +167,9 @@ class Queue:
         lib.vu_ring_push(self._ring, chain.native, chain.written, written)
 
     def flush(self) -> None:
-        """Show the guest what was pushed and interrupt it if it wants that.
-
-        Raises:
-            FrontendError: it makes interrupts block.
-            OSError: nothing can watch that they don't.
-        """
-        check(lib.vu_ring_flush(self._ring), "interrupt the guest")
+        """Show the guest what was pushed and interrupt it if it wants that."""
+        if lib.vu_ring_flush(self._ring) and self._call_fd >= 0:
+            notify.signal(self._call_fd)
 
     def rearm(self) -> None:
         """Ask for a kick with the next chain; if one is there, be ready again."""
@@ -175,7 +181,9 @@ class Queue:
 
     def set_call(self, call_fd: int) -> None:
         """Change the interrupt eventfd (borrowed; -1: none)."""
-        lib.vu_ring_set_call(self._ring, call_fd)
+        if self.closed:
+            raise StateError("the queue is closed")
+        self._call_fd = call_fd
 
     def close(self) -> int:
         """Leave the ring alone; return the index of its next available entry."""
@@ -185,19 +193,12 @@ class Queue:
             self._later.cancel()
             if self._kick_fd >= 0:
                 self._loop.remove_reader(self._kick_fd)
+            os.close(self._called)
         return base
 
     def _kicked(self) -> None:
-        try:
-            whole = len(os.read(self._kick_fd, 8)) == 8
-        except BlockingIOError:
-            return
-        except OSError:
-            whole = False
-        if not whole:  # no eventfd, then: it would be readable for ever
-            self._loop.remove_reader(self._kick_fd)
-            self._kick_fd = -1
-        self._on_ready()
+        if notify.take(self._kick_fd):  # whoever shares it may have been faster
+            self._on_ready()
 
 
 class QueueDevice:

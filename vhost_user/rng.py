@@ -1,6 +1,6 @@
 """`vhost-user-rng`: the whole of a vhost-user device, the virtio entropy source.
 
-    vhost-user-rng --socket PATH
+    vhost-user-rng --socket PATH [--memory-files ram|any]
     qemu ... -chardev socket,id=c,path=PATH -device vhost-user-rng,chardev=c
 
 Each chain of its one queue is room that the guest wants filled with random bytes.
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vhost_user.backend import serve
+from vhost_user.descriptors import MemoryFiles
 from vhost_user.errors import GuestError
 from vhost_user.queue import QueueDevice
 
@@ -50,10 +51,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--socket", type=Path, required=True, help="the VMM connects here"
     )
+    parser.add_argument(
+        "--memory-files",
+        type=MemoryFiles,
+        default=MemoryFiles.RAM,
+        metavar="ram|any",
+        help="guest memory may be in tmpfs, memfds and hugetlbfs, or any file (ram)",
+    )
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format=f"{PROG}: %(message)s")
     try:
-        asyncio.run(serve(options.socket, RngDevice(), name=PROG))
+        asyncio.run(
+            serve(
+                options.socket,
+                RngDevice(),
+                name=PROG,
+                memory_files=options.memory_files,
+            )
+        )
     except OSError as error:
         sys.stderr.write(f"{PROG}: error: {options.socket}: {error.strerror}\n")
         return 2

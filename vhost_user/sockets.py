@@ -33,6 +33,7 @@ _LOCK_TIMEOUT_S: Final = 2.0
 _FULL_RETRY_S: Final = 0.5
 _REPORT_S: Final = 60.0
 _BACKLOG: Final = 128
+_SO_PASSRIGHTS: Final = 83
 
 # What connect() says to a stream socket when somebody listens; the last two: its
 # backlog is full, it isn't for streams.
@@ -111,6 +112,9 @@ class UnixListener(Listener):
         path: where the socket is made by `start()` and removed by `close()`.
         on_client: as `Listener`'s.
         kind: SOCK_STREAM or SOCK_SEQPACKET.
+        rights: clients may send file descriptors. Where nobody takes them, the kernel
+            closes them on our thread, which can take for ever (SO_LINGER); Linux 6.16
+            and younger don't let them be sent, then.
     """
 
     def __init__(
@@ -119,10 +123,12 @@ class UnixListener(Listener):
         on_client: Callable[[socket.socket], None],
         *,
         kind: int = socket.SOCK_STREAM,
+        rights: bool = False,
     ) -> None:
         super().__init__(str(path), on_client)
         self.path = path
         self._kind = kind
+        self._rights = rights
         self._identity = (0, 0)
 
     def start(self) -> None:
@@ -133,6 +139,9 @@ class UnixListener(Listener):
                 the file isn't a socket. `filename` is set.
         """
         sock = _listen(self.path, self._kind)
+        if not self._rights:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
         status = self.path.stat()
         self._identity = (status.st_dev, status.st_ino)
         self.listen(sock)

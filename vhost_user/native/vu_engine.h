@@ -102,6 +102,8 @@ struct vu_engine_config {
  * @VU_EV_LIMIT:	A device met a limit; @port is the enum vu_limit,
  *			@up_bytes how often so far. Comes at most once a
  *			minute for each
+ * @VU_EV_GONE:		A listener was deleted, and its last connection has
+ *			ended: nothing comes from @source any more
  */
 enum vu_event_kind {
 	VU_EV_REQUEST = 1,
@@ -110,6 +112,7 @@ enum vu_event_kind {
 	VU_EV_CLOSED = 4,
 	VU_EV_BROKEN = 5,
 	VU_EV_LIMIT = 6,
+	VU_EV_GONE = 7,
 };
 
 /**
@@ -194,8 +197,7 @@ void vu_engine_stats(struct vu_engine *engine, struct vu_engine_stats *ret);
 
 /* ---- vsock devices ---- */
 
-/* Event classes a device or listener wants, or'ed (VU_EV_REQUEST and
- * VU_EV_BROKEN always come) */
+/* Event classes a device or listener wants, or'ed (the others always come) */
 #define VU_WANT_OPENED (1U << VU_EV_OPENED)
 #define VU_WANT_FAILED (1U << VU_EV_FAILED)
 #define VU_WANT_CLOSED (1U << VU_EV_CLOSED)

@@ -53,6 +53,7 @@ _VM_OPTIONS: Final = (
     "max_conns",
     "max_queued_bytes",
     "accept_rate",
+    "memory_files",
 )
 
 
@@ -206,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="BYTES",
         help="window of a connection, guest to host (1048576)",
     )
-    one.add_argument("--queue-size", metavar="N", help="largest ring (1024)")
+    one.add_argument("--queue-size", metavar="N", help="largest ring (32768)")
     one.add_argument(
         "--groups",
         metavar="NAME+...",
@@ -222,6 +223,11 @@ def _parser() -> argparse.ArgumentParser:
         "--accept-rate",
         metavar="N",
         help="connection requests a second, each way; 0: any number (0)",
+    )
+    one.add_argument(
+        "--memory-files",
+        metavar="ram|any",
+        help="guest memory may be in tmpfs, memfds and hugetlbfs, or any file (ram)",
     )
     many = parser.add_argument_group("several VMs")
     many.add_argument(
@@ -365,7 +371,12 @@ async def _start(
         await host.start()
     if echo_port is not None:
         device.handle.route(echo_port, Echo())
-    backend = Backend(vm.socket, device, name=f"CID {vm.guest_cid}")
+    backend = Backend(
+        vm.socket,
+        device,
+        name=f"CID {vm.guest_cid}",
+        memory_files=vm.memory_files,
+    )
     stack.push_async_callback(backend.close)
     await backend.start()
     return _Vm(device, backend, host)

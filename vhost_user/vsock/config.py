@@ -7,11 +7,12 @@ The keys are vhost-device-vsock's, with `-` or `_` between words:
         socket: /run/vm3.vhost
         uds_path: /run/vm3.vsock
         tx_buffer_size: 1048576
-        queue_size: 1024
+        queue_size: 32768
         groups: web+db
         max_conns: 65536
         max_queued_bytes: 268435456
         accept_rate: 0
+        memory_files: ram
       - guest_cid: 4
         socket: /run/vm4.vhost
         forward_cid: 1
@@ -27,6 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from vhost_user.descriptors import MemoryFiles
 from vhost_user.engine import (
     DEFAULT_BUF_ALLOC,
     DEFAULT_MAX_CONNS,
@@ -98,6 +100,8 @@ class VmConfig:
     """Bytes from the guest, of all its connections, that may wait for the host."""
     accept_rate: int = 0
     """Requests a second from the guest, and from the host; 0: any number."""
+    memory_files: MemoryFiles = MemoryFiles.RAM
+    """Which files the VMM may share as the guest's memory."""
 
     def __post_init__(self) -> None:
         if self.max_queued_bytes < self.max_conns * MIN_WINDOW:
@@ -242,6 +246,15 @@ def _forward_listen(text: str) -> tuple[int, ...]:
     return ports
 
 
+def memory_files(text: str) -> MemoryFiles:
+    """Return `ram` or `any` as what it means; ConfigError if it is neither."""
+    try:
+        return MemoryFiles(text)
+    except ValueError:
+        words = " or ".join(each.value for each in MemoryFiles)
+        raise ConfigError(f"{text!r} is not {words}") from None
+
+
 def _groups(text: str) -> frozenset[str]:
     names = text.split("+")
     if not all(names):
@@ -261,6 +274,7 @@ _KEYS: Final[Mapping[str, Callable[[str], Any]]] = {
     "max_conns": lambda text: integer(text, 1, MAX_MAX_CONNS),
     "max_queued_bytes": lambda text: integer(text, MIN_WINDOW, MAX_QUEUED_BYTES),
     "accept_rate": lambda text: integer(text, 0, MAX_ACCEPT_RATE),
+    "memory_files": memory_files,
 }
 
 

@@ -28,7 +28,8 @@ from vhost_user.vsock.packet import F_SEQPACKET
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vhost_user.engine import Engine, Handler, RingConfig
+    from vhost_user.engine import Engine, RingConfig
+    from vhost_user.events import Handler
     from vhost_user.memory import GuestMemory
 
 log = logging.getLogger(__name__)

@@ -75,10 +75,11 @@ void outbox_free(struct outbox *o)
 /**
  * outbox_open() - Make a source's queue
  * @source:	Its id
+ * @last_word:	Tell when nothing comes from it any more (VU_EV_GONE)
  *
  * Returns: the queue, one reference taken; NULL if out of memory
  */
-struct outbox_queue *outbox_open(uint32_t source)
+struct outbox_queue *outbox_open(uint32_t source, bool last_word)
 {
 	struct outbox_queue *q = calloc(1, sizeof(*q));
 
@@ -87,6 +88,7 @@ struct outbox_queue *outbox_open(uint32_t source)
 	list_init(&q->busy);
 	q->refs = 1;
 	q->source = source;
+	q->last_word = last_word;
 	return q;
 }
 
@@ -99,19 +101,6 @@ void outbox_ref(struct outbox *o, struct outbox_queue *q)
 {
 	pthread_mutex_lock(&o->lock);
 	q->refs++;
-	pthread_mutex_unlock(&o->lock);
-}
-
-/**
- * outbox_unref() - Somebody will push no more to a queue
- * @o:		Outbox
- * @q:		Queue; gone with its last reference and event
- */
-void outbox_unref(struct outbox *o, struct outbox_queue *q)
-{
-	pthread_mutex_lock(&o->lock);
-	if (!--q->refs && !q->count)
-		queue_free(q);
 	pthread_mutex_unlock(&o->lock);
 }
 
@@ -156,17 +145,16 @@ static void set_counts(struct outbox *o, struct outbox_queue *q, int more)
 }
 
 /**
- * outbox_push() - Queue an event for Python
- * @o:		Outbox
+ * push() - Queue an event
+ * @o:		Outbox, locked
  * @q:		Queue of the event's source
  * @event:	Event, copied; its source is set
  * @urgent:	Something waits for what Python does about it
  */
-void outbox_push(struct outbox *o, struct outbox_queue *q,
+static void push(struct outbox *o, struct outbox_queue *q,
 		 struct vu_event *event, bool urgent)
 {
 	event->source = q->source;
-	pthread_mutex_lock(&o->lock);
 	if (grow(q)) {
 		q->events[(q->first + q->count) % q->cap] = *event;
 		if (!o->count)
@@ -176,6 +164,39 @@ void outbox_push(struct outbox *o, struct outbox_queue *q,
 		o->urgent |= urgent;
 	} else {
 		o->lost++;
+	}
+}
+
+/**
+ * outbox_push() - Queue an event for Python
+ * @o:		Outbox
+ * @q:		Queue of the event's source
+ * @event:	Event, copied; its source is set
+ * @urgent:	Something waits for what Python does about it
+ */
+void outbox_push(struct outbox *o, struct outbox_queue *q,
+		 struct vu_event *event, bool urgent)
+{
+	pthread_mutex_lock(&o->lock);
+	push(o, q, event, urgent);
+	pthread_mutex_unlock(&o->lock);
+}
+
+/**
+ * outbox_unref() - Somebody will push no more to a queue
+ * @o:		Outbox
+ * @q:		Queue; gone with its last reference and event
+ */
+void outbox_unref(struct outbox *o, struct outbox_queue *q)
+{
+	struct vu_event gone = {.kind = VU_EV_GONE};
+
+	pthread_mutex_lock(&o->lock);
+	if (!--q->refs) {
+		if (q->last_word)
+			push(o, q, &gone, false);
+		if (!q->count)
+			queue_free(q);
 	}
 	pthread_mutex_unlock(&o->lock);
 }

@@ -19,6 +19,7 @@
  * @count:	How many there are
  * @refs:	Who may push: the source, and each connection of it
  * @source:	The source's id
+ * @last_word:	VU_EV_GONE comes when nobody may push any more
  */
 struct outbox_queue {
 	struct list busy;
@@ -28,6 +29,7 @@ struct outbox_queue {
 	unsigned count;
 	uint32_t refs;
 	uint32_t source;
+	bool last_word;
 };
 
 /**
@@ -54,7 +56,7 @@ struct outbox {
 
 int outbox_init(struct outbox *o);
 void outbox_free(struct outbox *o);
-struct outbox_queue *outbox_open(uint32_t source);
+struct outbox_queue *outbox_open(uint32_t source, bool last_word);
 void outbox_ref(struct outbox *o, struct outbox_queue *q);
 void outbox_unref(struct outbox *o, struct outbox_queue *q);
 void outbox_push(struct outbox *o, struct outbox_queue *q,

@@ -61,7 +61,7 @@ struct vu_listener *listener_new(struct core *core, uint32_t id, int fd,
 		return NULL;
 	*l = (struct vu_listener){
 	    .core = core,
-	    .outbox = outbox_open(id),
+	    .outbox = outbox_open(id, true),
 	    .target = *target,
 	    .want = want,
 	    .tag = tag,

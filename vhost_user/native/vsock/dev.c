@@ -43,7 +43,7 @@ struct vu_dev *dev_new(struct core *core, uint32_t id,
 	    .id = id,
 	    .next_port = 1U << 30,
 	    .doing = WORK_RUN,
-	    .outbox = outbox_open(id),
+	    .outbox = outbox_open(id, false),
 	};
 	if (!d->outbox) {
 		free(d);
