@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import socket
 import sys
 from typing import TYPE_CHECKING, Final
 
+from vhost_user.closing import stop_event
 from vhost_user.device import Device
 from vhost_user.engine import ALL_QUEUES
 from vhost_user.errors import FrontendError
 from vhost_user.message import HEADER_SIZE, MAX_REGIONS, Header, Message, Reply
 from vhost_user.session import Session
-from vhost_user.sockets import UnixListener
+from vhost_user.sockets import Access, UnixListener
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,15 +42,23 @@ class Backend:
         path: the socket, made by `start()` and removed by `close()`.
         device: stays the caller's, who ends it after `close()`.
         name: begins each log line.
+        access: who may connect: be the device's VM.
     """
 
-    def __init__(self, path: Path, device: Device, *, name: str = "vhost-user") -> None:
+    def __init__(
+        self,
+        path: Path,
+        device: Device,
+        *,
+        name: str = "vhost-user",
+        access: Access = Access(),  # noqa: B008  frozen
+    ) -> None:
         self.path = path
         self.connected = asyncio.Event()
         """Set while a front-end is there."""
         self._device = device
         self._name = name
-        self._listener = UnixListener(path, self._on_client)
+        self._listener = UnixListener(path, self._on_client, access=access)
         self._connection: _Connection | None = None
 
     async def start(self) -> None:
@@ -59,7 +67,7 @@ class Backend:
         Raises:
             OSError: the socket can't be made; `filename` is set.
         """
-        self._listener.start()
+        await self._listener.start()
         self._device.on_ring_broke = self._ring_broke
         self._device.on_config_change = self._config_changed
 
@@ -107,18 +115,22 @@ class Backend:
         self._listener.resume()
 
 
-async def serve(path: Path, device: Device, *, name: str) -> None:
-    """Serve one device until SIGTERM or SIGINT: all that a small back-end's main does.
+async def serve(
+    path: Path,
+    device: Device,
+    *,
+    name: str,
+    access: Access = Access(),  # noqa: B008  frozen
+) -> None:
+    """Serve one device until a signal ends it: all that a small back-end's main does.
 
     Says "ready" on stderr once a VMM may connect.
 
     Raises:
         OSError: the socket can't be made.
     """
-    stop = asyncio.Event()
-    for signo in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(signo, stop.set)
-    backend = Backend(path, device, name=name)
+    stop = stop_event()
+    backend = Backend(path, device, name=name, access=access)
     await backend.start()
     try:
         sys.stderr.write(f"{name}: ready: {path}\n")

@@ -14,6 +14,7 @@ import contextlib
 import enum
 import os
 import signal
+import socket
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,7 +107,14 @@ class Guest:
                 "set TMPDIR to a short path",
             )
         self._ready = asyncio.get_running_loop().create_future()
-        self._server = await asyncio.start_unix_server(self._accepted, self._path)
+        sock = socket.socket(socket.AF_UNIX)
+        os.fchmod(sock.fileno(), 0o600)  # the file's mode: who connects is the guest
+        try:
+            sock.bind(os.fsencode(self._path))
+        except OSError:
+            sock.close()
+            raise
+        self._server = await asyncio.start_unix_server(self._accepted, sock=sock)
         return self
 
     async def __aexit__(

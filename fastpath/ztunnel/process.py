@@ -292,10 +292,12 @@ class Ztunnel:
         self._stack.callback(service.close)
         hybrid = None
         if sandbox.uds_path:
-            hybrid = HybridListener(device, sandbox.uds_path)
+            hybrid = HybridListener(device, sandbox.uds_path, access=sandbox.access)
             self._stack.push_async_callback(hybrid.close)
             await _listen(hybrid, sandbox.uds_path)
-        backend = Backend(sandbox.socket, device, name=sandbox.name)
+        backend = Backend(
+            sandbox.socket, device, name=sandbox.name, access=sandbox.access
+        )
         self._stack.push_async_callback(backend.close)
         await _listen(backend, sandbox.socket)
         if watch := self._watches.get(sandbox.name):

@@ -13,12 +13,12 @@ import dataclasses
 import logging
 import os
 import resource
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from vhost_user.backend import Backend
+from vhost_user.closing import stop_event
 from vhost_user.engine import DEFAULT_MAX_CONNS, Echo, Engine, Unix, Vsock
 from vhost_user.errors import VhostUserError
 from vhost_user.vsock import config
@@ -53,6 +53,8 @@ _VM_OPTIONS: Final = (
     "max_conns",
     "max_queued_bytes",
     "accept_rate",
+    "socket_mode",
+    "socket_group",
 )
 
 
@@ -68,7 +70,7 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the back-end until SIGTERM or SIGINT; return the exit status."""
+    """Run the back-end until a signal ends it; return the exit status."""
     if sys.stderr is None:  # closed: and no socket may take its number
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     logging.basicConfig(
@@ -223,6 +225,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="connection requests a second, each way; 0: any number (0)",
     )
+    one.add_argument(
+        "--socket-mode",
+        metavar="OCTAL",
+        help="permission bits of --socket and --uds-path (0600)",
+    )
+    one.add_argument(
+        "--socket-group", metavar="GROUP", help="their group, by name or number"
+    )
     many = parser.add_argument_group("several VMs")
     many.add_argument(
         "--vm",
@@ -294,10 +304,7 @@ class _Vm:
 
 
 async def _serve(options: Options) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for signo in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(signo, stop.set)
+    stop = stop_event()
     async with contextlib.AsyncExitStack() as stack:
         engine = await stack.enter_async_context(
             Engine(
@@ -307,7 +314,7 @@ async def _serve(options: Options) -> None:
             )
         )
         vms = [await _start(stack, engine, vm, options.echo_port) for vm in options.vms]
-        _start_stats(stack, options, engine, vms)
+        await _start_stats(stack, options, engine, vms)
         for vm in options.vms:
             host = f", host side {vm.uds_path}" if vm.uds_path else ""
             if vm.forward_cid is not None:
@@ -316,7 +323,7 @@ async def _serve(options: Options) -> None:
         await stop.wait()
 
 
-def _start_stats(
+async def _start_stats(
     stack: contextlib.AsyncExitStack, options: Options, engine: Engine, vms: list[_Vm]
 ) -> None:
     def snapshot() -> dict[str, Any]:
@@ -326,14 +333,14 @@ def _start_stats(
             "vms": [vm.stats() for vm in vms],
         }
 
-    servers: list[JsonSocket | MetricsServer] = []
     if options.stats_socket is not None:
-        servers.append(JsonSocket(options.stats_socket, snapshot))
+        stats = JsonSocket(options.stats_socket, snapshot)
+        stack.callback(stats.close)
+        await stats.start()
     if options.metrics is not None:
-        servers.append(MetricsServer(options.metrics, snapshot))
-    for server in servers:
-        stack.callback(server.close)
-        server.start()
+        metrics = MetricsServer(options.metrics, snapshot)
+        stack.callback(metrics.close)
+        metrics.start()
 
 
 async def _start(
@@ -356,7 +363,7 @@ async def _start(
     host: HybridListener | ForwardListener | None = None
     if vm.uds_path is not None:
         device.handle.route(None, Unix(str(vm.uds_path)))
-        host = HybridListener(device, vm.uds_path)
+        host = HybridListener(device, vm.uds_path, access=vm.access)
     elif vm.forward_cid is not None:
         device.handle.route(None, Vsock(vm.forward_cid))
         host = ForwardListener(device, vm.forward_listen)
@@ -365,7 +372,7 @@ async def _start(
         await host.start()
     if echo_port is not None:
         device.handle.route(echo_port, Echo())
-    backend = Backend(vm.socket, device, name=f"CID {vm.guest_cid}")
+    backend = Backend(vm.socket, device, name=f"CID {vm.guest_cid}", access=vm.access)
     stack.push_async_callback(backend.close)
     await backend.start()
     return _Vm(device, backend, host)

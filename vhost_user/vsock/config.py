@@ -12,6 +12,8 @@ The keys are vhost-device-vsock's, with `-` or `_` between words:
         max_conns: 65536
         max_queued_bytes: 268435456
         accept_rate: 0
+        socket_mode: 0660
+        socket_group: kvm
       - guest_cid: 4
         socket: /run/vm4.vhost
         forward_cid: 1
@@ -33,7 +35,13 @@ from vhost_user.engine import (
     DEFAULT_MAX_QUEUED_BYTES,
     MIN_WINDOW,
 )
-from vhost_user.sockets import MAX_PATH
+from vhost_user.sockets import (
+    DEFAULT_SOCKET_MODE,
+    MAX_PATH,
+    Access,
+    parse_group,
+    parse_mode,
+)
 from vhost_user.vsock.device import (
     MAX_GUEST_CID,
     MAX_QUEUE_SIZE,
@@ -97,6 +105,15 @@ class VmConfig:
     """Bytes from the guest, of all its connections, that may wait for the host."""
     accept_rate: int = 0
     """Requests a second from the guest, and from the host; 0: any number."""
+    socket_mode: int = DEFAULT_SOCKET_MODE
+    """Permission bits of `socket` and of the sockets at `uds_path`."""
+    socket_group: int | None = None
+    """Group id of these; None: as the system has it."""
+
+    @property
+    def access(self) -> Access:
+        """Who may connect to its sockets."""
+        return Access(self.socket_mode, self.socket_group)
 
     def __post_init__(self) -> None:
         if self.max_queued_bytes < self.max_conns * MIN_WINDOW:
@@ -241,6 +258,13 @@ def _forward_listen(text: str) -> tuple[int, ...]:
     return ports
 
 
+def _checked(parse: Callable[[str], int], text: str) -> int:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
 def _groups(text: str) -> frozenset[str]:
     names = text.split("+")
     if not all(names):
@@ -260,6 +284,8 @@ _KEYS: Final[Mapping[str, Callable[[str], Any]]] = {
     "max_conns": lambda text: integer(text, 1, MAX_MAX_CONNS),
     "max_queued_bytes": lambda text: integer(text, MIN_WINDOW, MAX_QUEUED_BYTES),
     "accept_rate": lambda text: integer(text, 0, MAX_ACCEPT_RATE),
+    "socket_mode": lambda text: _checked(parse_mode, text),
+    "socket_group": lambda text: _checked(parse_group, text),
 }
 
 
