@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from vhost_user import entry
 from vhost_user.backend import serve
 from vhost_user.errors import GuestError
 from vhost_user.queue import QueueDevice
@@ -47,6 +48,7 @@ class RngDevice(QueueDevice):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the device until a signal ends it; return the exit status."""
+    entry.set_up_streams()
     parser = argparse.ArgumentParser(prog=PROG, description=RngDevice.__doc__)
     parser.add_argument(
         "--socket", type=Path, required=True, help="the VMM connects here"
@@ -61,14 +63,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--socket-group", type=_checked(parse_group), metavar="GROUP", help="its group"
     )
-    options = parser.parse_args(argv)
+    return entry.guarded(PROG, lambda: _run(parser.parse_args(argv)))
+
+
+def _run(options: argparse.Namespace) -> int:
     access = Access(options.socket_mode, options.socket_group)
     logging.basicConfig(level=logging.INFO, format=f"{PROG}: %(message)s")
     try:
         asyncio.run(serve(options.socket, RngDevice(), name=PROG, access=access))
     except OSError as error:
-        sys.stderr.write(f"{PROG}: error: {options.socket}: {error.strerror}\n")
-        return 2
+        return entry.complain(PROG, f"error: {options.socket}: {error.strerror}")
     return 0
 
 

@@ -52,6 +52,7 @@ class Plan:
     accel: Accelerator
     qemu: str
     pinning: Pinning
+    boot_timeout_s: float
 
     @property
     def access_log(self) -> Path:
@@ -76,7 +77,7 @@ async def running(plan: Plan) -> AsyncIterator[tuple[Bench, GuestInfo]]:
     config.write_text(yaml.safe_dump(ztunnel_config(plan)), encoding="utf-8")
     python = (sys.executable, "-m")
     server = (*python, "fastpath.compare.server", site.listen, str(SERVER_PORT))
-    ztunnel = (*python, "fastpath.cli", "ztunnel", "--config", str(config))
+    ztunnel = (*python, "fastpath", "ztunnel", "--config", str(config))
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(
             Child(
@@ -98,7 +99,7 @@ async def running(plan: Plan) -> AsyncIterator[tuple[Bench, GuestInfo]]:
             Guest(folder / "vsock", console=plan.console)
         )
         machine = await stack.enter_async_context(Machine(_spec(plan)))
-        info = await machine.watch(guest.ready())
+        info = await machine.watch(guest.ready(plan.boot_timeout_s))
         if site.network:
             await machine.watch(guest.network(*site.network))
         for thread in machine.vcpu_thread_ids:

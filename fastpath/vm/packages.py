@@ -129,7 +129,7 @@ class Archive:
         """
         missing = [each for each in packages if not (self._debs / each.file).exists()]
         if missing:
-            with tempfile.TemporaryDirectory(dir=self._debs) as name:
+            with tempfile.TemporaryDirectory(dir=self._debs, prefix=".new-") as name:
                 self._run(
                     "download",
                     "-oAPT::Status-Fd=1",

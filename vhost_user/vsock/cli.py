@@ -11,12 +11,12 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import os
 import resource
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
+from vhost_user import entry
 from vhost_user.backend import Backend
 from vhost_user.closing import stop_event
 from vhost_user.engine import DEFAULT_MAX_CONNS, Echo, Engine, Unix, Vsock
@@ -37,7 +37,6 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 PROG: Final = "vhost-user-vsock"
-EXIT_USAGE: Final = 2
 DEFAULT_POLL_US: Final = 200
 MAX_POLL_US: Final = 1_000_000
 
@@ -71,13 +70,16 @@ class Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the back-end until a signal ends it; return the exit status."""
-    if sys.stderr is None:  # closed: and no socket may take its number
-        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+    entry.set_up_streams()
     logging.basicConfig(
         level=logging.INFO, format=f"{PROG}: %(message)s", stream=sys.stderr
     )
+    return entry.guarded(PROG, lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: Sequence[str]) -> int:
     try:
-        options = parse(sys.argv[1:] if argv is None else argv)
+        options = parse(argv)
         asyncio.run(_serve(_within_descriptors(options)))
     except (ConfigError, VhostUserError) as error:
         return _fail(str(error))
@@ -281,9 +283,7 @@ def _say(text: str) -> None:
 
 
 def _fail(reason: str) -> int:
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in reason)
-    _say(f"error: {line}")
-    return EXIT_USAGE
+    return entry.complain(PROG, f"error: {reason}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

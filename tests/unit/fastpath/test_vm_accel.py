@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -110,3 +112,29 @@ def test_a_missing_qemu_is_named_with_its_package():
 def test_an_unknown_accelerator_is_refused(host):
     with pytest.raises(FastpathError, match="accelerator xen"):
         accel.choose("xen", qemu=qemu(host, LIVES))
+
+
+def test_an_answer_that_cannot_be_kept_is_asked_for_again(host, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/no")
+    program = qemu(host, LIVES)
+    assert accel.choose("auto", qemu=program).kind == "kvm"
+    assert accel.choose("auto", qemu=program).kind == "kvm"
+    assert (host / "starts").read_text() == "started\n" * 2
+
+
+def test_two_that_ask_at_once_both_get_an_answer(host, monkeypatch):
+    """Each is in its probe before either keeps what it found."""
+    program = qemu(host, LIVES)
+    both = threading.Barrier(2)
+
+    def probe(_qemu):
+        both.wait()
+
+    monkeypatch.setattr(accel, "_probe", probe)
+    answers = host / "vsock-fastpath" / "kvm.json"
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(50):
+            answers.unlink(missing_ok=True)
+            found = pool.map(lambda _: accel.choose("auto", qemu=program), range(2))
+            assert [each.kind for each in found] == ["kvm", "kvm"]
+    assert list(answers.parent.iterdir()) == [answers]
