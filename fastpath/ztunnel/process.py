@@ -34,7 +34,12 @@ from fastpath.ztunnel.admin import AdminServer
 from fastpath.ztunnel.clients import Clients
 from fastpath.ztunnel.dns import Dns
 from fastpath.ztunnel.inbound import SandboxPublisher
-from fastpath.ztunnel.metrics import DatagramCollector, EngineCollector, Metrics
+from fastpath.ztunnel.metrics import (
+    DatagramCollector,
+    EngineCollector,
+    Metrics,
+    TsiCollector,
+)
 from fastpath.ztunnel.outbound import Capture, Outbound, SandboxRouter
 from fastpath.ztunnel.routing import Routes
 from vhost_user.backend import Backend
@@ -57,6 +62,7 @@ if TYPE_CHECKING:
 
     from fastpath.tsi.datagram import DatagramStats
     from fastpath.tsi.policy import SandboxPolicy
+    from fastpath.tsi.service import TsiStats
     from fastpath.ztunnel.model import Config, Sandbox
     from vhost_user.engine import DeviceStats, EngineStats
 
@@ -156,6 +162,12 @@ class Ztunnel:
             name: sandbox.datagrams.stats() for name, sandbox in self.sandboxes.items()
         }
 
+    def tsi_stats(self) -> Mapping[str, TsiStats]:
+        """Each sandbox's counters of TSI."""
+        return {
+            name: sandbox.service.stats() for name, sandbox in self.sandboxes.items()
+        }
+
     def reload(self) -> None:
         """Read all policy files again, changed or not."""
         for watch in self._watches.values():
@@ -213,6 +225,7 @@ class Ztunnel:
         self.metrics.registry.register(
             DatagramCollector(self.datagram_stats, dns.stats)
         )
+        self.metrics.registry.register(TsiCollector(self.tsi_stats))
         self._start_admin(access_log)
         self._announce_policies()
 
@@ -361,8 +374,9 @@ async def serve(config_path: Path, *, ready_fd: int | None = None) -> int:
     try:
         async with Ztunnel(config) as ztunnel:
             loop.add_signal_handler(signal.SIGHUP, ztunnel.reload)
-            sys.stderr.write(f"{_ready_line(config)}\n")
-            sys.stderr.flush()
+            with contextlib.suppress(OSError):  # nobody may read it any more
+                sys.stderr.write(f"{_ready_line(config)}\n")
+                sys.stderr.flush()
             if ready_fd is not None:
                 os.write(ready_fd, b"\n")
                 os.close(ready_fd)
