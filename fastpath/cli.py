@@ -87,7 +87,8 @@ def _invoke(args: Sequence[str]) -> int:
         return entry.complain(PROG, str(exc))
     except _UsageError as exc:
         command = exc.ctx.command_path if exc.ctx else PROG
-        return entry.complain(PROG, f"{exc.format_message()}; mend: {command} --help")
+        what = " ".join(exc.format_message().split())
+        return entry.complain(PROG, f"{what}; mend: {command} --help")
     except typer.Abort:
         raise KeyboardInterrupt from None
     return int(status or 0)

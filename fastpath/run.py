@@ -197,10 +197,12 @@ def _check_inputs(options: Options) -> None:
     named = {f"--policy {options.policy}": options.policy} if options.policy else {}
     named |= {f"--file {path}:{to}": path for to, path in options.files.items()}
     stdin = os.fstat(0)
+    is_stream = stat.S_ISFIFO(stdin.st_mode) or stat.S_ISSOCK(stdin.st_mode)
+    if not (is_stream or os.isatty(0)):
+        return  # a file is read from its beginning by whoever opens it
     for option, path in named.items():
         with contextlib.suppress(OSError):  # reading it will say so
-            status = path.stat()
-            if os.path.samestat(status, stdin) and not stat.S_ISREG(status.st_mode):
+            if os.path.samestat(path.stat(), stdin):
                 raise FastpathError(
                     option, "that is CMD's input", "write it to a file, and name that"
                 )

@@ -77,7 +77,7 @@ async def _wait(folder: Path, prefix: str) -> tuple[int, Path]:
 
 def _draw(folder: Path, prefix: str) -> tuple[int, Path]:
     """Make a file that nobody else knows of, and lock it."""
-    flags = os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
         own = folder / f"{prefix}{secrets.token_hex(8)}"
         fd = os.open(own, flags, 0o600)
@@ -110,7 +110,7 @@ def _others(folder: Path, prefix: str, own: Path) -> Iterator[str]:
 def _lives(path: Path) -> bool:
     """Whether a process holds `path`; the file of a dead one is removed."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:  # gone, or another user's
         return False
     try:

@@ -136,15 +136,22 @@ def with_files(image: Image, added: Mapping[str, Path], out: Path) -> Image:
             raise FastpathError(
                 f"file {source}", error.strerror or str(error), f"ls -l {source}"
             ) from error
-    shutil.copyfile(image.initramfs, out)
-    with out.open("ab") as archive:
-        archive.write(bytes(-archive.tell() % cpio.ALIGN))
-        try:
-            cpio.write(entries, archive, existing=special(recipe.load(image.name)))
-        except cpio.SourceError as error:
-            raise FastpathError(
-                f"file {error.path}", str(error), f"ls -l {error.path}"
-            ) from error
+    there = special(recipe.load(image.name))
+    try:
+        shutil.copyfile(image.initramfs, out)
+        with out.open("ab") as archive:
+            archive.write(bytes(-archive.tell() % cpio.ALIGN))
+            cpio.write(entries, archive, existing=there)
+    except cpio.SourceError as error:
+        raise FastpathError(
+            f"file {error.path}", str(error), f"ls -l {error.path}"
+        ) from error
+    except OSError as error:
+        raise FastpathError(
+            f"{out}",
+            error.strerror or str(error),
+            "set TMPDIR to where there is space for the image and these files",
+        ) from error
     return replace(image, initramfs=out)
 
 

@@ -348,35 +348,6 @@ def test_serves_a_guest_and_ends_clean(tmp_path, signo):
         assert not any(path.exists() for path in paths)
 
 
-def test_a_hangup_ends_nothing_that_nohup_started(tmp_path):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup(1) hands it on
-    try:
-        process = Process("--socket", tmp_path / "vhost")
-    finally:
-        signal.signal(signal.SIGHUP, before)
-    with process:
-        process.line()
-        os.kill(process.pid, signal.SIGHUP)
-        with VsockGuest(tmp_path / "vhost"):
-            pass
-        assert process.end()[0] == 0
-
-
-def test_who_may_connect_is_an_option_of_each_vm(tmp_path):
-    mine, shared = tmp_path / "mine", tmp_path / "shared"
-    keys = f"socket={shared},uds-path={shared}.uds,guest-cid=4,socket-mode=0660"
-    with Process("--vm", f"socket={mine}", "--vm", keys) as process:
-        process.line()
-        made = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
-        process.end()
-    assert made == {
-        "mine": 0o600,
-        "shared": 0o660,
-        "shared.uds": 0o660,
-        "shared.uds_seqpacket": 0o660,
-    }
-
-
 def test_one_idle_vm_takes_less_than_60_mib(tmp_path):
     socket_path = tmp_path / "vhost"
     argv = ["--socket", str(socket_path), "--uds-path", str(tmp_path / "vsock")]
