@@ -77,7 +77,7 @@ async def running(plan: Plan) -> AsyncIterator[tuple[Bench, GuestInfo]]:
     config.write_text(yaml.safe_dump(ztunnel_config(plan)), encoding="utf-8")
     python = (sys.executable, "-m")
     server = (*python, "fastpath.compare.server", site.listen, str(SERVER_PORT))
-    ztunnel = (*python, "fastpath", "ztunnel", "--config", str(config))
+    ztunnel = (*python, "fastpath.cli", "ztunnel", "--config", str(config))
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(
             Child(
