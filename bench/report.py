@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from rich.table import Table
 
+from fastpath import files
 from fastpath.report.stats import Ratio, paired_ratio
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def save(path: Path, figures: Sequence[Figure]) -> None:
         for figure in figures
     ]
     text = json.dumps({"machine": machine(), "figures": rows}, indent=1)
-    path.write_text(text + "\n")
+    files.replace(path, text + "\n")
 
 
 def load(path: Path) -> tuple[dict[str, Any], list[Figure]]:

@@ -209,7 +209,10 @@ def compare(
         Path | None, typer.Option(metavar="FILE", help="Write the report as a page.")
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Exit status 1 if a target is not met.")
+        bool,
+        typer.Option(
+            "--check", help="Exit status 1 unless all targets are shown to be met."
+        ),
     ] = False,
 ) -> int:
     """Compare the fast path with the standard path, side by side, in one run."""

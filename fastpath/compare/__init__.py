@@ -78,7 +78,7 @@ class Options:
     json: Path | None = None
     html: Path | None = None
     check: bool = False
-    """Exit status 1 when a target is not met."""
+    """Exit status 1 unless every target is shown to be met."""
 
 
 def parse_paths(value: str) -> tuple[str, ...]:

@@ -378,7 +378,8 @@ async def serve(config_path: Path, *, ready_fd: int | None = None) -> int:
                 sys.stderr.write(f"{_ready_line(config)}\n")
                 sys.stderr.flush()
             if ready_fd is not None:
-                os.write(ready_fd, b"\n")
+                with contextlib.suppress(BrokenPipeError):  # nor wait for it
+                    os.write(ready_fd, b"\n")
                 os.close(ready_fd)
             await stop.wait()
     finally:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fastpath import deadline as deadline_module
 from fastpath import run
 from fastpath.deadline import Deadline, TimedOut
 from fastpath.errors import FastpathError
@@ -195,6 +196,21 @@ def test_a_deadline_that_is_handed_over_is_the_loops():
     with Deadline(0.05) as deadline:
         asyncio.run(main(deadline))
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_a_deadline_ends_a_loop_that_is_blocked(monkeypatch):
+    """Such as by a policy file that is a pipe nobody writes to."""
+    monkeypatch.setattr(deadline_module, "BLOCKED_S", 0.05)
+    reader, writer = os.pipe()
+
+    async def main(deadline):
+        deadline.hand_over(asyncio.get_running_loop(), pytest.fail)
+        os.read(reader, 1)
+
+    with pytest.raises(TimedOut), Deadline(0.05) as deadline:
+        asyncio.run(main(deadline))
+    os.close(reader)
+    os.close(writer)
 
 
 def test_no_deadline_is_no_timer():
