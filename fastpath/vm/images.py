@@ -136,6 +136,11 @@ def with_files(image: Image, added: Mapping[str, Path], out: Path) -> Image:
             raise FastpathError(
                 f"file {source}", error.strerror or str(error), f"ls -l {source}"
             ) from error
+    _append(image, entries, out)
+    return replace(image, initramfs=out)
+
+
+def _append(image: Image, entries: Mapping[str, cpio.Entry], out: Path) -> None:
     there = special(recipe.load(image.name))
     try:
         shutil.copyfile(image.initramfs, out)
@@ -152,7 +157,6 @@ def with_files(image: Image, added: Mapping[str, Path], out: Path) -> Image:
             error.strerror or str(error),
             "set TMPDIR to where there is space for the image and these files",
         ) from error
-    return replace(image, initramfs=out)
 
 
 class _Builder:

@@ -225,7 +225,6 @@ class Ztunnel:
         self.metrics.registry.register(
             DatagramCollector(self.datagram_stats, dns.stats)
         )
-        self.metrics.registry.register(TsiCollector(self.tsi_stats))
         self._start_admin(access_log)
         self._announce_policies()
 
@@ -332,6 +331,7 @@ class Ztunnel:
         self.metrics.registry.register(
             EngineCollector(self.stats, self.device_stats, lambda: access_log.dropped)
         )
+        self.metrics.registry.register(TsiCollector(self.tsi_stats))
         addresses = {own.metrics: None, own.readiness: None}  # in order, each once
         for address in addresses:
             if address is None:
