@@ -104,6 +104,13 @@ class Matches:
         return text
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Parsed:
+    """What reads a value and raises `ValueError` for a wrong one."""
+
+    parse: Callable[[str], object]
+
+
 class Document:
     """Where each value of a file stands, so that later checks can say so too.
 

@@ -14,12 +14,15 @@ import contextlib
 import enum
 import os
 import signal
+import socket
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from fastpath.errors import FastpathError
+from fastpath.vm.console import last_words
+from fastpath.vm.spec import BOOT_TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -106,7 +109,14 @@ class Guest:
                 "set TMPDIR to a short path",
             )
         self._ready = asyncio.get_running_loop().create_future()
-        self._server = await asyncio.start_unix_server(self._accepted, self._path)
+        sock = socket.socket(socket.AF_UNIX)
+        os.fchmod(sock.fileno(), 0o600)  # the file's mode: who connects is the guest
+        try:
+            sock.bind(os.fsencode(self._path))
+        except OSError:
+            sock.close()
+            raise
+        self._server = await asyncio.start_unix_server(self._accepted, sock=sock)
         return self
 
     async def __aexit__(
@@ -126,8 +136,8 @@ class Guest:
                 await self._writer.wait_closed()
         self._ready.cancel()
 
-    async def ready(self, timeout_s: float = 30.0) -> GuestInfo:
-        """Wait until init is ready.
+    async def ready(self, timeout_s: float = BOOT_TIMEOUT_S["tcg"]) -> GuestInfo:
+        """Wait until init is ready: until the guest has booted.
 
         Raises:
             FastpathError: not within `timeout_s`.
@@ -136,7 +146,11 @@ class Guest:
             async with asyncio.timeout(timeout_s):
                 return await asyncio.shield(self._ready)
         except TimeoutError:
-            raise self._gone(f"init did not call within {timeout_s:.0f} s") from None
+            raise GuestGoneError(
+                "guest",
+                f"init did not call within {timeout_s:g} s{last_words(self._console)}",
+                f"if it is only slow, --boot-timeout {2 * timeout_s:g}",
+            ) from None
 
     async def run(
         self,
@@ -271,8 +285,8 @@ class Guest:
             else:
                 run.ended.set_exception(run.sink_error)
         elif kind == Frame.ERROR:
-            text = payload.decode(errors="replace")
-            run.ended.set_exception(FastpathError("microVM", f"{text}{self._log()}"))
+            why = payload.decode(errors="replace") + last_words(self._console)
+            run.ended.set_exception(FastpathError("microVM", why))
         else:
             raise ValueError(f"unknown frame {kind}")
 
@@ -318,11 +332,7 @@ class Guest:
         self._writer.write(HEADER.pack(kind, len(payload)) + payload)
 
     def _gone(self, why: str) -> GuestGoneError:
-        mend = None if self._console is None else f"tail {self._console}"
-        return GuestGoneError("guest", f"{why}{self._log()}", mend)
-
-    def _log(self) -> str:
-        return "" if self._console is None else f" (console log: {self._console})"
+        return GuestGoneError("guest", why + last_words(self._console))
 
 
 def encode_exec(

@@ -34,7 +34,12 @@ from fastpath.ztunnel.admin import AdminServer
 from fastpath.ztunnel.clients import Clients
 from fastpath.ztunnel.dns import Dns
 from fastpath.ztunnel.inbound import SandboxPublisher
-from fastpath.ztunnel.metrics import DatagramCollector, EngineCollector, Metrics
+from fastpath.ztunnel.metrics import (
+    DatagramCollector,
+    EngineCollector,
+    Metrics,
+    TsiCollector,
+)
 from fastpath.ztunnel.outbound import Capture, Outbound, SandboxRouter
 from fastpath.ztunnel.routing import Routes
 from vhost_user.backend import Backend
@@ -57,6 +62,7 @@ if TYPE_CHECKING:
 
     from fastpath.tsi.datagram import DatagramStats
     from fastpath.tsi.policy import SandboxPolicy
+    from fastpath.tsi.service import TsiStats
     from fastpath.ztunnel.model import Config, Sandbox
     from vhost_user.engine import DeviceStats, EngineStats
 
@@ -154,6 +160,12 @@ class Ztunnel:
         """Each sandbox's counters of UDP."""
         return {
             name: sandbox.datagrams.stats() for name, sandbox in self.sandboxes.items()
+        }
+
+    def tsi_stats(self) -> Mapping[str, TsiStats]:
+        """Each sandbox's counters of TSI."""
+        return {
+            name: sandbox.service.stats() for name, sandbox in self.sandboxes.items()
         }
 
     def reload(self) -> None:
@@ -292,10 +304,12 @@ class Ztunnel:
         self._stack.callback(service.close)
         hybrid = None
         if sandbox.uds_path:
-            hybrid = HybridListener(device, sandbox.uds_path)
+            hybrid = HybridListener(device, sandbox.uds_path, access=sandbox.access)
             self._stack.push_async_callback(hybrid.close)
             await _listen(hybrid, sandbox.uds_path)
-        backend = Backend(sandbox.socket, device, name=sandbox.name)
+        backend = Backend(
+            sandbox.socket, device, name=sandbox.name, access=sandbox.access
+        )
         self._stack.push_async_callback(backend.close)
         await _listen(backend, sandbox.socket)
         if watch := self._watches.get(sandbox.name):
@@ -317,6 +331,7 @@ class Ztunnel:
         self.metrics.registry.register(
             EngineCollector(self.stats, self.device_stats, lambda: access_log.dropped)
         )
+        self.metrics.registry.register(TsiCollector(self.tsi_stats))
         addresses = {own.metrics: None, own.readiness: None}  # in order, each once
         for address in addresses:
             if address is None:
@@ -359,10 +374,12 @@ async def serve(config_path: Path, *, ready_fd: int | None = None) -> int:
     try:
         async with Ztunnel(config) as ztunnel:
             loop.add_signal_handler(signal.SIGHUP, ztunnel.reload)
-            sys.stderr.write(f"{_ready_line(config)}\n")
-            sys.stderr.flush()
+            with contextlib.suppress(OSError):  # nobody may read it any more
+                sys.stderr.write(f"{_ready_line(config)}\n")
+                sys.stderr.flush()
             if ready_fd is not None:
-                os.write(ready_fd, b"\n")
+                with contextlib.suppress(BrokenPipeError):  # nor wait for it
+                    os.write(ready_fd, b"\n")
                 os.close(ready_fd)
             await stop.wait()
     finally:

@@ -244,9 +244,7 @@ def test_the_host_reads_all_that_was_sent_and_then_the_end(link, guest, pair, fl
     ("guest_ends", "host_ends", "told"),
     [
         pytest.param(NOTHING, "writes", SEND, id="guest-nothing-host-writes"),
-        pytest.param(
-            NOTHING, "close", BOTH, id="guest-nothing-host-close"
-        ),
+        pytest.param(NOTHING, "close", BOTH, id="guest-nothing-host-close"),
         pytest.param(SEND, "writes", BOTH, id="guest-send-host-writes"),
         pytest.param(SEND, "close", BOTH, id="guest-send-host-close"),
     ],

@@ -240,7 +240,10 @@ def test_a_guest_that_breaks_the_protocol_is_an_error(tmp_path, bytes_from_guest
 def test_a_guest_that_never_calls_is_an_error_and_its_socket_is_removed(tmp_path):
     async def work():
         async with Guest(tmp_path / "v", console=tmp_path / "log") as there:
-            with pytest.raises(FastpathError, match=r"did not call.*log"):
+            with pytest.raises(
+                FastpathError,
+                match=r"did not call.*said nothing yet.*log.*--boot-timeout 0\.1",
+            ):
                 await there.ready(0.05)
 
     asyncio.run(work())

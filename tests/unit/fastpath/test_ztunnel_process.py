@@ -171,6 +171,8 @@ def test_a_captured_connection_reaches_the_service(tmp_path):
     assert "istio_tcp_received_bytes_total" in page[1]
     assert 'fastpath_device_opened_total{sandbox="box"} 0.0' in page[1]
     assert "fastpath_engine_wakeups_total" in page[1]
+    assert 'fastpath_tsi_unknown_total{sandbox="box"} 0.0' in page[1]
+    assert 'fastpath_tsi_tokens{sandbox="box"} 0.0' in page[1]
     assert ready == (200, "ready\n")
     assert other[0] == 404
     (line,) = (tmp_path / "access.log").read_text().splitlines()
@@ -251,6 +253,8 @@ def test_the_sockets_are_there_and_go_away(tmp_path):
             assert not ztunnel.sandboxes["box"].backend.connected.is_set()
             assert (tmp_path / "box.sock").is_socket()
             assert (tmp_path / "box.vsock").is_socket()
+            modes = {path.stat().st_mode & 0o777 for path in tmp_path.glob("box.*")}
+            assert modes == {0o600}
             assert ztunnel.stats().conns == 0
             assert ztunnel.device_stats()["box"].conns == 0
         return before, fds()

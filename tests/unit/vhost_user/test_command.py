@@ -12,6 +12,7 @@ import json
 import os
 import resource
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -430,3 +431,26 @@ def test_each_counter_is_in_json_and_for_prometheus(run):
         full = f"vhost_user_vsock_{name}"
         assert name == "guest_cid" or {full, f"{full}_total"} & names, name
     assert counters | {"backlog_full", "clients_refused"} <= set(stats["vms"][0])
+
+
+def ignore_hangup():
+    """Be started as nohup(1) starts programs."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def test_a_hangup_ends_nothing_that_nohup_started(run):
+    command = run(preexec_fn=ignore_hangup)
+    os.kill(command.pid, signal.SIGHUP)
+    with command.guest(3) as guest:
+        conn = guest.connect(ECHO)
+        conn.say(Op.RW, b"ping")
+        assert conn.receive_bytes(4) == b"ping"
+
+
+def test_who_may_connect_is_a_key_of_each_vm(run, tmp_path):
+    run(keys=",socket-mode=0660")
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    for cid in (3, 4):
+        for name in (f"{cid}", f"u{cid}", f"u{cid}_seqpacket"):
+            assert modes[name] == 0o660
+    assert modes["stats"] == 0o600
