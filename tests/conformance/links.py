@@ -135,6 +135,14 @@ def say(conn: Connection, data: bytes) -> None:
     conn.say(Op.RW, data, flags=Seq.EOM if conn.kind == Type.SEQPACKET else 0)
 
 
+def fill(guest: VsockGuest, conn: Connection) -> None:
+    """Send until the host's socket and the device hold all that they take."""
+    while conn.credit > 0:
+        say(conn, b"x" * min(conn.credit, 8192))
+        for packet in guest.fence():
+            conn.take_credit(packet.header)
+
+
 def tells_of_the_end(packet: Packet) -> bool:
     """Whether a packet says that the other side takes no more bytes."""
     header = packet.header

@@ -32,7 +32,6 @@ FULL = 0xFFFF_FFFF_FFFF_FFFE
 WAIT_S = 3
 """How long an answer may take that nothing holds up."""
 
-E1 = pytest.mark.xfail(strict=True, reason="E1")
 
 
 @contextlib.contextmanager
@@ -89,7 +88,6 @@ def breaks(host, conn):
     wait_for(broken, "the BROKEN event")
 
 
-@E1
 @pytest.mark.parametrize("queue", [RX, TX], ids=["rx", "tx"])
 def test_a_call_eventfd_that_blocks_breaks_its_device_only(neighbours, queue):
     host, hostile, conn = neighbours
@@ -102,7 +100,6 @@ def test_a_call_eventfd_that_blocks_breaks_its_device_only(neighbours, queue):
     others_go_on(host, conn)
 
 
-@E1
 def test_a_device_whose_call_eventfd_blocked_can_start_over(neighbours):
     host, hostile, conn = neighbours
     with stuck(hostile.rx.call_fd):
@@ -117,7 +114,6 @@ def test_a_device_whose_call_eventfd_blocked_can_start_over(neighbours):
         assert conn.receive().payload == b"alive"
 
 
-@E1
 def test_a_device_can_be_left_while_its_call_eventfd_blocks(neighbours):
     """The front-end hangs up: its session ends, the descriptor is let go."""
     host, hostile, conn = neighbours
@@ -132,7 +128,6 @@ def test_a_device_can_be_left_while_its_call_eventfd_blocks(neighbours):
         others_go_on(host, conn)
 
 
-@E1
 def test_an_err_eventfd_that_blocks_stops_nobody(neighbours):
     host, hostile, conn = neighbours
     err = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -144,7 +139,6 @@ def test_an_err_eventfd_that_blocks_stops_nobody(neighbours):
     os.close(err)
 
 
-@E1
 def test_a_log_eventfd_that_blocks_stops_nobody(neighbours):
     host, hostile, conn = neighbours
     fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -158,7 +152,6 @@ def test_a_log_eventfd_that_blocks_stops_nobody(neighbours):
     os.close(fd)
 
 
-@E1
 def test_a_back_end_channel_that_blocks_stops_nobody(neighbours):
     """Both its ends are the front-end's: it fills one and makes it blocking."""
     host, hostile, conn = neighbours
@@ -237,7 +230,6 @@ def test_a_ring_takes_nothing_but_an_eventfd(guest, request_, make):
             os.close(end)
 
 
-@E1
 @pytest.mark.parametrize("make", MAKE)
 def test_a_dirty_log_takes_nothing_but_an_eventfd(guest, make):
     fd, ends = make()
@@ -252,7 +244,6 @@ def test_a_dirty_log_takes_nothing_but_an_eventfd(guest, make):
 # ---- what a program that is started does not get ----
 
 
-@pytest.mark.xfail(strict=True, reason="E13")
 def test_no_descriptor_of_a_session_reaches_a_program_that_is_started(guest):
     """CLOEXEC is on each eventfd, the copies that the engine made among them."""
     guest.connect(ECHO)

@@ -35,7 +35,6 @@ def closed(events):
     return [event.conn for event in events if event.kind is EventKind.CLOSED]
 
 
-@pytest.mark.xfail(strict=True, reason="E9")
 def test_a_listeners_events_stay_with_its_handler(host, tmp_path):
     """Another listener doesn't get them, whatever name the engine has for it."""
     (tmp_path / "first").mkdir()
@@ -57,7 +56,6 @@ def test_a_listeners_events_stay_with_its_handler(host, tmp_path):
     assert (len(closed(first.events)), len(closed(second.events))) == (1, 1)
 
 
-@pytest.mark.xfail(strict=True, reason="E10")
 def test_a_handler_that_takes_events_itself_loses_none_and_repeats_none(host, tmp_path):
     """Closing a device delivers what is due; so may a handler do, in mid-delivery."""
     victim = host.call(
@@ -104,7 +102,6 @@ def until_counted(engine, conns):
         time.sleep(0.001)
 
 
-@pytest.mark.xfail(strict=True, reason="E13", raises=AttributeError)
 def test_a_client_that_finds_no_room_is_counted(make_host, tmp_path):
     """A listener's connection beyond max_conns is closed, and shows in a counter."""
     host = make_host(engine_conns=1)
@@ -121,7 +118,6 @@ def take_over(guest, inflight):
     guest.start()
 
 
-@pytest.mark.xfail(strict=True, reason="E12")
 @pytest.mark.parametrize("offset", [4, 4100, 4097])
 def test_an_in_flight_log_that_is_not_aligned_is_the_front_ends_fault(
     host, caplog, offset

@@ -82,7 +82,7 @@ def test_a_client_that_only_ends_its_sending_is_answered(host, guest, kind):
 def test_a_client_that_is_gone_leaves_nothing_when_the_guest_refuses(host, guest):
     with host.dial() as sock:
         send_line(sock, Type.STREAM, b"x" * 1000)
-    header = guest.receive().header
+        header = guest.receive().header
     assert guest.fence() == []  # it still waits for the guest's answer
     guest.send(guest.header(Op.RST, header.dst_port, header.src_port))
     wait_for(lambda: host.stats().conns == 0, "the end")

@@ -13,6 +13,7 @@ import pytest
 
 from tests.conformance.links import (
     WAYS,
+    fill,
     pair_id,
     pairs,
     say,
@@ -31,14 +32,6 @@ EVERY_UNIX = pytest.mark.parametrize("pair", pairs(unix=True), ids=pair_id)
 DELIVERY = pytest.mark.spec(
     "virtio-1.2:5.10.6.2/stream-delivery", "virtio-1.2:5.10.6.2/seqpacket-delivery"
 )
-
-
-def fill(guest, conn):
-    """Send until host and device hold all that they take."""
-    while conn.credit > 0:
-        say(conn, b"x" * min(conn.credit, 8192))
-        for packet in guest.fence():
-            conn.take_credit(packet.header)
 
 
 @DELIVERY

@@ -223,19 +223,13 @@ def test_the_hosts_writer_hears_that_the_guest_receives_no_more(link, guest, pai
 def test_the_host_reads_all_that_was_sent_and_then_the_end(link, guest, pair, flags):
     way, kind = pair
     conn, sock = link(way, kind=kind)
-    sent = 0
-    while conn.credit > 0:  # the socket's buffer, then the device's
-        piece = min(conn.credit, 8192)
-        links.say(conn, b"x" * piece)
-        sent += piece
-        for packet in guest.fence():
-            conn.take_credit(packet.header)
+    links.fill(guest, conn)
     conn.shutdown(flags)
     guest.fence()
     came = 0
     while more := sock.recv(1 << 20):
         came += len(more)
-    assert came == sent
+    assert came == conn.tx_cnt
 
 
 @SHUTDOWN

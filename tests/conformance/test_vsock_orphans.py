@@ -12,7 +12,7 @@ import socket
 
 import pytest
 
-from tests.conformance.links import MESSAGES, say
+from tests.conformance.links import MESSAGES, fill, say
 from tests.conformance.test_siblings import GROUP, make_site
 from vhost_user.engine import Discard, Echo, Unix
 from vhost_user.vsock.driver import VsockGuest
@@ -30,14 +30,6 @@ RESET = pytest.mark.spec(
     "virtio-1.2:5.10.6.5/forced-disconnect", "virtio-1.2:5.10.6.5/rst-disconnects"
 )
 KINDS = pytest.mark.parametrize("kind", Type, ids=lambda kind: kind.name.lower())
-
-
-def fill(guest, conn):
-    """Send until the host's socket and the device hold all that they take."""
-    while conn.credit > 0:
-        say(conn, b"x" * min(conn.credit, 8192))
-        for packet in guest.fence():
-            conn.take_credit(packet.header)
 
 
 def give_up(guest, conn):

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.conformance.links import WAYS, wait_for
+from tests.conformance.links import WAYS, fill, wait_for
 from tests.conformance.relays import Relay
 from vhost_user.vsock.driver import RX, TX
 from vhost_user.vsock.packet import Op
@@ -250,10 +250,7 @@ def hung_up(_host, guest, link):
 def full(_host, guest, link):
     """The host doesn't read, the device holds a window."""
     conn, _ = link(UNIX)
-    while conn.credit > 0:
-        conn.say(Op.RW, b"x" * min(conn.credit, 8192))
-        for packet in guest.fence():
-            conn.take_credit(packet.header)
+    fill(guest, conn)
 
 
 def no_credit_at_end(_host, guest, link):
