@@ -47,7 +47,8 @@ _PORT_ANY: Final = 0xFFFFFFFF  # VU_PORT_ANY
 _NOT_LOGGED: Final = 0xFFFF_FFFF_FFFF_FFFF  # UINT64_MAX
 
 ALL_QUEUES: Final = 0xFFFFFFFF
-"""`Event.port` of a BROKEN event about the whole device: its memory is gone."""
+"""`Event.port` of a BROKEN event about the whole device; `Event.error` says if its
+memory is gone or interrupts block."""
 
 DEFAULT_MAX_CONNS: Final = 65536
 DEFAULT_BUF_ALLOC: Final = 1 << 20

@@ -319,6 +319,7 @@ struct vu_dev {
 	uint64_t held_us[QUEUES]; /* since when entries are held back, or 0 */
 	bool rx_urgent;		  /* a driver or program waits for some */
 	bool faulted;		  /* a system call found no guest memory */
+	bool call_blocks;	  /* an interrupt had to be given up */
 	bool begun[QUEUES];
 	bool reset_due;
 	struct rst *lost;
@@ -493,6 +494,7 @@ void vsock_turn(struct vu_dev *d);
 bool vsock_want_kicks(struct vu_dev *d);
 void vsock_flush(struct vu_dev *d);
 void vsock_show(struct vu_dev *d);
+void vsock_show_ring(struct vu_dev *d, uint32_t queue);
 bool vsock_holds(const struct vu_dev *d);
 void vsock_owe(struct vu_conn *c, uint8_t owe);
 void vsock_ask_credit(struct vu_engine *e);

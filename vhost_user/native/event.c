@@ -145,8 +145,7 @@ static bool post_reset(struct vu_dev *d)
 	iov += chain.n_read;
 	iov_copy(iov, chain.n_write, 0, &event, sizeof(event), true);
 	vu_ring_push(ring, &chain, iov, sizeof(event));
-	if (vu_ring_flush(ring))
-		d->stats.calls++;
+	vsock_show_ring(d, QUEUE_EVENT);
 	return true;
 }
 

@@ -410,9 +410,8 @@ void vsock_rx_commit(struct vu_conn *c, const struct rx_batch *b, size_t len,
 	vu_ring_unpop(ring, b->n_chains - i);
 	d->rx_urgent |= i > 0;
 	/* a long turn feeds the guest while it goes on */
-	if (vu_ring_unflushed(ring) >= vu_ring_num(ring) / 8 &&
-	    vu_ring_flush(ring))
-		d->stats.calls++;
+	if (vu_ring_unflushed(ring) >= vu_ring_num(ring) / 8)
+		vsock_show_ring(d, QUEUE_RX);
 }
 
 /**

@@ -41,19 +41,40 @@ void vsock_stop_ring(struct vu_dev *d, uint32_t queue)
 }
 
 /**
- * dev_fault() - Break a device whose guest's memory is gone
+ * vsock_show_ring() - Show the guest what was pushed
+ * @d:		Device
+ * @queue:	Its ring, running
+ */
+void vsock_show_ring(struct vu_dev *d, uint32_t queue)
+{
+	int ret = vu_ring_flush(d->rings[queue]);
+
+	if (ret > 0)
+		d->stats.calls++;
+	if (ret >= 0)
+		return;
+	d->call_blocks = true; /* vsock_flush() breaks the device */
+	for (uint32_t q = 0; q < QUEUES; q++) {
+		if (d->rings[q])
+			vu_ring_set_call(d->rings[q], -1);
+	}
+}
+
+/**
+ * dev_fault() - Break a device whose front-end doesn't mean well
  * @d:		Device; no connection of it is in anyone's hands
+ * @err:	VU_ERR_FAULT, VU_ERR_CALL
  *
- * What was read of that memory since is worth nothing, so nothing of it is
+ * What was read of memory that is gone is worth nothing, so nothing of it is
  * delivered: connections end with a reset.
  */
-static void dev_fault(struct vu_dev *d)
+static void dev_fault(struct vu_dev *d, enum vu_err err)
 {
 	struct vu_event event = {
 	    .kind = VU_EV_BROKEN,
 	    .source = d->id,
 	    .port = VU_QUEUE_ALL,
-	    .error = VU_ERR_FAULT,
+	    .error = (int32_t)err,
 	};
 
 	for (uint32_t q = 0; q < QUEUES; q++) {
@@ -63,6 +84,7 @@ static void dev_fault(struct vu_dev *d)
 	dev_drop_conns(d);
 	d->mem = NULL;
 	d->faulted = false;
+	d->call_blocks = false;
 	events_push(d->engine, &event, true);
 }
 
@@ -236,7 +258,7 @@ void vsock_turn(struct vu_dev *d)
 {
 	d->work[QUEUE_RX] = d->work[QUEUE_TX] = 0;
 	if (vsock_faulted(d))
-		dev_fault(d);
+		dev_fault(d, VU_ERR_FAULT);
 	if (owes_reset(d))
 		event_turn(d);
 	if (d->rings[QUEUE_TX] && vu_ring_pending(d->rings[QUEUE_TX])) {
@@ -244,7 +266,7 @@ void vsock_turn(struct vu_dev *d)
 		vsock_tx(d);
 	}
 	if (vsock_faulted(d)) { /* before a connection passes on what it read */
-		dev_fault(d);
+		dev_fault(d, VU_ERR_FAULT);
 		return;
 	}
 	vsock_pay_all(d);
@@ -287,7 +309,7 @@ void vsock_flush(struct vu_dev *d)
 {
 	vsock_pay_all(d);
 	if (vsock_faulted(d)) {
-		dev_fault(d);
+		dev_fault(d, VU_ERR_FAULT);
 		return;
 	}
 	for (uint32_t q = QUEUE_RX; q <= QUEUE_TX; q++) {
@@ -296,10 +318,11 @@ void vsock_flush(struct vu_dev *d)
 		if (!d->rings[q] || (!urgent && !held_long(d, q)))
 			continue;
 		d->held_us[q] = 0;
-		if (vu_ring_flush(d->rings[q]))
-			d->stats.calls++;
+		vsock_show_ring(d, q);
 	}
 	d->rx_urgent = false;
+	if (d->call_blocks)
+		dev_fault(d, VU_ERR_CALL);
 }
 
 /**
@@ -312,8 +335,10 @@ void vsock_flush(struct vu_dev *d)
 void vsock_show(struct vu_dev *d)
 {
 	d->held_us[QUEUE_RX] = 0;
-	if (d->rings[QUEUE_RX] && vu_ring_flush(d->rings[QUEUE_RX]))
-		d->stats.calls++;
+	if (d->rings[QUEUE_RX])
+		vsock_show_ring(d, QUEUE_RX);
+	if (d->call_blocks)
+		dev_fault(d, VU_ERR_CALL);
 }
 
 /**
