@@ -96,7 +96,8 @@ class Backend:
         if self._connection is None:
             return
         if queue == ALL_QUEUES:
-            self._on_end(FrontendError("guest memory is gone: its file was truncated"))
+            why = "guest memory is gone (its file was truncated), or interrupts block"
+            self._on_end(FrontendError(why))
         else:
             self._connection.session.ring_broke(queue)
 

@@ -37,13 +37,6 @@ FORGED = {
 }
 """What a guest may say of its own receive buffer without having received a byte."""
 
-HARMLESS = [
-    ("high-fwd-cnt", Type.SEQPACKET),  # runs out of memory for one message
-    ("all-the-memory", Type.STREAM),
-    ("all-the-memory", Type.SEQPACKET),
-]
-"""Forged requests that nobody is hurt by today."""
-
 
 @pytest.fixture
 def pair(make_site):

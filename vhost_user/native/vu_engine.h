@@ -97,8 +97,9 @@ struct vu_engine_config {
  *			orderly end. The connection is gone
  * @VU_EV_BROKEN:	A device's ring broke the specification and is stopped;
  *			@port is the queue, @error the enum vu_err. With
- *			VU_ERR_FAULT @port is VU_QUEUE_ALL: all rings are
- *			stopped, all connections ended, the memory map is gone
+ *			VU_ERR_FAULT and VU_ERR_CALL @port is VU_QUEUE_ALL: all
+ *			rings are stopped, all connections ended, the memory map
+ *			is gone
  * @VU_EV_LIMIT:	A device met a limit; @port is the enum vu_limit,
  *			@up_bytes how often so far. Comes at most once a
  *			minute for each
@@ -175,6 +176,7 @@ struct vu_event {
  * @spins:	Times the engine entered a polling window
  * @spin_hits:	Times it found work in one
  * @events_lost: Events that no memory was left for
+ * @refused:	Clients of listeners that found no room
  */
 struct vu_engine_stats {
 	uint64_t conns;
@@ -182,6 +184,7 @@ struct vu_engine_stats {
 	uint64_t spins;
 	uint64_t spin_hits;
 	uint64_t events_lost;
+	uint64_t refused;
 };
 
 struct vu_engine;

@@ -11,6 +11,7 @@ import logging
 import struct
 from typing import TYPE_CHECKING, Final
 
+from vhost_user._native import lib
 from vhost_user.device import RING_FEATURES, SESSION_FEATURES
 from vhost_user.engine import (
     ALL_QUEUES,
@@ -181,6 +182,8 @@ class VsockDevice:
         if event.kind is EventKind.BROKEN:
             if event.port != ALL_QUEUES:
                 self._log_broken(event)
+            elif event.error == lib.VU_ERR_CALL:
+                log.warning("CID %d: a call eventfd is full and blocks", self.guest_cid)
             if self.on_ring_broke is not None:
                 self.on_ring_broke(event.port)
         if event.kind is EventKind.LIMIT:

@@ -111,6 +111,7 @@ void vu_engine_stats(struct vu_engine *e, struct vu_engine_stats *ret)
 	loop_enter(e);
 	e->stats.conns = e->core.conns;
 	e->stats.events_lost = e->core.outbox.lost;
+	e->stats.refused = e->core.refused;
 	*ret = e->stats;
 	loop_leave(e);
 }

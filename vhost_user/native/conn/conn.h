@@ -271,6 +271,7 @@ enum deadline { DEADLINE_DIAL, DEADLINE_LINGER, DEADLINE_ORPHAN };
  * @retrying:	Devices with connections that wait for a full listener
  * @thirsty:	Connections without credit
  * @thirsty_us:	Since when there is one
+ * @refused:	Clients of listeners that found no room
  * @slabs:	Where connections live
  * @free:	Slots without one
  * @buckets:	Guests' connections, by their addresses
@@ -291,6 +292,7 @@ struct core {
 	struct list retrying;
 	struct list thirsty;
 	uint64_t thirsty_us;
+	uint64_t refused;
 	struct outbox outbox;
 
 	struct vu_conn **slabs;

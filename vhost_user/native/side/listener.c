@@ -105,7 +105,7 @@ static void admit(struct vu_listener *l, int fd)
 	if (!outbox_crowded(l->outbox, l->core->max_conns))
 		c = conn_new(l->core, l->outbox);
 	if (!c) {
-		l->refused++;
+		l->core->refused++;
 		close(fd);
 		return;
 	}
@@ -115,7 +115,7 @@ static void admit(struct vu_listener *l, int fd)
 	/* fails on a unix socket, which has no use for it */
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 	if (socket_watch(c, &c->near, false)) {
-		l->refused++;
+		l->core->refused++;
 		conn_free(c);
 		return;
 	}

@@ -22,7 +22,6 @@ struct vu_listener {
 	struct core *core;
 	struct outbox_queue *outbox;
 	struct vu_target target;
-	uint64_t refused;
 	uint64_t tag;
 	uint32_t want;
 	int fd;
