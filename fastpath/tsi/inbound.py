@@ -50,7 +50,8 @@ from vhost_user.errors import StateError
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-    from fastpath.tsi.policy import Address, SandboxPolicy
+    from fastpath.tsi.addresses import Address
+    from fastpath.tsi.policy import SandboxPolicy
     from fastpath.tsi.protocol import Listen
     from vhost_user.engine import Event, SocketAddress
     from vhost_user.vsock.device import VsockDevice
