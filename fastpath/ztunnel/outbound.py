@@ -345,8 +345,11 @@ class SandboxRouter:
 
     async def resolve(self, query: bytes, *, tcp: bool) -> bytes | None:
         """Answer a DNS query of the guest's."""
-        namespace = self._client.workload.namespace
-        return await self._dns.resolve(query, namespace=namespace, tcp=tcp)
+        client = self._client
+        namespace = client.workload.namespace
+        return await self._dns.resolve(
+            query, namespace=namespace, tcp=tcp, sandbox=client.name
+        )
 
     def datagram_denied(self, peer: SocketAddress, denial: Denial) -> None:
         """The guest's datagrams to a peer are not carried."""
