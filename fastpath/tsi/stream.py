@@ -30,6 +30,8 @@ BURST: Final = 8192
 _READ_SIZE: Final = 16384
 _DRAIN_SIZE: Final = 65536
 _PAUSE_S: Final = 0.05
+_MESSAGES_AT_ONCE: Final = 64
+"""Messages that are handled before others have their turn."""
 
 
 class Pace:
@@ -106,12 +108,12 @@ class ControlStream:
         self._decoder = Decoder()
         self._pace = pace
         self._loop = asyncio.get_running_loop()
-        self._resume: asyncio.TimerHandle | None = None
+        self._resume: asyncio.Handle | None = None
         self._closed = False
         self._loop.add_reader(sock, self._read)
 
     def drain(self) -> None:
-        """Handle what the guest sent so far, as far as its pace allows."""
+        """Handle what the guest sent so far, as far as its pace and its turn allow."""
         left = _DRAIN_SIZE
         while left > 0 and not self._closed and self._resume is None:
             size = self._read()
@@ -162,18 +164,32 @@ class ControlStream:
         if not data:
             self._end(None)
             return 0
+        if not self._decode(data):
+            self._loop.remove_reader(self._sock)
+        return len(data)
+
+    def _decode(self, data: bytes) -> bool:
+        """Handle messages; False: there are more, `_go_on` has them later."""
+        handled = 0
         try:
             for message in self._decoder.feed(data):
                 self._pace.count()
                 self._on_message(message)
+                handled += 1
+                if self._closed or handled == _MESSAGES_AT_ONCE:
+                    break
         except ProtocolError as error:
             self.send(Refused(error.code, error.text).encode())
             self._end(error)
-        return len(data)
+        if self._closed or handled < _MESSAGES_AT_ONCE:
+            return True
+        self._resume = self._loop.call_soon(self._go_on)
+        return False
 
     def _go_on(self) -> None:
         self._resume = None
-        self._loop.add_reader(self._sock, self._read)
+        if self._decode(b"") and not self._closed:
+            self._loop.add_reader(self._sock, self._read)
 
     def _end(self, error: ProtocolError | None) -> None:
         if not self._closed:

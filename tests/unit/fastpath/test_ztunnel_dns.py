@@ -6,6 +6,7 @@ Queries and answers are read and written by dnspython, or by hand where they are
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import pathlib
 import secrets
@@ -711,6 +712,38 @@ def test_a_tcp_connection_is_served_until_it_ends():
         writer.close()
         await writer.wait_closed()
         assert resolver.stats().streams == 0
+
+    run(work)
+
+
+def test_queries_on_a_tcp_connection_take_turns_with_all_else():
+    """What has been read of it never waits: local names are answered at once."""
+
+    async def work(resolver, upstream):
+        ours, theirs = socket.socketpair()
+        wire = dns.message.make_query(WEB, "A").to_wire()
+        ours.send((len(wire).to_bytes(2) + wire) * 300)
+        resolver.serve(theirs, sandbox="a", namespace="shop")
+        seen = [0]
+        while seen[-1] < 300:
+            await asyncio.sleep(0)
+            seen.append(resolver.stats().local)
+        assert max(b - a for a, b in itertools.pairwise(seen)) <= 1
+        ours.close()
+
+    run(work)
+
+
+def test_a_tcp_query_longer_than_any_is_not_waited_for():
+    async def work(resolver, upstream):
+        ours, theirs = socket.socketpair()
+        resolver.serve(theirs, sandbox="a", namespace="shop")
+        reader, writer = await asyncio.open_connection(sock=ours)
+        writer.write(b"\xff\xff")
+        assert await reader.read() == b""
+        assert resolver.stats().malformed == 1
+        writer.close()
+        await writer.wait_closed()
 
     run(work)
 
