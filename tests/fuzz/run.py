@@ -29,7 +29,7 @@ COPY = ROOT / "build" / "fuzz"
 # Linked with all of native/ but the file of the same name, which the harness includes:
 # it calls what is static there. A header of the harness comes before all of them.
 C_HARNESSES = ["engine", "ring"]
-PYTHON_HARNESSES = ["session", "tsi"]
+PYTHON_HARNESSES = ["session", "tsi", "dns", "frames"]
 HARNESSES = [*C_HARNESSES, *PYTHON_HARNESSES]
 
 CFLAGS = shlex.split(
