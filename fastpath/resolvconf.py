@@ -68,6 +68,16 @@ def read(path: Path = PATH) -> ResolvConf:
         return ResolvConf()
 
 
+def kernel_parameters(conf: ResolvConf) -> str:
+    """What makes init write the same search list and options into a guest's file.
+
+    The words have no other characters than `parse` lets through, so none of them ends
+    a parameter.
+    """
+    lists = {"resolv_search": conf.search, "resolv_options": conf.options}
+    return " ".join(f"{name}={','.join(it)}" for name, it in lists.items() if it)
+
+
 def _is_address(text: str) -> bool:
     try:
         ipaddress.ip_address(text)

@@ -39,7 +39,6 @@ class Budget:
     def __init__(self, limit_s=LIMIT_S):
         slowness = min(_reference() for _ in range(5)) / REFERENCE_S
         self.limit_s = limit_s * max(1.0, slowness)
-        self.most_s = 0.0
 
     @contextlib.contextmanager
     def measured(self):
@@ -52,5 +51,4 @@ class Budget:
         finally:
             used = time.process_time() - begin
             gc.enable()
-        self.most_s = max(self.most_s, used)
         assert used <= self.limit_s, f"{used:.3f} s of CPU for one input"

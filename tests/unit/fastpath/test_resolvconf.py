@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastpath.resolvconf import ResolvConf, parse, read
+from fastpath.resolvconf import ResolvConf, kernel_parameters, parse, read
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,22 @@ def test_a_file_that_is_not_there_says_nothing(tmp_path):
 def test_any_file_is_read(text):
     found = parse(text)
     assert not any(set(each) & set(" \t\n") for each in found.search + found.options)
+
+
+def test_what_a_guest_is_told_are_kernel_parameters():
+    conf = parse("search a.example b\noptions ndots:2 attempts:1\n")
+    words = kernel_parameters(conf).split()
+    assert words == ["resolv_search=a.example,b", "resolv_options=ndots:2,attempts:1"]
+    assert kernel_parameters(ResolvConf()) == ""
+
+
+@given(st.text(st.sampled_from("search options timeout:1 \n\"',=.-;x")))
+def test_no_file_adds_a_kernel_parameter_of_its_own(text):
+    words = kernel_parameters(parse("search x\n" + text)).split()
+    assert [word.partition("=")[0] for word in words] in (
+        [],
+        ["resolv_search"],
+        ["resolv_options"],
+        ["resolv_search", "resolv_options"],
+    )
+    assert not any(set(word) & set("\"'") for word in words)

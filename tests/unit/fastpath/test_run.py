@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 from ipaddress import ip_address
 
 import pytest
@@ -109,3 +111,32 @@ def test_after_an_error_that_names_the_console_log_only_that_is_left():
     assert [path.name for path in folder.iterdir()] == [CONSOLE]
     (folder / CONSOLE).unlink()
     folder.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [("2001:db8::5", True), ("fd00::5", True), ("fe80::5", False), (None, False)],
+    ids=["global", "unique-local", "link-local", "no-route"],
+)
+def test_the_program_has_an_ipv6_address_where_this_host_reaches_ipv6(
+    monkeypatch, source, found
+):
+    class Probe:
+        def __init__(self, *args):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exc):
+            pass
+
+        def connect(self, address):
+            if source is None:
+                raise OSError(errno.ENETUNREACH, "no route")
+
+        def getsockname(self):
+            return source, 0, 0, 0
+
+    monkeypatch.setattr(socket, "socket", Probe)
+    assert run.reaches_ipv6() is found
