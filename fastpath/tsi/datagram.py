@@ -496,7 +496,7 @@ class _Stream:
             self._service.warn(f"no UDP socket: {error.strerror}")
             return
         flow.peers.add(peer.address)
-        if len(flow.peers) > PEERS:  # forget those that have no number any more
+        if len(flow.peers) > 2 * PEERS:  # forget those that have no number any more
             flow.peers.intersection_update(self._numbers)
         for last in (False, True):
             try:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import logging
 import struct
 import sys
 from pathlib import Path
@@ -41,20 +40,10 @@ with atheris.instrument_imports(include=["fastpath"]):
 
 from tests.fuzz.budget import Budget
 from tests.fuzz.input import Input
+from tests.fuzz.log import Errors
 
 NAMES = [b"\3web\4shop\0", b"\1a\4wild\0", b"\3web\0", b"\0", b"\7example\3com\0"]
 LONGEST_QUESTION = 12 + 255 + 4 + 11
-
-
-class Errors(logging.Handler):
-    """Whatever our code logs as an error is a finding."""
-
-    def __init__(self):
-        super().__init__(logging.ERROR)
-        self.lines = []
-
-    def emit(self, record):
-        self.lines.append(self.format(record))
 
 
 def bomb(kind, rdata):
@@ -109,8 +98,6 @@ class Target:
 
     def __init__(self):
         self.errors = Errors()
-        logging.getLogger().addHandler(self.errors)
-        logging.getLogger().setLevel(logging.ERROR)
         self.budget = Budget()
         self.loop = asyncio.new_event_loop()
         vip = NetworkAddress("", ipaddress.ip_address("10.96.0.10"))

@@ -27,7 +27,6 @@ import contextlib
 import errno
 import functools
 import ipaddress
-import logging
 import os
 import random
 import socket
@@ -61,6 +60,7 @@ with atheris.instrument_imports(include=["fastpath"]):
 
 from tests.fuzz.budget import Budget
 from tests.fuzz.input import Input
+from tests.fuzz.log import Errors
 from tests.fuzz.tsi_guest import (
     DATAGRAM,
     PEER,
@@ -89,17 +89,6 @@ CLIENTS = ["192.0.2.7", "192.0.2.8", "192.0.2.9", "198.51.100.1", "2001:db8::7"]
 VIP = "10.96.0.10"
 QUESTION = b"\3web\7default\0\0\1\0\1"
 QUERY = struct.pack("!HHHHHH", 77, 0x100, 1, 0, 0, 0) + QUESTION
-
-
-class Errors(logging.Handler):
-    """Whatever our code logs as an error is a finding."""
-
-    def __init__(self):
-        super().__init__(logging.ERROR)
-        self.lines = []
-
-    def emit(self, record):
-        self.lines.append(self.format(record))
 
 
 class World:
@@ -511,8 +500,6 @@ class Target:
     def __init__(self):
         self.budget = Budget(PROGRAM_S)
         self.errors = Errors()
-        logging.getLogger().addHandler(self.errors)
-        logging.getLogger().setLevel(logging.ERROR)
         self.metrics = Metrics()
         self.policies = [
             replace(
