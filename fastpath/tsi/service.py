@@ -320,7 +320,8 @@ class TsiService:
     def _handle_token(self, event: Event) -> None:
         agent = self._agents.get(event.port // _RANGE_SIZE)
         if event.kind is EventKind.REQUEST and agent and agent.stream:
-            agent.stream.drain()  # its ROUTE was sent first
+            owner, token = agent, event.port
+            agent.stream.drain(lambda: token < owner.next_token)  # its ROUTE came first
         destination = self._live.get(event.conn) or self._tokens.get(event.port)
         if event.kind is EventKind.REQUEST:
             self._request(event.conn, event.port, destination)
