@@ -218,10 +218,16 @@ def is_answer(query: Query, number: int, wire: bytes) -> bool:
         raise MalformedError(f"an answer of {len(wire)} bytes")
     _, flags, questions, *_ = _HEADER.unpack_from(wire)
     end = _HEADER.size + len(query.question)
-    same = wire[_HEADER.size : end].lower() == query.question.lower()
+    same = _folded(wire[_HEADER.size : end]) == _folded(query.question)
     if flags & (QR | _OPCODE) != QR or questions != 1 or not same:
         raise MalformedError("it is no answer to what was asked")
     return True
+
+
+def _folded(question: bytes) -> bytes:
+    """A question with its name in small letters (RFC 4343); type and class stay."""
+    end = len(question) - _QUESTION.size
+    return question[:end].lower() + question[end:]
 
 
 def rcode(wire: bytes) -> int:

@@ -530,6 +530,27 @@ def test_an_answer_of_any_shape_costs_no_more_than_its_bytes():
     run(work, lambda query, tcp: query.to_wire()[:2] + left.pop()[2:60000])
 
 
+@pytest.mark.parametrize(
+    "question",
+    [
+        b"\1x\7example\0\0\x61\0\1",  # type 97: 65 in small letters
+        b"\1x\7example\0\0\x41\0\2",
+        b"\1y\7example\0\0\x41\0\1",
+        b"\1x\7example\0\0\x41",
+    ],
+    ids=["type", "class", "name", "cut-off"],
+)
+def test_an_answer_to_another_question_is_none(question):
+    def respond(query, tcp):
+        return query.to_wire()[:2] + b"\x81\x80\0\1\0\0\0\0\0\0" + question
+
+    async def work(resolver, upstream):
+        query = dns.message.make_query("X.example", "HTTPS")
+        assert (await ask(resolver, query)).rcode() == dns.rcode.SERVFAIL
+
+    run(work, respond)
+
+
 def test_an_answer_goes_to_the_guest_as_it_came():
     """But for its id and the question, which are the guest's own."""
     junk = b"\xc0\x0c" + b"\xff" * 400
