@@ -33,7 +33,7 @@ C_FILES  := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
             bench/guest/*.[ch] bench/host/*.c)
 
 .PHONY: setup packages compare test lint types unit conformance \
-        conformance-doc sanitize tsan netns vm vm-nightly compat-doc frontends \
+        conformance-doc policy-doc sanitize tsan netns vm vm-nightly compat-doc frontends \
         vsock-test fuzz bench bench-short soak image clean
 
 compare: setup image
@@ -84,6 +84,10 @@ conformance: setup
 # docs/conformance.md from the requirements and the tests' marks.
 conformance-doc: setup
 	$(BIN)/python -m tests.conformance.doc
+
+# The tables of docs/tsi-policy.md, from the code that decides.
+policy-doc: setup
+	$(BIN)/python -m tests.policy_doc
 
 # docs/tsi-compat.md from the table that test_tsi_differential.py goes by.
 compat-doc: setup

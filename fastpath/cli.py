@@ -41,6 +41,8 @@ app = typer.Typer(
 )
 image_app = typer.Typer(help="MicroVM images.", no_args_is_help=True)
 app.add_typer(image_app, name="image")
+policy_app = typer.Typer(help="A sandbox's policy.", no_args_is_help=True)
+app.add_typer(policy_app, name="policy")
 
 # typer exports one kind of usage error; its base is that of all of them.
 _UsageError: Final = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
@@ -288,6 +290,23 @@ def doctor() -> int:
             for more in (needed, f"mend: {check.mend}"):
                 console.print(Text(f"     {more}"), soft_wrap=True)
     return 1 if missing else 0
+
+
+@policy_app.command("check")
+def policy_check(
+    file: Annotated[Path, typer.Argument(help="See docs/tsi-policy.md.")],
+    would: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS:PORT", help="Explain what it says of this one."),
+    ] = None,
+) -> int:
+    """Check a policy file, and explain what it decides on a destination.
+
+    The exit status is 1 when the destination is denied, 2 when the file is wrong.
+    """
+    from fastpath import policy_check as checker
+
+    return checker.run(file, would)
 
 
 @image_app.command("build")

@@ -24,11 +24,13 @@ import errno
 import ipaddress
 import os
 import signal
+import socket
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from fastpath import resolvconf
 from fastpath.deadline import Deadline, TimedOut
 from fastpath.errors import FastpathError
 from fastpath.progress import build_image
@@ -83,6 +85,9 @@ PIPE_GRACE_S: Final = 1.0
 
 POD_IP: Final = ipaddress.ip_address("10.200.1.2")
 """What the program sees as its own address; it is never on a wire."""
+POD_IPV6: Final = ipaddress.ip_address("fd6f:5c1e:9b2a::2")
+"""The same, where this host reaches IPv6: else look-ups with AI_ADDRCONFIG would find
+addresses that nothing leads to, and where it does, none that it has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,8 +229,20 @@ def _prepare_and_run(options: Options, deadline: Deadline) -> int:
             cpus=options.cpus,
             qemu=options.qemu,
             kernel=options.kernel,
+            append=resolvconf.kernel_parameters(resolvconf.read()),
         )
         return asyncio.run(_Run(options, spec, folder, deadline).main())
+
+
+def reaches_ipv6() -> bool:
+    """Whether this host has a route to the IPv6 internet; nothing is sent."""
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe,
+    ):
+        probe.connect(("2001:4860::", 9))  # any address of 2000::/3
+        return not ipaddress.ip_address(probe.getsockname()[0]).is_link_local
+    return False
 
 
 class _Run:
@@ -320,7 +337,7 @@ class _Run:
             name="run",
             socket=self._vsock,
             cid=GUEST_CID,
-            addresses=(POD_IP,),
+            addresses=(POD_IP, POD_IPV6) if reaches_ipv6() else (POD_IP,),
             uds_path=self._uds_path,
             publish=options.publish,
             egress=None if options.policy else egress,

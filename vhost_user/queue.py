@@ -220,6 +220,8 @@ class QueueDevice:
         self._running: dict[int, Queue] = {}
         self._bases: dict[int, int] = {}
         self._config = b""
+        self._given_up = 0
+        """Rings that a guest broke."""
 
     def process(self, queue: int, chain: Chain) -> int:
         """Do what `chain` of ring `queue` asks for; return the bytes written into it.
@@ -282,7 +284,11 @@ class QueueDevice:
             queue.flush()
             queue.rearm()
         except (GuestError, FrontendError, OSError) as error:
-            log.warning("ring %d is given up: %s", index, error)
+            self._given_up += 1
+            if self._given_up & (self._given_up - 1) == 0:  # 1, 2, 4, ...: it can reset
+                log.warning(  # its device for ever
+                    "ring %d is given up: %s (%d so far)", index, error, self._given_up
+                )
             self.stop_ring(index)
             if self.on_ring_broke is not None:
                 self.on_ring_broke(index)

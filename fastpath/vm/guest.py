@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import itertools
 import os
 import signal
 import socket
@@ -37,8 +38,14 @@ HEADER = struct.Struct("<II")
 FRAME_MAX = 128 * 1024
 """Longest payload, bytes."""
 STDIN_CHUNK = 32 * 1024
+WAIT_STATUS_MAX = 0xFFFF
+"""Of a process that ended: exit status, signal, and whether it left a core."""
 KILL_S = 5.0
 """How long a command that was given up may take to die."""
+FRAMES_AT_ONCE = 64
+"""Frames that are acted on before other tasks have their turn."""
+TEXT_MAX = 1000
+"""Longest text of the guest's that is shown, characters."""
 SOCKET_PATH_MAX = 107
 """Longest path of a unix socket, bytes."""
 
@@ -247,12 +254,14 @@ class Guest:
         """Act on frames until the stream ends."""
         why = "it ended the control stream"
         try:
-            while True:
+            for count in itertools.count(1):
                 kind, length = HEADER.unpack(await reader.readexactly(HEADER.size))
                 if length > FRAME_MAX:
                     why = f"it sent a frame of {length} bytes"
                     break
                 await self._on_frame(kind, await reader.readexactly(length))
+                if count % FRAMES_AT_ONCE == 0:
+                    await asyncio.sleep(0)  # what is read already never waits
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         except (struct.error, ValueError) as error:
@@ -285,7 +294,7 @@ class Guest:
             else:
                 run.ended.set_exception(run.sink_error)
         elif kind == Frame.ERROR:
-            why = payload.decode(errors="replace") + last_words(self._console)
+            why = printable(payload) + last_words(self._console)
             run.ended.set_exception(FastpathError("microVM", why))
         else:
             raise ValueError(f"unknown frame {kind}")
@@ -369,7 +378,16 @@ def decode_ready(payload: bytes) -> GuestInfo:
     parts = payload[4:].split(b"\0")
     if version != INIT_VERSION or len(parts) != 3:
         raise ValueError(f"init speaks version {version}, not {INIT_VERSION}")
-    return GuestInfo(version, parts[0].decode(), parts[1].decode())
+    return GuestInfo(version, printable(parts[0]), printable(parts[1]))
+
+
+def printable(text: bytes) -> str:
+    """What a guest says, fit for a terminal: of bounded length, nothing but text."""
+    decoded = text[: 4 * TEXT_MAX].decode(errors="replace")
+    spaced = " ".join(decoded.split())
+    return "".join(
+        c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in spaced
+    )[:TEXT_MAX]
 
 
 def shell_status(status: int) -> int:
@@ -378,5 +396,7 @@ def shell_status(status: int) -> int:
     Raises:
         ValueError: the status is of no process that ended.
     """
+    if status > WAIT_STATUS_MAX:
+        raise ValueError(f"{status:#x} is no wait status")
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code

@@ -178,6 +178,7 @@ class AccessLog:
 
     def _write_all(self) -> None:
         """Run the thread, which owns the file."""
+        lost, told = 0, 0
         while (batch := self._batches.get()) is not None:
             data = "".join(f"{format_line(*line)}\n" for line in batch).encode()
             try:
@@ -185,7 +186,10 @@ class AccessLog:
                 while data:
                     data = data[os.write(self._fd, data) :]
             except OSError as exc:
-                _log.warning("access log: %d lines lost: %s", len(batch), exc)
+                lost += len(batch)
+                if lost >= 2 * told:  # a guest can cause batches for ever
+                    told = lost
+                    _log.warning("access log: %d lines lost so far: %s", lost, exc)
             with self._lock:
                 self._queued -= len(batch)
         os.close(self._fd)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Self
 
 from fastpath.errors import FastpathError
 from fastpath.tsi.datagram import DatagramService
+from fastpath.tsi.policy import ISTIO_PORTS
 from fastpath.tsi.policyfile import PolicyWatch
 from fastpath.tsi.service import TsiService
 from fastpath.ztunnel import config as configuration
@@ -112,6 +113,9 @@ class Ztunnel:
         self._capture = capture
         self._outbound: Outbound
         self._watches: dict[str, PolicyWatch] = {}
+        self._ports = set(ISTIO_PORTS)
+        """Those that no sandbox may reach on the host: of any ztunnel, and ours."""
+        self._clients: Clients
         self._engine: Engine
         self._ready = False
         self._stack = contextlib.AsyncExitStack()
@@ -187,12 +191,14 @@ class Ztunnel:
         capture = self._capture
         if capture is None and own.outbound:
             capture = listener.transparent(own.outbound.tproxy)
+            self._ports.add(capture.getsockname()[1])
         self._stack.callback(_close, capture)
         address = capture.getsockname()[:2] if capture else None
+        self._ports |= {it.port for it in (own.metrics, own.readiness) if it}
         routes = Routes(self.config, listener=address)
-        clients = Clients(
-            self.config, {name: watch.policy for name, watch in self._watches.items()}
-        )
+        policies = {name: watch.policy for name, watch in self._watches.items()}
+        clients = Clients(self.config, policies, ports=self._ports)
+        self._clients = clients
         dns = Dns(self.config)
         self._stack.push_async_callback(dns.close)
         self._engine = await self._stack.enter_async_context(
@@ -208,7 +214,7 @@ class Ztunnel:
         self._stack.callback(outbound.close)
         for sandbox in own.sandboxes:
             client = clients.sandbox(sandbox.name)
-            client.policy = self._within_share(sandbox.name, client.policy)
+            client.policy = self._policy_of(sandbox.name, client.policy)
             self.sandboxes[sandbox.name] = await self._start_sandbox(
                 sandbox,
                 SandboxRouter(outbound, client, dns),
@@ -227,6 +233,16 @@ class Ztunnel:
         )
         self._start_admin(access_log)
         self._announce_policies()
+
+    def _policy_of(self, name: str, policy: SandboxPolicy) -> SandboxPolicy:
+        """What holds for a sandbox by a policy: in its surroundings, within its share.
+
+        Args:
+            name: the sandbox's.
+            policy: as its file has it.
+        """
+        client = self._clients.sandbox(name)
+        return self._within_share(name, self._clients.for_client(client, policy))
 
     def _share(self) -> int:
         """Connections and UDP sockets that each sandbox, and the captured, can have.
@@ -314,7 +330,7 @@ class Ztunnel:
         await _listen(backend, sandbox.socket)
         if watch := self._watches.get(sandbox.name):
             watch.start(
-                lambda new: service.set_policy(self._within_share(sandbox.name, new)),
+                lambda new: service.set_policy(self._policy_of(sandbox.name, new)),
                 lambda good: self.metrics.reloaded(sandbox.name, good=good),
             )
         return RunningSandbox(device, backend, service, datagrams, hybrid)
@@ -338,6 +354,7 @@ class Ztunnel:
                 continue
             server = AdminServer(address, self.metrics.text, lambda: self._ready)
             self._stack.callback(server.close)
+            self._ports.add(server.port)  # port 0 was any
             self.admin.append(server)
 
     def _announce_policies(self) -> None:

@@ -33,7 +33,6 @@ WAIT_S = 3
 """How long an answer may take that nothing holds up."""
 
 
-
 @contextlib.contextmanager
 def stuck(fd):
     """Have writes to an eventfd wait, whatever the back-end made it; then let go."""
@@ -209,8 +208,6 @@ MAKE = [pipe, stream, file, poll]
             request,
             make,
             id=f"{request.name.lower()}-{make.__name__}",
-            # what epoll doesn't take is no kick today either
-            marks=() if (request, make) == (Request.SET_VRING_KICK, file) else E1,
         )
         for request in (
             Request.SET_VRING_CALL,
@@ -218,6 +215,8 @@ MAKE = [pipe, stream, file, poll]
             Request.SET_VRING_KICK,
         )
         for make in MAKE
+        # user-mode Linux is interrupted by a pipe: vhost_user/pipecall.py
+        if (request, make) != (Request.SET_VRING_CALL, pipe)
     ],
 )
 def test_a_ring_takes_nothing_but_an_eventfd(guest, request_, make):

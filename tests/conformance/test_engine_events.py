@@ -82,7 +82,7 @@ def test_a_handler_that_takes_events_itself_loses_none_and_repeats_none(host, tm
         until_counted(host.engine, 6)
 
     host.call(host.engine.deliver)
-    host.engine._handlers[relay.handle._listener] = on_event
+    host.engine._handlers[relay.handle.id] = on_event
     host.call(close_six)
 
     def settled():

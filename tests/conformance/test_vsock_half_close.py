@@ -12,6 +12,7 @@ followed by a VIRTIO_VSOCK_OP_RST response from the peer."
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import socket
 from dataclasses import dataclass
 
@@ -68,6 +69,13 @@ TABLE = [
     Row(BOTH, "reads", BOTH, ends=True),
     Row(BOTH, "close", BOTH, ends=True),
     Row(BOTH, "reset", BOTH, ends=True),
+]
+
+HOST_FIRST = [
+    dataclasses.replace(row, told=SEND)  # a guest that receives no more isn't told
+    if (row.guest, row.host) == (RECEIVE, "writes")
+    else row
+    for row in TABLE
 ]
 
 TCP_TABLE = [
@@ -192,7 +200,7 @@ def test_the_guest_is_told_what_the_host_then_ended(host, guest, link, row, pair
 
 @SHUTDOWN
 @pytest.mark.parametrize("kind", Type, ids=lambda kind: kind.name.lower())
-@pytest.mark.parametrize("row", cases(TABLE))
+@pytest.mark.parametrize("row", cases(HOST_FIRST))
 def test_the_order_in_which_both_end_makes_no_difference(host, guest, link, row, kind):
     conn, sock = link(UNIX, kind=kind)
     check(host, guest, conn, sock, row, host_first=True)

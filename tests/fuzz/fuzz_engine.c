@@ -8,8 +8,8 @@
  * libFuzzer's bytes are a program of small steps: put a packet on the TX ring
  * in any layout, offer RX buffers of any size, scribble over ring memory,
  * answer a held connection, act on the host's end of one, restart a ring, turn
- * the engine. Two guests, siblings, take such steps. engine.c is included, so
- * that its turn() runs here, on this thread, and an input always does the same.
+ * the engine. Two guests, siblings, take such steps. The engine
+ * takes its turns here, on this thread, so that an input always does the same.
  *
  * Packets are biased towards the few ports and lengths where the protocol
  * happens; every field can still be anything. What must hold: no sanitizer
@@ -30,7 +30,7 @@
 #include <linux/virtio_ring.h>
 #include <linux/virtio_vsock.h>
 
-#include "../../vhost_user/native/engine.c"
+#include "engine/engine.h"
 #include "input.h"
 
 #define NUM	 64
@@ -52,7 +52,7 @@
 
 /* Off while the engine drops and acknowledges (E15): the fuzzer finds that at
  * once */
-#define ACKNOWLEDGED_IS_TAKEN false
+#define ACKNOWLEDGED_IS_TAKEN true
 
 /* Our half of a host socket */
 struct host_end {
@@ -399,7 +399,7 @@ static void engine_step(struct world *w)
 	pthread_mutex_lock(&w->e->lock);
 	for (unsigned i = 0; i < 4; i++) {
 		poll_epoll(w->e);
-		turn(w->e);
+		loop_turn(w->e);
 	}
 	pthread_mutex_unlock(&w->e->lock);
 }

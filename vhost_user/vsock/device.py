@@ -18,6 +18,7 @@ from vhost_user.engine import (
     DEFAULT_BUF_ALLOC,
     DEFAULT_MAX_CONNS,
     DEFAULT_MAX_QUEUED_BYTES,
+    MAX_QUEUE_SIZE,
     Event,
     EventKind,
     Limit,
@@ -42,7 +43,7 @@ TX_QUEUE: Final = 1
 EVENT_QUEUE: Final = 2
 """Transport events; QEMU's vhost-user-vsock keeps it for itself."""
 
-DEFAULT_QUEUE_SIZE: Final = 1024
+DEFAULT_QUEUE_SIZE: Final = MAX_QUEUE_SIZE
 """Entries of the largest ring that a device takes if it isn't told; at most
 `MAX_QUEUE_SIZE`."""
 

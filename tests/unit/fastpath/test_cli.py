@@ -90,7 +90,11 @@ def test_ctrl_c_is_exit_status_130(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["run"], ["compare"], ["doctor"], ["ztunnel"], ["image", "build"]]
+    "command",
+    [
+        *([], ["run"], ["compare"], ["doctor"], ["ztunnel"], ["image", "build"]),
+        ["policy", "check"],
+    ],
 )
 def test_each_command_has_help(command, capsys):
     assert cli.invoke([*command, "--help"]) == 0

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import multiprocessing
 import os
 import signal
+import socket
 import tempfile
 import time
 from ipaddress import ip_address
@@ -307,3 +309,32 @@ def test_a_guest_that_does_not_boot_says_what_its_console_said_last(
 def test_a_boot_may_take_longer_under_tcg():
     assert Accelerator("kvm", "").boot_timeout_s == 30
     assert Accelerator("tcg", "").boot_timeout_s == 180
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [("2001:db8::5", True), ("fd00::5", True), ("fe80::5", False), (None, False)],
+    ids=["global", "unique-local", "link-local", "no-route"],
+)
+def test_the_program_has_an_ipv6_address_where_this_host_reaches_ipv6(
+    monkeypatch, source, found
+):
+    class Probe:
+        def __init__(self, *args):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exc):
+            pass
+
+        def connect(self, address):
+            if source is None:
+                raise OSError(errno.ENETUNREACH, "no route")
+
+        def getsockname(self):
+            return source, 0, 0, 0
+
+    monkeypatch.setattr(socket, "socket", Probe)
+    assert run.reaches_ipv6() is found

@@ -180,12 +180,13 @@ static void retire(struct credit *c)
 enum credit_note credit_note(struct credit *c, uint32_t fwd_cnt,
 			     uint32_t buf_alloc)
 {
+	uint32_t more = fwd_cnt - c->peer_fwd_cnt;
+
 	if (buf_alloc > CREDIT_WINDOW_MAX)
 		buf_alloc = CREDIT_WINDOW_MAX;
-	if (after(fwd_cnt, c->tx_cnt))
-		return CREDIT_LIE;
-	if (after(c->peer_fwd_cnt, fwd_cnt) ||
-	    (fwd_cnt == c->peer_fwd_cnt && buf_alloc == c->peer_buf_alloc))
+	if (more > c->tx_cnt - c->peer_fwd_cnt) /* not what is in flight */
+		return -more <= CREDIT_WINDOW_MAX ? CREDIT_SAME : CREDIT_LIE;
+	if (!more && buf_alloc == c->peer_buf_alloc)
 		return CREDIT_SAME;
 	c->peer_fwd_cnt = fwd_cnt;
 	c->peer_buf_alloc = buf_alloc;
