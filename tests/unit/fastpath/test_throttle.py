@@ -19,6 +19,7 @@ NOT_A_GUESTS = {
     "tsi/policyfile.py:_read": "once for each content of the host's file",
     "ztunnel/process.py:_within_share": "once for each policy",
     "ztunnel/process.py:_announce_policies": "once, at the start",
+    "ztunnel/access_log.py:_follow": "once for each rename of the host's file",
     "ztunnel/access_log.py:close": "once, at the end",
     "ztunnel/access_log.py:_write_all": "each time twice as many are lost",
 }
