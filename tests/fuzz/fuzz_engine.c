@@ -24,8 +24,11 @@
 
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <linux/virtio_ring.h>
 #include <linux/virtio_vsock.h>
@@ -398,7 +401,7 @@ static void engine_step(struct world *w)
 {
 	pthread_mutex_lock(&w->e->lock);
 	for (unsigned i = 0; i < 4; i++) {
-		poll_epoll(w->e);
+		loop_look(w->e);
 		loop_turn(w->e);
 	}
 	pthread_mutex_unlock(&w->e->lock);

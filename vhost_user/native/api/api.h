@@ -3,7 +3,8 @@
  * api.h - what Python calls; vu.h is its manual
  *
  * engine.c	an engine, from start to end
- * device.c	its devices and their rings
+ * device.c	its devices
+ * rings.c	their rings
  * route.c	which far side a device's ports have
  * listener.c	listening sockets
  * conn.c	connections
@@ -17,6 +18,9 @@
 #define API_H
 
 #include "engine/engine.h"
+
+/* Ids are a slot and a number that no other device had */
+#define DEVICE_SLOT(dev) ((dev) % VU_MAX_DEVICES)
 
 /**
  * dev_fn - Something to do with a device

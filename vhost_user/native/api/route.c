@@ -110,7 +110,7 @@ int vu_dev_unroute_from(struct vu_engine *e, uint32_t dev, uint32_t first)
 static int64_t add_sibling(struct vu_engine *e, struct vu_dev *d, void *arg)
 {
 	uint32_t id = *(uint32_t *)arg;
-	struct vu_dev *other = e->devs[id % VU_MAX_DEVICES];
+	struct vu_dev *other = e->devs[DEVICE_SLOT(id)];
 
 	return other && other->id == id ? sibling_add(d, other) : -VU_ERR_GONE;
 }

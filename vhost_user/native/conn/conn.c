@@ -5,9 +5,8 @@
  * Theory of operation
  * ===================
  *
- * How a connection begins is its sides' business (side/target.c, vsock/tx.c).
- * When bytes may flow is said here, and when it is over: by the states of its
- * two pipes, in one table.
+ * How a connection begins is its sides' business (side/target.c, vsock/tx.c),
+ * and that it is over is said by its pipes (flow.c) or its sides.
  *
  * Whatever ends a connection, three hear of it, in this order: Python by an
  * event, the far side, the near side.
@@ -19,43 +18,6 @@
 
 #include "base/clock.h"
 #include "conn/conn.h"
-
-/**
- * enum verdict - What the states of two pipes mean
- * @STAYS:	The connection goes on
- * @FINISHES:	Both directions are done, and the near side was told so by
- *		their ends: all that is left to it is to let go
- * @IS_OVER:	Both are done, and it wants, or has, to hear that it is over
- */
-enum verdict { STAYS, FINISHES, IS_OVER };
-
-/*
- * By the state of up, then of down. VIRTIO 1.2 section 5.10.6.5 "Stream
- * Sockets": "VIRTIO_VSOCK_SHUTDOWN_F_RECEIVE bit 0 set indicates that the peer
- * will not receive any more data", "F_SEND bit 1 set indicates that the peer
- * will not send any more data". "These hints are permanent once sent". "Clean
- * disconnect is achieved by one or more VIRTIO_VSOCK_OP_SHUTDOWN packets that
- * indicate no more data will be sent and received, followed by a
- * VIRTIO_VSOCK_OP_RST response from the peer."
- *
- *	guest said	far side said	up	down
- *	-		-		FLOWS	FLOWS
- *	SEND		-		ENDED	FLOWS	(ENDING while bytes are
- *kept) RECEIVE		-		FLOWS	BROKEN SEND, RECEIVE	-
- *ENDED	BROKEN	close(): a RST answers -		end		FLOWS
- *ENDED SEND		end		ENDED	ENDED	we say both, a RST
- *answers RECEIVE		end		FLOWS	BROKEN	it may still
- *send -		takes no more	BROKEN	FLOWS	told RECEIVE -
- *both		BROKEN	ENDED	told both, a RST answers SEND		takes no
- *more	ENDED	FLOWS	(BROKEN if bytes are lost) RECEIVE		takes no
- *more	BROKEN	BROKEN	nothing is left: a RST
- */
-static const uint8_t verdicts[PIPE_STATES][PIPE_STATES] = {
-    [PIPE_FLOWS] = {STAYS, STAYS, STAYS, STAYS},
-    [PIPE_ENDING] = {STAYS, STAYS, STAYS, STAYS},
-    [PIPE_ENDED] = {STAYS, STAYS, FINISHES, IS_OVER},
-    [PIPE_BROKEN] = {STAYS, STAYS, FINISHES, IS_OVER},
-};
 
 /**
  * conn_wake() - A connection has something to do
@@ -205,6 +167,18 @@ void conn_drop(struct vu_conn *c, int error)
 }
 
 /**
+ * conn_finish() - Both directions of a connection ended in good order
+ * @c:		Connection; all that is left is that the near side lets go
+ */
+void conn_finish(struct vu_conn *c)
+{
+	report(c, 0);
+	close_far(c, 0);
+	list_del(&c->run);
+	c->near.ops->finished(c);
+}
+
+/**
  * conn_misfit() - End a connection whose message can't be delivered
  * @c:		Connection; gone afterwards, or as good as
  * @error:	errno
@@ -214,29 +188,6 @@ void conn_misfit(struct vu_conn *c, int error)
 	if (c->near.ops->misfit)
 		c->near.ops->misfit(c);
 	conn_abort(c, error);
-}
-
-/**
- * conn_settle() - End a connection if its pipes say so
- * @c:		Connection, bytes flow; may be gone afterwards
- *
- * Between two guests neither decides for the other: that ends by their RSTs.
- */
-void conn_settle(struct vu_conn *c)
-{
-	uint8_t verdict = verdicts[c->up.state][c->down.state];
-
-	if (c->twin || verdict == STAYS)
-		return;
-	/* EPIPE: it has closed in good order, and the guest knows */
-	if (verdict == IS_OVER || (c->error && c->error != EPIPE)) {
-		conn_abort(c, c->error);
-		return;
-	}
-	report(c, 0);
-	close_far(c, 0);
-	list_del(&c->run);
-	c->near.ops->finished(c);
 }
 
 /**
@@ -261,7 +212,8 @@ void conn_forsake(struct vu_conn *c, int error)
 	if (c->twin)
 		close_far(c, error);
 	c->dev = NULL;
-	conn_set(c, CONN_DEAD);
+	if (c->state != CONN_DEAD)
+		conn_set(c, CONN_DEAD);
 	conn_rename(c);
 	list_add(&c->core->forsaken, &c->run);
 }
@@ -280,28 +232,4 @@ void conn_reap(struct core *core, unsigned most)
 		close_far(c, ECONNRESET);
 		conn_free(c);
 	}
-}
-
-/* ---- turns ---- */
-
-/**
- * conn_run() - Move a connection's bytes for one turn
- * @c:		Connection from the run list; may be gone afterwards
- *
- * Between two guests the bytes for a guest are in the pipe of the other's.
- */
-void conn_run(struct vu_conn *c)
-{
-	if (!conn_flows(c))
-		return;
-	if (c->twin) {
-		if (c->state == CONN_OPEN && conn_flows(c->twin))
-			pipe_run(c->twin, &c->twin->up);
-		return;
-	}
-	pipe_run(c, &c->up);
-	if (conn_flows(c))
-		pipe_run(c, &c->down);
-	if (conn_flows(c))
-		conn_settle(c);
 }

@@ -2,9 +2,13 @@
 /*
  * conn.h - a connection: two sides, and two pipes between them
  *
+ * Each file knows only those above it:
+ *
+ * state.c	the one door through which a connection changes its state
  * table.c	where connections are: slabs, ids, the hash by addresses
- * pipe.c	one direction: bytes that wait, and how it ends
  * conn.c	the life of a connection
+ * pipe.c	one direction: bytes that wait, and how it ends
+ * flow.c	turns, and when it is over
  *
  * The near side opened the connection, the far side was asked for. Up is near
  * to far, down is far to near.
@@ -329,6 +333,17 @@ struct vu_conn *conn_find(const struct core *core, const struct vu_dev *d,
 int conn_hash(struct vu_conn *c);
 void conn_unhash(struct vu_conn *c);
 
+/* conn.c */
+void conn_wake(struct vu_conn *c);
+void conn_post(struct vu_conn *c, enum vu_event_kind kind, int error);
+void conn_opened(struct vu_conn *c);
+void conn_abort(struct vu_conn *c, int error);
+void conn_drop(struct vu_conn *c, int error);
+void conn_finish(struct vu_conn *c);
+void conn_misfit(struct vu_conn *c, int error);
+void conn_forsake(struct vu_conn *c, int error);
+void conn_reap(struct core *core, unsigned most);
+
 /* pipe.c */
 struct side *pipe_source(struct vu_conn *c, const struct pipe *p);
 struct side *pipe_sink(struct vu_conn *c, const struct pipe *p);
@@ -340,16 +355,7 @@ void pipe_end(struct vu_conn *c, struct pipe *p);
 void pipe_break(struct vu_conn *c, struct pipe *p, int error);
 void pipe_run(struct vu_conn *c, struct pipe *p);
 
-/* conn.c */
-void conn_wake(struct vu_conn *c);
+/* flow.c */
 void conn_run(struct vu_conn *c);
-void conn_settle(struct vu_conn *c);
-void conn_post(struct vu_conn *c, enum vu_event_kind kind, int error);
-void conn_opened(struct vu_conn *c);
-void conn_abort(struct vu_conn *c, int error);
-void conn_drop(struct vu_conn *c, int error);
-void conn_misfit(struct vu_conn *c, int error);
-void conn_forsake(struct vu_conn *c, int error);
-void conn_reap(struct core *core, unsigned most);
 
 #endif /* CONN_H */

@@ -161,12 +161,12 @@ static void collect(struct vu_engine *e, const struct epoll_event *events,
 }
 
 /**
- * look() - Look at epoll without blocking
+ * loop_look() - Look at epoll without blocking
  * @e:		Engine
  *
  * Returns: true if it had something
  */
-static bool look(struct vu_engine *e)
+bool loop_look(struct vu_engine *e)
 {
 	struct epoll_event events[EVENTS];
 	int n = epoll_wait(e->core.epoll_fd, events, EVENTS, 0);
@@ -239,16 +239,16 @@ static void wait_for_work(struct vu_engine *e, bool more)
 	uint64_t start;
 
 	if (more || !list_empty(&e->core.run) || poll_pending(e)) {
-		look(e);
+		loop_look(e);
 		return;
 	}
 	if (p->window_us && !p->skip) {
-		if (poll_spin(e, look))
+		if (poll_spin(e, loop_look))
 			return;
 		spun = true;
 	}
 	if (poll_give_way(e)) {
-		look(e);
+		loop_look(e);
 		return;
 	}
 	if (!p->max_us) {

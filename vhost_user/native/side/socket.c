@@ -1,17 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * socket.c - sides that are sockets: what all have in common; streams
+ * socket.c - sides that are sockets: what all have in common
  *
  * Theory of operation
  * ===================
  *
  * A socket is registered with epoll once, edge-triggered, so that no system
  * call follows a change of interest. Then:
- *
- * Reading. A short read means that the socket is empty, and saves the read that
- * would find EAGAIN; but not where something else stops a read: a FIN or error
- * behind the bytes (EPOLLRDHUP, EPOLLHUP, EPOLLERR), urgent or out-of-band data
- * (EPOLLPRI), a message with descriptors (MSG_CTRUNC: we take none).
  *
  * Writing. Most sockets are never full, and each peer's read would wake us for
  * nothing: one is watched for room from the first time that it was full.
@@ -50,17 +45,6 @@ enum socket_error socket_error(int error)
 			return meanings[i].meaning;
 	}
 	return SOCKET_GONE;
-}
-
-/**
- * socket_ops() - Which kind of socket does a connection have?
- * @c:		Connection
- *
- * Returns: its operations
- */
-const struct side_ops *socket_ops(const struct vu_conn *c)
-{
-	return c->type == SEQPACKET ? &socket_message : &socket_stream;
 }
 
 /* ---- epoll ---- */
@@ -219,25 +203,6 @@ ssize_t socket_send(struct vu_conn *c, struct side *s, const struct iovec *iov,
 	}
 }
 
-/**
- * stream_give() - Write bytes
- * @c:		Connection
- * @s:		Its side
- * @iov:	Bytes
- * @n_iov:	Segments
- * @len:	How many bytes
- * @flags:	0
- *
- * Returns: as side_ops.give
- */
-static ssize_t stream_give(struct vu_conn *c, struct side *s,
-			   const struct iovec *iov, unsigned n_iov, size_t len,
-			   uint32_t flags)
-{
-	(void)flags;
-	return socket_send(c, s, iov, n_iov, len);
-}
-
 /* ---- reading ---- */
 
 /**
@@ -275,107 +240,6 @@ void socket_failed(struct vu_conn *c, struct side *s, int error)
 	default:
 		conn_abort(c, error);
 	}
-}
-
-/**
- * read_into() - Read once
- * @s:		Side; s->readable says afterwards whether to go on
- * @iov:	Where to
- * @n_iov:	Segments
- * @len:	Bytes that fit
- *
- * Returns: bytes read; 0: it has ended; -errno
- */
-static ssize_t read_into(struct side *s, struct iovec *iov, unsigned n_iov,
-			 size_t len)
-{
-	struct msghdr msg = {.msg_iov = iov, .msg_iovlen = n_iov};
-	ssize_t n = recvmsg(s->fd, &msg, MSG_DONTWAIT);
-
-	if (n < 0)
-		return -errno;
-	if (n && (size_t)n < len && !s->more && !(msg.msg_flags & MSG_CTRUNC))
-		s->readable = false;
-	return n;
-}
-
-/**
- * stopped() - A read gave no bytes
- * @c:		Connection; may be gone afterwards
- * @s:		Its side
- * @n:		0: it has ended; or -errno
- */
-static void stopped(struct vu_conn *c, struct side *s, ssize_t n)
-{
-	if (n == 0)
-		socket_ended(c, s);
-	else
-		socket_failed(c, s, (int)-n);
-}
-
-/**
- * pull_in_place() - Read straight into the sink's buffers
- * @c:		Connection; may be gone afterwards
- * @s:		Its side
- * @sink:	The other one, which lends them
- *
- * Stops after a turn's worth and runs again later: others wait too.
- */
-static void pull_in_place(struct vu_conn *c, struct side *s, struct side *sink)
-{
-	size_t total = 0;
-
-	while (s->readable && total < SCRATCH) {
-		struct room room;
-		ssize_t n;
-
-		if (!sink->ops->room(c, SIZE_MAX, &room))
-			return;
-		n = read_into(s, c->core->rx_payload, room.n_payload, room.len);
-		sink->ops->fill(c, &room, n > 0 ? (size_t)n : 0, 0);
-		if (n <= 0) {
-			stopped(c, s, n);
-			return;
-		}
-		total += (size_t)n;
-	}
-	if (s->readable)
-		conn_wake(c);
-}
-
-/**
- * stream_pull() - Move what a socket has to the other side
- * @c:		Connection; may be gone afterwards
- * @s:		Its side
- */
-static void stream_pull(struct vu_conn *c, struct side *s)
-{
-	struct pipe *p = pipe_from(c, s);
-	struct side *sink = pipe_sink(c, p);
-	struct iovec iov = {.iov_base = c->core->scratch, .iov_len = SCRATCH};
-	size_t total = 0;
-
-	if (sink->ops->room) {
-		pull_in_place(c, s, sink);
-		return;
-	}
-	while (s->readable && p->state == PIPE_FLOWS && !p->kept.bytes.len &&
-	       total < SCRATCH) {
-		struct iovec got = iov;
-		ssize_t n = read_into(s, &iov, 1, SCRATCH);
-
-		if (n <= 0) {
-			stopped(c, s, n);
-			return;
-		}
-		got.iov_len = (size_t)n;
-		total += got.iov_len;
-		pipe_put(c, p, &got, 1, got.iov_len, 0);
-		if (!conn_flows(c))
-			return;
-	}
-	if (s->readable && p->state == PIPE_FLOWS && !p->kept.bytes.len)
-		conn_wake(c);
 }
 
 /* ---- life ---- */
@@ -422,13 +286,3 @@ void socket_close(struct vu_conn *c, struct side *s, int error)
 	close(s->fd); /* leaves epoll too: we hold the only reference */
 	*s = (struct side){.ops = s->ops, .fd = -1};
 }
-
-const struct side_ops socket_stream = {
-    .give = stream_give,
-    .pull = stream_pull,
-    .shut = socket_shut,
-    .close = socket_close,
-    .opened = socket_opened,
-    .finished = conn_free,
-    .reset = conn_free,
-};

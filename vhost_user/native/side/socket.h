@@ -2,7 +2,8 @@
 /*
  * socket.h - sides that are sockets
  *
- * socket.c	what all of them have in common; streams
+ * socket.c	what all of them have in common
+ * stream.c	SOCK_STREAM sockets
  * message.c	SOCK_SEQPACKET sockets
  * client.c	sockets of host clients that a guest has yet to accept
  */
@@ -34,8 +35,18 @@ extern const struct side_ops socket_message;
 extern const struct side_ops client_offered;
 extern const struct side_ops client_hybrid;
 
+/**
+ * socket_ops() - Which kind of socket does a connection have?
+ * @c:		Connection
+ *
+ * Returns: its operations
+ */
+static inline const struct side_ops *socket_ops(const struct vu_conn *c)
+{
+	return c->type == SEQPACKET ? &socket_message : &socket_stream;
+}
+
 /* socket.c */
-const struct side_ops *socket_ops(const struct vu_conn *c);
 int socket_watch(struct vu_conn *c, struct side *s, bool dialing);
 void socket_event(struct vu_conn *c, struct side *s, uint32_t events);
 enum socket_error socket_error(int error);
