@@ -94,8 +94,12 @@ def test_a_file_on_which_close_waits_stops_no_other_vm(make_host):
     with VsockGuest(host.neighbour_path, cid=4) as good:
         with lingering() as sock:
             with Frontend(host.path) as bad:
-                bad.send(encode(Request.SET_OWNER), [sock.fileno()] * 3)
-                sock.close()
+
+                def send():  # on the back-end's thread: the last to close is not here
+                    bad.send(encode(Request.SET_OWNER), [sock.fileno()] * 3)
+                    sock.close()
+
+                host.call(send)
                 assert bad.hung_up()
             echo(good)
             assert good.vmm.queue_num() == 3
@@ -151,8 +155,15 @@ def test_memory_that_others_serve_is_refused(host, caplog):
     assert "memory can't be mapped: its file is not in memory" in caplog.text
 
 
-def test_a_call_that_comes_by_a_pipe_arrives(host):
-    ours, theirs = os.pipe()
+def socketpair():
+    ours, theirs = socket.socketpair()
+    return ours.detach(), theirs.detach()
+
+
+@pytest.mark.parametrize("make", [os.pipe, socketpair])
+def test_a_call_that_comes_by_another_way_arrives(host, make):
+    """User-mode Linux has a pair of sockets, and calls it a pipe."""
+    ours, theirs = make()
     with VsockGuest(host.path) as guest:
         guest.vmm.set_fd(Request.SET_VRING_CALL, RX, theirs)
         os.close(theirs)
