@@ -12,18 +12,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 import socket
 import sys
 from typing import TYPE_CHECKING, Final
 
+from vhost_user.closing import stop_event
 from vhost_user.descriptors import MemoryFiles, Offload, receive
 from vhost_user.device import Device
 from vhost_user.engine import ALL_QUEUES
 from vhost_user.errors import FrontendError, RefusedError
 from vhost_user.message import HEADER_SIZE, MAX_REGIONS, Header, Message, Reply
 from vhost_user.session import Session
-from vhost_user.sockets import UnixListener
+from vhost_user.sockets import Access, UnixListener
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +52,7 @@ class Backend:
         device: stays the caller's, who ends it after `close()`.
         name: begins each log line.
         memory_files: which files the memory of a front-end may be in.
+        access: who may connect: be the device's VM.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Backend:
         *,
         name: str = "vhost-user",
         memory_files: MemoryFiles = MemoryFiles.RAM,
+        access: Access = Access(),  # noqa: B008  frozen
     ) -> None:
         self.path = path
         self.connected = asyncio.Event()
@@ -69,7 +71,7 @@ class Backend:
         self._name = name
         self._memory_files = memory_files
         self._offload = Offload()
-        self._listener = UnixListener(path, self._on_client, rights=True)
+        self._listener = UnixListener(path, self._on_client, rights=True, access=access)
         self._connection: _Connection | None = None
 
     async def start(self) -> None:
@@ -78,7 +80,7 @@ class Backend:
         Raises:
             OSError: the socket can't be made; `filename` is set.
         """
-        self._listener.start()
+        await self._listener.start()
         self._device.on_ring_broke = self._ring_broke
         self._device.on_config_change = self._config_changed
 
@@ -94,7 +96,8 @@ class Backend:
         if self._connection is None:
             return
         if queue == ALL_QUEUES:
-            self._on_end(FrontendError("guest memory is gone: its file was truncated"))
+            why = "guest memory is gone (its file was truncated), or interrupts block"
+            self._on_end(FrontendError(why))
         else:
             self._connection.session.ring_broke(queue)
 
@@ -161,18 +164,17 @@ async def serve(
     *,
     name: str,
     memory_files: MemoryFiles = MemoryFiles.RAM,
+    access: Access = Access(),  # noqa: B008  frozen
 ) -> None:
-    """Serve one device until SIGTERM or SIGINT: all that a small back-end's main does.
+    """Serve one device until a signal ends it: all that a small back-end's main does.
 
     Says "ready" on stderr once a VMM may connect.
 
     Raises:
         OSError: the socket can't be made.
     """
-    stop = asyncio.Event()
-    for signo in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(signo, stop.set)
-    backend = Backend(path, device, name=name, memory_files=memory_files)
+    stop = stop_event()
+    backend = Backend(path, device, name=name, memory_files=memory_files, access=access)
     await backend.start()
     try:
         sys.stderr.write(f"{name}: ready: {path}\n")

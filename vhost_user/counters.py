@@ -42,6 +42,7 @@ class EngineStats:
     spins: int
     spin_hits: int
     events_lost: int
+    refused: int
 
 
 GAUGES: Final = frozenset({"conns", "queued_bytes", "window_bytes"})

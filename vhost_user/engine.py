@@ -87,6 +87,8 @@ DEFAULT_MAX_CONNS: Final = 65536
 DEFAULT_BUF_ALLOC: Final = 1 << 20
 """Receive window of a connection, once it has used it, bytes."""
 DEFAULT_MAX_QUEUED_BYTES: Final = 256 << 20
+MAX_QUEUE_SIZE: Final = 32768
+"""Entries of the largest ring; VU_MAX_QUEUE."""
 MIN_WINDOW: Final = 2048
 """Least window of a connection, bytes; VU_MIN_WINDOW."""
 

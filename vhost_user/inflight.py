@@ -1,7 +1,7 @@
 """The in-flight log: which chains the device has, kept where it outlives us.
 
 The front-end holds the memory. A back-end that starts again after a crash gets it
-back and takes up what the last one left; the rings (native/inflight.c) write and read
+back and takes up what the last one left; the rings (native/ring/) write and read
 it.
 
 Spec: vhost-user, "Inflight I/O tracking".

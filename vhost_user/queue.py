@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Final
 from vhost_user import notify
 from vhost_user._native import check, ffi, lib
 from vhost_user.device import RING_FEATURES, SESSION_FEATURES
-from vhost_user.engine import ALL_QUEUES
-from vhost_user.errors import GuestError, StateError
+from vhost_user.engine import ALL_QUEUES, MAX_QUEUE_SIZE
+from vhost_user.errors import FrontendError, GuestError, StateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,10 +40,8 @@ log = logging.getLogger(__name__)
 BATCH: Final = 64
 """Chains that are processed before the event loop gets its turn."""
 
-MAX_QUEUE_SIZE: Final = 32768
-"""Entries of the largest ring (VU_MAX_QUEUE)."""
-
-_MAX_SEGMENTS: Final = 1056  # of one chain; one that has more breaks its ring
+_MIN_SEGMENTS: Final = 1024  # an indirect table may be longer than its ring
+_MORE_SEGMENTS: Final = 32  # a chain may cross memory regions
 _POLL_S: Final = 0.001
 
 
@@ -132,7 +130,8 @@ class Queue:
             os.close(self._called)
             check(error[0], "start ring")
         self._native = ffi.gc(ring, lib.vu_ring_free)
-        self._iov = ffi.new("struct iovec[]", _MAX_SEGMENTS)
+        self._segments = max(config.num, _MIN_SEGMENTS) + _MORE_SEGMENTS
+        self._iov = ffi.new("struct iovec[]", self._segments)
         self._kick_fd = config.kick_fd
         self._on_ready = on_ready
         self._loop = asyncio.get_running_loop()
@@ -154,9 +153,9 @@ class Queue:
             GuestError: the ring or the chain breaks the specification.
         """
         native = ffi.new("struct vu_chain *")
-        got = lib.vu_ring_pop(self._ring, self._iov, _MAX_SEGMENTS, native)
+        got = lib.vu_ring_pop(self._ring, self._iov, self._segments, native)
         if got == -lib.VU_ERR_FULL:
-            raise GuestError(f"a chain of more than {_MAX_SEGMENTS} segments")
+            raise GuestError(f"a chain of more than {self._segments} segments")
         if not check(got, "take a chain"):
             return None
         count = native.n_read + native.n_write
@@ -221,6 +220,8 @@ class QueueDevice:
         self._running: dict[int, Queue] = {}
         self._bases: dict[int, int] = {}
         self._config = b""
+        self._given_up = 0
+        """Rings that a guest broke."""
 
     def process(self, queue: int, chain: Chain) -> int:
         """Do what `chain` of ring `queue` asks for; return the bytes written into it.
@@ -282,8 +283,12 @@ class QueueDevice:
                 queue.push(chain, self.process(index, chain))
             queue.flush()
             queue.rearm()
-        except (GuestError, OSError) as error:
-            log.warning("ring %d is given up: %s", index, error)
+        except (GuestError, FrontendError, OSError) as error:
+            self._given_up += 1
+            if self._given_up & (self._given_up - 1) == 0:  # 1, 2, 4, ...: it can reset
+                log.warning(  # its device for ever
+                    "ring %d is given up: %s (%d so far)", index, error, self._given_up
+                )
             self.stop_ring(index)
             if self.on_ring_broke is not None:
                 self.on_ring_broke(index)

@@ -15,7 +15,7 @@ Spec: VIRTIO 1.2 section 5.10.6 "Device Operation".
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 from vhost_user.closing import Closing
 from vhost_user.driver import DriverQueue, Ram, Segment
@@ -64,6 +64,19 @@ GUEST_FEATURES: Final = ALL_FEATURES | F_SEQPACKET
 _FIRST_PORT: Final = 1024
 
 
+class Watcher(Protocol):
+    """Hears of what guests send and take; see `VsockGuest.watcher`."""
+
+    def sent(self, guest: VsockGuest, data: bytes) -> None:
+        """`data`, a packet or not, is about to be sent."""
+
+    def received(self, guest: VsockGuest, header: Header) -> None:
+        """A packet came."""
+
+    def closing(self, guest: VsockGuest) -> None:
+        """The guest is about to hang up."""
+
+
 class VsockGuest(Closing):
     """One guest with its rings, connected to a back-end's socket.
 
@@ -82,6 +95,9 @@ class VsockGuest(Closing):
         ram_size: bytes of guest memory.
         timeout_s: how long each wait may take.
     """
+
+    watcher: ClassVar[Watcher | None] = None
+    """Hears of all guests' packets, whatever the test does with them."""
 
     def __init__(
         self,
@@ -242,6 +258,8 @@ class VsockGuest(Closing):
             TimeoutError: the ring stays full.
         """
         data = (packet if isinstance(packet, bytes) else packet.encode()) + payload
+        if self.watcher is not None:
+            self.watcher.sent(self, data)
         self._reap()
         while self.tx.free < len(split) + 1:
             self._reap(wait=True)
@@ -287,6 +305,8 @@ class VsockGuest(Closing):
         header = Header.decode(data)
         if used.len != HDR_SIZE + header.len:
             raise StateError(f"{used.len} bytes used for a packet of {header.len}")
+        if self.watcher is not None:
+            self.watcher.received(self, header)
         if repost:
             self._offer_rx(segments)
             self.rx.kick()
@@ -388,6 +408,8 @@ class VsockGuest(Closing):
 
     def close(self) -> None:
         """Hang up and release the memory."""
+        if self.watcher is not None:
+            self.watcher.closing(self)
         self.vmm.close()
         self.rx.close()
         self.tx.close()

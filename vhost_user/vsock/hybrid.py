@@ -21,7 +21,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from vhost_user.errors import ClientError, VhostUserError
-from vhost_user.sockets import UnixListener
+from vhost_user.sockets import Access, UnixListener
 from vhost_user.vsock.packet import PORT_ANY
 
 if TYPE_CHECKING:
@@ -99,17 +99,26 @@ class HybridListener:
         device: whose guest it is.
         path: the socket for streams, made by `start()` and removed by `close()`; that
             for messages has `SEQPACKET_SUFFIX` behind.
+        access: who may connect to them: be the guest's host.
     """
 
-    def __init__(self, device: VsockDevice, path: Path) -> None:
+    def __init__(
+        self,
+        device: VsockDevice,
+        path: Path,
+        *,
+        access: Access = Access(),  # noqa: B008  frozen
+    ) -> None:
         self.path = path
         self.refused = 0
         """Clients closed because of what they sent or did not send."""
         self._device = device
         messages = seqpacket_path(path)
         self._listeners = (
-            UnixListener(path, self._on_client),
-            UnixListener(messages, self._on_client, kind=socket.SOCK_SEQPACKET),
+            UnixListener(path, self._on_client, access=access),
+            UnixListener(
+                messages, self._on_client, kind=socket.SOCK_SEQPACKET, access=access
+            ),
         )
         self._waiting: dict[_Client, None] = {}  # by age
 
@@ -120,7 +129,7 @@ class HybridListener:
             OSError: a socket can't be made; `filename` is set.
         """
         for listener in self._listeners:
-            listener.start()
+            await listener.start()
 
     async def close(self) -> None:
         """Stop listening, remove the sockets, close clients that wait."""

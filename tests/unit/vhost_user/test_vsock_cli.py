@@ -326,7 +326,7 @@ class Process:
     "vhost-user:conventions/sigterm",
     "vhost-user:conventions/no-daemon",
 )
-@pytest.mark.parametrize("signo", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signo", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_serves_a_guest_and_ends_clean(tmp_path, signo):
     paths = [tmp_path / name for name in ("vhost", "vsock", "stats")]
     options = ["--socket", "--uds-path", "--stats-socket"]
