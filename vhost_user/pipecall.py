@@ -1,9 +1,9 @@
-"""Interrupts through a pipe, for front-ends that have no eventfd for them.
+"""Interrupts through a pipe or a socket, for front-ends that have no eventfd for them.
 
-User-mode Linux is one: an eventfd gives it no SIGIO. A write to a pipe can wait for
-ever (it may be full, and its lock is also taken by those that read it, who may be
-stopped in the middle), so it has a thread of its own, and the device signals an eventfd
-of ours.
+User-mode Linux is one: an eventfd gives it no SIGIO, and its os_pipe() is a pair of
+unix sockets. A write to either can wait for ever (it may be full, and a pipe's lock is
+also taken by those that read it, who may be stopped in the middle), so it has a thread
+of its own, and the device signals an eventfd of ours.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _ONE: Final = struct.pack("=Q", 1)  # what a write to an eventfd would be
 
 
 class PipeCall:
-    """Writes to a pipe whenever its eventfd is signalled.
+    """Writes to a pipe or socket whenever its eventfd is signalled.
 
     Args:
-        pipe_fd: the write end; taken over.
+        pipe_fd: where bytes go in; taken over.
         offload: waits for the thread, once it is no longer needed.
     """
 

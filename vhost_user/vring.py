@@ -15,7 +15,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from vhost_user.descriptors import Kind, require
+from vhost_user.descriptors import Kind, is_unix_stream, kind_of, require
 from vhost_user.engine import RingConfig
 from vhost_user.errors import FrontendError, GuestError
 from vhost_user.message import LOG_PAGE, Feature, VringAddress
@@ -54,7 +54,7 @@ class Ring:
     call_fd: int = -1
     err_fd: int = -1
     pipe: PipeCall | None = None
-    """Owns `call_fd`, where interrupts go through a pipe."""
+    """Owns `call_fd`, where interrupts go through a pipe or socket."""
 
     def replace_fd(self, name: str, fd: int) -> None:
         """Own `fd` (-1: none) as `name` and close the one that was there."""
@@ -264,20 +264,20 @@ def take_eventfd(which: VringFd, fds: list[int]) -> int:
 def take_call(
     which: VringFd, fds: list[int], offload: Offload
 ) -> tuple[int, PipeCall | None]:
-    """Take the descriptor of a SET_VRING_CALL: an eventfd, or a pipe's write end.
+    """Take the descriptor of a SET_VRING_CALL: an eventfd, or what bytes go into.
 
     Returns:
-        the eventfd, -1 if there is none, and what passes its signals on to the pipe.
+        the eventfd, -1 if there is none, and what passes its signals on.
 
     Raises:
         FrontendError: as `take_eventfd()`.
     """
     if not _comes_with_fd(which, fds):
         return -1, None
-    kind = require(fds[0], Kind.EVENTFD, Kind.PIPE, what=f"ring {which.index}: the fd")
-    if kind is Kind.PIPE:
+    if kind_of(fds[0]) is Kind.PIPE or is_unix_stream(fds[0]):
         pipe = PipeCall(fds.pop(), offload)
         return pipe.fd, pipe
+    require(fds[0], Kind.EVENTFD, what=f"ring {which.index}: the fd")
     # Where the front-end leaves it so, a full counter is a pending interrupt.
     os.set_blocking(fds[0], False)
     return fds.pop(), None

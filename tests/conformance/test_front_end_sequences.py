@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 from typing import Any
 
 import pytest
@@ -282,7 +283,7 @@ def test_qemu_migrates(host, version):
 
 
 class Uml(FrontendGuest):
-    """User-mode Linux: calls through a pipe; rings are disabled, never stopped."""
+    """User-mode Linux: calls through a socket; rings are disabled, never stopped."""
 
     def __init__(self, path, **options):
         self.pipes = {}
@@ -312,7 +313,9 @@ class Uml(FrontendGuest):
         for index in RINGS:
             queue = self.queue(index)
             os.close(queue.call_fd)
-            queue.call_fd, theirs = os.pipe2(os.O_NONBLOCK)
+            ours, sock = socket.socketpair()  # os_pipe() of arch/um
+            ours.setblocking(False)
+            queue.call_fd, theirs = ours.detach(), sock.detach()
             vmm.tell(Request.SET_VRING_CALL, encode_u64(index), [theirs])
             os.close(theirs)
             vmm.tell(Request.SET_VRING_NUM, VringState(index, queue.num).encode())

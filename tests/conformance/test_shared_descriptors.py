@@ -17,6 +17,7 @@ import pytest
 from tests.conformance.conftest import ECHO
 from tests.conformance.test_rng import Guest, RngProcess
 from tests.conformance.threads import TIMEOUT_S
+from tests.hostile_fds import fill, full, lingering
 from vhost_user.driver import Virtqueue
 from vhost_user.errors import StateError
 from vhost_user.frontend import Frontend
@@ -24,29 +25,7 @@ from vhost_user.message import MemoryRegion, Request, encode, encode_mem_table
 from vhost_user.vsock.driver import RX, TX, VsockGuest
 from vhost_user.vsock.packet import Op
 
-FULL = 2**64 - 2
 TABLE = encode_mem_table([MemoryRegion(gpa=0, uva=0, size=4096)])
-
-
-def full(fd):
-    os.set_blocking(fd, True)
-    os.eventfd_write(fd, FULL)
-
-
-@contextlib.contextmanager
-def lingering():
-    """Yield a socket whose last close() waits until the block is left."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        ours = socket.create_connection(server.getsockname())
-        peer, _ = server.accept()
-    linger = b"\1\0\0\0" + (3600).to_bytes(4, "little")
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-    ours.setblocking(False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            ours.send(bytes(1 << 20))
-    with ours, peer:
-        yield ours
 
 
 def echo(guest):
@@ -75,11 +54,7 @@ def test_a_full_pipe_for_interrupts_stops_no_other_vm(make_host):
     ours, theirs = os.pipe()
     with VsockGuest(host.path) as bad, VsockGuest(host.neighbour_path, cid=4) as good:
         bad.vmm.set_fd(Request.SET_VRING_CALL, RX, theirs)
-        os.set_blocking(theirs, False)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                os.write(theirs, bytes(4096))
-        os.set_blocking(theirs, True)
+        fill(theirs)
         bad.rx.want_calls()
         bad.request(ECHO)  # the answer is worth an interrupt
         echo(good)
@@ -94,8 +69,12 @@ def test_a_file_on_which_close_waits_stops_no_other_vm(make_host):
     with VsockGuest(host.neighbour_path, cid=4) as good:
         with lingering() as sock:
             with Frontend(host.path) as bad:
-                bad.send(encode(Request.SET_OWNER), [sock.fileno()] * 3)
-                sock.close()
+
+                def send():  # on the back-end's thread: the last to close is not here
+                    bad.send(encode(Request.SET_OWNER), [sock.fileno()] * 3)
+                    sock.close()
+
+                host.call(send)
                 assert bad.hung_up()
             echo(good)
             assert good.vmm.queue_num() == 3
@@ -151,8 +130,15 @@ def test_memory_that_others_serve_is_refused(host, caplog):
     assert "memory can't be mapped: its file is not in memory" in caplog.text
 
 
-def test_a_call_that_comes_by_a_pipe_arrives(host):
-    ours, theirs = os.pipe()
+def socketpair():
+    ours, theirs = socket.socketpair()
+    return ours.detach(), theirs.detach()
+
+
+@pytest.mark.parametrize("make", [os.pipe, socketpair])
+def test_a_call_that_comes_by_another_way_arrives(host, make):
+    """User-mode Linux has a pair of sockets, and calls it a pipe."""
+    ours, theirs = make()
     with VsockGuest(host.path) as guest:
         guest.vmm.set_fd(Request.SET_VRING_CALL, RX, theirs)
         os.close(theirs)

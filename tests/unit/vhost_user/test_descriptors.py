@@ -7,7 +7,6 @@ and full, and whatever then waits fails the test instead of hanging it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import select
 import socket
@@ -16,6 +15,7 @@ import time
 
 import pytest
 
+from tests.hostile_fds import FULL, fill, full, lingering
 from tests.unit.vhost_user.conftest import Vmm, offloaded
 from vhost_user import notify
 from vhost_user.descriptors import (
@@ -40,7 +40,6 @@ from vhost_user.message import (
 from vhost_user.session import Session
 
 PAGE = 4096
-FULL = 2**64 - 2
 
 pytestmark = pytest.mark.usefixtures("no_fd_leak")
 
@@ -55,33 +54,10 @@ def does_not_wait(call):
     return result[0]
 
 
-def full(fd):
-    """Make an eventfd one on which a write waits, whoever had it non-blocking."""
-    os.set_blocking(fd, True)
-    os.eventfd_write(fd, FULL)
-    return fd
-
-
 def a_file(tmp_path):
     path = tmp_path / "memory"
     path.write_bytes(bytes(16 * PAGE))
     return os.open(path, os.O_RDWR | os.O_CLOEXEC)
-
-
-@contextlib.contextmanager
-def lingering():
-    """Yield the fd of a TCP socket whose close() waits; its peer ends that."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        ours = socket.create_connection(server.getsockname())
-        peer, _ = server.accept()
-    linger = b"\1\0\0\0" + (3600).to_bytes(4, "little")
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-    ours.setblocking(False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            ours.send(bytes(1 << 20))
-    with peer:
-        yield ours.detach()
 
 
 # ---- kinds ----
@@ -314,11 +290,7 @@ def test_a_pipe_gets_what_the_device_signals(vmm, session):
 
 def test_a_full_pipe_stops_nobody(vmm, session):
     ours, theirs = os.pipe()
-    os.set_blocking(theirs, False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(theirs, bytes(4096))
-    os.set_blocking(theirs, True)
+    fill(theirs)
     vmm.send(Request.SET_VRING_CALL, VringFd(0, has_fd=True).encode(), theirs)
     call_fd = session._rings.all[0].call_fd
     os.eventfd_write(call_fd, 1)
@@ -335,7 +307,8 @@ def test_a_full_pipe_stops_nobody(vmm, session):
 
 
 def test_a_descriptor_that_nobody_takes_stops_nobody(vmm):
-    with lingering() as fd:
+    with lingering() as sock:
+        fd = sock.detach()
         error = does_not_wait(lambda: refusal(vmm, fd))
         assert "1 fds, at most 0" in str(error)
         assert offloaded()
