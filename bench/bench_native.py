@@ -32,6 +32,7 @@ from bench.harness import (
     Backend,
     Guest,
     Pins,
+    against,
     awake,
     guest_on,
     ours,
@@ -222,11 +223,12 @@ def bench_native(bench, setting, load):
     with awake() if setting.awake else nullcontext():
         bench.pair(
             _side(ours(setting.poll_us), setting, load),
-            _side(theirs(), setting, load),
+            _side(theirs(poll_us=setting.poll_us), setting, load),
             key=f"{setting.name}-{load.name}",
             group=setting.title,
             title=load.title,
             unit=load.unit,
             less=load.less,
             target=_target(load, setting),
+            against=against(),
         )

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 import pytest
 from rich.console import Console
 
-from bench import peer
+from bench import harness, peer
 from bench.report import LOST, Figure, save, tables
 from fastpath.errors import FastpathError
 
@@ -48,11 +48,18 @@ MORE_SITTINGS = 3
 def pytest_addoption(parser):
     group = parser.getgroup("bench")
     group.addoption("--short", action="store_true", help="the short form, for CI")
+    group.addoption(
+        "--against",
+        type=Path,
+        metavar="DIR",
+        help="not the peer, but this checkout's build of ours (after its make setup)",
+    )
     group.addoption("--out", type=Path, metavar="FILE", help="write the summary")
 
 
 def pytest_configure(config):
     config.stash[FIGURES] = []
+    harness.ANOTHER = config.getoption("--against")
     config.addinivalue_line("markers", "long: not a part of the short form")
 
 

@@ -43,6 +43,10 @@ CFLAGS: Final = ("-std=gnu11", "-O2", "-D_GNU_SOURCE", "-Wall", "-Wextra")
 CFLAGS_STRICT: Final = ("-Wconversion", "-Werror")
 
 
+ANOTHER: Path | None = None
+"""A checkout with another build of ours, which then takes the peer's place."""
+
+
 class MeasureError(VhostUserError):
     """A measurement could not be made; the message says of what."""
 
@@ -75,10 +79,19 @@ def ours(poll_us: int, cids: Sequence[int] = (CID,), more: str = "") -> Backend:
     return Backend("ours", [*argv, f"--echo-port={ENGINE_ECHO}"])
 
 
-def theirs(cids: Sequence[int] = (CID,)) -> Backend:
-    """Return rust-vmm's vhost-device-vsock."""
+def theirs(cids: Sequence[int] = (CID,), poll_us: int = 0) -> Backend:
+    """Return rust-vmm's vhost-device-vsock, or the other build of ours: `--against`."""
+    if ANOTHER is not None:
+        program = ANOTHER / ".venv" / "bin" / "vhost-user-vsock"
+        argv = [str(program), f"--poll-us={poll_us}", *map(_vm, cids)]
+        return Backend("other", [*argv, f"--echo-port={ENGINE_ECHO}"])
     more = ",tx-buffer-size=65536,queue-size=1024"
     return Backend("peer", [str(peer.binary()), *(_vm(cid) + more for cid in cids)])
+
+
+def against() -> str:
+    """Return what `theirs()` is, for `report.Figure`."""
+    return "peer" if ANOTHER is None else "other build"
 
 
 def _vm(cid: int) -> str:

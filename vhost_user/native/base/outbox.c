@@ -94,14 +94,11 @@ struct outbox_queue *outbox_open(uint32_t source, bool last_word)
 
 /**
  * outbox_ref() - Somebody else may push to a queue
- * @o:		Outbox
  * @q:		Queue
  */
-void outbox_ref(struct outbox *o, struct outbox_queue *q)
+void outbox_ref(struct outbox_queue *q)
 {
-	pthread_mutex_lock(&o->lock);
 	q->refs++;
-	pthread_mutex_unlock(&o->lock);
 }
 
 /**
@@ -191,13 +188,14 @@ void outbox_unref(struct outbox *o, struct outbox_queue *q)
 {
 	struct vu_event gone = {.kind = VU_EV_GONE};
 
+	if (--q->refs)
+		return;
 	pthread_mutex_lock(&o->lock);
-	if (!--q->refs) {
-		if (q->last_word)
-			push(o, q, &gone, false);
-		if (!q->count)
-			queue_free(q);
-	}
+	q->orphan = true;
+	if (q->last_word)
+		push(o, q, &gone, false);
+	if (!q->count)
+		queue_free(q);
 	pthread_mutex_unlock(&o->lock);
 }
 
@@ -265,7 +263,7 @@ static unsigned take_turn(struct outbox *o, struct vu_event *ret_events,
 	}
 	if (q->count)
 		list_add(&o->busy, &q->busy);
-	else if (!q->refs)
+	else if (q->orphan)
 		queue_free(q);
 	return n;
 }

@@ -17,7 +17,9 @@
  * @cap:	Its entries
  * @first:	The oldest
  * @count:	How many there are
- * @refs:	Who may push: the source, and each connection of it
+ * @refs:	Who may push: the source, and each connection of it; the engine
+ *		lock's, as is who pushes
+ * @orphan:	Nobody may any more: it goes with its last event
  * @source:	The source's id
  * @last_word:	VU_EV_GONE comes when nobody may push any more
  */
@@ -30,6 +32,7 @@ struct outbox_queue {
 	uint32_t refs;
 	uint32_t source;
 	bool last_word;
+	bool orphan;
 };
 
 /**
@@ -57,7 +60,7 @@ struct outbox {
 int outbox_init(struct outbox *o);
 void outbox_free(struct outbox *o);
 struct outbox_queue *outbox_open(uint32_t source, bool last_word);
-void outbox_ref(struct outbox *o, struct outbox_queue *q);
+void outbox_ref(struct outbox_queue *q);
 void outbox_unref(struct outbox *o, struct outbox_queue *q);
 void outbox_push(struct outbox *o, struct outbox_queue *q,
 		 struct vu_event *event, bool urgent);

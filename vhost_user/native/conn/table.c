@@ -128,7 +128,7 @@ struct vu_conn *conn_new(struct core *core, struct outbox_queue *outbox)
 	list_init(&c->owe_link);
 	list_init(&c->timer);
 	conn_set(c, CONN_NEW);
-	outbox_ref(&core->outbox, outbox);
+	outbox_ref(outbox);
 	core->conns++;
 	return c;
 }

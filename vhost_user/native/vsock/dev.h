@@ -113,6 +113,7 @@ struct rst {
  *		system call found no guest memory, or an interrupt hung
  * @rsts:	A ring buffer of RSTs, @rst_count from @rst_first
  * @rx_small:	In this turn all RX buffers had room for a header only
+ * @unshown:	Turns in a row that showed nothing, see turn.c
  */
 struct vu_dev {
 	struct list active;
@@ -126,6 +127,7 @@ struct vu_dev {
 	uint32_t work[WORKS];
 	enum work doing;
 	unsigned idle;
+	unsigned unshown;
 	unsigned n_lost;
 	unsigned rst_first;
 	unsigned rst_count;

@@ -186,6 +186,11 @@ void guest_shutdown(struct vu_conn *c, uint32_t flags)
 	}
 	if (c->state != CONN_OPEN)
 		return;
+	if (c->guest_shut == SHUT_BOTH && !t && !c->up.kept.bytes.len) {
+		/* what the pipes would come to, without two system calls */
+		conn_abort(c, c->error);
+		return;
+	}
 	if (flags & VIRTIO_VSOCK_SHUTDOWN_SEND)
 		pipe_end(c, &c->up);
 	if (flags & VIRTIO_VSOCK_SHUTDOWN_RCV)

@@ -15,7 +15,8 @@
  * the ring runs full, nor for the RST that answers its own close; but the
  * interrupt that brings them costs the guest as much as one that brings data.
  * So they are shown with what is urgent, when they are a quarter of the ring,
- * or after HOLD_US.
+ * or after HOLD_US. And a guest whose work is cut into turns sees what they did
+ * together, as if it had been one: others come in between, interrupts don't.
  */
 
 #include "base/clock.h"
@@ -23,6 +24,7 @@
 #include "vsock/dev.h"
 
 #define RETRIES 32 /* of one device, each time */
+#define CUTS	8  /* turns that are shown together */
 
 /**
  * owes_reset() - Does the driver have to be told of a reset?
@@ -112,6 +114,17 @@ static bool held_long(struct vu_dev *d, uint32_t queue)
 }
 
 /**
+ * cut() - Does the next turn go on with this one's work?
+ * @d:		Device
+ *
+ * Returns: true if it does
+ */
+static bool cut(const struct vu_dev *d)
+{
+	return dev_spent(d, WORK_TX) || dev_spent(d, WORK_RUN);
+}
+
+/**
  * turn_end() - Show the guest what a turn did
  * @d:		Device
  */
@@ -122,6 +135,9 @@ void turn_end(struct vu_dev *d)
 		dev_end(d);
 		return;
 	}
+	if (cut(d) && ++d->unshown < CUTS)
+		return;
+	d->unshown = 0;
 	for (uint32_t q = QUEUE_RX; q <= QUEUE_TX; q++) {
 		bool urgent = q == QUEUE_RX && d->rx_urgent;
 
