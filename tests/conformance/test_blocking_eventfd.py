@@ -215,8 +215,8 @@ MAKE = [pipe, stream, file, poll]
             Request.SET_VRING_KICK,
         )
         for make in MAKE
-        # user-mode Linux is interrupted by a pipe: vhost_user/pipecall.py
-        if (request, make) != (Request.SET_VRING_CALL, pipe)
+        # user-mode Linux is interrupted by a pipe, or what it calls one: pipecall.py
+        if request is not Request.SET_VRING_CALL or make not in (pipe, stream)
     ],
 )
 def test_a_ring_takes_nothing_but_an_eventfd(guest, request_, make):
