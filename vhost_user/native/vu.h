@@ -20,6 +20,8 @@
 #ifndef VU_H
 #define VU_H
 
+#include "vu_conn.h"
+#include "vu_dev.h"
 #include "vu_engine.h"
 #include "vu_err.h"
 #include "vu_mem.h"
