@@ -33,7 +33,7 @@ C_FILES  := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
             bench/guest/*.[ch] bench/host/*.c)
 
 .PHONY: setup packages compare test lint types unit conformance \
-        conformance-doc policy-doc sanitize tsan netns vm vm-nightly compat-doc frontends \
+        conformance-doc policy-doc figures sanitize tsan netns vm vm-nightly compat-doc frontends \
         vsock-test fuzz bench bench-short soak image clean
 
 compare: setup image
@@ -88,6 +88,12 @@ conformance-doc: setup
 # The tables of docs/tsi-policy.md, from the code that decides.
 policy-doc: setup
 	$(BIN)/python -m tests.policy_doc
+
+# docs/figures: SVG from Graphviz's language (Debian: graphviz).
+figures: $(patsubst %.dot,%.svg,$(wildcard docs/figures/*.dot))
+
+docs/figures/%.svg: docs/figures/%.dot
+	dot -Tsvg -o $@ $<
 
 # docs/tsi-compat.md from the table that test_tsi_differential.py goes by.
 compat-doc: setup

@@ -1,4 +1,4 @@
-# What native/vu.h looks like from Python. test_native.py compares the two.
+# What native/vu.h looks like from Python. test_manual.py compares the two.
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
@@ -38,6 +38,7 @@ class _Lib(Protocol):
     VU_EV_BROKEN: int
     VU_EV_CLOSED: int
     VU_EV_FAILED: int
+    VU_EV_GONE: int
     VU_EV_LIMIT: int
     VU_EV_OPENED: int
     VU_EV_REQUEST: int

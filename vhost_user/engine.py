@@ -228,8 +228,8 @@ class Engine:
             groups: names of the groups that the device is in.
 
         Raises:
-            StateError: a value is out of range, the engine has 64 devices, or
-                another device of a group has the same CID.
+            StateError: a value is out of range, the engine has 1024 devices,
+                or another device of a group has the same CID.
         """
         config = ffi.new("struct vu_dev_config *")
         config.guest_cid = guest_cid
@@ -266,7 +266,7 @@ class Engine:
             want: which events to post besides REQUEST.
 
         Raises:
-            StateError: the target does not fit, or the engine has 64 listeners.
+            StateError: the target does not fit, or the engine has 1024 listeners.
             OSError: the socket cannot be watched.
         """
         sock.setblocking(False)

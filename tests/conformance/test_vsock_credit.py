@@ -159,6 +159,17 @@ def test_a_forged_fwd_cnt_ends_at_most_its_connection(guest):
     assert other.receive().payload == b"alive"
 
 
+def test_an_older_fwd_cnt_says_nothing(host, guest):
+    conn = guest.connect(ECHO)
+    conn.say(Op.RW, bytes(3000))
+    assert conn.receive().payload == bytes(3000)
+    conn.say(Op.CREDIT_UPDATE, fwd_cnt=3000)
+    conn.say(Op.CREDIT_UPDATE, fwd_cnt=1000)  # of another CPU, behind it
+    conn.say(Op.RW, b"alive")
+    assert conn.receive().payload == b"alive"
+    assert host.stats().bad_packets == 0
+
+
 @pytest.mark.spec("virtio-1.2:5.10.6.1.2/tx-when-rx-full")
 def test_without_rx_buffers_the_device_waits(make_guest):
     guest = make_guest(rx_buffers=0)

@@ -9,9 +9,8 @@
  *
  * Threads. vu_engine_run() is called on one thread, the engine thread, and
  * stays there until vu_engine_stop(). Every other vu_engine_, vu_dev_,
- * vu_conn_ and vu_listener_ function may be called on any other thread: it
- * stops the engine between two batches for as long as it runs. Never call one
- * on the engine thread.
+ * vu_conn_ and vu_listener_ function may be called on any other thread, never
+ * on that one: see struct vu_engine.
  *
  * Ownership. Python owns memory maps and ring eventfds; C borrows them until
  * vu_dev_set_mem(NULL), vu_dev_stop_ring() or vu_dev_del(). A connection owns
@@ -20,6 +19,8 @@
 #ifndef VU_H
 #define VU_H
 
+#include "vu_conn.h"
+#include "vu_dev.h"
 #include "vu_engine.h"
 #include "vu_err.h"
 #include "vu_mem.h"

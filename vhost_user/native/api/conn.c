@@ -23,7 +23,7 @@ static int held(const struct vu_engine *e, uint64_t conn, struct vu_conn **ret)
 }
 
 /**
- * vu_conn_answer() - see vu_engine.h
+ * vu_conn_answer() - see vu_conn.h
  * @e:		Engine
  * @conn:	Id from VU_EV_REQUEST
  * @target:	The far side
@@ -47,7 +47,7 @@ int vu_conn_answer(struct vu_engine *e, uint64_t conn,
 }
 
 /**
- * vu_conn_answer_fd() - see vu_engine.h
+ * vu_conn_answer_fd() - see vu_conn.h
  * @e:		Engine
  * @conn:	Id from VU_EV_REQUEST
  * @fd:		Connected stream socket
@@ -94,7 +94,7 @@ static int64_t open_conn(struct vu_engine *e, struct vu_dev *d, void *arg)
 }
 
 /**
- * vu_conn_open() - see vu_engine.h
+ * vu_conn_open() - see vu_conn.h
  * @e:		Engine
  * @dev:	Device
  * @guest_port:	Port that a program in the guest listens on
@@ -116,7 +116,7 @@ int64_t vu_conn_open(struct vu_engine *e, uint32_t dev, uint32_t guest_port,
 }
 
 /**
- * vu_conn_offer() - see vu_engine.h
+ * vu_conn_offer() - see vu_conn.h
  * @e:		Engine
  * @dev:	Device
  * @guest_port:	Port that a program in the guest listens on
@@ -134,7 +134,7 @@ int64_t vu_conn_offer(struct vu_engine *e, uint32_t dev, uint32_t guest_port,
 }
 
 /**
- * vu_conn_reset() - see vu_engine.h
+ * vu_conn_reset() - see vu_conn.h
  * @e:		Engine
  * @conn:	Id
  * @error:	errno for its last event

@@ -34,7 +34,7 @@ int64_t with_dev(struct vu_engine *e, uint32_t dev, dev_fn *fn, void *arg)
 /* ---- from start to end ---- */
 
 /**
- * vu_dev_add() - see vu_engine.h
+ * vu_dev_add() - see vu_dev.h
  * @e:		Engine
  * @cfg:	Configuration
  *
@@ -108,7 +108,7 @@ static int64_t remove_dev(struct vu_engine *e, struct vu_dev *d, void *arg)
 }
 
 /**
- * vu_dev_del() - see vu_engine.h
+ * vu_dev_del() - see vu_dev.h
  * @e:		Engine
  * @dev:	Id
  *
@@ -148,7 +148,7 @@ static int64_t set_limits(struct vu_engine *e, struct vu_dev *d, void *arg)
 }
 
 /**
- * vu_dev_limit() - see vu_engine.h
+ * vu_dev_limit() - see vu_dev.h
  * @e:		Engine
  * @dev:	Id
  * @max_conns:	As in struct vu_dev_config, like the others
@@ -188,7 +188,7 @@ static int64_t set_mem(struct vu_engine *e, struct vu_dev *d, void *arg)
 }
 
 /**
- * vu_dev_set_mem() - see vu_engine.h
+ * vu_dev_set_mem() - see vu_dev.h
  * @e:		Engine
  * @dev:	Id
  * @mem:	Memory map, borrowed; NULL: none
@@ -219,7 +219,7 @@ static int64_t drop_conns(struct vu_engine *e, struct vu_dev *d, void *arg)
 }
 
 /**
- * vu_dev_reset() - see vu_engine.h
+ * vu_dev_reset() - see vu_dev.h
  * @e:		Engine
  * @dev:	Id
  *
@@ -247,7 +247,7 @@ static int64_t owe_event(struct vu_engine *e, struct vu_dev *d, void *arg)
 }
 
 /**
- * vu_dev_transport_reset() - see vu_engine.h
+ * vu_dev_transport_reset() - see vu_dev.h
  * @e:		Engine
  * @dev:	Id
  *
@@ -274,7 +274,7 @@ static int64_t get_stats(struct vu_engine *e, struct vu_dev *d, void *arg)
 }
 
 /**
- * vu_dev_stats() - see vu_engine.h
+ * vu_dev_stats() - see vu_dev.h
  * @e:		Engine
  * @dev:	Id
  * @ret:	Counters

@@ -9,7 +9,7 @@
 #include "side/target.h"
 
 /**
- * vu_listener_add() - see vu_engine.h
+ * vu_listener_add() - see vu_conn.h
  * @e:		Engine
  * @fd:		Listening socket
  * @want:	VU_WANT_ bits
@@ -57,7 +57,7 @@ void listener_remove(struct vu_engine *e, uint32_t slot)
 }
 
 /**
- * vu_listener_del() - see vu_engine.h
+ * vu_listener_del() - see vu_conn.h
  * @e:		Engine
  * @listener:	Id
  *

@@ -55,7 +55,7 @@ static int64_t start_ring(struct vu_engine *e, struct vu_dev *d, void *arg)
 }
 
 /**
- * vu_dev_start_ring() - see vu_engine.h
+ * vu_dev_start_ring() - see vu_dev.h
  * @e:		Engine
  * @dev:	Id
  * @queue:	Ring
@@ -88,7 +88,7 @@ static int64_t stop_ring(struct vu_engine *e, struct vu_dev *d, void *arg)
 }
 
 /**
- * vu_dev_stop_ring() - see vu_engine.h
+ * vu_dev_stop_ring() - see vu_dev.h
  * @e:		Engine
  * @dev:	Id
  * @queue:	Ring
@@ -120,7 +120,7 @@ static int64_t set_call(struct vu_engine *e, struct vu_dev *d, void *arg)
 }
 
 /**
- * vu_dev_set_call() - see vu_engine.h
+ * vu_dev_set_call() - see vu_dev.h
  * @e:		Engine
  * @dev:	Id
  * @queue:	Ring

@@ -35,7 +35,7 @@ static int64_t set(struct vu_engine *e, struct vu_dev *d, void *arg)
 }
 
 /**
- * vu_dev_route() - see vu_engine.h
+ * vu_dev_route() - see vu_dev.h
  * @e:		Engine
  * @dev:	Id
  * @port:	Host port
@@ -69,7 +69,7 @@ static int64_t clear(struct vu_engine *e, struct vu_dev *d, void *arg)
 }
 
 /**
- * vu_dev_unroute() - see vu_engine.h
+ * vu_dev_unroute() - see vu_dev.h
  * @e:		Engine
  * @dev:	Id
  * @port:	Host port
@@ -84,7 +84,7 @@ int vu_dev_unroute(struct vu_engine *e, uint32_t dev, uint32_t port)
 }
 
 /**
- * vu_dev_unroute_from() - see vu_engine.h
+ * vu_dev_unroute_from() - see vu_dev.h
  * @e:		Engine
  * @dev:	Id
  * @first:	The lowest port
@@ -116,7 +116,7 @@ static int64_t add_sibling(struct vu_engine *e, struct vu_dev *d, void *arg)
 }
 
 /**
- * vu_dev_sibling() - see vu_engine.h
+ * vu_dev_sibling() - see vu_dev.h
  * @e:		Engine
  * @dev:	Id
  * @other:	Id

@@ -149,7 +149,7 @@ struct pipe {
 /* ---- connections ---- */
 
 /**
- * enum conn_state - The life of a connection; conn.c has the arrows
+ * enum conn_state - The life of a connection; state.c has the arrows
  * @CONN_FREE:	A slot without one
  * @CONN_NEW:	Just made
  * @CONN_HELD:	Requested; Python has to answer

@@ -20,6 +20,7 @@
 
 #include <linux/virtio_vsock.h>
 
+#include "base/clock.h"
 #include "base/quota.h"
 #include "conn/conn.h"
 
@@ -38,14 +39,19 @@
 
 /*
  * What one turn of a device may do for each of its rings, and for its
- * connections, in units of about 50 ns: so another's turn is at most 200 us
- * late for it.
+ * connections, in units of about 50 ns. What a system call costs differs by
+ * what stands behind it (a TCP socket's peer runs in it), so time is looked at,
+ * too: another's turn is at most 200 us late for one device's.
  */
 #define WORK_TURN   2048U
 #define WORK_CHAIN  2U	 /* and one for each descriptor */
 #define WORK_KIB    1U	 /* a KiB copied, by us or by a system call */
 #define WORK_CALL   16U	 /* a system call that moves bytes */
+#define WORK_BURST  8U	 /* to find a connection that is in no cache */
+#define WORK_KEEP   12U	 /* to keep what isn't taken */
 #define WORK_SOCKET 128U /* to make a socket or to close one */
+#define WORK_US	    60U	 /* for the calls of each kind of work */
+#define WORK_LOOKS  4U	 /* calls between two looks at the clock */
 
 /**
  * enum work - What a turn's work is counted for
@@ -107,6 +113,8 @@ struct rst {
  * @buckets:	Requests of the guest, and of host clients and siblings
  * @work:	What was done in this turn
  * @doing:	What it is counted for at the moment, besides WORK_RX
+ * @calls:	Calls that moved bytes, in this kind of work
+ * @calls_us:	When the first of them were done
  * @enlarged_bytes: Sum of the windows that sockets were enlarged for
  * @told_us:	When Python was last told of each limit
  * @failure:	enum vu_err that ends the device's rings and connections: a
@@ -126,6 +134,8 @@ struct vu_dev {
 	uint64_t held_us[QUEUES]; /* since when entries are held back, or 0 */
 	uint32_t work[WORKS];
 	enum work doing;
+	unsigned calls;
+	uint64_t calls_us;
 	unsigned idle;
 	unsigned unshown;
 	unsigned n_lost;
@@ -181,6 +191,18 @@ static inline bool dev_spent(const struct vu_dev *d, enum work work)
 }
 
 /**
+ * dev_doing() - Say what is worked on from now
+ * @d:		Device
+ * @work:	WORK_TX or WORK_RUN
+ */
+static inline void dev_doing(struct vu_dev *d, enum work work)
+{
+	d->doing = work;
+	d->calls = 0;
+	d->calls_us = 0;
+}
+
+/**
  * dev_worked() - Count a call that moved bytes
  * @d:		Device
  * @work:	For what
@@ -188,7 +210,16 @@ static inline bool dev_spent(const struct vu_dev *d, enum work work)
  */
 static inline void dev_worked(struct vu_dev *d, enum work work, size_t len)
 {
+	uint64_t now;
+
 	d->work[work] += WORK_CALL + (uint32_t)(len / 1024) * WORK_KIB;
+	if (++d->calls % WORK_LOOKS)
+		return;
+	now = clock_us();
+	if (!d->calls_us)
+		d->calls_us = now;
+	else if (now - d->calls_us >= WORK_US)
+		d->work[d->doing] = WORK_TURN;
 }
 
 /**

@@ -290,7 +290,8 @@ void limit_queued(struct vu_conn *c)
 	struct vu_dev *d = c->dev;
 
 	if (now > c->held)
-		d->work[d->doing] += (now - c->held) / 1024 * WORK_KIB;
+		d->work[d->doing] +=
+		    WORK_KEEP + (now - c->held) / 1024 * WORK_KIB;
 	d->stats.queued_bytes += (uint64_t)now - c->held;
 	c->held = now;
 }

@@ -73,6 +73,7 @@ void turn_begin(struct vu_dev *d)
 	for (unsigned i = 0; i < WORKS; i++)
 		d->work[i] = 0;
 	d->rx_small = false;
+	dev_doing(d, WORK_RUN);
 	if (dev_failed(d))
 		dev_end(d);
 	if (owes_reset(d))

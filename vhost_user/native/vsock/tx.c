@@ -49,6 +49,7 @@ static void burst_end(struct vu_dev *d, struct burst *b)
 
 	/* with the memory gone it may hold zeroes that nobody wrote */
 	if (b->conn && !dev_failed(d)) {
+		d->work[WORK_TX] += WORK_BURST;
 		pipe_put(b->conn, &b->conn->up, core->tx_iov, b->n_iov, b->len,
 			 b->flags & SEQ_FLAGS);
 		if (b->conn->state == CONN_OPEN && b->conn->up.kept.bytes.len)
@@ -332,7 +333,7 @@ void tx_turn(struct vu_dev *d)
 	struct core *core = d->core;
 	struct burst b = {0};
 
-	d->doing = WORK_TX;
+	dev_doing(d, WORK_TX);
 	while (!dev_spent(d, WORK_TX) && d->rst_count < RST_QUEUE) {
 		struct vu_chain chain;
 		int ret;
@@ -357,5 +358,5 @@ void tx_turn(struct vu_dev *d)
 	}
 	if (b.n_chains)
 		burst_end(d, &b);
-	d->doing = WORK_RUN;
+	dev_doing(d, WORK_RUN);
 }
