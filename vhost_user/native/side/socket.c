@@ -23,6 +23,8 @@
 
 #include "side/socket.h"
 
+#define EMPTY_READS 64 /* messages may be small */
+
 /* One table of what an errno means */
 static const struct {
 	int error;
@@ -131,6 +133,21 @@ void socket_event(struct vu_conn *c, struct side *s, uint32_t events)
 }
 
 /**
+ * is_unix() - Is a socket a unix socket?
+ * @s:		Side
+ *
+ * Returns: true if it is
+ */
+static bool is_unix(const struct side *s)
+{
+	int domain = AF_UNSPEC;
+	socklen_t len = sizeof(domain);
+
+	return !getsockopt(s->fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) &&
+	       domain == AF_UNIX;
+}
+
+/**
  * full() - A socket took no more: have epoll report when it does
  * @c:		Connection
  * @s:		Its side
@@ -141,12 +158,10 @@ void socket_event(struct vu_conn *c, struct side *s, uint32_t events)
  */
 static void full(struct vu_conn *c, struct side *s)
 {
-	int domain = AF_UNSPEC, size = 0, window = 0;
+	int size = 0, window = 0;
 	socklen_t len = sizeof(int);
 
-	if (!s->fills && c->near.ops->window &&
-	    !getsockopt(s->fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) &&
-	    domain == AF_UNIX)
+	if (!s->fills && c->near.ops->window && is_unix(s))
 		window = (int)c->near.ops->window(c); /* the kernel doubles */
 	if (window && !getsockopt(s->fd, SOL_SOCKET, SO_SNDBUF, &size, &len) &&
 	    size / 2 < window &&
@@ -256,6 +271,22 @@ void socket_opened(struct vu_conn *c, struct side *s)
 }
 
 /**
+ * empty() - Drop what a unix socket has that nobody will read
+ * @c:		Connection
+ * @s:		Its side, shut for reading
+ *
+ * Its peer may wait by poll() until it can write again. The kernel says so only
+ * when there is room, and then a write gets EPIPE.
+ */
+static void empty(struct vu_conn *c, const struct side *s)
+{
+	for (unsigned i = 0; i < EMPTY_READS; i++) {
+		if (recv(s->fd, c->core->scratch, SCRATCH, MSG_DONTWAIT) <= 0)
+			break;
+	}
+}
+
+/**
  * socket_shut() - A direction has ended: tell the peer
  * @c:		Connection
  * @s:		Its side
@@ -264,7 +295,11 @@ void socket_opened(struct vu_conn *c, struct side *s)
 void socket_shut(struct vu_conn *c, struct side *s, int how)
 {
 	shutdown(s->fd, how);
-	if (how == SHUT_RD && s->hup)
+	if (how != SHUT_RD)
+		return;
+	if (is_unix(s))
+		empty(c, s);
+	if (s->hup)
 		pipe_break(c, pipe_to(c, s), EPIPE);
 }
 

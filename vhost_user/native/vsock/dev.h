@@ -50,8 +50,9 @@
 #define WORK_BURST  8U	 /* to find a connection that is in no cache */
 #define WORK_KEEP   12U	 /* to keep what isn't taken */
 #define WORK_SOCKET 128U /* to make a socket or to close one */
-#define WORK_US	    60U	 /* for the calls of each kind of work */
-#define WORK_LOOKS  4U	 /* calls between two looks at the clock */
+#define WORK_RUNS   4U	 /* to look what a connection has to do */
+#define WORK_US	    40U	 /* for the calls of each kind of work */
+#define WORK_LOOK   64U	 /* between two looks at the clock */
 
 /**
  * enum work - What a turn's work is counted for
@@ -113,8 +114,8 @@ struct rst {
  * @buckets:	Requests of the guest, and of host clients and siblings
  * @work:	What was done in this turn
  * @doing:	What it is counted for at the moment, besides WORK_RX
- * @calls:	Calls that moved bytes, in this kind of work
- * @calls_us:	When the first of them were done
+ * @unlooked:	Calls that moved bytes, since the clock was looked at
+ * @calls_us:	When that was, the first time for this kind of work
  * @enlarged_bytes: Sum of the windows that sockets were enlarged for
  * @told_us:	When Python was last told of each limit
  * @failure:	enum vu_err that ends the device's rings and connections: a
@@ -134,7 +135,7 @@ struct vu_dev {
 	uint64_t held_us[QUEUES]; /* since when entries are held back, or 0 */
 	uint32_t work[WORKS];
 	enum work doing;
-	unsigned calls;
+	uint32_t unlooked;
 	uint64_t calls_us;
 	unsigned idle;
 	unsigned unshown;
@@ -198,7 +199,7 @@ static inline bool dev_spent(const struct vu_dev *d, enum work work)
 static inline void dev_doing(struct vu_dev *d, enum work work)
 {
 	d->doing = work;
-	d->calls = 0;
+	d->unlooked = 0;
 	d->calls_us = 0;
 }
 
@@ -210,11 +211,14 @@ static inline void dev_doing(struct vu_dev *d, enum work work)
  */
 static inline void dev_worked(struct vu_dev *d, enum work work, size_t len)
 {
+	uint32_t units = WORK_CALL + (uint32_t)(len / 1024) * WORK_KIB;
 	uint64_t now;
 
-	d->work[work] += WORK_CALL + (uint32_t)(len / 1024) * WORK_KIB;
-	if (++d->calls % WORK_LOOKS)
+	d->work[work] += units;
+	d->unlooked += units;
+	if (d->unlooked < WORK_LOOK)
 		return;
+	d->unlooked = 0;
 	now = clock_us();
 	if (!d->calls_us)
 		d->calls_us = now;
@@ -333,6 +337,7 @@ void turn_show(struct vu_dev *d);
 bool turn_holds(const struct vu_dev *d);
 bool turn_deaf(const struct vu_dev *d);
 bool turn_want_kicks(struct vu_dev *d);
+void turn_feed(struct vu_dev *d);
 bool turn_retry(struct vu_dev *d);
 
 #endif /* DEV_H */

@@ -88,8 +88,23 @@ void turn_begin(struct vu_dev *d)
 	}
 	owe_pay(d);
 	list_splice_first(&d->core->run, &d->waiting);
-	if (!list_empty(&d->starved) && dev_rx_room(d))
-		list_splice(&d->core->run, &d->starved);
+}
+
+/**
+ * turn_feed() - Run connections that waited for RX buffers, as far as these go
+ * @d:		Device
+ */
+void turn_feed(struct vu_dev *d)
+{
+	while (!list_empty(&d->starved) && dev_rx_room(d) && !d->rx_small &&
+	       !dev_spent(d, WORK_RX) && !dev_spent(d, WORK_RUN)) {
+		struct vu_conn *c =
+		    container_of(d->starved.next, struct vu_conn, run);
+
+		list_del(&c->run);
+		d->work[WORK_RUN] += WORK_RUNS;
+		conn_run(c);
+	}
 }
 
 /**
