@@ -43,16 +43,18 @@
  * what stands behind it (a TCP socket's peer runs in it), so time is looked at,
  * too: another's turn is at most 200 us late for one device's.
  */
-#define WORK_TURN   2048U
-#define WORK_CHAIN  2U	 /* and one for each descriptor */
+#define WORK_TURN   1536U
+#define WORK_CHAIN  1U /* and one for so many descriptors: */
+#define WORK_DESCS  8U
 #define WORK_KIB    1U	 /* a KiB copied, by us or by a system call */
 #define WORK_CALL   16U	 /* a system call that moves bytes */
 #define WORK_BURST  8U	 /* to find a connection that is in no cache */
 #define WORK_KEEP   12U	 /* to keep what isn't taken */
 #define WORK_SOCKET 128U /* to make a socket or to close one */
 #define WORK_RUNS   4U	 /* to look what a connection has to do */
-#define WORK_US	    40U	 /* for the calls of each kind of work */
-#define WORK_LOOK   64U	 /* between two looks at the clock */
+#define WORK_TX_US  90U	 /* for the calls of each kind of work */
+#define WORK_RUN_US 60U
+#define WORK_LOOK   64U /* between two looks at the clock */
 
 /**
  * enum work - What a turn's work is counted for
@@ -192,6 +194,20 @@ static inline bool dev_spent(const struct vu_dev *d, enum work work)
 }
 
 /**
+ * dev_popped() - Count a chain that was taken
+ * @d:		Device
+ * @work:	For what
+ * @chain:	The chain
+ */
+static inline void dev_popped(struct vu_dev *d, enum work work,
+			      const struct vu_chain *chain)
+{
+	uint32_t descs = (uint32_t)chain->n_read + chain->n_write;
+
+	d->work[work] += WORK_CHAIN + descs / WORK_DESCS;
+}
+
+/**
  * dev_doing() - Say what is worked on from now
  * @d:		Device
  * @work:	WORK_TX or WORK_RUN
@@ -212,7 +228,7 @@ static inline void dev_doing(struct vu_dev *d, enum work work)
 static inline void dev_worked(struct vu_dev *d, enum work work, size_t len)
 {
 	uint32_t units = WORK_CALL + (uint32_t)(len / 1024) * WORK_KIB;
-	uint64_t now;
+	uint64_t most = d->doing == WORK_TX ? WORK_TX_US : WORK_RUN_US, now;
 
 	d->work[work] += units;
 	d->unlooked += units;
@@ -222,7 +238,7 @@ static inline void dev_worked(struct vu_dev *d, enum work work, size_t len)
 	now = clock_us();
 	if (!d->calls_us)
 		d->calls_us = now;
-	else if (now - d->calls_us >= WORK_US)
+	else if (now - d->calls_us >= most)
 		d->work[d->doing] = WORK_TURN;
 }
 

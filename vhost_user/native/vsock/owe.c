@@ -154,8 +154,7 @@ bool owe_pop(struct vu_dev *d, unsigned at, struct vu_chain *ret_chain)
 		return false;
 	}
 	if (ret)
-		d->work[WORK_RX] += WORK_CHAIN + (uint32_t)ret_chain->n_read +
-				    ret_chain->n_write;
+		dev_popped(d, WORK_RX, ret_chain);
 	if (ret && ret_chain->n_read) /* section 5.10.6.2: RX is write-only */
 		memmove(iov, iov + ret_chain->n_read,
 			ret_chain->n_write * sizeof(*iov));

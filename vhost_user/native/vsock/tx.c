@@ -352,8 +352,7 @@ void tx_turn(struct vu_dev *d)
 				dev_broken(d, QUEUE_TX, ret);
 			break;
 		}
-		d->work[WORK_TX] +=
-		    WORK_CHAIN + (uint32_t)chain.n_read + chain.n_write;
+		dev_popped(d, WORK_TX, &chain);
 		tx_chain(d, &b, &chain);
 	}
 	if (b.n_chains)
