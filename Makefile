@@ -29,7 +29,7 @@ C_FILES  := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
             guest/*.[ch] guest/*/*.[ch] \
             fastpath/datapath/bpf/*.c tests/vm/*.[ch] tests/vm/trace/*.[ch] \
             tests/fuzz/*.[ch] \
-            tests/unit/vhost_user/*.c \
+            tests/unit/vhost_user/*.[ch] tests/unit/vhost_user/native/*.[ch] \
             bench/guest/*.[ch] bench/host/*.c)
 
 .PHONY: setup packages compare test lint types unit conformance \
