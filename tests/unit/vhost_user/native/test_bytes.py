@@ -107,24 +107,19 @@ def test_messages_come_out_whole_with_their_flags(queues, steps):
     """Parts join the message before them; what was delivered of one is forgotten."""
     ffi, lib = queues
     queue = ffi.new("struct msgs *")
-    expected = []  # of [bytes, flags]; flags 0: more is to come
+    expected: list[tuple[bytes, int]] = []  # with flags; 0: more is to come
     for step in steps:
         if isinstance(step, tuple):
             data, flags = step
             iov, _keep = segments(ffi, data, len(data) // 2)
             assert lib.msgs_put(queue, iov, 2, 0, flags)
-            if not expected or expected[-1][1]:
-                expected.append([b"", 0])
-            expected[-1][0] += data
-            expected[-1][1] = flags
+            begun = expected.pop()[0] if expected and not expected[-1][1] else b""
+            expected.append((begun + data, flags))
         elif expected:
             data, flags = expected[0]
             count = min(step, len(data))
             whole = count == len(data) and flags != 0
             lib.msgs_advance(queue, count, whole)
-            expected[0][0] = data[count:]
-            if whole:
-                expected.pop(0)
-        found = head(queues, queue)
-        assert found == (tuple(expected[0]) if expected else None)
+            expected[:1] = [] if whole else [(data[count:], flags)]
+        assert head(queues, queue) == (expected[0] if expected else None)
     lib.bytes_free(ffi.addressof(queue, "bytes"))

@@ -49,7 +49,7 @@ def test_no_more_is_in_flight_than_the_guest_has_room_for(credit, start, window,
     """Bytes, and packets with what Linux adds for each; whoever reads in any pieces."""
     _, lib = credit
     c = fresh(credit, start, peer_buf_alloc=window)
-    unread = deque()
+    unread: deque[int] = deque()
     read = 0
     for sends, size in steps:
         if sends:
