@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import pytest
 
-from bench.harness import awake, program
+from bench.harness import ECHO, ONE_CORE, awake, guest_on, ours, program
+from bench.report import Target
 
 TITLES = {
     "eventfd_us": ("eventfd ping-pong", "us"),
@@ -51,3 +53,38 @@ def bench_floors(bench, name, cpus, wakeful):
                 unit=unit,
                 less="/s" not in unit,
             )
+
+
+@contextmanager
+def _round_trip():
+    """Give the round trip of 64 bytes through our back-end, p50, us."""
+    with guest_on(ours(0), ONE_CORE) as (guest, _pid):
+        conn = guest.connect(ECHO)
+        yield lambda: statistics.median(guest.rtt_ns(conn, 64, 2000)) / 1e3
+
+
+@contextmanager
+def _relay():
+    """Give that of a relay that does nothing else, us."""
+    command = [str(program("floors")), "0", "0"]
+
+    def run():
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+        return json.loads(done.stdout)["relay_us"]
+
+    yield run
+
+
+@pytest.mark.long
+def bench_round_trip_beside_its_floor(bench):
+    bench.pair(
+        _round_trip,
+        _relay,
+        key="one-rtt-64-floor",
+        group="one core, blocking",
+        title="round trip 64 B beside a relay that does nothing, p50",
+        unit="us",
+        less=True,
+        target=Target(1.5),
+        against="relay",
+    )
