@@ -26,10 +26,9 @@ RECORD = 200
 WRITES = 1500
 TIMEOUT_S = 300.0
 
-E14 = pytest.mark.xfail(strict=True, reason="E14")
 KERNELS = [
     pytest.param("base", id="linux-6.1"),
-    pytest.param("linux-6.12", id="linux-6.12", marks=E14),
+    pytest.param("linux-6.12", id="linux-6.12"),
     pytest.param("linux-7", id="linux-7", marks=pytest.mark.nightly),
 ]
 

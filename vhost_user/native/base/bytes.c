@@ -46,7 +46,9 @@ static bool reserve(struct bytes *b, size_t more)
 	n = bytes_peek(b, 0, b->len, old);
 	iov_copy(old, n, 0, data, b->len, false);
 	free(b->data);
-	*b = (struct bytes){.data = data, .len = b->len, .cap = cap};
+	b->data = data;
+	b->at = 0;
+	b->cap = cap;
 	return true;
 }
 

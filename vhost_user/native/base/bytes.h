@@ -16,12 +16,14 @@
  * @at:		Where the first byte is
  * @len:	How many there are
  * @cap:	Size of the buffer, a power of two
+ * @tail:	msgs.c: where the last message's mark is
  */
 struct bytes {
 	char *data;
 	uint32_t at;
 	uint32_t len;
 	uint32_t cap;
+	uint32_t tail;
 };
 
 bool bytes_put(struct bytes *b, const struct iovec *iov, unsigned n_iov,

@@ -34,7 +34,8 @@
 
 #include "base/credit.h"
 
-#define ASK_LEAST 16 /* packets: for fewer it isn't worth one more */
+#define PACKETS_MAX 32768U /* of any buffer */
+#define ASK_LEAST   16	   /* packets: for fewer it isn't worth one more */
 
 /**
  * after() - Is a counter beyond another?
@@ -160,13 +161,15 @@ bool credit_half_used(const struct credit *c, const struct credit *far)
  */
 static void retire(struct credit *c)
 {
-	uint32_t gone = 0;
+	unsigned gone = 0;
 
-	while (gone < c->n_runs && !after(c->runs[gone].end, c->peer_fwd_cnt))
+	while (gone < c->n_runs && !after(c->ends[gone], c->peer_fwd_cnt))
 		gone++;
-	c->n_runs -= gone;
-	for (uint32_t i = 0; gone && i < c->n_runs; i++)
-		c->runs[i] = c->runs[i + gone];
+	c->n_runs = (uint16_t)(c->n_runs - gone);
+	for (unsigned i = 0; gone && i < c->n_runs; i++) {
+		c->ends[i] = c->ends[i + gone];
+		c->counts[i] = c->counts[i + gone];
+	}
 }
 
 /**
@@ -218,6 +221,8 @@ static uint32_t most_packets(const struct credit *c)
 {
 	uint32_t most = c->peer_buf_alloc / CREDIT_PACKET;
 
+	if (most > PACKETS_MAX)
+		return PACKETS_MAX;
 	return most ? most : 1;
 }
 
@@ -232,7 +237,7 @@ static uint32_t in_flight(const struct credit *c)
 	uint32_t sum = 0;
 
 	for (uint32_t i = 0; i < c->n_runs; i++)
-		sum += c->runs[i].count;
+		sum += c->counts[i];
 	return sum;
 }
 
@@ -271,16 +276,15 @@ bool credit_few_packets(const struct credit *c)
  */
 void credit_sent(struct credit *c, uint32_t n)
 {
-	struct credit_run *run = c->runs;
 	uint32_t most = most_packets(c) / CREDIT_RUNS;
+	unsigned last = c->n_runs ? c->n_runs - 1U : 0;
 
 	c->tx_cnt += n;
-	if (c->n_runs)
-		run += c->n_runs - 1;
-	if (c->n_runs < CREDIT_RUNS && (!c->n_runs || run->count >= most)) {
-		run = &c->runs[c->n_runs++];
-		run->count = 0;
+	if (!c->n_runs ||
+	    (c->n_runs < CREDIT_RUNS && c->counts[last] >= most)) {
+		last = c->n_runs++;
+		c->counts[last] = 0;
 	}
-	run->count++;
-	run->end = c->tx_cnt;
+	c->counts[last]++;
+	c->ends[last] = c->tx_cnt;
 }

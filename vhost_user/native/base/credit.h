@@ -11,17 +11,7 @@
 #define CREDIT_WINDOW_MAX (1U << 30) /* keeps the arithmetic in 32 bits */
 #define CREDIT_PACKET	  768U	     /* of a receive buffer, see credit.c */
 
-/**
- * struct credit_run - Packets that were sent one behind the other
- * @end:	Where they end, in tx_cnt
- * @count:	How many
- */
-struct credit_run {
-	uint32_t end;
-	uint32_t count;
-};
-
-#define CREDIT_RUNS 4
+#define CREDIT_RUNS 4 /* of packets in flight, see credit.c */
 
 /**
  * struct credit - Counters of VIRTIO 1.2 section 5.10.6.3, both directions
@@ -33,8 +23,9 @@ struct credit_run {
  * @tx_cnt:	Bytes sent to the guest
  * @peer_fwd_cnt: Of them, bytes that its program has taken
  * @peer_buf_alloc: Its receive buffer
- * @runs:	Packets in flight, oldest first
- * @n_runs:	Entries of @runs
+ * @ends:	Where runs of packets in flight end, in @tx_cnt, oldest first
+ * @counts:	How many each has
+ * @n_runs:	Entries of both
  */
 struct credit {
 	uint32_t rx_cnt;
@@ -45,8 +36,9 @@ struct credit {
 	uint32_t tx_cnt;
 	uint32_t peer_fwd_cnt;
 	uint32_t peer_buf_alloc;
-	struct credit_run runs[CREDIT_RUNS];
-	uint32_t n_runs;
+	uint32_t ends[CREDIT_RUNS];
+	uint16_t counts[CREDIT_RUNS];
+	uint16_t n_runs;
 };
 
 /**

@@ -67,21 +67,22 @@ static void mark_set(struct msgs *m, uint32_t at, uint32_t mark)
 bool msgs_put(struct msgs *m, const struct iovec *iov, unsigned n_iov,
 	      size_t skip, uint32_t flags)
 {
-	uint32_t mark = m->bytes.len ? mark_at(m, m->tail) : FLAGS;
+	uint32_t mark = m->bytes.len ? mark_at(m, m->bytes.tail) : FLAGS;
 	uint32_t before;
 
 	if (mark & FLAGS) {
 		struct iovec word = {.iov_base = &mark, .iov_len = MSGS_MARK};
 
 		mark = 0;
-		m->tail = m->bytes.len;
+		m->bytes.tail = m->bytes.len;
 		if (!bytes_put(&m->bytes, &word, 1, 0))
 			return false;
 	}
 	before = m->bytes.len;
 	if (!bytes_put(&m->bytes, iov, n_iov, skip))
 		return false;
-	mark_set(m, m->tail, (mark + ((m->bytes.len - before) << 2)) | flags);
+	mark_set(m, m->bytes.tail,
+		 (mark + ((m->bytes.len - before) << 2)) | flags);
 	return true;
 }
 
@@ -120,7 +121,7 @@ void msgs_advance(struct msgs *m, uint32_t n, bool whole)
 	else if (!n)
 		return;
 	bytes_drop(&m->bytes, step);
-	m->tail = m->tail > step ? m->tail - step : 0;
+	m->bytes.tail = m->bytes.tail > step ? m->bytes.tail - step : 0;
 	if (!whole) /* over bytes of the message, which are delivered */
 		mark_set(m, 0, mark - (n << 2));
 }

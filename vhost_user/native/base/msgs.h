@@ -13,11 +13,9 @@
 /**
  * struct msgs - A queue of bytes with boundaries; all zero: empty
  * @bytes:	A mark before each message: its length << 2 | its flags
- * @tail:	Where the last message's mark is
  */
 struct msgs {
 	struct bytes bytes;
-	uint32_t tail;
 };
 
 /**

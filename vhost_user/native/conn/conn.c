@@ -28,6 +28,15 @@ void conn_wake(struct vu_conn *c)
 	list_add(&c->core->run, &c->run);
 }
 
+/**
+ * conn_hurry() - The same, even if it waits for RX buffers
+ * @c:		Connection
+ */
+void conn_hurry(struct vu_conn *c)
+{
+	list_move(&c->core->run, &c->run);
+}
+
 /* ---- events ---- */
 
 /**

@@ -335,6 +335,7 @@ void conn_unhash(struct vu_conn *c);
 
 /* conn.c */
 void conn_wake(struct vu_conn *c);
+void conn_hurry(struct vu_conn *c);
 void conn_post(struct vu_conn *c, enum vu_event_kind kind, int error);
 void conn_opened(struct vu_conn *c);
 void conn_abort(struct vu_conn *c, int error);

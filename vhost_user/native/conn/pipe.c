@@ -144,7 +144,7 @@ void pipe_break(struct vu_conn *c, struct pipe *p, int error)
 	bytes_free(&p->kept.bytes);
 	recount(c);
 	shut(c, pipe_source(c, p), SHUT_RD);
-	conn_wake(c);
+	conn_hurry(c);
 }
 
 /* ---- bytes ---- */

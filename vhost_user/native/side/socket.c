@@ -129,7 +129,7 @@ void socket_event(struct vu_conn *c, struct side *s, uint32_t events)
 	}
 	if (events & EPOLLHUP && !unread)
 		pipe_break(c, pipe_to(c, s), EPIPE);
-	list_move(&c->core->run, &c->run); /* it may wait for RX buffers */
+	conn_hurry(c);
 }
 
 /**

@@ -195,7 +195,7 @@ void guest_shutdown(struct vu_conn *c, uint32_t flags)
 		pipe_end(c, &c->up);
 	if (flags & VIRTIO_VSOCK_SHUTDOWN_RCV)
 		pipe_break(t ? t : c, t ? &t->up : &c->down, 0);
-	conn_wake(c);
+	conn_hurry(c);
 }
 
 /**
