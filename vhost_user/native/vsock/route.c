@@ -9,7 +9,7 @@
 
 /**
  * slot() - Find where a port's route is, or would be
- * @r:		Routes
+ * @r:		Routes, with buckets
  * @port:	Port
  *
  * Returns: the link to it; *link is NULL if there is none
@@ -32,7 +32,8 @@ static struct route **slot(struct routes *r, uint32_t port)
  */
 const struct vu_target *route_find(const struct routes *r, uint32_t port)
 {
-	const struct route *at = r->buckets[port % ROUTE_BUCKETS];
+	const struct route *at =
+	    r->buckets ? r->buckets[port % ROUTE_BUCKETS] : NULL;
 
 	while (at && at->port != port)
 		at = at->next;
@@ -55,6 +56,10 @@ int route_set(struct routes *r, uint32_t port, const struct vu_target *target)
 		r->fallback = *target;
 		return 0;
 	}
+	if (!r->buckets)
+		r->buckets = calloc(ROUTE_BUCKETS, sizeof(*r->buckets));
+	if (!r->buckets)
+		return -VU_ERR_NOMEM;
 	link = slot(r, port);
 	if (!*link)
 		*link = calloc(1, sizeof(struct route));
@@ -78,6 +83,8 @@ bool route_clear(struct routes *r, uint32_t first, uint32_t last)
 	unsigned from = 0, to = ROUTE_BUCKETS;
 	bool found = false;
 
+	if (!r->buckets)
+		return false;
 	if (first == last) {
 		from = first % ROUTE_BUCKETS;
 		to = from + 1;
@@ -98,4 +105,15 @@ bool route_clear(struct routes *r, uint32_t first, uint32_t last)
 		}
 	}
 	return found;
+}
+
+/**
+ * route_free() - Forget all routes, and free what they took
+ * @r:		Routes
+ */
+void route_free(struct routes *r)
+{
+	route_clear(r, 0, VU_PORT_ANY);
+	free(r->buckets);
+	r->buckets = NULL;
 }
