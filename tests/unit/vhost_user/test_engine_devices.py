@@ -31,11 +31,10 @@ def add(engine, cid, groups=""):
 
 
 def test_an_engine_takes_so_many_devices_and_no_more(engine):
-    for cid in range(3, 3 + MAX_DEVICES):
-        device = add(engine, cid, "a")
+    devices = [add(engine, cid, "a") for cid in range(3, 3 + MAX_DEVICES)]
     with pytest.raises(StateError):
         add(engine, 2000)
-    device.close()
+    devices[-1].close()
     add(engine, 2000, "a")
 
 
@@ -75,7 +74,7 @@ def ambiguous(devices):
 )
 def test_whoever_may_join_is_as_the_model_has_it(wanted):
     engine = Engine()
-    there = []
+    there: list[tuple[int, frozenset[str]]] = []
     for cid, groups in wanted:
         if ambiguous([*there, (cid, groups)]):
             with pytest.raises(StateError):
