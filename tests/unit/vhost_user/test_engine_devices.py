@@ -85,6 +85,21 @@ def test_whoever_may_join_is_as_the_model_has_it(wanted):
     lib.vu_engine_free(engine.native)
 
 
+def test_each_of_many_routes_is_found_again(engine):
+    device = add(engine, 3)
+    for port in range(1, 5000):
+        device.route(port, Echo())
+    device.unroute_from(2500)
+
+    def unroute(port):
+        return lib.vu_dev_unroute(engine.native, device.id, port)
+
+    assert [unroute(port) for port in range(1, 2500)] == [0] * 2499
+    assert {unroute(port) for port in range(1, 5000)} == {-lib.VU_ERR_GONE}
+    device.route(7, Echo())
+    assert unroute(7) == 0
+
+
 def test_counters_and_routes_of_idle_devices_cost_no_turn():
     async def main():
         async with Engine(poll_us=0) as engine:

@@ -65,15 +65,17 @@ struct route {
 	struct vu_target target;
 };
 
-#define ROUTE_BUCKETS 1024
-
 /**
  * struct routes - Targets by port
- * @buckets:	ROUTE_BUCKETS; NULL while no port has one of its own
+ * @buckets:	Those that are no fallback, about one a bucket
+ * @n_buckets:	How many there are
+ * @n:		Routes
  * @fallback:	That of all other ports
  */
 struct routes {
 	struct route **buckets;
+	unsigned n_buckets;
+	unsigned n;
 	struct vu_target fallback;
 };
 
@@ -113,8 +115,8 @@ struct rst {
  * @told_us:	When Python was last told of each limit
  * @failure:	enum vu_err that ends the device's rings and connections: a
  *		system call found no guest memory, or an interrupt hung
- * @rsts:	A ring buffer of RST_QUEUE RSTs, @rst_count from @rst_first; made
- *		with the first ring
+ * @rsts:	A ring buffer of RST_QUEUE RSTs, @rst_count from @rst_first;
+ *made with the first ring
  * @rx_small:	In this turn all RX buffers had room for a header only
  */
 struct vu_dev {
