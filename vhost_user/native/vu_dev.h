@@ -305,20 +305,21 @@ int vu_dev_limit(struct vu_engine *engine, uint32_t dev, uint32_t max_conns,
 		 uint64_t max_queued_bytes, uint32_t accept_rate);
 
 /**
- * vu_dev_sibling() - Let two devices' guests reach each other by CID
- * @engine:	Engine of both
+ * vu_dev_join() - Put a device into a group
+ * @engine:	Engine
  * @dev:	Id
- * @other:	Id
+ * @group:	Number, the caller's choice
  *
- * Until one of them is removed. Each then takes connections of the other's VM.
+ * Guests of the devices of a group reach each other by CID, until a device is
+ * removed. Each then takes connections of the others' VMs.
  *
  * Returns: 0 on success,
  *	-VU_ERR_GONE, if there is no such device
- *	-VU_ERR_STATE, if the two have one CID, or either has a sibling with the
- *		other's CID
+ *	-VU_ERR_STATE, if a guest would reach two devices by one CID, or another
+ *		one by its own
  *	-VU_ERR_NOMEM, if out of memory
  */
-int vu_dev_sibling(struct vu_engine *engine, uint32_t dev, uint32_t other);
+int vu_dev_join(struct vu_engine *engine, uint32_t dev, uint32_t group);
 
 /**
  * vu_dev_stats() - Read a device's counters

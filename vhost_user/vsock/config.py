@@ -1,7 +1,8 @@
 """What to serve: VMs from `--vm KEY=VALUE,...` or from a YAML file.
 
-The keys are vhost-device-vsock's, with `-` or `_` between words:
+The keys of a VM are vhost-device-vsock's, with `-` or `_` between words:
 
+    threads: 2
     vms:
       - guest_cid: 3
         socket: /run/vm3.vhost
@@ -72,6 +73,7 @@ MAX_QUEUED_BYTES: Final = 1 << 40
 PROCESS_FDS: Final = 64
 VM_FDS: Final = MAX_WAITING + 64
 LEAST_SHARE: Final = 16
+MAX_THREADS: Final = 64
 MAX_ACCEPT_RATE: Final = 10_000_000
 MAX_CONFIG: Final = 1 << 20
 """Characters of a configuration file."""
@@ -128,6 +130,15 @@ class VmConfig:
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileConfig:
+    """What a configuration file says."""
+
+    vms: list[VmConfig]
+    threads: int | None = None
+    """Engines; None: it doesn't say."""
+
+
 def parse_vm(text: str) -> VmConfig:
     """Parse the argument of `--vm`.
 
@@ -143,8 +154,8 @@ def parse_vm(text: str) -> VmConfig:
     return _build(pairs, f"--vm {text}")
 
 
-def load(path: Path) -> list[VmConfig]:
-    """Read the VMs from a YAML file.
+def load(path: Path) -> FileConfig:
+    """Read a YAML file.
 
     Raises:
         ConfigError: it can't be read or isn't right; says file, line and key.
@@ -167,7 +178,7 @@ def load(path: Path) -> list[VmConfig]:
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not YAML"
         raise ConfigError(f"{path}{line}: {problem}") from None
-    return _vms(path, root)
+    return _file(path, root)
 
 
 def check(vms: list[VmConfig], stats_socket: Path | None = None) -> None:
@@ -188,12 +199,15 @@ def check(vms: list[VmConfig], stats_socket: Path | None = None) -> None:
         if vm.uds_path is not None:
             paths += [vm.uds_path, seqpacket_path(vm.uds_path)]
     claims += [("path", path) for path in paths]
-    for i, claim in enumerate(claims):
-        if claim in claims[:i]:
+    seen = set()
+    for claim in claims:
+        if claim in seen:
             raise ConfigError(f"{claim[0]} {claim[1]} is used twice")
+        seen.add(claim)
+    stems = {str(vm.uds_path) for vm in vms}
     for path in paths:
         stem, _, port = str(path).rpartition("_")
-        if port.isdecimal() and stem in {str(vm.uds_path) for vm in vms}:
+        if port.isdecimal() and stem in stems:
             raise ConfigError(f"path {path} is port {port} of uds_path {stem}")
 
 
@@ -207,12 +221,26 @@ def share_descriptors(vms: list[VmConfig], limit: int) -> list[VmConfig]:
     Args:
         vms: what was asked for.
         limit: descriptors that the process may have.
+
+    Raises:
+        ConfigError: there are not enough to listen for all VMs.
     """
+    least = PROCESS_FDS + sum(3 if vm.uds_path else 1 for vm in vms)
+    if least > limit:
+        raise ConfigError(
+            f"{len(vms)} VMs take {least} open files before the first VMM comes, at "
+            f"most {limit} are allowed: raise the hard limit (ulimit -Hn)"
+        )
     room = limit - PROCESS_FDS - len(vms) * VM_FDS
     if len(vms) == 1 or sum(vm.max_conns for vm in vms) <= room:
         return vms
     share = max(LEAST_SHARE, room // len(vms))
     return [replace(vm, max_conns=min(vm.max_conns, share)) for vm in vms]
+
+
+def threads(text: str) -> int:
+    """Return `text` as a number of engines; ConfigError if it can't be one."""
+    return integer(text, 1, MAX_THREADS)
 
 
 def integer(text: str, low: int, high: int) -> int:
@@ -340,31 +368,59 @@ def _build(pairs: Pairs, where: str) -> VmConfig:
         raise ConfigError(f"{where}: {error}") from None
 
 
-def _vms(path: Path, root: Node | None) -> list[VmConfig]:
-    from yaml import MappingNode, SequenceNode
+def _file(path: Path, root: Node | None) -> FileConfig:
+    from yaml import MappingNode
 
     if not isinstance(root, MappingNode):
         raise ConfigError(f"{path}:1: need a mapping with the key vms")
     vms: list[VmConfig] = []
+    engines = None
     for key, value in root.value:
-        line = key.start_mark.line + 1
-        if key.value != "vms":
-            raise ConfigError(f"{path}:{line}: unknown key {key.value!r}")
-        if not isinstance(value, SequenceNode):
-            raise ConfigError(f"{path}:{line}: vms: need a list")
-        for item in value.value:
-            where = f"{path}:{item.start_mark.line + 1}"
-            if not isinstance(item, MappingNode):
-                raise ConfigError(f"{where}: vms: need a mapping")
-            vms.append(_build(_scalars(path, item), where))
+        where = f"{path}:{key.start_mark.line + 1}"
+        if key.value == "vms":
+            vms += _vms(path, value, where)
+        elif key.value == "threads":
+            if engines is not None:
+                raise ConfigError(f"{where}: threads is given twice")
+            engines = _threads(value, where)
+        else:
+            raise ConfigError(f"{where}: unknown key {key.value!r}")
+    return FileConfig(vms=vms, threads=engines)
+
+
+def _threads(node: Node, where: str) -> int:
+    try:
+        return threads(_scalar(node))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: threads: {error}") from None
+
+
+def _vms(path: Path, node: Node, where: str) -> list[VmConfig]:
+    from yaml import MappingNode, SequenceNode
+
+    if not isinstance(node, SequenceNode):
+        raise ConfigError(f"{where}: vms: need a list")
+    vms = []
+    for item in node.value:
+        here = f"{path}:{item.start_mark.line + 1}"
+        if not isinstance(item, MappingNode):
+            raise ConfigError(f"{here}: vms: need a mapping")
+        vms.append(_build(_scalars(path, item), here))
     return vms
 
 
 def _scalars(path: Path, mapping: MappingNode) -> Pairs:
-    from yaml import ScalarNode
-
     for key, value in mapping.value:
         where = f"{path}:{key.start_mark.line + 1}"
-        if not isinstance(value, ScalarNode) or value.tag.endswith(":null"):
-            raise ConfigError(f"{where}: {key.value}: need one value")
-        yield str(key.value), str(value.value), where
+        try:
+            yield str(key.value), _scalar(value), where
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {key.value}: {error}") from None
+
+
+def _scalar(node: Node) -> str:
+    from yaml import ScalarNode
+
+    if not isinstance(node, ScalarNode) or node.tag.endswith(":null"):
+        raise ConfigError("need one value")
+    return str(node.value)

@@ -3,8 +3,8 @@
 - `--stats-socket PATH`: a client gets one JSON object and the end of the stream.
 - `--metrics ADDR:PORT`: HTTP, `GET /metrics` (Prometheus text format 0.0.4).
 
-Nothing runs while nobody asks. A client is written to once and never waited for, at
-most `MAX_CLIENTS` may be about to send their request, and each has `TIMEOUT_S` for it.
+Nothing runs while nobody asks. At most `MAX_CLIENTS` may be about to send their
+request, or to take their answer, and each has `TIMEOUT_S` for it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     Snapshot = Callable[[], dict[str, Any]]
-    """Returns {"process": {...}, "engine": {...}, "vms": [{"guest_cid": ...}]}."""
+    """Returns {"process": {...}, "engine": {...}, "engines": [{"engine": 0, ...}],
+    "vms": [{"guest_cid": 3, ...}]}: "engine" is the sum of "engines"."""
 
 MAX_CLIENTS: Final = 16
 TIMEOUT_S: Final = 5.0
@@ -37,7 +38,7 @@ MAX_REQUEST: Final = 8192
 _SEND_BUFFER: Final = 1 << 20
 _PREFIX: Final = "vhost_user_vsock"
 _CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-_NOT_COUNTERS: Final = GAUGES | {"connected", "open_fds"}
+_NOT_COUNTERS: Final = GAUGES | {"connected", "engine", "open_fds", "vms"}
 
 
 def process_stats() -> dict[str, int]:
@@ -65,13 +66,20 @@ def prometheus(stats: dict[str, Any]) -> str:
     lines += _family("process_open_fds", "gauge", [("", process["open_fds"])])
     resident = [("", process["resident_bytes"])]
     lines += _family("process_resident_memory_bytes", "gauge", resident)
-    for name, value in stats["engine"].items():
-        lines += _metric(f"engine_{name}", name, [("", value)])
-    names = [name for name in stats["vms"][0] if name != "guest_cid"]
-    for name in names:
-        samples = [(f'{{cid="{vm["guest_cid"]}"}}', vm[name]) for vm in stats["vms"]]
-        lines += _metric(name, name, samples)
+    lines += _metrics("engine_", stats["engines"], key="engine", label="engine")
+    lines += _metrics("", stats["vms"], key="guest_cid", label="cid")
     return "\n".join(lines) + "\n"
+
+
+def _metrics(
+    prefix: str, items: list[dict[str, int]], *, key: str, label: str
+) -> Iterator[str]:
+    labels = [f'{{{label}="{item[key]}"}}' for item in items]
+    for name in items[0]:
+        if name != key:
+            values = (item[name] for item in items)
+            samples = list(zip(labels, values, strict=True))
+            yield from _metric(f"{prefix}{name}", name, samples)
 
 
 def _metric(full: str, name: str, samples: list[tuple[str, int]]) -> Iterator[str]:
@@ -87,6 +95,54 @@ def _family(name: str, kind: str, samples: list[tuple[str, int]]) -> Iterator[st
         yield f"{name}{labels} {int(value)}"
 
 
+@dataclasses.dataclass(slots=True)
+class _Answer:
+    """What a client has yet to take."""
+
+    timer: asyncio.TimerHandle
+    left: memoryview
+
+
+class _Answers:
+    """Gives clients their answers and hangs up; one is as large as VMs are many."""
+
+    def __init__(self) -> None:
+        self._clients: dict[socket.socket, _Answer] = {}
+
+    def send(self, client: socket.socket, data: bytes) -> None:
+        """Send `data` as fast as the client takes it; the socket is taken over."""
+        if len(self._clients) >= MAX_CLIENTS:  # the slowest one goes
+            self._drop(next(iter(self._clients)))
+        with contextlib.suppress(OSError):  # a client that left: see _writable()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(TIMEOUT_S, self._drop, client)
+        self._clients[client] = _Answer(timer, memoryview(data))
+        loop.add_writer(client, self._writable, client)
+        self._writable(client)
+
+    def close(self) -> None:
+        """Hang up, whatever they have."""
+        for client in tuple(self._clients):
+            self._drop(client)
+
+    def _writable(self, client: socket.socket) -> None:
+        answer = self._clients[client]
+        try:
+            answer.left = answer.left[client.send(answer.left) :]
+        except BlockingIOError:
+            return
+        except OSError:  # a client that left: its own loss
+            answer.left = memoryview(b"")
+        if not answer.left:
+            self._drop(client)
+
+    def _drop(self, client: socket.socket) -> None:
+        self._clients.pop(client).timer.cancel()
+        asyncio.get_running_loop().remove_writer(client)
+        client.close()
+
+
 class JsonSocket:
     """Gives each client of a unix socket a snapshot.
 
@@ -97,6 +153,7 @@ class JsonSocket:
 
     def __init__(self, path: Path, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
+        self._answers = _Answers()
         self._listener = UnixListener(path, self._on_client)
 
     async def start(self) -> None:
@@ -106,9 +163,10 @@ class JsonSocket:
     def close(self) -> None:
         """Stop listening and remove the socket."""
         self._listener.close()
+        self._answers.close()
 
     def _on_client(self, client: socket.socket) -> None:
-        _answer(client, json.dumps(self._snapshot()).encode() + b"\n")
+        self._answers.send(client, json.dumps(self._snapshot()).encode() + b"\n")
 
 
 @dataclasses.dataclass(slots=True)
@@ -133,6 +191,7 @@ class MetricsServer:
         self._snapshot = snapshot
         self._listener = Listener("metrics", self._on_client)
         self._clients: dict[socket.socket, _Request] = {}
+        self._answers = _Answers()
 
     def start(self) -> None:
         """Listen; OSError with `filename`: the address can't be taken."""
@@ -154,8 +213,8 @@ class MetricsServer:
         """Stop listening and hang up."""
         self._listener.close()
         for client in tuple(self._clients):
-            self._forget(client)
-            client.close()
+            self._drop(client)
+        self._answers.close()
 
     def _on_client(self, client: socket.socket) -> None:
         if len(self._clients) >= MAX_CLIENTS:  # the longest silent one goes
@@ -184,7 +243,8 @@ class MetricsServer:
         request.head += data
         if b"\r\n\r\n" in request.head:
             self._forget(client)
-            _answer(client, self._page(request.head.partition(b"\r\n")[0]))
+            page = self._page(request.head.partition(b"\r\n")[0])
+            self._answers.send(client, page)
         elif not data or len(request.head) == MAX_REQUEST:
             self._drop(client)
 
@@ -202,10 +262,3 @@ def _http(status: str, text: str) -> bytes:
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
-
-
-def _answer(client: socket.socket, data: bytes) -> None:
-    """Send what the socket takes at once and hang up: nobody is waited for."""
-    with client, contextlib.suppress(OSError):  # a client that left: its own loss
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
-        client.send(data)

@@ -41,7 +41,7 @@ GONE = {
     "vu_dev_route",
     "vu_dev_set_call",
     "vu_dev_set_mem",
-    "vu_dev_sibling",
+    "vu_dev_join",
     "vu_dev_start_ring",
     "vu_dev_stats",
     "vu_dev_stop_ring",
