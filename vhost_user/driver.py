@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from vhost_user.closing import Closing
 from vhost_user.errors import StateError
+from vhost_user.frontend import TIMEOUT_S
 from vhost_user.message import Feature, MemoryRegion
 
 if TYPE_CHECKING:
@@ -257,7 +258,7 @@ class DriverQueue(abc.ABC):
         except BlockingIOError:
             return 0
 
-    def wait_used(self, timeout_s: float = 5.0) -> Used:
+    def wait_used(self, timeout_s: float = TIMEOUT_S) -> Used:
         """Return the next chain that comes back, waiting on interrupts.
 
         Raises:

@@ -54,6 +54,9 @@ if TYPE_CHECKING:
 
     from vhost_user.driver import DriverQueue, Ram
 
+TIMEOUT_S: Final = 60.0
+"""How long a wait of the driver's side may take, unless it is told otherwise: a bound
+on a back-end that hangs, far above what a slow machine needs."""
 ALL_FEATURES: Final = (
     Feature.VERSION_1
     | Feature.EVENT_IDX
@@ -101,7 +104,7 @@ class Frontend(Closing):
         OSError: it can't be connected to.
     """
 
-    def __init__(self, path: Path, *, timeout_s: float = 5.0) -> None:
+    def __init__(self, path: Path, *, timeout_s: float = TIMEOUT_S) -> None:
         self.features = 0
         self.protocol_features = ProtocolFeature(0)
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -21,7 +21,12 @@ from typing import TYPE_CHECKING, Final
 from vhost_user.closing import Closing
 from vhost_user.driver import DriverQueue, Ram, Segment
 from vhost_user.errors import StateError
-from vhost_user.frontend import ALL_FEATURES, ALL_PROTOCOL_FEATURES, Frontend
+from vhost_user.frontend import (
+    ALL_FEATURES,
+    ALL_PROTOCOL_FEATURES,
+    TIMEOUT_S,
+    Frontend,
+)
 from vhost_user.packed_driver import make_queue
 from vhost_user.vsock.packet import (
     CID_HOST,
@@ -100,7 +105,7 @@ class VsockGuest(Closing):
         event_buffers: int | None = None,
         first: int = 0,
         ram_size: int = 32 << 20,
-        timeout_s: float = 5.0,
+        timeout_s: float = TIMEOUT_S,
     ) -> None:
         self.cid = cid
         self.timeout_s = timeout_s

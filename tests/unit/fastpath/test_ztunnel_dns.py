@@ -29,6 +29,7 @@ from fastpath.ztunnel.model import (
     Service,
     Workload,
 )
+from tests.support.limits import LIMIT_S
 
 VIP4, VIP6 = ip_address("10.96.0.10"), ip_address("fd00:96::10")
 POD = ip_address("10.0.0.7")
@@ -154,7 +155,7 @@ def records(query, tcp, count=1):
 
 def run(work, respond=records):
     async def bounded():
-        async with asyncio.timeout(20), Upstream(respond) as upstream:
+        async with asyncio.timeout(LIMIT_S), Upstream(respond) as upstream:
             resolver = Dns(config(upstream.address))
             try:
                 return await work(resolver, upstream)

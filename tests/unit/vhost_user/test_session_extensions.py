@@ -9,6 +9,7 @@ import socket
 
 import pytest
 
+from tests.support.limits import LIMIT_S
 from vhost_user.errors import FrontendError
 from vhost_user.message import (
     BackendRequest,
@@ -603,7 +604,7 @@ def test_rejects_an_inflight_log_with_the_wrong_fds(running, fds):
 @contextlib.contextmanager
 def channel(vmm):
     ours, theirs = socket.socketpair()
-    ours.settimeout(5)
+    ours.settimeout(LIMIT_S)
     with ours:
         vmm.send(Request.SET_BACKEND_REQ_FD, b"", theirs.detach())
         yield ours
@@ -611,7 +612,7 @@ def channel(vmm):
 
 def in_loop(steps, *args):
     async def run():
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LIMIT_S):
             await steps(*args)
 
     asyncio.run(run())

@@ -9,6 +9,7 @@ import socket
 
 import pytest
 
+from tests.support.limits import LIMIT_S
 from vhost_user.vsock.stats import (
     MAX_CLIENTS,
     MAX_REQUEST,
@@ -74,7 +75,7 @@ def served(talk):
 
 
 def whole(sock):
-    sock.settimeout(10)
+    sock.settimeout(LIMIT_S)
     data = b""
     while more := sock.recv(65536):
         data += more
