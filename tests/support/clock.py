@@ -55,6 +55,15 @@ class Loop(asyncio.SelectorEventLoop):
         return self._clock.now
 
 
+class Stopped:
+    """Stands for the module `time` where a clock must not go on."""
+
+    @staticmethod
+    def monotonic() -> float:
+        """Return the same second, always."""
+        return 1000.0
+
+
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine as `asyncio.run()` does, in a `Loop`."""
     with asyncio.Runner(loop_factory=Loop) as runner:

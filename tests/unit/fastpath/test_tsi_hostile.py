@@ -13,9 +13,11 @@ import threading
 
 import pytest
 
+from fastpath import throttle
 from fastpath.tsi import service
 from fastpath.tsi.policy import Rule
 from fastpath.tsi.policyfile import Egress
+from tests.support.clock import Stopped
 from tests.support.limits import wait_until
 from vhost_user.engine import EventKind
 from vhost_user.vsock.packet import Op
@@ -261,6 +263,8 @@ def test_each_sandbox_has_its_own_policy_whatever_the_guests_say(tmp_path, serve
 
 def test_streams_are_bounded_and_the_log_of_them_too(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(service, "MAX_STREAMS", 4)
+    monkeypatch.setattr(throttle, "time", Stopped)
+    monkeypatch.setattr(throttle, "TELL_S", TIMEOUT_S)
 
     def work(ztunnel, a, b):
         streams = [Stream(a.guest) for _ in range(3)]
@@ -277,7 +281,7 @@ def test_streams_are_bounded_and_the_log_of_them_too(tmp_path, monkeypatch, capl
 
     play(tmp_path, work)
     lines = [r for r in caplog.records if "an agent too many" in r.getMessage()]
-    assert 100 <= len(lines) < 150
+    assert len(lines) == throttle.BURST
     assert f"a: {200 - len(lines)} more lines about agents" in caplog.text
 
 
