@@ -57,6 +57,12 @@ void trace_so_error(int fd);
 long peer(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void trace_peer(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
+/* As tests/support/limits.py has it, and programs.py says */
+#ifndef LIMIT_S
+#define LIMIT_S 120
+#endif
+#define WAIT_MS (LIMIT_S * 1000) /* for what has to come */
+
 int tcp(int flags);
 int tcp6(void);
 int connect_to(int fd, const char *host, long port);
@@ -69,6 +75,9 @@ int set_option(int fd, int level, int name, int value);
 void set_blocking(int fd, bool on);
 void pause_ms(long ms);
 void alarm_in(long ms, int sa_flags);
+void alarm_off(void);
+void await_call(pid_t pid, long number);
+void settle(void);
 
 extern const char *host4, *host6;
 extern volatile int sigpipes;
