@@ -68,17 +68,12 @@ def started(*command):
         process.communicate()
 
 
-def test_true_ends_within_six_seconds(tmp_path):
-    """The best of a few: what other load on the machine adds isn't its own."""
+def test_true_says_nothing_and_leaves_nothing(tmp_path):
+    """How long it takes is bench/bench_run.py's."""
     run("true")  # whatever is built or probed at first use
-    took: list[float] = []
-    while len(took) < 4 and min(took, default=6) >= 6:
-        start = time.monotonic()
-        done = run("true")
-        took.append(time.monotonic() - start)
-        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
-        assert left_behind(tmp_path) == []
-    assert min(took) < 6
+    done = run("true")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert left_behind(tmp_path) == []
 
 
 @pytest.mark.parametrize(
