@@ -49,7 +49,7 @@ def pytest_addoption(parser):
     parser.addoption("--write-frontends", metavar="FILE", type=Path)
     parser.addoption("--write-vsock-test", metavar="FILE", type=Path)
     parser.addoption(
-        "--nightly", action="store_true", help="tests of large images, too"
+        "--nightly", action="store_true", help="tests marked `nightly`, too"
     )
 
 
