@@ -27,17 +27,18 @@ PACKAGES := gcc libc6-dev make python3-venv python3-dev ca-certificates \
             qemu-system-x86 busybox-static iproute2 iptables procps clang \
             libclang-rt-dev golang-go libelf-dev
 
-NATIVE   := $(wildcard vhost_user/native/*.c vhost_user/native/*.h) \
+NATIVE   := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch]) \
             vhost_user/native/build.py
-C_FILES  := $(wildcard vhost_user/native/*.[ch] guest/*.[ch] guest/*/*.[ch] \
+C_FILES  := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
+            guest/*.[ch] guest/*/*.[ch] \
             fastpath/datapath/bpf/*.c tests/vm/*.[ch] tests/vm/trace/*.[ch] \
             tests/fuzz/*.[ch] \
             tests/unit/vhost_user/*.c \
             bench/guest/*.[ch] bench/host/*.c)
 
 .PHONY: setup packages compare test lint types unit conformance \
-        conformance-doc sanitize tsan netns vm vm-nightly nightly quota-test \
-        compat-doc frontends vsock-test fuzz bench bench-short soak image clean
+        conformance-doc policy-doc sanitize tsan netns vm vm-nightly nightly \
+        quota-test compat-doc frontends vsock-test fuzz bench bench-short soak image clean
 
 PARTS    := lint types unit conformance netns sanitize tsan image vm fuzz bench-short
 RUN_PARTS := $(BIN)/python tests/support/parts.py
@@ -87,6 +88,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
+	$(BIN)/python tools/layers.py
 
 types: setup
 	$(BIN)/mypy
@@ -100,6 +102,10 @@ conformance: setup
 # docs/conformance.md from the requirements and the tests' marks.
 conformance-doc: setup
 	$(BIN)/python -m tests.conformance.doc
+
+# The tables of docs/tsi-policy.md, from the code that decides.
+policy-doc: setup
+	$(BIN)/python -m tests.policy_doc
 
 # docs/tsi-compat.md from the table that test_tsi_differential.py goes by.
 compat-doc: setup

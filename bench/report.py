@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from rich.table import Table
 
+from fastpath import files
 from fastpath.report.stats import Ratio, paired_ratio
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 LOST: Final = 0.75
 """Below this share of the recorded advantage, the advantage counts as lost."""
+_VERDICTS: Final = {None: "not shown", True: "met", False: "not met"}
 MARKDOWN_HEADER: Final = (
     "| measure | ours | against | ratio (95 % interval) | target | |\n"
     "|---|---|---|---|---|---|"
@@ -72,15 +74,16 @@ class Figure:
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is; None: there is none."""
+        """Whether the target is, by a ratio's whole interval; None: not shown."""
         if self.target is None:
             return None
-        value = statistics.median(self.ours)
+        ends: Sequence[float] = (statistics.median(self.ours),)
         if self.target.of == "ratio":
             assert self.ratio is not None
-            value = self.ratio.median
+            ends = self.ratio.interval or ()
         bound = self.target.bound
-        return value <= bound if self.less else value >= bound
+        reached = {end <= bound if self.less else end >= bound for end in ends}
+        return reached.pop() if len(reached) == 1 else None
 
     def kept(self, recorded: float) -> float:
         """Return which share of a recorded ratio's advantage is still there."""
@@ -98,12 +101,16 @@ class Figure:
             f"{self.title}, {self.unit}" if self.unit else self.title,
             number(statistics.median(self.ours)),
             other,
-            f"{ratio.median:.2f}x ({ratio.low:.2f} - {ratio.high:.2f})"
-            if ratio
-            else "",
+            _ratio_cell(ratio) if ratio else "",
             self.target.text(less=self.less, unit=self.unit) if self.target else "",
-            {None: "", True: "met", False: "not met"}[self.met],
+            _VERDICTS[self.met] if self.target else "",
         )
+
+
+def _ratio_cell(ratio: Ratio) -> str:
+    if ratio.interval is None:
+        return f"{ratio.median:.2f}x"
+    return f"{ratio.median:.2f}x ({ratio.interval.low:.2f} - {ratio.interval.high:.2f})"
 
 
 def number(value: float) -> str:
@@ -137,7 +144,9 @@ def tables(figures: Iterable[Figure]) -> list[Table]:
                 figure.group, "ours", "other", "ratio, 95 % interval", "target", ""
             )
         *cells, verdict = figure.cells()
-        style = {"met": "green", "not met": "red"}.get(verdict, "")
+        style = {"met": "green", "not met": "red", "not shown": "yellow"}.get(
+            verdict, ""
+        )
         out[figure.group].add_row(*cells, f"[{style}]{verdict}[/]" if style else "")
     return list(out.values())
 
@@ -154,7 +163,7 @@ def save(path: Path, figures: Sequence[Figure]) -> None:
         for figure in figures
     ]
     text = json.dumps({"machine": machine(), "figures": rows}, indent=1)
-    path.write_text(text + "\n")
+    files.replace(path, text + "\n")
 
 
 def load(path: Path) -> tuple[dict[str, Any], list[Figure]]:

@@ -154,7 +154,7 @@ async def measure(options):
         "tsi_per_s": round(statistics.median(tsi)),
         "raw_per_s": round(statistics.median(raw)),
         "ratio": round(ratio.median, 3),
-        "ci95": [round(ratio.low, 3), round(ratio.high, 3)],
+        "ci95": ratio.interval and [round(end, 3) for end in ratio.interval],
         "rounds": options.rounds,
     }
 

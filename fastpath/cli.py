@@ -2,14 +2,18 @@
 
 Each command imports what it needs when it runs, so that `fastpath run` does not
 wait for the parts that only `fastpath compare` uses. An error that the user can
-mend (`FastpathError`, or a wrong option) becomes one line on stderr and exit
-status 2; anything else is a bug of ours and shows its traceback.
+mend (`FastpathError`, a wrong option, or what the system refuses: a full disk, a
+read-only cache, a closed stdout) becomes one line on stderr and exit status 2;
+anything else is a bug of ours and shows its traceback.
 """
 
 # ruff: noqa: TC003 - typer reads the annotations when it runs
 
 from __future__ import annotations
 
+import logging
+import math
+import os
 import signal
 import sys
 from pathlib import Path
@@ -17,17 +21,18 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn, cast
 
 import typer
 
-from fastpath import stdio
+from fastpath import logs
 from fastpath.errors import FastpathError
+from vhost_user import entry
+from vhost_user.closing import hangup_is_ignored
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-EXIT_ERROR: Final = 2
-EXIT_INTERRUPTED: Final = 130
+PROG: Final = "fastpath"
 
 app = typer.Typer(
-    name="fastpath",
+    name=PROG,
     help="A shared-memory fast path between microVMs and a service mesh.",
     add_completion=False,
     no_args_is_help=True,
@@ -36,44 +41,64 @@ app = typer.Typer(
 )
 image_app = typer.Typer(help="MicroVM images.", no_args_is_help=True)
 app.add_typer(image_app, name="image")
+policy_app = typer.Typer(help="A sandbox's policy.", no_args_is_help=True)
+app.add_typer(policy_app, name="policy")
 
 # typer exports one kind of usage error; its base is that of all of them.
 _UsageError: Final = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
 
+
+def _seconds(value: float | None) -> float | None:
+    """Refuse what no clock shows; `float` reads "nan", too."""
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise typer.BadParameter(f"{value:g} is not a number of seconds above 0")
+    return value
+
+
 Accel = Annotated[str, typer.Option(help="auto, kvm or tcg.")]
 Qemu = Annotated[str, typer.Option(help="The QEMU program.")]
+BootTimeout = Annotated[
+    float | None,
+    typer.Option(
+        metavar="S",
+        callback=_seconds,
+        help="Seconds for the guest's boot (30 under kvm, 180 under tcg).",
+    ),
+]
 
 
-def main() -> NoReturn:
-    """Run the program: the console script `fastpath`."""
-    stdio.open_closed_streams()
-    for signo in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signo, _end)
-    sys.exit(invoke(sys.argv[1:]))
+def main() -> int:
+    """Run the program and return its exit status."""
+    entry.set_up_streams()
+    signal.signal(signal.SIGTERM, _end)
+    if not hangup_is_ignored():
+        signal.signal(signal.SIGHUP, _end)
+    logs.set_up(logging.WARNING)
+    return invoke(sys.argv[1:])
 
 
 def invoke(args: Sequence[str]) -> int:
     """Run one command and return its exit status; errors go to stderr."""
+    return entry.guarded(PROG, lambda: _invoke(args))
+
+
+def _invoke(args: Sequence[str]) -> int:
     try:
-        status = app(list(args), prog_name="fastpath", standalone_mode=False)
+        status = app(list(args), prog_name=PROG, standalone_mode=False)
     except FastpathError as exc:
-        return _fail(str(exc))
+        return entry.complain(PROG, str(exc))
     except _UsageError as exc:
-        command = exc.ctx.command_path if exc.ctx else "fastpath"
-        return _fail(f"{exc.format_message()}; mend: {command} --help")
-    except (KeyboardInterrupt, typer.Abort):
-        return EXIT_INTERRUPTED
+        command = exc.ctx.command_path if exc.ctx else PROG
+        what = " ".join(exc.format_message().split())
+        return entry.complain(PROG, f"{what}; mend: {command} --help")
+    except typer.Abort:
+        raise KeyboardInterrupt from None
     return int(status or 0)
 
 
 def _end(signo: int, _frame: object) -> NoReturn:
     """End by an exception, so that everything that was started is stopped."""
     sys.exit(128 + signo)
-
-
-def _fail(line: str) -> int:
-    print(f"fastpath: {line}", file=sys.stderr)  # noqa: T201
-    return EXIT_ERROR
 
 
 @app.command(
@@ -120,8 +145,14 @@ def run(
     memory: Annotated[int, typer.Option(metavar="M", help="MiB.", min=64)] = 512,
     cpus: Annotated[int, typer.Option(metavar="N", min=1)] = 1,
     timeout: Annotated[
-        float | None, typer.Option(metavar="S", help="Seconds for boot and CMD.")
+        float | None,
+        typer.Option(
+            metavar="S",
+            callback=_seconds,
+            help="Seconds for all of it: image, boot and CMD.",
+        ),
     ] = None,
+    boot_timeout: BootTimeout = None,
     accel: Accel = "auto",
 ) -> int:
     """Boot a microVM and run CMD in it; its connections take the fast path."""
@@ -145,6 +176,7 @@ def run(
         memory_mib=memory,
         cpus=cpus,
         timeout_s=timeout,
+        boot_timeout_s=boot_timeout,
         accel=accel,
     )
     return runner.run(options)
@@ -166,8 +198,12 @@ def compare(
     accel: Accel = "auto",
     qemu: Qemu = "qemu-system-x86_64",
     budget: Annotated[
-        float, typer.Option(metavar="S", help="Measure no longer than this.")
+        float,
+        typer.Option(
+            metavar="S", callback=_seconds, help="Measure no longer than this."
+        ),
     ] = 180.0,
+    boot_timeout: BootTimeout = None,
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON.")
     ] = None,
@@ -175,7 +211,10 @@ def compare(
         Path | None, typer.Option(metavar="FILE", help="Write the report as a page.")
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Exit status 1 if a target is not met.")
+        bool,
+        typer.Option(
+            "--check", help="Exit status 1 unless all targets are shown to be met."
+        ),
     ] = False,
 ) -> int:
     """Compare the fast path with the standard path, side by side, in one run."""
@@ -189,6 +228,7 @@ def compare(
         accel=accel,
         qemu=qemu,
         budget_s=budget,
+        boot_timeout_s=boot_timeout,
         json=json,
         html=html,
         check=check,
@@ -208,7 +248,22 @@ def ztunnel(
 
     from fastpath.ztunnel import process
 
+    logs.set_up(logging.INFO)
+    if ready_fd is not None:
+        _check_writable(ready_fd)
     return asyncio.run(process.serve(config, ready_fd=ready_fd))
+
+
+def _check_writable(fd: int) -> None:
+    """Refuse a descriptor that can't take the ready line."""
+    try:
+        os.write(fd, b"")
+    except OSError as exc:
+        raise FastpathError(
+            f"--ready-fd {fd}",
+            f"{exc.strerror}",
+            "name a descriptor that is open for writing, such as 3 with 3>FILE",
+        ) from None
 
 
 @app.command()
@@ -217,22 +272,41 @@ def doctor() -> int:
 
     The exit status is 1 when something is missing that a command needs.
     """
-    from rich.console import Console
     from rich.text import Text
 
     from fastpath import doctor as checker
+    from fastpath import stdio
 
-    console = Console(soft_wrap=True)
+    console = stdio.console()
     missing = False
     for check in checker.checks():
         mark = Text("yes  ", "green") if check.ok else Text("no   ", "bold red")
-        console.print(mark + Text(check.name, "bold") + Text(f": {check.detail}"))
+        line = mark + Text(check.name, "bold") + Text(f": {check.detail}")
+        console.print(line, soft_wrap=True)
         if not check.ok:
             missing = missing or bool(check.need)
             needs = [n.name.lower() for n in checker.Need if n in check.need and n.name]
-            console.print(Text(f"     needed for: {', '.join(needs) or 'nothing'}"))
-            console.print(Text(f"     mend: {check.mend}"))
+            needed = f"needed for: {', '.join(needs) or 'nothing'}"
+            for more in (needed, f"mend: {check.mend}"):
+                console.print(Text(f"     {more}"), soft_wrap=True)
     return 1 if missing else 0
+
+
+@policy_app.command("check")
+def policy_check(
+    file: Annotated[Path, typer.Argument(help="See docs/tsi-policy.md.")],
+    would: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS:PORT", help="Explain what it says of this one."),
+    ] = None,
+) -> int:
+    """Check a policy file, and explain what it decides on a destination.
+
+    The exit status is 1 when the destination is denied, 2 when the file is wrong.
+    """
+    from fastpath import policy_check as checker
+
+    return checker.run(file, would)
 
 
 @image_app.command("build")
@@ -246,6 +320,8 @@ def image_build(
     from fastpath.progress import build_image
     from fastpath.vm import images
 
+    if not name and not images.known():
+        image_list(None)  # says so
     for each in [name] if name else images.known():
         image = build_image(each, refresh=refresh)
         print(f"{image.name}: kernel {image.kernel_release}, {image.initramfs}")  # noqa: T201
@@ -257,9 +333,15 @@ def image_list(
     name: Annotated[str | None, typer.Argument(help="Default: all.")] = None,
 ) -> int:
     """List the images that can be built."""
-    from fastpath.vm import images
+    from fastpath.vm import images, recipe
 
     known = images.known()
+    if not known:
+        raise FastpathError(
+            "images",
+            f"there are no recipes in {recipe.IMAGES}",
+            "run fastpath from a checkout: an installed package does not have them",
+        )
     if name is not None and name not in known:
         raise FastpathError(
             f"image {name}", f"unknown; there are {', '.join(known)}", None
@@ -270,4 +352,4 @@ def image_list(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -104,6 +104,13 @@ class Matches:
         return text
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Parsed:
+    """What reads a value and raises `ValueError` for a wrong one."""
+
+    parse: Callable[[str], object]
+
+
 class Document:
     """Where each value of a file stands, so that later checks can say so too.
 
@@ -135,13 +142,16 @@ class Document:
         keys = [key for key in path if isinstance(key, str) and key in self._mends]
         if mend is None and keys:
             mend = self._mends[keys[-1]]
+        where = self.where(path)
+        what = f"{where}: {format_path(path)}" if path else where
+        return FastpathError(what, why, mend)
+
+    def where(self, path: KeyPath) -> str:
+        """`FILE:LINE` of what stands at `path`, or of what would contain it."""
         known = path
         while known and known not in self._lines:
             known = known[:-1]
-        line = self._lines.get(known, 1)
-        where = f"{self.name}:{line}"
-        what = f"{where}: {format_path(path)}" if path else where
-        return FastpathError(what, why, mend)
+        return f"{self.name}:{self._lines.get(known, 1)}"
 
 
 def format_path(path: KeyPath) -> str:

@@ -15,13 +15,13 @@ import importlib
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING, Final
 
+from fastpath import tools
 from fastpath.datapath import geneve, links, netns
 from fastpath.datapath.links import Links
 from fastpath.datapath.rules import Mark, iptables
@@ -193,7 +193,7 @@ def _program(name: str, *version: str) -> Callable[[], str]:
     """A check that program `name` is there, and what it says to `version`."""
 
     def look() -> str:
-        if (path := shutil.which(name)) is None:
+        if (path := tools.find(name)) is None:
             raise OSError(f"{name} is not installed")
         if not version:
             return path

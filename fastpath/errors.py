@@ -7,6 +7,8 @@ reaches the top is a bug of ours and shows its traceback.
 
 from __future__ import annotations
 
+from vhost_user.entry import printable
+
 
 class FastpathError(Exception):
     """Something the user can mend: `what: why; mend: command`.
@@ -24,8 +26,8 @@ class FastpathError(Exception):
         self.mend = mend
 
     def __str__(self) -> str:
-        """One line, whatever the parts contain."""
+        """One line that steers no terminal, whatever the parts contain."""
         line = f"{self.what}: {self.why}"
         if self.mend is not None:
             line += f"; mend: {self.mend}"
-        return " ".join(line.split())
+        return printable(" ".join(line.split()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from fastpath import stdio
 from fastpath.vm import images
 
 if TYPE_CHECKING:
@@ -39,13 +40,12 @@ def build_image(name: str, *, refresh: bool = False) -> Image:
 
 
 def _progress() -> Progress:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        console=Console(stderr=True),
+        console=stdio.console(progress=True),
         transient=True,
     )

@@ -10,22 +10,28 @@ network namespace that the command was started in, and no right is needed.
     clients --> --publish'ed ports of this host ==========+ listen()
 
 What a user sees is the program's output and exit status, 128 + n for a signal;
-124 when `--timeout` ran out; 128 + n also when a signal ended us before the
-program ran. A guest that panics or loses agent after agent is an error, and its console
-log is kept; in every other case nothing is left behind.
+124 when `--timeout` ran out, whatever it was busy with; 128 + n also when a signal
+ended us before the program ran. A guest that does not boot, panics or loses agent
+after agent is an error that says what its console said last, and the console log is
+kept for a day; in every other case nothing is left behind.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import ipaddress
 import os
 import signal
-import sys
+import socket
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from fastpath import resolvconf
+from fastpath.deadline import Deadline, TimedOut
 from fastpath.errors import FastpathError
 from fastpath.progress import build_image
 from fastpath.scratch import CONSOLE, scratch
@@ -33,12 +39,15 @@ from fastpath.stdio import Input, Output
 from fastpath.tsi.policy import Rule
 from fastpath.tsi.policyfile import Egress
 from fastpath.vm import accel, images
+from fastpath.vm.console import last_words
 from fastpath.vm.guest import Guest
 from fastpath.vm.machine import Machine
 from fastpath.vm.spec import VmSpec
 from fastpath.ztunnel.config import for_sandbox
 from fastpath.ztunnel.model import Publication
 from fastpath.ztunnel.process import Ztunnel
+from vhost_user.closing import hangup_is_ignored
+from vhost_user.entry import complain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -76,6 +85,9 @@ PIPE_GRACE_S: Final = 1.0
 
 POD_IP: Final = ipaddress.ip_address("10.200.1.2")
 """What the program sees as its own address; it is never on a wire."""
+POD_IPV6: Final = ipaddress.ip_address("fd6f:5c1e:9b2a::2")
+"""The same, where this host reaches IPv6: else look-ups with AI_ADDRCONFIG would find
+addresses that nothing leads to, and where it does, none that it has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +111,9 @@ class Options:
     memory_mib: int = 512
     cpus: int = 1
     timeout_s: float | None = None
-    """For boot and program."""
+    """For all of it: image, boot and program."""
+    boot_timeout_s: float | None = None
+    """For the boot; None: what the accelerator takes at most."""
     accel: str = "auto"
 
 
@@ -174,6 +188,32 @@ def run(options: Options) -> int:
     Raises:
         FastpathError: it could not run, or the guest or its agent died.
     """
+    _check_inputs(options)
+    try:
+        with Deadline(options.timeout_s) as deadline:
+            return _prepare_and_run(options, deadline)
+    except TimedOut as exc:
+        complain("fastpath", f"timed out: {exc}")
+        return EXIT_TIMEOUT
+
+
+def _check_inputs(options: Options) -> None:
+    """Refuse to read for ourselves what the program is to read: our stdin."""
+    named = {f"--policy {options.policy}": options.policy} if options.policy else {}
+    named |= {f"--file {path}:{to}": path for to, path in options.files.items()}
+    stdin = os.fstat(0)
+    is_stream = stat.S_ISFIFO(stdin.st_mode) or stat.S_ISSOCK(stdin.st_mode)
+    if not (is_stream or os.isatty(0)):
+        return  # a file is read from its beginning by whoever opens it
+    for option, path in named.items():
+        with contextlib.suppress(OSError):  # reading it will say so
+            if os.path.samestat(path.stat(), stdin):
+                raise FastpathError(
+                    option, "that is CMD's input", "write it to a file, and name that"
+                )
+
+
+def _prepare_and_run(options: Options, deadline: Deadline) -> int:
     image = build_image(options.image)
     chosen = accel.choose(options.accel, qemu=options.qemu)
     with scratch() as folder:
@@ -189,16 +229,33 @@ def run(options: Options) -> int:
             cpus=options.cpus,
             qemu=options.qemu,
             kernel=options.kernel,
+            append=resolvconf.kernel_parameters(resolvconf.read()),
         )
-        return asyncio.run(_Run(options, spec, folder).main())
+        return asyncio.run(_Run(options, spec, folder, deadline).main())
+
+
+def reaches_ipv6() -> bool:
+    """Whether this host has a route to the IPv6 internet; nothing is sent."""
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe,
+    ):
+        probe.connect(("2001:4860::", 9))  # any address of 2000::/3
+        return not ipaddress.ip_address(probe.getsockname()[0]).is_link_local
+    return False
 
 
 class _Run:
     """One run: a ztunnel, a machine, a guest, and the signals between them."""
 
-    def __init__(self, options: Options, spec: VmSpec, folder: Path) -> None:
+    def __init__(
+        self, options: Options, spec: VmSpec, folder: Path, deadline: Deadline
+    ) -> None:
         self._options = options
         self._spec = spec
+        self._deadline = deadline
+        self._timed_out = False
+        self._booted = False
         self._vsock = folder / SOCKET
         self._uds_path = folder / "vsock"
         self._guest: Guest | None = None
@@ -213,23 +270,28 @@ class _Run:
         task = asyncio.current_task()
         assert task is not None
         for signo in FORWARDED:
-            loop.add_signal_handler(signo, self._on_signal, signo, task)
-        limit = asyncio.timeout(self._options.timeout_s)
+            if signo != signal.SIGHUP or not hangup_is_ignored():
+                loop.add_signal_handler(signo, self._on_signal, signo, task)
+        self._deadline.hand_over(loop, lambda: self._expire(task))
         try:
-            async with limit:
-                return await self._boot_and_run()
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            print(  # noqa: T201
-                f"fastpath: timed out: not done within {self._options.timeout_s:g} s",
-                file=sys.stderr,
-            )
-            return EXIT_TIMEOUT
+            return await self._boot_and_run()
         except asyncio.CancelledError:
+            if self._timed_out:
+                raise TimedOut(self._late()) from None
             if self._ended_by is None:
                 raise
             return 128 + self._ended_by
+
+    def _expire(self, main: asyncio.Task[object]) -> None:
+        self._timed_out = True
+        main.cancel()
+
+    def _late(self) -> str:
+        """What was not done in time."""
+        within = f"within {self._deadline.seconds:g} s"
+        if self._booted:
+            return f"not done {within}"
+        return f"the guest has not booted {within}{last_words(self._spec.console)}"
 
     async def _boot_and_run(self) -> int:
         async with (
@@ -237,12 +299,17 @@ class _Run:
             Guest(self._uds_path, console=self._spec.console) as guest,
             Machine(self._spec) as machine,
         ):
-            await machine.watch(guest.ready())
+            await machine.watch(guest.ready(self._boot_timeout_s()))
+            self._booted = True
             return await machine.watch(self._program(guest))
+
+    def _boot_timeout_s(self) -> float:
+        return self._options.boot_timeout_s or self._spec.accel.boot_timeout_s
 
     async def _program(self, guest: Guest) -> int:
         """Run the program with our stdio."""
         self._guest = guest
+        outputs = [Output(fd, self._on_closed) for fd in (1, 2)]
         try:
             with Input(0) as stdin:
                 status = await guest.run(
@@ -250,13 +317,16 @@ class _Run:
                     tsi=True,
                     env=self._options.env,
                     stdin=stdin.reader,
-                    stdout=Output(1, self._on_closed).write,
-                    stderr=Output(2, self._on_closed).write,
+                    stdout=outputs[0].write,
+                    stderr=outputs[1].write,
                 )
         finally:
             self._guest = None
             for task in self._tasks:
                 task.cancel()
+        for output in outputs:
+            if output.error is not None and output.error.errno != errno.EPIPE:
+                raise output.error
         return 128 + signal.SIGPIPE if self._output_closed else status
 
     def _ztunnel_config(self) -> Config:
@@ -267,7 +337,7 @@ class _Run:
             name="run",
             socket=self._vsock,
             cid=GUEST_CID,
-            addresses=(POD_IP,),
+            addresses=(POD_IP, POD_IPV6) if reaches_ipv6() else (POD_IP,),
             uds_path=self._uds_path,
             publish=options.publish,
             egress=None if options.policy else egress,

@@ -1,13 +1,23 @@
-"""A folder for one run's sockets, logs and files."""
+"""A folder for one run's sockets, logs and files.
+
+The run holds a lock on a file in it. The kernel drops that with the process, so the
+next run tells a folder of one that was killed from that of one that lives, and
+removes it. A console log that an error has named is kept for a day.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import shutil
+import stat
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from fastpath.deadline import TimedOut
 from fastpath.errors import FastpathError
 
 if TYPE_CHECKING:
@@ -15,27 +25,69 @@ if TYPE_CHECKING:
 
 CONSOLE: Final = "console.log"
 """The guest's console log, in that folder."""
+OWNER: Final = "owner"
+"""The file that the run holds a lock on."""
+PREFIX: Final = "fastpath-"
+KEPT_S: Final = 24 * 3600
+"""How long a console log stays that an error has named."""
 
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
-    """Make the folder, and remove it at the end.
+    """Make the folder, and remove it at the end, and those of killed runs.
 
     The guest's console log stays when an error ends the run that names it.
     """
-    folder = Path(tempfile.mkdtemp(prefix="fastpath-"))
+    sweep()
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     console = folder / CONSOLE
+    kept: Path | None = None
     try:
-        yield folder
-    except FastpathError as exc:
-        if not console.exists() or str(console) not in str(exc):
-            shutil.rmtree(folder)
-            raise
-        for path in folder.iterdir():
-            if path != console:
-                path.unlink()
+        with (folder / OWNER).open("wb") as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX)
+            yield folder
+    except (FastpathError, TimedOut) as exc:
+        if console.exists() and str(console) in str(exc):
+            kept = console
         raise
-    except BaseException:
-        shutil.rmtree(folder)
-        raise
-    shutil.rmtree(folder)
+    finally:
+        _empty(folder, kept)
+
+
+def sweep() -> None:
+    """Remove what killed runs of this user, and old errors, have left."""
+    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # another sweeps, too
+            if _is_left_over(path):
+                shutil.rmtree(path)
+
+
+def _is_left_over(path: Path) -> bool:
+    status = path.stat(follow_symlinks=False)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        return False
+    try:
+        fd = os.open(path / OWNER, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:  # a log that was kept, or one that begins
+        return time.time() - status.st_mtime > KEPT_S
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _empty(folder: Path, kept: Path | None) -> None:
+    """Remove the folder, or all of it but `kept`."""
+    if kept is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for path in folder.iterdir():
+        if path == kept:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -13,27 +13,57 @@ import asyncio
 import contextlib
 import os
 import select
-from typing import TYPE_CHECKING, Final, Self
+import sys
+from typing import IO, TYPE_CHECKING, Any, Final, Self, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from rich.console import Console
+
 READ_SIZE: Final = 65536
+_NAMES: Final = {1: "stdout", 2: "stderr"}
 WRITE_SIZE: Final = select.PIPE_BUF
 """The most that a writable pipe takes for sure."""
 
 
-def open_closed_streams() -> None:
-    """Give descriptors 0 to 2 that are closed to /dev/null.
+def console(*, progress: bool = False) -> Console:
+    """Return a rich console that doesn't end the program when its reader has left.
 
-    Else the next socket that is opened becomes somebody's stdin or stdout.
+    rich's own does, with status 1, which has a meaning here.
+
+    Args:
+        progress: on stderr, and what can't be written there is left out: nothing
+            ends because nobody sees how far it is. Else on stdout, where that is
+            an `OSError`.
     """
-    for fd in range(3):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: fd
+    from rich.console import Console
+
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # what it is called for
+
+    return Plain(file=cast("IO[str]", _Lossy(sys.stderr))) if progress else Plain()
+
+
+class _Lossy:
+    """A text stream that takes whatever cannot be written."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(self._stream, name)
 
 
 class Input:
@@ -85,21 +115,23 @@ class Output:
     """
 
     def __init__(self, fd: int, on_closed: Callable[[], None]) -> None:
+        self.error: OSError | None = None
+        """Why it takes no more."""
         self._fd = fd
         self._on_closed = on_closed
-        self._closed = False
 
     async def write(self, data: bytes) -> None:
         """Write all of `data`; returns when the reader has made room for it."""
         rest = memoryview(data)
-        while rest and not self._closed:
+        while rest and self.error is None:
             await _ready(self._fd, select.POLLOUT)
             try:
                 rest = rest[os.write(self._fd, rest[:WRITE_SIZE]) :]
             except BlockingIOError:  # somebody else took the room
                 await asyncio.sleep(0.01)
-            except OSError:
-                self._closed = True
+            except OSError as error:
+                error.filename = _NAMES.get(self._fd)
+                self.error = error
                 self._on_closed()
 
 

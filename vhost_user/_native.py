@@ -26,6 +26,7 @@ _ERRORS: Final[dict[int, tuple[type[VhostUserError], str]]] = {
     lib.VU_ERR_INVAL: (StateError, "argument out of range"),
     lib.VU_ERR_FAULT: (FrontendError, "guest memory is gone: its file was truncated"),
     lib.VU_ERR_REGION: (FrontendError, "memory region wraps or overlaps another"),
+    lib.VU_ERR_CALL: (FrontendError, "its call eventfd is full and blocks"),
 }
 
 

@@ -22,6 +22,7 @@ class _Ffi(Protocol):
     def memmove(self, dest: FFI.CData, src: bytes, n: int, /) -> None: ...
 
 class _Lib(Protocol):
+    VU_ERR_CALL: int
     VU_ERR_CHAIN: int
     VU_ERR_EMPTY: int
     VU_ERR_FAULT: int

@@ -10,18 +10,20 @@ Spec: vhost-user, "Communication".
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import signal
 import socket
 import sys
 from typing import TYPE_CHECKING, Final
 
+from vhost_user.closing import stop_event
+from vhost_user.descriptors import MemoryFiles, Offload, receive
 from vhost_user.device import Device
 from vhost_user.engine import ALL_QUEUES
-from vhost_user.errors import FrontendError
+from vhost_user.errors import FrontendError, RefusedError
 from vhost_user.message import HEADER_SIZE, MAX_REGIONS, Header, Message, Reply
 from vhost_user.session import Session
-from vhost_user.sockets import UnixListener
+from vhost_user.sockets import Access, UnixListener
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +36,13 @@ log = logging.getLogger(__name__)
 MAX_FDS: Final = MAX_REGIONS
 """File descriptors that may come with one message."""
 
+_ANY_FDS: Final = 253
+"""SCM_MAX_FD: room for all that can come at once. Those that found none would be closed
+by the kernel on our thread, whatever they are."""
+
+_DRAIN: Final = 1 << 16
+_PATIENCE_S: Final = 5.0
+
 
 class Backend:
     """Serves one device on a unix socket.
@@ -42,15 +51,27 @@ class Backend:
         path: the socket, made by `start()` and removed by `close()`.
         device: stays the caller's, who ends it after `close()`.
         name: begins each log line.
+        memory_files: which files the memory of a front-end may be in.
+        access: who may connect: be the device's VM.
     """
 
-    def __init__(self, path: Path, device: Device, *, name: str = "vhost-user") -> None:
+    def __init__(
+        self,
+        path: Path,
+        device: Device,
+        *,
+        name: str = "vhost-user",
+        memory_files: MemoryFiles = MemoryFiles.RAM,
+        access: Access = Access(),  # noqa: B008  frozen
+    ) -> None:
         self.path = path
         self.connected = asyncio.Event()
         """Set while a front-end is there."""
         self._device = device
         self._name = name
-        self._listener = UnixListener(path, self._on_client)
+        self._memory_files = memory_files
+        self._offload = Offload()
+        self._listener = UnixListener(path, self._on_client, rights=True, access=access)
         self._connection: _Connection | None = None
 
     async def start(self) -> None:
@@ -59,7 +80,7 @@ class Backend:
         Raises:
             OSError: the socket can't be made; `filename` is set.
         """
-        self._listener.start()
+        await self._listener.start()
         self._device.on_ring_broke = self._ring_broke
         self._device.on_config_change = self._config_changed
 
@@ -75,7 +96,8 @@ class Backend:
         if self._connection is None:
             return
         if queue == ALL_QUEUES:
-            self._on_end(FrontendError("guest memory is gone: its file was truncated"))
+            why = "guest memory is gone (its file was truncated), or interrupts block"
+            self._on_end(FrontendError(why))
         else:
             self._connection.session.ring_broke(queue)
 
@@ -86,7 +108,10 @@ class Backend:
     def _on_client(self, sock: socket.socket) -> None:
         self._listener.pause()
         log.info("%s: front-end connected", self._name)
-        self._connection = _Connection(sock, Session(self._device), self._on_end)
+        session = Session(
+            self._device, memory_files=self._memory_files, offload=self._offload
+        )
+        self._connection = _Connection(sock, session, self._offload, self._on_end)
         self.connected.set()
 
     def _on_end(self, error: Exception | None) -> None:
@@ -104,21 +129,52 @@ class Backend:
             log.exception("%s: the device can't be reset", self._name)
         self._connection = None
         self.connected.clear()
-        self._listener.resume()
+        self._resume()
+
+    def _resume(self) -> None:
+        """Let the next front-end come, once no call waits for the last one's files."""
+        loop = asyncio.get_running_loop()
+        told = loop.call_later(_PATIENCE_S, self._tell_of_waiting)
+
+        def resume() -> None:
+            told.cancel()
+            self._listener.resume()
+
+        def idle() -> None:  # on whatever thread
+            with contextlib.suppress(RuntimeError):  # the loop is closed: all is over
+                loop.call_soon_threadsafe(resume)
+
+        if self._offload.waiting:
+            self._offload.when_idle(idle)
+        else:
+            resume()
+
+    def _tell_of_waiting(self) -> None:
+        log.warning(
+            "%s: %d calls still wait for files of the last front-end (on FUSE or NFS, "
+            "say); the next one waits for them",
+            self._name,
+            self._offload.waiting,
+        )
 
 
-async def serve(path: Path, device: Device, *, name: str) -> None:
-    """Serve one device until SIGTERM or SIGINT: all that a small back-end's main does.
+async def serve(
+    path: Path,
+    device: Device,
+    *,
+    name: str,
+    memory_files: MemoryFiles = MemoryFiles.RAM,
+    access: Access = Access(),  # noqa: B008  frozen
+) -> None:
+    """Serve one device until a signal ends it: all that a small back-end's main does.
 
     Says "ready" on stderr once a VMM may connect.
 
     Raises:
         OSError: the socket can't be made.
     """
-    stop = asyncio.Event()
-    for signo in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(signo, stop.set)
-    backend = Backend(path, device, name=name)
+    stop = stop_event()
+    backend = Backend(path, device, name=name, memory_files=memory_files, access=access)
     await backend.start()
     try:
         sys.stderr.write(f"{name}: ready: {path}\n")
@@ -136,6 +192,7 @@ class _Connection:
     message can never be taken for this one's.
 
     Args:
+        offload: closes what it did not ask for.
         on_end: called once, with the reason, when the session should be closed.
     """
 
@@ -143,10 +200,12 @@ class _Connection:
         self,
         sock: socket.socket,
         session: Session,
+        offload: Offload,
         on_end: Callable[[Exception | None], None],
     ) -> None:
         self.session = session
         self._sock = sock
+        self._offload = offload
         self._on_end = on_end
         self._buf = bytearray()
         self._header: Header | None = None
@@ -156,9 +215,17 @@ class _Connection:
     def close(self) -> None:
         """Take everything back from the device and hang up."""
         asyncio.get_running_loop().remove_reader(self._sock)
+        with contextlib.suppress(OSError):
+            self._hang_up()
         self._sock.close()
-        Message(0, fds=self._fds).close()
+        Message(0, fds=self._fds).close(self._offload.close)
         self.session.close()
+
+    def _hang_up(self) -> None:
+        """Leave no fd in the socket: the kernel would close it on our thread."""
+        self._sock.shutdown(socket.SHUT_RDWR)
+        while (got := receive(self._sock, _DRAIN, _ANY_FDS)).data:
+            self._fds += got.fds
 
     def _readable(self) -> None:
         try:
@@ -173,22 +240,17 @@ class _Connection:
         """Read what one system call gives; return False at the stream's end."""
         size = HEADER_SIZE if self._header is None else self._header.size
         try:
-            data, fds, flags, _ = socket.recv_fds(
-                self._sock,
-                size - len(self._buf),
-                MAX_FDS,
-                socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT,
-            )
+            got = receive(self._sock, size - len(self._buf), _ANY_FDS)
         except BlockingIOError:
             return True
-        self._fds += fds
-        if flags & socket.MSG_CTRUNC or len(self._fds) > MAX_FDS:
+        self._fds += got.fds
+        if got.truncated or len(self._fds) > MAX_FDS:
             raise FrontendError(f"more than {MAX_FDS} fds, or no room for them")
-        if not data:
+        if not got.data:
             if self._buf or self._header:
                 raise FrontendError("hung up in the middle of a message")
             return False
-        self._buf += data
+        self._buf += got.data
         if len(self._buf) == size:
             self._frame()
         return True
@@ -206,7 +268,12 @@ class _Connection:
         )
         self._buf.clear()
         self._fds = []
-        reply = self.session.receive(message)
+        try:
+            reply = self.session.receive(message)
+        except RefusedError as error:
+            with contextlib.suppress(FrontendError, OSError):  # its end in any case
+                self._send(error.reply)
+            raise
         if reply is not None:
             self._send(reply)
 

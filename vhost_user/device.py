@@ -48,7 +48,8 @@ class Device(Protocol):
     on_ring_broke: Callable[[int], None] | None
     """The back-end sets it; the device calls it with a queue it had to give up.
 
-    `ALL_QUEUES`: the guest's memory is gone (its file was truncated).
+    `ALL_QUEUES`: the guest's memory is gone (its file was truncated), or the front-end
+    makes interrupts block.
     """
 
     on_config_change: Callable[[], None] | None

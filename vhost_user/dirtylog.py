@@ -8,10 +8,12 @@ Spec: vhost-user, "Migration".
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import os
 from typing import TYPE_CHECKING
 
+from vhost_user import notify
+from vhost_user.descriptors import Kind, require
 from vhost_user.errors import FrontendError
 from vhost_user.memory import MAP_ERRORS, SharedArea
 from vhost_user.message import LOG_PAGE, Feature
@@ -19,6 +21,8 @@ from vhost_user.message import LOG_PAGE, Feature
 if TYPE_CHECKING:
     from vhost_user.message import LogArea
     from vhost_user.vring import Rings
+
+log = logging.getLogger(__name__)
 
 
 class DirtyLog:
@@ -43,8 +47,12 @@ class DirtyLog:
         self._old, self._area = self._area, area
 
     def set_fd(self, fd: int) -> None:
-        """Own the eventfd that says that the log was written."""
-        os.set_blocking(fd, False)
+        """Own the eventfd that says that the log was written.
+
+        Raises:
+            FrontendError: it is no eventfd; it is still the caller's.
+        """
+        require(fd, Kind.EVENTFD, what="the log's fd")
         self._close_fd()
         self._fd = fd
 
@@ -60,14 +68,14 @@ class DirtyLog:
         wanted = bool(rings.features & Feature.LOG_ALL) or any(
             ring.logged for ring in rings.all
         )
-        log = self._area if wanted else None
-        self._active = log is not None
-        rings.log_size = log.size if log else 0
+        area = self._area if wanted else None
+        self._active = area is not None
+        rings.log_size = area.size if area else 0
         if rings.memory is not None:
             pages = -(-rings.memory.end // LOG_PAGE)
-            if log is not None and log.size * 8 < pages:
-                raise FrontendError(f"dirty log of {log.size} bytes, {pages} pages")
-            rings.memory.set_log(log)
+            if area is not None and area.size * 8 < pages:
+                raise FrontendError(f"dirty log of {area.size} bytes, {pages} pages")
+            rings.memory.set_log(area)
         if self._old is not None:
             self._old.close()
             self._old = None
@@ -75,9 +83,10 @@ class DirtyLog:
     def ring_stopped(self) -> None:
         """Tell the front-end that a ring has written its last for now."""
         if self._active and self._fd >= 0:
-            # One at its limit has been signalled already.
-            with contextlib.suppress(OSError):
-                os.eventfd_write(self._fd, 1)
+            try:
+                notify.signal(self._fd)
+            except OSError as error:
+                log.warning("the dirty log's eventfd can't be signalled: %s", error)
 
     def close(self) -> None:
         """Unmap it, once no memory uses it any more."""

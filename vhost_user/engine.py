@@ -14,247 +14,86 @@ Python's wake-up.
 from __future__ import annotations
 
 import asyncio
-import enum
 import errno
-import ipaddress
 import logging
 import os
-import socket
-import struct
 import threading
-from dataclasses import dataclass
+from collections import deque
 from typing import TYPE_CHECKING, Final, Self
 
+from vhost_user import events, targets
 from vhost_user._native import check, ffi, lib
+from vhost_user.counters import GAUGES, DeviceStats, EngineStats
 from vhost_user.errors import StateError
+from vhost_user.events import ALL_EVENTS, ALL_QUEUES, Event, EventKind, Limit
+from vhost_user.handles import DeviceHandle, ListenerHandle
+from vhost_user.ringconfig import RingConfig
+from vhost_user.targets import (
+    Ask,
+    Chargen,
+    Dial,
+    Discard,
+    Echo,
+    Reset,
+    SocketAddress,
+    Target,
+    Unix,
+    Vsock,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import socket
     from types import TracebackType
 
     from cffi import FFI
 
-    from vhost_user._vu import CStruct
-    from vhost_user.memory import GuestMemory
+    from vhost_user.events import Handler
+
+__all__ = [
+    "ALL_EVENTS",
+    "ALL_QUEUES",
+    "DEFAULT_BUF_ALLOC",
+    "DEFAULT_MAX_CONNS",
+    "DEFAULT_MAX_QUEUED_BYTES",
+    "FIRST_OPENED_PORT",
+    "GAUGES",
+    "MIN_WINDOW",
+    "Ask",
+    "Chargen",
+    "DeviceHandle",
+    "DeviceStats",
+    "Dial",
+    "Discard",
+    "Echo",
+    "Engine",
+    "EngineStats",
+    "Event",
+    "EventKind",
+    "Limit",
+    "ListenerHandle",
+    "Reset",
+    "RingConfig",
+    "SocketAddress",
+    "Target",
+    "Unix",
+    "Vsock",
+]
 
 logger = logging.getLogger(__name__)
 
-SocketAddress = tuple[str, int]
-"""IP address (v4 or v6, no scope) and port."""
-
 _EVENTS_A_READ: Final = 256
-_PORT_ANY: Final = 0xFFFFFFFF  # VU_PORT_ANY
-_NOT_LOGGED: Final = 0xFFFF_FFFF_FFFF_FFFF  # UINT64_MAX
-
-ALL_QUEUES: Final = 0xFFFFFFFF
-"""`Event.port` of a BROKEN event about the whole device: its memory is gone."""
 
 DEFAULT_MAX_CONNS: Final = 65536
 DEFAULT_BUF_ALLOC: Final = 1 << 20
 """Receive window of a connection, once it has used it, bytes."""
 DEFAULT_MAX_QUEUED_BYTES: Final = 256 << 20
+MAX_QUEUE_SIZE: Final = 32768
+"""Entries of the largest ring; VU_MAX_QUEUE."""
 MIN_WINDOW: Final = 2048
 """Least window of a connection, bytes; VU_MIN_WINDOW."""
 
 FIRST_OPENED_PORT: Final = 1 << 30
 """Ports on our side of connections that `DeviceHandle.open()` made start here."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reset:
-    """Refuse the connection; `error` is the errno that events report."""
-
-    error: int = errno.ECONNREFUSED
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """Post a REQUEST event and hold the connection for `Engine.answer()`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unix:
-    """Connect to the unix socket `path` + "_" + the vsock port."""
-
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class Dial:
-    """Connect to a TCP address; the guest's RESPONSE waits until that settles."""
-
-    address: SocketAddress
-
-
-@dataclass(frozen=True, slots=True)
-class Echo:
-    """The engine sends every byte back (RFC 862)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Discard:
-    """The engine drops every byte and closes after the peer's FIN (RFC 863)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chargen:
-    """The engine sends bytes until the peer closes (RFC 864)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Vsock:
-    """Connect to the same port of vsock address `cid` (1: this host itself)."""
-
-    cid: int
-
-
-Target = Reset | Ask | Unix | Dial | Echo | Discard | Chargen | Vsock
-"""Where the other end of a connection is; `enum vu_target_kind`."""
-
-_SIMPLE: Final[dict[type, int]] = {
-    Ask: lib.VU_TARGET_ASK,
-    Echo: lib.VU_TARGET_ECHO,
-    Discard: lib.VU_TARGET_DISCARD,
-    Chargen: lib.VU_TARGET_CHARGEN,
-}
-
-
-class EventKind(enum.IntEnum):
-    """Why a handler is called; `enum vu_event_kind`."""
-
-    REQUEST = 1
-    OPENED = 2
-    FAILED = 3
-    CLOSED = 4
-    BROKEN = 5
-    LIMIT = 6
-
-
-class Limit(enum.IntEnum):
-    """What a VM may run into; `enum vu_limit`."""
-
-    CONNS = 0
-    BYTES = 1
-    RATE = 2
-    FDS = 3
-    MEMORY = 4
-    BACKLOG = 5
-
-
-ALL_EVENTS: Final = frozenset({EventKind.OPENED, EventKind.FAILED, EventKind.CLOSED})
-"""What a device or listener may ask for; REQUEST, BROKEN and LIMIT always come."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """One step in a connection's life; `struct vu_event`."""
-
-    kind: EventKind
-    conn: int = 0
-    error: int = 0
-    """errno; for BROKEN, the `enum vu_err`."""
-    port: int = 0
-    """vsock port on our side; for BROKEN, the queue, or `ALL_QUEUES`; for LIMIT, the
-    `Limit`."""
-    peer_port: int = 0
-    """vsock port in the guest."""
-    cid: int = 0
-    """vsock CID on our side: 2, or a sibling's; 0 for a listener."""
-    up_bytes: int = 0
-    """Payload from the side that opened the connection, bytes; for LIMIT, how often
-    it was met."""
-    down_bytes: int = 0
-    """Payload back to it, bytes."""
-    duration_us: int = 0
-    """Since the request, us."""
-    src: SocketAddress | None = None
-    """Listener: the client; None once it has hung up."""
-    dst: SocketAddress | None = None
-    """Listener: the socket's own name; with TPROXY, the original destination."""
-
-
-if TYPE_CHECKING:
-    Handler = Callable[[Event], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RingConfig:
-    """A ring as the front-end describes it; `struct vu_ring_config`."""
-
-    num: int
-    """Entries, a power of two, at most 1024."""
-    base: int
-    """VRING_BASE: the next available entry to take; packed: and the next used one."""
-    desc_uva: int
-    avail_uva: int
-    used_uva: int
-    features: int
-    """Negotiated feature bits."""
-    kick_fd: int
-    """eventfd, borrowed; -1: poll."""
-    call_fd: int
-    """eventfd, borrowed; -1: none."""
-    log_used_gpa: int | None = None
-    """Where the dirty log has the used ring; None: it isn't logged."""
-    inflight: int = 0
-    """Our address of the ring's part of the inflight area; 0: there is none."""
-    inflight_size: int = 0
-    """Size of that part, bytes."""
-
-    def native(self) -> CStruct:
-        """Return it as `struct vu_ring_config *`."""
-        raw = ffi.new("struct vu_ring_config *")
-        special = {
-            "log_used_gpa": (
-                _NOT_LOGGED if self.log_used_gpa is None else self.log_used_gpa
-            ),
-            "inflight": ffi.cast("void *", self.inflight),
-        }
-        for name in self.__slots__:
-            setattr(raw, name, special.get(name, getattr(self, name)))
-        return raw
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceStats:
-    """Counters of a device; `struct vu_dev_stats` says what each counts."""
-
-    conns: int
-    queued_bytes: int
-    window_bytes: int
-    opened: int
-    failed: int
-    tx_packets: int
-    tx_bytes: int
-    rx_packets: int
-    rx_bytes: int
-    kicks: int
-    calls: int
-    rst_unknown: int
-    bad_packets: int
-    credit_violations: int
-    limit_conns: int
-    limit_bytes: int
-    limit_rate: int
-    no_fds: int
-    no_memory: int
-    backlog_full: int
-    message_errors: int
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """Counters of an engine; `struct vu_engine_stats` says what each counts."""
-
-    conns: int
-    wakeups: int
-    spins: int
-    spin_hits: int
-    events_lost: int
-
-
-GAUGES: Final = frozenset({"conns", "queued_bytes", "window_bytes"})
-"""Counters that also fall."""
 
 
 class Engine:
@@ -288,6 +127,7 @@ class Engine:
         self._handlers: dict[int, Handler] = {}
         self._groups: dict[int, frozenset[str]] = {}
         self._events = ffi.new("struct vu_event[]", _EVENTS_A_READ)
+        self._taken: deque[tuple[int, Event]] = deque()
         self._thread = threading.Thread(target=self._run, name="vu-engine", daemon=True)
 
     @property
@@ -327,23 +167,35 @@ class Engine:
         self._handlers.clear()
 
     def deliver(self) -> None:
-        """Hand all queued events to their handlers now, not when the loop comes by."""
+        """Hand all queued events to their handlers now, not when the loop comes by.
+
+        A handler may call it: what is left of the events before its own goes on then,
+        in their order, each to its handler once.
+        """
         while self._dispatch() == _EVENTS_A_READ:
             pass
 
     def _dispatch(self) -> int:
-        """Hand queued events to their handlers; more come with the next call."""
-        count = lib.vu_engine_events(self.native, self._events, _EVENTS_A_READ)
-        for i in range(count):
-            raw = self._events[i]
-            handler = self._handlers.get(raw.source)
+        """Hand queued events to their handlers; more come with the next call.
+
+        They leave the buffer before the first handler runs, which may end up here.
+        """
+        count = int(lib.vu_engine_events(self.native, self._events, _EVENTS_A_READ))
+        for raw in self._events[0:count]:
+            self._taken.append((raw.source, events.decode(raw)))
+        while self._taken:
+            source, event = self._taken.popleft()
+            if event.kind is EventKind.GONE:
+                self.forget(source)
+                continue
+            handler = self._handlers.get(source)
             if handler is None:
                 continue
             try:
-                handler(_event(raw))
+                handler(event)
             except Exception:
                 # one connection's trouble; it times out, the others go on
-                logger.exception("handler failed on event %d", raw.kind)
+                logger.exception("handler failed on %s event", event.kind.name)
         return count
 
     def add_device(
@@ -385,7 +237,7 @@ class Engine:
         config.max_conns = max_conns
         config.max_queued_bytes = max_queued_bytes
         config.accept_rate = accept_rate
-        config.want = _want(want)
+        config.want = events.want_bits(want)
         dev = check(lib.vu_dev_add(self.native, config), f"device of CID {guest_cid}")
         for other, names in self._groups.items():
             if groups & names:
@@ -420,7 +272,10 @@ class Engine:
         sock.setblocking(False)
         listener = check(
             lib.vu_listener_add(
-                self.native, sock.fileno(), _want(want), _target(target)
+                self.native,
+                sock.fileno(),
+                events.want_bits(want),
+                targets.encode(target),
             ),
             "add listener",
         )
@@ -437,7 +292,7 @@ class Engine:
         Raises:
             StateError: it was answered before, or the target is malformed.
         """
-        ret = lib.vu_conn_answer(self.native, conn, _target(target))
+        ret = lib.vu_conn_answer(self.native, conn, targets.encode(target))
         return _alive(ret, f"answer with {target}")
 
     def answer_fd(self, conn: int, sock: socket.socket) -> bool:
@@ -481,265 +336,9 @@ class Engine:
         self._groups.pop(source, None)
 
 
-class DeviceHandle:
-    """A virtio-vsock device in the engine; made by `Engine.add_device()`."""
-
-    def __init__(self, engine: Engine, dev: int) -> None:
-        self._engine = engine
-        self._dev = dev
-
-    def set_memory(self, memory: GuestMemory | None) -> None:
-        """Borrow the guest's memory, or give it back.
-
-        Raises:
-            StateError: a ring runs.
-        """
-        native = ffi.NULL if memory is None else memory.native
-        check(lib.vu_dev_set_mem(self._engine.native, self._dev, native), "set memory")
-
-    def start_ring(self, queue: int, config: RingConfig) -> None:
-        """Start a ring; its eventfds stay open until it is stopped.
-
-        Raises:
-            GuestError: its addresses are not in guest memory, or not aligned.
-            StateError: it runs, has a bad size, or there is no memory.
-        """
-        check(
-            lib.vu_dev_start_ring(
-                self._engine.native, self._dev, queue, config.native()
-            ),
-            f"start ring {queue}",
-        )
-
-    def stop_ring(self, queue: int) -> int:
-        """Stop a ring; return where it goes on, as `RingConfig.base`."""
-        return check(
-            lib.vu_dev_stop_ring(self._engine.native, self._dev, queue),
-            f"stop ring {queue}",
-        )
-
-    def set_call(self, queue: int, call_fd: int) -> None:
-        """Change a running ring's interrupt eventfd (borrowed; -1: none)."""
-        check(
-            lib.vu_dev_set_call(self._engine.native, self._dev, queue, call_fd),
-            f"set call of ring {queue}",
-        )
-
-    def reset(self) -> None:
-        """End all connections: the front-end is gone."""
-        check(lib.vu_dev_reset(self._engine.native, self._dev), "reset device")
-
-    def transport_reset(self) -> None:
-        """Tell the driver that its connections are gone, once it can be told."""
-        check(
-            lib.vu_dev_transport_reset(self._engine.native, self._dev),
-            "transport reset",
-        )
-
-    def route(self, port: int | None, target: Target) -> None:
-        """Send connections to a host port to `target`; None: any other port.
-
-        Raises:
-            StateError: the target is malformed.
-        """
-        number = _PORT_ANY if port is None else port
-        check(
-            lib.vu_dev_route(self._engine.native, self._dev, number, _target(target)),
-            f"route port {port}",
-        )
-
-    def unroute(self, port: int) -> None:
-        """Forget a port's route, if it has one."""
-        lib.vu_dev_unroute(self._engine.native, self._dev, port)
-
-    def unroute_from(self, first: int) -> None:
-        """Forget the routes of all ports from `first` on, at one moment."""
-        check(
-            lib.vu_dev_unroute_from(self._engine.native, self._dev, first),
-            f"unroute ports from {first}",
-        )
-
-    def limit(self, *, max_conns: int, max_queued_bytes: int, accept_rate: int) -> None:
-        """Change limits; the values are those of `Engine.add_device()`.
-
-        What the VM has is left alone: above a lower limit it gets nothing more.
-
-        Raises:
-            StateError: `max_queued_bytes` is less than `MIN_WINDOW` a connection.
-        """
-        check(
-            lib.vu_dev_limit(
-                self._engine.native,
-                self._dev,
-                max_conns,
-                max_queued_bytes,
-                accept_rate,
-            ),
-            "change limits",
-        )
-
-    def open(self, guest_port: int, sock: socket.socket, *, hybrid: bool) -> int:
-        """Ask the guest for a connection to `guest_port` and relay it to `sock`.
-
-        Args:
-            guest_port: where a program in the guest listens.
-            sock: taken over; SOCK_SEQPACKET makes a SEQPACKET connection.
-            hybrid: write "OK <port>" to it when the guest accepts.
-
-        Returns:
-            The connection's id.
-
-        Raises:
-            StateError: too many connections, or the guest knows no SEQPACKET.
-            OSError: the socket cannot be watched.
-        """
-        conn = check(
-            lib.vu_conn_open(
-                self._engine.native, self._dev, guest_port, sock.fileno(), hybrid
-            ),
-            f"open guest port {guest_port}",
-        )
-        sock.detach()
-        return conn
-
-    def offer(self, guest_port: int, sock: socket.socket, *, port: int) -> int:
-        """Ask the guest for a connection from `port`, and relay it to `sock` then.
-
-        If it fails, nothing happens to `sock`, and it can be offered again. After the
-        OPENED event, close it: the connection has a descriptor of its own.
-
-        Args:
-            guest_port: where a program in the guest listens.
-            sock: a connected stream socket; stays the caller's.
-            port: on our side, not 0.
-
-        Returns:
-            The connection's id.
-
-        Raises:
-            StateError: too many connections, or the two ports have one.
-            OSError: no descriptor is left, or the socket cannot be watched.
-        """
-        fd = os.dup(sock.fileno())
-        ret = lib.vu_conn_offer(self._engine.native, self._dev, guest_port, port, fd)
-        if ret < 0:
-            os.close(fd)
-        return check(ret, f"offer to guest port {guest_port}")
-
-    def stats(self) -> DeviceStats:
-        """Read the counters."""
-        raw = ffi.new("struct vu_dev_stats *")
-        check(lib.vu_dev_stats(self._engine.native, self._dev, raw), "read counters")
-        return DeviceStats(*(getattr(raw, name) for name in DeviceStats.__slots__))
-
-    def close(self) -> None:
-        """Remove the device: rings stop, connections end; once only.
-
-        Its handler hears of each end before this returns.
-        """
-        check(lib.vu_dev_del(self._engine.native, self._dev), "remove device")
-        self._engine.deliver()
-        self._engine.forget(self._dev)
-
-
-class ListenerHandle:
-    """A listening socket in the engine; made by `Engine.add_listener()`."""
-
-    def __init__(self, engine: Engine, listener: int) -> None:
-        self._engine = engine
-        self._listener = listener
-
-    def close(self) -> None:
-        """Close the socket; its connections, and their events, go on."""
-        check(
-            lib.vu_listener_del(self._engine.native, self._listener),
-            "remove listener",
-        )
-
-
 def _alive(ret: int, context: str) -> bool:
     """Return False for "gone", True for success; raise for the rest."""
     if ret == -lib.VU_ERR_GONE:
         return False
     check(ret, context)
     return True
-
-
-def _want(kinds: frozenset[EventKind]) -> int:
-    return sum(1 << kind for kind in kinds & ALL_EVENTS)
-
-
-def _target(target: Target) -> CStruct:
-    """Return `target` as a `struct vu_target *`.
-
-    Raises:
-        StateError: a path is too long, or an address is not an IP address.
-    """
-    raw = ffi.new("struct vu_target *")
-    match target:
-        case Reset(error):
-            raw.kind = lib.VU_TARGET_RESET
-            raw.error = error
-            return raw
-        case Unix(path):
-            raw.kind = lib.VU_TARGET_UNIX
-            data = os.fsencode(path)
-        case Dial(address):
-            raw.kind = lib.VU_TARGET_DIAL
-            data = _sockaddr(address)
-        case Vsock(cid):
-            raw.kind = lib.VU_TARGET_VSOCK
-            # struct sockaddr_vm; the engine fills in the port
-            data = struct.pack("=HHII4x", socket.AF_VSOCK, 0, 0, cid)
-        case _:
-            raw.kind = _SIMPLE[type(target)]
-            return raw
-    if len(data) > len(raw.addr):
-        raise StateError(f"address of {target} is longer than {len(raw.addr)} bytes")
-    raw.addr_len = len(data)
-    ffi.memmove(raw.addr, data, len(data))
-    return raw
-
-
-def _sockaddr(address: SocketAddress) -> bytes:
-    """Return an address as the kernel's `sockaddr_in` or `sockaddr_in6`."""
-    host, port = address
-    try:
-        ip = ipaddress.ip_address(host)
-    except ValueError as error:
-        raise StateError(f"dial {host}: {error}") from None
-    if ip.version == 4:
-        head = struct.pack("=H", socket.AF_INET) + struct.pack("!H", port)
-        return head + ip.packed + bytes(8)
-    head = struct.pack("=H", socket.AF_INET6) + struct.pack("!HI", port, 0)
-    return head + ip.packed + bytes(4)
-
-
-def _address(raw: FFI.CData, size: int) -> SocketAddress | None:
-    """Return a sockaddr as an address; None for an empty or other one."""
-    data = bytes(ffi.buffer(raw, size))
-    if len(data) < 4:
-        return None
-    family = struct.unpack_from("=H", data)[0]
-    port = struct.unpack_from("!H", data, 2)[0]
-    if family == socket.AF_INET:
-        return socket.inet_ntop(family, data[4:8]), port
-    if family == socket.AF_INET6:
-        return socket.inet_ntop(family, data[8:24]), port
-    return None
-
-
-def _event(raw: CStruct) -> Event:
-    return Event(
-        kind=EventKind(raw.kind),
-        conn=raw.conn,
-        error=raw.error,
-        port=raw.port,
-        peer_port=raw.peer_port,
-        cid=raw.cid,
-        up_bytes=raw.up_bytes,
-        down_bytes=raw.down_bytes,
-        duration_us=raw.duration_us,
-        src=_address(raw.src, raw.src_len),
-        dst=_address(raw.dst, raw.dst_len),
-    )

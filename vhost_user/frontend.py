@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from vhost_user.closing import Closing
+from vhost_user.descriptors import receive
 from vhost_user.errors import StateError
 from vhost_user.message import (
     FLAG_NEED_REPLY,
@@ -387,11 +388,9 @@ def _read(sock: socket.socket, size: int, fds: list[int]) -> bytes:
     """Read exactly `size` bytes; append the file descriptors that come along."""
     data = b""
     while len(data) < size:
-        more, came, _, _ = socket.recv_fds(
-            sock, size - len(data), MAX_REGIONS, socket.MSG_CMSG_CLOEXEC
-        )
-        fds += came
-        if not more:
+        got = receive(sock, size - len(data), MAX_REGIONS)
+        fds += got.fds
+        if not got.data:
             raise ConnectionResetError("back-end hung up")
-        data += more
+        data += got.data
     return data

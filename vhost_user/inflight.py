@@ -1,7 +1,7 @@
 """The in-flight log: which chains the device has, kept where it outlives us.
 
 The front-end holds the memory. A back-end that starts again after a crash gets it
-back and takes up what the last one left; the rings (native/inflight.c) write and read
+back and takes up what the last one left; the rings (native/ring/) write and read
 it.
 
 Spec: vhost-user, "Inflight I/O tracking".
@@ -20,6 +20,9 @@ from vhost_user.memory import MAP_ERRORS, SharedArea
 
 if TYPE_CHECKING:
     from vhost_user.message import InflightArea
+
+ALIGN: Final = 8
+"""The log's offset in its file is a multiple of it: it has 64-bit numbers."""
 
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 

@@ -13,9 +13,12 @@ import enum
 import os
 import struct
 from dataclasses import dataclass, field
-from typing import ClassVar, Final, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 from vhost_user.errors import FrontendError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 VERSION: Final = 1
 """The protocol's only version, the lowest two bits of a header's flags."""
@@ -217,10 +220,10 @@ class Message:
     fds: list[int] = field(default_factory=list)
     need_reply: bool = False
 
-    def close(self) -> None:
-        """Close the file descriptors that nobody has taken."""
+    def close(self, close: Callable[[int], None] = os.close) -> None:
+        """Close the file descriptors that nobody has taken, each by `close`."""
         while self.fds:
-            os.close(self.fds.pop())
+            close(self.fds.pop())
 
 
 @dataclass(slots=True)

@@ -14,14 +14,16 @@ Spec: VIRTIO 1.2 section 2.6 "Virtqueues".
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 from typing import TYPE_CHECKING, Final
 
+from vhost_user import notify
 from vhost_user._native import check, ffi, lib
 from vhost_user.device import RING_FEATURES, SESSION_FEATURES
-from vhost_user.engine import ALL_QUEUES
-from vhost_user.errors import GuestError, StateError
+from vhost_user.engine import ALL_QUEUES, MAX_QUEUE_SIZE
+from vhost_user.errors import FrontendError, GuestError, StateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,10 +40,8 @@ log = logging.getLogger(__name__)
 BATCH: Final = 64
 """Chains that are processed before the event loop gets its turn."""
 
-MAX_QUEUE_SIZE: Final = 1024
-"""Entries of the largest ring (VU_MAX_QUEUE)."""
-
-_MAX_SEGMENTS: Final = MAX_QUEUE_SIZE + 32  # a chain may cross memory regions
+_MIN_SEGMENTS: Final = 1024  # an indirect table may be longer than its ring
+_MORE_SEGMENTS: Final = 32  # a chain may cross memory regions
 _POLL_S: Final = 0.001
 
 
@@ -109,20 +109,29 @@ class Queue:
         on_ready: called when there may be chains: take some, `flush()`, and say
             with `rearm()` that no more are wanted now.
 
+    The C ring signals an eventfd of our own: who else has that of the guest could make
+    a write to it wait, and all else in this event loop.
+
     Raises:
         GuestError: the ring isn't in guest memory, or not aligned.
-        OSError: the kick can't be watched.
+        OSError: the kick can't be watched, or `notify.prepare()` fails.
     """
 
     def __init__(
         self, memory: GuestMemory, config: RingConfig, on_ready: Callable[[], None]
     ) -> None:
+        notify.prepare()
+        self._call_fd = config.call_fd
+        self._called = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         error = ffi.new("int *")
-        ring = lib.vu_ring_new(memory.native, config.native(), error)
+        own = dataclasses.replace(config, call_fd=self._called)
+        ring = lib.vu_ring_new(memory.native, own.native(), error)
         if ring == ffi.NULL:
+            os.close(self._called)
             check(error[0], "start ring")
         self._native = ffi.gc(ring, lib.vu_ring_free)
-        self._iov = ffi.new("struct iovec[]", _MAX_SEGMENTS)
+        self._segments = max(config.num, _MIN_SEGMENTS) + _MORE_SEGMENTS
+        self._iov = ffi.new("struct iovec[]", self._segments)
         self._kick_fd = config.kick_fd
         self._on_ready = on_ready
         self._loop = asyncio.get_running_loop()
@@ -144,9 +153,9 @@ class Queue:
             GuestError: the ring or the chain breaks the specification.
         """
         native = ffi.new("struct vu_chain *")
-        got = lib.vu_ring_pop(self._ring, self._iov, _MAX_SEGMENTS, native)
+        got = lib.vu_ring_pop(self._ring, self._iov, self._segments, native)
         if got == -lib.VU_ERR_FULL:
-            raise GuestError(f"a chain of more than {_MAX_SEGMENTS} segments")
+            raise GuestError(f"a chain of more than {self._segments} segments")
         if not check(got, "take a chain"):
             return None
         count = native.n_read + native.n_write
@@ -159,7 +168,8 @@ class Queue:
 
     def flush(self) -> None:
         """Show the guest what was pushed and interrupt it if it wants that."""
-        lib.vu_ring_flush(self._ring)
+        if lib.vu_ring_flush(self._ring) and self._call_fd >= 0:
+            notify.signal(self._call_fd)
 
     def rearm(self) -> None:
         """Ask for a kick with the next chain; if one is there, be ready again."""
@@ -171,7 +181,9 @@ class Queue:
 
     def set_call(self, call_fd: int) -> None:
         """Change the interrupt eventfd (borrowed; -1: none)."""
-        lib.vu_ring_set_call(self._ring, call_fd)
+        if self.closed:
+            raise StateError("the queue is closed")
+        self._call_fd = call_fd
 
     def close(self) -> int:
         """Leave the ring alone; return the index of its next available entry."""
@@ -181,19 +193,12 @@ class Queue:
             self._later.cancel()
             if self._kick_fd >= 0:
                 self._loop.remove_reader(self._kick_fd)
+            os.close(self._called)
         return base
 
     def _kicked(self) -> None:
-        try:
-            whole = len(os.read(self._kick_fd, 8)) == 8
-        except BlockingIOError:
-            return
-        except OSError:
-            whole = False
-        if not whole:  # no eventfd, then: it would be readable for ever
-            self._loop.remove_reader(self._kick_fd)
-            self._kick_fd = -1
-        self._on_ready()
+        if notify.take(self._kick_fd):  # whoever shares it may have been faster
+            self._on_ready()
 
 
 class QueueDevice:
@@ -215,6 +220,8 @@ class QueueDevice:
         self._running: dict[int, Queue] = {}
         self._bases: dict[int, int] = {}
         self._config = b""
+        self._given_up = 0
+        """Rings that a guest broke."""
 
     def process(self, queue: int, chain: Chain) -> int:
         """Do what `chain` of ring `queue` asks for; return the bytes written into it.
@@ -276,8 +283,12 @@ class QueueDevice:
                 queue.push(chain, self.process(index, chain))
             queue.flush()
             queue.rearm()
-        except (GuestError, OSError) as error:
-            log.warning("ring %d is given up: %s", index, error)
+        except (GuestError, FrontendError, OSError) as error:
+            self._given_up += 1
+            if self._given_up & (self._given_up - 1) == 0:  # 1, 2, 4, ...: it can reset
+                log.warning(  # its device for ever
+                    "ring %d is given up: %s (%d so far)", index, error, self._given_up
+                )
             self.stop_ring(index)
             if self.on_ring_broke is not None:
                 self.on_ring_broke(index)

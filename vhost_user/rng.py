@@ -1,6 +1,6 @@
 """`vhost-user-rng`: the whole of a vhost-user device, the virtio entropy source.
 
-    vhost-user-rng --socket PATH
+    vhost-user-rng --socket PATH [--memory-files ram|any]
     qemu ... -chardev socket,id=c,path=PATH -device vhost-user-rng,chardev=c
 
 Each chain of its one queue is room that the guest wants filled with random bytes.
@@ -18,12 +18,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from vhost_user import entry
 from vhost_user.backend import serve
+from vhost_user.descriptors import MemoryFiles
 from vhost_user.errors import GuestError
 from vhost_user.queue import QueueDevice
+from vhost_user.sockets import DEFAULT_SOCKET_MODE, Access, parse_group, parse_mode
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from vhost_user.queue import Chain
 
@@ -45,19 +48,60 @@ class RngDevice(QueueDevice):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the device until SIGTERM or SIGINT; return the exit status."""
+    """Run the device until a signal ends it; return the exit status."""
+    entry.set_up_streams()
     parser = argparse.ArgumentParser(prog=PROG, description=RngDevice.__doc__)
     parser.add_argument(
         "--socket", type=Path, required=True, help="the VMM connects here"
     )
-    options = parser.parse_args(argv)
+    parser.add_argument(
+        "--memory-files",
+        type=MemoryFiles,
+        default=MemoryFiles.RAM,
+        metavar="ram|any",
+        help="guest memory may be in tmpfs, memfds and hugetlbfs, or any file (ram)",
+    )
+    parser.add_argument(
+        "--socket-mode",
+        type=_checked(parse_mode),
+        default=DEFAULT_SOCKET_MODE,
+        metavar="OCTAL",
+        help="permission bits of it (0600)",
+    )
+    parser.add_argument(
+        "--socket-group", type=_checked(parse_group), metavar="GROUP", help="its group"
+    )
+    return entry.guarded(PROG, lambda: _run(parser.parse_args(argv)))
+
+
+def _run(options: argparse.Namespace) -> int:
+    access = Access(options.socket_mode, options.socket_group)
     logging.basicConfig(level=logging.INFO, format=f"{PROG}: %(message)s")
     try:
-        asyncio.run(serve(options.socket, RngDevice(), name=PROG))
+        asyncio.run(
+            serve(
+                options.socket,
+                RngDevice(),
+                name=PROG,
+                memory_files=options.memory_files,
+                access=access,
+            )
+        )
     except OSError as error:
-        sys.stderr.write(f"{PROG}: error: {options.socket}: {error.strerror}\n")
-        return 2
+        return entry.complain(PROG, f"error: {options.socket}: {error.strerror}")
     return 0
+
+
+def _checked(parse: Callable[[str], int]) -> Callable[[str], int]:
+    """Make argparse show what `parse` says of a value."""
+
+    def checked(text: str) -> int:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return checked
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ the way. `backend.py` feeds it from a socket; tests feed it directly.
 
 Messages are rows of `Session._TABLE`: payload codec, handler, fds allowed, the protocol
 feature that makes the message legal. An extension is a row and a handler. What is not
-there is refused: `_REFUSED` says why.
+there is refused: `requests.REFUSED` says why.
 
 Three things end what the driver has with the device, its connections first of all:
 RESET_DEVICE, status 0, and rings that start somewhere else than they stopped.
@@ -16,12 +16,13 @@ Spec: vhost-user, "Front-end message types"; `vring.py` has the ring states.
 from __future__ import annotations
 
 import contextlib
-import os
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar
+import logging
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from vhost_user import notify
 from vhost_user.channel import BackendChannel
-from vhost_user.errors import FrontendError, StateError
+from vhost_user.descriptors import MemoryFiles, Offload
+from vhost_user.errors import FrontendError, RefusedError, StateError
 from vhost_user.message import (
     MAX_REGIONS,
     ConfigFlag,
@@ -45,53 +46,14 @@ from vhost_user.message import (
     encode,
     encode_u64,
 )
+from vhost_user.requests import REFUSED, NotGrantedError, Row
 from vhost_user.sharing import Sharing
-from vhost_user.vring import Ring, Rings
+from vhost_user.vring import Ring, Rings, take_call, take_eventfd
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from vhost_user.device import Device
 
-_REFUSED: Final[dict[int, str]] = {
-    Request.SEND_RARP: "protocol feature RARP",
-    Request.NET_SET_MTU: "protocol feature NET_MTU",
-    Request.IOTLB_MSG: "feature ACCESS_PLATFORM",
-    Request.SET_VRING_ENDIAN: "protocol feature CROSS_ENDIAN",
-    Request.CREATE_CRYPTO_SESSION: "protocol feature CRYPTO_SESSION",
-    Request.CLOSE_CRYPTO_SESSION: "protocol feature CRYPTO_SESSION",
-    Request.POSTCOPY_ADVISE: "protocol feature PAGEFAULT",
-    Request.POSTCOPY_LISTEN: "protocol feature PAGEFAULT",
-    Request.POSTCOPY_END: "protocol feature PAGEFAULT",
-    Request.GPU_SET_SOCKET: "the GPU device",
-    Request.VRING_KICK: "protocol feature INBAND_NOTIFICATIONS",
-    Request.GET_SHARED_OBJECT: "protocol feature SHARED_OBJECT",
-    Request.SET_DEVICE_STATE_FD: "protocol feature DEVICE_STATE",
-    Request.CHECK_DEVICE_STATE: "protocol feature DEVICE_STATE",
-    Request.GET_SHMEM_CONFIG: "protocol feature SHMEM",
-    Request.GET_VRING_BASE_SKIP_DRAIN: "protocol feature GET_VRING_BASE_SKIP_DRAIN",
-}
-"""Messages of the specification that no device here takes, and what they belong to."""
-
-
-class _RefusedError(Exception):
-    """The request is legal but not granted: a non-zero REPLY_ACK, no more."""
-
-
-P = TypeVar("P")
-
-
-@dataclass(frozen=True, slots=True)
-class _Row(Generic[P]):
-    """How one message is handled; see `Session._TABLE`."""
-
-    decode: Callable[[bytes], P]
-    handle: Callable[[Session, P, list[int]], bytes | Reply | None]
-    """Return the reply or its payload; None: the message has no reply of its own."""
-    fds: int = 0
-    """Most fds the message may carry."""
-    needs: ProtocolFeature = field(default_factory=lambda: ProtocolFeature(0))
-    """Must have been acknowledged before."""
+log = logging.getLogger(__name__)
 
 
 class Session:
@@ -99,12 +61,21 @@ class Session:
 
     Args:
         device: stays the caller's; `close()` leaves it without rings and memory.
+        memory_files: which files its memory may be in.
+        offload: makes the calls that the front-end could make wait; stays the caller's.
     """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(
+        self,
+        device: Device,
+        *,
+        memory_files: MemoryFiles = MemoryFiles.RAM,
+        offload: Offload | None = None,
+    ) -> None:
         self._device = device
+        self._offload = offload or Offload()
         self._rings = Rings(device)
-        self._shared = Sharing(device, self._rings)
+        self._shared = Sharing(device, self._rings, memory_files)
         self._channel: BackendChannel | None = None
         self._status = Status(0)
         self._untold = False
@@ -124,18 +95,22 @@ class Session:
         good for nothing but `close()`.
 
         Raises:
+            RefusedError: the same, and the front-end asked to be told.
             FrontendError: the message breaks the protocol.
             StateError: the session is closed.
         """
         if self._closed:
             raise StateError("session is closed")
         try:
+            self._offload.check()
             return self._dispatch(message)
         except FrontendError as error:
-            name = Request.describe(message.request)
-            raise FrontendError(f"request {name}: {error}") from error
+            text = f"request {Request.describe(message.request)}: {error}"
+            if self._wants_ack(message):
+                raise RefusedError(text, _status(message, 1)) from error
+            raise FrontendError(text) from error
         finally:
-            message.close()
+            message.close(self._offload.close)
 
     def ring_broke(self, queue: int) -> None:
         """Tell the front-end that the device gave up ring `queue`.
@@ -144,9 +119,12 @@ class Session:
         """
         fd = self._rings.all[queue].err_fd
         if fd >= 0:
-            # An eventfd at its limit has been signalled already.
-            with contextlib.suppress(OSError):
-                os.eventfd_write(fd, 1)
+            try:
+                notify.signal(fd)
+            except OSError as error:
+                log.warning(
+                    "ring %d broke, its front-end can't be told: %s", queue, error
+                )
         self._status |= Status.NEEDS_RESET
         if self._status & Status.DRIVER_OK:
             self.config_changed()
@@ -180,7 +158,7 @@ class Session:
 
     def _dispatch(self, message: Message) -> Reply | None:
         row = self._TABLE.get(message.request)
-        if row is None and (reason := _REFUSED.get(message.request)):
+        if row is None and (reason := REFUSED.get(message.request)):
             raise FrontendError(f"belongs to {reason}, which is not offered")
         if row is None:
             raise FrontendError("not known here")
@@ -192,15 +170,16 @@ class Session:
         status = 0
         try:
             reply = row.handle(self, row.decode(message.payload), message.fds)
-        except _RefusedError:
+        except NotGrantedError:
             reply, status = None, 1
         if isinstance(reply, Reply):
             return reply
         if reply is not None:
             return Reply(encode(message.request, reply, reply=True))
-        if message.need_reply and self._acked(ProtocolFeature.REPLY_ACK):
-            return Reply(encode(message.request, encode_u64(status), reply=True))
-        return None
+        return _status(message, status) if self._wants_ack(message) else None
+
+    def _wants_ack(self, message: Message) -> bool:
+        return message.need_reply and self._acked(ProtocolFeature.REPLY_ACK)
 
     @property
     def _packed(self) -> bool:
@@ -376,7 +355,7 @@ class Session:
 
     def _set_vring_kick(self, which: VringFd, fds: list[int]) -> None:
         ring = self._rings.get(which.index)
-        fd = _take_fd(which, fds)
+        fd = take_eventfd(which, fds)
         with self._rings.paused(ring):
             ring.replace_fd("kick_fd", fd)
             ring.started = True
@@ -385,13 +364,13 @@ class Session:
 
     def _set_vring_call(self, which: VringFd, fds: list[int]) -> None:
         ring = self._rings.get(which.index)
-        fd = _take_fd(which, fds)
+        fd, pipe = take_call(which, fds, self._offload)
         if ring.running:  # interrupts are masked and unmasked often: no restart
             self._device.set_call(ring.index, fd)
-        ring.replace_fd("call_fd", fd)
+        ring.replace_call(fd, pipe)
 
     def _set_vring_err(self, which: VringFd, fds: list[int]) -> None:
-        self._rings.get(which.index).replace_fd("err_fd", _take_fd(which, fds))
+        self._rings.get(which.index).replace_fd("err_fd", take_eventfd(which, fds))
 
     def _set_vring_enable(self, state: VringState, _: list[int]) -> None:
         if not self.acked_features & Feature.PROTOCOL_FEATURES:
@@ -408,7 +387,7 @@ class Session:
         if len(fds) != 1:
             raise FrontendError(f"{len(fds)} fds for a channel")
         need_reply = self._acked(ProtocolFeature.REPLY_ACK)
-        channel = BackendChannel(fds[0], need_reply=need_reply)
+        channel = BackendChannel(fds[0], need_reply=need_reply, offload=self._offload)
         fds.clear()
         old, self._channel = self._channel, channel
         if old is not None:
@@ -436,90 +415,79 @@ class Session:
         end = space.offset + len(space.data)
         same = config[space.offset : end] == space.data
         if space.flags != ConfigFlag.MIGRATION or not same:
-            raise _RefusedError
+            raise NotGrantedError
 
     # ---- the messages ----
 
-    _TABLE: ClassVar[dict[int, _Row[Any]]] = {
-        Request.GET_FEATURES: _Row(decode_nothing, _get_features),
-        Request.SET_FEATURES: _Row(decode_u64, _set_features),
-        Request.SET_OWNER: _Row(decode_nothing, _set_owner),
-        Request.RESET_OWNER: _Row(decode_nothing, _reset_owner),
-        Request.SET_MEM_TABLE: _Row(decode_mem_table, _set_mem_table, fds=MAX_REGIONS),
-        Request.RESET_DEVICE: _Row(
+    _TABLE: ClassVar[dict[int, Row[Any]]] = {
+        Request.GET_FEATURES: Row(decode_nothing, _get_features),
+        Request.SET_FEATURES: Row(decode_u64, _set_features),
+        Request.SET_OWNER: Row(decode_nothing, _set_owner),
+        Request.RESET_OWNER: Row(decode_nothing, _reset_owner),
+        Request.SET_MEM_TABLE: Row(decode_mem_table, _set_mem_table, fds=MAX_REGIONS),
+        Request.RESET_DEVICE: Row(
             decode_nothing, _reset_device, needs=ProtocolFeature.RESET_DEVICE
         ),
-        Request.GET_STATUS: _Row(
+        Request.GET_STATUS: Row(
             decode_nothing, _get_status, needs=ProtocolFeature.STATUS
         ),
-        Request.SET_STATUS: _Row(decode_u64, _set_status, needs=ProtocolFeature.STATUS),
-        Request.GET_MAX_MEM_SLOTS: _Row(
+        Request.SET_STATUS: Row(decode_u64, _set_status, needs=ProtocolFeature.STATUS),
+        Request.GET_MAX_MEM_SLOTS: Row(
             decode_nothing,
             _get_max_mem_slots,
             needs=ProtocolFeature.CONFIGURE_MEM_SLOTS,
         ),
-        Request.ADD_MEM_REG: _Row(
+        Request.ADD_MEM_REG: Row(
             decode_mem_region,
             _add_mem_reg,
             fds=1,
             needs=ProtocolFeature.CONFIGURE_MEM_SLOTS,
         ),
-        Request.REM_MEM_REG: _Row(  # some front-ends send the fd again
+        Request.REM_MEM_REG: Row(  # some front-ends send the fd again
             decode_mem_region,
             _rem_mem_reg,
             fds=1,
             needs=ProtocolFeature.CONFIGURE_MEM_SLOTS,
         ),
-        Request.SET_BACKEND_REQ_FD: _Row(
+        Request.SET_BACKEND_REQ_FD: Row(
             decode_nothing,
             _set_backend_req_fd,
             fds=1,
             needs=ProtocolFeature.BACKEND_REQ,
         ),
-        Request.SET_LOG_BASE: _Row(
+        Request.SET_LOG_BASE: Row(
             LogArea.decode, _set_log_base, fds=1, needs=ProtocolFeature.LOG_SHMFD
         ),
-        Request.SET_LOG_FD: _Row(decode_nothing, _set_log_fd, fds=1),
-        Request.GET_INFLIGHT_FD: _Row(
+        Request.SET_LOG_FD: Row(decode_nothing, _set_log_fd, fds=1),
+        Request.GET_INFLIGHT_FD: Row(
             InflightArea.decode, _get_inflight_fd, needs=ProtocolFeature.INFLIGHT_SHMFD
         ),
-        Request.SET_INFLIGHT_FD: _Row(
+        Request.SET_INFLIGHT_FD: Row(
             InflightArea.decode,
             _set_inflight_fd,
             fds=1,
             needs=ProtocolFeature.INFLIGHT_SHMFD,
         ),
-        Request.SET_VRING_NUM: _Row(VringState.decode, _set_vring_num),
-        Request.SET_VRING_ADDR: _Row(VringAddress.decode, _set_vring_addr),
-        Request.SET_VRING_BASE: _Row(VringState.decode, _set_vring_base),
-        Request.GET_VRING_BASE: _Row(VringState.decode, _get_vring_base),
-        Request.SET_VRING_KICK: _Row(VringFd.decode, _set_vring_kick, fds=1),
-        Request.SET_VRING_CALL: _Row(VringFd.decode, _set_vring_call, fds=1),
-        Request.SET_VRING_ERR: _Row(VringFd.decode, _set_vring_err, fds=1),
-        Request.GET_PROTOCOL_FEATURES: _Row(decode_nothing, _get_protocol_features),
-        Request.SET_PROTOCOL_FEATURES: _Row(decode_u64, _set_protocol_features),
-        Request.GET_QUEUE_NUM: _Row(decode_nothing, _get_queue_num),
-        Request.SET_VRING_ENABLE: _Row(VringState.decode, _set_vring_enable),
-        Request.GET_CONFIG: _Row(
+        Request.SET_VRING_NUM: Row(VringState.decode, _set_vring_num),
+        Request.SET_VRING_ADDR: Row(VringAddress.decode, _set_vring_addr),
+        Request.SET_VRING_BASE: Row(VringState.decode, _set_vring_base),
+        Request.GET_VRING_BASE: Row(VringState.decode, _get_vring_base),
+        Request.SET_VRING_KICK: Row(VringFd.decode, _set_vring_kick, fds=1),
+        Request.SET_VRING_CALL: Row(VringFd.decode, _set_vring_call, fds=1),
+        Request.SET_VRING_ERR: Row(VringFd.decode, _set_vring_err, fds=1),
+        Request.GET_PROTOCOL_FEATURES: Row(decode_nothing, _get_protocol_features),
+        Request.SET_PROTOCOL_FEATURES: Row(decode_u64, _set_protocol_features),
+        Request.GET_QUEUE_NUM: Row(decode_nothing, _get_queue_num),
+        Request.SET_VRING_ENABLE: Row(VringState.decode, _set_vring_enable),
+        Request.GET_CONFIG: Row(
             ConfigSpace.decode, _get_config, needs=ProtocolFeature.CONFIG
         ),
-        Request.SET_CONFIG: _Row(
+        Request.SET_CONFIG: Row(
             ConfigSpace.decode, _set_config, needs=ProtocolFeature.CONFIG
         ),
     }
 
 
-def _take_fd(which: VringFd, fds: list[int]) -> int:
-    """Return the eventfd of a SET_VRING_KICK, CALL or ERR, or -1 if it has none.
-
-    It never blocks from now on: one engine thread serves many VMs, and a front-end
-    could fill the counter to make a write wait.
-    """
-    if which.has_fd and not fds:
-        raise FrontendError(f"ring {which.index}: no fd came with it")
-    if not which.has_fd and fds:
-        raise FrontendError(f"ring {which.index}: an fd came with the NOFD bit")
-    if not fds:
-        return -1
-    os.set_blocking(fds[0], False)
-    return fds.pop()
+def _status(message: Message, status: int) -> Reply:
+    """Return the answer to a message that has no reply of its own (REPLY_ACK)."""
+    return Reply(encode(message.request, encode_u64(status), reply=True))

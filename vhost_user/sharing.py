@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from vhost_user.descriptors import require_memory
 from vhost_user.dirtylog import DirtyLog
 from vhost_user.errors import FrontendError, StateError
+from vhost_user.inflight import ALIGN as INFLIGHT_ALIGN
 from vhost_user.inflight import Inflight
 from vhost_user.memory import MAP_ERRORS, GuestMemory, Region
 from vhost_user.message import Feature, Reply, Request, encode, encode_u64
@@ -19,6 +21,7 @@ from vhost_user.message import Feature, Reply, Request, encode, encode_u64
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vhost_user.descriptors import MemoryFiles
     from vhost_user.device import Device
     from vhost_user.message import InflightArea, LogArea, MemoryRegion
     from vhost_user.vring import Rings
@@ -32,11 +35,13 @@ class Sharing:
     Args:
         device: gets the guest memory; stays the caller's.
         rings: use all of it; stay the caller's.
+        memory_files: which files it may be in.
     """
 
-    def __init__(self, device: Device, rings: Rings) -> None:
+    def __init__(self, device: Device, rings: Rings, memory_files: MemoryFiles) -> None:
         self._device = device
         self._rings = rings
+        self._memory_files = memory_files
         self._memory: GuestMemory | None = None
         self._log = DirtyLog()
         self._inflight: Inflight | None = None
@@ -50,7 +55,7 @@ class Sharing:
         memory = GuestMemory()
         try:
             for region, fd in zip(table, fds, strict=True):
-                _map(memory, region, fd)
+                self._map(memory, region, fd)
         except BaseException:
             memory.close()
             raise
@@ -65,7 +70,7 @@ class Sharing:
         with self._changing_memory():
             if self._memory is None:
                 self._memory = GuestMemory()
-            _map(self._memory, region, fd)
+            self._map(self._memory, region, fd)
 
     def remove_region(self, region: MemoryRegion) -> None:
         """Take away from the guest's memory; rings that were in it wait."""
@@ -74,6 +79,23 @@ class Sharing:
         with self._changing_memory():
             self._memory.remove(gpa=region.gpa, uva=region.uva, size=region.size)
             self._rings.note_memory_removed()
+
+    def _map(self, memory: GuestMemory, region: MemoryRegion, fd: int) -> None:
+        self._require_memory(fd, "memory")
+        mapped = Region(
+            gpa=region.gpa,
+            uva=region.uva,
+            size=region.size,
+            fd=fd,
+            offset=region.offset,
+        )
+        try:
+            memory.add(mapped)
+        except (*MAP_ERRORS, StateError) as error:
+            raise FrontendError(f"memory can't be mapped: {error}") from error
+
+    def _require_memory(self, fd: int, what: str) -> None:
+        require_memory(fd, self._memory_files, what=f"{what} can't be mapped: its file")
 
     @contextlib.contextmanager
     def _changing_memory(self) -> Iterator[None]:
@@ -89,7 +111,9 @@ class Sharing:
 
     def set_log(self, where: LogArea, fds: list[int]) -> bytes:
         """Replace the dirty log; return the reply's payload."""
-        self._log.set_area(where, _only(fds, "a dirty log"))
+        fd = _only(fds, "a dirty log")
+        self._require_memory(fd, "dirty log")
+        self._log.set_area(where, fd)
         with self._rings.paused():
             self.apply_log()
         return encode_u64(0)
@@ -121,6 +145,7 @@ class Sharing:
     def set_inflight(self, area: InflightArea, fds: list[int]) -> None:
         """Use the in-flight log that an earlier back-end made."""
         fd = _only(fds, "an in-flight log")
+        self._require_memory(fd, "in-flight log")
         self._check_inflight(area)
         inflight = Inflight(fd, area, packed=self._packed)
         fds.clear()
@@ -143,6 +168,11 @@ class Sharing:
         if not 0 < area.queue_size <= size:
             raise FrontendError(
                 f"in-flight log for rings of {area.queue_size} entries, at most {size}"
+            )
+        if area.offset % INFLIGHT_ALIGN:
+            raise FrontendError(
+                f"in-flight log at offset {area.offset}, need a multiple of "
+                f"{INFLIGHT_ALIGN}"
             )
 
     def _use_inflight(self, inflight: Inflight | None) -> None:
@@ -167,18 +197,3 @@ def _only(fds: list[int], what: str) -> int:
     if len(fds) != 1:
         raise FrontendError(f"{len(fds)} fds for {what}")
     return fds[0]
-
-
-def _map(memory: GuestMemory, region: MemoryRegion, fd: int) -> None:
-    try:
-        memory.add(
-            Region(
-                gpa=region.gpa,
-                uva=region.uva,
-                size=region.size,
-                fd=fd,
-                offset=region.offset,
-            )
-        )
-    except (*MAP_ERRORS, StateError) as error:
-        raise FrontendError(f"memory can't be mapped: {error}") from error

@@ -2,8 +2,11 @@
 
 A socket file outlives the process that bound it, so `bind()` alone can't tell a dead
 owner from a live one. Here the file of a dead one is replaced and that of a live
-one is an error. Two processes that start at once settle it under a lock on the
-directory, which needs no file of its own and goes away with its holder.
+one is an error. Two processes that start at once take turns (`vhost_user.turns`).
+
+A socket is never open to more users than asked for, not even while it is made: Linux
+gives the file the mode of the unbound socket (unix(7): fchmod() before bind()), and
+who may connect is settled before listen().
 """
 
 from __future__ import annotations
@@ -11,17 +14,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import fcntl
+import grp
 import logging
 import math
 import os
+import re
 import socket
 import stat
-import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from vhost_user.turns import turn
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -29,16 +35,49 @@ log = logging.getLogger(__name__)
 MAX_PATH: Final = 107
 """Bytes of path that fit into a sockaddr_un with the final NUL."""
 
-_LOCK_TIMEOUT_S: Final = 2.0
 _FULL_RETRY_S: Final = 0.5
 _REPORT_S: Final = 60.0
 _BACKLOG: Final = 128
+_SO_PASSRIGHTS: Final = 83
 
 # What connect() says to a stream socket when somebody listens; the last two: its
 # backlog is full, it isn't for streams.
 _LIVE: Final = {0, errno.EAGAIN, errno.EPROTOTYPE}
 # What accept() says when this process or the machine has no room for one more.
 _FULL: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+DEFAULT_SOCKET_MODE: Final = 0o600
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may connect to a unix socket: who may write to its file."""
+
+    mode: int = DEFAULT_SOCKET_MODE
+    """Permission bits. The default leaves it to its owner: who connects to a VM's
+    vhost-user socket *is* that VM, and to its hybrid socket, the host."""
+    group: int | None = None
+    """The file's group id; None: as the system has it."""
+
+
+def parse_mode(text: str) -> int:
+    """Read permission bits in octal (`660`, `0660`), or raise `ValueError`."""
+    if not re.fullmatch("0?[0-7]{3}", text):
+        raise ValueError(f"{text!r} is not a mode in octal, such as 0660")
+    mode = int(text, 8)
+    if mode & DEFAULT_SOCKET_MODE != DEFAULT_SOCKET_MODE:
+        raise ValueError(f"{text!r} keeps the socket's owner out; 0600 is the least")
+    return mode
+
+
+def parse_group(text: str) -> int:
+    """Read a group's name or number, or raise `ValueError`."""
+    if text.isascii() and text.isdecimal() and int(text) < 2**32 - 1:
+        return int(text)
+    try:
+        return grp.getgrnam(text).gr_gid
+    except (KeyError, ValueError):  # ValueError: a NUL in it
+        raise ValueError(f"there is no group {text!r}") from None
 
 
 class Listener:
@@ -111,6 +150,10 @@ class UnixListener(Listener):
         path: where the socket is made by `start()` and removed by `close()`.
         on_client: as `Listener`'s.
         kind: SOCK_STREAM or SOCK_SEQPACKET.
+        rights: clients may send file descriptors. Where nobody takes them, the kernel
+            closes them on our thread, which can take for ever (SO_LINGER); Linux 6.16
+            and younger don't let them be sent, then.
+        access: who may connect.
     """
 
     def __init__(
@@ -119,21 +162,28 @@ class UnixListener(Listener):
         on_client: Callable[[socket.socket], None],
         *,
         kind: int = socket.SOCK_STREAM,
+        rights: bool = False,
+        access: Access = Access(),
     ) -> None:
         super().__init__(str(path), on_client)
         self.path = path
         self._kind = kind
+        self._rights = rights
+        self._access = access
         self._identity = (0, 0)
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Make the socket and accept from now on.
 
         Raises:
             OSError: it can't be made; EADDRINUSE: a live process listens there, or
                 the file isn't a socket. `filename` is set.
         """
-        sock = _listen(self.path, self._kind)
-        status = self.path.stat()
+        sock = await _listen(self.path, self._kind, self._access)
+        if not self._rights:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+        status = self.path.stat(follow_symlinks=False)
         self._identity = (status.st_dev, status.st_ino)
         self.listen(sock)
 
@@ -148,41 +198,52 @@ class UnixListener(Listener):
                 self.path.unlink()
 
 
-def _listen(path: Path, kind: int) -> socket.socket:
+async def _listen(path: Path, kind: int, access: Access) -> socket.socket:
     if len(os.fsencode(path)) > MAX_PATH:
         reason = os.strerror(errno.ENAMETOOLONG)
         raise OSError(errno.ENAMETOOLONG, reason, str(path))
     sock = socket.socket(socket.AF_UNIX, kind)
     try:
-        with _locked(path.parent):
+        async with turn(path):
             _remove_stale(path)
-            sock.bind(os.fsencode(path))
-            sock.listen(_BACKLOG)
+            _bind(sock, path, access)
         sock.setblocking(False)
-    except OSError as error:
+    except BaseException as error:
         sock.close()
-        error.filename = str(path)
+        if isinstance(error, OSError):
+            error.filename = str(path)
         raise
     return sock
 
 
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Hold the lock on `directory`; TimeoutError after `_LOCK_TIMEOUT_S`."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _bind(sock: socket.socket, path: Path, access: Access) -> None:
+    os.fchmod(sock.fileno(), DEFAULT_SOCKET_MODE)
+    sock.bind(os.fsencode(path))
     try:
-        deadline = time.monotonic() + _LOCK_TIMEOUT_S
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(
-                        errno.ETIMEDOUT, f"{directory} stays locked"
-                    ) from None
-                time.sleep(0.01)
-        yield
+        _open_to(path, access)
+        sock.listen(_BACKLOG)
+    except OSError:
+        path.unlink()
+        raise
+
+
+def _open_to(path: Path, access: Access) -> None:
+    """Give the socket that was just bound its group and mode.
+
+    By a descriptor: where others may write to the directory, the name may be
+    another file's by now.
+    """
+    if access == Access():
+        return
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISSOCK(status.st_mode) or status.st_uid != os.geteuid():
+            raise OSError(errno.EADDRINUSE, "was replaced by another user")
+        itself = f"/proc/self/fd/{fd}"
+        if access.group is not None:
+            os.chown(itself, -1, access.group)
+        os.chmod(itself, access.mode)  # noqa: PTH101  # a Path would say no more
     finally:
         os.close(fd)
 

@@ -15,20 +15,23 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from vhost_user.descriptors import Kind, require
 from vhost_user.engine import RingConfig
 from vhost_user.errors import FrontendError, GuestError
 from vhost_user.message import LOG_PAGE, Feature, VringAddress
+from vhost_user.pipecall import PipeCall
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vhost_user.descriptors import Offload
     from vhost_user.device import Device
     from vhost_user.inflight import Inflight
     from vhost_user.memory import GuestMemory
+    from vhost_user.message import VringFd
 
 _NEW_PACKED: Final = 0x8000_8000  # both indices 0, both wrap counters 1
 _DESC_SIZE: Final = 16
-_DESC_USED: Final = 1 << 7  # of the flags' second byte; VIRTIO 1.2 section 2.8.1
 
 
 @dataclass(slots=True)
@@ -50,6 +53,8 @@ class Ring:
     kick_fd: int = -1
     call_fd: int = -1
     err_fd: int = -1
+    pipe: PipeCall | None = None
+    """Owns `call_fd`, where interrupts go through a pipe."""
 
     def replace_fd(self, name: str, fd: int) -> None:
         """Own `fd` (-1: none) as `name` and close the one that was there."""
@@ -58,9 +63,19 @@ class Ring:
         if old >= 0:
             os.close(old)
 
+    def replace_call(self, fd: int, pipe: PipeCall | None) -> None:
+        """Own the eventfd for interrupts, or the pipe behind it."""
+        if self.pipe is None:
+            self.replace_fd("call_fd", fd)
+        else:
+            self.pipe.close()
+            self.call_fd = fd
+        self.pipe = pipe
+
     def forget(self) -> None:
         """Go back to how a session begins, but for `enabled`."""
-        for name in ("kick_fd", "call_fd", "err_fd"):
+        self.replace_call(-1, None)
+        for name in ("kick_fd", "err_fd"):
             self.replace_fd(name, -1)
         self.num = self.base = 0
         self.address = None
@@ -198,7 +213,7 @@ class Rings:
         ends = self.memory.read(gpa, _DESC_SIZE * ring.num)[
             _DESC_SIZE - 1 :: _DESC_SIZE
         ]
-        return 0 if any(end & _DESC_USED for end in ends) else _NEW_PACKED
+        return _NEW_PACKED if ends.isascii() else 0  # USED is each byte's highest bit
 
     def note_memory_removed(self) -> None:
         """Let rings that lost their memory wait, not fail, until it is back.
@@ -231,3 +246,46 @@ class Rings:
                 stack.callback(ring.forget)
             for ring in self.all:
                 stack.callback(self.stop, ring)
+
+
+def take_eventfd(which: VringFd, fds: list[int]) -> int:
+    """Take the eventfd of a SET_VRING_KICK or ERR out of `fds`; -1: it has none.
+
+    Raises:
+        FrontendError: there is not one where one is said to be, or it is no eventfd.
+    """
+    if not _comes_with_fd(which, fds):
+        return -1
+    require(fds[0], Kind.EVENTFD, what=f"ring {which.index}: the fd")
+    os.set_blocking(fds[0], False)
+    return fds.pop()
+
+
+def take_call(
+    which: VringFd, fds: list[int], offload: Offload
+) -> tuple[int, PipeCall | None]:
+    """Take the descriptor of a SET_VRING_CALL: an eventfd, or a pipe's write end.
+
+    Returns:
+        the eventfd, -1 if there is none, and what passes its signals on to the pipe.
+
+    Raises:
+        FrontendError: as `take_eventfd()`.
+    """
+    if not _comes_with_fd(which, fds):
+        return -1, None
+    kind = require(fds[0], Kind.EVENTFD, Kind.PIPE, what=f"ring {which.index}: the fd")
+    if kind is Kind.PIPE:
+        pipe = PipeCall(fds.pop(), offload)
+        return pipe.fd, pipe
+    # Where the front-end leaves it so, a full counter is a pending interrupt.
+    os.set_blocking(fds[0], False)
+    return fds.pop(), None
+
+
+def _comes_with_fd(which: VringFd, fds: list[int]) -> bool:
+    if which.has_fd and not fds:
+        raise FrontendError(f"ring {which.index}: no fd came with it")
+    if not which.has_fd and fds:
+        raise FrontendError(f"ring {which.index}: an fd came with the NOFD bit")
+    return bool(fds)

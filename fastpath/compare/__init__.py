@@ -22,7 +22,6 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, cast
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -31,7 +30,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from fastpath.compare import cpu, facts, measure, scenario, selfcheck
+from fastpath import files, stdio
+from fastpath.compare import cpu, facts, load, measure, scenario, selfcheck
 from fastpath.compare.site import AmbientSite, HostSite
 from fastpath.datapath import netns
 from fastpath.datapath.ambient_geneve import AmbientGeneve
@@ -41,6 +41,7 @@ from fastpath.report import html, jsonfile, table
 from fastpath.report.model import FAST_PATH, PathResult, Report, Setting
 from fastpath.scratch import scratch
 from fastpath.vm import accel
+from vhost_user.closing import hangup_is_ignored
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -72,10 +73,12 @@ class Options:
     accel: str = "auto"
     qemu: str = "qemu-system-x86_64"
     budget_s: float = 180.0
+    boot_timeout_s: float | None = None
+    """None: what the accelerator takes at most."""
     json: Path | None = None
     html: Path | None = None
     check: bool = False
-    """Exit status 1 when a target is not met."""
+    """Exit status 1 unless every target is shown to be met."""
 
 
 def parse_paths(value: str) -> tuple[str, ...]:
@@ -107,7 +110,7 @@ def parse_geneve(value: str) -> Geneve:
 
 
 def run(options: Options) -> int:
-    """Compare, show the report, write its files, and return the exit status.
+    """Compare, write the report's files, show it, and return the exit status.
 
     Raises:
         FastpathError: a right, a program or a kernel feature is missing, a
@@ -128,13 +131,14 @@ def run(options: Options) -> int:
             accel=chosen,
             qemu=options.qemu,
             pinning=cpu.Pinning.choose(),
+            boot_timeout_s=options.boot_timeout_s or chosen.boot_timeout_s,
         )
         report = asyncio.run(_until_signal(_compare(options, plan)))
-    table.show(report, Console())
     if options.json:
         jsonfile.write(report, options.json)
     if options.html:
         html.write(report, options.html)
+    table.show(report, stdio.console())
     return EXIT_NOT_MET if options.check and not report.all_met else 0
 
 
@@ -174,7 +178,10 @@ async def _until_signal(work: Coroutine[object, object, Report]) -> Report:
         ended_by.append(signo)
         task.cancel()
 
-    for signo in (signal.SIGTERM, signal.SIGHUP):
+    ending = (
+        [signal.SIGTERM] if hangup_is_ignored() else [signal.SIGTERM, signal.SIGHUP]
+    )
+    for signo in ending:
         loop.add_signal_handler(signo, end, signo)
     try:
         return await task
@@ -185,6 +192,7 @@ async def _until_signal(work: Coroutine[object, object, Report]) -> Report:
 
 
 async def _compare(options: Options, plan: scenario.Plan) -> Report:
+    before = await load.Before.look()
     started = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     rounds = QUICK_ROUNDS if options.quick else options.rounds
     counts = measure.QUICK if options.quick else measure.FULL
@@ -207,13 +215,22 @@ async def _compare(options: Options, plan: scenario.Plan) -> Report:
                 budget_s=options.budget_s,
                 progress=lambda done: progress.update(bar, completed=done),
             )
+    done = min(len(figures) for figures in measured.values())
+    warnings = before.warnings(load.Ticks.now()) + cut(done, rounds, options.budget_s)
     return Report(
-        setting=_setting(plan, bench, info, started, counts, checks),
+        setting=_setting(plan, bench, info, started, counts, checks, warnings),
         paths={
             name: PathResult(name=name, facts=PATHS[name], rounds=figures)
             for name, figures in measured.items()
         },
     )
+
+
+def cut(done: int, rounds: int, budget_s: float) -> tuple[str, ...]:
+    """Return the warning that rounds were left out, if any were."""
+    if done == rounds:
+        return ()
+    return (f"{done} of {rounds} rounds: --budget {budget_s:g} has no room for more",)
 
 
 def _progress() -> Progress:
@@ -222,7 +239,7 @@ def _progress() -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=stdio.console(progress=True),
         transient=True,
     )
 
@@ -234,6 +251,7 @@ def _setting(
     started: str,
     counts: measure.Counts,
     checks: tuple[str, ...],
+    warnings: tuple[str, ...],
 ) -> Setting:
     return Setting(
         started=started,
@@ -250,6 +268,7 @@ def _setting(
         cpu_note=cpu.note(),
         method=facts.method(counts),
         checks=checks,
+        warnings=warnings,
     )
 
 
@@ -265,6 +284,6 @@ def _check_writable(file: Path | None) -> None:
     if file is None:
         return
     try:
-        file.open("ab").close()
+        files.check_replaceable(file)
     except OSError as exc:
         raise FastpathError(f"cannot write {file}", f"{exc.strerror}") from exc

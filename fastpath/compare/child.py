@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-READY_TIMEOUT_S: Final = 30.0
+READY_TIMEOUT_S: Final = 120.0
 END_TIMEOUT_S: Final = 5.0
 READY_FD: Final = "{ready_fd}"
 """Stands in a command line for the descriptor that takes the ready line."""

@@ -74,6 +74,6 @@ def method(counts: Counts) -> tuple[str, ...]:
     ratios = (
         "A ratio is the median over the rounds of one path's figure (the median of "
         "the round's times, or its rate) divided by the other's of the same round; "
-        "the interval is a bootstrap over the rounds (95 %, seeded)."
+        "the interval is two of the rounds' own ratios, exact at 95 % or more."
     )
     return program, rounds, ratios

@@ -52,6 +52,7 @@ class Plan:
     accel: Accelerator
     qemu: str
     pinning: Pinning
+    boot_timeout_s: float
 
     @property
     def access_log(self) -> Path:
@@ -98,7 +99,7 @@ async def running(plan: Plan) -> AsyncIterator[tuple[Bench, GuestInfo]]:
             Guest(folder / "vsock", console=plan.console)
         )
         machine = await stack.enter_async_context(Machine(_spec(plan)))
-        info = await machine.watch(guest.ready())
+        info = await machine.watch(guest.ready(plan.boot_timeout_s))
         if site.network:
             await machine.watch(guest.network(*site.network))
         for thread in machine.vcpu_thread_ids:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 from typing import Final, NamedTuple
 
+from fastpath import tools
 from fastpath.datapath import features
 from fastpath.errors import FastpathError
 
@@ -47,7 +48,7 @@ def iptables(*rules: str) -> None:
         FastpathError: iptables is missing or the kernel refused the rule.
     """
     for rule in rules:
-        argv = ["iptables", "-w", *rule.split()]
+        argv = [tools.path_of("iptables"), "-w", *rule.split()]
         try:
             done = subprocess.run(
                 argv, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False

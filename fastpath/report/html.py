@@ -9,8 +9,9 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Final
 
+from fastpath import files
 from fastpath.report import svg
-from fastpath.report.table import machine_lines, verdict_line
+from fastpath.report.table import interval_words, machine_lines, verdict_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -23,11 +24,11 @@ STYLE: Final = """
 :root { color-scheme: light dark;
   --page: #fbfbfa; --card: #fff; --ink: #1d2327; --soft: #5d676e; --rule: #dfe3e6;
   --path0: #0b7285; --path1: #d9480f; --path2: #6741d9; --path3: #5c940d;
-  --good: #2b8a3e; --bad: #c92a2a; }
+  --good: #2b8a3e; --bad: #c92a2a; --open: #9c5700; }
 @media (prefers-color-scheme: dark) { :root {
   --page: #14181b; --card: #1c2226; --ink: #e6eaed; --soft: #9aa5ac; --rule: #333c42;
   --path0: #3bc9db; --path1: #ff922b; --path2: #b197fc; --path3: #a9e34b;
-  --good: #69db7c; --bad: #ff8787; } }
+  --good: #69db7c; --bad: #ff8787; --open: #ffd43b; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; }
@@ -47,6 +48,7 @@ p { margin: 0 0 8px; max-width: 75ch; }
 .low { margin-top: 12px; }
 .gap { height: 12px; } .note { margin-top: 8px; }
 .met { color: var(--good); } .missed { color: var(--bad); }
+.open, .warning { color: var(--open); } .warning { font-weight: 600; }
 .charts { display: grid; gap: 12px;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 0 0 12px; }
@@ -72,12 +74,9 @@ svg .curve { fill: none; stroke-width: 2.2; stroke-linejoin: round; }
 svg .dot { stroke: var(--card); stroke-width: 1.5; }
 svg .target { stroke: var(--ink); stroke-width: 1.6; fill: none; }
 svg .interval { stroke-width: 3; stroke-linecap: round; opacity: .55; }
-svg .interval.low { margin-top: 12px; }
-.gap { height: 12px; } .note { margin-top: 8px; }
-.met { stroke: var(--good); } svg .point.low { margin-top: 12px; }
-.gap { height: 12px; } .note { margin-top: 8px; }
-.met { fill: var(--good); }
+svg .interval.met { stroke: var(--good); } svg .point.met { fill: var(--good); }
 svg .interval.missed { stroke: var(--bad); } svg .point.missed { fill: var(--bad); }
+svg .interval.open { stroke: var(--open); } svg .point.open { fill: var(--open); }
 svg .interval.none { stroke: var(--soft); } svg .point.none { fill: var(--soft); }
 """
 
@@ -109,7 +108,7 @@ def write(report: Report, path: Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    path.write_text(render(report), encoding="utf-8")
+    files.replace(path, render(report))
 
 
 def render(report: Report) -> str:
@@ -119,6 +118,7 @@ def render(report: Report) -> str:
         [
             f"<h1>fastpath compare: {escape(names)}</h1>",
             _subtitle(report),
+            *(f'<p class="warning">{escape(each)}</p>' for each in report.warnings),
             *(_verdicts(pair, rows) for pair, rows in report.verdicts.items()),
             _distributions(report),
             _figures(report),
@@ -152,7 +152,8 @@ def _verdicts(pair: str, verdicts: Sequence[Verdict]) -> str:
         f"<h2>{escape(pair)}</h2>"
         '<p class="soft">Below 1x the first path is quicker (connect, round trip) '
         "or slower (bulk). The bracket in the picture is the target, open towards "
-        "where the ratio should be; close: the interval holds the target.</p>"
+        "where the ratio should be. Met, or not met: the whole interval is on that "
+        "side; else neither is shown.</p>"
         f'<div class="cards">{cards}</div>'
         f'<div class="card low">{svg.forest(verdicts)}</div>'
         f'<div class="card low"><dl>{lines}</dl></div>'
@@ -160,12 +161,11 @@ def _verdicts(pair: str, verdicts: Sequence[Verdict]) -> str:
 
 
 def _card(verdict: Verdict) -> str:
-    kind = "met" if verdict.met else "missed"
-    ratio = verdict.ratio
+    kind = svg.KINDS[verdict.outcome]
     return (
         f'<div class="card"><h3>{escape(verdict.metric.title)}</h3>'
-        f'<div class="big {kind}">{ratio.median:.2f}x</div>'
-        f"<small>95 % interval {ratio.low:.2f} to {ratio.high:.2f}</small>"
+        f'<div class="big {kind}">{verdict.ratio.median:.2f}x</div>'
+        f"<small>{escape(interval_words(verdict))}</small>"
         f"<small>target {escape(verdict.metric.target)}</small>"
         f'<small class="{kind}">{escape(verdict.words)}</small></div>'
     )

@@ -2,21 +2,26 @@
 
 The contract (accel, geneve, guest_kernel, rounds, paths, ratios) is stable;
 `setting`, `targets` and `samples` are there for people who draw their own
-pictures. Times in us, rates in 10**6 bytes a second, samples in ns.
+pictures. `ci95` is null where there are too few rounds for one, `met` where a target
+is neither shown to be met nor not to be. Times in us, rates in 10**6 bytes a second,
+samples in ns.
 """
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from fastpath.report.model import METRICS
+from fastpath import files
+from fastpath.report.model import METRICS, Outcome
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from fastpath.report.model import PathResult, Report, Verdict
     from fastpath.report.stats import Summary
+
+_MET: Final = {Outcome.MET: True, Outcome.MISSED: False, Outcome.NOT_SHOWN: None}
 
 
 def to_dict(report: Report) -> dict[str, Any]:
@@ -27,6 +32,7 @@ def to_dict(report: Report) -> dict[str, Any]:
         "geneve": setting.geneve,
         "guest_kernel": setting.guest_kernel,
         "rounds": report.rounds,
+        "warnings": list(report.warnings),
         "paths": {name: _path(path) for name, path in report.paths.items()},
         "ratios": {
             pair: {v.metric.key: _ratio(v) for v in verdicts}
@@ -60,7 +66,7 @@ def write(report: Report, path: Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    path.write_text(json.dumps(to_dict(report), indent=1) + "\n", encoding="utf-8")
+    files.replace(path, json.dumps(to_dict(report), indent=1) + "\n")
 
 
 def _path(path: PathResult) -> dict[str, Any]:
@@ -91,11 +97,11 @@ def _summary(summary: Summary) -> dict[str, float | int]:
 
 
 def _ratio(verdict: Verdict) -> dict[str, Any]:
-    ratio = verdict.ratio
+    ratio, outcome = verdict.ratio, verdict.outcome
     return {
         "median": round(ratio.median, 4),
-        "ci95": [round(ratio.low, 4), round(ratio.high, 4)],
-        **({} if verdict.metric.bound is None else {"met": verdict.met}),
+        "ci95": ratio.interval and [round(end, 4) for end in ratio.interval],
+        **({} if outcome is None else {"met": _MET[outcome]}),
     }
 
 

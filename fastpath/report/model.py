@@ -7,6 +7,7 @@ show it takes nothing else.
 
 from __future__ import annotations
 
+import enum
 import statistics
 from dataclasses import dataclass
 from functools import cached_property
@@ -148,7 +149,19 @@ METRICS: Final = (
         of=lambda r: statistics.median(r.through_rtt_ns),
     ),
 )
-"""What is compared; the targets are those of the project's main job."""
+"""What is compared. The one place of the targets: the pages and
+docs/measurements.md have them from here, and a test holds the latter to it."""
+
+
+class Outcome(enum.Enum):
+    """What a run shows of a target."""
+
+    MET = "met"
+    """The whole interval is inside."""
+    MISSED = "not met"
+    """The whole interval is outside."""
+    NOT_SHOWN = "not shown"
+    """The target is inside the interval, or there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,22 +172,26 @@ class Verdict:
     ratio: stats.Ratio
 
     @property
-    def met(self) -> bool:
-        """Whether the ratio reaches the target."""
-        return self.metric.met(self.ratio.median)
+    def outcome(self) -> Outcome | None:
+        """What is shown; None: there is no target."""
+        if self.metric.bound is None:
+            return None
+        if self.ratio.interval is None:
+            return Outcome.NOT_SHOWN
+        ends = {self.metric.met(end) for end in self.ratio.interval}
+        if len(ends) > 1:
+            return Outcome.NOT_SHOWN
+        return Outcome.MET if ends.pop() else Outcome.MISSED
 
     @property
-    def certain(self) -> bool:
-        """Whether the whole interval lies on the same side of the target."""
-        return self.metric.met(self.ratio.low) == self.metric.met(self.ratio.high)
+    def met(self) -> bool:
+        """Whether it is shown that the target is reached; without one: always."""
+        return self.outcome in {None, Outcome.MET}
 
     @property
     def words(self) -> str:
-        """`met` or `not met`; `close` when the interval holds the target."""
-        if self.metric.bound is None:
-            return ""
-        words = "met" if self.met else "not met"
-        return words if self.certain else f"{words} (close)"
+        """The outcome in words; empty without a target."""
+        return "" if self.outcome is None else self.outcome.value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +217,8 @@ class Setting:
     """Sentences: rounds, counts, order, what was checked before."""
     checks: tuple[str, ...] = ()
     """What the self check saw on each path."""
+    warnings: tuple[str, ...] = ()
+    """What makes these figures less than they look: load, rounds that were cut."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +234,17 @@ class Report:
         """Rounds that were measured, the warm-up left out."""
         return min(len(path.rounds) for path in self.paths.values())
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader has to know before the figures."""
+        if self.rounds >= stats.MIN_VALUES or len(self.paths) < 2:
+            return self.setting.warnings
+        few = (
+            f"{self.rounds} rounds: too few for an interval, so no target is shown to "
+            f"be met or not; {stats.MIN_VALUES} are the least"
+        )
+        return (*self.setting.warnings, few)
+
     @cached_property
     def verdicts(self) -> Mapping[str, tuple[Verdict, ...]]:
         """The fast path over each other path, by `ours/theirs`; empty for one path."""
@@ -227,7 +257,7 @@ class Report:
 
     @property
     def all_met(self) -> bool:
-        """Whether every target is reached against every other path."""
+        """Whether every target is shown to be met against every other path."""
         return all(v.met for verdicts in self.verdicts.values() for v in verdicts)
 
     def _pairs(self) -> Iterator[tuple[PathResult, PathResult]]:

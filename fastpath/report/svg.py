@@ -12,6 +12,7 @@ import math
 from html import escape
 from typing import TYPE_CHECKING, Final
 
+from fastpath.report.model import Outcome
 from fastpath.report.stats import quantile
 
 if TYPE_CHECKING:
@@ -27,6 +28,13 @@ TOP: Final = 12
 BOTTOM: Final = 44
 POINTS: Final = 240
 """Points of a curve: more cannot be seen."""
+KINDS: Final = {
+    None: "none",
+    Outcome.MET: "met",
+    Outcome.MISSED: "missed",
+    Outcome.NOT_SHOWN: "open",
+}
+"""Style-sheet classes of what a verdict says."""
 
 
 class LogAxis:
@@ -90,7 +98,7 @@ def forest(verdicts: Sequence[Verdict]) -> str:
     row, head = 34, 8
     height = head + row * len(verdicts) + 40
     left = 240
-    values = [v for x in verdicts for v in (x.ratio.low, x.ratio.high)]
+    values = [v for x in verdicts for v in (x.ratio.median, *(x.ratio.interval or ()))]
     bounds = [x.metric.bound for x in verdicts if x.metric.bound is not None]
     axis = LogAxis(
         min(*values, *bounds, 1.0) * 0.9, max(*values, *bounds, 1.0) * 1.1, left, 740
@@ -109,13 +117,14 @@ def forest(verdicts: Sequence[Verdict]) -> str:
 
 def _forest_row(verdict: Verdict, axis: LogAxis, left: float, y: float) -> str:
     ratio, bound = verdict.ratio, verdict.metric.bound
-    kind = "none" if bound is None else "met" if verdict.met else "missed"
-    tip = f"{ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f})"
-    parts = [
-        _text("name", left - 12, y + 4, verdict.metric.title),
-        _line(f"interval {kind}", axis.at(ratio.low), y, axis.at(ratio.high), y),
-        _dot(f"point {kind}", axis.at(ratio.median), y, tip),
-    ]
+    kind = KINDS[verdict.outcome]
+    parts = [_text("name", left - 12, y + 4, verdict.metric.title)]
+    tip = f"{ratio.median:.3f}"
+    if ratio.interval is not None:
+        low, high = ratio.interval
+        parts.append(_line(f"interval {kind}", axis.at(low), y, axis.at(high), y))
+        tip += f" ({low:.3f} to {high:.3f})"
+    parts.append(_dot(f"point {kind}", axis.at(ratio.median), y, tip))
     if bound is not None:
         x = axis.at(bound)
         way = 6 if verdict.metric.at_least else -6

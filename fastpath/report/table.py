@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from rich.table import Table
 from rich.text import Text
+
+from fastpath.report.model import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,6 +16,13 @@ if TYPE_CHECKING:
 
     from fastpath.report.model import PathResult, Report, Verdict
     from fastpath.report.stats import Summary
+
+_STYLES: Final = {
+    None: "",
+    Outcome.MET: "green",
+    Outcome.MISSED: "bold red",
+    Outcome.NOT_SHOWN: "yellow",
+}
 
 
 def show(report: Report, console: Console) -> None:
@@ -39,10 +48,18 @@ def machine_lines(report: Report) -> tuple[tuple[str, str], ...]:
 def verdict_line(verdict: Verdict) -> str:
     """Return one ratio in plain words, as used on the terminal and the page."""
     ratio = verdict.ratio
-    line = f"{ratio.median:.2f}x (95 % interval {ratio.low:.2f} to {ratio.high:.2f})"
+    line = f"{ratio.median:.2f}x ({interval_words(verdict)})"
     if verdict.metric.bound is not None:
         line += f", target {verdict.metric.target}: {verdict.words}"
     return line
+
+
+def interval_words(verdict: Verdict) -> str:
+    """Return a ratio's interval in words."""
+    if verdict.ratio.interval is None:
+        return f"no interval from {verdict.ratio.pairs} rounds"
+    low, high = verdict.ratio.interval
+    return f"95 % interval {low:.2f} to {high:.2f}"
 
 
 def _geneve(kind: str | None) -> str:
@@ -56,6 +73,8 @@ def _geneve(kind: str | None) -> str:
 def _parts(report: Report) -> Iterator[RenderableType]:
     paths = tuple(report.paths.values())
     yield Text()
+    for warning in report.warnings:
+        yield Text(f"warning: {warning}", style="bold yellow")
     yield _latencies("Sandbox to ztunnel", paths, through=False)
     yield _latencies("Through ztunnel, to a server behind it", paths, through=True)
     yield _costs(paths)
@@ -128,8 +147,8 @@ def _ratios(report: Report, pair: str) -> Table:
         table.add_row(
             verdict.metric.title,
             f"{ratio.median:.2f}x",
-            f"{ratio.low:.2f} - {ratio.high:.2f}",
+            " - ".join(f"{end:.2f}" for end in ratio.interval or ()) or "none",
             verdict.metric.target,
-            Text(verdict.words, style="green" if verdict.met else "bold red"),
+            Text(verdict.words, style=_STYLES[verdict.outcome]),
         )
     return table

@@ -67,6 +67,8 @@ PEERS: Final = 4096
 _READ_SIZE: Final = 262144
 _AT_ONCE: Final = 32
 """Datagrams that are read from a flow before others have their turn."""
+_MESSAGES_AT_ONCE: Final = 64
+"""Messages of an agent that are handled before others have their turn."""
 _PAUSE_S: Final = 0.02
 _SWEEP_S: Final = 10.0
 _MAX_UDP: Final = 65535
@@ -249,8 +251,12 @@ class DatagramService:
             self.close_flow(flow)
         if error is not None:
             self.counts.refused += 1
-            if self._lines.admits():
-                log.warning("%s: datagrams refused: %s", self.name, error.text)
+            self.warn(f"datagrams refused: {error.text}")
+
+    def warn(self, text: str) -> None:
+        """Log a line that the guest caused, unless there were many."""
+        if self._lines.admits():
+            log.warning("%s: %s", self.name, text)
 
     def flows(self, stream: _Stream) -> list[_Flow]:
         """Return all flows of a stream."""
@@ -321,7 +327,7 @@ class _Stream:
         self._queue: deque[bytes] = deque()
         self._queued = 0
         self._loop = asyncio.get_running_loop()
-        self._resume: asyncio.TimerHandle | None = None
+        self._resume: asyncio.Handle | None = None
         self._closed = False
         self._loop.add_reader(sock, self._read)
 
@@ -378,20 +384,31 @@ class _Stream:
             data = b""
         if not data:
             self.close()
-            return
+        elif not self._decode(data):
+            self._loop.remove_reader(self._sock)
+
+    def _decode(self, data: bytes) -> bool:
+        """Handle messages; False: there are more, `_go_on` has them later."""
+        handled = 0
         try:
             for message in self._decoder.feed(data):
-                pace.count()
+                self._service.pace.count()
                 self._handle(message)
-                if self._closed:
-                    return
+                handled += 1
+                if self._closed or handled == _MESSAGES_AT_ONCE:
+                    break
         except ProtocolError as error:
             self._send(Refused(error.code, error.text).encode())
             self.close(error)
+        if self._closed or handled < _MESSAGES_AT_ONCE:
+            return True
+        self._resume = self._loop.call_soon(self._go_on)
+        return False
 
     def _go_on(self) -> None:
         self._resume = None
-        self._loop.add_reader(self._sock, self._read)
+        if self._decode(b"") and not self._closed:
+            self._loop.add_reader(self._sock, self._read)
 
     def _handle(self, message: GuestDatagramMessage) -> None:
         """Handle a message of the agent's.
@@ -475,13 +492,11 @@ class _Stream:
         try:
             flow = self._service.flow(self, message.flow, family)
         except OSError as error:
-            if counts.no_socket == 0:  # then they are counted
-                name = self._service.name
-                log.warning("%s: no UDP socket: %s", name, error.strerror)
             counts.no_socket += 1
+            self._service.warn(f"no UDP socket: {error.strerror}")
             return
         flow.peers.add(peer.address)
-        if len(flow.peers) > PEERS:  # forget those that have no number any more
+        if len(flow.peers) > 2 * PEERS:  # forget those that have no number any more
             flow.peers.intersection_update(self._numbers)
         for last in (False, True):
             try:

@@ -50,7 +50,8 @@ from vhost_user.errors import StateError
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-    from fastpath.tsi.policy import Address, SandboxPolicy
+    from fastpath.tsi.addresses import Address
+    from fastpath.tsi.policy import SandboxPolicy
     from fastpath.tsi.protocol import Listen
     from vhost_user.engine import Event, SocketAddress
     from vhost_user.vsock.device import VsockDevice
@@ -339,7 +340,7 @@ class _Port:
                 # Else there is nobody, or the client has failed already: accept(2)
                 if error.errno not in _OUT_OF_FILES:
                     return
-                log.warning("port %d: cannot accept: %s", self._number, error)
+                self._inbound.warn(self._number, f"cannot accept: {error}")
                 self._pause()
                 self._later(NO_FILES_S, self._go_on)
                 return
@@ -496,7 +497,7 @@ class Inbound:
                 reached = self._ports[message.port].update()
             except OSError as problem:
                 error = problem.errno or errno.EADDRINUSE
-                self._warn(message.port, problem)
+                self.warn(message.port, problem)
                 self.unlisten(agent, message.listener)
         if reached and not error and old is None and self._lines.admits():
             log.info("%s: port %d is published", self._name, message.port)
@@ -561,7 +562,7 @@ class Inbound:
             try:
                 port.update()
             except OSError as problem:
-                self._warn(number, problem)
+                self.warn(number, problem)
         for conn, client in list(self._live.items()):
             if not self._publishes(client.port):
                 self._end(conn, client)
@@ -603,7 +604,7 @@ class Inbound:
             except StateError:
                 continue
             except OSError as error:
-                self._warn(listen.port, error)
+                self.warn(listen.port, error)
                 return False
             self._offered[conn] = (port, client)
             self._remember(client, number, ip)
@@ -633,7 +634,8 @@ class Inbound:
             self._forget(client)
             port.settled(client, event.error or errno.ECONNREFUSED)
 
-    def _warn(self, port: int, problem: OSError) -> None:
+    def warn(self, port: int, problem: object) -> None:
+        """Log what went wrong at a port, unless there were many such lines."""
         if self._lines.admits():
             log.warning("%s: port %d: %s", self._name, port, problem)
 

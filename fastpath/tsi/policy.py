@@ -7,36 +7,47 @@ Egress is decided on the host, for the address that is then dialled; nothing the
 says but the destination enters. In this order:
 
 1. A deny rule that covers the destination denies it.
-2. Some destinations are denied unless an allow rule names them in particular: the
-   host's loopback, link-local and metadata addresses, multicast and the like, and
-   ztunnel's own ports on the host's own addresses. "In particular" is a prefix
-   within the denied one: `127.0.0.1/32:8080` opens that port, `0.0.0.0/0` does not
-   open loopback.
+2. Some destinations are denied unless an allow rule names them in particular: those of
+   `addresses.SPECIAL` (the host's loopback, link-local and metadata addresses,
+   multicast and the like), the sandbox's own addresses, which are the guest's business
+   and anybody's on the host, and ztunnel's own ports on the host's own addresses. "In
+   particular" is a prefix within the denied one: `127.0.0.1/32:8080` opens that port,
+   `0.0.0.0/0` does not open loopback.
 3. If there are allow rules, one has to cover the destination.
 
-An IPv4 address inside an IPv6 one (v4-mapped, and NAT64's well-known prefix) is
-judged as the IPv4 address that it reaches.
+An IPv6 address that carries an IPv4 one (`addresses.FORMS`) is judged as both: each of
+them has to pass 1 and 2. An allow rule for either is enough in 3 where the two are one
+host (v4-mapped, NAT64); where the IPv4 host only relays (6to4, Teredo, ISATAP), the
+rule has to cover the IPv6 address.
 
-Spec: design.md section 6; RFC 6890 for the special prefixes; RFC 6052 for NAT64.
+Spec: design.md section 6.
 """
 
 from __future__ import annotations
 
 import errno
-import ipaddress
 import socket
 from dataclasses import dataclass, field
 from ipaddress import (
     IPv4Address,
     IPv4Network,
-    IPv6Address,
     IPv6Network,
+    collapse_addresses,
     ip_address,
     ip_network,
 )
 from typing import TYPE_CHECKING, Annotated, Final, Self
 
 from fastpath.decode import Between
+from fastpath.tsi.addresses import (
+    Address,
+    Form,
+    Network,
+    as_ipv4,
+    carried,
+    readings,
+    special,
+)
 from vhost_user.engine import (
     DEFAULT_MAX_CONNS,
     DEFAULT_MAX_QUEUED_BYTES,
@@ -44,18 +55,13 @@ from vhost_user.engine import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from vhost_user.engine import SocketAddress
 
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
-
 ANY_PORT: Final = ((0, 65535),)
-ZTUNNEL_PORTS: Final = frozenset({15000, 15001, 15006, 15008, 15020, 15021, 15053})
-"""Admin, outbound, inbound plaintext, HBONE, metrics, readiness, DNS."""
-
-_NAT64: Final = IPv6Network("64:ff9b::/96")
+ISTIO_PORTS: Final = frozenset({15000, 15001, 15006, 15008, 15020, 15021, 15053})
+"""Any ztunnel's: admin, outbound, inbound plaintext, HBONE, metrics, readiness, DNS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +79,17 @@ class Rule:
         PREFIX is an address or a prefix without host bits; an IPv6 one that is
         followed by ports stands in brackets. PORTS is a comma-separated list of
         ports and ranges: `10.0.0.0/8`, `192.0.2.1:80,443`, `[2001:db8::]/32:1-1023`.
+        A prefix of IPv4-mapped addresses is the IPv4 one that it stands for.
 
         Raises:
-            ValueError: it says which part of `text` is wrong, and how.
+            ValueError: it says which part of `text` is wrong, and how; a rule that no
+                destination can match is wrong, too.
         """
         prefix, ports = _split(text)
+        if "%" in prefix:
+            raise ValueError(f"{text!r}: has a scope, and no destination has one")
         try:
-            network = ip_network(prefix)
+            network = as_ipv4(ip_network(prefix))
         except ValueError as error:
             raise ValueError(f"{text!r}: {error}") from None
         return cls(network, ANY_PORT if ports is None else _ports(ports, text))
@@ -96,7 +106,11 @@ class Rule:
 
     def covers(self, address: Address, port: int) -> bool:
         """Whether it names this destination."""
-        return address in self.network and any(a <= port <= b for a, b in self.ports)
+        return address in self.network and self.covers_port(port)
+
+    def covers_port(self, port: int) -> bool:
+        """Whether it names this port."""
+        return any(low <= port <= high for low, high in self.ports)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,23 +125,44 @@ class Denial:
     """What the program's connect() fails with."""
 
 
-_SPECIAL: Final = tuple(
-    (ip_network(prefix), reason)
-    for prefix, reason in (
-        ("0.0.0.0/8", "unspecified"),
-        ("127.0.0.0/8", "loopback"),
-        ("169.254.0.0/16", "link_local"),  # 169.254.169.254: metadata services
-        ("100.100.100.200/32", "metadata"),  # Alibaba Cloud
-        ("168.63.129.16/32", "metadata"),  # Azure
-        ("224.0.0.0/4", "multicast"),
-        ("240.0.0.0/4", "reserved"),  # and the broadcast address
-        ("::/128", "unspecified"),
-        ("::1/128", "loopback"),
-        ("fe80::/10", "link_local"),
-        ("fd00:ec2::254/128", "metadata"),  # Amazon
-        ("ff00::/8", "multicast"),
-    )
-)
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One of the addresses that a destination is judged as."""
+
+    address: Address
+    outer: Address
+    """What the program named; the same unless there is a form."""
+    form: Form | None = None
+    """How `outer` carries it."""
+
+    @property
+    def how(self) -> str:
+        """For the end of a sentence; empty if there is nothing to say."""
+        if self.form is None:
+            return ""
+        return f"; {self.outer} leads to {self.address} ({self.form.name})"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is decided on a destination, and by what."""
+
+    reading: Reading
+    """The address that it was decided for."""
+    denial: Denial | None = None
+    """None: allowed."""
+    rule: Rule | None = None
+    """That decided; None: a default did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a sandbox's policy goes by and no policy file says."""
+
+    ports: Collection[int] = ISTIO_PORTS
+    """ztunnel's own; looked at anew each time."""
+    addresses: frozenset[Address] = frozenset()
+    """The sandbox's own."""
 
 
 def is_own_address(address: Address) -> bool:
@@ -153,6 +188,7 @@ class EgressPolicy:
         deny: what it may not, whatever `allow` says.
         error: errno that a denied connect() fails with, ECONNREFUSED or EACCES.
         own: tells the host's own addresses, on which ztunnel's ports are denied.
+        around: which ports and which addresses are denied besides.
     """
 
     def __init__(
@@ -162,16 +198,32 @@ class EgressPolicy:
         deny: Iterable[Rule] = (),
         error: int = errno.ECONNREFUSED,
         own: Callable[[Address], bool] = is_own_address,
+        around: Surroundings = Surroundings(),
     ) -> None:
         self._allow = tuple(allow)
         self._deny = tuple(deny)
         self._error = error
         self._own = own
+        self._around = around
 
     @property
     def error(self) -> int:
         """Errno of a denial."""
         return self._error
+
+    def within(self, around: Surroundings) -> EgressPolicy:
+        """The same policy in other surroundings."""
+        return EgressPolicy(
+            allow=self._allow,
+            deny=self._deny,
+            error=self._error,
+            own=self._own,
+            around=around,
+        )
+
+    def may_change(self, port: int) -> bool:
+        """Whether a decision on this port hangs on the addresses the host has now."""
+        return port in self._around.ports
 
     def check(self, destination: SocketAddress) -> Denial | None:
         """Return why `destination` is denied; None: it is allowed.
@@ -179,36 +231,105 @@ class EgressPolicy:
         Raises:
             ValueError: its host is not an IP address.
         """
-        address = _reached(ip_address(destination[0]))
-        port = destination[1]
+        return self.judge(destination).denial
+
+    def judge(self, destination: SocketAddress) -> Verdict:
+        """Decide, and say by what.
+
+        Raises:
+            ValueError: its host is not an IP address.
+        """
+        address, port = ip_address(destination[0]), destination[1]
+        found = _readings(address)
+        as_written = Reading(address, address)
         for rule in self._deny:
-            if rule.covers(address, port):
-                return Denial("deny_rule", f"denied by {rule}", self._error)
-        special = self._special(address, port)
-        if special is not None:
-            return special
-        if self._allow and not any(rule.covers(address, port) for rule in self._allow):
-            return Denial("not_allowed", "no allow rule covers it", self._error)
+            for each in (*found, as_written):
+                if rule.covers(each.address, port):
+                    text = f"denied by {rule}{each.how}"
+                    return Verdict(each, self._denial("deny_rule", text), rule)
+        for each in found:
+            denial = self._special(each, port)
+            if denial is not None:
+                return Verdict(each, denial)
+        return self._allowed(found, port)
+
+    def _allowed(self, found: tuple[Reading, ...], port: int) -> Verdict:
+        for rule in self._allow:
+            for each in found:
+                one_host = each.form is None or each.form.same_host
+                if one_host and rule.covers(each.address, port):
+                    return Verdict(each, rule=rule)
+        if self._allow:
+            text = "no allow rule covers it"
+            return Verdict(found[0], self._denial("not_allowed", text))
+        return Verdict(found[0])
+
+    def _special(self, reading: Reading, port: int) -> Denial | None:
+        """Why a destination is denied by default, unless a rule opens it."""
+        address = reading.address
+        known = special(address)
+        if known is not None and not self._opened(known.network, reading, port):
+            what = known.reason.replace("_", "-")
+            text = f"{what} addresses are denied ({known.network}){reading.how}"
+            return self._denial(known.reason, text)
+        host = ip_network(address)
+        ours = address in self._around.addresses
+        if ours and not self._opened(host, reading, port):
+            text = f"{address} is the sandbox's own address{reading.how}"
+            return self._denial("own_address", text)
+        taken = self.may_change(port) and self._own(address)
+        if taken and not self._opened(host, reading, port):
+            text = f"port {port} of the host is ztunnel's own{reading.how}"
+            return self._denial("ztunnel_port", text)
         return None
 
-    def _special(self, address: Address, port: int) -> Denial | None:
-        for network, reason in _SPECIAL:
-            if address in network and not self._opened(network, address, port):
-                text = f"{reason.replace('_', '-')} addresses are denied ({network})"
-                return Denial(reason, text, self._error)
-        if port in ZTUNNEL_PORTS and self._own(address):
-            host = ip_network(address)
-            if not self._opened(host, address, port):
-                text = f"port {port} of the host is ztunnel's own"
-                return Denial("ztunnel_port", text, self._error)
-        return None
-
-    def _opened(self, within: Network, address: Address, port: int) -> bool:
+    def _opened(self, within: Network, reading: Reading, port: int) -> bool:
         """Whether an allow rule names the destination within a denied prefix."""
-        return any(
-            rule.covers(address, port) and _is_within(rule.network, within)
-            for rule in self._allow
-        )
+        for rule in self._allow:
+            if rule.covers(reading.address, port) and _is_within(rule.network, within):
+                return True
+            # or within the IPv6 addresses that carry those of the prefix
+            if reading.form is not None and rule.covers(reading.outer, port):
+                fixed = reading.form.fixed_by(within.prefixlen)
+                if rule.network.prefixlen >= fixed:
+                    return True
+        return False
+
+    def _denial(self, reason: str, text: str) -> Denial:
+        return Denial(reason, text, self._error)
+
+
+def without_effect(
+    allow: Iterable[Rule], deny: Iterable[Rule]
+) -> Iterator[tuple[int, Rule]]:
+    """The allow rules that deny rules cover in full, so that they never match.
+
+    Yields:
+        Its index, and one of the deny rules.
+    """
+    denied = tuple(deny)
+    for index, rule in enumerate(allow):
+        for network in (rule.network, *carried(rule.network)):
+            by = _covering(network, rule.ports, denied)
+            if by is not None:
+                yield index, by
+                break
+
+
+def _covering(
+    network: Network, ports: tuple[tuple[int, int], ...], rules: tuple[Rule, ...]
+) -> Rule | None:
+    """One of the rules, if together they cover all of a prefix on all of the ports."""
+    near = [rule for rule in rules if rule.network.overlaps(network)]
+    edges = {max(low, 1) for low, _ in ports}
+    for low, high in (span for rule in near for span in rule.ports):
+        edges |= {low, high + 1}
+    for port in edges:
+        if any(max(low, 1) <= port <= high for low, high in ports):
+            there = [rule.network for rule in near if rule.covers_port(port)]
+            if not _is_within_all(network, there):
+                return None
+    return near[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,10 +346,7 @@ class Ports:
         Raises:
             ValueError: names the part that is wrong.
         """
-        ranges = _ports(text, text)
-        if any(low == 0 for low, _ in ranges):
-            raise ValueError(f"{text!r}: port 0 is none")
-        return cls(ranges)
+        return cls(_ports(text, text))
 
     @classmethod
     def join(cls, parts: Iterable[Ports]) -> Self:
@@ -275,14 +393,14 @@ class SandboxPolicy:
     limits: Limits = Limits()
 
 
-def _reached(address: Address) -> Address:
-    """Return the IPv4 address that an IPv6 one leads to, if it does."""
-    if isinstance(address, IPv6Address):
-        if address.ipv4_mapped is not None:
-            return address.ipv4_mapped
-        if address in _NAT64:
-            return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
-    return address
+def _readings(address: Address) -> tuple[Reading, ...]:
+    """What a destination is judged as; first what is dialled."""
+    if isinstance(address, IPv4Address):
+        return (Reading(address, address),)
+    if address.ipv4_mapped is not None:
+        return (Reading(address.ipv4_mapped, address.ipv4_mapped),)
+    carried_too = (Reading(it, address, form) for form, it in readings(address))
+    return (Reading(address, address), *carried_too)
 
 
 def _is_within(inner: Network, outer: Network) -> bool:
@@ -291,6 +409,15 @@ def _is_within(inner: Network, outer: Network) -> bool:
     if isinstance(inner, IPv6Network) and isinstance(outer, IPv6Network):
         return inner.subnet_of(outer)
     return False
+
+
+def _is_within_all(inner: Network, parts: list[Network]) -> bool:
+    """Whether the parts together hold a prefix."""
+    if isinstance(inner, IPv4Network):
+        ipv4 = collapse_addresses(n for n in parts if isinstance(n, IPv4Network))
+        return any(inner.subnet_of(each) for each in ipv4)
+    ipv6 = collapse_addresses(n for n in parts if isinstance(n, IPv6Network))
+    return any(inner.subnet_of(each) for each in ipv6)
 
 
 def _split(text: str) -> tuple[str, str | None]:
@@ -328,6 +455,8 @@ def _ports(ports: str, text: str) -> tuple[tuple[int, int], ...]:
             raise ValueError(f"{text!r}: {part!r} is not a port or a range") from None
         if low > high:
             raise ValueError(f"{text!r}: range {part!r} is upside down")
+        if low == 0:
+            raise ValueError(f"{text!r}: port 0 is none")
         ranges.append((low, high))
     return tuple(ranges)
 

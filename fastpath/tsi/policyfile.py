@@ -24,12 +24,21 @@ from asyncinotify import Inotify, Mask
 
 from fastpath import decode
 from fastpath.errors import FastpathError
-from fastpath.tsi.policy import EgressPolicy, Limits, Ports, Rule, SandboxPolicy
+from fastpath.tsi.policy import (
+    EgressPolicy,
+    Limits,
+    Ports,
+    Rule,
+    SandboxPolicy,
+    without_effect,
+)
 from vhost_user.engine import MIN_WINDOW
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from fastpath.decode import KeyPath
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +83,13 @@ class Egress:
         """What decides."""
         return EgressPolicy(allow=self.allow, deny=self.deny, error=self.errno.errno)
 
+    def problems(self) -> Iterator[tuple[KeyPath, str]]:
+        """Rules that can never match: their key in `egress`, and why."""
+        for index, by in without_effect(self.allow, self.deny):
+            which = self.deny.index(by)
+            why = f"can never match: deny[{which}], {by}, denies what it allows"
+            yield ("allow", index), why
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyFile:
@@ -104,8 +120,19 @@ def parse(data: bytes, name: str) -> SandboxPolicy:
     Raises:
         FastpathError: `NAME:LINE: key.path: what is wrong; mend: what to do`.
     """
-    document = decode.Document(name, MENDS)
+    return read(data, decode.Document(name, MENDS)).policy()
+
+
+def read(data: bytes, document: decode.Document) -> PolicyFile:
+    """Read and check the bytes of `document`.
+
+    Raises:
+        FastpathError: as `parse` does.
+    """
     file = decode.loads(data, PolicyFile, document)
+    for path, why in file.egress.problems():
+        mend = "take one of the two rules out, or make the one to deny narrower"
+        raise document.error(("egress", *path), why, mend)
     limits = file.limits
     if limits.max_queued_bytes < limits.max_conns * MIN_WINDOW:
         raise document.error(
@@ -113,7 +140,7 @@ def parse(data: bytes, name: str) -> SandboxPolicy:
             f"is less than {MIN_WINDOW} for each of {limits.max_conns} connections",
             f"raise it to {limits.max_conns * MIN_WINDOW}, or lower maxConns",
         )
-    return file.policy()
+    return file
 
 
 class PolicyWatch:

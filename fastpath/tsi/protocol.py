@@ -342,6 +342,8 @@ class MessageDecoder(Generic[Message]):
     def feed(self, data: bytes) -> Iterator[Message]:
         """Add `data`; yield the messages that are complete.
 
+        Who stops early gets the rest from the next call; it may add nothing.
+
         Raises:
             ProtocolError: at the first message that breaks the protocol. What
                 follows it has no meaning: feed no more.
@@ -355,8 +357,9 @@ class MessageDecoder(Generic[Message]):
                 end = at + _HEADER.size + size
                 if len(self._buffer) < end:
                     break
-                yield decode(bytes(self._buffer[at + _HEADER.size : end]))
+                payload = bytes(self._buffer[at + _HEADER.size : end])
                 at = end
+                yield decode(payload)
         finally:
             del self._buffer[:at]
 

@@ -234,6 +234,9 @@ class TsiService:
         self._lines = Throttle(
             lambda count: log.warning("%s: %d more lines about agents", name, count)
         )
+        self._news = Throttle(
+            lambda count: log.info("%s: %d more lines of agents' news", name, count)
+        )
         ips = [ipaddress.ip_address(address) for address in addresses]
         self._ipv4 = next((ip for ip in ips if ip.version == 4), None)
         self._ipv6 = next((ip for ip in ips if ip.version == 6), None)
@@ -310,13 +313,15 @@ class TsiService:
         for timer in self._timers:
             timer.cancel()
         self._lines.flush()
+        self._news.flush()
 
     # Connections
 
     def _handle_token(self, event: Event) -> None:
         agent = self._agents.get(event.port // _RANGE_SIZE)
         if event.kind is EventKind.REQUEST and agent and agent.stream:
-            agent.stream.drain()  # its ROUTE was sent first
+            owner, token = agent, event.port
+            agent.stream.drain(lambda: token < owner.next_token)  # its ROUTE came first
         destination = self._live.get(event.conn) or self._tokens.get(event.port)
         if event.kind is EventKind.REQUEST:
             self._request(event.conn, event.port, destination)
@@ -328,7 +333,8 @@ class TsiService:
                 self._router.failed(event, destination)
         elif destination is None:
             # cannot be: it was known when the request was answered
-            log.error("%s: event of unknown token %d", self._name, event.port)
+            if self._lines.admits():
+                log.error("%s: event of unknown token %d", self._name, event.port)
         elif event.kind is EventKind.OPENED:
             self._live[event.conn] = destination
             self._router.opened(event, destination)
@@ -474,7 +480,8 @@ class TsiService:
             ipv6=self._ipv6,
         )
         agent.stream.send(welcome.encode())
-        log.info("%s: agent %d is here", self._name, agent.range)
+        if self._news.admits():
+            log.info("%s: agent %d is here", self._name, agent.range)
 
     def _register(self, agent: _Agent, message: RouteMessage) -> None:
         token = message.token
@@ -502,7 +509,8 @@ class TsiService:
         if self.inbound:
             self.inbound.ended(agent.announcer)
         if error is None:
-            log.info("%s: agent %d is gone", self._name, agent.range)
+            if self._news.admits():
+                log.info("%s: agent %d is gone", self._name, agent.range)
         else:
             self._stats.refused += 1
             if self._lines.admits():

@@ -30,6 +30,8 @@ BURST: Final = 8192
 _READ_SIZE: Final = 16384
 _DRAIN_SIZE: Final = 65536
 _PAUSE_S: Final = 0.05
+_MESSAGES_AT_ONCE: Final = 64
+"""Messages that are handled before others have their turn."""
 
 
 class Pace:
@@ -106,15 +108,26 @@ class ControlStream:
         self._decoder = Decoder()
         self._pace = pace
         self._loop = asyncio.get_running_loop()
-        self._resume: asyncio.TimerHandle | None = None
+        self._resume: asyncio.Handle | None = None
+        """Set while the socket is not watched: `_go_on` watches it again."""
+        self._paused = False
+        """By the pace: nothing is read."""
+        self._backlog = False
+        """The decoder may have messages that were not handled."""
         self._closed = False
-        self._loop.add_reader(sock, self._read)
+        self._loop.add_reader(sock, self._read, _is_a_turn)
 
-    def drain(self) -> None:
-        """Handle what the guest sent so far, as far as its pace allows."""
+    def drain(self, enough: Callable[[], bool]) -> None:
+        """Handle what the guest sent so far until it is `enough`.
+
+        As far as its pace allows, that is, and no more than `_DRAIN_SIZE` of it.
+        """
         left = _DRAIN_SIZE
-        while left > 0 and not self._closed and self._resume is None:
-            size = self._read()
+        while left > 0 and not self._closed and not enough():
+            if self._backlog:
+                self._decode(b"", lambda _: enough())
+                continue
+            size = self._read(lambda _: enough())
             if size == 0:
                 break
             left -= size
@@ -147,11 +160,13 @@ class ControlStream:
         self._loop.remove_reader(self._sock)
         self._sock.close()
 
-    def _read(self) -> int:
+    def _read(self, stop: Callable[[int], bool]) -> int:
         """Read once, if the pace allows it; return how many bytes came."""
+        if self._paused:
+            return 0
         if not self._pace.admits():
-            self._loop.remove_reader(self._sock)
-            self._resume = self._loop.call_later(_PAUSE_S, self._go_on)
+            self._paused = True
+            self._watch_later(self._loop.call_later(_PAUSE_S, self._go_on))
             return 0
         try:
             data = self._sock.recv(_READ_SIZE)
@@ -159,23 +174,51 @@ class ControlStream:
             return 0
         except OSError:
             data = b""
-        if not data:
+        if data:
+            self._decode(data, stop)
+        else:
             self._end(None)
-            return 0
+        return len(data)
+
+    def _decode(self, data: bytes, stop: Callable[[int], bool]) -> None:
+        """Handle messages; when `stop` says so of their number, the rest later."""
+        self._backlog = False
         try:
-            for message in self._decoder.feed(data):
+            for number, message in enumerate(self._decoder.feed(data), start=1):
                 self._pace.count()
                 self._on_message(message)
+                if self._closed:
+                    return
+                if stop(number):
+                    self._backlog = True
+                    break
         except ProtocolError as error:
             self.send(Refused(error.code, error.text).encode())
             self._end(error)
-        return len(data)
+        if self._backlog and self._resume is None:
+            self._watch_later(self._loop.call_soon(self._go_on))
+
+    def _watch_later(self, handle: asyncio.Handle) -> None:
+        if self._resume is None:
+            self._loop.remove_reader(self._sock)
+        else:
+            self._resume.cancel()
+        self._resume = handle
 
     def _go_on(self) -> None:
         self._resume = None
-        self._loop.add_reader(self._sock, self._read)
+        self._paused = False
+        if self._backlog:
+            self._decode(b"", _is_a_turn)
+        if not self._closed and self._resume is None:
+            self._loop.add_reader(self._sock, self._read, _is_a_turn)
 
     def _end(self, error: ProtocolError | None) -> None:
         if not self._closed:
             self.close()
             self._on_end(error)
+
+
+def _is_a_turn(handled: int) -> bool:
+    """Whether after so many messages it is others' turn."""
+    return handled >= _MESSAGES_AT_ONCE

@@ -9,15 +9,17 @@ QEMU or the CPU model changes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
+from fastpath import files
 from fastpath.errors import FastpathError
+from fastpath.scratch import scratch
 from fastpath.vm import images
 from fastpath.vm.spec import Accelerator, VmSpec, argv
 
@@ -91,9 +93,8 @@ def _cached_probe(qemu: str) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     failure = _probe(qemu)
-    temporary = answers.with_suffix(".new")
-    temporary.write_text(json.dumps({"key": key, "failure": failure}) + "\n")
-    temporary.rename(answers)
+    with contextlib.suppress(OSError):  # asked again, where the cache may only be read
+        files.replace(answers, json.dumps({"key": key, "failure": failure}) + "\n")
     return failure
 
 
@@ -111,8 +112,7 @@ def _key(qemu: str) -> str:
 def _probe(qemu: str) -> str | None:
     """Boot the base image under kvm until init lives, QEMU ends or time is up."""
     image = images.build("base")
-    with tempfile.TemporaryDirectory(prefix="fastpath-") as name:
-        directory = Path(name)
+    with scratch() as directory:
         spec = VmSpec(
             image=image,
             accel=Accelerator("kvm", "probe"),

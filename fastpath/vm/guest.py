@@ -12,14 +12,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import itertools
 import os
 import signal
+import socket
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from fastpath.errors import FastpathError
+from fastpath.vm.console import last_words
+from fastpath.vm.spec import BOOT_TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -34,8 +38,14 @@ HEADER = struct.Struct("<II")
 FRAME_MAX = 128 * 1024
 """Longest payload, bytes."""
 STDIN_CHUNK = 32 * 1024
+WAIT_STATUS_MAX = 0xFFFF
+"""Of a process that ended: exit status, signal, and whether it left a core."""
 KILL_S = 5.0
 """How long a command that was given up may take to die."""
+FRAMES_AT_ONCE = 64
+"""Frames that are acted on before other tasks have their turn."""
+TEXT_MAX = 1000
+"""Longest text of the guest's that is shown, characters."""
 SOCKET_PATH_MAX = 107
 """Longest path of a unix socket, bytes."""
 
@@ -106,7 +116,14 @@ class Guest:
                 "set TMPDIR to a short path",
             )
         self._ready = asyncio.get_running_loop().create_future()
-        self._server = await asyncio.start_unix_server(self._accepted, self._path)
+        sock = socket.socket(socket.AF_UNIX)
+        os.fchmod(sock.fileno(), 0o600)  # the file's mode: who connects is the guest
+        try:
+            sock.bind(os.fsencode(self._path))
+        except OSError:
+            sock.close()
+            raise
+        self._server = await asyncio.start_unix_server(self._accepted, sock=sock)
         return self
 
     async def __aexit__(
@@ -126,8 +143,8 @@ class Guest:
                 await self._writer.wait_closed()
         self._ready.cancel()
 
-    async def ready(self, timeout_s: float = 30.0) -> GuestInfo:
-        """Wait until init is ready.
+    async def ready(self, timeout_s: float = BOOT_TIMEOUT_S["tcg"]) -> GuestInfo:
+        """Wait until init is ready: until the guest has booted.
 
         Raises:
             FastpathError: not within `timeout_s`.
@@ -136,7 +153,11 @@ class Guest:
             async with asyncio.timeout(timeout_s):
                 return await asyncio.shield(self._ready)
         except TimeoutError:
-            raise self._gone(f"init did not call within {timeout_s:.0f} s") from None
+            raise GuestGoneError(
+                "guest",
+                f"init did not call within {timeout_s:g} s{last_words(self._console)}",
+                f"if it is only slow, --boot-timeout {2 * timeout_s:g}",
+            ) from None
 
     async def run(
         self,
@@ -233,12 +254,14 @@ class Guest:
         """Act on frames until the stream ends."""
         why = "it ended the control stream"
         try:
-            while True:
+            for count in itertools.count(1):
                 kind, length = HEADER.unpack(await reader.readexactly(HEADER.size))
                 if length > FRAME_MAX:
                     why = f"it sent a frame of {length} bytes"
                     break
                 await self._on_frame(kind, await reader.readexactly(length))
+                if count % FRAMES_AT_ONCE == 0:
+                    await asyncio.sleep(0)  # what is read already never waits
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         except (struct.error, ValueError) as error:
@@ -271,8 +294,8 @@ class Guest:
             else:
                 run.ended.set_exception(run.sink_error)
         elif kind == Frame.ERROR:
-            text = payload.decode(errors="replace")
-            run.ended.set_exception(FastpathError("microVM", f"{text}{self._log()}"))
+            why = printable(payload) + last_words(self._console)
+            run.ended.set_exception(FastpathError("microVM", why))
         else:
             raise ValueError(f"unknown frame {kind}")
 
@@ -318,11 +341,7 @@ class Guest:
         self._writer.write(HEADER.pack(kind, len(payload)) + payload)
 
     def _gone(self, why: str) -> GuestGoneError:
-        mend = None if self._console is None else f"tail {self._console}"
-        return GuestGoneError("guest", f"{why}{self._log()}", mend)
-
-    def _log(self) -> str:
-        return "" if self._console is None else f" (console log: {self._console})"
+        return GuestGoneError("guest", why + last_words(self._console))
 
 
 def encode_exec(
@@ -359,7 +378,16 @@ def decode_ready(payload: bytes) -> GuestInfo:
     parts = payload[4:].split(b"\0")
     if version != INIT_VERSION or len(parts) != 3:
         raise ValueError(f"init speaks version {version}, not {INIT_VERSION}")
-    return GuestInfo(version, parts[0].decode(), parts[1].decode())
+    return GuestInfo(version, printable(parts[0]), printable(parts[1]))
+
+
+def printable(text: bytes) -> str:
+    """What a guest says, fit for a terminal: of bounded length, nothing but text."""
+    decoded = text[: 4 * TEXT_MAX].decode(errors="replace")
+    spaced = " ".join(decoded.split())
+    return "".join(
+        c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in spaced
+    )[:TEXT_MAX]
 
 
 def shell_status(status: int) -> int:
@@ -368,5 +396,7 @@ def shell_status(status: int) -> int:
     Raises:
         ValueError: the status is of no process that ended.
     """
+    if status > WAIT_STATUS_MAX:
+        raise ValueError(f"{status:#x} is no wait status")
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code

@@ -32,6 +32,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastpath import files
 from fastpath.errors import FastpathError
 from fastpath.vm import cpio, kbuild, packages, recipe
 from fastpath.vm.recipe import ROOT, Recipe, known
@@ -50,6 +51,8 @@ HASH_LEN = 16
 """Hexadecimal digits of a hash in a name."""
 HASH_PATTERN = "[0-9a-f]" * HASH_LEN
 STEPS = 100
+BEGUN = ".new-"
+"""How a folder's name begins in the cache until it is whole."""
 KEPT = 3
 """Builds of one image that stay in the cache, those that were used last."""
 IN_USE_S = 2 * 3600
@@ -108,19 +111,19 @@ def program(name: str) -> Path:
     return build("base").initramfs.parent / name
 
 
-def with_files(image: Image, files: Mapping[str, Path], out: Path) -> Image:
+def with_files(image: Image, added: Mapping[str, Path], out: Path) -> Image:
     """`image` with host files added, as a new initramfs at `out`.
 
     Args:
         image: left as it is.
-        files: absolute guest path -> host file or directory.
+        added: absolute guest path -> host file or directory.
         out: initramfs to write; the caller removes it.
 
     Raises:
         FastpathError: a host file cannot be read, or a guest path is relative.
     """
     entries: dict[str, cpio.Entry] = {}
-    for guest_path, source in files.items():
+    for guest_path, source in added.items():
         if not guest_path.startswith("/") or ".." in guest_path.split("/"):
             raise FastpathError(
                 f"file {guest_path}",
@@ -133,11 +136,27 @@ def with_files(image: Image, files: Mapping[str, Path], out: Path) -> Image:
             raise FastpathError(
                 f"file {source}", error.strerror or str(error), f"ls -l {source}"
             ) from error
-    shutil.copyfile(image.initramfs, out)
-    with out.open("ab") as archive:
-        archive.write(bytes(-archive.tell() % cpio.ALIGN))
-        cpio.write(entries, archive, existing=special(recipe.load(image.name)))
+    _append(image, entries, out)
     return replace(image, initramfs=out)
+
+
+def _append(image: Image, entries: Mapping[str, cpio.Entry], out: Path) -> None:
+    there = special(recipe.load(image.name))
+    try:
+        shutil.copyfile(image.initramfs, out)
+        with out.open("ab") as archive:
+            archive.write(bytes(-archive.tell() % cpio.ALIGN))
+            cpio.write(entries, archive, existing=there)
+    except cpio.SourceError as error:
+        raise FastpathError(
+            f"file {error.path}", str(error), f"ls -l {error.path}"
+        ) from error
+    except OSError as error:
+        raise FastpathError(
+            f"{out}",
+            error.strerror or str(error),
+            "set TMPDIR to where there is space for the image and these files",
+        ) from error
 
 
 class _Builder:
@@ -155,7 +174,7 @@ class _Builder:
         """The image that these inputs gave last."""
         try:
             return self._open(self._images / self._pointer.read_text().strip())
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError, KeyError):  # damaged: built again
             return None
 
     def build(self, *, refresh: bool) -> Image:
@@ -172,14 +191,21 @@ class _Builder:
         versions = "".join(f"{deb.name}\n" for deb in sorted([*found, *headers]))
         content = hashlib.sha256((self._inputs + versions).encode()).hexdigest()
         folder = self._images / f"{self._recipe.name}-{content[:HASH_LEN]}"
-        if not folder.exists():
+        if not self._is_whole(folder):
+            shutil.rmtree(folder, ignore_errors=True)
             self._make(folder, found, headers)
-        temporary = self._pointer.with_suffix(".new")
-        temporary.write_text(folder.name + "\n")
-        temporary.rename(self._pointer)
+        files.replace(self._pointer, folder.name + "\n")
         self._forget_old(folder)
         self._tell(f"image {self._recipe.name} is ready", STEPS, STEPS)
         return self._open(folder)
+
+    def _is_whole(self, folder: Path) -> bool:
+        """Whether an image is there that can be used."""
+        try:
+            self._open(folder)
+        except (OSError, ValueError, KeyError):
+            return False
+        return True
 
     def _update(self, archive: packages.Archive) -> None:
         self._tell("fetching package lists", 0, STEPS)
@@ -207,7 +233,7 @@ class _Builder:
 
     def _make(self, folder: Path, debs: list[Path], headers: list[Path]) -> None:
         """Write the image's folder; it appears whole or not at all."""
-        with tempfile.TemporaryDirectory(dir=self._images, prefix=".new-") as name:
+        with tempfile.TemporaryDirectory(dir=self._images, prefix=BEGUN) as name:
             new = Path(name) / "image"
             new.mkdir()
             self._tell("compiling guest programs", 60, STEPS)
@@ -285,12 +311,18 @@ def _host_files(path: str, source: Path) -> Iterator[tuple[str, cpio.Entry]]:
         for child in sorted(source.iterdir()):
             yield from _host_files(f"{path}/{child.name}", child)
     else:
-        yield path, cpio.file(source.read_bytes(), mode)
+        yield path, cpio.host_file(source, mode)
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock that the kernel drops when we die."""
+    """Hold the cache's lock, which the kernel drops when we die.
+
+    What a build has begun that was killed is removed: nobody else works here.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        for left in path.parent.glob(f"*/{BEGUN}*"):
+            shutil.rmtree(left, ignore_errors=True)
         yield

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from qemu.qmp import QMPClient, QMPError
 
 from fastpath.errors import FastpathError
+from fastpath.vm.console import last_lines, last_words
 from fastpath.vm.spec import Tap, argv
 
 if TYPE_CHECKING:
@@ -29,14 +30,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-START_S = 10.0
-"""QEMU greets on QMP within this, or something is wrong."""
+START_S = 60.0
+"""QEMU greets on QMP within this, or something is wrong; one that ends is noticed."""
 QUIT_S = 2.0
 """After SIGTERM, QEMU gets this long before SIGKILL."""
 SETTLE_S = 2.0
 """When the guest hangs up, its QEMU gets this long to end, too."""
-TAIL_BYTES = 64 * 1024
-"""Of the console; a panic with its trace is less."""
 TAIL_LINES = 15
 PANIC = "Kernel panic - not syncing: "
 SOCKET_PATH_MAX = 107
@@ -47,9 +46,7 @@ class MachineDiedError(FastpathError):
     """QEMU ended while something was still to be done in the guest."""
 
     def __init__(self, why: str, console: Path) -> None:
-        super().__init__(
-            "microVM", f"{why} (console log: {console})", f"tail {console}"
-        )
+        super().__init__("microVM", f"{why}{last_words(console)}")
         self.console_tail = "\n".join(last_lines(console)[-TAIL_LINES:])
         """The last lines of the console."""
 
@@ -220,20 +217,6 @@ def _pin(pid: int, cpus: frozenset[int]) -> None:
     for thread in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(int(thread.name), cpus)
-
-
-def last_lines(console: Path) -> list[str]:
-    """The end of a console log, without control characters."""
-    try:
-        with console.open("rb") as log:
-            log.seek(max(0, console.stat().st_size - TAIL_BYTES))
-            text = log.read().decode(errors="replace")
-    except OSError:
-        return []
-    return [
-        "".join(each for each in line if each.isprintable())
-        for line in text.splitlines()
-    ]
 
 
 def _check(spec: VmSpec) -> None:

@@ -129,7 +129,7 @@ class Archive:
         """
         missing = [each for each in packages if not (self._debs / each.file).exists()]
         if missing:
-            with tempfile.TemporaryDirectory(dir=self._debs) as name:
+            with tempfile.TemporaryDirectory(dir=self._debs, prefix=".new-") as name:
                 self._run(
                     "download",
                     "-oAPT::Status-Fd=1",
@@ -162,12 +162,16 @@ class Archive:
             env=os.environ | {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"},
         ) as apt:
             assert apt.stdout is not None
-            for raw in apt.stdout:
-                line = raw.rstrip()
-                lines.append(line)
-                on_line(line)
-                if line.startswith(("E: ", "Err:")):
-                    complaints.append(line.removeprefix("E: "))
+            try:
+                for raw in apt.stdout:
+                    line = raw.rstrip()
+                    lines.append(line)
+                    on_line(line)
+                    if line.startswith(("E: ", "Err:")):
+                        complaints.append(line.removeprefix("E: "))
+            except BaseException:
+                apt.kill()  # or leaving would wait for a slow network
+                raise
         if apt.returncode != 0:
             why = " / ".join(complaints) or f"apt-get ended with {apt.returncode}"
             raise FastpathError(
@@ -193,6 +197,9 @@ def read(deb: Path) -> Iterator[tuple[str, cpio.Entry]]:
                 yield from _entries(tar)
         except tarfile.TarError as error:
             raise FastpathError(f"package {deb}", str(error), f"rm {deb}") from None
+        except BaseException:
+            unpack.kill()
+            raise
 
 
 def _entries(tar: tarfile.TarFile) -> Iterator[tuple[str, cpio.Entry]]:

@@ -6,7 +6,7 @@
     modules: [NAME...]      kernel modules, loaded at boot in this order
     own_modules: [NAME...]  same, from guest/kernel, after those
     packages: [NAME...]     Debian packages, with all that they depend on
-    omit: [NAME...]         packages left out again
+    omit: [NAME...]         packages and own modules left out again
     applets: PATH           a busybox in the image; gets a link for each applet
     programs: {NAME: PATH}  programs of guest/ and where they go
     files: [...]            path, and one of content, join (a pattern of files
@@ -138,6 +138,9 @@ def parse(name: str, source: Path, text: str, above: tuple[str, ...] = ()) -> Re
             changes[key] = value
     for key in LISTS:
         changes[key] = (*getattr(recipe, key), *keys.strings(key))
+    changes["own_modules"] = tuple(
+        name for name in changes["own_modules"] if name not in changes["omit"]
+    )
     programs = keys.mapping("programs")
     changes["programs"] = recipe.programs | {
         program: programs.absolute(program) for program in programs

@@ -6,7 +6,7 @@ Spec: QEMU 7.2, "'microvm' virtual platform" and qemu-system-x86_64(1).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +22,10 @@ class Image:
     kernel_release: str
 
 
+BOOT_TIMEOUT_S: Final = {"kvm": 30.0, "tcg": 180.0}
+"""A hundred times what a boot takes on a machine with nothing else to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Accelerator:
     """How the guest's instructions run, and why this way."""
@@ -30,6 +34,11 @@ class Accelerator:
     reason: str
     tsc_khz: int | None = None
     """Frequency of the host's tsc, which under tcg is the guest's, too."""
+
+    @property
+    def boot_timeout_s(self) -> float:
+        """How long a guest may take to boot before it counts as dead."""
+        return BOOT_TIMEOUT_S[self.kind]
 
 
 @dataclass(frozen=True, slots=True)

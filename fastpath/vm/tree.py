@@ -23,9 +23,16 @@ MERGED = ("bin", "sbin", "lib", "lib32", "lib64")
 """Directories that are links into usr/."""
 EMPTY = {"dev": 0o755, "proc": 0o555, "sys": 0o555, "run": 0o755, "tmp": 0o1777}
 """Directories that init mounts something on, or programs write to; and modes."""
-KERNELS = ("linux-image-", "user-mode-linux_")
-"""Starts of the file names of packages that are kernels."""
-KERNEL = re.compile(r"^(boot/vmlinuz-.+|bin/linux\.uml)$")
+KERNELS = (
+    "linux-image-",
+    "linux-base-",
+    "linux-binary-",
+    "linux-modules-",
+    "user-mode-linux_",
+)
+"""Starts of the file names of packages that are kernels, or a part of one: since 6.19
+Debian has the kernel and its modules in packages of their own."""
+KERNEL = re.compile(r"^(boot/vmlinuz-.+|lib/modules/[^/]+/vmlinuz|bin/linux\.uml)$")
 MODULES = re.compile(r"^(?P<directory>lib/(uml/)?modules/(?P<release>[^/]+))/.")
 INTERPRETER = "ld.so"
 """Dynamic loader of a user-mode kernel, in the directory that it is started in. It

@@ -5,7 +5,8 @@
 
 The loop only appends to a list. Ten times a second the list goes to a thread,
 which formats and writes it. Lines that a stuck reader holds up beyond `MAX_QUEUED` are
-dropped and counted.
+dropped and counted. A file that was renamed or removed, as logrotate does, is opened
+anew with the next lines, without a signal.
 
 Spec: istio/ztunnel, `access` log target. As there, a field that has no value is
 left out; strings are quoted, addresses and numbers are not. Unlike there,
@@ -15,11 +16,13 @@ left out; strings are quoted, addresses and numbers are not. Unlike there,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import json
 import logging
 import os
 import queue
+import stat
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -126,13 +129,12 @@ class AccessLog:
 
     def __init__(self, path: Path | None) -> None:
         try:
-            self._fd = (
-                os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
-                if path
-                else os.dup(STDERR)
-            )
+            self._fd = _open(path) if path else os.dup(STDERR)
         except OSError as exc:
             raise FastpathError(f"access log {path}", f"{exc.strerror}") from exc
+        self._path = path
+        self._astray = False
+        """The file at `_path` is another one and cannot be opened."""
         self.dropped = 0
         self._lines: _Batch = []
         self._queued = 0
@@ -176,13 +178,44 @@ class AccessLog:
 
     def _write_all(self) -> None:
         """Run the thread, which owns the file."""
+        lost, told = 0, 0
         while (batch := self._batches.get()) is not None:
             data = "".join(f"{format_line(*line)}\n" for line in batch).encode()
             try:
+                self._follow()
                 while data:
                     data = data[os.write(self._fd, data) :]
             except OSError as exc:
-                _log.warning("access log: %d lines lost: %s", len(batch), exc)
+                lost += len(batch)
+                if lost >= 2 * told:  # a guest can cause batches for ever
+                    told = lost
+                    _log.warning("access log: %d lines lost so far: %s", lost, exc)
             with self._lock:
                 self._queued -= len(batch)
         os.close(self._fd)
+
+    def _follow(self) -> None:
+        """Open the file anew if another one, or none, is where it was."""
+        if self._path is None:
+            return
+        ours = os.fstat(self._fd)
+        if not stat.S_ISREG(ours.st_mode):
+            return  # a pipe or terminal is not rotated
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(self._path.stat(), ours):
+                return
+        try:
+            old, self._fd = self._fd, _open(self._path)
+        except OSError as exc:
+            if not self._astray:
+                _log.warning(
+                    "access log %s: %s; lines go to the old file", self._path, exc
+                )
+            self._astray = True
+        else:
+            self._astray = False
+            os.close(old)
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)

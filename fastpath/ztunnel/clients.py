@@ -6,14 +6,14 @@ A sandbox is known by the unix socket that its VM is attached to, a captured
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fastpath.tsi.policy import SandboxPolicy
+from fastpath.tsi.policy import ISTIO_PORTS, SandboxPolicy, Surroundings
 from fastpath.tsi.policyfile import Egress
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from fastpath.decode import IpAddress
     from fastpath.ztunnel.identity import Identity
@@ -38,11 +38,17 @@ class Clients:
     Args:
         config: checked (`config.check`).
         policies: what policy files say, by sandbox.
+        ports: ztunnel's own; looked at whenever a policy is asked.
     """
 
     def __init__(
-        self, config: Config, policies: Mapping[str, SandboxPolicy] | None = None
+        self,
+        config: Config,
+        policies: Mapping[str, SandboxPolicy] | None = None,
+        *,
+        ports: Collection[int] = ISTIO_PORTS,
     ) -> None:
+        self._ports = ports
         self._sandboxes: dict[str, Client] = {}
         self._addresses: dict[IpAddress, Client] = {}
         sandboxes = {
@@ -55,6 +61,7 @@ class Clients:
             name = sandbox.name if sandbox else ""
             policy = (policies or {}).get(name) or SandboxPolicy(egress=egress.policy())
             client = Client(name, workload, workload.identity, policy)
+            client.policy = self.for_client(client, policy)
             if sandbox:
                 self._sandboxes[name] = client
             for address in config.addresses_here(workload):
@@ -63,6 +70,15 @@ class Clients:
     def sandbox(self, name: str) -> Client:
         """The sandbox with this name; the caller got it from the same config."""
         return self._sandboxes[name]
+
+    def for_client(self, client: Client, policy: SandboxPolicy) -> SandboxPolicy:
+        """A policy that also denies what no policy file can know of.
+
+        A captured connection left its pod, so it is to no address of that.
+        """
+        own = client.workload.workload_ips if client.name else ()
+        around = Surroundings(self._ports, frozenset(own))
+        return replace(policy, egress=policy.egress.within(around))
 
     def at(self, address: IpAddress) -> Client | None:
         """The workload that has this IP on our network; None: unknown."""

@@ -176,6 +176,9 @@ def _sandbox_problems(config: Config) -> Iterator[Problem]:
         yield from _path_problems((*here, "socket"), sandbox.socket, 0)
         if sandbox.policy and sandbox.egress:
             yield (*here, "egress"), "is said by the policy file; leave one of them out"
+        if sandbox.egress:
+            for path, why in sandbox.egress.problems():
+                yield (*here, "egress", *path), why
         if sandbox.uds_path:
             sockets.append(((*here, "udsPath"), sandbox.uds_path.absolute()))
             yield from _path_problems(

@@ -1,16 +1,23 @@
 """DNS for the sandboxes: names of the mesh's services, and all others.
 
-    query --> a service's name?  --> its VIPs, or its endpoints' IPs if it has none
-              anything else      --> a resolver of the host's; its answer, as it is
+    query --> a service's name, A or AAAA  --> its VIPs, or its endpoints' IPs if none
+              a wildcard's, A or AAAA      --> a resolver of the host's; the VIPs where
+                                               that has no such name
+              anything else                --> a resolver of the host's
 
 A name is looked up as a Kubernetes resolver would that searches the client's
 namespace: `web`, `web.default`, `web.default.svc` and `web.default.svc.cluster.local`
 are one service to a client in `default`. So it does not matter which search list the
-guest has. A service's hostname may start with `*.`.
+guest has. A service's hostname may start with `*.`: names below it that exist elsewhere
+stay what they are there. Other types than A and AAAA go to a resolver, as in Istio's
+ztunnel; where that knows no such name, the answer is that there are no such records:
+the name exists here.
 
-Nothing is cached. A query is forwarded once to each resolver until one answers; then
-the answer is SERVFAIL, and the guest asks again as it sees fit. A forwarded query has
-an id and a port of its own, so guests cannot tell what others ask, or spoof it.
+A query costs the event loop a bounded time, whatever is in it (`dnswire`). A sandbox
+has so many answered in a second, so many sockets to resolvers, so many lines in the
+log: what is beyond is counted in `DnsStats`. Nothing is cached. `upstream` is how the
+resolvers are asked. When none answers within `TIMEOUT_S`, the answer is SERVFAIL: later
+than the time-out of any client, which asks again as it sees fit.
 
 Spec: RFC 1035; RFC 6891 for the size of an answer; RFC 7766 for TCP.
 """
@@ -20,22 +27,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 import struct
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from fastpath import resolvconf
+from fastpath.throttle import Throttle
+from fastpath.tsi.stream import Pace
+from fastpath.ztunnel import dnswire
+from fastpath.ztunnel.dnswire import (
+    AA,
+    CLASS_IN,
+    MAX_QUERY,
+    MalformedError,
+    Query,
+    Rcode,
+    Type,
+    UnservedError,
+)
 from fastpath.ztunnel.model import HealthStatus
+from fastpath.ztunnel.upstream import Exchange
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
-
-    from dns.message import Message
+    from pathlib import Path
 
     from fastpath.decode import IpAddress
-    from fastpath.ztunnel.model import Config, Service, Workload
+    from fastpath.ztunnel.model import Config, Service
     from vhost_user.engine import SocketAddress
 
 log = logging.getLogger(__name__)
@@ -43,21 +62,29 @@ log = logging.getLogger(__name__)
 PORT: Final = 53
 TTL_S: Final = 30
 """Of a service's addresses."""
-TIMEOUT_S: Final = 3.0
-"""For one resolver to answer; the guest's own resolvers wait 5 s."""
-RESOLV_CONF: Final = Path("/etc/resolv.conf")
+TIMEOUT_S: Final = 15.0
+"""For a resolver to answer. C libraries wait 5 s, and ask the same again."""
+WILDCARD_S: Final = 2.5
+"""For a resolver to say whether it has a name below a wildcard service's."""
 CLUSTER_DOMAIN: Final = "cluster.local"
 MAX_STREAMS: Final = 32
 """TCP connections of one sandbox that are served at a time."""
 IDLE_S: Final = 30.0
 """A TCP connection without a query is closed after so long."""
+MAX_ADDRESSES: Final = 1000
+"""Of a service; as many as Kubernetes puts into one Endpoints object."""
+MAX_SOCKETS: Final = 96
+"""Sockets to resolvers for one sandbox at a time, by UDP and TCP: one for each query
+that is under way; while there are some, one for each further resolver it goes to."""
+QUERIES_A_SECOND: Final = 1000
+"""Of one sandbox, in the long run. More by UDP are dropped, by TCP they wait."""
+BURST: Final = 1000
+"""Queries at once after a quiet time."""
 
-_PLAIN_SIZE: Final = 512
-"""Most bytes of an answer over UDP to one who does not say otherwise."""
-_LARGEST_SIZE: Final = 4096
-"""Most bytes of one over UDP, whatever they say."""
 _LENGTH: Final = struct.Struct("!H")
-_MAX_RESOLVERS: Final = 3
+_PAUSE_S: Final = 0.02
+_REFUSED_TYPES: Final = frozenset({Type.AXFR, Type.IXFR})
+"""Not one message but many."""
 
 
 @dataclass(slots=True)
@@ -72,9 +99,30 @@ class DnsStats:
     """Queries that none did."""
     malformed: int = 0
     """What was no query."""
+    unserved: int = 0
+    """Queries answered with an error, for their kind."""
     streams: int = 0
     limit_streams: int = 0
     """TCP connections closed at once: too many."""
+    limit_queries: int = 0
+    """Queries that no resolver was asked: too many are under way."""
+    limit_rate: int = 0
+    """Queries by UDP dropped, and pauses by TCP: too many a second."""
+
+
+class _Client:
+    """What is counted for one sandbox."""
+
+    def __init__(self, name: str) -> None:
+        self.pace = Pace(QUERIES_A_SECOND, BURST)
+        self.lines = Throttle(
+            lambda count: log.warning("%s: %d more lines about names", name, count)
+        )
+        self.exchanges: set[Exchange] = set()
+
+    def may_ask(self) -> bool:
+        """Whether it may have one more socket to a resolver."""
+        return sum(each.sockets for each in self.exchanges) < MAX_SOCKETS
 
 
 class Names:
@@ -93,11 +141,11 @@ class Names:
                 self._wildcards[hostname[2:]] = service
             else:
                 self._exact[hostname] = service
-        self._members: dict[str, list[Workload]] = {
-            hostname: [w for w in config.workloads if service.key in w.services]
-            for hostname, service in self._exact.items()
-        }
         self._network = config.fastpath.network
+        self._addresses = {
+            service.key: self._addresses_of(service, config)[:MAX_ADDRESSES]
+            for service in config.services
+        }
 
     def find(self, name: str, namespace: str) -> tuple[IpAddress, ...] | None:
         """Return the addresses behind a name; None: it is no service's.
@@ -107,22 +155,30 @@ class Names:
             namespace: the client's.
         """
         name = name.lower()
-        for alias in _aliases(name, namespace):
-            if service := self._exact.get(alias):
-                return self._addresses(service)
+        service = self._named(name, namespace)
         parent = name
-        while parent:
+        while parent and service is None and self._wildcards:
             parent = parent.partition(".")[2]
-            if service := self._wildcards.get(parent):
-                return self._addresses(service)
-        return None
+            service = self._wildcards.get(parent)
+        return None if service is None else self._addresses[service.key]
 
-    def _addresses(self, service: Service) -> tuple[IpAddress, ...]:
+    def lists(self, name: str, namespace: str) -> bool:
+        """Whether a service has this very name, not a wildcard above it."""
+        return self._named(name.lower(), namespace) is not None
+
+    def _named(self, name: str, namespace: str) -> Service | None:
+        aliases = _aliases(name, namespace)
+        return next((self._exact[a] for a in aliases if a in self._exact), None)
+
+    def _addresses_of(self, service: Service, config: Config) -> tuple[IpAddress, ...]:
         vips = tuple(v.address for v in service.vips if v.network == self._network)
-        return vips or tuple(
+        if vips or service.hostname.startswith("*."):
+            return vips
+        return tuple(
             address
-            for workload in self._members.get(service.hostname.lower(), ())
-            if workload.status is HealthStatus.HEALTHY
+            for workload in config.workloads
+            if service.key in workload.services
+            and workload.status is HealthStatus.HEALTHY
             and workload.network == self._network
             for address in workload.workload_ips
         )
@@ -137,7 +193,7 @@ class Dns:
         resolv_conf: names the host's; read anew for each query that is forwarded.
     """
 
-    def __init__(self, config: Config, *, resolv_conf: Path = RESOLV_CONF) -> None:
+    def __init__(self, config: Config, *, resolv_conf: Path = resolvconf.PATH) -> None:
         self._names = Names(config)
         self._resolvers = tuple(
             (str(resolver.host), resolver.port)
@@ -147,34 +203,51 @@ class Dns:
         self._stats = DnsStats()
         self._streams: dict[asyncio.Task[None], str] = {}
         """Whose each is."""
+        self._clients: dict[str, _Client] = {}
+        """By sandbox."""
 
     def stats(self) -> DnsStats:
         """Return the counters; the object stays current."""
         self._stats.streams = len(self._streams)
         return self._stats
 
-    async def resolve(self, query: bytes, *, namespace: str, tcp: bool) -> bytes | None:
+    async def resolve(
+        self, query: bytes, *, namespace: str, tcp: bool, sandbox: str = ""
+    ) -> bytes | None:
         """Answer a query.
 
         Args:
             query: one message.
             namespace: the client's.
             tcp: it came over TCP: the answer may have any size.
+            sandbox: the client's name.
 
         Returns:
-            One message; None: `query` was none that can be answered.
+            One message; None: `query` was none that can be answered, or one too many.
         """
-        try:
-            return await self._resolve(query, namespace, tcp=tcp)
-        except Exception:  # whatever a guest or a resolver can do to the parser
-            log.exception("a DNS query failed")
+        client = self._client(sandbox)
+        if not client.pace.admits():
+            self._stats.limit_rate += 1
             return None
+        client.pace.count()
+        try:
+            parsed = dnswire.parse_query(query)
+            answer = await self._answer(parsed, client, namespace, tcp=tcp)
+        except MalformedError:
+            self._stats.malformed += 1
+            return None
+        except UnservedError as error:
+            self._stats.unserved += 1
+            return dnswire.respond(error.query, error.rcode)
+        return dnswire.fit(parsed, answer, tcp=tcp)
 
     async def close(self) -> None:
         """End the TCP connections."""
         for task in self._streams:
             task.cancel()
         await asyncio.gather(*self._streams, return_exceptions=True)
+        for client in self._clients.values():
+            client.lines.flush()
 
     def serve(self, sock: socket.socket, *, sandbox: str, namespace: str) -> None:
         """Answer the queries of a TCP connection until it ends.
@@ -189,7 +262,8 @@ class Dns:
             sock.close()
             return
         sock.setblocking(False)
-        task = asyncio.get_running_loop().create_task(self._serve(sock, namespace))
+        serving = self._serve(sock, sandbox, namespace)
+        task = asyncio.get_running_loop().create_task(serving)
         self._streams[task] = sandbox
 
         def ended(_task: asyncio.Task[None]) -> None:
@@ -198,117 +272,96 @@ class Dns:
 
         task.add_done_callback(ended)
 
-    async def _serve(self, sock: socket.socket, namespace: str) -> None:
+    async def _serve(self, sock: socket.socket, sandbox: str, namespace: str) -> None:
         reader, writer = await asyncio.open_connection(sock=sock)
+        pace = self._client(sandbox).pace
         with contextlib.suppress(
             OSError, asyncio.IncompleteReadError, TimeoutError, asyncio.CancelledError
         ):
-            while True:
-                async with asyncio.timeout(IDLE_S):
-                    head = await reader.readexactly(_LENGTH.size)
-                    query = await reader.readexactly(_LENGTH.unpack(head)[0])
-                answer = await self.resolve(query, namespace=namespace, tcp=True)
+            while (query := await self._read(reader)) is not None:
+                while not pace.admits():
+                    self._stats.limit_rate += 1
+                    await asyncio.sleep(_PAUSE_S)
+                answer = await self.resolve(
+                    query, namespace=namespace, tcp=True, sandbox=sandbox
+                )
                 if answer is None:
                     break
                 writer.write(_LENGTH.pack(len(answer)) + answer)
                 async with asyncio.timeout(IDLE_S):
                     await writer.drain()
+                await asyncio.sleep(0)  # others' turn: so far perhaps nothing waited
         writer.close()
 
-    async def _resolve(self, wire: bytes, namespace: str, *, tcp: bool) -> bytes | None:
-        # imported late: it takes 0.1 s, and most runs ask for no name
-        import dns.exception
-        import dns.flags
-        import dns.message
-        import dns.opcode
-        import dns.rcode
+    async def _read(self, reader: asyncio.StreamReader) -> bytes | None:
+        """Read a query; None: it is too long to be one."""
+        async with asyncio.timeout(IDLE_S):
+            (size,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+            if size <= MAX_QUERY:
+                return await reader.readexactly(size)
+        self._stats.malformed += 1
+        return None
 
-        try:
-            query = dns.message.from_wire(wire)
-        except (dns.exception.DNSException, ValueError):
-            self._stats.malformed += 1
-            return None
-        if query.flags & dns.flags.QR:
-            self._stats.malformed += 1
-            return None
-        if query.opcode() != dns.opcode.QUERY or len(query.question) != 1:
-            self._stats.malformed += 1
-            answer = dns.message.make_response(query, recursion_available=True)
-            answer.set_rcode(dns.rcode.NOTIMP)
-            return _fit(query, answer, tcp=tcp)
-        local = self._local(query, namespace)
-        if local is not None:
-            self._stats.local += 1
-            return _fit(query, local, tcp=tcp)
-        forwarded = await self._forward(query, tcp=tcp)
-        if forwarded is not None:
-            self._stats.forwarded += 1
-            return _fit(query, forwarded, tcp=tcp)
-        self._stats.failed += 1
-        answer = dns.message.make_response(query, recursion_available=True)
-        answer.set_rcode(dns.rcode.SERVFAIL)
-        return _fit(query, answer, tcp=tcp)
+    def _client(self, sandbox: str) -> _Client:
+        if sandbox not in self._clients:
+            self._clients[sandbox] = _Client(sandbox)
+        return self._clients[sandbox]
 
-    def _local(self, query: Message, namespace: str) -> Message | None:
-        """Answer for a service; None: the name is none's."""
-        import dns.flags
-        import dns.message
-        import dns.rdataclass
-        import dns.rdatatype
-        import dns.rrset
+    async def _answer(
+        self, query: Query, client: _Client, namespace: str, *, tcp: bool
+    ) -> bytes:
+        """Answer for a service, or have a resolver do it.
 
-        question = query.question[0]
-        if question.rdclass != dns.rdataclass.IN:
-            return None
-        name = question.name.to_text(omit_final_dot=True)
+        Raises:
+            UnservedError: it is not of a kind that is served.
+        """
+        if query.rdclass != CLASS_IN or query.type in _REFUSED_TYPES:
+            raise UnservedError(query, Rcode.REFUSED)
+        name = query.name or ""
         found = self._names.find(name, namespace)
         if found is None:
-            return None
-        answer = dns.message.make_response(query, recursion_available=True)
-        answer.flags |= dns.flags.AA
-        versions = {dns.rdatatype.A: 4, dns.rdatatype.AAAA: 6}
-        texts = [
-            str(address)
-            for address in found
-            if address.version == versions.get(question.rdtype)
-        ]
-        if texts:
-            answer.answer.append(
-                dns.rrset.from_text_list(
-                    question.name, TTL_S, "IN", question.rdtype, texts
-                )
-            )
-        return answer
+            return await self._forward(query, client, TIMEOUT_S, tcp=tcp)
+        addresses = query.type in (Type.A, Type.AAAA)
+        if not (addresses and self._names.lists(name, namespace)):
+            timeout_s = WILDCARD_S if addresses else TIMEOUT_S
+            answer = await self._forward(query, client, timeout_s, tcp=tcp)
+            if dnswire.rcode(answer) not in (Rcode.NXDOMAIN, Rcode.SERVFAIL):
+                return answer
+        self._stats.local += 1
+        records: Sequence[bytes] = ()
+        if addresses:
+            records = dnswire.address_records(found, query.type, TTL_S)
+        return dnswire.respond(query, records=records, flags=AA)
 
-    async def _forward(self, query: Message, *, tcp: bool) -> Message | None:
-        """Ask the resolvers in turn; None: none has answered."""
-        import dns.asyncquery
-        import dns.exception
-        import dns.message
+    async def _forward(
+        self, query: Query, client: _Client, timeout_s: float, *, tcp: bool
+    ) -> bytes:
+        """Ask the resolvers; the answer is SERVFAIL when none has answered."""
+        if not client.may_ask():
+            self._stats.limit_queries += 1
+            return dnswire.respond(query, Rcode.SERVFAIL)
 
-        ask = dns.asyncquery.tcp if tcp else dns.asyncquery.udp
-        own = dns.message.from_wire(query.to_wire())
-        own.id = secrets.randbelow(1 << 16)
-        for host, port in self._upstream():
-            try:
-                answer = await ask(own, host, timeout=TIMEOUT_S, port=port)
-            except (dns.exception.DNSException, OSError, EOFError, ValueError) as error:
+        def failed(host: str, error: Exception) -> None:
+            if client.lines.admits():
                 log.info("resolver %s: %s", host, str(error) or type(error).__name__)
-                continue
-            answer.id = query.id
-            return answer
-        return None
+
+        exchange = Exchange(query, tcp=tcp, failed=failed, may_ask=client.may_ask)
+        client.exchanges.add(exchange)
+        try:
+            answer = await exchange.run(self._upstream(), timeout_s)
+        finally:
+            client.exchanges.discard(exchange)
+        if answer is None:
+            self._stats.failed += 1
+            return dnswire.respond(query, Rcode.SERVFAIL)
+        self._stats.forwarded += 1
+        return dnswire.hand_on(query, answer)
 
     def _upstream(self) -> Sequence[SocketAddress]:
         if self._resolvers:
             return self._resolvers
-        try:
-            lines = self._resolv_conf.read_text("ascii", "replace").splitlines()
-        except OSError:
-            return ()
-        words = [line.split() for line in lines]
-        found = [w[1] for w in words if len(w) > 1 and w[0] == "nameserver"]
-        return [(host, PORT) for host in found[:_MAX_RESOLVERS]]
+        found = resolvconf.read(self._resolv_conf).nameservers
+        return [(host, PORT) for host in found]
 
 
 def _aliases(name: str, namespace: str) -> tuple[str, ...]:
@@ -322,22 +375,3 @@ def _aliases(name: str, namespace: str) -> tuple[str, ...]:
     if len(labels) == 3 and labels[2] == "svc":
         return name, f"{name}.{CLUSTER_DOMAIN}"
     return (name,)
-
-
-def _fit(query: Message, answer: Message, *, tcp: bool) -> bytes:
-    """Return the answer's bytes; cut, and marked so, if they are too many for UDP."""
-    import dns.exception
-    import dns.flags
-    import dns.message
-
-    if tcp:
-        return answer.to_wire(max_size=65535)
-    asked = query.payload if query.edns >= 0 else 0
-    size = min(max(asked, _PLAIN_SIZE), _LARGEST_SIZE)
-    try:
-        return answer.to_wire(max_size=size)
-    except dns.exception.TooBig:
-        short = dns.message.make_response(query, recursion_available=True)
-        short.set_rcode(answer.rcode())
-        short.flags |= dns.flags.TC
-        return short.to_wire(max_size=size)

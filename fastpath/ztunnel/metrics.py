@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from fastpath.tsi.datagram import DatagramStats
+from fastpath.tsi.service import TsiStats
 from vhost_user.engine import GAUGES
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ Flag = Literal["-", "DENY", "CONNECT"]
 """`response_flags`: fine, denied by policy, upstream not reached."""
 
 _UNKNOWN = "unknown"
-_CURRENT = frozenset({"streams", "flows"})
-"""Values of UDP's and DNS's that also fall."""
+_CURRENT = frozenset({"streams", "flows", "tokens", "held", "listeners"})
+"""Values of UDP's, DNS's and TSI's that also fall."""
 _END_LABELS = (
     "workload",
     "canonical_service",
@@ -258,13 +259,38 @@ class DatagramCollector:
             family = _family("dns", name, (), "fastpath/ztunnel/dns.py")
             family.add_metric((), value)
             yield family
-        for field in dataclasses.fields(DatagramStats):
-            family = _family(
-                "datagram", field.name, ("sandbox",), "fastpath/tsi/datagram.py"
-            )
-            for sandbox, stats in self._datagrams().items():
-                family.add_metric((sandbox,), getattr(stats, field.name))
-            yield family
+        yield from _of_sandboxes(
+            "datagram", DatagramStats, self._datagrams(), "fastpath/tsi/datagram.py"
+        )
+
+
+class TsiCollector:
+    """Reads the counters of the TSI services when somebody asks.
+
+    Args:
+        services: gives each sandbox's, by its name.
+    """
+
+    def __init__(self, services: Callable[[], Mapping[str, TsiStats]]) -> None:
+        self._services = services
+
+    def collect(self) -> Iterator[Metric]:
+        """One family a counter, one sample a sandbox."""
+        where = "fastpath/tsi/service.py"
+        yield from _of_sandboxes("tsi", TsiStats, self._services(), where)
+
+
+def _of_sandboxes(
+    part: str,
+    kind: type[DatagramStats | TsiStats],
+    stats: Mapping[str, DatagramStats] | Mapping[str, TsiStats],
+    where: str,
+) -> Iterator[Metric]:
+    for field in dataclasses.fields(kind):
+        family = _family(part, field.name, ("sandbox",), where)
+        for sandbox, of_it in stats.items():
+            family.add_metric((sandbox,), getattr(of_it, field.name))
+        yield family
 
 
 def _family(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Self
 
 from fastpath import decode
-from fastpath.decode import Between, IpAddress, Matches
+from fastpath.decode import Between, IpAddress, Matches, Parsed
 from fastpath.tsi.policyfile import Egress
 from fastpath.ztunnel.identity import (
     NAMESPACE,
@@ -26,6 +26,7 @@ from fastpath.ztunnel.identity import (
     Identity,
 )
 from fastpath.ztunnel.rbac import Authorization, Port
+from vhost_user.sockets import DEFAULT_SOCKET_MODE, Access, parse_group, parse_mode
 
 Namespace = Annotated[str, Matches(NAMESPACE, "a namespace name")]
 Hostname = Annotated[str, Matches(r"[A-Za-z0-9*][A-Za-z0-9*._-]*", "a host name")]
@@ -243,6 +244,9 @@ class Sandbox:
     socket: Path
     cid: Annotated[int, Between(3, 2**32 - 2)]
     uds_path: Path | None = None
+    socket_mode: Annotated[int, Parsed(parse_mode)] = DEFAULT_SOCKET_MODE
+    """Who may be its VM, and its host side: permission bits of the sockets."""
+    socket_group: Annotated[int, Parsed(parse_group)] | None = None
     publish: tuple[Publication, ...] = ()
     """Ports that are reachable at addresses of the host. With `policy`, it has to
     publish them; without, this does."""
@@ -252,6 +256,11 @@ class Sandbox:
     """A policy file, followed while the process runs (docs/tsi-policy.md)."""
     egress: Egress | None = None
     """In its place, the `egress` part of one; neither: the default policy."""
+
+    @property
+    def access(self) -> Access:
+        """Who may connect to its sockets."""
+        return Access(self.socket_mode, self.socket_group)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -83,6 +83,9 @@ class Outbound:
         """By connection; an entry lives as long as the engine knows it."""
         self._throttles: dict[Client | None, Throttle] = {}
         """None: clients that we do not know."""
+        self._bugs = Throttle(
+            lambda count: _log.error("%d more errors of our own", count)
+        )
 
     @property
     def live(self) -> Sequence[int]:
@@ -108,12 +111,12 @@ class Outbound:
 
     def close(self) -> None:
         """Say what has not been said."""
-        for throttle in self._throttles.values():
+        for throttle in (*self._throttles.values(), self._bugs):
             throttle.flush()
 
     def opened(self, client: Client, event: Event, destination: SocketAddress) -> None:
         """The connection is established at both ends."""
-        with _contained(event.conn):
+        with self.contained(event.conn):
             known = self._decisions.get(event.conn)
             # None: the engine had the answer cached, so nobody asked us.
             decision = (
@@ -131,7 +134,7 @@ class Outbound:
         destination: SocketAddress,
     ) -> None:
         """It never was established."""
-        with _contained(event.conn):
+        with self.contained(event.conn):
             decision = self._forget(client, event, destination)
             if decision.refusal:
                 self._metrics.denied(client.name, decision.refusal.reason)
@@ -148,7 +151,7 @@ class Outbound:
         destination: SocketAddress,
     ) -> None:
         """It was established and has ended."""
-        with _contained(event.conn):
+        with self.contained(event.conn):
             decision = self._forget(client, event, destination)
             self._metrics.closed(
                 client, decision, received=event.up_bytes, sent=event.down_bytes
@@ -212,6 +215,15 @@ class Outbound:
             )
         )
 
+    @contextlib.contextmanager
+    def contained(self, conn: int) -> Iterator[None]:
+        """Log whatever goes wrong in the handling of one connection."""
+        try:
+            yield
+        except Exception:
+            if self._bugs.admits():
+                _log.exception("connection %d: its handling failed", conn)
+
     def _recheck(self, client: Client, conns: Iterator[int]) -> None:
         """Ask the new policy about some connections, and later about the rest."""
         asked = client.policy
@@ -251,7 +263,8 @@ class Outbound:
         try:
             return self._routes.decide(client, destination)
         except Exception:
-            _log.exception("%s: no decision", client.identity)
+            if self._bugs.admits():
+                _log.exception("%s: no decision", client.identity)
             refusal = Refusal("internal", "internal error", errno.ECONNABORTED)
             return Decision(destination, Reset(refusal.errno), refusal=refusal)
 
@@ -345,8 +358,11 @@ class SandboxRouter:
 
     async def resolve(self, query: bytes, *, tcp: bool) -> bytes | None:
         """Answer a DNS query of the guest's."""
-        namespace = self._client.workload.namespace
-        return await self._dns.resolve(query, namespace=namespace, tcp=tcp)
+        client = self._client
+        namespace = client.workload.namespace
+        return await self._dns.resolve(
+            query, namespace=namespace, tcp=tcp, sandbox=client.name
+        )
 
     def datagram_denied(self, peer: SocketAddress, denial: Denial) -> None:
         """The guest's datagrams to a peer are not carried."""
@@ -394,7 +410,7 @@ class Capture:
 
     def handle_event(self, event: Event) -> None:
         """Handle one event of the listener; never raises."""
-        with _contained(event.conn):
+        with self._outbound.contained(event.conn):
             if event.kind is EventKind.REQUEST:
                 self._engine.answer(event.conn, self._request(event))
                 return
@@ -421,15 +437,6 @@ class Capture:
             return Reset()
         self._captured[event.conn] = _Captured(client, source, destination)
         return self._outbound.decide(client, destination, event.conn).target
-
-
-@contextlib.contextmanager
-def _contained(conn: int) -> Iterator[None]:
-    """Log whatever goes wrong in the handling of one connection."""
-    try:
-        yield
-    except Exception:
-        _log.exception("connection %d: its handling failed", conn)
 
 
 def _error_text(number: int) -> str:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Self
 
 from fastpath.errors import FastpathError
 from fastpath.tsi.datagram import DatagramService
+from fastpath.tsi.policy import ISTIO_PORTS
 from fastpath.tsi.policyfile import PolicyWatch
 from fastpath.tsi.service import TsiService
 from fastpath.ztunnel import config as configuration
@@ -34,7 +35,12 @@ from fastpath.ztunnel.admin import AdminServer
 from fastpath.ztunnel.clients import Clients
 from fastpath.ztunnel.dns import Dns
 from fastpath.ztunnel.inbound import SandboxPublisher
-from fastpath.ztunnel.metrics import DatagramCollector, EngineCollector, Metrics
+from fastpath.ztunnel.metrics import (
+    DatagramCollector,
+    EngineCollector,
+    Metrics,
+    TsiCollector,
+)
 from fastpath.ztunnel.outbound import Capture, Outbound, SandboxRouter
 from fastpath.ztunnel.routing import Routes
 from vhost_user.backend import Backend
@@ -57,6 +63,7 @@ if TYPE_CHECKING:
 
     from fastpath.tsi.datagram import DatagramStats
     from fastpath.tsi.policy import SandboxPolicy
+    from fastpath.tsi.service import TsiStats
     from fastpath.ztunnel.model import Config, Sandbox
     from vhost_user.engine import DeviceStats, EngineStats
 
@@ -106,6 +113,9 @@ class Ztunnel:
         self._capture = capture
         self._outbound: Outbound
         self._watches: dict[str, PolicyWatch] = {}
+        self._ports = set(ISTIO_PORTS)
+        """Those that no sandbox may reach on the host: of any ztunnel, and ours."""
+        self._clients: Clients
         self._engine: Engine
         self._ready = False
         self._stack = contextlib.AsyncExitStack()
@@ -156,6 +166,12 @@ class Ztunnel:
             name: sandbox.datagrams.stats() for name, sandbox in self.sandboxes.items()
         }
 
+    def tsi_stats(self) -> Mapping[str, TsiStats]:
+        """Each sandbox's counters of TSI."""
+        return {
+            name: sandbox.service.stats() for name, sandbox in self.sandboxes.items()
+        }
+
     def reload(self) -> None:
         """Read all policy files again, changed or not."""
         for watch in self._watches.values():
@@ -175,12 +191,14 @@ class Ztunnel:
         capture = self._capture
         if capture is None and own.outbound:
             capture = listener.transparent(own.outbound.tproxy)
+            self._ports.add(capture.getsockname()[1])
         self._stack.callback(_close, capture)
         address = capture.getsockname()[:2] if capture else None
+        self._ports |= {it.port for it in (own.metrics, own.readiness) if it}
         routes = Routes(self.config, listener=address)
-        clients = Clients(
-            self.config, {name: watch.policy for name, watch in self._watches.items()}
-        )
+        policies = {name: watch.policy for name, watch in self._watches.items()}
+        clients = Clients(self.config, policies, ports=self._ports)
+        self._clients = clients
         dns = Dns(self.config)
         self._stack.push_async_callback(dns.close)
         self._engine = await self._stack.enter_async_context(
@@ -196,7 +214,7 @@ class Ztunnel:
         self._stack.callback(outbound.close)
         for sandbox in own.sandboxes:
             client = clients.sandbox(sandbox.name)
-            client.policy = self._within_share(sandbox.name, client.policy)
+            client.policy = self._policy_of(sandbox.name, client.policy)
             self.sandboxes[sandbox.name] = await self._start_sandbox(
                 sandbox,
                 SandboxRouter(outbound, client, dns),
@@ -215,6 +233,16 @@ class Ztunnel:
         )
         self._start_admin(access_log)
         self._announce_policies()
+
+    def _policy_of(self, name: str, policy: SandboxPolicy) -> SandboxPolicy:
+        """What holds for a sandbox by a policy: in its surroundings, within its share.
+
+        Args:
+            name: the sandbox's.
+            policy: as its file has it.
+        """
+        client = self._clients.sandbox(name)
+        return self._within_share(name, self._clients.for_client(client, policy))
 
     def _share(self) -> int:
         """Connections and UDP sockets that each sandbox, and the captured, can have.
@@ -292,15 +320,17 @@ class Ztunnel:
         self._stack.callback(service.close)
         hybrid = None
         if sandbox.uds_path:
-            hybrid = HybridListener(device, sandbox.uds_path)
+            hybrid = HybridListener(device, sandbox.uds_path, access=sandbox.access)
             self._stack.push_async_callback(hybrid.close)
             await _listen(hybrid, sandbox.uds_path)
-        backend = Backend(sandbox.socket, device, name=sandbox.name)
+        backend = Backend(
+            sandbox.socket, device, name=sandbox.name, access=sandbox.access
+        )
         self._stack.push_async_callback(backend.close)
         await _listen(backend, sandbox.socket)
         if watch := self._watches.get(sandbox.name):
             watch.start(
-                lambda new: service.set_policy(self._within_share(sandbox.name, new)),
+                lambda new: service.set_policy(self._policy_of(sandbox.name, new)),
                 lambda good: self.metrics.reloaded(sandbox.name, good=good),
             )
         return RunningSandbox(device, backend, service, datagrams, hybrid)
@@ -317,12 +347,14 @@ class Ztunnel:
         self.metrics.registry.register(
             EngineCollector(self.stats, self.device_stats, lambda: access_log.dropped)
         )
+        self.metrics.registry.register(TsiCollector(self.tsi_stats))
         addresses = {own.metrics: None, own.readiness: None}  # in order, each once
         for address in addresses:
             if address is None:
                 continue
             server = AdminServer(address, self.metrics.text, lambda: self._ready)
             self._stack.callback(server.close)
+            self._ports.add(server.port)  # port 0 was any
             self.admin.append(server)
 
     def _announce_policies(self) -> None:
@@ -359,10 +391,12 @@ async def serve(config_path: Path, *, ready_fd: int | None = None) -> int:
     try:
         async with Ztunnel(config) as ztunnel:
             loop.add_signal_handler(signal.SIGHUP, ztunnel.reload)
-            sys.stderr.write(f"{_ready_line(config)}\n")
-            sys.stderr.flush()
+            with contextlib.suppress(OSError):  # nobody may read it any more
+                sys.stderr.write(f"{_ready_line(config)}\n")
+                sys.stderr.flush()
             if ready_fd is not None:
-                os.write(ready_fd, b"\n")
+                with contextlib.suppress(BrokenPipeError):  # nor wait for it
+                    os.write(ready_fd, b"\n")
                 os.close(ready_fd)
             await stop.wait()
     finally:

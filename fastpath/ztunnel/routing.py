@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import errno
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from fastpath.tsi.policy import ZTUNNEL_PORTS
 from fastpath.ztunnel.model import HealthStatus, Protocol
 from vhost_user.engine import Chargen, Dial, Discard, Echo, Reset
 
@@ -142,7 +141,10 @@ class Routes:
         if service := self._services.get(address):
             return self._balance(client, destination, address, service)
         workload = self._workloads.get(address)
-        return self._direct(destination, destination, workload)
+        decision = self._direct(destination, destination, workload)
+        # whether ztunnel's ports are denied hangs on the addresses the host has now
+        fixed = not client.policy.egress.may_change(destination[1])
+        return replace(decision, cacheable=fixed and decision.refusal is None)
 
     def _balance(
         self,
@@ -195,8 +197,6 @@ class Routes:
             address,
             service,
             workload,
-            # whether these ports are ours hangs on the addresses the host has now
-            cacheable=service is None and address[1] not in ZTUNNEL_PORTS,
         )
 
     def _denied(self, client: Client, address: SocketAddress) -> Refusal | None:

@@ -10,9 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.conformance import ledger, links
 from tests.conformance.threads import TIMEOUT_S, InThread
 from vhost_user.backend import Backend
-from vhost_user.engine import ALL_EVENTS, Chargen, Discard, Echo, Engine, Reset, Unix
+from vhost_user.engine import (
+    ALL_EVENTS,
+    Chargen,
+    Dial,
+    Discard,
+    Echo,
+    Engine,
+    Reset,
+    Unix,
+)
 from vhost_user.message import Feature
 from vhost_user.vsock.device import VsockDevice
 from vhost_user.vsock.driver import GUEST_FEATURES, VsockGuest
@@ -21,6 +31,7 @@ from vhost_user.vsock.packet import Type
 
 ECHO, DISCARD, CHARGEN = 7, 9, 19
 REFUSED = 1
+LEDGER = pytest.StashKey[ledger.Ledger]()
 
 
 class Host(InThread):
@@ -31,6 +42,7 @@ class Host(InThread):
 
     Args:
         neighbour: serve one more VM, CID 4, on the same engine; its port 7 echoes.
+        engine_conns: connections of the whole engine.
     """
 
     def __init__(
@@ -41,6 +53,7 @@ class Host(InThread):
         poll_us=0,
         dial_timeout_s=30,
         neighbour=False,
+        engine_conns=131072,
         **limits,
     ):
         super().__init__()
@@ -49,7 +62,11 @@ class Host(InThread):
         self.uds_path = directory / "vsock"
         self.events = []
         self._options = {"buf_alloc": buf_alloc, **limits}
-        self._engine_options = {"poll_us": poll_us, "dial_timeout_s": dial_timeout_s}
+        self._engine_options = {
+            "poll_us": poll_us,
+            "dial_timeout_s": dial_timeout_s,
+            "max_conns": engine_conns,
+        }
 
     async def _serve(self):
         async with contextlib.AsyncExitStack() as stack:
@@ -113,17 +130,51 @@ class Host(InThread):
         sock.settimeout(TIMEOUT_S)
         sock.bind(f"{self.uds_path}_{port}")
         sock.listen()
-        return sock
+        return ledger.listening(sock, port)
+
+    def listen_tcp(self, port):
+        """Listen on TCP where guest connections to host port `port` arrive."""
+        sock = socket.create_server(("127.0.0.1", 0))
+        sock.settimeout(TIMEOUT_S)
+        self.call(self.device.handle.route, port, Dial(sock.getsockname()))
+        return ledger.listening(sock, port)
+
+    def pair(self):
+        """Return two connected unix sockets, one of them to be offered."""
+        ours, theirs = socket.socketpair()
+        sink = ledger.Sink(fileno=ours.detach())
+        sink.settimeout(TIMEOUT_S)
+        return sink, theirs
 
     def dial(self, port=None, kind=socket.SOCK_STREAM):
         """Connect as a host client; with `port`, send its CONNECT line."""
         suffix = SEQPACKET_SUFFIX if kind == socket.SOCK_SEQPACKET else ""
-        sock = socket.socket(socket.AF_UNIX, kind)
+        sock = ledger.Sink(socket.AF_UNIX, kind)
         sock.settimeout(TIMEOUT_S)
         sock.connect(f"{self.uds_path}{suffix}")
         if port is not None:
+            ledger.watch(sock, ("guest", port))
             sock.send(b"CONNECT %d\n" % port)
         return sock
+
+
+@pytest.fixture(autouse=True)
+def _ledger(request, monkeypatch):
+    """Hold every test to the bytes that it was told were taken; see `ledger`."""
+    with ledger.kept() as kept:
+        if request.node.get_closest_marker("unseen") is None:
+            request.node.stash[LEDGER] = kept
+            monkeypatch.setattr(VsockGuest, "watcher", kept)
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Check the ledger as part of the test: guests are still there."""
+    result = yield
+    if (kept := item.stash.get(LEDGER, None)) is not None:
+        kept.check()
+    return result
 
 
 @pytest.fixture
@@ -199,6 +250,20 @@ def far(host, guest):
             stack.enter_context(sock)
             sock.settimeout(TIMEOUT_S)
             Path(f"{host.uds_path}_{port}").unlink()
+            return conn, sock
+
+        yield connect
+
+
+@pytest.fixture
+def link(host, guest):
+    """Connect a guest's connection and a host socket in one of the `links.WAYS`."""
+    with contextlib.ExitStack() as stack:
+
+        def connect(way, **options):
+            conn, sock = links.connect(host, guest, way, **options)
+            stack.enter_context(sock)
+            sock.settimeout(TIMEOUT_S)
             return conn, sock
 
         yield connect

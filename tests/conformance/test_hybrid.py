@@ -21,7 +21,7 @@ def test_connects_a_host_client_to_the_guest(host, guest):
     with host.dial(5001) as sock:
         conn = guest.accept()
         assert conn.guest_port == 5001
-        assert line(sock) == b"OK 5001\n"
+        assert line(sock).startswith(b"OK ")
         sock.sendall(b"ping")
         assert conn.receive_bytes(4) == b"ping"
         conn.say(Op.RW, b"pong")
@@ -41,7 +41,7 @@ def test_what_follows_the_line_at_once_is_not_lost(host, guest):
         sock.sendall(b"CONNECT 5001\n" + b"early bird")
         conn = guest.accept()
         assert conn.receive_bytes(10) == b"early bird"
-        assert line(sock) == b"OK 5001\n"
+        assert line(sock).startswith(b"OK ")
 
 
 def test_nothing_goes_to_the_guest_before_its_response(host, guest):
@@ -86,7 +86,7 @@ def test_a_client_that_gives_up_frees_its_connection(host, guest):
     assert host.stats().conns == 0
     with host.dial(5002) as sock:  # others are served
         assert guest.accept().guest_port == 5002
-        assert line(sock) == b"OK 5002\n"
+        assert line(sock).startswith(b"OK ")
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_client_that_says_nothing_stops_nobody(host, guest):
     silent = [host.dial() for _ in range(50)]
     with host.dial(5001) as sock:
         guest.accept()
-        assert line(sock) == b"OK 5001\n"
+        assert line(sock).startswith(b"OK ")
     for sock in silent:
         sock.close()
 

@@ -16,6 +16,7 @@ import pytest
 from tests.support.limits import LIMIT_S
 from vhost_user.driver import DESC_INDIRECT, DESC_NEXT, DESC_WRITE, PAGE
 from vhost_user.engine import EventKind
+from vhost_user.errors import StateError
 from vhost_user.message import Feature, Request
 from vhost_user.packed_driver import (
     DESC_AVAIL,
@@ -335,5 +336,6 @@ def test_a_broken_ring_is_stopped_and_reported(host, make_guest, write):
 def test_a_base_that_cannot_be_ends_the_session(make_guest, base):
     guest = make_guest()
     guest.stop()
-    with pytest.raises(ConnectionError):
+    with pytest.raises(StateError, match="back-end refuses"):
         guest.vmm.start(RX, guest.rx, base=base)
+    assert guest.vmm.hung_up()

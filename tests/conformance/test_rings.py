@@ -97,6 +97,24 @@ def test_ring_indices_wrap(make_guest, first):
 
 
 @both_kinds
+def test_the_largest_ring_of_virtio_works(make_host, make_guest_of):
+    host = make_host(queue_size=32768)
+    guest = make_guest_of(host, first=32768 - 10, queue_size=32768, rx_buffers=64)
+    conn = guest.connect(ECHO)
+    for i in range(100):  # past the end of a packed ring
+        conn.say(Op.RW, b"%02d" % i)
+        assert conn.receive_bytes(2) == b"%02d" % i
+    other = guest.connect(DISCARD)
+    room = guest.tx.num - guest.tx.in_flight
+    for _ in range(room):
+        other.say(Op.RW, b"x", kick=False)
+    guest.tx.kick(force=True)
+    guest.drain()
+    other.say(Op.CREDIT_REQUEST)
+    assert other.expect(Op.CREDIT_UPDATE).header.fwd_cnt == room
+
+
+@both_kinds
 def test_more_packets_than_the_ring_has_entries_go_through(guest):
     conn = guest.connect(DISCARD)
     for i in range(5 * guest.tx.num):
@@ -285,6 +303,25 @@ def test_a_broken_ring_is_stopped_and_reported(host, make_guest, write):
     guest.stop()
     guest.close()
     make_guest().connect(ECHO)
+
+
+@both_kinds
+@pytest.mark.spec("vhost-user:SET_VRING_ERR")
+@pytest.mark.parametrize("indirect", [False, True], ids=["direct", "indirect"])
+def test_a_chain_longer_than_a_system_call_takes_breaks_the_ring(
+    make_host, make_guest_of, indirect
+):
+    err = os.eventfd(0, os.EFD_NONBLOCK)
+    host = make_host(queue_size=2048)
+    guest = make_guest_of(host, queue_size=2048)
+    conn = guest.connect(ECHO)
+    guest.vmm.set_fd(Request.SET_VRING_ERR, TX, err)
+    header = guest.header(Op.RW, conn.guest_port, conn.host_port, len=1200)
+    guest.send(header, bytes(1200), split=(1,) * 1024, indirect=indirect)
+    assert select.select([err], [], [], 5)[0], "no error was signalled"
+    os.close(err)
+    (event,) = host.events_of(EventKind.BROKEN)
+    assert event.port == TX
 
 
 @both_kinds

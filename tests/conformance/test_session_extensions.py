@@ -171,8 +171,9 @@ def test_memory_slots_are_as_many_as_it_says(make_guest):
         guest.vmm.add_memory(ram)
     conn = guest.connect(ECHO)
     check_stream(conn, 1)
-    with pytest.raises(ConnectionError):
+    with pytest.raises(StateError, match="back-end refuses"):
         guest.vmm.add_memory(rams[-1])
+    assert guest.vmm.hung_up()
     for ram in rams:
         ram.close()
 

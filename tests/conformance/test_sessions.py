@@ -241,7 +241,7 @@ def test_a_hostile_front_end_ends_its_own_session_only(host, act, caplog):
         vmm.negotiate()
         with pytest.raises((ConnectionError, StateError)) as info:
             act(vmm, ram)
-        assert isinstance(info.value, ConnectionError), info.value
+        assert isinstance(info.value, ConnectionError) or vmm.hung_up(), info.value
     with VsockGuest(host.path) as guest:
         echo(guest.connect(ECHO))
     host.idle()

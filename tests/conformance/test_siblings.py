@@ -15,7 +15,7 @@ from vhost_user.engine import ALL_EVENTS, Echo, Engine, EventKind
 from vhost_user.errors import StateError
 from vhost_user.frontend import ALL_FEATURES
 from vhost_user.vsock.device import VsockDevice
-from vhost_user.vsock.driver import VsockGuest
+from vhost_user.vsock.driver import PAYLOAD_OPS, VsockGuest
 from vhost_user.vsock.packet import Op, Seq, Shutdown, Type
 
 ECHO = 7
@@ -162,7 +162,10 @@ def pump(near, far, data):
         if room > 0:
             near.say(Op.RW, data[near.tx_cnt : near.tx_cnt + room])
             while len(got) < near.tx_cnt:
-                got += far.expect(Op.RW, Op.CREDIT_UPDATE).payload
+                packet = far.expect(*PAYLOAD_OPS)
+                got += packet.payload
+                if packet.op == Op.CREDIT_REQUEST:
+                    far.say(Op.CREDIT_UPDATE)
                 if far.fwd_cnt - told >= far.buf_alloc // 4:
                     told = far.fwd_cnt
                     far.say(Op.CREDIT_UPDATE)

@@ -221,6 +221,7 @@ def test_a_window_may_grow_and_shrink_on_the_way(guest):
         total += came
 
 
+@pytest.mark.unseen("its packets go past the driver, for speed")
 @pytest.mark.spec("virtio-1.2:5.10.6.3/payload-only")
 def test_the_guests_counters_wrap(make_host):
     """Past 4 GiB, in packets as large as the window: the same bytes in each."""

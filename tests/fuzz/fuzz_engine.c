@@ -8,21 +8,29 @@
  * libFuzzer's bytes are a program of small steps: put a packet on the TX ring
  * in any layout, offer RX buffers of any size, scribble over ring memory,
  * answer a held connection, act on the host's end of one, restart a ring, turn
- * the engine. Two guests, siblings, take such steps. engine.c is included, so
- * that its turn() runs here, on this thread, and an input always does the same.
+ * the engine. Two guests, siblings, take such steps. The engine
+ * takes its turns here, on this thread, so that an input always does the same.
  *
  * Packets are biased towards the few ports and lengths where the protocol
  * happens; every field can still be anything. What must hold: no sanitizer
  * report, no hang, and no connection left when the device is removed.
+ *
+ * And no byte is dropped and acknowledged: where a connection has a socket
+ * whose other half is ours, what fwd_cnt counted at the end was taken by that
+ * half, or the guest got a RST or a SHUTDOWN with RCV. So the harness reads its
+ * RX ring, by its own notes: once it has scribbled over a ring it can't tell
+ * any more.
  */
 
 #include <fcntl.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 
 #include <linux/virtio_ring.h>
 #include <linux/virtio_vsock.h>
 
-#include "../../vhost_user/native/engine.c"
+#include "engine/engine.h"
 #include "input.h"
 
 #define NUM	 64
@@ -33,8 +41,33 @@
 #define AVAIL(q) (DESC(q) + 0x2000U)
 #define USED(q)	 (DESC(q) + 0x3000U)
 #define DATA	 0x10000U
+#define BUFFERS	 0xa0000U /* of the RX ring, each BUFFER apart */
+#define BUFFER	 0x1000U
+#define TABLES	 0xf0000U /* an indirect table for each head of both rings */
 #define CID	 3
 #define MAX_ENDS 16
+#define PORTS	 8    /* of the host, from 0 */
+#define CALLERS	 4    /* ports of a guest, from FIRST */
+#define FIRST	 1024 /* first of them */
+
+/* Off while the engine drops and acknowledges (E15): the fuzzer finds that at
+ * once */
+#define ACKNOWLEDGED_IS_TAKEN true
+
+/* Our half of a host socket */
+struct host_end {
+	int fd;		/* -1: closed */
+	uint64_t taken; /* bytes read; once closed, and those that were not */
+};
+
+/* A connection from a guest to a host socket, between one pair of ports */
+struct flow {
+	struct host_end *answer; /* what its REQUEST was answered with */
+	struct host_end *sink;	 /* that, once its RESPONSE came */
+	uint64_t acknowledged;
+	uint32_t fwd_cnt;
+	bool told; /* or it was the guest that ended it */
+};
 
 struct world {
 	struct vu_engine *e;
@@ -45,10 +78,106 @@ struct world {
 	uint16_t avail[2];
 	uint16_t desc[2];
 	uint32_t data;
-	int ends[MAX_ENDS]; /* our halves of host sockets */
+	struct host_end ends[MAX_ENDS];
 	unsigned n_ends;
 	uint64_t features;
+	struct world *other; /* the sibling */
+	struct flow flows[CALLERS][PORTS];
+	uint32_t rx_off[NUM]; /* where the buffer of each head is */
+	uint32_t rx_next;     /* buffers offered */
+	uint16_t rx_seen;     /* used entries that were read */
+	bool blind;	      /* a ring's memory is not what the notes say */
 };
+
+static struct host_end *keep_end(struct world *w, int fd)
+{
+	w->ends[w->n_ends] = (struct host_end){.fd = fd};
+	return &w->ends[w->n_ends++];
+}
+
+static uint64_t taken(const struct host_end *end)
+{
+	int unread = 0;
+
+	if (end->fd >= 0)
+		ioctl(end->fd, FIONREAD, &unread);
+	return end->taken + (uint64_t)unread;
+}
+
+static void close_end(struct host_end *end)
+{
+	end->taken = taken(end);
+	close(end->fd);
+	end->fd = -1;
+}
+
+static struct flow *flow_of(struct world *w, uint64_t cid, uint32_t host_port,
+			    uint32_t guest_port)
+{
+	if (cid != 2 || host_port >= PORTS || guest_port < FIRST ||
+	    guest_port >= FIRST + CALLERS)
+		return NULL;
+	return &w->flows[guest_port - FIRST][host_port];
+}
+
+static void forget_flows(struct world *w)
+{
+	memset(w->flows, 0, sizeof(w->flows));
+}
+
+/* Note what a packet to the guest says of its connection */
+static void note(struct world *w, const struct virtio_vsock_hdr *h)
+{
+	struct flow *f = flow_of(w, h->src_cid, h->src_port, h->dst_port);
+
+	if (!f)
+		return;
+	if (h->op == VIRTIO_VSOCK_OP_RESPONSE)
+		*f = (struct flow){.sink = f->answer};
+	if (h->op == VIRTIO_VSOCK_OP_RST ||
+	    (h->op == VIRTIO_VSOCK_OP_SHUTDOWN &&
+	     h->flags & VIRTIO_VSOCK_SHUTDOWN_RCV))
+		f->told = true;
+	if (h->op != VIRTIO_VSOCK_OP_RST) {
+		f->acknowledged += h->fwd_cnt - f->fwd_cnt;
+		f->fwd_cnt = h->fwd_cnt;
+	}
+}
+
+/* Read what came on the RX ring */
+static void read_rx(struct world *w)
+{
+	const struct vring_used *used = (void *)(w->ram + USED(QUEUE_RX));
+
+	for (; !w->blind && w->rx_seen != used->idx; w->rx_seen++) {
+		const struct vring_used_elem *e = &used->ring[w->rx_seen % NUM];
+		struct virtio_vsock_hdr h;
+
+		if (e->id >= NUM || e->len < sizeof(h))
+			continue; /* given back unused, or what a reset left */
+		memcpy(&h, w->ram + w->rx_off[e->id], sizeof(h));
+		note(w, &h);
+	}
+}
+
+/* The end of an input: were the bytes that fwd_cnt counted taken? */
+static void check_flows(struct world *w)
+{
+	for (unsigned i = 0; i < CALLERS * PORTS; i++) {
+		const struct flow *f = &w->flows[i / PORTS][i % PORTS];
+
+		if (ACKNOWLEDGED_IS_TAKEN && f->sink && !f->told &&
+		    f->acknowledged > taken(f->sink)) {
+			fprintf(stderr,
+				"guest port %u, host port %u: %llu bytes "
+				"acknowledged, %llu taken\n",
+				FIRST + i / PORTS, i % PORTS,
+				(unsigned long long)f->acknowledged,
+				(unsigned long long)taken(f->sink));
+			abort();
+		}
+	}
+}
 
 static void start(struct world *w, uint32_t q)
 {
@@ -75,10 +204,14 @@ static void offer(struct world *w, uint32_t q, uint32_t off, uint32_t len,
 	uint16_t head = w->desc[q], flags = q ? 0 : VRING_DESC_F_WRITE;
 	uint32_t first = cut < len ? cut : len;
 
+	if (q == QUEUE_RX)
+		w->rx_off[head] = off;
 	if (indirect) {
-		d = (void *)(w->ram + DATA + 0xe0000U);
+		uint32_t table = TABLES + (q * NUM + head) * 32;
+
+		d = (void *)(w->ram + table);
 		ring[head] = (struct vring_desc){
-		    .addr = GPA + DATA + 0xe0000U,
+		    .addr = GPA + table,
 		    .len = 32,
 		    .flags = VRING_DESC_F_INDIRECT,
 		};
@@ -107,6 +240,14 @@ static void offer(struct world *w, uint32_t q, uint32_t off, uint32_t len,
 	__atomic_store_n(&avail->idx, w->avail[q], __ATOMIC_RELEASE);
 }
 
+/* Offer an RX buffer where no other one is */
+static void offer_rx(struct world *w, uint32_t len, uint8_t cut, bool indirect)
+{
+	uint32_t slot = w->rx_next++ % NUM;
+
+	offer(w, QUEUE_RX, BUFFERS + slot * BUFFER, len, cut, indirect);
+}
+
 static void packet_step(struct world *w, struct input *in)
 {
 	uint8_t shape = byte(in);
@@ -123,6 +264,7 @@ static void packet_step(struct world *w, struct input *in)
 	};
 	uint32_t room = (uint32_t)byte(in) << (shape & 7);
 	uint32_t off = DATA + w->data % 0x80000U;
+	struct flow *f;
 
 	h.len = room;
 	if (shape & 128)
@@ -144,9 +286,29 @@ static void packet_step(struct world *w, struct input *in)
 	if (shape & 128)
 		h.type = VIRTIO_VSOCK_TYPE_SEQPACKET;
 	memcpy(w->ram + off, &h, sizeof(h));
+	f = flow_of(w, h.dst_cid, h.dst_port, h.src_port);
+	if (f &&
+	    (h.op == VIRTIO_VSOCK_OP_RST || h.op == VIRTIO_VSOCK_OP_REQUEST))
+		f->told = true; /* it ends what is there itself */
 	offer(w, QUEUE_TX, off, (uint32_t)sizeof(h) + room, byte(in),
 	      shape & 64);
 	w->data += 0x1000;
+}
+
+/* Answer a held connection with one half of a socket pair */
+static struct host_end *answer(struct world *w, const struct vu_event *ev)
+{
+	struct host_end *end;
+	int pair[2];
+
+	if (w->n_ends == MAX_ENDS ||
+	    socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair))
+		return NULL;
+	end = keep_end(w, pair[1]);
+	if (!vu_conn_answer_fd(w->e, ev->conn, pair[0]))
+		return end;
+	close(pair[0]);
+	return NULL;
 }
 
 static void drain_events(struct world *w, struct input *in)
@@ -157,24 +319,22 @@ static void drain_events(struct world *w, struct input *in)
 	while ((n = vu_engine_events(w->e, ev, 16)) > 0) {
 		for (int i = 0; i < n; i++) {
 			struct vu_target t = {.kind = byte(in) % 8};
-			int pair[2];
+			struct host_end *end = NULL;
+			struct world *of;
+			struct flow *f;
 
 			if (ev[i].kind != VU_EV_REQUEST)
 				continue;
 			if (t.kind <= VU_TARGET_UNIX ||
 			    t.kind == VU_TARGET_DIAL || t.kind > 6) {
-				if (w->n_ends == MAX_ENDS ||
-				    socketpair(AF_UNIX,
-					       SOCK_STREAM | SOCK_NONBLOCK, 0,
-					       pair))
-					continue;
-				if (vu_conn_answer_fd(w->e, ev[i].conn,
-						      pair[0]))
-					close(pair[0]);
-				w->ends[w->n_ends++] = pair[1];
+				end = answer(w, &ev[i]);
 			} else {
 				vu_conn_answer(w->e, ev[i].conn, &t);
 			}
+			of = ev[i].source == w->dev ? w : w->other;
+			f = flow_of(of, ev[i].cid, ev[i].port, ev[i].peer_port);
+			if (f)
+				f->answer = end;
 		}
 		if (n < 16)
 			break;
@@ -185,7 +345,8 @@ static void host_step(struct world *w, struct input *in)
 {
 	static char buf[65536];
 	uint8_t op = byte(in);
-	int *end;
+	struct host_end *end;
+	ssize_t n;
 
 	if (op % 8 == 7) {
 		int kind = op & 16 ? SOCK_SEQPACKET : SOCK_STREAM, pair[2];
@@ -203,34 +364,33 @@ static void host_step(struct world *w, struct input *in)
 					    op & 32);
 		if (conn < 0)
 			close(pair[0]);
-		w->ends[w->n_ends++] = pair[1];
+		keep_end(w, pair[1]);
 		return;
 	}
 	if (!w->n_ends)
 		return;
 	end = &w->ends[(op >> 3) % w->n_ends];
-	if (*end < 0)
+	if (end->fd < 0)
 		return;
 	switch (op % 8) {
 	case 0:
 	case 1:
-		send(*end, buf, (size_t)byte(in) << (byte(in) & 8),
+		send(end->fd, buf, (size_t)byte(in) << (byte(in) & 8),
 		     MSG_NOSIGNAL | MSG_DONTWAIT);
 		break;
 	case 2:
 	case 3:
-		if (recv(*end, buf, sizeof(buf), MSG_DONTWAIT) < 0)
-			return;
+		n = recv(end->fd, buf, sizeof(buf), MSG_DONTWAIT);
+		end->taken += n > 0 ? (uint64_t)n : 0;
 		break;
 	case 4:
-		shutdown(*end, SHUT_WR);
+		shutdown(end->fd, SHUT_WR);
 		break;
 	case 5:
-		shutdown(*end, SHUT_RD);
+		shutdown(end->fd, SHUT_RD);
 		break;
 	default:
-		close(*end);
-		*end = -1;
+		close_end(end);
 	}
 }
 
@@ -239,7 +399,7 @@ static void engine_step(struct world *w)
 	pthread_mutex_lock(&w->e->lock);
 	for (unsigned i = 0; i < 4; i++) {
 		poll_epoll(w->e);
-		turn(w->e);
+		loop_turn(w->e);
 	}
 	pthread_mutex_unlock(&w->e->lock);
 }
@@ -255,22 +415,26 @@ static void step(struct world *w, struct input *in)
 		packet_step(w, in);
 		break;
 	case 2:
-		for (n = byte(in) & 15; n; n--) {
-			offer(w, QUEUE_RX, DATA + 0x90000U + n * 0x2000U,
-			      (uint32_t)byte(in) * 16, byte(in), op & 64);
-		}
+		for (n = byte(in) & 15; n; n--)
+			offer_rx(w, (uint32_t)byte(in) * 16, byte(in), op & 64);
 		break;
 	case 3:
 		host_step(w, in);
 		break;
 	case 4: /* scribble over descriptors and indices */
+		w->blind = true;
 		n = (DESC(q) + word(in) % 0x4000U) & ~1U;
 		memcpy(w->ram + n, &(uint16_t){(uint16_t)word(in)}, 2);
 		break;
 	case 5:
 		n = (uint32_t)vu_dev_stop_ring(w->e, w->dev, q);
-		if (op & 64)
+		if (op & 64) {
 			vu_dev_reset(w->e, w->dev);
+			read_rx(w);
+			forget_flows(w);
+		}
+		if ((int32_t)n < 0)
+			w->blind = true; /* it was broken, and starts anew */
 		w->avail[q] = (uint16_t)n;
 		((struct vring_avail *)(void *)(w->ram + AVAIL(q)))->idx =
 		    (uint16_t)n;
@@ -278,6 +442,7 @@ static void step(struct world *w, struct input *in)
 		break;
 	default:
 		engine_step(w);
+		read_rx(w);
 		drain_events(w, in);
 	}
 }
@@ -329,8 +494,29 @@ static void guest_end(struct world *w)
 	vu_dev_del(w->e, w->dev);
 	vu_mem_free(w->mem);
 	for (unsigned i = 0; i < w->n_ends; i++) {
-		if (w->ends[i] >= 0)
-			close(w->ends[i]);
+		if (w->ends[i].fd >= 0)
+			close(w->ends[i].fd);
+	}
+}
+
+/* Let both guests hear what is due, and check what they know then */
+static void settle(struct world *w)
+{
+	for (unsigned i = 0; i < 2; i++) {
+		for (unsigned k = 0; k < 8 && !w[i].blind; k++)
+			offer_rx(&w[i], 0x100, 0, false);
+	}
+	engine_step(&w[0]);
+	for (unsigned i = 0; i < 2; i++) {
+		struct vring_avail *avail =
+		    (void *)(w[i].ram + AVAIL(QUEUE_RX));
+		int base;
+
+		read_rx(&w[i]);
+		base = vu_dev_stop_ring(w[i].e, w[i].dev, QUEUE_RX);
+		/* buffers are left: nothing waits for one */
+		if (!w[i].blind && base >= 0 && (uint16_t)base != avail->idx)
+			check_flows(&w[i]);
 	}
 }
 
@@ -357,7 +543,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (!engine)
 		engine = vu_engine_new(&ec);
 	for (uint32_t i = 0; i < 2; i++) {
-		w[i] = (struct world){.e = engine, .features = features};
+		w[i] = (struct world){
+		    .e = engine, .features = features, .other = &w[1 - i]};
 		guest_start(&w[i], ram[i], CID + i);
 	}
 	vu_dev_sibling(engine, w[0].dev, w[1].dev);
@@ -365,6 +552,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		step(&w[*in.at >> 3 & 1], &in);
 	engine_step(&w[0]);
 	drain_events(&w[0], &in);
+	settle(w);
 	guest_end(&w[0]);
 	guest_end(&w[1]);
 	vu_engine_stats(engine, &stats);

@@ -13,7 +13,8 @@ by an oracle of its own, and nothing listens or is connected to a port that it d
 publish; a token leads where its owner's first ROUTE said; no datagram
 reaches the guest but from peers that the flow has sent to; each request is answered
 once, in time; all that is kept is bounded, and gone at the end; nothing raises or is
-logged as our error; the bystander is served, names too, at any moment.
+logged as our error; the bystander is served, names too, at any moment; a program costs
+a bounded CPU time.
 
 The models are in tsi_host.py and tcp_doors.py, the guest's end of its streams in
 tsi_guest.py, a sandbox and what must hold of it in tsi_sandbox.py. `run.py` starts it.
@@ -26,7 +27,6 @@ import contextlib
 import errno
 import functools
 import ipaddress
-import logging
 import os
 import random
 import socket
@@ -58,7 +58,9 @@ with atheris.instrument_imports(include=["fastpath"]):
     from fastpath.ztunnel.routing import Routes
     from tests.fuzz.tsi_sandbox import MAX_LISTENERS, MAX_UDP_SOCKETS, TSI_PORT, Box
 
+from tests.fuzz.budget import Budget
 from tests.fuzz.input import Input
+from tests.fuzz.log import Errors
 from tests.fuzz.tsi_guest import (
     DATAGRAM,
     PEER,
@@ -76,6 +78,8 @@ from tests.fuzz.tsi_seeds import seeds
 from vhost_user.engine import Dial, Echo
 
 MAX_STEPS = 96
+PROGRAM_S = 1.0
+"""CPU time of all steps together; see `Budget`."""
 DIAL_S = 30.0
 DATAGRAM_PORT = 21588
 LISTENERS = [0x100050, 0x110050, 0x101F40, 0x101F41, 0x120050]
@@ -85,17 +89,6 @@ CLIENTS = ["192.0.2.7", "192.0.2.8", "192.0.2.9", "198.51.100.1", "2001:db8::7"]
 VIP = "10.96.0.10"
 QUESTION = b"\3web\7default\0\0\1\0\1"
 QUERY = struct.pack("!HHHHHH", 77, 0x100, 1, 0, 0, 0) + QUESTION
-
-
-class Errors(logging.Handler):
-    """Whatever our code logs as an error is a finding."""
-
-    def __init__(self):
-        super().__init__(logging.ERROR)
-        self.lines = []
-
-    def emit(self, record):
-        self.lines.append(self.format(record))
 
 
 class World:
@@ -505,9 +498,8 @@ class Target:
     """What is made once, for all inputs."""
 
     def __init__(self):
+        self.budget = Budget(PROGRAM_S)
         self.errors = Errors()
-        logging.getLogger().addHandler(self.errors)
-        logging.getLogger().setLevel(logging.ERROR)
         self.metrics = Metrics()
         self.policies = [
             replace(
@@ -544,9 +536,14 @@ class Target:
 
     def __call__(self, data):
         """Run one input: bytes for the decoder, or a program of steps."""
-        if len(data) > 1 and not data[0] & 1:
-            decode(data[1:])
-            return
+        with self.budget.measured():
+            if len(data) > 1 and not data[0] & 1:
+                decode(data[1:])
+            else:
+                self.run(data)
+
+    def run(self, data):
+        """Run a program of steps."""
         before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208  # a count, and fast
         world = World(self)
         vars(throttle)["time"] = world.loop  # its `monotonic()`

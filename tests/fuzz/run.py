@@ -26,10 +26,9 @@ NATIVE = ROOT / "vhost_user" / "native"
 OUT = ROOT / "out" / "fuzz"
 COPY = ROOT / "build" / "fuzz"
 
-# Linked with all of native/ but the file of the same name, which the harness includes:
-# it calls what is static there. A header of the harness comes before all of them.
+# Linked with all of native/. A header of the harness comes before all of them.
 C_HARNESSES = ["engine", "ring"]
-PYTHON_HARNESSES = ["session", "tsi"]
+PYTHON_HARNESSES = ["session", "tsi", "dns", "frames"]
 HARNESSES = [*C_HARNESSES, *PYTHON_HARNESSES]
 
 CFLAGS = shlex.split(
@@ -43,7 +42,7 @@ EXECUTIONS = re.compile(r"^stat::number_of_executed_units: *(\d+)$", re.MULTILIN
 def build_c(name: str) -> tuple[list[str], dict[str, str]]:
     """Compile one harness; return how to start it: command and environment."""
     binary = OUT / f"fuzz_{name}"
-    sources = [file for file in sorted(NATIVE.glob("*.c")) if file.stem != name]
+    sources = sorted(NATIVE.rglob("*.c"))
     command = ["clang", *CFLAGS, f"-I{NATIVE}", str(HERE / f"fuzz_{name}.c")]
     hook = HERE / f"fuzz_{name}.h"
     if hook.exists():

@@ -181,6 +181,32 @@ KILL_AGENTS = "while :; do kill -9 $(pidof tsi-agent) 2> /dev/null; done"
 """One after another: a single one is replaced."""
 
 
+def test_names_are_searched_for_as_on_this_host(tmp_path):
+    host = tmp_path / "resolv.conf"
+    host.write_text(
+        "nameserver 192.0.2.53\nsearch corp.example svc.example\n"
+        "options ndots:3 edns0 timeout:4 attempts:1\n"
+    )
+    own_mounts = ["unshare", "-rm", "sh", "-ec"]
+    script = 'mount --bind "$0" /etc/resolv.conf; exec "$@"'
+    guest = [*FASTPATH, "run", "--", "sh", "-c", "cat /etc/resolv.conf; env"]
+    done = subprocess.run(
+        [*own_mounts, script, host, *guest],
+        check=False,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        timeout=TIMEOUT_S,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[:3] == [
+        "nameserver 198.18.0.53",
+        "search corp.example svc.example",
+        "options ndots:3 timeout:4 attempts:1",
+    ]
+    assert "resolv_" not in done.stdout
+
+
 def test_a_program_outlives_its_agent():
     done = run("sh", "-c", "kill -9 $PPID; sleep 1; echo still here; exit 7")
     assert (done.returncode, done.stdout) == (7, b"still here\n")

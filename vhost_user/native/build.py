@@ -1,4 +1,4 @@
-"""Build `vhost_user._vu` from the C files next to this one.
+"""Build `vhost_user._vu` from the C files next to this one and in its folders.
 
 Run it by path (`python vhost_user/native/build.py`), never as a module: importing
 `vhost_user` needs what this builds. `VU_SANITIZE=address,undefined` (or `thread`) in
@@ -15,28 +15,8 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-SOURCES = [
-    "mem.c",
-    "fault.c",
-    "ring.c",
-    "split.c",
-    "packed.c",
-    "inflight.c",
-    "conn.c",
-    "post.c",
-    "way.c",
-    "vsock.c",
-    "rx.c",
-    "tx.c",
-    "sibling.c",
-    "seqpacket.c",
-    "event.c",
-    "relay.c",
-    "limits.c",
-    "engine.c",
-    "control.c",
-]
-HEADERS = ["vu.h", "mem.h", "ring.h", "engine.h", "vsock.h"]
+SOURCES = sorted(HERE.rglob("*.c"))
+HEADERS = sorted(HERE.rglob("*.h"))
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
 # cffi's own generated file: its conversions are not ours to mend
 GENERATED = ["-Wno-conversion", "-Wno-sign-conversion", "-Wno-unused-parameter"]
@@ -44,16 +24,29 @@ IOVEC = "struct iovec { void *iov_base; size_t iov_len; };\n"
 
 
 def declarations() -> str:
-    """Return vu.h as cffi's parser takes it: no preprocessor, comments stay."""
-    text = (HERE / "vu.h").read_text()
-    joined = re.sub(r"\\\n", " ", text)
+    """Return vu.h and what it includes as cffi's parser takes it: no preprocessor."""
+    joined = re.sub(r"\\\n", " ", _included("vu.h", set()))
     return IOVEC + re.sub(r"^#.*$", "", joined, flags=re.MULTILINE)
+
+
+def _included(name: str, seen: set[str]) -> str:
+    """Return a header with its includes of ours in their places, each once."""
+    if name in seen:
+        return ""
+    seen.add(name)
+    return re.sub(
+        r'^#include "(.*)"$',
+        lambda include: _included(include[1], seen),
+        (HERE / name).read_text(),
+        flags=re.MULTILINE,
+    )
 
 
 def flags() -> list[str]:
     """Return compiler flags; warnings are errors in our files."""
     sanitize = os.environ.get("VU_SANITIZE")
     extra = [f"-fsanitize={sanitize}", "-O1", "-g", "-fno-omit-frame-pointer"]
+    extra.append("-UNDEBUG")  # Python's own flags turn assert() off
     if sanitize == "thread":
         extra.append("-Wno-tsan")  # it sees no fences; what they order is atomic
     return [
@@ -73,8 +66,8 @@ ffibuilder.cdef(declarations())
 ffibuilder.set_source(
     "vhost_user._vu",
     '#include "vu.h"',
-    sources=[str((HERE / name).relative_to(ROOT)) for name in SOURCES],
-    depends=[str((HERE / name).relative_to(ROOT)) for name in HEADERS],
+    sources=[str(path.relative_to(ROOT)) for path in SOURCES],
+    depends=[str(path.relative_to(ROOT)) for path in HEADERS],
     include_dirs=[str(HERE.relative_to(ROOT))],
     extra_compile_args=flags(),
     extra_link_args=[

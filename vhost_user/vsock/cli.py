@@ -11,14 +11,14 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import os
 import resource
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
+from vhost_user import entry
 from vhost_user.backend import Backend
+from vhost_user.closing import stop_event
 from vhost_user.engine import DEFAULT_MAX_CONNS, Echo, Engine, Unix, Vsock
 from vhost_user.errors import VhostUserError
 from vhost_user.vsock import config
@@ -37,7 +37,6 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 PROG: Final = "vhost-user-vsock"
-EXIT_USAGE: Final = 2
 DEFAULT_POLL_US: Final = 200
 MAX_POLL_US: Final = 1_000_000
 
@@ -53,6 +52,9 @@ _VM_OPTIONS: Final = (
     "max_conns",
     "max_queued_bytes",
     "accept_rate",
+    "memory_files",
+    "socket_mode",
+    "socket_group",
 )
 
 
@@ -68,14 +70,17 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the back-end until SIGTERM or SIGINT; return the exit status."""
-    if sys.stderr is None:  # closed: and no socket may take its number
-        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+    """Run the back-end until a signal ends it; return the exit status."""
+    entry.set_up_streams()
     logging.basicConfig(
         level=logging.INFO, format=f"{PROG}: %(message)s", stream=sys.stderr
     )
+    return entry.guarded(PROG, lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: Sequence[str]) -> int:
     try:
-        options = parse(sys.argv[1:] if argv is None else argv)
+        options = parse(argv)
         asyncio.run(_serve(_within_descriptors(options)))
     except (ConfigError, VhostUserError) as error:
         return _fail(str(error))
@@ -206,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="BYTES",
         help="window of a connection, guest to host (1048576)",
     )
-    one.add_argument("--queue-size", metavar="N", help="largest ring (1024)")
+    one.add_argument("--queue-size", metavar="N", help="largest ring (32768)")
     one.add_argument(
         "--groups",
         metavar="NAME+...",
@@ -222,6 +227,19 @@ def _parser() -> argparse.ArgumentParser:
         "--accept-rate",
         metavar="N",
         help="connection requests a second, each way; 0: any number (0)",
+    )
+    one.add_argument(
+        "--memory-files",
+        metavar="ram|any",
+        help="guest memory may be in tmpfs, memfds and hugetlbfs, or any file (ram)",
+    )
+    one.add_argument(
+        "--socket-mode",
+        metavar="OCTAL",
+        help="permission bits of --socket and --uds-path (0600)",
+    )
+    one.add_argument(
+        "--socket-group", metavar="GROUP", help="their group, by name or number"
     )
     many = parser.add_argument_group("several VMs")
     many.add_argument(
@@ -271,9 +289,7 @@ def _say(text: str) -> None:
 
 
 def _fail(reason: str) -> int:
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in reason)
-    _say(f"error: {line}")
-    return EXIT_USAGE
+    return entry.complain(PROG, f"error: {reason}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -294,10 +310,7 @@ class _Vm:
 
 
 async def _serve(options: Options) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for signo in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(signo, stop.set)
+    stop = stop_event()
     async with contextlib.AsyncExitStack() as stack:
         engine = await stack.enter_async_context(
             Engine(
@@ -307,7 +320,7 @@ async def _serve(options: Options) -> None:
             )
         )
         vms = [await _start(stack, engine, vm, options.echo_port) for vm in options.vms]
-        _start_stats(stack, options, engine, vms)
+        await _start_stats(stack, options, engine, vms)
         for vm in options.vms:
             host = f", host side {vm.uds_path}" if vm.uds_path else ""
             if vm.forward_cid is not None:
@@ -316,7 +329,7 @@ async def _serve(options: Options) -> None:
         await stop.wait()
 
 
-def _start_stats(
+async def _start_stats(
     stack: contextlib.AsyncExitStack, options: Options, engine: Engine, vms: list[_Vm]
 ) -> None:
     def snapshot() -> dict[str, Any]:
@@ -326,14 +339,14 @@ def _start_stats(
             "vms": [vm.stats() for vm in vms],
         }
 
-    servers: list[JsonSocket | MetricsServer] = []
     if options.stats_socket is not None:
-        servers.append(JsonSocket(options.stats_socket, snapshot))
+        stats = JsonSocket(options.stats_socket, snapshot)
+        stack.callback(stats.close)
+        await stats.start()
     if options.metrics is not None:
-        servers.append(MetricsServer(options.metrics, snapshot))
-    for server in servers:
-        stack.callback(server.close)
-        server.start()
+        metrics = MetricsServer(options.metrics, snapshot)
+        stack.callback(metrics.close)
+        metrics.start()
 
 
 async def _start(
@@ -356,7 +369,7 @@ async def _start(
     host: HybridListener | ForwardListener | None = None
     if vm.uds_path is not None:
         device.handle.route(None, Unix(str(vm.uds_path)))
-        host = HybridListener(device, vm.uds_path)
+        host = HybridListener(device, vm.uds_path, access=vm.access)
     elif vm.forward_cid is not None:
         device.handle.route(None, Vsock(vm.forward_cid))
         host = ForwardListener(device, vm.forward_listen)
@@ -365,7 +378,13 @@ async def _start(
         await host.start()
     if echo_port is not None:
         device.handle.route(echo_port, Echo())
-    backend = Backend(vm.socket, device, name=f"CID {vm.guest_cid}")
+    backend = Backend(
+        vm.socket,
+        device,
+        name=f"CID {vm.guest_cid}",
+        memory_files=vm.memory_files,
+        access=vm.access,
+    )
     stack.push_async_callback(backend.close)
     await backend.start()
     return _Vm(device, backend, host)

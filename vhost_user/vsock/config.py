@@ -7,11 +7,14 @@ The keys are vhost-device-vsock's, with `-` or `_` between words:
         socket: /run/vm3.vhost
         uds_path: /run/vm3.vsock
         tx_buffer_size: 1048576
-        queue_size: 1024
+        queue_size: 32768
         groups: web+db
         max_conns: 65536
         max_queued_bytes: 268435456
         accept_rate: 0
+        memory_files: ram
+        socket_mode: 0660
+        socket_group: kvm
       - guest_cid: 4
         socket: /run/vm4.vhost
         forward_cid: 1
@@ -27,16 +30,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from vhost_user.descriptors import MemoryFiles
 from vhost_user.engine import (
     DEFAULT_BUF_ALLOC,
     DEFAULT_MAX_CONNS,
     DEFAULT_MAX_QUEUED_BYTES,
+    MAX_QUEUE_SIZE,
     MIN_WINDOW,
 )
-from vhost_user.sockets import MAX_PATH
+from vhost_user.sockets import (
+    DEFAULT_SOCKET_MODE,
+    MAX_PATH,
+    Access,
+    parse_group,
+    parse_mode,
+)
 from vhost_user.vsock.device import (
+    DEFAULT_QUEUE_SIZE,
     MAX_GUEST_CID,
-    MAX_QUEUE_SIZE,
     MIN_GUEST_CID,
 )
 from vhost_user.vsock.hybrid import MAX_WAITING, seqpacket_path
@@ -89,7 +100,7 @@ class VmConfig:
     guest_cid: int = MIN_GUEST_CID
     tx_buffer_size: int = DEFAULT_BUF_ALLOC
     """Bytes of a connection on their way to the host."""
-    queue_size: int = MAX_QUEUE_SIZE
+    queue_size: int = DEFAULT_QUEUE_SIZE
     groups: frozenset[str] = DEFAULT_GROUPS
     """VMs that share a group reach each other by CID."""
     max_conns: int = DEFAULT_MAX_CONNS
@@ -97,6 +108,17 @@ class VmConfig:
     """Bytes from the guest, of all its connections, that may wait for the host."""
     accept_rate: int = 0
     """Requests a second from the guest, and from the host; 0: any number."""
+    memory_files: MemoryFiles = MemoryFiles.RAM
+    """Which files the VMM may share as the guest's memory."""
+    socket_mode: int = DEFAULT_SOCKET_MODE
+    """Permission bits of `socket` and of the sockets at `uds_path`."""
+    socket_group: int | None = None
+    """Group id of these; None: as the system has it."""
+
+    @property
+    def access(self) -> Access:
+        """Who may connect to its sockets."""
+        return Access(self.socket_mode, self.socket_group)
 
     def __post_init__(self) -> None:
         if self.max_queued_bytes < self.max_conns * MIN_WINDOW:
@@ -241,6 +263,22 @@ def _forward_listen(text: str) -> tuple[int, ...]:
     return ports
 
 
+def memory_files(text: str) -> MemoryFiles:
+    """Return `ram` or `any` as what it means; ConfigError if it is neither."""
+    try:
+        return MemoryFiles(text)
+    except ValueError:
+        words = " or ".join(each.value for each in MemoryFiles)
+        raise ConfigError(f"{text!r} is not {words}") from None
+
+
+def _checked(parse: Callable[[str], int], text: str) -> int:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
 def _groups(text: str) -> frozenset[str]:
     names = text.split("+")
     if not all(names):
@@ -260,6 +298,9 @@ _KEYS: Final[Mapping[str, Callable[[str], Any]]] = {
     "max_conns": lambda text: integer(text, 1, MAX_MAX_CONNS),
     "max_queued_bytes": lambda text: integer(text, MIN_WINDOW, MAX_QUEUED_BYTES),
     "accept_rate": lambda text: integer(text, 0, MAX_ACCEPT_RATE),
+    "memory_files": memory_files,
+    "socket_mode": lambda text: _checked(parse_mode, text),
+    "socket_group": lambda text: _checked(parse_group, text),
 }
 
 

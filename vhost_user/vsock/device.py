@@ -11,12 +11,14 @@ import logging
 import struct
 from typing import TYPE_CHECKING, Final
 
+from vhost_user._native import lib
 from vhost_user.device import RING_FEATURES, SESSION_FEATURES
 from vhost_user.engine import (
     ALL_QUEUES,
     DEFAULT_BUF_ALLOC,
     DEFAULT_MAX_CONNS,
     DEFAULT_MAX_QUEUED_BYTES,
+    MAX_QUEUE_SIZE,
     Event,
     EventKind,
     Limit,
@@ -28,7 +30,8 @@ from vhost_user.vsock.packet import F_SEQPACKET
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vhost_user.engine import Engine, Handler, RingConfig
+    from vhost_user.engine import Engine, RingConfig
+    from vhost_user.events import Handler
     from vhost_user.memory import GuestMemory
 
 log = logging.getLogger(__name__)
@@ -40,7 +43,9 @@ TX_QUEUE: Final = 1
 EVENT_QUEUE: Final = 2
 """Transport events; QEMU's vhost-user-vsock keeps it for itself."""
 
-MAX_QUEUE_SIZE: Final = 1024
+DEFAULT_QUEUE_SIZE: Final = MAX_QUEUE_SIZE
+"""Entries of the largest ring that a device takes if it isn't told; at most
+`MAX_QUEUE_SIZE`."""
 
 MIN_GUEST_CID: Final = 3
 MAX_GUEST_CID: Final = 0xFFFF_FFFE
@@ -86,7 +91,7 @@ class VsockDevice:
         max_conns: int = DEFAULT_MAX_CONNS,
         max_queued_bytes: int = DEFAULT_MAX_QUEUED_BYTES,
         accept_rate: int = 0,
-        queue_size: int = MAX_QUEUE_SIZE,
+        queue_size: int = DEFAULT_QUEUE_SIZE,
         on_event: Handler | None = None,
         want: frozenset[EventKind] = frozenset(),
         groups: frozenset[str] = frozenset(),
@@ -178,6 +183,8 @@ class VsockDevice:
         if event.kind is EventKind.BROKEN:
             if event.port != ALL_QUEUES:
                 self._log_broken(event)
+            elif event.error == lib.VU_ERR_CALL:
+                log.warning("CID %d: a call eventfd is full and blocks", self.guest_cid)
             if self.on_ring_broke is not None:
                 self.on_ring_broke(event.port)
         if event.kind is EventKind.LIMIT:

@@ -15,8 +15,7 @@ Spec: VIRTIO 1.2 section 5.10.6 "Device Operation".
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 from vhost_user.closing import Closing
 from vhost_user.driver import DriverQueue, Ram, Segment
@@ -28,14 +27,18 @@ from vhost_user.frontend import (
     Frontend,
 )
 from vhost_user.packed_driver import make_queue
+from vhost_user.vsock.driver_conn import (
+    PAYLOAD_OPS,
+    Connection,
+    Packet,
+    belongs,
+)
 from vhost_user.vsock.packet import (
     CID_HOST,
     F_SEQPACKET,
     HDR_SIZE,
     Header,
     Op,
-    Seq,
-    Shutdown,
     Type,
 )
 
@@ -45,6 +48,17 @@ if TYPE_CHECKING:
 
     from vhost_user.message import ProtocolFeature
 
+__all__ = [
+    "EVENT",
+    "GUEST_FEATURES",
+    "PAYLOAD_OPS",
+    "RX",
+    "TX",
+    "Connection",
+    "Packet",
+    "VsockGuest",
+]
+
 RX: Final = 0
 TX: Final = 1
 EVENT: Final = 2
@@ -52,23 +66,20 @@ EVENT: Final = 2
 GUEST_FEATURES: Final = ALL_FEATURES | F_SEQPACKET
 """What a guest takes by default: all but packed rings."""
 
-PAYLOAD_OPS: Final = (Op.RW, Op.CREDIT_UPDATE, Op.CREDIT_REQUEST)
-"""What comes while payload is awaited; a host whose window is full asks for credit."""
-
 _FIRST_PORT: Final = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Packet:
-    """A packet from the device."""
+class Watcher(Protocol):
+    """Hears of what guests send and take; see `VsockGuest.watcher`."""
 
-    header: Header
-    payload: bytes
+    def sent(self, guest: VsockGuest, data: bytes) -> None:
+        """`data`, a packet or not, is about to be sent."""
 
-    @property
-    def op(self) -> int:
-        """What it says."""
-        return self.header.op
+    def received(self, guest: VsockGuest, header: Header) -> None:
+        """A packet came."""
+
+    def closing(self, guest: VsockGuest) -> None:
+        """The guest is about to hang up."""
 
 
 class VsockGuest(Closing):
@@ -89,6 +100,9 @@ class VsockGuest(Closing):
         ram_size: bytes of guest memory.
         timeout_s: how long each wait may take.
     """
+
+    watcher: ClassVar[Watcher | None] = None
+    """Hears of all guests' packets, whatever the test does with them."""
 
     def __init__(
         self,
@@ -249,6 +263,8 @@ class VsockGuest(Closing):
             TimeoutError: the ring stays full.
         """
         data = (packet if isinstance(packet, bytes) else packet.encode()) + payload
+        if self.watcher is not None:
+            self.watcher.sent(self, data)
         self._reap()
         while self.tx.free < len(split) + 1:
             self._reap(wait=True)
@@ -294,6 +310,8 @@ class VsockGuest(Closing):
         header = Header.decode(data)
         if used.len != HDR_SIZE + header.len:
             raise StateError(f"{used.len} bytes used for a packet of {header.len}")
+        if self.watcher is not None:
+            self.watcher.received(self, header)
         if repost:
             self._offer_rx(segments)
             self.rx.kick()
@@ -304,10 +322,10 @@ class VsockGuest(Closing):
     ) -> Packet:
         """Return the next packet of one connection; others wait for their turn."""
         for i, packet in enumerate(self._queued):
-            if _belongs(packet, guest_port, host_port, cid):
+            if belongs(packet, guest_port, host_port, cid):
                 del self._queued[i]
                 return packet
-        while not _belongs(packet := self._take(), guest_port, host_port, cid):
+        while not belongs(packet := self._take(), guest_port, host_port, cid):
             self._queued.append(packet)
         return packet
 
@@ -320,7 +338,7 @@ class VsockGuest(Closing):
         for _ in range(2):
             port = self.port()
             self.send(self.header(Op.RW, port, port))
-            while not _belongs(packet := self._take(), port, port):
+            while not belongs(packet := self._take(), port, port):
                 self._queued.append(packet)
         packets = list(self._queued)
         self._queued.clear()
@@ -395,192 +413,14 @@ class VsockGuest(Closing):
 
     def close(self) -> None:
         """Hang up and release the memory."""
+        if self.watcher is not None:
+            self.watcher.closing(self)
         self.vmm.close()
         self.rx.close()
         self.tx.close()
         if self.event is not None:
             self.event.close()
         self.ram.close()
-
-
-class Connection:
-    """The guest's end of a connection, with both sides' credit.
-
-    Args:
-        guest: whose it is.
-        guest_port: its port there.
-        host_port: its port on the other side, the host or a sibling.
-        buf_alloc: window that it offers, bytes.
-        cid: the other side's CID.
-        kind: its socket type.
-    """
-
-    def __init__(
-        self,
-        guest: VsockGuest,
-        guest_port: int,
-        host_port: int,
-        *,
-        buf_alloc: int,
-        cid: int = CID_HOST,
-        kind: int = Type.STREAM,
-    ) -> None:
-        self.guest = guest
-        self.guest_port = guest_port
-        self.host_port = host_port
-        self.cid = cid
-        self.buf_alloc = buf_alloc
-        self.kind = kind
-        self.fwd_cnt = 0
-        """Payload consumed; `receive()` counts it, a test may hold it back."""
-        self.tx_cnt = 0
-        """Payload sent."""
-        self.peer_buf_alloc = 0
-        self.peer_fwd_cnt = 0
-        self._early: deque[Packet] = deque()
-        """Came while `send()` waited for credit; consumed already."""
-
-    @property
-    def credit(self) -> int:
-        """Payload that may still be sent, bytes (section 5.10.6.3)."""
-        return self.peer_buf_alloc - (self.tx_cnt - self.peer_fwd_cnt & 0xFFFF_FFFF)
-
-    def say(
-        self, op: int, payload: bytes = b"", *, kick: bool = True, **f: int
-    ) -> None:
-        """Send one packet of this connection; `f` overrides header fields."""
-        fields = {
-            "type": self.kind,
-            "len": len(payload),
-            "buf_alloc": self.buf_alloc,
-            "fwd_cnt": self.fwd_cnt & 0xFFFF_FFFF,
-            "dst_cid": self.cid,
-        }
-        header = self.guest.header(op, self.guest_port, self.host_port, **fields | f)
-        self.guest.send(header, payload, kick=kick)
-        self.tx_cnt += len(payload) if op == Op.RW else 0
-
-    def send(self, data: bytes, *, packet_size: int = 32768) -> None:
-        """Send all of `data` within the credit, waiting for more of it."""
-        while data:
-            self._await_credit(1)
-            room = min(self.credit, packet_size)
-            piece, data = data[:room], data[room:]
-            self.say(Op.RW, piece)
-
-    def send_message(
-        self, data: bytes, *, packet_size: int = 32768, flags: int = Seq.EOM
-    ) -> None:
-        """Send a message of a SEQPACKET connection, waiting for credit.
-
-        Args:
-            data: the message.
-            packet_size: most payload of one packet, bytes.
-            flags: of its last packet.
-        """
-        last = max(len(data) - 1, 0) // packet_size * packet_size
-        self.send(data[:last], packet_size=packet_size)
-        self._await_credit(len(data) - last)
-        self.say(Op.RW, data[last:], flags=flags)
-
-    def _await_credit(self, size: int) -> None:
-        """Wait until `size` bytes may be sent; keep the payload that comes before."""
-        while self.credit < size:
-            packet = self.require(self._next(), *PAYLOAD_OPS)
-            self.fwd_cnt += packet.header.len
-            if packet.op == Op.RW:
-                self._early.append(packet)
-            self._answer(packet)
-
-    def receive_message(self) -> tuple[bytes, int]:
-        """Return the next message of a SEQPACKET connection and its flags.
-
-        Raises:
-            StateError: the connection ended before.
-        """
-        data = b""
-        while True:
-            packet = self.expect(*PAYLOAD_OPS)
-            self._answer(packet)
-            data += packet.payload
-            if packet.op == Op.RW and packet.header.flags:
-                self.say(Op.CREDIT_UPDATE)
-                return data, packet.header.flags
-
-    def receive(self, *, consume: bool = True) -> Packet:
-        """Return this connection's next packet.
-
-        Args:
-            consume: count its payload as consumed; the host hears of it with the
-                next packet that goes.
-        """
-        if self._early:
-            return self._early.popleft()
-        packet = self._next()
-        if consume:
-            self.fwd_cnt += packet.header.len
-        return packet
-
-    def _answer(self, packet: Packet) -> None:
-        """Tell of the credit if `packet` asks for it (section 5.10.6.3)."""
-        if packet.op == Op.CREDIT_REQUEST:
-            self.say(Op.CREDIT_UPDATE)
-
-    def _next(self) -> Packet:
-        packet = self.guest.receive_for(self.guest_port, self.host_port, self.cid)
-        self.take_credit(packet.header)
-        return packet
-
-    def receive_bytes(self, size: int) -> bytes:
-        """Return exactly `size` bytes of payload, giving credit back on the way.
-
-        Raises:
-            StateError: the stream ended before, or gave more.
-        """
-        data = b""
-        told = self.fwd_cnt
-        while len(data) < size:
-            packet = self.expect(*PAYLOAD_OPS)
-            self._answer(packet)
-            data += packet.payload
-            if self.fwd_cnt - told >= self.buf_alloc // 2:
-                told = self.fwd_cnt
-                self.say(Op.CREDIT_UPDATE)
-        if len(data) > size:
-            raise StateError(f"{len(data)} bytes came, expected {size}")
-        return data
-
-    def expect(self, *ops: Op) -> Packet:
-        """Return the next packet, which must be one of `ops`."""
-        return self.require(self.receive(), *ops)
-
-    def require(self, packet: Packet, *ops: Op) -> Packet:
-        """Return `packet` if it is one of `ops`.
-
-        Raises:
-            StateError: it isn't.
-        """
-        if packet.op not in ops:
-            names = " or ".join(op.name for op in ops)
-            raise StateError(f"expected {names}, got {packet}")
-        return packet
-
-    def shutdown(self, flags: Shutdown) -> None:
-        """Say what this side will not do any more."""
-        self.say(Op.SHUTDOWN, flags=flags)
-
-    def take_credit(self, header: Header) -> None:
-        """Note the credit that a packet of the host carries."""
-        self.peer_buf_alloc = header.buf_alloc
-        self.peer_fwd_cnt = header.fwd_cnt
-
-
-def _belongs(
-    packet: Packet, guest_port: int, host_port: int, cid: int = CID_HOST
-) -> bool:
-    header = packet.header
-    end = (header.dst_port, header.src_port, header.src_cid)
-    return end == (guest_port, host_port, cid)
 
 
 def _split(gpa: int, size: int, sizes: Sequence[int]) -> list[Segment]:

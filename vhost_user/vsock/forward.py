@@ -2,7 +2,7 @@
 
 What `--forward-listen` of vhost-device-vsock does. A client's port is the guest's
 port, its socket is the connection; no protocol comes before its bytes. The way
-back, guest to host, is `Vsock` in `engine.py`.
+back, guest to host, is `Vsock` in `targets.py`.
 
 A port is listened on for whoever can reach this host by vsock: programs here by
 CID 1 (module vsock_loopback), and other guests by CID 2 (vhost_vsock).

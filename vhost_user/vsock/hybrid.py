@@ -16,13 +16,16 @@ import asyncio
 import contextlib
 import logging
 import socket
+import struct
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from vhost_user.errors import ClientError, VhostUserError
-from vhost_user.sockets import UnixListener
+from vhost_user.sockets import Access, UnixListener
 from vhost_user.vsock.packet import PORT_ANY
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from vhost_user.vsock.device import VsockDevice
@@ -39,7 +42,9 @@ TIMEOUT_S: Final = 5.0
 """A client that has not sent its line by then is closed."""
 
 MAX_WAITING: Final = 256
-"""Clients that may be about to send their line; for one more, the oldest goes."""
+"""Clients that may be about to send their line; `_crowd` says who goes for one more."""
+
+_PEER: Final = struct.Struct("=iII")  # struct ucred
 
 
 def seqpacket_path(path: Path) -> Path:
@@ -94,17 +99,26 @@ class HybridListener:
         device: whose guest it is.
         path: the socket for streams, made by `start()` and removed by `close()`; that
             for messages has `SEQPACKET_SUFFIX` behind.
+        access: who may connect to them: be the guest's host.
     """
 
-    def __init__(self, device: VsockDevice, path: Path) -> None:
+    def __init__(
+        self,
+        device: VsockDevice,
+        path: Path,
+        *,
+        access: Access = Access(),  # noqa: B008  frozen
+    ) -> None:
         self.path = path
         self.refused = 0
         """Clients closed because of what they sent or did not send."""
         self._device = device
         messages = seqpacket_path(path)
         self._listeners = (
-            UnixListener(path, self._on_client),
-            UnixListener(messages, self._on_client, kind=socket.SOCK_SEQPACKET),
+            UnixListener(path, self._on_client, access=access),
+            UnixListener(
+                messages, self._on_client, kind=socket.SOCK_SEQPACKET, access=access
+            ),
         )
         self._waiting: dict[_Client, None] = {}  # by age
 
@@ -115,7 +129,7 @@ class HybridListener:
             OSError: a socket can't be made; `filename` is set.
         """
         for listener in self._listeners:
-            listener.start()
+            await listener.start()
 
     async def close(self) -> None:
         """Stop listening, remove the sockets, close clients that wait."""
@@ -126,11 +140,9 @@ class HybridListener:
         self._waiting.clear()
 
     def _on_client(self, sock: socket.socket) -> None:
-        if len(self._waiting) >= MAX_WAITING:
-            # One that means it sends its line at once: silent ones keep nobody out.
-            oldest = next(iter(self._waiting))
-            self._on_error(oldest, "no CONNECT line, and others wait")
         self._waiting[_Client(sock, self._on_line, self._on_error)] = None
+        if len(self._waiting) > MAX_WAITING:
+            self._on_error(_crowd(self._waiting), "no CONNECT line, and others wait")
 
     def _done(self, client: _Client) -> socket.socket:
         del self._waiting[client]
@@ -157,6 +169,19 @@ class HybridListener:
         sock.close()
 
 
+def _crowd(waiting: Iterable[_Client]) -> _Client:
+    """Return the client that has to go: a flood makes room for itself.
+
+    It is the oldest of the process that has most, of the user who has most: one that
+    is slow and alone stays, whoever else comes.
+    """
+    clients = list(waiting)
+    (uid, _), *_ = Counter(client.uid for client in clients).most_common(1)
+    theirs = [client for client in clients if client.uid == uid]
+    (pid, _), *_ = Counter(client.pid for client in theirs).most_common(1)
+    return next(client for client in theirs if client.pid == pid)
+
+
 class _Client:
     """A client that has not sent its whole line yet; owns the socket."""
 
@@ -167,6 +192,9 @@ class _Client:
         on_error: _OnError,
     ) -> None:
         self._sock = sock
+        self.pid, self.uid, _ = _PEER.unpack(
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+        )
         self._on_line = on_line
         self._on_error = on_error
         self._line = ConnectLine()

@@ -99,9 +99,9 @@ class JsonSocket:
         self._snapshot = snapshot
         self._listener = UnixListener(path, self._on_client)
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Listen; OSError with `filename`: the socket can't be made."""
-        self._listener.start()
+        await self._listener.start()
 
     def close(self) -> None:
         """Stop listening and remove the socket."""

@@ -16,11 +16,11 @@ import errno
 import hashlib
 import os
 import platform
-import shutil
 import struct
 import subprocess
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from fastpath import tools
 from fastpath.errors import FastpathError
 from fastpath.vm.images import cache_directory
 
@@ -76,7 +76,7 @@ def compile_source(source: Path) -> Path:
     out = cache_directory() / "bpf" / f"{stem}-{digest}.o"
     if out.exists():
         return out
-    if (clang := shutil.which("clang")) is None:
+    if (clang := tools.find("clang")) is None:
         raise FastpathError(
             f"cannot compile {source.name}",
             "clang is not installed",

@@ -45,6 +45,27 @@ def test_an_error_names_what_why_and_the_command_that_mends_it(monkeypatch, caps
     )
 
 
+def test_no_recipes_is_said_and_not_an_empty_list(monkeypatch, tmp_path, capsys):
+    """As where the package is installed without them."""
+    monkeypatch.setattr("fastpath.vm.recipe.IMAGES", tmp_path)
+    for command in ("list", "build"):
+        assert cli.invoke(["image", command]) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert f"there are no recipes in {tmp_path}; mend: run fastpath from" in err
+
+
+def test_what_a_guest_said_steers_no_terminal(monkeypatch, capsys):
+    def run(_options):
+        raise FastpathError("microVM", "exec: \x1b]0;owned\x07\u202e\r\n\x9b2J\ud800")
+
+    monkeypatch.setattr("fastpath.run.run", run)
+    assert cli.invoke(["run", "--", "true"]) == 2
+    assert capsys.readouterr().err == (
+        "fastpath: microVM: exec: \\x1b]0;owned\\x07\\u202e \\x9b2J\\ud800\n"
+    )
+
+
 def test_options_after_the_command_are_the_commands(monkeypatch):
     seen = []
 
@@ -69,7 +90,11 @@ def test_ctrl_c_is_exit_status_130(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["run"], ["compare"], ["doctor"], ["ztunnel"], ["image", "build"]]
+    "command",
+    [
+        *([], ["run"], ["compare"], ["doctor"], ["ztunnel"], ["image", "build"]),
+        ["policy", "check"],
+    ],
 )
 def test_each_command_has_help(command, capsys):
     assert cli.invoke([*command, "--help"]) == 0

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from fastpath import compare
 from fastpath.compare import cpu
 from fastpath.compare.child import READY_FD, Child
 from fastpath.compare.scenario import ECHO, IDENTITY
@@ -74,6 +75,12 @@ def test_cpu_time_grows_with_work_and_not_with_sleep():
     assert slept <= most + TICK_NS
     worked, most = used_ns(spin)
     assert 100e6 - TICK_NS <= worked <= most + TICK_NS
+
+
+def test_rounds_that_the_budget_cut_are_a_warning():
+    assert compare.cut(20, 20, 180) == ()
+    (told,) = compare.cut(4, 20, 9.5)
+    assert told == "4 of 20 rounds: --budget 9.5 has no room for more"
 
 
 def test_cpu_time_can_leave_a_thread_out():

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from fastpath import tools
 from fastpath.datapath import features
 from fastpath.datapath.ambient_geneve import Mode, Plan, node_rules, ztunnel_rules
 from fastpath.datapath.rules import Mark, iptables
@@ -86,6 +87,7 @@ def test_a_refused_rule_names_the_module_and_iptables_words(monkeypatch, rule, f
 
 def test_a_missing_iptables_is_an_error_with_a_mend(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(tools, "SYSTEM", ())
     with pytest.raises(FastpathError, match="apt-get install iptables"):
         iptables("-t mangle -N chain")
 
@@ -95,3 +97,16 @@ def refuse(monkeypatch, stderr):
         return subprocess.CompletedProcess(argv, 1, "", stderr)
 
     monkeypatch.setattr(subprocess, "run", run)
+
+
+def test_iptables_is_found_where_a_users_path_does_not_lead(monkeypatch, tmp_path):
+    """Debian's PATH for ordinary users has no /usr/sbin."""
+    program = tmp_path / "sbin" / "iptables"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(tools, "SYSTEM", (str(program.parent),))
+    assert tools.find("iptables") == str(program)
+    iptables("-t mangle -N chain")
+    assert (tmp_path / "called").read_text() == "-w -t mangle -N chain\n"

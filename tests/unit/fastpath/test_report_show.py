@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from fastpath.report import html, jsonfile, model, table
+from fastpath.report import html, jsonfile, model, stats, table
 
 from . import report_sample as sample
+
+ROOT = Path(__file__).parents[3]
 
 # Written out from design.md section 4: a key stands for itself, a number for
 # any number, a string for any string, "*" for the names of paths or pairs.
@@ -111,6 +115,95 @@ def test_the_fast_path_is_compared_with_each_other_path():
 def test_a_target_is_met_up_to_its_bound(key, ratio, met):
     metric = next(m for m in model.METRICS if m.key == key)
     assert metric.met(ratio) is met
+
+
+def ratio(median, low, high):
+    return stats.Ratio(median, stats.Interval(low, high), 20)
+
+
+RTT = next(m for m in model.METRICS if m.key == "rtt_64")  # at most 0.70x
+
+
+@pytest.mark.parametrize(
+    ("ratio", "outcome"),
+    [
+        pytest.param(ratio(0.5, 0.4, 0.7), model.Outcome.MET, id="inside"),
+        pytest.param(ratio(0.8, 0.71, 0.9), model.Outcome.MISSED, id="outside"),
+        pytest.param(
+            ratio(0.6, 0.5, 0.71), model.Outcome.NOT_SHOWN, id="median-inside"
+        ),
+        pytest.param(
+            ratio(0.8, 0.7, 0.9), model.Outcome.NOT_SHOWN, id="median-outside"
+        ),
+        pytest.param(stats.Ratio(0.1, None, 5), model.Outcome.NOT_SHOWN, id="few"),
+    ],
+)
+def test_a_target_is_met_when_the_whole_interval_says_so(ratio, outcome):
+    verdict = model.Verdict(RTT, ratio)
+    assert verdict.outcome is outcome
+    assert verdict.met is (outcome is model.Outcome.MET)
+
+
+def few_rounds():
+    paths = {
+        "tsi": sample.path("tsi", 1.0, count=3),
+        "ambient-geneve": sample.path("ambient-geneve", 9.0, count=3),
+    }
+    setting = dataclasses.replace(sample.SETTING, warnings=("5 < 6 & loaded",))
+    return model.Report(setting=setting, paths=paths)
+
+
+def test_few_rounds_show_no_interval_and_no_verdict():
+    report = few_rounds()
+    assert not report.all_met
+    text = re.sub(r"[│┃]", "|", _shown(report))
+    assert re.search(r"\| +none \| at most 0\.70x +\| not shown", text)
+    (ratios,) = jsonfile.to_dict(report)["ratios"].values()
+    assert (ratios["rtt_64"]["ci95"], ratios["rtt_64"]["met"]) == (None, None)
+    page = html.render(report)
+    assert "no interval from 3 rounds" in page
+    ET.fromstring(page.removeprefix("<!DOCTYPE html>"))
+
+
+def test_what_makes_the_figures_less_is_said_before_them():
+    report = few_rounds()
+    loaded, few = jsonfile.to_dict(report)["warnings"]
+    assert loaded == "5 < 6 & loaded"
+    assert few.startswith("3 rounds: too few for an interval")
+    text = _shown(report)
+    assert text.index("warning: 5 < 6 & loaded") < text.index("Sandbox to ztunnel")
+    page = html.render(report)
+    assert '<p class="warning">5 &lt; 6 &amp; loaded</p>' in page
+    assert jsonfile.to_dict(sample.report())["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("scale", "kind"), [(1.0, "met"), (9.0, "missed")], ids=["met", "missed"]
+)
+def test_the_picture_and_the_cards_have_the_colour_of_the_verdict(scale, kind):
+    paths = {
+        "tsi": sample.path("tsi", scale),
+        "ambient-geneve": sample.path("ambient-geneve", 3.0),
+    }
+    page = html.render(model.Report(setting=sample.SETTING, paths=paths))
+    assert f'class="interval {kind}"' in page
+    for rule in (f"svg .interval.{kind} {{ stroke", f"svg .point.{kind} {{ fill"):
+        assert page.count(rule) == 1
+
+
+def test_the_targets_of_the_measurements_page_are_the_reports():
+    text = (ROOT / "docs/measurements.md").read_text()
+    of = {"connect, us": "connect", "64 B round trip, us": "rtt_64"}
+    of |= {"bulk up, MB/s": "up", "bulk down, MB/s": "down"}
+    part = text.partition("## Fast path against standard path")[2].partition("\n## ")[0]
+    seen = 0
+    for line in part.splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if cells and (key := of.get(cells[0])):
+            metric = next(m for m in model.METRICS if m.key == key)
+            assert cells[4] == f"{'>=' if metric.at_least else '<='} {metric.bound:.2f}"
+            seen += 1
+    assert seen == 8
 
 
 def test_the_table_says_plainly_what_was_not_reached():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from fastpath.report.stats import (
+    Interval,
     Ratio,
-    bootstrap_median,
+    median_interval,
     paired_ratio,
     quantile,
     summarize,
@@ -44,7 +47,12 @@ def test_ratio_is_the_median_of_the_pairs_and_not_the_ratio_of_medians():
 
 
 def test_ratio_of_equal_pairs_has_an_interval_of_no_width():
-    assert paired_ratio([1, 2, 3], [2, 4, 6]) == Ratio(0.5, 0.5, 0.5, 3)
+    pairs = [1, 2, 3, 4, 5, 6], [2, 4, 6, 8, 10, 12]
+    assert paired_ratio(*pairs) == Ratio(0.5, Interval(0.5, 0.5), 6)
+
+
+def test_a_ratio_of_few_rounds_has_no_interval():
+    assert paired_ratio([1, 2, 3], [2, 4, 6]) == Ratio(0.5, None, 3)
 
 
 def test_ratio_needs_as_many_rounds_on_both_sides():
@@ -57,18 +65,36 @@ def test_ratio_of_no_rounds_is_an_error():
         paired_ratio([], [])
 
 
-def test_bootstrap_gives_the_same_interval_each_time():
-    values = [0.5, 0.7, 0.6, 0.9, 0.4, 0.65]
-    assert bootstrap_median(values) == bootstrap_median(values)
+# Least and largest place (from 1) of the two order statistics, and the coverage
+# 1 - 2 P(fewer than k of n) worked out by hand: 1 - 2/64, 1 - 2*(1+8)/256 and so on.
+@pytest.mark.parametrize(
+    ("count", "places"),
+    [
+        pytest.param(6, (1, 6), id="6-97 %"),
+        pytest.param(8, (1, 8), id="8-99 %"),  # (2, 7): 93 %
+        pytest.param(9, (2, 8), id="9-96 %"),
+        pytest.param(12, (3, 10), id="12-96 %"),
+        pytest.param(20, (6, 15), id="20-96 %"),
+    ],
+)
+def test_an_interval_is_of_two_order_statistics(count, places):
+    values = [float(place) for place in range(count, 0, -1)]
+    assert median_interval(values) == places
 
 
-def test_bootstrap_interval_holds_the_median_and_stays_in_the_data():
-    values = [0.5, 0.7, 0.6, 0.9, 0.4, 0.65, 0.55]
-    low, high = bootstrap_median(values)
-    assert min(values) <= low <= 0.6 <= high <= max(values)
+@pytest.mark.parametrize("count", range(6))
+def test_fewer_than_six_values_have_no_interval(count):
+    """The span of five holds the median in 94 % of runs only."""
+    assert median_interval([1.0] * count) is None
 
 
-def test_bootstrap_of_two_values_is_their_span():
-    # A resample's median is a, b or their mean; a quarter of them are a, a
-    # quarter b, so both 2.5 % ends are reached.
-    assert bootstrap_median([1.0, 3.0]) == (1.0, 3.0)
+@pytest.mark.parametrize("count", [6, 7, 9, 14, 20, 33])
+def test_an_interval_holds_the_median_in_at_least_95_percent_of_runs(count):
+    """Counted, not drawn: all patterns of values below and above the median."""
+    low, high = median_interval(list(map(float, range(count)))) or (0.0, 0.0)
+    missed = sum(
+        math.comb(count, below)
+        for below in range(count + 1)
+        if not low < below <= high  # as many values are below the median
+    )
+    assert missed / 2**count <= 0.05

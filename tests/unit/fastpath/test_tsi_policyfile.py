@@ -111,6 +111,22 @@ ERRORS = {
         "p:1: published[0]: '90-80': range '90-80' is upside down; mend: write a list",
     ),
     "port-0": ("published: [0]", "p:1: published[0]: '0': port 0 is none"),
+    "rule-port-0": (
+        "egress:\n  deny:\n  - 10.0.0.1:0\n",
+        "p:3: egress.deny[0]: '10.0.0.1:0': port 0 is none; mend: write PREFIX",
+    ),
+    "never": (
+        "egress:\n  deny: ['10.0.0.0/8']\n  allow:\n  - 10.0.0.0/7\n  - 10.1.0.0/16:80",
+        "p:5: egress.allow[1]: can never match: deny[0], 10.0.0.0/8, denies what it",
+    ),
+    "never-by-two": (
+        "egress:\n  deny: [10.0.0.0/9:1-80, 10.128.0.0/9]\n  allow: ['10.0.0.0/8:80']",
+        "p:3: egress.allow[0]: can never match: deny[0]",
+    ),
+    "never-in-its-form": (
+        "egress: {deny: ['10.0.0.0/8'], allow: ['64:ff9b::a00:1']}",
+        "p:1: egress.allow[0]: can never match: deny[0]",
+    ),
     "not-a-list": ("published: 80", "p:1: published: must be a list"),
     "switch": ("udp: maybe", "p:1: udp: must be true or false, not maybe; mend: write"),
     "limit-range": (

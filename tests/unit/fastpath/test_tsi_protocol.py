@@ -91,6 +91,14 @@ def test_messages_may_come_in_any_pieces():
     assert len(messages) == 3
 
 
+def test_who_stops_early_gets_the_rest_later():
+    decoder = Decoder()
+    data = HELLO + ROUTE_V4 + ROUTE_V6
+    messages = [next(decoder.feed(piece)) for piece in (data, b"", b"")]
+    assert messages == decode(data)
+    assert list(decoder.feed(b"")) == []
+
+
 def test_encodes_a_welcome():
     message = Welcome(
         first_token=0x100000,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import socket
 import struct
 from typing import Any, cast
@@ -15,6 +16,7 @@ from typing import Any, cast
 import pytest
 
 from fastpath.tsi import service as module
+from fastpath.tsi import stream
 from fastpath.tsi.policy import Limits, SandboxPolicy
 from fastpath.tsi.protocol import UNKNOWN_TOKEN
 from fastpath.tsi.service import Route, TsiService
@@ -205,6 +207,30 @@ def test_a_request_is_decided_after_its_route_was_read():
         conn = world.request(agent.first_token)  # nothing ran in between
         assert world.engine.answers[conn] == Dial(DESTINATION)
         assert world.router.said == [("route", DESTINATION)]
+
+    run(work)
+
+
+def test_a_request_waits_for_no_more_messages_than_its_route_is_behind(monkeypatch):
+    """Of what else was sent, some at a time are handled; others have their turn."""
+    monkeypatch.setattr(stream, "_MESSAGES_AT_ONCE", 4)
+
+    async def work(world):
+        agent = await world.greeted()
+        for i in range(150):
+            agent.register(agent.first_token + i)
+        for i in (0, 59, 99):  # however many turns it would take
+            conn = world.request(agent.first_token + i)
+            assert world.engine.answers[conn] == Dial(DESTINATION)
+            assert world.service.stats().tokens == i + 1
+        seen = [100]
+        while seen[-1] < 150:
+            await asyncio.sleep(0)
+            seen.append(world.service.stats().tokens)
+        assert max(b - a for a, b in itertools.pairwise(seen)) <= 4
+        agent.register(agent.first_token + 150)
+        conn = world.request(agent.first_token + 150)
+        assert world.engine.answers[conn] == Dial(DESTINATION)
 
     run(work)
 

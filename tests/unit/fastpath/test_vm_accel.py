@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -113,3 +115,35 @@ def test_a_missing_qemu_is_named_with_its_package():
 def test_an_unknown_accelerator_is_refused(host):
     with pytest.raises(FastpathError, match="accelerator xen"):
         accel.choose("xen", qemu=qemu(host, LIVES))
+
+
+def test_an_answer_that_cannot_be_kept_is_asked_for_again(host, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/no")
+    program = qemu(host, LIVES)
+    assert accel.choose("auto", qemu=program).kind == "kvm"
+    assert accel.choose("auto", qemu=program).kind == "kvm"
+    assert (host / "starts").read_text() == "started\n" * 2
+
+
+def test_two_that_ask_at_once_both_get_an_answer(host, monkeypatch):
+    """Both have written what they found before either gives it its name."""
+    both = threading.Barrier(2)
+    monkeypatch.setattr(accel, "_probe", lambda _qemu: None)
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(Path, name, after(both, getattr(Path, name)))
+    program = qemu(host, LIVES)
+    with ThreadPoolExecutor(2) as pool:
+        found = pool.map(lambda _: accel.choose("auto", qemu=program), range(2))
+        assert [each.kind for each in found] == ["kvm", "kvm"]
+    answers = host / "vsock-fastpath" / "kvm.json"
+    assert list(answers.parent.iterdir()) == [answers]
+
+
+def after(barrier, work):
+    """`work`, begun when the other one begins, too."""
+
+    def wait_and_work(*args):
+        barrier.wait(60)
+        return work(*args)
+
+    return wait_and_work

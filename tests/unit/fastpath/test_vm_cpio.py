@@ -69,3 +69,42 @@ def test_busybox_lists_what_was_written():
         ["busybox", "cpio", "-t"], input=data, capture_output=True, check=True
     )
     assert listing.stdout.split() == [b"d", b"d/file", b"d/link"]
+
+
+def test_a_host_file_is_copied_piece_by_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr(cpio, "PIECE", 7)
+    source = tmp_path / "source"
+    source.write_bytes(bytes(range(100)))
+    streamed = archive({"a": cpio.host_file(source, 0o600)})
+    assert streamed == archive({"a": cpio.file(bytes(range(100)), 0o600)})
+
+
+def test_a_host_file_is_not_held_in_memory(tmp_path):
+    """A file with a hole of 1 GiB: it is opened, not read, until it is written."""
+    source = tmp_path / "source"
+    with source.open("wb") as file:
+        file.truncate(1 << 30)
+    assert cpio.host_file(source, 0o600).data == b""
+
+
+def test_a_host_file_that_shrinks_meanwhile_is_an_error(tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    source.write_bytes(b"x" * 10)
+    monkeypatch.setattr(cpio, "PIECE", 4)
+
+    class Out(io.BytesIO):
+        def write(self, data):
+            source.write_bytes(b"")
+            return super().write(data)
+
+    with pytest.raises(cpio.SourceError, match="became shorter") as raised:
+        cpio.write({"a": cpio.host_file(source, 0o600)}, Out())
+    assert raised.value.path == source
+
+
+def test_a_host_file_that_the_format_cannot_hold_is_an_error(tmp_path):
+    source = tmp_path / "source"
+    with source.open("wb") as file:
+        file.truncate(1 << 32)
+    with pytest.raises(cpio.SourceError, match="4 GiB"):
+        archive({"a": cpio.host_file(source, 0o600)})

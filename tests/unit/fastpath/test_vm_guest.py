@@ -251,10 +251,68 @@ def test_a_guest_that_breaks_the_protocol_is_an_error(tmp_path, bytes_from_guest
     asyncio.run(work())
 
 
+def play(tmp_path, *frames):
+    """Run a command in a guest that sends these frames when it has the command."""
+
+    async def work():
+        async with asyncio.timeout(20), Guest(tmp_path / "v") as there:
+            reader, writer = await asyncio.open_unix_connection(f"{tmp_path}/v_1029")
+            ready = struct.pack("<I", 1) + b"6.1\0tsc\0"
+            writer.write(struct.pack("<II", 16, len(ready)) + ready)
+            command = asyncio.create_task(there.run(["x"], tsi=False))
+            await reader.readexactly(8)
+            for kind, payload in frames:
+                writer.write(struct.pack("<II", kind, len(payload)) + payload)
+            try:
+                return await command
+            finally:
+                writer.close()
+
+    return asyncio.run(work())
+
+
+@pytest.mark.parametrize("status", [0xFFFFFFFF, 0x7FFFFFFF, 0x80000000, 0x7F, 0x10000])
+def test_an_exit_with_a_status_of_no_process_is_an_error(tmp_path, status):
+    with pytest.raises(GuestGoneError, match="broke the exec protocol"):
+        play(tmp_path, (19, struct.pack("<I", status)))
+
+
+def test_what_a_guest_says_is_shown_as_text_and_in_bounds(tmp_path):
+    said = b"\x1b]0;owned\x07\x1b[2J agent\r\nfailed \xff " + b"x" * 100000
+    with pytest.raises(FastpathError) as caught:
+        play(tmp_path, (20, said))
+    assert caught.value.why.isprintable()
+    assert "]0;owned\ufffd\ufffd[2J agent failed \ufffd xxx" in caught.value.why
+    assert len(caught.value.why) <= guest.TEXT_MAX
+
+
+def test_frames_of_output_do_not_keep_others_from_their_turn(tmp_path, monkeypatch):
+    """A guest sends tiny frames; what has been read of them never waits."""
+    monkeypatch.setattr(guest, "FRAMES_AT_ONCE", 4)
+    turns: list[None] = []
+
+    async def work():
+        reader = asyncio.StreamReader()
+        reader.feed_data(struct.pack("<II", 16, 0) * 400)
+        reader.feed_eof()
+        async with Guest(tmp_path / "v") as there:
+            there._ready.set_result(GuestInfo(1, "", ""))
+            reading = asyncio.create_task(there._read(reader))
+            while not reading.done():
+                turns.append(None)
+                await asyncio.sleep(0)
+
+    asyncio.run(work())
+    assert len(turns) >= 100
+
+
 def test_a_guest_that_never_calls_is_an_error_and_its_socket_is_removed(tmp_path):
     async def work():
         async with Guest(tmp_path / "v", console=tmp_path / "log") as there:
-            with pytest.raises(FastpathError, match=r"did not call.*log"):
+            with pytest.raises(
+                FastpathError,
+                match=r"did not call.*said nothing yet.*log.*--boot-timeout 0\.1",
+            ):
                 await there.ready(0.05)
 
     asyncio.run(work())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -203,3 +204,36 @@ def test_a_missing_host_file_is_named(source, tmp_path):
         images.with_files(
             images.build("tiny"), {"/a": tmp_path / "no-such-file"}, tmp_path / "out"
         )
+
+
+def test_an_image_that_a_crash_damaged_is_built_again(source):
+    first = images.build("tiny")
+    (first.initramfs.parent / "image.json").write_text("")
+    assert images.build("tiny") == first
+    assert images.build("tiny").kernel_release == "9.9"
+    assert FakeArchive.log == ["fetch", "fetch"]
+
+
+def test_what_a_killed_build_has_begun_is_removed_by_the_next(source, tmp_path):
+    begun = tmp_path / "cache/vsock-fastpath/images" / f"{images.BEGUN}x" / "image"
+    begun.mkdir(parents=True)
+    images.build("tiny")
+    assert not begun.parent.exists()
+
+
+def test_a_host_file_that_goes_while_it_is_added_is_named(
+    source, tmp_path, monkeypatch
+):
+    image = images.build("tiny")
+    gone = tmp_path / "gone"
+    gone.write_text("x" * 100)
+
+    real = shutil.copyfile
+
+    def copy(*args):
+        real(*args)
+        gone.unlink()
+
+    monkeypatch.setattr(shutil, "copyfile", copy)
+    with pytest.raises(FastpathError, match=r"file .*gone: No such file"):
+        images.with_files(image, {"/a": gone}, tmp_path / "out")

@@ -28,6 +28,13 @@ def test_apps_has_what_base_has_and_more():
     assert base.text in apps.text
 
 
+def test_a_module_of_ours_can_be_left_out_again():
+    base = recipe.load("base")
+    assert base.own_modules
+    text = f"extends: base\nomit: [{base.own_modules[0]}]\n"
+    assert parse(text).own_modules == base.own_modules[1:]
+
+
 @pytest.mark.parametrize(
     ("text", "line", "why"),
     [

@@ -89,6 +89,23 @@ def test_modules_of_ours_come_last(tmp_path, kernel):
     assert tree.entries[f"{directory}/ours.ko"].data == module("first_one")
 
 
+def test_a_kernel_may_come_in_several_packages(tmp_path):
+    """As Debian has it since 6.19: the first one has nothing but its dependencies."""
+    base = f"usr/lib/modules/{RELEASE}"
+    parts = {
+        "linux-image-x": {"usr/share/doc/linux-image-x/changelog": b"text"},
+        "linux-binary-x": {f"{base}/vmlinuz": b"kernel"},
+        "linux-modules-x": {f"{base}/kernel/first_one.ko": module()},
+        "linux-base-x": {f"{base}/modules.builtin": b"kernel/b.ko\n"},
+    }
+    tree = Tree(recipe(tmp_path, modules=("first_one", "b")))
+    for name, files in parts.items():
+        tree.add_package(make_deb(tmp_path / f"{name}_1_amd64.deb", files))
+    assert tree.finish(tmp_path) == RELEASE
+    assert tree.kernel == b"kernel"
+    assert tree.entries[f"{base}/order"].data == b"first_one.ko\n"
+
+
 def test_a_user_mode_kernel_is_a_kernel(tmp_path):
     base = "usr/lib/uml/modules/7.2.7"
     files = {

@@ -124,3 +124,50 @@ def test_a_reader_that_does_not_read_costs_lines_and_no_time(tmp_path, monkeypat
 def test_a_log_that_cannot_be_opened_is_named(tmp_path):
     with pytest.raises(FastpathError, match=r"access log .*/none/a: No such file"):
         AccessLog(tmp_path / "none" / "a")
+
+
+async def written(path, lines):
+    """Wait until the file has so many lines."""
+    async with asyncio.timeout(60):
+        while not path.exists() or path.read_text().count("\n") < lines:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def test_a_file_that_was_rotated_is_opened_anew(tmp_path):
+    path, old = tmp_path / "access.log", tmp_path / "access.log.1"
+
+    async def main():
+        log = AccessLog(path)
+        log.write(RECORD)
+        await written(path, 1)
+        path.rename(old)
+        log.write(RECORD)
+        await written(path, 1)
+        path.unlink()
+        log.write(RECORD)
+        await written(path, 1)
+        await log.close()
+
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    asyncio.run(main())
+    assert len(os.listdir("/proc/self/fd")) <= before + 1  # noqa: PTH208
+    assert old.read_text().count("\n") == 1
+    assert path.read_text().count("\n") == 1
+
+
+def test_lines_go_on_to_the_old_file_when_there_can_be_no_new_one(tmp_path, caplog):
+    path = tmp_path / "folder" / "access.log"
+    path.parent.mkdir()
+    moved = tmp_path / "moved"
+
+    async def main():
+        log = AccessLog(path)
+        path.parent.rename(moved)
+        for count in (1, 2):
+            log.write(RECORD)
+            await written(moved / "access.log", count)
+        await log.close()
+
+    asyncio.run(main())
+    (message,) = caplog.messages
+    assert "lines go to the old file" in message

@@ -309,6 +309,12 @@ ERRORS = {
         "fastpath.sandboxes[0].socket",
         "longer than the 107 bytes",
     ),
+    "egress-rule-without-effect": (
+        SANDBOX + "      egress: {allow: [10.1.0.0/16], deny: [10.0.0.0/8]}\n",
+        11,
+        "fastpath.sandboxes[0].egress.allow[0]",
+        "can never match: deny[0], 10.0.0.0/8, denies what it allows",
+    ),
     "bad-egress-rule": (
         SANDBOX + "      egress: {allow: [10.0.0.0/8, nowhere]}\n",
         11,

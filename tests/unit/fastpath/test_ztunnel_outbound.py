@@ -476,7 +476,7 @@ def device_stats(conns, opened):
 def test_the_engines_counters_are_read_when_asked(world):
     collector = EngineCollector(
         engine=lambda: EngineStats(
-            conns=2, wakeups=3, spins=0, spin_hits=0, events_lost=0
+            conns=2, wakeups=3, spins=0, spin_hits=0, events_lost=0, refused=0
         ),
         devices=lambda: {"box": device_stats(4, 5), "other": device_stats(6, 7)},
         dropped_lines=lambda: 8,

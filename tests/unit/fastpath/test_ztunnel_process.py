@@ -15,6 +15,7 @@ import signal
 import socket
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -168,6 +169,8 @@ def test_a_captured_connection_reaches_the_service(tmp_path):
     assert "istio_tcp_received_bytes_total" in page[1]
     assert 'fastpath_device_opened_total{sandbox="box"} 0.0' in page[1]
     assert "fastpath_engine_wakeups_total" in page[1]
+    assert 'fastpath_tsi_unknown_total{sandbox="box"} 0.0' in page[1]
+    assert 'fastpath_tsi_tokens{sandbox="box"} 0.0' in page[1]
     assert ready == (200, "ready\n")
     assert other[0] == 404
     (line,) = (tmp_path / "access.log").read_text().splitlines()
@@ -181,6 +184,50 @@ def test_a_captured_connection_reaches_the_service(tmp_path):
         'dst.namespace="default" direction="outbound" bytes_sent=5 bytes_recv=5'
     )
     assert fields[1].startswith('duration="')
+
+
+def reasons(ztunnel, *destinations):
+    """Why the sandbox's policy denies each, as it is now."""
+    egress = ztunnel.sandboxes["box"].service.policy.egress
+    return [denial and denial.reason for denial in map(egress.check, destinations)]
+
+
+def test_the_ports_that_ztunnel_is_given_are_no_sandboxs(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    fixed = ListenAddress(LOOPBACK, port)
+    any_port = ListenAddress(LOOPBACK, 0)
+    there = config(tmp_path, 80, 80, metrics=any_port, readiness=fixed)
+
+    async def main():
+        async with Ztunnel(there) as ztunnel:
+            ports = [admin.port for admin in ztunnel.admin]
+            assert port in ports
+            own = [("127.0.0.1", each) for each in (*ports, 15008)]
+            assert reasons(ztunnel, *own) == ["ztunnel_port"] * 3
+            assert reasons(ztunnel, ("127.0.0.1", 80)) == [None]
+
+    run(main())
+
+
+def test_a_sandboxs_own_addresses_are_denied_by_each_policy_it_gets(tmp_path):
+    file = tmp_path / "policy.yaml"
+    file.write_text("egress: {allow: [127.0.0.0/8]}")
+    there = config(tmp_path, 80, 80)
+    (box,) = there.fastpath.sandboxes
+    box = replace(box, policy=file, egress=None)
+    there = replace(there, fastpath=replace(there.fastpath, sandboxes=(box,)))
+
+    async def main():
+        async with Ztunnel(there) as ztunnel:
+            own, other = ("127.0.0.2", 80), ("127.0.0.1", 80)
+            assert reasons(ztunnel, own, other) == ["own_address", None]
+            file.write_text("egress: {allow: [127.0.0.0/8], deny: ['127.0.0.1:80']}")
+            ztunnel.reload()
+            assert reasons(ztunnel, other) == ["deny_rule"]
+            assert reasons(ztunnel, own) == ["own_address"]
+
+    run(main())
 
 
 @pytest.mark.parametrize(
@@ -248,6 +295,8 @@ def test_the_sockets_are_there_and_go_away(tmp_path):
             assert not ztunnel.sandboxes["box"].backend.connected.is_set()
             assert (tmp_path / "box.sock").is_socket()
             assert (tmp_path / "box.vsock").is_socket()
+            modes = {path.stat().st_mode & 0o777 for path in tmp_path.glob("box.*")}
+            assert modes == {0o600}
             assert ztunnel.stats().conns == 0
             assert ztunnel.device_stats()["box"].conns == 0
         return before, fds()

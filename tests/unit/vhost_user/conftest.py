@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from vhost_user.descriptors import THREAD_NAME
 from vhost_user.device import SESSION_FEATURES
 from vhost_user.engine import RingConfig  # noqa: TC001  # dataclass field
 from vhost_user.message import (
@@ -189,10 +191,21 @@ def running(vmm, device):
     return vmm
 
 
+def offloaded():
+    """Return the threads that make calls which a front-end could make wait."""
+    return [t for t in threading.enumerate() if t.name.startswith(THREAD_NAME)]
+
+
 @pytest.fixture
 def open_fds():
     """Return a function that counts this process's open file descriptors."""
-    return lambda: len(list(Path("/proc/self/fd").iterdir()))
+
+    def count():
+        for thread in offloaded():
+            thread.join(10)
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    return count
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from tests.support.limits import LIMIT_S
 HERE = Path(__file__).resolve().parent
 NATIVE = HERE.parents[2] / "vhost_user" / "native"
 FLAGS = ["-std=gnu11", "-O1", "-g", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror"]
-HOOKED = ["ring", "split", "packed", "inflight"]
 
 
 def compile_c(source, to, *flags):
@@ -27,9 +26,9 @@ def compile_c(source, to, *flags):
 def crash_ring(tmp_path_factory):
     out = tmp_path_factory.mktemp("crash")
     hook = ["-Wno-unused-value", "-include", str(HERE / "crash_store.h")]
-    for name in HOOKED:
-        compile_c(NATIVE / f"{name}.c", out / f"{name}.o", *hook)
-    for source in (NATIVE / "mem.c", NATIVE / "fault.c", HERE / "crash_ring.c"):
+    for source in NATIVE.glob("ring/*.c"):
+        compile_c(source, out / f"ring-{source.stem}.o", *hook)
+    for source in (*NATIVE.glob("mem/*.c"), HERE / "crash_ring.c"):
         compile_c(source, out / f"{source.stem}.o")
     binary = out / "crash_ring"
     objects = [str(path) for path in out.glob("*.o")]

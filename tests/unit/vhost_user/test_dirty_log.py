@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.unit.vhost_user.rings import memory_of, start_ring
 from vhost_user._native import check, ffi, lib
 from vhost_user.driver import PAGE, Ram
-from vhost_user.engine import RingConfig
-from vhost_user.memory import GuestMemory, Region
 from vhost_user.message import Feature
 from vhost_user.packed_driver import make_queue
 
@@ -27,34 +26,16 @@ class Device:
 
     def __init__(self, ram, queue, *, features, logged=True):
         self.ram = ram
-        region = ram.region
-        self.memory = GuestMemory(
-            [
-                Region(
-                    gpa=region.gpa,
-                    uva=region.uva,
-                    size=region.size,
-                    fd=ram.fd,
-                    offset=region.offset,
-                )
-            ]
-        )
+        self.memory = memory_of(ram)
         self.log = ffi.new("uint8_t[]", LOG_SIZE)
         check(lib.vu_mem_set_log(self.memory.native, self.log, LOG_SIZE), "log")
-        config = RingConfig(
-            num=queue.num,
-            base=queue.base,
-            desc_uva=ram.to_uva(queue.desc),
-            avail_uva=ram.to_uva(queue.avail),
-            used_uva=ram.to_uva(queue.used),
+        self.ring = start_ring(
+            self.memory,
+            ram,
+            queue,
             features=features,
-            kick_fd=-1,
-            call_fd=-1,
             log_used_gpa=queue.used if logged else None,
         )
-        error = ffi.new("int *")
-        self.ring = lib.vu_ring_new(self.memory.native, config.native(), error)
-        check(error[0], "ring")
         self.iov = ffi.new("struct iovec[]", 64)
 
     def pop(self):

@@ -112,6 +112,7 @@ def test_vms_from_a_file(tmp_path):
         vm(
             uds_path=Path("/run/b"),
             tx_buffer_size=65536,
+            queue_size=1024,
             groups=frozenset({"x", "y"}),
         ),
         VmConfig(socket=Path("/run/c"), guest_cid=4),
@@ -164,7 +165,9 @@ def test_vms_from_a_file(tmp_path):
             ["--socket=/a", "--guest-cid=4294967295"], "not in 3..", id="cid-any"
         ),
         pytest.param(["--socket=/a", "--queue-size=100"], "power of two", id="queue"),
-        pytest.param(["--socket=/a", "--queue-size=2048"], "2..1024", id="queue-2048"),
+        pytest.param(
+            ["--socket=/a", "--queue-size=65536"], "2..32768", id="queue-65536"
+        ),
         pytest.param(["--socket=/a", "--tx-buffer-size=0"], "4096", id="window-0"),
         pytest.param(["--socket=/a", "--poll-us=-1"], "--poll-us", id="poll"),
         pytest.param(["--socket=/a", "--metrics=9090"], "IP:PORT", id="metrics"),
@@ -323,7 +326,7 @@ class Process:
     "vhost-user:conventions/sigterm",
     "vhost-user:conventions/no-daemon",
 )
-@pytest.mark.parametrize("signo", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signo", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_serves_a_guest_and_ends_clean(tmp_path, signo):
     paths = [tmp_path / name for name in ("vhost", "vsock", "stats")]
     options = ["--socket", "--uds-path", "--stats-socket"]

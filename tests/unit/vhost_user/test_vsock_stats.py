@@ -143,7 +143,7 @@ def test_a_client_of_the_unix_socket_gets_json_and_need_not_ask(tmp_path):
 
     async def main():
         server = JsonSocket(tmp_path / "stats", lambda: SNAPSHOT)
-        server.start()
+        await server.start()
         try:
             return await asyncio.to_thread(talk)
         finally:

@@ -1,0 +1,166 @@
+"""Anything at all where a guest or a client on the host is read by a parser in Python.
+
+libFuzzer's bytes, through Atheris, are what init's stream brings while a command runs
+(`fastpath.vm.guest`), a hybrid socket's CONNECT line in pieces, or messages of an agent
+cut anywhere.
+
+What must hold: each costs a bounded CPU time; init's stream ends the command with a
+status or with the error that a user may see, and nothing else is raised; what is shown
+of a guest's words is text; it doesn't matter where bytes are cut.
+
+`run.py` starts it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import sys
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["fastpath", "vhost_user"]):
+    from fastpath.errors import FastpathError
+    from fastpath.tsi import protocol
+    from fastpath.vm import guest
+    from vhost_user.errors import ClientError
+    from vhost_user.vsock.hybrid import MAX_LINE, ConnectLine
+
+from tests.fuzz.budget import Budget
+
+READY = struct.pack("<I", 1) + b"6.1\0tsc\0"
+WAIT_S = 20
+
+
+async def run_command(data):
+    """Have a command run while a guest sends `data`; return what came of it."""
+    there = guest.Guest(Path("/nonexistent/v"))
+    there._ready = asyncio.get_running_loop().create_future()
+    run = there._run = guest._Run(
+        lambda _: None, None, asyncio.get_running_loop().create_future()
+    )
+    reader = asyncio.StreamReader()
+    reader.feed_data(struct.pack("<II", guest.Frame.READY, len(READY)) + READY + data)
+    reader.feed_eof()
+    async with asyncio.timeout(WAIT_S):
+        await there._read(reader)
+    assert run.ended.done(), "a command that never ends"
+    info = there._ready.result()
+    assert (info.kernel, info.clocksource) == ("6.1", "tsc")
+    error = run.ended.exception()
+    if error is None:
+        assert 0 <= run.ended.result() <= 255
+        return
+    assert isinstance(error, FastpathError)
+    assert str(error).isprintable()
+    assert len(str(error)) <= 2 * guest.TEXT_MAX
+
+
+async def say_who_it_is(data):
+    """Have a guest send `data` before it is ready."""
+    there = guest.Guest(Path("/nonexistent/v"))
+    there._ready = asyncio.get_running_loop().create_future()
+    reader = asyncio.StreamReader()
+    reader.feed_data(struct.pack("<II", guest.Frame.READY, len(data)) + data)
+    reader.feed_eof()
+    await there._read(reader)
+    try:
+        info = there._ready.result()
+    except guest.GuestGoneError:
+        return
+    assert (info.kernel + info.clocksource).isprintable()
+
+
+def connect_line(data):
+    """Read a CONNECT line in pieces of every size; return the port or None."""
+    results: list[tuple[int, bytes] | None] = []
+    for size in (1, 2, 5, MAX_LINE):
+        line, rest, port = ConnectLine(), data, None
+        try:
+            while port is None:
+                peeked = rest[: min(line.room, size)]
+                wanted = line.wanted(peeked)
+                port = line.feed(rest[:wanted])
+                rest = rest[wanted:]
+        except ClientError:
+            results.append(None)
+        else:
+            assert 0 <= port < 2**32 - 1
+            results.append((port, rest))
+    assert all(result == results[0] for result in results), results
+
+
+def messages(data):
+    """Read an agent's messages in one piece, in pieces, and stopping after each."""
+    for made in (protocol.Decoder, protocol.DatagramDecoder):
+        pieces = [data[i : i + 7] for i in range(0, len(data), 7)]
+        whole = decoded(made(), [data])
+        assert decoded(made(), pieces) == whole
+        assert decoded(made(), [data, *[b""] * len(whole[0])], stop=True) == whole
+
+
+def decoded(decoder, pieces, *, stop=False):
+    found = []
+    try:
+        for piece in pieces:
+            for message in decoder.feed(piece):
+                found.append(message)
+                if stop:
+                    break
+    except protocol.ProtocolError as error:
+        return found, error.code, error.text
+    return found, None, ""
+
+
+class Target:
+    """What is made once, for all inputs."""
+
+    def __init__(self):
+        self.budget = Budget()
+        self.loop = asyncio.new_event_loop()
+
+    def __call__(self, data):
+        """Run one input."""
+        kind, rest = data[:1], data[1:]
+        with self.budget.measured():
+            match ord(kind or b"\0") % 4:
+                case 0:
+                    self.loop.run_until_complete(run_command(rest))
+                case 1:
+                    self.loop.run_until_complete(say_who_it_is(rest))
+                case 2:
+                    connect_line(rest)
+                case _:
+                    messages(rest)
+
+
+def seeds():
+    """Yield inputs that reach each parser."""
+
+    def frame(kind, payload):
+        return struct.pack("<II", kind, len(payload)) + payload
+
+    yield b"\0" + frame(17, b"out") + frame(18, b"err") + frame(19, bytes(4))
+    yield b"\0" + frame(21, b"\xff" * 4) * 3 + frame(19, b"\0\1\0\0")
+    yield b"\0" + frame(20, b"\x1b[2J failed")
+    yield b"\0" + frame(17, b"") * 300
+    yield b"\1" + READY
+    yield b"\2CONNECT 1024\nrest"
+    yield b"\2connect 4294967294\n"
+    hello = struct.pack("<HHIHH", 1, 8, 0x41495354, 1, 1)
+    yield b"\3" + hello + struct.pack("<HHIHH16s", 4, 24, 65536, 4, 80, b"\x0a\0\0\1")
+    yield b"\3" + hello + struct.pack("<HHHHI", 35, 12, 4000, 0, 1) + b"data"
+
+
+def main():
+    corpus = Path(sys.argv[-1])
+    if corpus.is_dir():
+        for i, seed in enumerate(seeds()):
+            (corpus / f"seed-{i}").write_bytes(seed)
+    atheris.Setup(sys.argv, Target())
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

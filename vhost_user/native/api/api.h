@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * api.h - what Python calls; vu.h is its manual
+ *
+ * engine.c	an engine, from start to end
+ * device.c	its devices and their rings
+ * route.c	which far side a device's ports have
+ * listener.c	listening sockets
+ * conn.c	connections
+ *
+ * Each call stops the engine between two turns, changes one thing and lets it
+ * go on, so none of them meets a half-done batch. A call finds its device,
+ * listener or connection by id and says -VU_ERR_GONE when it is no more: the
+ * guest or a peer may have ended it while Python was thinking.
+ */
+#ifndef API_H
+#define API_H
+
+#include "engine/engine.h"
+
+/**
+ * dev_fn - Something to do with a device
+ * @e:		Engine, stopped
+ * @d:		Device
+ * @arg:	What the caller knows of it
+ *
+ * Returns: what the call returns
+ */
+typedef int64_t dev_fn(struct vu_engine *e, struct vu_dev *d, void *arg);
+
+int64_t with_dev(struct vu_engine *e, uint32_t dev, dev_fn *fn, void *arg);
+void device_remove(struct vu_engine *e, uint32_t slot);
+void listener_remove(struct vu_engine *e, uint32_t slot);
+
+#endif /* API_H */

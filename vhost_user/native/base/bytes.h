@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * bytes.h - a queue of bytes in a ring buffer
+ */
+#ifndef BYTES_H
+#define BYTES_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include <sys/uio.h>
+
+/**
+ * struct bytes - A queue of bytes; all zero: empty
+ * @data:	The buffer, NULL while the queue is empty
+ * @at:		Where the first byte is
+ * @len:	How many there are
+ * @cap:	Size of the buffer, a power of two
+ */
+struct bytes {
+	char *data;
+	uint32_t at;
+	uint32_t len;
+	uint32_t cap;
+};
+
+bool bytes_put(struct bytes *b, const struct iovec *iov, unsigned n_iov,
+	       size_t skip);
+unsigned bytes_peek(const struct bytes *b, uint32_t off, uint32_t len,
+		    struct iovec ret[2]);
+void bytes_drop(struct bytes *b, uint32_t n);
+void bytes_free(struct bytes *b);
+
+#endif /* BYTES_H */

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * msgs.c - a queue of messages, the last of which may be incomplete
+ *
+ * Theory of operation
+ * ===================
+ *
+ * The messages lie one behind the other, each behind its mark:
+ *
+ *	mark, message, mark, message, ... mark, message so far
+ *
+ * A mark is a word: bytes << 2 | the flags of the message's last part, 0 while
+ * that hasn't come.
+ */
+
+#include <assert.h>
+
+#include "base/iov.h"
+#include "base/msgs.h"
+
+#define FLAGS 3U
+
+static_assert((uint64_t)MSGS_LEN_MAX << 2 <= UINT32_MAX, "fits a mark");
+
+/**
+ * mark_at() - Read a mark
+ * @m:		Queue
+ * @at:		Where it is
+ *
+ * Returns: the mark
+ */
+static uint32_t mark_at(const struct msgs *m, uint32_t at)
+{
+	uint32_t mark = 0;
+	struct iovec iov[2];
+	unsigned n = bytes_peek(&m->bytes, at, MSGS_MARK, iov);
+
+	iov_copy(iov, n, 0, &mark, MSGS_MARK, false);
+	return mark;
+}
+
+/**
+ * mark_set() - Write a mark
+ * @m:		Queue
+ * @at:		Where it is
+ * @mark:	Mark
+ */
+static void mark_set(struct msgs *m, uint32_t at, uint32_t mark)
+{
+	struct iovec iov[2];
+	unsigned n = bytes_peek(&m->bytes, at, MSGS_MARK, iov);
+
+	iov_copy(iov, n, 0, &mark, MSGS_MARK, true);
+}
+
+/**
+ * msgs_put() - Append a message, or a part of it
+ * @m:		Queue; the part goes on with its last message, if that isn't
+ *		whole yet
+ * @iov:	Bytes
+ * @n_iov:	Segments
+ * @skip:	Leading bytes to leave out
+ * @flags:	Of the message's last part; 0: more is to come
+ *
+ * Returns: false if out of memory; the queue can only be freed then
+ */
+bool msgs_put(struct msgs *m, const struct iovec *iov, unsigned n_iov,
+	      size_t skip, uint32_t flags)
+{
+	uint32_t mark = m->bytes.len ? mark_at(m, m->tail) : FLAGS;
+	uint32_t before;
+
+	if (mark & FLAGS) {
+		struct iovec word = {.iov_base = &mark, .iov_len = MSGS_MARK};
+
+		mark = 0;
+		m->tail = m->bytes.len;
+		if (!bytes_put(&m->bytes, &word, 1, 0))
+			return false;
+	}
+	before = m->bytes.len;
+	if (!bytes_put(&m->bytes, iov, n_iov, skip))
+		return false;
+	mark_set(m, m->tail, (mark + ((m->bytes.len - before) << 2)) | flags);
+	return true;
+}
+
+/**
+ * msgs_head() - Look at the first message
+ * @m:		Queue
+ * @ret:	The message
+ *
+ * Returns: false if there is none
+ */
+bool msgs_head(const struct msgs *m, struct msg *ret)
+{
+	uint32_t mark;
+
+	if (!m->bytes.len)
+		return false;
+	mark = mark_at(m, 0);
+	ret->len = mark >> 2;
+	ret->flags = mark & FLAGS;
+	ret->n_iov = bytes_peek(&m->bytes, MSGS_MARK, ret->len, ret->iov);
+	return true;
+}
+
+/**
+ * msgs_advance() - Forget what was delivered of the first message
+ * @m:		Queue
+ * @n:		Bytes of it
+ * @whole:	It, or the rest of it, is delivered
+ */
+void msgs_advance(struct msgs *m, uint32_t n, bool whole)
+{
+	uint32_t mark = mark_at(m, 0), step = n;
+
+	if (whole)
+		step += MSGS_MARK;
+	else if (!n)
+		return;
+	bytes_drop(&m->bytes, step);
+	m->tail = m->tail > step ? m->tail - step : 0;
+	if (!whole) /* over bytes of the message, which are delivered */
+		mark_set(m, 0, mark - (n << 2));
+}

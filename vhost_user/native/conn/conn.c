@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * conn.c - the life of a connection
+ *
+ * Theory of operation
+ * ===================
+ *
+ * How a connection begins is its sides' business (side/target.c, vsock/tx.c).
+ * When bytes may flow is said here, and when it is over: by the states of its
+ * two pipes, in one table.
+ *
+ * Whatever ends a connection, three hear of it, in this order: Python by an
+ * event, the far side, the near side.
+ */
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "conn/conn.h"
+
+/**
+ * enum verdict - What the states of two pipes mean
+ * @STAYS:	The connection goes on
+ * @FINISHES:	Both directions are done, and the near side was told so by
+ *		their ends: all that is left to it is to let go
+ * @IS_OVER:	Both are done, and it wants, or has, to hear that it is over
+ */
+enum verdict { STAYS, FINISHES, IS_OVER };
+
+/*
+ * By the state of up, then of down. VIRTIO 1.2 section 5.10.6.5 "Stream
+ * Sockets": "VIRTIO_VSOCK_SHUTDOWN_F_RECEIVE bit 0 set indicates that the peer
+ * will not receive any more data", "F_SEND bit 1 set indicates that the peer
+ * will not send any more data". "These hints are permanent once sent". "Clean
+ * disconnect is achieved by one or more VIRTIO_VSOCK_OP_SHUTDOWN packets that
+ * indicate no more data will be sent and received, followed by a
+ * VIRTIO_VSOCK_OP_RST response from the peer."
+ *
+ *	guest said	far side said	up	down
+ *	-		-		FLOWS	FLOWS
+ *	SEND		-		ENDED	FLOWS	(ENDING while bytes are
+ *kept) RECEIVE		-		FLOWS	BROKEN SEND, RECEIVE	-
+ *ENDED	BROKEN	close(): a RST answers -		end		FLOWS
+ *ENDED SEND		end		ENDED	ENDED	we say both, a RST
+ *answers RECEIVE		end		FLOWS	BROKEN	it may still
+ *send -		takes no more	BROKEN	FLOWS	told RECEIVE -
+ *both		BROKEN	ENDED	told both, a RST answers SEND		takes no
+ *more	ENDED	FLOWS	(BROKEN if bytes are lost) RECEIVE		takes no
+ *more	BROKEN	BROKEN	nothing is left: a RST
+ */
+static const uint8_t verdicts[PIPE_STATES][PIPE_STATES] = {
+    [PIPE_FLOWS] = {STAYS, STAYS, STAYS, STAYS},
+    [PIPE_ENDING] = {STAYS, STAYS, STAYS, STAYS},
+    [PIPE_ENDED] = {STAYS, STAYS, FINISHES, IS_OVER},
+    [PIPE_BROKEN] = {STAYS, STAYS, FINISHES, IS_OVER},
+};
+
+/**
+ * conn_wake() - A connection has something to do
+ * @c:		Connection
+ */
+void conn_wake(struct vu_conn *c)
+{
+	list_add(&c->core->run, &c->run);
+}
+
+/* ---- events ---- */
+
+/**
+ * put_names() - Give an event a socket's two addresses
+ * @event:	Event
+ * @fd:		The near side's socket
+ */
+static void put_names(struct vu_event *event, int fd)
+{
+	struct sockaddr_storage name;
+	socklen_t len = sizeof(name);
+
+	if (!getpeername(fd, (struct sockaddr *)&name, &len) &&
+	    len <= sizeof(event->src)) {
+		memcpy(event->src, &name, len);
+		event->src_len = (uint16_t)len;
+	}
+	len = sizeof(name);
+	if (!getsockname(fd, (struct sockaddr *)&name, &len) &&
+	    len <= sizeof(event->dst)) {
+		memcpy(event->dst, &name, len);
+		event->dst_len = (uint16_t)len;
+	}
+}
+
+/**
+ * conn_post() - Tell Python about a connection, if it wants to hear
+ * @c:		Connection
+ * @kind:	What happened
+ * @error:	errno, or 0
+ */
+void conn_post(struct vu_conn *c, enum vu_event_kind kind, int error)
+{
+	struct vu_event event = {
+	    .conn = conn_id(c),
+	    .up_bytes = c->up_bytes,
+	    .down_bytes = c->down_bytes,
+	    .kind = kind,
+	    .error = error,
+	    .peer_port = c->peer_port,
+	    .port = c->port,
+	    .cid = c->dev ? c->cid : 0,
+	};
+
+	if (kind == VU_EV_FAILED || kind == VU_EV_CLOSED) {
+		if (c->reported)
+			return;
+		c->reported = true;
+	}
+	if (kind != VU_EV_REQUEST && !(c->want & (1U << kind)))
+		return;
+	event.duration_us = clock_us() - c->start_us;
+	if (c->near.fd >= 0)
+		put_names(&event, c->near.fd);
+	outbox_push(&c->core->outbox, c->outbox, &event,
+		    kind == VU_EV_REQUEST || kind == VU_EV_FAILED);
+}
+
+/* ---- the beginning ---- */
+
+/**
+ * conn_opened() - The far side is there: bytes may flow
+ * @c:		Connection
+ */
+void conn_opened(struct vu_conn *c)
+{
+	if (c->far.ops->opened)
+		c->far.ops->opened(c, &c->far);
+	if (c->near.ops->opened)
+		c->near.ops->opened(c, &c->near);
+	conn_set(c, CONN_OPEN);
+	conn_post(c, VU_EV_OPENED, 0);
+	conn_wake(c);
+}
+
+/* ---- the end ---- */
+
+/**
+ * report() - Python and the near side hear how a connection ended
+ * @c:		Connection
+ * @error:	errno, or 0
+ */
+static void report(struct vu_conn *c, int error)
+{
+	bool was = c->state == CONN_OPEN || c->state == CONN_ORPHAN ||
+		   c->state == CONN_LINGER;
+
+	if (c->near.ops->over)
+		c->near.ops->over(c, error);
+	conn_post(c, was ? VU_EV_CLOSED : VU_EV_FAILED, error);
+}
+
+/**
+ * close_far() - Let go of the far side
+ * @c:		Connection
+ * @error:	errno: its peer must see an error
+ */
+static void close_far(struct vu_conn *c, int error)
+{
+	if (c->far.ops->close)
+		c->far.ops->close(c, &c->far, error);
+}
+
+/**
+ * conn_abort() - End a connection, whatever its state
+ * @c:		Connection; gone afterwards, or as good as
+ * @error:	errno; 0: it ended in good order, both directions
+ */
+void conn_abort(struct vu_conn *c, int error)
+{
+	if (c->state == CONN_FREE || c->state == CONN_DEAD)
+		return; /* its end ended it */
+	report(c, error);
+	close_far(c, error);
+	if (c->state == CONN_FREE || c->state == CONN_DEAD)
+		return;
+	if (c->near.ops->close)
+		c->near.ops->close(c, &c->near, error);
+	list_del(&c->run);
+	bytes_free(&c->up.kept.bytes);
+	bytes_free(&c->down.kept.bytes);
+	if (c->near.ops->kept)
+		c->near.ops->kept(c);
+	c->near.ops->reset(c);
+}
+
+/**
+ * conn_drop() - End a connection whose near side knows
+ * @c:		Connection; gone afterwards
+ * @error:	errno; 0: it ended in good order
+ */
+void conn_drop(struct vu_conn *c, int error)
+{
+	report(c, error);
+	close_far(c, error);
+	conn_free(c);
+}
+
+/**
+ * conn_misfit() - End a connection whose message can't be delivered
+ * @c:		Connection; gone afterwards, or as good as
+ * @error:	errno
+ */
+void conn_misfit(struct vu_conn *c, int error)
+{
+	if (c->near.ops->misfit)
+		c->near.ops->misfit(c);
+	conn_abort(c, error);
+}
+
+/**
+ * conn_settle() - End a connection if its pipes say so
+ * @c:		Connection, bytes flow; may be gone afterwards
+ *
+ * Between two guests neither decides for the other: that ends by their RSTs.
+ */
+void conn_settle(struct vu_conn *c)
+{
+	uint8_t verdict = verdicts[c->up.state][c->down.state];
+
+	if (c->twin || verdict == STAYS)
+		return;
+	/* EPIPE: it has closed in good order, and the guest knows */
+	if (verdict == IS_OVER || (c->error && c->error != EPIPE)) {
+		conn_abort(c, c->error);
+		return;
+	}
+	report(c, 0);
+	close_far(c, 0);
+	list_del(&c->run);
+	c->near.ops->finished(c);
+}
+
+/**
+ * conn_forsake() - Let go of a connection whose guest is gone, soon
+ * @c:		Connection; nobody's afterwards
+ * @error:	errno
+ *
+ * A guest may leave with tens of thousands of connections, and to close a
+ * socket takes microseconds: other guests' turns come in between.
+ */
+void conn_forsake(struct vu_conn *c, int error)
+{
+	static const struct side_ops nobody;
+
+	report(c, error);
+	conn_unhash(c);
+	list_del(&c->run);
+	list_del(&c->owe_link);
+	if (c->near.ops->freed)
+		c->near.ops->freed(c);
+	c->near.ops = &nobody;
+	if (c->twin)
+		close_far(c, error);
+	c->dev = NULL;
+	conn_set(c, CONN_DEAD);
+	conn_rename(c);
+	list_add(&c->core->forsaken, &c->run);
+}
+
+/**
+ * conn_reap() - Close connections whose guest is gone
+ * @core:	Table
+ * @most:	So many
+ */
+void conn_reap(struct core *core, unsigned most)
+{
+	while (most-- && !list_empty(&core->forsaken)) {
+		struct vu_conn *c =
+		    container_of(core->forsaken.next, struct vu_conn, run);
+
+		close_far(c, ECONNRESET);
+		conn_free(c);
+	}
+}
+
+/* ---- turns ---- */
+
+/**
+ * conn_run() - Move a connection's bytes for one turn
+ * @c:		Connection from the run list; may be gone afterwards
+ *
+ * Between two guests the bytes for a guest are in the pipe of the other's.
+ */
+void conn_run(struct vu_conn *c)
+{
+	if (!conn_flows(c))
+		return;
+	if (c->twin) {
+		if (c->state == CONN_OPEN && conn_flows(c->twin))
+			pipe_run(c->twin, &c->twin->up);
+		return;
+	}
+	pipe_run(c, &c->up);
+	if (conn_flows(c))
+		pipe_run(c, &c->down);
+	if (conn_flows(c))
+		conn_settle(c);
+}

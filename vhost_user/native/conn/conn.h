@@ -1,0 +1,355 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * conn.h - a connection: two sides, and two pipes between them
+ *
+ * table.c	where connections are: slabs, ids, the hash by addresses
+ * pipe.c	one direction: bytes that wait, and how it ends
+ * conn.c	the life of a connection
+ *
+ * The near side opened the connection, the far side was asked for. Up is near
+ * to far, down is far to near.
+ */
+#ifndef CONN_H
+#define CONN_H
+
+#include <sys/socket.h>
+
+#include "base/credit.h"
+#include "base/list.h"
+#include "base/msgs.h"
+#include "base/outbox.h"
+#include "vu.h"
+
+#define HOST_CID  2
+#define SCRATCH	  (256 * 1024) /* one turn of one direction, bytes */
+#define STREAM	  1	       /* VIRTIO_VSOCK_TYPE_ */
+#define SEQPACKET 2
+
+struct vu_conn;
+struct vu_dev;
+struct side;
+struct room;
+
+/* ---- sides ---- */
+
+/**
+ * struct side_ops - What a kind of side can do; NULL: nothing
+ * @message:	Sink: it takes whole messages only
+ * @give:	Sink: take bytes, or a message with its flags. Returns how many
+ *		it took; -EAGAIN: none now, it runs the connection when it can;
+ *		-EMSGSIZE: never this one; another -errno: it takes no more
+ * @room:	Sink: lend buffers to read into; false: none now, same
+ * @fill:	Sink: @len bytes are in them
+ * @pull:	Source: move what it has to the sink, for a turn
+ * @taken:	Source: the sink took so many bytes of it
+ * @shut:	SHUT_WR: nothing more will be given; SHUT_RD: nothing more is
+ *		taken
+ * @close:	Let go of it; an errno: its peer must see an error
+ * @opened:	The connection is established
+ *
+ * Of the near side, which the connection is accounted to:
+ * @later:	Wait until the host's listener has room; false: it can't
+ * @over:	The connection ends, or never was, because of an errno, or 0
+ * @finished:	Both directions ended in good order
+ * @reset:	It is over; say so. The connection is gone, or stays CONN_DEAD
+ *		until that is said
+ * @freed:	It is being freed
+ * @kept:	Other bytes are kept than before
+ * @window:	Bytes that its far side's socket may hold, 0: as usual
+ * @shrink:	Offer a smaller window: its far side holds so little
+ * @fault:	A system call found no guest memory
+ * @misfit:	A message can't be delivered
+ */
+struct side_ops {
+	bool message;
+	ssize_t (*give)(struct vu_conn *c, struct side *s,
+			const struct iovec *iov, unsigned n_iov, size_t len,
+			uint32_t flags);
+	bool (*room)(struct vu_conn *c, size_t most, struct room *ret);
+	void (*fill)(struct vu_conn *c, const struct room *room, size_t len,
+		     uint32_t flags);
+	void (*pull)(struct vu_conn *c, struct side *s);
+	void (*taken)(struct vu_conn *c, size_t n);
+	void (*shut)(struct vu_conn *c, struct side *s, int how);
+	void (*close)(struct vu_conn *c, struct side *s, int error);
+	void (*opened)(struct vu_conn *c, struct side *s);
+	bool (*later)(struct vu_conn *c);
+	void (*over)(struct vu_conn *c, int error);
+	void (*finished)(struct vu_conn *c);
+	void (*reset)(struct vu_conn *c);
+	void (*freed)(struct vu_conn *c);
+	void (*kept)(struct vu_conn *c);
+	uint32_t (*window)(struct vu_conn *c);
+	void (*shrink)(struct vu_conn *c, uint32_t most);
+	void (*fault)(struct vu_conn *c);
+	void (*misfit)(struct vu_conn *c);
+};
+
+/**
+ * struct side - One side of a connection
+ * @ops:	What it is
+ * @fd:		Its socket, or -1
+ * @readable:	read() may have bytes; cleared when it had none
+ * @writable:	write() may take bytes; cleared when it took none
+ * @fills:	It was full once: epoll reports when it is writable again
+ * @more:	A short read doesn't mean that it is empty
+ * @hup:	Its peer neither sends nor takes any more
+ */
+struct side {
+	const struct side_ops *ops;
+	int fd;
+	bool readable : 1;
+	bool writable : 1;
+	bool fills : 1;
+	bool more : 1;
+	bool hup : 1;
+};
+
+/**
+ * struct room - Buffers that a sink lends
+ * @n_chains:	RX chains that they are in
+ * @n_iov:	Entries of core.rx_iov: the chains' segments as they are
+ * @n_payload:	Entries of core.rx_payload: the same behind the headers
+ * @len:	Bytes of payload that fit
+ */
+struct room {
+	unsigned n_chains;
+	unsigned n_iov;
+	unsigned n_payload;
+	size_t len;
+};
+
+/* ---- pipes ---- */
+
+/**
+ * enum pipe_state - How far a direction is
+ * @PIPE_FLOWS:	Its source may send
+ * @PIPE_ENDING: Its source has ended; bytes are kept that the sink waits for
+ * @PIPE_ENDED:	The sink knows that it ended
+ * @PIPE_BROKEN: The sink takes no more, and the source knows
+ */
+enum pipe_state { PIPE_FLOWS, PIPE_ENDING, PIPE_ENDED, PIPE_BROKEN };
+
+#define PIPE_STATES (PIPE_BROKEN + 1)
+
+/**
+ * struct pipe - One direction of a connection
+ * @kept:	Bytes that the sink had no room for; messages of SEQPACKET
+ * @state:	enum pipe_state
+ */
+struct pipe {
+	struct msgs kept;
+	uint8_t state;
+};
+
+/* ---- connections ---- */
+
+/**
+ * enum conn_state - The life of a connection; conn.c has the arrows
+ * @CONN_FREE:	A slot without one
+ * @CONN_NEW:	Just made
+ * @CONN_HELD:	Requested; Python has to answer
+ * @CONN_DIALING: The far side's connect() is under way
+ * @CONN_REQUESTED: We asked the guest and await its answer
+ * @CONN_OPEN:	Bytes flow
+ * @CONN_ORPHAN: The guest has let go; bytes that it sent still go up
+ * @CONN_LINGER: Both directions ended; the guest has yet to let go of the ports
+ * @CONN_DEAD:	Over; the RST waits for an RX buffer, or a close for its turn
+ */
+enum conn_state {
+	CONN_FREE,
+	CONN_NEW,
+	CONN_HELD,
+	CONN_DIALING,
+	CONN_REQUESTED,
+	CONN_OPEN,
+	CONN_ORPHAN,
+	CONN_LINGER,
+	CONN_DEAD,
+};
+
+#define CONN_STATES (CONN_DEAD + 1)
+
+/* What the engine owes the guest about a connection, or'ed; sent as RX buffers
+ * come, lowest bit first */
+#define OWE_REQUEST  1U
+#define OWE_RESPONSE 2U
+#define OWE_RST	     4U
+#define OWE_SHUTDOWN 8U
+#define OWE_CREDIT   16U
+#define OWE_ASK	     32U /* CREDIT_REQUEST: ours, or a sibling asks */
+
+/**
+ * struct vu_conn - A connection
+ * @run:	On the list of those that have something to do, or its device's
+ *		of those that wait for RX buffers or for a full listener
+ * @owe_link:	On its device's list of conns with @owe
+ * @timer:	On one of the lists of deadlines
+ * @hash_next:	Next in the hash bucket, or on the free list
+ * @core:	What all connections share
+ * @dev:	Device whose guest is the near side; NULL: a socket is
+ * @twin:	The same connection as a sibling sees it; see vsock/sibling.c
+ * @outbox:	Where its events go
+ * @since_us:	When its deadline began to run
+ * @type:	STREAM or SEQPACKET
+ * @target:	enum vu_target_kind of the far side
+ * @error:	First errno that broke a pipe
+ * @told:	VIRTIO_VSOCK_SHUTDOWN_ flags that the guest was sent
+ * @guest_shut:	Same, that it sent
+ * @rx_chains:	RX buffers to take for the next read
+ * @want:	VU_WANT_ bits of the device or listener
+ * @reported:	Its end was posted
+ * @enlarged:	Its socket holds a window, and so much is in its device's
+ *		enlarged_bytes
+ * @asks:	Times that credit was due and didn't come
+ * @asked_at:	credit.tx_cnt when it was asked for last, if @asks
+ * @held:	Bytes of it in its device's queued_bytes
+ */
+struct vu_conn {
+	/* looked at with each packet */
+	struct list run;
+	struct vu_dev *dev;
+	struct vu_conn *hash_next;
+	struct vu_conn *twin;
+	uint32_t peer_port;
+	uint32_t port;
+	uint32_t cid;
+	uint8_t state;
+	uint8_t type;
+	uint8_t target;
+	uint8_t owe;
+	struct side far;
+	struct credit credit;
+	uint32_t held;
+	struct pipe up;
+	uint64_t up_bytes;
+	uint64_t down_bytes;
+	struct pipe down;
+	struct list owe_link;
+	struct side near;
+	struct core *core;
+	/* seldom */
+	struct list timer;
+	struct outbox_queue *outbox;
+	uint64_t start_us;
+	uint64_t since_us;
+	uint32_t index;
+	uint32_t generation;
+	uint32_t asked_at;
+	uint16_t asks;
+	uint16_t error;
+	uint8_t guest_shut;
+	uint8_t told;
+	uint8_t rx_chains;
+	uint8_t want;
+	bool reported : 1;
+	bool hashed : 1;
+	bool enlarged : 1;
+};
+
+/**
+ * enum deadline - What ends when its time is up; one list each, by age
+ * @DEADLINE_DIAL: A connection that isn't established
+ * @DEADLINE_LINGER: A guest that doesn't let go of its ports
+ * @DEADLINE_ORPHAN: Bytes that a host program doesn't take, of a guest that
+ *		left
+ */
+enum deadline { DEADLINE_DIAL, DEADLINE_LINGER, DEADLINE_ORPHAN };
+
+#define DEADLINES (DEADLINE_ORPHAN + 1)
+
+#define BATCH_IOV    1024 /* IOV_MAX */
+#define BATCH_CHAINS 256
+
+/**
+ * struct core - What all connections of an engine share
+ * @epoll_fd:	Reports what happens to sockets
+ * @active:	Devices that a turn looks at
+ * @run:	Connections that have something to do
+ * @forsaken:	Connections to close; their guests are gone
+ * @deadlines:	Connections that have one
+ * @retrying:	Devices with connections that wait for a full listener
+ * @thirsty:	Connections without credit
+ * @thirsty_us:	Since when there is one
+ * @refused:	Clients of listeners that found no room
+ * @slabs:	Where connections live
+ * @free:	Slots without one
+ * @buckets:	Guests' connections, by their addresses
+ * @tx_iov:	One batch; nothing in it outlives a turn: payload from the guest
+ * @rx_iov:	Same: buffers of the guest
+ * @rx_payload:	Same: they behind the headers
+ * @scratch:	Same: what a socket had
+ * @chargen:	RFC 864's bytes
+ */
+struct core {
+	int epoll_fd;
+	uint32_t max_conns;
+	uint64_t conns;
+	struct list active;
+	struct list run;
+	struct list forsaken;
+	struct list deadlines[DEADLINES];
+	struct list retrying;
+	struct list thirsty;
+	uint64_t thirsty_us;
+	uint64_t refused;
+	struct outbox outbox;
+
+	struct vu_conn **slabs;
+	unsigned n_slabs;
+	struct vu_conn *free;
+	struct vu_conn **buckets;
+	uint32_t n_buckets;
+	uint32_t n_hashed;
+	uint64_t hash_seed;
+
+	struct iovec tx_iov[BATCH_IOV];
+	struct iovec rx_iov[BATCH_IOV];
+	struct iovec rx_payload[BATCH_IOV];
+	struct vu_chain tx_chains[BATCH_CHAINS];
+	struct vu_chain rx_chains[BATCH_CHAINS];
+	char scratch[SCRATCH];
+	char chargen[SCRATCH];
+};
+
+/* state.c */
+void conn_set(struct vu_conn *c, enum conn_state state);
+bool conn_flows(const struct vu_conn *c);
+
+/* table.c */
+void core_init(struct core *core, uint32_t max_conns);
+void core_free(struct core *core);
+struct vu_conn *conn_new(struct core *core, struct outbox_queue *outbox);
+void conn_free(struct vu_conn *c);
+uint64_t conn_id(const struct vu_conn *c);
+void conn_rename(struct vu_conn *c);
+struct vu_conn *conn_by_id(const struct core *core, uint64_t id);
+struct vu_conn *conn_find(const struct core *core, const struct vu_dev *d,
+			  uint32_t peer_port, uint64_t cid, uint32_t port);
+int conn_hash(struct vu_conn *c);
+void conn_unhash(struct vu_conn *c);
+
+/* pipe.c */
+struct side *pipe_source(struct vu_conn *c, const struct pipe *p);
+struct side *pipe_sink(struct vu_conn *c, const struct pipe *p);
+struct pipe *pipe_from(struct vu_conn *c, const struct side *source);
+struct pipe *pipe_to(struct vu_conn *c, const struct side *sink);
+void pipe_put(struct vu_conn *c, struct pipe *p, const struct iovec *iov,
+	      unsigned n_iov, size_t len, uint32_t flags);
+void pipe_end(struct vu_conn *c, struct pipe *p);
+void pipe_break(struct vu_conn *c, struct pipe *p, int error);
+void pipe_run(struct vu_conn *c, struct pipe *p);
+
+/* conn.c */
+void conn_wake(struct vu_conn *c);
+void conn_run(struct vu_conn *c);
+void conn_settle(struct vu_conn *c);
+void conn_post(struct vu_conn *c, enum vu_event_kind kind, int error);
+void conn_opened(struct vu_conn *c);
+void conn_abort(struct vu_conn *c, int error);
+void conn_drop(struct vu_conn *c, int error);
+void conn_misfit(struct vu_conn *c, int error);
+void conn_forsake(struct vu_conn *c, int error);
+void conn_reap(struct core *core, unsigned most);
+
+#endif /* CONN_H */

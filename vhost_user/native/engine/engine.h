@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * engine.h - the engine thread
+ *
+ * timers.c	what is due
+ * poll.c	adaptive polling
+ * loop.c	turns, and the lock
+ */
+#ifndef ENGINE_H
+#define ENGINE_H
+
+#include "side/listener.h"
+#include "vsock/dev.h"
+
+#define MAX_LISTENERS VU_MAX_DEVICES
+#define EVENTS	      256 /* one epoll_wait() */
+
+/* epoll tags of what isn't a connection: the lower half, a conn's index, is 0
+ */
+#define TAG_WAKE     (1ULL << 32)
+#define TAG_KICK     (2ULL << 32) /* + the device's slot << 40 */
+#define TAG_LISTENER (3ULL << 32) /* + the listener's slot << 40 */
+
+/**
+ * struct poller - Adaptive polling; see poll.c
+ * @max_us:	Longest window
+ * @window_us:	How long to spin before blocking
+ * @skip:	Waits that don't spin
+ * @penalty:	How many the next time
+ * @yield_skip:	Waits that don't yield
+ * @yield_penalty: How many the next time
+ */
+struct poller {
+	uint32_t max_us;
+	uint32_t window_us;
+	uint32_t skip;
+	uint32_t penalty;
+	uint32_t yield_skip;
+	uint32_t yield_penalty;
+};
+
+/**
+ * struct vu_engine - An engine
+ * @core:	What its connections share
+ * @lock:	Held by its thread except while that blocks
+ * @resumed:	The thread may go on
+ * @waiting:	Control calls at the lock, atomic
+ * @blocked:	In epoll_wait() without the lock
+ * @paused:	Listeners that are out of descriptors
+ * @retried_us:	When what waits for the host was last tried
+ * @named:	Devices and listeners so far: what makes ids unique
+ */
+struct vu_engine {
+	struct core core;
+	pthread_mutex_t lock;
+	pthread_cond_t resumed;
+	unsigned waiting;
+	bool blocked;
+	bool stopping;
+	int wake_fd;
+	uint32_t named;
+	struct vu_engine_config cfg;
+	struct poller poller;
+	struct vu_engine_stats stats;
+	struct list paused;
+	uint64_t retried_us;
+	struct vu_dev *devs[VU_MAX_DEVICES];
+	struct vu_listener *listeners[MAX_LISTENERS];
+};
+
+/**
+ * name_new() - Make an id for a device or listener
+ * @e:		Engine, stopped
+ * @slot:	Where it will be
+ *
+ * Returns: an id that nothing else had; its lower part is @slot
+ */
+static inline uint32_t name_new(struct vu_engine *e, uint32_t slot)
+{
+	return (e->named++ & 0x1fffffU) * VU_MAX_DEVICES + slot;
+}
+
+/* timers.c */
+int timers_run(struct vu_engine *e);
+
+/* poll.c */
+bool poll_pending(const struct vu_engine *e);
+bool poll_give_way(struct vu_engine *e);
+bool poll_spin(struct vu_engine *e, bool (*look)(struct vu_engine *e));
+void poll_adapt(struct poller *p, bool spun, uint64_t blocked_us);
+
+/* loop.c */
+void loop_enter(struct vu_engine *e);
+void loop_leave(struct vu_engine *e);
+void loop_wake(struct vu_engine *e);
+bool loop_turn(struct vu_engine *e);
+
+#endif /* ENGINE_H */

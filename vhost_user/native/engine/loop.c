@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * loop.c - the engine thread: turns, and the lock
+ *
+ * Theory of operation
+ * ===================
+ *
+ * One thread serves every device, listener and connection, by turns: collect
+ * what epoll has, act on the rings of each active device, run each connection
+ * that has something to do for a bounded amount, publish each ring once.
+ * Everything is edge-triggered and registered once, so a turn costs the system
+ * calls that move bytes and little else. Kick eventfds are never read: an edge
+ * is all that a kick has to say.
+ *
+ * A device is active from its kick, or from something that we do for it, until
+ * it has no work: then it is asked for kicks and left alone. So idle VMs cost a
+ * turn nothing, and are as many as one likes.
+ *
+ * Control calls come from Python's thread. They take the engine's lock, which
+ * the thread holds except while it blocks in epoll_wait(). A mutex is not fair,
+ * so the thread yields between turns as long as anyone is waiting.
+ */
+
+#include <errno.h>
+#include <unistd.h>
+
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+
+#include "base/clock.h"
+#include "engine/engine.h"
+#include "side/socket.h"
+#include "side/target.h"
+
+#define REAPS	   32	       /* closes, in one turn */
+#define CACHED	   (512 << 10) /* what a core's cache holds, in bytes */
+#define IDLE_TURNS 64	       /* until a device is asked for kicks */
+
+/* ---- the lock ---- */
+
+/**
+ * loop_enter() - Stop the engine between two turns
+ * @e:		Engine
+ */
+void loop_enter(struct vu_engine *e)
+{
+	__atomic_fetch_add(&e->waiting, 1, __ATOMIC_SEQ_CST);
+	pthread_mutex_lock(&e->lock);
+	__atomic_fetch_sub(&e->waiting, 1, __ATOMIC_SEQ_CST);
+}
+
+/**
+ * loop_wake() - Make a blocking wait return
+ * @e:		Engine
+ */
+void loop_wake(struct vu_engine *e)
+{
+	const uint64_t one = 1;
+
+	if (write(e->wake_fd, &one, sizeof(one)) < 0)
+		return; /* the counter is full: a wake-up is pending */
+}
+
+/**
+ * loop_leave() - Let it go on
+ * @e:		Engine
+ */
+void loop_leave(struct vu_engine *e)
+{
+	outbox_signal(&e->core.outbox);
+	if (e->blocked)
+		loop_wake(e);
+	pthread_cond_signal(&e->resumed);
+	pthread_mutex_unlock(&e->lock);
+}
+
+/**
+ * yield_lock() - Let waiting control calls run
+ * @e:		Engine, lock held
+ */
+static void yield_lock(struct vu_engine *e)
+{
+	while (__atomic_load_n(&e->waiting, __ATOMIC_SEQ_CST))
+		pthread_cond_wait(&e->resumed, &e->lock);
+}
+
+/* ---- what epoll reports ---- */
+
+/**
+ * client_left() - A host client hung up before the guest answered
+ * @c:		Connection in CONN_REQUESTED; may be gone afterwards
+ *
+ * One that has sent its bytes before, and is a unix socket, meant it.
+ */
+static void client_left(struct vu_conn *c)
+{
+	int queued = 0;
+
+	if (c->far.ops != &client_hybrid ||
+	    ioctl(c->far.fd, FIONREAD, &queued) || !queued)
+		conn_abort(c, ECONNABORTED);
+}
+
+/**
+ * conn_event() - Note what happened to a connection's socket
+ * @e:		Engine
+ * @tag:	Which connection and side
+ * @events:	EPOLL bits
+ */
+static void conn_event(struct vu_engine *e, uint64_t tag, uint32_t events)
+{
+	struct vu_conn *c = conn_by_id(&e->core, tag & ~SOCKET_NEAR);
+	const uint32_t gone = EPOLLHUP | EPOLLERR;
+	bool near = tag & SOCKET_NEAR;
+
+	if (!c)
+		return;
+	socket_event(c, near ? &c->near : &c->far, events);
+	if (c->state == CONN_DIALING && !near && events & (EPOLLOUT | gone))
+		target_settled(c);
+	else if (c->state == CONN_REQUESTED && events & gone)
+		client_left(c);
+}
+
+/**
+ * collect() - Take what epoll has
+ * @e:		Engine
+ * @events:	From epoll_wait()
+ * @n:		How many
+ */
+static void collect(struct vu_engine *e, const struct epoll_event *events,
+		    int n)
+{
+	for (int i = 0; i < n; i++) {
+		uint64_t tag = events[i].data.u64, drained;
+		struct vu_listener *l;
+		struct vu_dev *d;
+
+		if ((uint32_t)tag) {
+			conn_event(e, tag, events[i].events);
+			continue;
+		}
+		switch (tag & 0xffffffffffULL) {
+		case TAG_WAKE:
+			if (read(e->wake_fd, &drained, sizeof(drained)) < 0)
+				errno = 0; /* nothing to drain */
+			break;
+		case TAG_KICK:
+			d = e->devs[tag >> 40];
+			if (d) {
+				d->stats.kicks++;
+				list_add(&e->core.active, &d->active);
+			}
+			break;
+		default:
+			l = e->listeners[tag >> 40];
+			if (l && list_empty(&l->paused))
+				listener_accept(l, &e->paused);
+		}
+	}
+}
+
+/**
+ * look() - Look at epoll without blocking
+ * @e:		Engine
+ *
+ * Returns: true if it had something
+ */
+static bool look(struct vu_engine *e)
+{
+	struct epoll_event events[EVENTS];
+	int n = epoll_wait(e->core.epoll_fd, events, EVENTS, 0);
+
+	collect(e, events, n);
+	return n > 0;
+}
+
+/* ---- waiting ---- */
+
+/**
+ * rest() - Ask a device for kicks, and leave it alone if it has no work
+ * @d:		Device
+ *
+ * One that nothing wakes us for stays active, and one whose guest doesn't see
+ * all yet.
+ *
+ * Returns: true if it has work
+ */
+static bool rest(struct vu_dev *d)
+{
+	if (turn_want_kicks(d))
+		return true;
+	if (!turn_deaf(d) && !turn_holds(d))
+		list_del(&d->active);
+	return false;
+}
+
+/**
+ * block() - Wait for a kick, a socket, a control call or a timer
+ * @e:		Engine, lock held; not held while it waits
+ * @timeout_ms:	Longest wait; -1: for ever
+ */
+static void block(struct vu_engine *e, int timeout_ms)
+{
+	struct list *head = &e->core.active;
+	struct epoll_event events[EVENTS];
+	bool ready = false;
+	int n;
+
+	for (struct list *at = head->next, *next; at != head; at = next) {
+		struct vu_dev *d = container_of(at, struct vu_dev, active);
+
+		next = at->next;
+		if (!e->poller.max_us)
+			turn_show(d);
+		ready |= rest(d);
+	}
+	e->blocked = true;
+	pthread_mutex_unlock(&e->lock);
+	n = epoll_wait(e->core.epoll_fd, events, EVENTS,
+		       ready ? 0 : timeout_ms);
+	pthread_mutex_lock(&e->lock);
+	e->blocked = false;
+	e->stats.wakeups++;
+	yield_lock(e); /* a control call may have freed what events name */
+	collect(e, events, n);
+}
+
+/**
+ * wait_for_work() - Spin, then block, until there is something to do
+ * @e:		Engine
+ * @more:	There is already: only look at epoll
+ */
+static void wait_for_work(struct vu_engine *e, bool more)
+{
+	struct poller *p = &e->poller;
+	int timeout_ms = timers_run(e);
+	bool spun = false;
+	uint64_t start;
+
+	if (more || !list_empty(&e->core.run) || poll_pending(e)) {
+		look(e);
+		return;
+	}
+	if (p->window_us && !p->skip) {
+		if (poll_spin(e, look))
+			return;
+		spun = true;
+	}
+	if (poll_give_way(e)) {
+		look(e);
+		return;
+	}
+	if (!p->max_us) {
+		block(e, timeout_ms);
+		return;
+	}
+	start = clock_us();
+	block(e, timeout_ms);
+	poll_adapt(p, spun, clock_us() - start);
+}
+
+/* ---- turns ---- */
+
+/**
+ * begin() - Act on the rings of the active devices
+ * @e:		Engine
+ *
+ * A server on our core that reads only after many VMs have sent finds what was
+ * theirs gone from the cache: it comes in between.
+ */
+static void begin(struct vu_engine *e)
+{
+	struct list *head = &e->core.active;
+	uint64_t sent = 0;
+
+	for (struct list *at = head->next, *next; at != head; at = next) {
+		struct vu_dev *d = container_of(at, struct vu_dev, active);
+
+		next = at->next;
+		if (sent >= CACHED) {
+			poll_give_way(e);
+			sent = 0;
+		}
+		if (turn_pending(d)) {
+			d->idle = 0;
+		} else if (++d->idle > IDLE_TURNS) {
+			d->idle = 0;
+			rest(d);
+		}
+		sent -= d->stats.tx_bytes;
+		turn_begin(d);
+		sent += d->stats.tx_bytes;
+	}
+}
+
+/**
+ * run() - Run the connections that have something to do
+ * @e:		Engine
+ *
+ * A device's turn has so much work; what is left waits for the next.
+ */
+static void run(struct vu_engine *e)
+{
+	struct core *core = &e->core;
+	struct list now;
+
+	list_init(&now);
+	list_splice(&now, &core->run);
+	while (!list_empty(&now)) {
+		struct vu_conn *c = container_of(now.next, struct vu_conn, run);
+
+		list_del(&c->run);
+		if (c->dev)
+			list_add(&core->active, &c->dev->active);
+		if (c->dev && dev_spent(c->dev, WORK_RUN))
+			list_add(&c->dev->waiting, &c->run);
+		else
+			conn_run(c);
+	}
+}
+
+/**
+ * loop_turn() - Do what there is to do, once
+ * @e:		Engine, lock held
+ *
+ * Returns: true if there is more to do
+ */
+bool loop_turn(struct vu_engine *e)
+{
+	struct core *core = &e->core;
+	struct list *head = &core->active;
+
+	begin(e);
+	run(e);
+	for (struct list *at = head->next, *next; at != head; at = next) {
+		next = at->next;
+		turn_end(container_of(at, struct vu_dev, active));
+	}
+	conn_reap(core, REAPS);
+	return !list_empty(&core->run) || !list_empty(&core->forsaken);
+}
+
+/**
+ * vu_engine_run() - Be the engine thread
+ * @e:		Engine
+ *
+ * Returns: 0 after vu_engine_stop()
+ */
+int vu_engine_run(struct vu_engine *e)
+{
+	pthread_mutex_lock(&e->lock);
+	while (!e->stopping) {
+		bool more = loop_turn(e);
+
+		yield_lock(e);
+		wait_for_work(e, more);
+	}
+	pthread_mutex_unlock(&e->lock);
+	return 0;
+}

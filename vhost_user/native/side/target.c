@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * target.c - give a connection its far side
+ *
+ * Theory of operation
+ * ===================
+ *
+ * A target says where a connection that was asked for goes: to a socket that
+ * has to be connected, which may take a while, to a side that is there at once,
+ * or to Python, which answers with another target.
+ */
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <linux/vm_sockets.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/un.h>
+
+#include "side/builtin.h"
+#include "side/socket.h"
+#include "side/target.h"
+
+/**
+ * target_valid() - Check a target
+ * @target:	Target
+ *
+ * Returns: true if its kind and address are in range
+ */
+bool target_valid(const struct vu_target *target)
+{
+	if (target->addr_len > sizeof(target->addr))
+		return false;
+	if (target->kind == VU_TARGET_DIAL)
+		return target->addr_len >= sizeof(sa_family_t);
+	if (target->kind == VU_TARGET_VSOCK)
+		return target->addr_len == sizeof(struct sockaddr_vm);
+	return target->kind <= VU_TARGET_VSOCK;
+}
+
+/**
+ * target_settled() - A far side's connect() succeeded or failed
+ * @c:		Connection in CONN_DIALING
+ */
+void target_settled(struct vu_conn *c)
+{
+	int error = 0;
+	socklen_t len = sizeof(error);
+
+	if (getsockopt(c->far.fd, SOL_SOCKET, SO_ERROR, &error, &len))
+		error = errno;
+	if (error)
+		conn_abort(c, error);
+	else
+		conn_opened(c);
+}
+
+/**
+ * make_socket() - Make a far side's socket
+ * @c:		Connection
+ * @family:	AF_
+ *
+ * Returns: 0, or errno
+ */
+static int make_socket(struct vu_conn *c, sa_family_t family)
+{
+	const int one = 1;
+	int kind = c->type == SEQPACKET ? SOCK_SEQPACKET : SOCK_STREAM;
+	int fd = socket(family, kind | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	int fits;
+
+	if (fd < 0)
+		return errno;
+	c->far = (struct side){.ops = socket_ops(c), .fd = fd};
+	if (c->type == SEQPACKET) {
+		fits = message_fit(c, fd);
+		if (fits < 0)
+			return -fits;
+		if ((uint32_t)fits < c->credit.buf_alloc)
+			c->near.ops->shrink(c, (uint32_t)fits);
+	}
+	if (family == AF_INET || family == AF_INET6)
+		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	return 0;
+}
+
+/**
+ * dial() - Connect the far side
+ * @c:		Connection; may be gone afterwards
+ * @addr:	Where to
+ * @len:	Size of @addr
+ *
+ * A unix listener whose backlog is full says EAGAIN: the near side may wait.
+ */
+static void dial(struct vu_conn *c, const struct sockaddr *addr, socklen_t len)
+{
+	int error;
+
+	if (c->state != CONN_DIALING)
+		conn_set(c, CONN_DIALING);
+	error = make_socket(c, addr->sa_family);
+	if (!error)
+		error = connect(c->far.fd, addr, len) ? errno : 0;
+	if (error == EAGAIN && c->near.ops->later) {
+		socket_close(c, &c->far, 0);
+		if (c->near.ops->later(c))
+			return;
+	}
+	if (!error || error == EINPROGRESS) {
+		int ret = -socket_watch(c, &c->far, error);
+
+		error = ret ? ret : error;
+	}
+	if (!error)
+		conn_opened(c);
+	else if (error != EINPROGRESS)
+		conn_abort(c, error);
+}
+
+/**
+ * dial_unix() - Connect the far side to "<path>_<port>"
+ * @c:		Connection; may be gone afterwards
+ * @target:	Target of kind VU_TARGET_UNIX
+ */
+static void dial_unix(struct vu_conn *c, const struct vu_target *target)
+{
+	struct sockaddr_un addr = {.sun_family = AF_UNIX};
+	int n = snprintf(addr.sun_path, sizeof(addr.sun_path), "%.*s_%u",
+			 (int)target->addr_len, (const char *)target->addr,
+			 c->port);
+
+	if (n < 0 || (size_t)n >= sizeof(addr.sun_path))
+		conn_abort(c, ENAMETOOLONG);
+	else
+		dial(c, (struct sockaddr *)&addr, sizeof(addr));
+}
+
+/**
+ * dial_address() - Connect the far side to the address of a target
+ * @c:		Connection; may be gone afterwards
+ * @target:	Target of kind VU_TARGET_DIAL; or VU_TARGET_VSOCK, then the
+ *		port is the requested one
+ */
+static void dial_address(struct vu_conn *c, const struct vu_target *target)
+{
+	union {
+		struct sockaddr any;
+		struct sockaddr_vm vm;
+		struct sockaddr_storage storage;
+	} addr = {0};
+
+	memcpy(&addr, target->addr, target->addr_len);
+	if (target->kind == VU_TARGET_VSOCK)
+		addr.vm.svm_port = c->port;
+	dial(c, &addr.any, target->addr_len);
+}
+
+/**
+ * target_retry() - Dial once more a unix listener that was full
+ * @c:		Connection; may be gone afterwards
+ * @target:	The target that its port has by now
+ */
+void target_retry(struct vu_conn *c, const struct vu_target *target)
+{
+	if (target->kind == VU_TARGET_UNIX)
+		dial_unix(c, target);
+	else
+		conn_abort(c, ECONNREFUSED);
+}
+
+/**
+ * builtin() - Have the engine play a connection's far side
+ * @c:		Connection
+ * @ops:	Which part
+ */
+static void builtin(struct vu_conn *c, const struct side_ops *ops)
+{
+	c->far.ops = ops;
+	conn_opened(c);
+}
+
+/**
+ * target_reach() - Give a requested connection its far side
+ * @c:		Connection, new or HELD; may be gone afterwards
+ * @target:	The far side
+ */
+void target_reach(struct vu_conn *c, const struct vu_target *target)
+{
+	c->target = (uint8_t)target->kind;
+	if (c->type == SEQPACKET &&
+	    (target->kind == VU_TARGET_ASK || target->kind == VU_TARGET_DIAL ||
+	     target->kind == VU_TARGET_VSOCK)) {
+		conn_abort(c, EPROTOTYPE);
+		return;
+	}
+	switch (target->kind) {
+	case VU_TARGET_ASK:
+		conn_set(c, CONN_HELD);
+		conn_post(c, VU_EV_REQUEST, 0);
+		break;
+	case VU_TARGET_UNIX:
+		dial_unix(c, target);
+		break;
+	case VU_TARGET_DIAL:
+	case VU_TARGET_VSOCK:
+		dial_address(c, target);
+		break;
+	case VU_TARGET_ECHO:
+		builtin(c, &builtin_echo);
+		break;
+	case VU_TARGET_DISCARD:
+		builtin(c, &builtin_discard);
+		break;
+	case VU_TARGET_CHARGEN:
+		builtin(c, &builtin_chargen);
+		break;
+	default:
+		conn_abort(c, target->error ? target->error : ECONNREFUSED);
+	}
+}
+
+/**
+ * target_socket() - Give a HELD connection a socket as its far side
+ * @c:		Connection
+ * @fd:		Connected socket, taken over on success
+ *
+ * Returns: 0, or -VU_ERR_SYS, if it can't be watched
+ */
+int target_socket(struct vu_conn *c, int fd)
+{
+	c->far = (struct side){.ops = socket_ops(c), .fd = fd};
+	if (socket_watch(c, &c->far, false)) {
+		c->far.fd = -1;
+		return -VU_ERR_SYS;
+	}
+	conn_opened(c);
+	return 0;
+}

@@ -1,0 +1,125 @@
+"""Where the other end of a connection is: what Python tells the engine about it."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from vhost_user._native import ffi, lib
+from vhost_user.errors import StateError
+
+if TYPE_CHECKING:
+    from vhost_user._vu import CStruct
+
+SocketAddress = tuple[str, int]
+"""IP address (v4 or v6, no scope) and port."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """Refuse the connection; `error` is the errno that events report."""
+
+    error: int = errno.ECONNREFUSED
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Post a REQUEST event and hold the connection for `Engine.answer()`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unix:
+    """Connect to the unix socket `path` + "_" + the vsock port."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """Connect to a TCP address; the guest's RESPONSE waits until that settles."""
+
+    address: SocketAddress
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """The engine sends every byte back (RFC 862)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """The engine drops every byte and closes after the peer's FIN (RFC 863)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chargen:
+    """The engine sends bytes until the peer closes (RFC 864)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vsock:
+    """Connect to the same port of vsock address `cid` (1: this host itself)."""
+
+    cid: int
+
+
+Target = Reset | Ask | Unix | Dial | Echo | Discard | Chargen | Vsock
+"""Where the other end of a connection is; `enum vu_target_kind`."""
+
+_SIMPLE: Final[dict[type, int]] = {
+    Ask: lib.VU_TARGET_ASK,
+    Echo: lib.VU_TARGET_ECHO,
+    Discard: lib.VU_TARGET_DISCARD,
+    Chargen: lib.VU_TARGET_CHARGEN,
+}
+
+
+def encode(target: Target) -> CStruct:
+    """Return `target` as a `struct vu_target *`.
+
+    Raises:
+        StateError: a path is too long, or an address is not an IP address.
+    """
+    raw = ffi.new("struct vu_target *")
+    match target:
+        case Reset(error):
+            raw.kind = lib.VU_TARGET_RESET
+            raw.error = error
+            return raw
+        case Unix(path):
+            raw.kind = lib.VU_TARGET_UNIX
+            data = os.fsencode(path)
+        case Dial(address):
+            raw.kind = lib.VU_TARGET_DIAL
+            data = _sockaddr(address)
+        case Vsock(cid):
+            raw.kind = lib.VU_TARGET_VSOCK
+            # struct sockaddr_vm; the engine fills in the port
+            data = struct.pack("=HHII4x", socket.AF_VSOCK, 0, 0, cid)
+        case _:
+            raw.kind = _SIMPLE[type(target)]
+            return raw
+    if len(data) > len(raw.addr):
+        raise StateError(f"address of {target} is longer than {len(raw.addr)} bytes")
+    raw.addr_len = len(data)
+    ffi.memmove(raw.addr, data, len(data))
+    return raw
+
+
+def _sockaddr(address: SocketAddress) -> bytes:
+    """Return an address as the kernel's `sockaddr_in` or `sockaddr_in6`."""
+    host, port = address
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError as error:
+        raise StateError(f"dial {host}: {error}") from None
+    if ip.version == 4:
+        head = struct.pack("=H", socket.AF_INET) + struct.pack("!H", port)
+        return head + ip.packed + bytes(8)
+    head = struct.pack("=H", socket.AF_INET6) + struct.pack("!HI", port, 0)
+    return head + ip.packed + bytes(4)
