@@ -318,7 +318,7 @@ def test_a_chain_longer_than_a_system_call_takes_breaks_the_ring(
     guest.vmm.set_fd(Request.SET_VRING_ERR, TX, err)
     header = guest.header(Op.RW, conn.guest_port, conn.host_port, len=1200)
     guest.send(header, bytes(1200), split=(1,) * 1024, indirect=indirect)
-    assert select.select([err], [], [], 5)[0], "no error was signalled"
+    assert select.select([err], [], [], LIMIT_S)[0], "no error was signalled"
     os.close(err)
     (event,) = host.events_of(EventKind.BROKEN)
     assert event.port == TX

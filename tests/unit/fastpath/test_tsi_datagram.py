@@ -499,7 +499,7 @@ def test_an_agents_messages_are_handled_some_at_a_time(monkeypatch):
         ]
         agent.sock.send(b"".join(peers))
         seen = [0]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LIMIT_S):
             while seen[-1] < len(peers):
                 await asyncio.sleep(0)
                 seen.append(world.service.stats().denied)

@@ -143,7 +143,7 @@ def after(barrier, work):
     """`work`, begun when the other one begins, too."""
 
     def wait_and_work(*args):
-        barrier.wait(60)
+        barrier.wait(LIMIT_S)
         return work(*args)
 
     return wait_and_work

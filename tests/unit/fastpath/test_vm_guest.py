@@ -255,7 +255,7 @@ def play(tmp_path, *frames):
     """Run a command in a guest that sends these frames when it has the command."""
 
     async def work():
-        async with asyncio.timeout(20), Guest(tmp_path / "v") as there:
+        async with asyncio.timeout(LIMIT_S), Guest(tmp_path / "v") as there:
             reader, writer = await asyncio.open_unix_connection(f"{tmp_path}/v_1029")
             ready = struct.pack("<I", 1) + b"6.1\0tsc\0"
             writer.write(struct.pack("<II", 16, len(ready)) + ready)

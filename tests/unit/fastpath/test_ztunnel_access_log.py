@@ -128,9 +128,7 @@ def test_a_log_that_cannot_be_opened_is_named(tmp_path):
 
 async def written(path, lines):
     """Wait until the file has so many lines."""
-    async with asyncio.timeout(60):
-        while not path.exists() or path.read_text().count("\n") < lines:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until(lambda: path.exists() and path.read_text().count("\n") >= lines)
 
 
 def test_a_file_that_was_rotated_is_opened_anew(tmp_path):
