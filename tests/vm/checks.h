@@ -26,11 +26,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* How long to wait for what has to come, and for a check: as
- * tests/support/limits.py has it, and programs.py says */
-#ifndef LIMIT_S
-#define LIMIT_S 120
-#endif
+#include "waits.h"
 
 /**
  * struct check - A check
@@ -69,30 +65,6 @@ static void __attribute__((noreturn)) broken(int line, const char *what)
 	dprintf(STDOUT_FILENO, "line %d: %s (%s)\n", line, what,
 		strerror(errno));
 	_exit(1);
-}
-
-/**
- * await_call() - Wait until a process or thread waits in a system call
- * @tid:	It
- * @number:	Of the call
- *
- * Spec: proc(5), /proc/PID/syscall
- */
-static inline void await_call(pid_t tid, long number)
-{
-	long found = -1;
-	char path[64];
-	FILE *file;
-
-	snprintf(path, sizeof(path), "/proc/%d/syscall", tid);
-	while (found != number) {
-		usleep(1000);
-		file = fopen(path, "r");
-		want(file);
-		if (fscanf(file, "%ld", &found) != 1)
-			found = -1; /* it runs */
-		fclose(file);
-	}
 }
 
 /**

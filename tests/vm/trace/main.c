@@ -393,31 +393,6 @@ void alarm_off(void)
 }
 
 /**
- * await_call() - Wait until a process waits in a system call
- * @pid:	It
- * @number:	Of the call
- *
- * Spec: proc(5), /proc/PID/syscall
- */
-void await_call(pid_t pid, long number)
-{
-	long found = -1;
-	char path[64];
-	FILE *file;
-
-	snprintf(path, sizeof(path), "/proc/%d/syscall", pid);
-	while (found != number) {
-		pause_ms(1);
-		file = fopen(path, "r");
-		if (!file)
-			return;
-		if (fscanf(file, "%ld", &found) != 1)
-			found = -1; /* it runs */
-		fclose(file);
-	}
-}
-
-/**
  * settle() - Wait for what comes after what was waited for
  *
  * A multiple of the longest of a few round trips to the peer: long on a machine

@@ -21,6 +21,8 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
+#include "../waits.h"
+
 /**
  * struct test_case - A row of the table of cases
  * @name:	As docs/tsi-compat.md has it
@@ -57,10 +59,6 @@ void trace_so_error(int fd);
 long peer(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void trace_peer(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
-/* As tests/support/limits.py has it, and programs.py says */
-#ifndef LIMIT_S
-#define LIMIT_S 120
-#endif
 #define WAIT_MS (LIMIT_S * 1000) /* for what has to come */
 
 int tcp(int flags);
@@ -76,7 +74,6 @@ void set_blocking(int fd, bool on);
 void pause_ms(long ms);
 void alarm_in(long ms, int sa_flags);
 void alarm_off(void);
-void await_call(pid_t pid, long number);
 void settle(void);
 
 extern const char *host4, *host6;
