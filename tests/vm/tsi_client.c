@@ -156,14 +156,16 @@ static void on_alarm(int signo)
 	(void)signo;
 }
 
-/* SIGALRM every 200 ms until alarm_off(), so that one meets the call */
+/* SIGALRM after 200 ms; without SA_RESTART again and again until alarm_off(),
+ * so that one meets the call */
 static void alarm_soon(int sa_flags)
 {
 	struct sigaction action = {.sa_handler = on_alarm,
 				   .sa_flags = sa_flags};
-	struct itimerval soon = {.it_value.tv_usec = 200000,
-				 .it_interval.tv_usec = 200000};
+	struct itimerval soon = {.it_value.tv_usec = 200000};
 
+	if (!sa_flags)
+		soon.it_interval = soon.it_value;
 	sigaction(SIGALRM, &action, NULL);
 	setitimer(ITIMER_REAL, &soon, NULL);
 }

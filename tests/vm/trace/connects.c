@@ -276,7 +276,6 @@ static void restarted(void)
 	peer("free 500");
 	alarm_in(200, SA_RESTART);
 	TRACE("connect", connect_port(fd, port));
-	alarm_off();
 	TRACE("once more", connect_port(fd, port));
 	trace_peer("accept");
 	trace_echo(fd);

@@ -368,18 +368,19 @@ static void on_alarm(int signo)
 }
 
 /**
- * alarm_in() - Have signals interrupt calls, until alarm_off()
- * @ms:		The first after so long, and so each of the next: one meets the
- * call
- * @sa_flags:	SA_RESTART or nothing
+ * alarm_in() - Have a signal interrupt a call
+ * @ms:		After so long
+ * @sa_flags:	SA_RESTART, or nothing: then again and again until alarm_off(),
+ *		so that one meets the call
  */
 void alarm_in(long ms, int sa_flags)
 {
 	struct sigaction action = {.sa_handler = on_alarm,
 				   .sa_flags = sa_flags};
-	struct itimerval soon = {.it_value.tv_usec = ms * 1000,
-				 .it_interval.tv_usec = ms * 1000};
+	struct itimerval soon = {.it_value.tv_usec = ms * 1000};
 
+	if (!sa_flags)
+		soon.it_interval = soon.it_value;
 	sigaction(SIGALRM, &action, NULL);
 	setitimer(ITIMER_REAL, &soon, NULL);
 }
