@@ -89,8 +89,8 @@ def breaks(host, conn):
 def test_a_call_eventfd_that_blocks_breaks_its_device_only(neighbours, queue):
     host, hostile, conn = neighbours
     ring = hostile.rx if queue == RX else hostile.tx
+    hostile.drain()  # which reads it, if it has to wait
     with stuck(ring.call_fd):
-        hostile.drain()
         ring.want_calls()
         hostile.request(ECHO)
         breaks(host, conn)
