@@ -6,8 +6,10 @@ VENV     := .venv
 BIN      := $(VENV)/bin
 PYTEST   := $(BIN)/python -m pytest
 # Two at a time where there are two CPUs; a file's tests stay together, and share what
-# they start. Benchmarks take no part in that. WORKERS= runs them one after another.
-WORKERS  ?= -n auto --maxprocesses 2 --dist loadfile -p no:benchmark
+# they start. A worker that dies fails the run and ends it: with a new one pytest-xdist 3.8
+# waits for ever. Benchmarks take no part in that. WORKERS= runs all one after another.
+WORKERS  ?= -n auto --maxprocesses 2 --dist loadfile --max-worker-restart 0 \
+            -p no:benchmark
 JSON     ?= out/compare.json
 HTML     ?= out/compare.html
 BENCH    ?= out/bench.json
