@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from vhost_user.closing import Closing
 from vhost_user.errors import StateError
-from vhost_user.frontend import TIMEOUT_S
 from vhost_user.message import Feature, MemoryRegion
 
 if TYPE_CHECKING:
@@ -29,6 +28,9 @@ if TYPE_CHECKING:
 assert sys.byteorder == "little", "rings are little-endian and are used in place"
 
 PAGE: Final = 4096
+TIMEOUT_S: Final = 60.0
+"""How long a wait of the driver's side may take, unless it is told otherwise: a bound
+on a back-end that hangs, far above what a slow machine needs."""
 
 DESC_NEXT: Final = 1
 DESC_WRITE: Final = 2

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from vhost_user.closing import Closing
 from vhost_user.descriptors import receive
+from vhost_user.driver import TIMEOUT_S
 from vhost_user.errors import StateError
 from vhost_user.message import (
     FLAG_NEED_REPLY,
@@ -55,9 +56,6 @@ if TYPE_CHECKING:
 
     from vhost_user.driver import DriverQueue, Ram
 
-TIMEOUT_S: Final = 60.0
-"""How long a wait of the driver's side may take, unless it is told otherwise: a bound
-on a back-end that hangs, far above what a slow machine needs."""
 ALL_FEATURES: Final = (
     Feature.VERSION_1
     | Feature.EVENT_IDX

@@ -12,7 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
-from vhost_user.frontend import TIMEOUT_S
+from vhost_user.driver import TIMEOUT_S
 from vhost_user.vsock.driver import VsockGuest
 from vhost_user.vsock.packet import Op, Shutdown, Type
 

@@ -18,12 +18,11 @@ from collections import deque
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 from vhost_user.closing import Closing
-from vhost_user.driver import DriverQueue, Ram, Segment
+from vhost_user.driver import TIMEOUT_S, DriverQueue, Ram, Segment
 from vhost_user.errors import StateError
 from vhost_user.frontend import (
     ALL_FEATURES,
     ALL_PROTOCOL_FEATURES,
-    TIMEOUT_S,
     Frontend,
 )
 from vhost_user.packed_driver import make_queue
