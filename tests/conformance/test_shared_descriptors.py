@@ -70,9 +70,9 @@ def test_a_file_on_which_close_waits_stops_no_other_vm(make_host):
         with lingering() as sock:
             with Frontend(host.path) as bad:
 
-                def send():  # on the back-end's thread: the last to close is not here
+                def send(bad=bad, sock=sock):  # on the back-end's thread
                     bad.send(encode(Request.SET_OWNER), [sock.fileno()] * 3)
-                    sock.close()
+                    sock.close()  # not the last one: else it would wait here
 
                 host.call(send)
                 assert bad.hung_up()

@@ -14,11 +14,11 @@ import pytest
 from fastpath.vm import images, programs
 from fastpath.vm.spec import GENERIC_VSOCK, VSOCK
 from fastpath.vm.uml import UmlSpec
+from tests.support.limits import GUEST_LIMIT_S as TIMEOUT_S
 from tests.vm.conftest import boot, vsock_backend
 
 pytestmark = pytest.mark.vm
 
-TIMEOUT_S = 90.0
 PAYLOAD = bytes(range(256)) * 4096 * 4  # 4 MiB
 
 FACTS = """

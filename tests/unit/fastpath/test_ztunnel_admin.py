@@ -12,10 +12,10 @@ import pytest
 from fastpath.ztunnel import admin
 from fastpath.ztunnel.admin import MAX_CLIENTS, MAX_REQUEST, AdminServer
 from fastpath.ztunnel.model import ListenAddress
+from tests.support.limits import LIMIT_S
 
 FREE = ListenAddress(ip_address("127.0.0.1"), 0)
 GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
-LIMIT_S = 60
 
 
 def served(talk, *, metrics=lambda: b"page\n", ready=lambda: True):
