@@ -129,7 +129,13 @@ async def echo_server() -> AsyncIterator[int]:
         port: int = free.sockets[0].getsockname()[1]
     reader, writer = os.pipe()
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "fastpath.compare.server", "127.0.0.1", str(port)),
+        *(
+            sys.executable,
+            "-m",
+            "fastpath.commands.compare.server",
+            "127.0.0.1",
+            str(port),
+        ),
         str(writer),
         pass_fds=(writer,),
     )

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from fastpath import files
 from fastpath.errors import FastpathError
+from fastpath.image import images
 from fastpath.scratch import scratch
-from fastpath.vm import images
 from fastpath.vm.spec import Accelerator, VmSpec, argv
 
 __all__ = ["Accelerator", "choose"]

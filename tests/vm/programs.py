@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fastpath.vm import images, packages
+from fastpath.image import images, packages
 
 HERE = Path(__file__).parent
 MUSL_LIB = "usr/lib/x86_64-linux-musl"

@@ -14,7 +14,7 @@ from fastpath.datapath import netns
 
 pytestmark = [pytest.mark.vm, pytest.mark.netns]
 
-COMPARE = (sys.executable, "-m", "fastpath.cli", "compare", "--quick")
+COMPARE = (sys.executable, "-m", "fastpath", "compare", "--quick")
 TIMEOUT_S = 180
 
 
@@ -47,7 +47,8 @@ def children():
     return {
         line.split()[0]
         for line in listed.stdout.splitlines()
-        if "fastpath.compare.server" in line or "cli ztunnel --config" in line
+        if "fastpath.commands.compare.server" in line
+        or "fastpath ztunnel --config" in line
     }
 
 

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import pytest
 
-from fastpath.vm import images, linux_tests
+from fastpath.image import images
+from tests.support import linux_tests
 from tests.vm.conftest import READY_S, backend
 
 pytestmark = pytest.mark.vm

@@ -18,7 +18,7 @@ import pytest
 
 pytestmark = pytest.mark.vm
 
-FASTPATH = (sys.executable, "-m", "fastpath.cli")
+FASTPATH = (sys.executable, "-m", "fastpath")
 TIMEOUT_S = 60
 
 

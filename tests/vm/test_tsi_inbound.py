@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fastpath.vm import images
+from fastpath.image import images
 from tests.vm import programs
 from tests.vm.world import HOST4 as CLIENT4
 from tests.vm.world import HOST6 as CLIENT6

@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from fastpath.vm.images import cache_directory
+from fastpath.image.images import cache_directory
 from tests.vm.world import HOST4, HTTP, open_world
 
 pytestmark = [pytest.mark.vm, pytest.mark.nightly]

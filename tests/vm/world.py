@@ -20,10 +20,10 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import ClassVar, Final
 
+from fastpath.image import images
 from fastpath.tsi.datagram import DatagramService
 from fastpath.tsi.policy import EgressPolicy, Ports, SandboxPolicy
 from fastpath.tsi.service import Route, TsiService
-from fastpath.vm import images
 from fastpath.vm.guest import Guest
 from fastpath.vm.machine import Machine
 from fastpath.vm.spec import VmSpec

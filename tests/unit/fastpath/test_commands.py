@@ -130,7 +130,7 @@ def test_a_temporary_folder_that_is_not_there(tmp_path):
     """What Python makes of it differs; that it is one line does not."""
     code = """
         import sys, tempfile
-        from fastpath import cli, run
+        from fastpath.commands import cli, run
         run.build_image = lambda name: None
         run.accel.choose = lambda *args, **kwargs: None
         tempfile.tempdir = sys.argv[1]
@@ -198,7 +198,7 @@ def test_a_line_of_the_log_says_when_and_how_grave(tmp_path):
 
 COMPARE = """
 import contextlib, dataclasses, sys
-from fastpath import cli, compare
+from fastpath.commands import cli, compare
 from fastpath.vm.spec import Accelerator
 from tests.unit.fastpath import report_sample
 

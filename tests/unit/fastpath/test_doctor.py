@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from fastpath import doctor
+from fastpath.commands import doctor
+from fastpath.commands.doctor import Check, Need
 from fastpath.datapath import netns
-from fastpath.doctor import Check, Need
 from fastpath.errors import FastpathError
 from fastpath.vm import accel
 from fastpath.vm.spec import Accelerator

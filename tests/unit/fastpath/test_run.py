@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastpath import deadline as deadline_module
-from fastpath import run
+from fastpath.commands import run
 from fastpath.deadline import Deadline, TimedOut
 from fastpath.errors import FastpathError
+from fastpath.image.images import Image
 from fastpath.scratch import CONSOLE, KEPT_S, PREFIX, scratch
 from fastpath.vm import accel
-from fastpath.vm.spec import Accelerator, Image
+from fastpath.vm.spec import Accelerator
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from fastpath.errors import FastpathError
-from fastpath.vm import accel, images
-from fastpath.vm.spec import Image
+from fastpath.image import images
+from fastpath.image.images import Image
+from fastpath.vm import accel
 
 LIVES = 'echo "init: alive" > "$console"; exec sleep 30'
 DIES = "echo 'qemu: no MSR' >&2; exit 1"

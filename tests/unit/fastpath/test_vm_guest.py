@@ -13,9 +13,9 @@ import subprocess
 import pytest
 
 from fastpath.errors import FastpathError
+from fastpath.image.images import GUEST
 from fastpath.vm import guest
 from fastpath.vm.guest import Guest, GuestGoneError, GuestInfo
-from fastpath.vm.images import GUEST
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("cc") and shutil.which("make")), reason="no C compiler"

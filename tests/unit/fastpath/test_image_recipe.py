@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastpath.errors import FastpathError
-from fastpath.vm import recipe
+from fastpath.image import recipe
 
 SOURCE = Path("x/recipe.yaml")
 

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from fastpath.errors import FastpathError
-from fastpath.vm import packages
+from fastpath.image import packages
+from fastpath.image.images import cache_directory, locked
 from fastpath.vm.guest import Guest
-from fastpath.vm.images import cache_directory, locked
 from fastpath.vm.machine import Machine
 from fastpath.vm.spec import UserNet
 

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from fastpath.vm import cpio
+from fastpath.image import cpio
 
 
 def archive(entries):

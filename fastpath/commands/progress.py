@@ -10,12 +10,12 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from fastpath import stdio
-from fastpath.vm import images
+from fastpath.image import images
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from fastpath.vm.spec import Image
+    from fastpath.image.images import Image
 
 
 def build_image(name: str, *, refresh: bool = False) -> Image:

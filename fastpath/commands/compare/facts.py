@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from fastpath.report.model import PathFacts
 
 if TYPE_CHECKING:
-    from fastpath.compare.measure import Counts
+    from fastpath.commands.compare.measure import Counts
 
 TSI: Final = PathFacts(
     title="Fast path: TSI over shared-memory vsock",

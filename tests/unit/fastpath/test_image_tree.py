@@ -11,9 +11,9 @@ import tarfile
 import pytest
 
 from fastpath.errors import FastpathError
-from fastpath.vm import bytecode, cpio, modules, packages
-from fastpath.vm.recipe import File, Recipe
-from fastpath.vm.tree import Tree, merged, special
+from fastpath.image import bytecode, cpio, modules, packages
+from fastpath.image.recipe import File, Recipe
+from fastpath.image.tree import Tree, merged, special
 
 RELEASE = "9.9-test"
 

@@ -16,15 +16,15 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from fastpath.compare.cpu import used_ns
-from fastpath.compare.site import SERVER_PORT
+from fastpath.commands.compare.cpu import used_ns
+from fastpath.commands.compare.site import SERVER_PORT
 from fastpath.errors import FastpathError
 from fastpath.report.model import FAST_PATH, Round
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from fastpath.compare.child import Child
+    from fastpath.commands.compare.child import Child
     from fastpath.vm.guest import Guest
     from fastpath.vm.machine import Machine
 

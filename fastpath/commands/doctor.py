@@ -26,8 +26,8 @@ from fastpath.datapath import geneve, links, netns
 from fastpath.datapath.links import Links
 from fastpath.datapath.rules import Mark, iptables
 from fastpath.errors import FastpathError
+from fastpath.image.images import cache_directory
 from fastpath.vm import accel
-from fastpath.vm.images import cache_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -132,7 +132,7 @@ def from_json(line: str) -> list[Check]:
 
 
 def _network_checks_in_user_namespace() -> list[Check]:
-    argv = [*netns.UNSHARE, "--", sys.executable, "-m", "fastpath.doctor"]
+    argv = [*netns.UNSHARE, "--", sys.executable, "-m", "fastpath.commands.doctor"]
     done = subprocess.run(
         argv, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
     )

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
-from fastpath.compare.child import READY_FD, Child
-from fastpath.compare.measure import Bench
-from fastpath.compare.site import SERVER_PORT
+from fastpath.commands.compare.child import READY_FD, Child
+from fastpath.commands.compare.measure import Bench
+from fastpath.commands.compare.site import SERVER_PORT
 from fastpath.scratch import CONSOLE
 from fastpath.vm.guest import Guest
 from fastpath.vm.machine import Machine
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from fastpath.compare.cpu import Pinning
-    from fastpath.compare.site import Site
+    from fastpath.commands.compare.cpu import Pinning
+    from fastpath.commands.compare.site import Site
+    from fastpath.image.images import Image
     from fastpath.vm.guest import GuestInfo
-    from fastpath.vm.spec import Accelerator, Image
+    from fastpath.vm.spec import Accelerator
 
 ECHO: Final = "198.18.0.1"
 """The address that ztunnel answers itself; RFC 2544's range for benchmarks."""
@@ -76,8 +77,13 @@ async def running(plan: Plan) -> AsyncIterator[tuple[Bench, GuestInfo]]:
     config = folder / "ztunnel.yaml"
     config.write_text(yaml.safe_dump(ztunnel_config(plan)), encoding="utf-8")
     python = (sys.executable, "-m")
-    server = (*python, "fastpath.compare.server", site.listen, str(SERVER_PORT))
-    ztunnel = (*python, "fastpath.cli", "ztunnel", "--config", str(config))
+    server = (
+        *python,
+        "fastpath.commands.compare.server",
+        site.listen,
+        str(SERVER_PORT),
+    )
+    ztunnel = (*python, "fastpath", "ztunnel", "--config", str(config))
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(
             Child(

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastpath.errors import FastpathError
-from fastpath.vm import images, kbuild, packages, recipe
-from fastpath.vm.packages import Package
+from fastpath.image import images, kbuild, packages, recipe
+from fastpath.image.packages import Package
 
 if TYPE_CHECKING:
     from pathlib import Path

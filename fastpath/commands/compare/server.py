@@ -3,7 +3,7 @@
 The C engine answers, so that what a connection through ztunnel costs is ztunnel
 and the path and not a slow server. Serves until SIGTERM.
 
-    python -m fastpath.compare.server ADDRESS PORT READY_FD
+    python -m fastpath.commands.compare.server ADDRESS PORT READY_FD
 
 Spec: RFC 862 (echo).
 """

@@ -17,7 +17,7 @@ import warnings
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from fastpath.vm import cpio
+from fastpath.image import cpio
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

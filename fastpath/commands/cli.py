@@ -156,7 +156,7 @@ def run(
     accel: Accel = "auto",
 ) -> int:
     """Boot a microVM and run CMD in it; its connections take the fast path."""
-    from fastpath import run as runner
+    from fastpath.commands import run as runner
 
     if policy and allow:
         raise FastpathError(
@@ -218,7 +218,7 @@ def compare(
     ] = False,
 ) -> int:
     """Compare the fast path with the standard path, side by side, in one run."""
-    from fastpath import compare as comparer
+    from fastpath.commands import compare as comparer
 
     options = comparer.Options(
         paths=comparer.parse_paths(paths),
@@ -274,8 +274,8 @@ def doctor() -> int:
     """
     from rich.text import Text
 
-    from fastpath import doctor as checker
     from fastpath import stdio
+    from fastpath.commands import doctor as checker
 
     console = stdio.console()
     missing = False
@@ -304,7 +304,7 @@ def policy_check(
 
     The exit status is 1 when the destination is denied, 2 when the file is wrong.
     """
-    from fastpath import policy_check as checker
+    from fastpath.commands import policy_check as checker
 
     return checker.run(file, would)
 
@@ -317,8 +317,8 @@ def image_build(
     ] = False,
 ) -> int:
     """Build an image, or all; what did not change is not built again."""
-    from fastpath.progress import build_image
-    from fastpath.vm import images
+    from fastpath.commands.progress import build_image
+    from fastpath.image import images
 
     if not name and not images.known():
         image_list(None)  # says so
@@ -333,7 +333,7 @@ def image_list(
     name: Annotated[str | None, typer.Argument(help="Default: all.")] = None,
 ) -> int:
     """List the images that can be built."""
-    from fastpath.vm import images, recipe
+    from fastpath.image import images, recipe
 
     known = images.known()
     if not known:

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from fastpath.errors import FastpathError
-from fastpath.vm import kbuild
+from fastpath.image import kbuild
 
 RELEASE = "6.1.0-1-test"
 KBUILD = """

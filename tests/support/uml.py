@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
-    from fastpath.vm.spec import Image
+    from fastpath.image.images import Image
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ class UmlSpec:
 
     image: Image
     start: Path
-    """What starts a kernel: `fastpath.vm.programs.UML`."""
+    """What starts a kernel: `tests.support.programs.UML`."""
     vsock_socket: Path
     """The back-end's unix socket; it must listen before the kernel starts."""
     console: Path

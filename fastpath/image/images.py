@@ -28,16 +28,15 @@ import os
 import shutil
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastpath import files
 from fastpath.errors import FastpathError
-from fastpath.vm import cpio, kbuild, packages, recipe
-from fastpath.vm.recipe import ROOT, Recipe, known
-from fastpath.vm.spec import Image
-from fastpath.vm.tree import KERNELS, Tree, merged, special
+from fastpath.image import cpio, kbuild, packages, recipe
+from fastpath.image.recipe import ROOT, Recipe, known
+from fastpath.image.tree import KERNELS, Tree, merged, special
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -58,6 +57,16 @@ KEPT = 3
 IN_USE_S = 2 * 3600
 """A build that was asked for within this time stays, too: a VM may be about to boot it
 out of another checkout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A built image: what `build` returns."""
+
+    name: str
+    kernel: Path
+    initramfs: Path
+    kernel_release: str
 
 
 def cache_directory() -> Path:

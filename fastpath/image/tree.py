@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastpath.errors import FastpathError
-from fastpath.vm import bytecode, cpio, modules, packages
+from fastpath.image import bytecode, cpio, modules, packages
 
 if TYPE_CHECKING:
-    from fastpath.vm.recipe import File, Recipe
+    from fastpath.image.recipe import File, Recipe
 
 MERGED = ("bin", "sbin", "lib", "lib32", "lib64")
 """Directories that are links into usr/."""

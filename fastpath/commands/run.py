@@ -31,14 +31,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from fastpath import resolvconf
+from fastpath.commands.progress import build_image
 from fastpath.deadline import Deadline, TimedOut
 from fastpath.errors import FastpathError
-from fastpath.progress import build_image
+from fastpath.image import images
 from fastpath.scratch import CONSOLE, scratch
 from fastpath.stdio import Input, Output
 from fastpath.tsi.policy import Rule
 from fastpath.tsi.policyfile import Egress
-from fastpath.vm import accel, images
+from fastpath.vm import accel
 from fastpath.vm.console import last_words
 from fastpath.vm.guest import Guest
 from fastpath.vm.machine import Machine

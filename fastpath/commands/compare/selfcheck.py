@@ -12,9 +12,9 @@ import asyncio
 import re
 from typing import TYPE_CHECKING, Final
 
-from fastpath.compare.measure import ECHO_PORT
-from fastpath.compare.scenario import IDENTITY
-from fastpath.compare.site import SERVER_PORT
+from fastpath.commands.compare.measure import ECHO_PORT
+from fastpath.commands.compare.scenario import IDENTITY
+from fastpath.commands.compare.site import SERVER_PORT
 from fastpath.errors import FastpathError
 from fastpath.report.model import FAST_PATH
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from fastpath.compare.measure import Bench
-    from fastpath.compare.site import Site
+    from fastpath.commands.compare.measure import Bench
+    from fastpath.commands.compare.site import Site
 
 ROUND_TRIPS: Final = 50
 """On each connection; the probe's warm-up comes on top."""

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastpath.errors import FastpathError
-from fastpath.vm import packages, programs
-from fastpath.vm.packages import Package
-from fastpath.vm.programs import Program, unpack
+from fastpath.image import packages
+from fastpath.image.packages import Package
+from tests.support import programs
+from tests.support.programs import Program, unpack
 
 if TYPE_CHECKING:
     from pathlib import Path

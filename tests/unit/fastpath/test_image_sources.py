@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fastpath.errors import FastpathError
-from fastpath.vm import sources
+from fastpath.image import sources
 
 STANZAS = """\
 # Debian

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastpath.vm.linux_tests import Case, parse_cases
+from tests.support.linux_tests import Case, parse_cases
 
 
 def test_cases_that_pass_are_ok_whatever_they_wrote():

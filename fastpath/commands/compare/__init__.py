@@ -31,12 +31,12 @@ from rich.progress import (
 )
 
 from fastpath import files, stdio
-from fastpath.compare import cpu, facts, load, measure, scenario, selfcheck
-from fastpath.compare.site import AmbientSite, HostSite
+from fastpath.commands.compare import cpu, facts, load, measure, scenario, selfcheck
+from fastpath.commands.compare.site import AmbientSite, HostSite
+from fastpath.commands.progress import build_image
 from fastpath.datapath import netns
 from fastpath.datapath.ambient_geneve import AmbientGeneve
 from fastpath.errors import FastpathError
-from fastpath.progress import build_image
 from fastpath.report import html, jsonfile, table
 from fastpath.report.model import FAST_PATH, PathResult, Report, Setting
 from fastpath.scratch import scratch
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
     from pathlib import Path
 
-    from fastpath.compare.site import Site
+    from fastpath.commands.compare.site import Site
     from fastpath.report.model import PathFacts
     from fastpath.vm.guest import GuestInfo
 

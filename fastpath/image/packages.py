@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from fastpath.errors import FastpathError
-from fastpath.vm import cpio, sources
+from fastpath.image import cpio, sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

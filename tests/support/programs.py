@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from fastpath.errors import FastpathError
-from fastpath.vm import packages
-from fastpath.vm.images import HASH_LEN, cache_directory, locked
-from fastpath.vm.tree import INTERPRETER
+from fastpath.image import packages
+from fastpath.image.images import HASH_LEN, cache_directory, locked
+from fastpath.image.tree import INTERPRETER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
