@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from fastpath import decode
 from fastpath.errors import FastpathError
-from fastpath.tsi.datagram import DNS_PORT
+from fastpath.tsi.datagram_stream import DNS_PORT
 from fastpath.tsi.policyfile import MENDS, read
 from fastpath.ztunnel.model import ListenAddress
 from fastpath.ztunnel.routing import format_address

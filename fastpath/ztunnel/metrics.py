@@ -16,7 +16,7 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from fastpath.tsi.datagram import DatagramStats
+from fastpath.tsi.datagram_limits import DatagramStats
 from fastpath.tsi.service import TsiStats
 from vhost_user.engine import GAUGES
 
@@ -260,7 +260,10 @@ class DatagramCollector:
             family.add_metric((), value)
             yield family
         yield from _of_sandboxes(
-            "datagram", DatagramStats, self._datagrams(), "fastpath/tsi/datagram.py"
+            "datagram",
+            DatagramStats,
+            self._datagrams(),
+            "fastpath/tsi/datagram_limits.py",
         )
 
 

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 
 from fastpath.throttle import Throttle
 from fastpath.tsi.protocol import source_port
-from fastpath.tsi.service import Here, Route
+from fastpath.tsi.router import Here, Routed
 from fastpath.ztunnel import dns
 from fastpath.ztunnel.access_log import Party, Record
 from fastpath.ztunnel.routing import Decision, Refusal, format_address, unmap
@@ -316,7 +316,7 @@ class Outbound:
 
 
 class SandboxRouter:
-    """What the TSI service of one sandbox asks and tells (`tsi.service.Router`).
+    """What the TSI service of one sandbox asks and tells (`tsi.router.Router`).
 
     Args:
         outbound: does the work.
@@ -334,13 +334,13 @@ class SandboxRouter:
         """Decide by `policy` from now on, and end what it denies."""
         self._outbound.set_policy(self._client, policy)
 
-    def route(self, destination: SocketAddress, conn: int) -> Route:
+    def route(self, destination: SocketAddress, conn: int) -> Routed:
         """Decide on a request of the guest."""
         if destination[1] == dns.PORT:
             self._outbound.answered_here(self._client, destination, conn)
-            return Route(Here(self._serve_dns), cacheable=False)
+            return Routed(Here(self._serve_dns), cacheable=False)
         decision = self._outbound.decide(self._client, destination, conn)
-        return Route(decision.target, cacheable=decision.cacheable)
+        return Routed(decision.target, cacheable=decision.cacheable)
 
     def opened(self, event: Event, destination: SocketAddress) -> None:
         """The connection is established at both ends."""

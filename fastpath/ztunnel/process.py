@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from fastpath.tsi.datagram import DatagramStats
+    from fastpath.tsi.datagram_limits import DatagramStats
     from fastpath.tsi.policy import SandboxPolicy
     from fastpath.tsi.service import TsiStats
     from fastpath.ztunnel.model import Config, Sandbox

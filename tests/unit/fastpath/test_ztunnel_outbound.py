@@ -14,10 +14,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fastpath import throttle
-from fastpath.tsi.datagram import DatagramStats
+from fastpath.tsi.datagram_limits import DatagramStats
 from fastpath.tsi.policy import Denial, EgressPolicy, Rule, SandboxPolicy
 from fastpath.tsi.policyfile import DenialErrno, Egress
-from fastpath.tsi.service import Here
+from fastpath.tsi.router import Here
 from fastpath.ztunnel import outbound
 from fastpath.ztunnel.clients import Clients
 from fastpath.ztunnel.dns import Dns, DnsStats
