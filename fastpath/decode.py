@@ -116,12 +116,12 @@ class Document:
 
     Args:
         name: what to call the file in messages.
-        mends: what mends a wrong value, by its key.
+        hints: the hint for a wrong value, by its key.
     """
 
-    def __init__(self, name: str, mends: Mapping[str, str] | None = None) -> None:
+    def __init__(self, name: str, hints: Mapping[str, str] | None = None) -> None:
         self.name = name
-        self._mends = mends or {}
+        self._hints = hints or {}
         self._lines: dict[KeyPath, int] = {}
 
     def note(self, path: KeyPath, node: yaml.Node) -> None:
@@ -132,19 +132,19 @@ class Document:
         """The same, unless something is known of `path` already."""
         self._lines.setdefault(path, node.start_mark.line + 1)
 
-    def error(self, path: KeyPath, why: str, mend: str | None = None) -> FastpathError:
-        """`FILE:LINE: key.path: what is wrong; mend: what to do`.
+    def error(self, path: KeyPath, why: str, hint: str | None = None) -> FastpathError:
+        """`FILE:LINE: key.path: what is wrong; hint: what to do`.
 
         A path that is not in the file (a missing key, a value built in code)
-        gets the line of what would contain it. Without `mend`, the innermost key that
+        gets the line of what would contain it. Without `hint`, the innermost key that
         has one says it.
         """
-        keys = [key for key in path if isinstance(key, str) and key in self._mends]
-        if mend is None and keys:
-            mend = self._mends[keys[-1]]
+        keys = [key for key in path if isinstance(key, str) and key in self._hints]
+        if hint is None and keys:
+            hint = self._hints[keys[-1]]
         where = self.where(path)
         what = f"{where}: {format_path(path)}" if path else where
-        return FastpathError(what, why, mend)
+        return FastpathError(what, why, hint)
 
     def where(self, path: KeyPath) -> str:
         """`FILE:LINE` of what stands at `path`, or of what would contain it."""
@@ -327,8 +327,8 @@ class _Decoder:
         values = {}
         for key, _, value_node in self._items(node, path):
             if key not in fields:
-                mend = f"use one of {', '.join(fields)}"
-                raise self._document.error((*path, key), "unknown field", mend)
+                hint = f"use one of {', '.join(fields)}"
+                raise self._document.error((*path, key), "unknown field", hint)
             name = fields[key].name
             values[name] = self.decode(value_node, hints[name], (*path, key))
         for key, field in fields.items():

@@ -2,7 +2,7 @@
 
 Each command imports what it needs when it runs, so that `fastpath run` does not
 wait for the parts that only `fastpath compare` uses. An error that the user can
-mend (`FastpathError`, a wrong option, or what the system refuses: a full disk, a
+fix (`FastpathError`, a wrong option, or what the system refuses: a full disk, a
 read-only cache, a closed stdout) becomes one line on stderr and exit status 2;
 anything else is a bug of ours and shows its traceback.
 """
@@ -90,7 +90,7 @@ def _invoke(args: Sequence[str]) -> int:
     except _UsageError as exc:
         command = exc.ctx.command_path if exc.ctx else PROG
         what = " ".join(exc.format_message().split())
-        return entry.complain(PROG, f"{what}; mend: {command} --help")
+        return entry.complain(PROG, f"{what}; hint: {command} --help")
     except typer.Abort:
         raise KeyboardInterrupt from None
     return int(status or 0)
@@ -268,7 +268,7 @@ def _check_writable(fd: int) -> None:
 
 @app.command()
 def doctor() -> int:
-    """Say what this host can do, and for each "no" the command that mends it.
+    """Say what this host can do, and for each "no" the command that fixes it.
 
     The exit status is 1 when something is missing that a command needs.
     """
@@ -287,7 +287,7 @@ def doctor() -> int:
             missing = missing or bool(check.need)
             needs = [n.name.lower() for n in checker.Need if n in check.need and n.name]
             needed = f"needed for: {', '.join(needs) or 'nothing'}"
-            for more in (needed, f"mend: {check.mend}"):
+            for more in (needed, f"hint: {check.hint}"):
                 console.print(Text(f"     {more}"), soft_wrap=True)
     return 1 if missing else 0
 

@@ -1,4 +1,4 @@
-"""What this host can do, and for each "no" the command that mends it.
+"""What this host can do, and for each "no" the command that fixes it.
 
 Each check looks at the thing itself, with the code that will use it: it makes
 the device, adds the rule, loads the program, in a network namespace that nobody
@@ -61,8 +61,8 @@ class Check:
     ok: bool
     detail: str
     """What was found, or why not; one line."""
-    mend: str | None
-    """The command that mends it; None when `ok`."""
+    hint: str | None
+    """The command that fixes it; None when `ok`."""
     need: Need
 
 
@@ -73,20 +73,20 @@ class _Look:
     name: str
     need: Need
     look: Callable[[], str]
-    mend: str | None = None
+    hint: str | None = None
     """For errors that do not bring their own."""
 
     def answer(self) -> Check:
         """Look, and make a `Check` of what comes of it."""
-        mend = self.mend
+        hint = self.hint
         try:
             found, ok = self.look(), True
         except FastpathError as exc:
-            found, ok, mend = exc.why, False, exc.mend or mend
+            found, ok, hint = exc.why, False, exc.hint or hint
         except (OSError, ImportError, subprocess.SubprocessError) as exc:
             found, ok = str(exc), False
         detail = " ".join(found.split())
-        return Check(self.name, ok, detail, None if ok else mend, self.need)
+        return Check(self.name, ok, detail, None if ok else hint, self.need)
 
 
 def checks() -> list[Check]:
@@ -173,7 +173,7 @@ def _image() -> str:
 
 
 def _kvm() -> str:
-    accel.choose("kvm")  # brings its own mend if /dev/kvm cannot be opened
+    accel.choose("kvm")  # brings its own hint if /dev/kvm cannot be opened
     _image()
     chosen = accel.choose("auto")
     if chosen.kind != "kvm":
@@ -306,7 +306,7 @@ _HOST: Final = (
         _program("iptables", "--version"),
         _install("iptables"),
     ),
-    _Look("network rights", _STANDARD_PATH, _rights, netns.USER_NAMESPACE_MEND),
+    _Look("network rights", _STANDARD_PATH, _rights, netns.USER_NAMESPACE_HINT),
 )
 
 _NETWORK: Final = (

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from fastpath import decode
 from fastpath.errors import FastpathError
 from fastpath.tsi.datagram_stream import DNS_PORT
-from fastpath.tsi.policyfile import MENDS, read
+from fastpath.tsi.policyfile import HINTS, read
 from fastpath.ztunnel.model import ListenAddress
 from fastpath.ztunnel.routing import format_address
 
@@ -43,7 +43,7 @@ def run(path: Path, would: str | None) -> int:
         FastpathError: the file is not there or not good, or `would` is no destination.
     """
     destination = None if would is None else parse_destination(would)
-    document = decode.Document(str(path), MENDS)
+    document = decode.Document(str(path), HINTS)
     try:
         file = read(path.read_bytes(), document)
     except OSError as exc:
@@ -68,8 +68,8 @@ def parse_destination(text: str) -> SocketAddress:
         parsed = ListenAddress.parse(text)
         port = decode.Between(1, 65535).parse(f"{parsed.port}")
     except ValueError as exc:
-        mend = "policies know addresses, not names: 192.0.2.1:80 or [2001:db8::1]:80"
-        raise FastpathError(f"--would {text}", str(exc), mend) from exc
+        hint = "policies know addresses, not names: 192.0.2.1:80 or [2001:db8::1]:80"
+        raise FastpathError(f"--would {text}", str(exc), hint) from exc
     return str(parsed.host), port
 
 

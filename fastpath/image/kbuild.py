@@ -98,13 +98,13 @@ def _make(guest: Path, headers: Sequence[Path], work: Path) -> Path:
     return out
 
 
-def run(command: list[str], what: str, remedy: str) -> None:
+def run(command: list[str], what: str, hint: str) -> None:
     """Run a tool that builds.
 
     Args:
         command: the tool and its arguments.
         what: what it builds, for the error.
-        remedy: what mends a failure.
+        hint: for when it fails.
 
     Raises:
         FastpathError: it failed, or is missing.
@@ -116,10 +116,10 @@ def run(command: list[str], what: str, remedy: str) -> None:
             command, capture_output=True, text=True, env=env, check=False
         )
     except FileNotFoundError as error:
-        raise FastpathError(what, f"{command[0]} is missing", remedy) from error
+        raise FastpathError(what, f"{command[0]} is missing", hint) from error
     if done.returncode != 0:
         lines = done.stderr.splitlines()
         errors = [line for line in lines if "error" in line or "***" in line]
         raise FastpathError(
-            what, (errors or lines or [f"{command[0]} failed"])[0], remedy
+            what, (errors or lines or [f"{command[0]} failed"])[0], hint
         )

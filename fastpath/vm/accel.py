@@ -72,7 +72,7 @@ def _tcg(reason: str) -> Accelerator:
 
 
 def _why_not_openable() -> tuple[str, str] | None:
-    """Why /dev/kvm is of no use, and what mends that; None if it opens."""
+    """Why /dev/kvm is of no use, and what fixes that; None if it opens."""
     if not KVM.exists():
         return f"there is no {KVM}", "--accel tcg"
     try:

@@ -153,7 +153,7 @@ def _take_rights() -> None:
         raise FastpathError(
             "the standard path cannot be built here",
             f"not root, and {problem}",
-            netns.USER_NAMESPACE_MEND,
+            netns.USER_NAMESPACE_HINT,
         )
     build_image(IMAGE)
     netns.own_user_namespace([sys.executable, *sys.orig_argv[1:]])

@@ -34,14 +34,14 @@ def test_what_is_wrong_is_one_line_and_exit_status_2(args, words, capsys):
     assert words in err
 
 
-def test_an_error_names_what_why_and_the_command_that_mends_it(monkeypatch, capsys):
+def test_an_error_names_what_why_and_the_command_that_fixes_it(monkeypatch, capsys):
     def run(_options):
         raise FastpathError("qemu", "not found", "apt-get install qemu-system-x86")
 
     monkeypatch.setattr("fastpath.commands.run.run", run)
     assert cli.invoke(["run", "--", "true"]) == 2
     assert capsys.readouterr().err == (
-        "fastpath: qemu: not found; mend: apt-get install qemu-system-x86\n"
+        "fastpath: qemu: not found; hint: apt-get install qemu-system-x86\n"
     )
 
 
@@ -52,7 +52,7 @@ def test_no_recipes_is_said_and_not_an_empty_list(monkeypatch, tmp_path, capsys)
         assert cli.invoke(["image", command]) == 2
         out, err = capsys.readouterr()
         assert (out, err.count("\n")) == ("", 1)
-        assert f"there are no recipes in {tmp_path}; mend: run fastpath from" in err
+        assert f"there are no recipes in {tmp_path}; hint: run fastpath from" in err
 
 
 def test_what_a_guest_said_steers_no_terminal(monkeypatch, capsys):

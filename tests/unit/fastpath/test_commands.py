@@ -54,7 +54,7 @@ def test_an_output_that_takes_nothing(argv, output):
     if output == "full":
         with Path("/dev/full").open("w") as full:
             done = run(*argv, stdout=full)
-        assert_one_line(done, 2, "stdout: No space left on device; mend: free some")
+        assert_one_line(done, 2, "stdout: No space left on device; hint: free some")
     elif output == "gone":
         reader, writer = os.pipe()
         os.close(reader)
@@ -93,7 +93,7 @@ def test_a_descriptor_that_takes_no_ready_line(tmp_path, fd):
     (tmp_path / "c.yaml").write_text(CONFIG)
     argv = (*FASTPATH, "ztunnel", "--config", tmp_path / "c.yaml", "--ready-fd", fd)
     done = run(*argv, stdin=None, input="")
-    assert_one_line(done, 2, f"--ready-fd {fd}: Bad file descriptor; mend: ")
+    assert_one_line(done, 2, f"--ready-fd {fd}: Bad file descriptor; hint: ")
 
 
 QEMU = 'case "$1" in --version) echo "QEMU 7.2";; esac; exit 1'

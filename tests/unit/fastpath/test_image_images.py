@@ -164,7 +164,7 @@ def test_builds_that_nobody_uses_are_forgotten(
     assert len(folders) == kept
 
 
-def test_a_cache_that_cannot_be_written_is_an_error_with_a_mend(source, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_an_error_with_a_hint(source, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/no")
     with pytest.raises(FastpathError, match="set XDG_CACHE_HOME"):
         images.build("tiny")
