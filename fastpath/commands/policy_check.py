@@ -14,20 +14,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from fastpath import decode
 from fastpath.errors import FastpathError
 from fastpath.tsi.datagram_stream import DNS_PORT
 from fastpath.tsi.policyfile import HINTS, read
 from fastpath.ztunnel.model import ListenAddress
 from fastpath.ztunnel.routing import format_address
+from vhost_user import decode
+from vhost_user.schema import Between
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from fastpath.decode import KeyPath
     from fastpath.tsi.policy import Verdict
     from fastpath.tsi.policyfile import PolicyFile
+    from vhost_user.decode import KeyPath
     from vhost_user.engine import SocketAddress
 
 EXIT_DENIED: Final = 1
@@ -43,7 +44,7 @@ def run(path: Path, would: str | None) -> int:
         FastpathError: the file is not there or not good, or `would` is no destination.
     """
     destination = None if would is None else parse_destination(would)
-    document = decode.Document(str(path), HINTS)
+    document = decode.Document(str(path), FastpathError, hints=HINTS)
     try:
         file = read(path.read_bytes(), document)
     except OSError as exc:
@@ -66,7 +67,7 @@ def parse_destination(text: str) -> SocketAddress:
     """
     try:
         parsed = ListenAddress.parse(text)
-        port = decode.Between(1, 65535).parse(f"{parsed.port}")
+        port = Between(1, 65535).parse(f"{parsed.port}")
     except ValueError as exc:
         hint = "policies know addresses, not names: 192.0.2.1:80 or [2001:db8::1]:80"
         raise FastpathError(f"--would {text}", str(exc), hint) from exc

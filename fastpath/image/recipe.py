@@ -18,31 +18,51 @@ A mistake is reported with its file, line and key.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping  # noqa: TC003  read when a file is
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import Annotated, Any, Final
 
 from fastpath.errors import FastpathError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from vhost_user import decode
+from vhost_user.schema import Parsed
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "vm-images"
+KINDS: Final = ("content", "join", "link", "directory")
+"""Of which a file has exactly one."""
+
+
+def _absolute(text: str) -> str:
+    if not text.startswith("/") or ".." in text.split("/"):
+        raise ValueError(f"must be an absolute path, not {text!r}")
+    return text
+
+
+def _mode(text: str) -> int:
+    if not re.fullmatch("0[0-7]{3,4}", text):
+        raise ValueError(f"must be a mode in octal, such as 0755, not {text}")
+    return int(text, 8)
+
+
+AbsolutePath = Annotated[str, Parsed(_absolute)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
     """A file that the recipe itself declares; exactly one kind is set."""
 
-    path: str
+    path: AbsolutePath
     content: str | None = None
     join: str | None = None
     link: str | None = None
     directory: bool | None = None
-    mode: int | None = None
+    mode: Annotated[int, Parsed(_mode)] | None = None
+
+    def __post_init__(self) -> None:
+        if sum(getattr(self, kind) is not None for kind in KINDS) != 1:
+            raise ValueError(f"needs exactly one of {', '.join(KINDS)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,17 +85,25 @@ class Recipe:
     files: tuple[File, ...] = ()
 
 
-STRINGS = ("suite", "kernel", "applets")
-LISTS = ("modules", "own_modules", "packages", "omit", "exclude")
-KINDS = ("content", "join", "link", "directory")
-FILE_TYPES: dict[str, type] = {
-    "path": str,
-    "content": str,
-    "join": str,
-    "link": str,
-    "directory": bool,
-    "mode": int,
-}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipeFile:
+    """One recipe.yaml, as it is written."""
+
+    extends: str | None = None
+    suite: str | None = None
+    kernel: str | None = None
+    applets: str | None = None
+    modules: tuple[str, ...] = ()
+    own_modules: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    omit: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    programs: Mapping[str, AbsolutePath] = field(default_factory=dict)
+    files: tuple[File, ...] = ()
+
+
+STRINGS: Final = ("suite", "kernel", "applets")
+LISTS: Final = ("modules", "own_modules", "packages", "omit", "exclude", "files")
 
 
 def known() -> list[str]:
@@ -122,120 +150,24 @@ def parse(name: str, source: Path, text: str, above: tuple[str, ...] = ()) -> Re
     Raises:
         FastpathError: at file, line and key of the first mistake.
     """
-    keys = _Mapping.of_text(source, text)
-    keys.only("extends", "files", "programs", *STRINGS, *LISTS)
-    parent = keys.get("extends", str)
+    document = decode.Document(str(source), FastpathError, spelling=decode.SNAKE_CASE)
+    file = decode.loads(text.encode(), RecipeFile, document)
     recipe = (
-        _load(parent, above) if parent is not None else Recipe(name=name, source=source)
+        Recipe(name=name, source=source)
+        if file.extends is None
+        else _load(file.extends, above)
     )
     changes: dict[str, Any] = {
         "name": name,
         "source": source,
         "text": recipe.text + text,
+        "programs": recipe.programs | dict(file.programs),
     }
     for key in STRINGS:
-        if (value := keys.get(key, str)) is not None:
-            changes[key] = value
+        changes[key] = getattr(file, key) or getattr(recipe, key)
     for key in LISTS:
-        changes[key] = (*getattr(recipe, key), *keys.strings(key))
+        changes[key] = (*getattr(recipe, key), *getattr(file, key))
     changes["own_modules"] = tuple(
         name for name in changes["own_modules"] if name not in changes["omit"]
     )
-    programs = keys.mapping("programs")
-    changes["programs"] = recipe.programs | {
-        program: programs.absolute(program) for program in programs
-    }
-    files = (_file(entry) for entry in keys.mappings("files"))
-    changes["files"] = (*recipe.files, *files)
     return replace(recipe, **changes)
-
-
-def _file(entry: _Mapping) -> File:
-    entry.only(*FILE_TYPES)
-    path = entry.absolute("path")
-    values = {key: entry.get(key, FILE_TYPES[key]) for key in FILE_TYPES}
-    if sum(values[kind] is not None for kind in KINDS) != 1:
-        raise entry.error("path", f"needs exactly one of {', '.join(KINDS)}")
-    return File(**values | {"path": path})
-
-
-class _Mapping:
-    """A YAML mapping that knows where each of its keys stands."""
-
-    def __init__(self, source: Path, node: yaml.Node, key: str) -> None:
-        self._source = source
-        self._lines: dict[str, int] = {}
-        self._values: dict[str, yaml.Node] = {}
-        self._line = node.start_mark.line + 1
-        if not isinstance(node, yaml.MappingNode):
-            raise self.error(key, "must be a mapping")
-        for name, value in node.value:
-            text, line = str(name.value), name.start_mark.line + 1
-            if text in self._values:
-                raise FastpathError(f"{source}:{line}: {text}", "is there twice")
-            self._lines[text] = line
-            self._values[text] = value
-
-    @classmethod
-    def of_text(cls, source: Path, text: str) -> _Mapping:
-        try:
-            node = yaml.compose(text, Loader=yaml.SafeLoader)
-        except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise FastpathError(
-                f"{source}:{line}", f"not YAML: {error.problem}"
-            ) from None
-        return cls(source, node or yaml.MappingNode("", [], *_NOWHERE), "recipe")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def error(self, key: str, why: str) -> FastpathError:
-        line = self._lines.get(key, self._line)
-        return FastpathError(f"{self._source}:{line}: {key}", why)
-
-    def only(self, *keys: str) -> None:
-        for key in self._values:
-            if key not in keys:
-                raise self.error(key, f"unknown key (known: {', '.join(sorted(keys))})")
-
-    def get(self, key: str, kind: type) -> Any:  # noqa: ANN401
-        if key not in self._values:
-            return None
-        value = _construct(self._values[key])
-        if type(value) is not kind:
-            raise self.error(key, f"must be a {kind.__name__}, not {value!r}")
-        return value
-
-    def absolute(self, key: str) -> str:
-        value = self.get(key, str)
-        if value is None or not value.startswith("/") or ".." in value.split("/"):
-            raise self.error(key, "needs an absolute path")
-        return str(value)
-
-    def strings(self, key: str) -> list[str]:
-        values = self.get(key, list) or []
-        for value in values:
-            if not isinstance(value, str):
-                raise self.error(key, f"must hold strings, not {value!r}")
-        return list(values)
-
-    def mapping(self, key: str) -> _Mapping:
-        node = self._values.get(key, yaml.MappingNode("", [], *_NOWHERE))
-        return _Mapping(self._source, node, key)
-
-    def mappings(self, key: str) -> list[_Mapping]:
-        self.get(key, list)
-        nodes = self._values[key].value if key in self._values else []
-        return [_Mapping(self._source, node, key) for node in nodes]
-
-
-_NOWHERE = (yaml.Mark("", 0, 0, 0, "", 0),) * 2
-
-
-def _construct(node: yaml.Node) -> Any:  # noqa: ANN401
-    loader = yaml.SafeLoader("")
-    try:
-        return loader.construct_document(node)
-    finally:
-        loader.dispose()

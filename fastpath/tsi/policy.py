@@ -38,7 +38,6 @@ from ipaddress import (
 )
 from typing import TYPE_CHECKING, Annotated, Final, Self
 
-from fastpath.decode import Between
 from fastpath.tsi.addresses import (
     Address,
     Form,
@@ -53,6 +52,7 @@ from vhost_user.engine import (
     DEFAULT_MAX_QUEUED_BYTES,
     MIN_WINDOW,
 )
+from vhost_user.schema import Between
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator

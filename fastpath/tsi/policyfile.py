@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Final
 
 from asyncinotify import Inotify, Mask
 
-from fastpath import decode
 from fastpath.errors import FastpathError
 from fastpath.tsi.policy import (
     EgressPolicy,
@@ -32,13 +31,14 @@ from fastpath.tsi.policy import (
     SandboxPolicy,
     without_effect,
 )
+from vhost_user import decode
 from vhost_user.engine import MIN_WINDOW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from fastpath.decode import KeyPath
+    from vhost_user.decode import KeyPath
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def parse(data: bytes, name: str) -> SandboxPolicy:
     Raises:
         FastpathError: `NAME:LINE: key.path: what is wrong; hint: what to do`.
     """
-    return read(data, decode.Document(name, HINTS)).policy()
+    return read(data, decode.Document(name, FastpathError, hints=HINTS)).policy()
 
 
 def read(data: bytes, document: decode.Document) -> PolicyFile:

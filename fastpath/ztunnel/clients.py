@@ -15,9 +15,9 @@ from fastpath.tsi.policyfile import Egress
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from fastpath.decode import IpAddress
     from fastpath.ztunnel.identity import Identity
     from fastpath.ztunnel.model import Config, Workload
+    from vhost_user.schema import IpAddress
 
 
 @dataclass(slots=True, eq=False)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from fastpath import decode
 from fastpath.errors import FastpathError
 from fastpath.ztunnel.model import (
     Config,
@@ -21,13 +20,15 @@ from fastpath.ztunnel.model import (
     Workload,
 )
 from fastpath.ztunnel.rbac import Scope
+from vhost_user import decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from fastpath.decode import IpAddress, KeyPath
     from fastpath.tsi.policyfile import Egress
+    from vhost_user.decode import KeyPath
+    from vhost_user.schema import IpAddress
 
 Problem = tuple["KeyPath", str]
 _MAX_UNIX_PATH = 107
@@ -41,7 +42,8 @@ def load(path: Path) -> Config:
     Raises:
         FastpathError: `FILE:LINE: key.path: what is wrong`.
     """
-    config, document = decode.load(path, Config)
+    document = decode.Document(str(path), FastpathError)
+    config = decode.load(path, Config, document)
     for key_path, why in _problems(config):
         raise document.error(key_path, why)
     return config

@@ -25,10 +25,10 @@ from vhost_user.engine import Chargen, Dial, Discard, Echo, Reset
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from fastpath.decode import IpAddress
     from fastpath.ztunnel.clients import Client
     from fastpath.ztunnel.model import Config, Service, Workload
     from vhost_user.engine import SocketAddress, Target
+    from vhost_user.schema import IpAddress
 
 ECHO_PORTS: Mapping[int, Target] = {7: Echo(), 9: Discard(), 19: Chargen()}
 """RFC 862, RFC 863, RFC 864."""

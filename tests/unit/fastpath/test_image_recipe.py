@@ -38,24 +38,30 @@ def test_a_module_of_ours_can_be_left_out_again():
 @pytest.mark.parametrize(
     ("text", "line", "why"),
     [
-        pytest.param("a: 1", 1, "a: unknown key", id="unknown-key"),
-        pytest.param("suite: s\nkernel: [k]", 2, "kernel: must be a str", id="type"),
-        pytest.param("suite: a\nsuite: b", 2, "suite: is there twice", id="twice"),
-        pytest.param("modules: [a, 1]", 1, "modules: must hold strings", id="item"),
-        pytest.param("- a", 1, "recipe: must be a mapping", id="list"),
-        pytest.param("programs: {init: bin}", 1, "init: needs an abs", id="relative"),
-        pytest.param("programs: {init: /../a}", 1, "init: needs an abs", id="dots"),
+        pytest.param("a: 1", 1, "a: unknown field", id="unknown-key"),
         pytest.param(
-            "files:\n  - path: /a", 2, "path: needs exactly one of", id="no-kind"
+            "suite: s\nkernel: [k]", 2, "kernel: must be a single value", id="type"
+        ),
+        pytest.param("suite: a\nsuite: b", 2, "suite: is given twice", id="twice"),
+        pytest.param("modules: [a, 1]", 1, "modules[1]: must be a string", id="item"),
+        pytest.param("- a", 1, "must be a mapping", id="list"),
+        pytest.param(
+            "programs: {init: bin}", 1, "programs.init: must be an abs", id="relative"
+        ),
+        pytest.param(
+            "programs: {init: /../a}", 1, "programs.init: must be an abs", id="dots"
+        ),
+        pytest.param(
+            "files:\n  - path: /a", 2, "files[0]: needs exactly one of", id="no-kind"
         ),
         pytest.param(
             "files:\n  - {path: /a, link: b, content: c}",
             2,
-            "path: needs exactly one of",
+            "files[0]: needs exactly one of",
             id="two-kinds",
         ),
-        pytest.param("files:\n  - 3", 2, "files: must be a mapping", id="file"),
-        pytest.param("a: [", 1, "not YAML", id="yaml"),
+        pytest.param("files:\n  - 3", 2, "files[0]: must be a mapping", id="file"),
+        pytest.param("a: [", 1, "expected the node content", id="yaml"),
     ],
 )
 def test_a_mistake_is_named_by_file_line_and_key(text, line, why):

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from fastpath.decode import camel_case
 from fastpath.errors import FastpathError
 from fastpath.tsi.policy import Limits, Ports, SandboxPolicy
 from fastpath.tsi.policyfile import Egress, PolicyFile, PolicyWatch, parse
+from vhost_user.decode import camel_case
 
 DOCS = Path(__file__).parents[3] / "docs"
 

@@ -1,14 +1,14 @@
 """YAML into dataclasses, with the line and the key of everything that is wrong.
 
 A schema is a frozen dataclass; its annotations are the only description of the
-format. Field names are snake_case and appear in the file as camelCase. Unknown
-and repeated keys are errors, as in Istio's own parser. Understood are: `str`,
-`bool`, `Annotated[int, Between(low, high)]`, `Annotated[str, Matches(...)]`,
-enums (by value), dataclasses, `tuple[T, ...]`, `Mapping[K, V]`, `T | None`, the
-types in `_PARSERS`, types with a `parse` class method (a plain scalar) and types
-with a `from_tag` class method (a scalar with a YAML tag, such as `!Exact a`).
+format. Field names are snake_case; how they are spelled in the file is the
+document's. Unknown and repeated keys are errors, as in Istio's own parser. A
+dataclass may raise ValueError for values that do not fit together.
 
-This module knows nothing of Istio.
+Understood are: `str`, `bool`, enums (by value), `Annotated[T, Parsed(...)]` and the
+other constraints of `schema.py`, dataclasses, `tuple[T, ...]`, `Mapping[K, V]`,
+`T | None`, the types in `_PARSERS`, types with a `parse` class method (a plain scalar)
+and types with a `from_tag` class method (a scalar with a YAML tag, such as `!Exact a`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
-import ipaddress
 import operator
-import re
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,7 +33,7 @@ from typing import (
 
 import yaml
 
-from fastpath.errors import FastpathError
+from vhost_user.schema import IpAddress, IpPrefix, parse_ip, parse_prefix
 
 T = TypeVar("T")
 Schema: TypeAlias = Any
@@ -44,22 +42,8 @@ Value: TypeAlias = Any
 """A value of the schema beside it."""
 KeyPath = tuple[str | int, ...]
 """Keys and list indices from the top of the document to one value."""
-
-IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
-IpPrefix = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
-def parse_ip(text: str) -> IpAddress:
-    """Read an IP without a scope (`%eth0`), or raise `ValueError`."""
-    if "%" in text:
-        raise ValueError(f"must be an IP without a scope, not {text!r}")
-    return ipaddress.ip_address(text)
-
-
-def parse_prefix(text: str) -> IpPrefix:
-    """Read `IP/LENGTH`, or raise `ValueError`; host bits may be set."""
-    return ipaddress.ip_network(text, strict=False)
-
+MakeError = Callable[[str, str, str | None], Exception]
+"""Makes an error of what is wrong (file, line, key), why, and a hint or None."""
 
 _PARSERS: Mapping[object, Callable[[str], object]] = {
     IpAddress: parse_ip,
@@ -67,6 +51,7 @@ _PARSERS: Mapping[object, Callable[[str], object]] = {
     Path: Path,
 }
 _TAG = "tag:yaml.org,2002:"
+_NULL = f"{_TAG}null"
 _KINDS = {
     yaml.ScalarNode: "a single value",
     yaml.SequenceNode: "a list",
@@ -74,53 +59,48 @@ _KINDS = {
 }
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Between:
-    """Bounds of an integer, both included."""
-
-    low: int
-    high: int
-
-    def parse(self, text: str) -> int:
-        """Read a decimal number, or raise `ValueError`."""
-        if text.isascii() and text.isdecimal() and len(text) < 20:
-            value = int(text)
-            if self.low <= value <= self.high:
-                return value
-        raise ValueError(f"must be a number from {self.low} to {self.high}, not {text}")
+def camel_case(name: str) -> str:
+    """The key that a field has in the file: `workload_ips` is `workloadIps`."""
+    head, *tail = name.split("_")
+    return head + "".join(part.capitalize() for part in tail)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Matches:
-    """What all of a string must match, and what to call that."""
+class Spelling:
+    """How a file spells the names of fields."""
 
-    pattern: str
-    what: str
-
-    def parse(self, text: str) -> str:
-        """Return `text`, or raise `ValueError`."""
-        if not re.fullmatch(self.pattern, text, re.ASCII):
-            raise ValueError(f"must be {self.what}, not {text!r}")
-        return text
+    of_field: Callable[[str], str]
+    """Returns the key of a field."""
+    of_key: Callable[[str], str] = str
+    """Returns a key as `of_field` spells it."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Parsed:
-    """What reads a value and raises `ValueError` for a wrong one."""
-
-    parse: Callable[[str], object]
+CAMEL_CASE = Spelling(camel_case)
+SNAKE_CASE = Spelling(str)
+SNAKE_OR_KEBAB_CASE = Spelling(str, lambda key: key.replace("-", "_"))
 
 
 class Document:
-    """Where each value of a file stands, so that later checks can say so too.
+    """A file: how it is written, and where each of its values stands.
 
     Args:
         name: what to call the file in messages.
+        error: makes the errors.
         hints: the hint for a wrong value, by its key.
+        spelling: of its keys.
     """
 
-    def __init__(self, name: str, hints: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        error: MakeError,
+        *,
+        hints: Mapping[str, str] | None = None,
+        spelling: Spelling = CAMEL_CASE,
+    ) -> None:
         self.name = name
+        self.spelling = spelling
+        self.make_error = error
         self._hints = hints or {}
         self._lines: dict[KeyPath, int] = {}
 
@@ -132,7 +112,7 @@ class Document:
         """The same, unless something is known of `path` already."""
         self._lines.setdefault(path, node.start_mark.line + 1)
 
-    def error(self, path: KeyPath, why: str, hint: str | None = None) -> FastpathError:
+    def error(self, path: KeyPath, why: str, hint: str | None = None) -> Exception:
         """`FILE:LINE: key.path: what is wrong; hint: what to do`.
 
         A path that is not in the file (a missing key, a value built in code)
@@ -144,7 +124,11 @@ class Document:
             hint = self._hints[keys[-1]]
         where = self.where(path)
         what = f"{where}: {format_path(path)}" if path else where
-        return FastpathError(what, why, hint)
+        return self.make_error(what, why, hint)
+
+    def error_at(self, line: int, why: str) -> Exception:
+        """`FILE:LINE: what is wrong`."""
+        return self.make_error(f"{self.name}:{line}", why, None)
 
     def where(self, path: KeyPath) -> str:
         """`FILE:LINE` of what stands at `path`, or of what would contain it."""
@@ -167,25 +151,25 @@ def format_path(path: KeyPath) -> str:
     return text
 
 
-def load(file: Path, schema: type[T]) -> tuple[T, Document]:
-    """Read `file` as one value of `schema`.
+def load(file: Path, schema: type[T], document: Document) -> T:
+    """Read `file`, which `document` is about, as one value of `schema`.
 
     Raises:
-        FastpathError: it cannot be read, is not YAML, or does not fit.
+        Exception: the document's: it cannot be read, is not YAML, or does not fit.
     """
     try:
         data = file.read_bytes()
     except OSError as exc:
-        raise FastpathError(f"{file}", exc.strerror or str(exc)) from exc
-    document = Document(str(file))
-    return loads(data, schema, document), document
+        why = exc.strerror or str(exc)
+        raise document.make_error(f"{file}", why, None) from exc
+    return loads(data, schema, document)
 
 
 def loads(data: bytes, schema: type[T], document: Document) -> T:
     """Read the bytes of `document` as one value of `schema`.
 
     Raises:
-        FastpathError: they are not YAML, or do not fit.
+        Exception: the document's: they are not YAML, or do not fit.
     """
     node = _compose(data, document)
     try:
@@ -195,12 +179,6 @@ def loads(data: bytes, schema: type[T], document: Document) -> T:
     return value
 
 
-def camel_case(name: str) -> str:
-    """The key that a field has in the file: `workload_ips` is `workloadIps`."""
-    head, *tail = name.split("_")
-    return head + "".join(part.capitalize() for part in tail)
-
-
 def _compose(data: bytes, document: Document) -> yaml.Node:
     try:
         node = yaml.compose(data, Loader=yaml.SafeLoader)
@@ -208,14 +186,14 @@ def _compose(data: bytes, document: Document) -> yaml.Node:
         mark = exc.problem_mark or exc.context_mark
         line = mark.line + 1 if mark else 1
         why = exc.problem or "is not YAML"
-        raise FastpathError(f"{document.name}:{line}", why) from exc
+        raise document.error_at(line, why) from exc
     except yaml.reader.ReaderError as exc:
         line = data.count(b"\n", 0, exc.position) + 1
-        raise FastpathError(f"{document.name}:{line}", str(exc.reason)) from exc
+        raise document.error_at(line, str(exc.reason)) from exc
     except RecursionError:
-        raise FastpathError(f"{document.name}:1", "is nested too deeply") from None
+        raise document.error_at(1, "is nested too deeply") from None
     if node is None:
-        raise FastpathError(f"{document.name}:1", "the file is empty")
+        raise document.error_at(1, "the file is empty")
     return node
 
 
@@ -279,8 +257,11 @@ class _Decoder:
     def _parsed(
         self, node: yaml.Node, parse: Callable[[str], Value], path: KeyPath
     ) -> Value:
+        text = self._text(node, path)
+        if node.tag == _NULL:
+            raise self._document.error(path, "must not be empty")
         try:
-            return parse(self._text(node, path))
+            return parse(text)
         except ValueError as exc:
             raise self._document.error(path, str(exc)) from exc
 
@@ -297,7 +278,7 @@ class _Decoder:
     ) -> Value:
         rest = [arg for arg in args if arg is not types.NoneType]
         schema = functools.reduce(operator.or_, rest)
-        if isinstance(node, yaml.ScalarNode) and node.tag == f"{_TAG}null":
+        if isinstance(node, yaml.ScalarNode) and node.tag == _NULL:
             return None
         return self.decode(node, schema, path)
 
@@ -322,10 +303,11 @@ class _Decoder:
         }
 
     def _fields(self, node: yaml.Node, schema: Schema, path: KeyPath) -> Value:
-        fields = {camel_case(field.name): field for field in dataclasses.fields(schema)}
+        spelling = self._document.spelling
+        fields = {spelling.of_field(f.name): f for f in dataclasses.fields(schema)}
         hints = get_type_hints(schema, include_extras=True)
         values = {}
-        for key, _, value_node in self._items(node, path):
+        for key, _, value_node in self._items(node, path, spelling.of_key):
             if key not in fields:
                 hint = f"use one of {', '.join(fields)}"
                 raise self._document.error((*path, key), "unknown field", hint)
@@ -335,16 +317,19 @@ class _Decoder:
             required = field.default is field.default_factory is dataclasses.MISSING
             if required and field.name not in values:
                 raise self._document.error((*path, key), "is missing")
-        return schema(**values)
+        try:
+            return schema(**values)
+        except ValueError as exc:
+            raise self._document.error(path, str(exc)) from exc
 
     def _items(
-        self, node: yaml.Node, path: KeyPath
+        self, node: yaml.Node, path: KeyPath, of_key: Callable[[str], str] = str
     ) -> list[tuple[str, yaml.Node, yaml.Node]]:
         self._expect(node, yaml.MappingNode, path)
         items: list[tuple[str, yaml.Node, yaml.Node]] = []
         seen: set[str] = set()
         for key_node, value_node in node.value:
-            key = self._text(key_node, path)
+            key = of_key(self._text(key_node, path))
             self._document.note((*path, key), key_node)
             if key in seen:
                 raise self._document.error((*path, key), "is given twice")
