@@ -180,7 +180,7 @@ async def soak(
             accelerator, lambda folder: config(folder, port), program=PROGRAM
         ) as one,
     ):
-        run = _Run(one, tell, samples)
+        run = _Soak(one, tell, samples)
         argv = ["tsi_soak", str(rounds), str(count), str(in_flight)]
         argv += [f"{host}:{port}" for host, port in (VIP, ECHO)]
         status = await one.run(*argv, stdin=run.stdin, stdout=run.take, stderr=_show)
@@ -189,7 +189,7 @@ async def soak(
     return samples
 
 
-class _Run:
+class _Soak:
     """The host's side of the program in the guest."""
 
     def __init__(

@@ -50,7 +50,7 @@ class Page:
 NOT_FOUND: Final = Page(b"no such page\n", status=HTTPStatus.NOT_FOUND)
 
 
-class Clients:
+class ClientTasks:
     """Serves clients at the same time, as many as there may be.
 
     Args:
@@ -119,7 +119,7 @@ class PageServer:
         self.address = address
         """Where it listens; with the real port after `start()`."""
         self._page = page
-        self._clients = Clients(name, self._serve)
+        self._clients = ClientTasks(name, self._serve)
         self._listener = Listener(name, self._clients.add)
 
     def start(self) -> None:

@@ -162,7 +162,7 @@ def run(
         raise FastpathError(
             "--allow", "the policy file says it", "add the rule to its egress.allow"
         )
-    options = runner.Options(
+    options = runner.RunOptions(
         argv=tuple(command),
         image=image,
         files=runner.parse_files(file or ()),
@@ -220,7 +220,7 @@ def compare(
     """Compare the fast path with the standard path, side by side, in one run."""
     from fastpath.commands import compare as comparer
 
-    options = comparer.Options(
+    options = comparer.CompareOptions(
         paths=comparer.parse_paths(paths),
         rounds=rounds,
         quick=quick,

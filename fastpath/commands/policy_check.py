@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from fastpath.tsi.policy import Verdict
+    from fastpath.tsi.policy import Judgement
     from fastpath.tsi.policyfile import PolicyFile
     from vhost_user.decode import KeyPath
     from vhost_user.engine import SocketAddress
@@ -53,10 +53,10 @@ def run(path: Path, would: str | None) -> int:
     print(f"{path}: good: {_rules(allow, 'allow')}, {_rules(deny, 'deny')}")  # noqa: T201
     if destination is None:
         return 0
-    verdict = file.egress.policy().judge(destination)
-    for line in explain(file, document, destination, verdict):
+    judgement = file.egress.policy().judge(destination)
+    for line in explain(file, document, destination, judgement):
         print(line)  # noqa: T201
-    return EXIT_DENIED if verdict.denial else 0
+    return EXIT_DENIED if judgement.denial else 0
 
 
 def parse_destination(text: str) -> SocketAddress:
@@ -78,30 +78,30 @@ def explain(
     file: PolicyFile,
     document: decode.Document,
     destination: SocketAddress,
-    verdict: Verdict,
+    judgement: Judgement,
 ) -> Iterator[str]:
     """The decision and what it comes from, in lines."""
     name = format_address(destination)
-    if verdict.denial is None:
-        why = f"covered by {verdict.rule}" if verdict.rule else "nothing denies it"
-        yield f"{name} is allowed: {why}{verdict.reading.how}"
+    if judgement.denial is None:
+        why = f"covered by {judgement.rule}" if judgement.rule else "nothing denies it"
+        yield f"{name} is allowed: {why}{judgement.reading.how}"
     else:
-        yield f"{name} is denied: {verdict.denial.text}"
-    yield f"  by {_origin(file, document, verdict)}"
+        yield f"{name} is denied: {judgement.denial.text}"
+    yield f"  by {_origin(file, document, judgement)}"
     if destination[1] == DNS_PORT:
         yield "  but of a sandbox: ztunnel answers port 53 itself, at any address"
 
 
-def _origin(file: PolicyFile, document: decode.Document, verdict: Verdict) -> str:
+def _origin(file: PolicyFile, document: decode.Document, judgement: Judgement) -> str:
     """What decided: a rule with its line, or a default."""
-    if verdict.rule is not None:
-        kind = "deny" if verdict.denial else "allow"
-        index = getattr(file.egress, kind).index(verdict.rule)
+    if judgement.rule is not None:
+        kind = "deny" if judgement.denial else "allow"
+        index = getattr(file.egress, kind).index(judgement.rule)
         path: KeyPath = ("egress", kind, index)
         return f"{document.where(path)}: {decode.format_path(path)}"
-    if verdict.denial is None:
+    if judgement.denial is None:
         return "default: without allow rules, what nothing denies is allowed"
-    if verdict.denial.reason == "not_allowed":
+    if judgement.denial.reason == "not_allowed":
         where = document.where(("egress", "allow"))
         return (
             f"{where}: egress.allow: where there are allow rules, one has to cover it"

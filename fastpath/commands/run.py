@@ -92,7 +92,7 @@ addresses that nothing leads to, and where it does, none that it has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class RunOptions:
     """What to run, and in what."""
 
     argv: tuple[str, ...]
@@ -183,7 +183,7 @@ def _parse_each(
     return tuple(found)
 
 
-def run(options: Options) -> int:
+def run(options: RunOptions) -> int:
     """Boot, run the program, and return the exit status.
 
     Raises:
@@ -198,7 +198,7 @@ def run(options: Options) -> int:
         return EXIT_TIMEOUT
 
 
-def _check_inputs(options: Options) -> None:
+def _check_inputs(options: RunOptions) -> None:
     """Refuse to read for ourselves what the program is to read: our stdin."""
     named = {f"--policy {options.policy}": options.policy} if options.policy else {}
     named |= {f"--file {path}:{to}": path for to, path in options.files.items()}
@@ -214,7 +214,7 @@ def _check_inputs(options: Options) -> None:
                 )
 
 
-def _prepare_and_run(options: Options, deadline: Deadline) -> int:
+def _prepare_and_run(options: RunOptions, deadline: Deadline) -> int:
     image = build_image(options.image)
     chosen = accel.choose(options.accel, qemu=options.qemu)
     with scratch() as folder:
@@ -250,7 +250,7 @@ class _Run:
     """One run: a ztunnel, a machine, a guest, and the signals between them."""
 
     def __init__(
-        self, options: Options, spec: VmSpec, folder: Path, deadline: Deadline
+        self, options: RunOptions, spec: VmSpec, folder: Path, deadline: Deadline
     ) -> None:
         self._options = options
         self._spec = spec

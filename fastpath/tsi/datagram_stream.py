@@ -65,7 +65,7 @@ class DatagramRouter(Protocol):
         """The guest was told that a peer is denied: it named or used it until now."""
 
 
-class Service(Protocol):
+class DatagramContext(Protocol):
     """What the streams of one sandbox share."""
 
     router: DatagramRouter
@@ -101,7 +101,7 @@ class DatagramStream:
         sock: connected, taken over.
     """
 
-    def __init__(self, service: Service, sock: socket.socket) -> None:
+    def __init__(self, service: DatagramContext, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._service = service
         self._sock = sock

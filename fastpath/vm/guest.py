@@ -78,7 +78,7 @@ class GuestInfo:
 
 
 @dataclass(slots=True)
-class _Run:
+class _Command:
     """A command that runs."""
 
     stdout: Sink | None
@@ -106,7 +106,7 @@ class Guest:
         self._ready: asyncio.Future[GuestInfo]
         self._reader: asyncio.Task[None] | None = None
         self._writer: asyncio.StreamWriter | None = None
-        self._run: _Run | None = None
+        self._run: _Command | None = None
 
     async def __aenter__(self) -> Self:
         if len(os.fsencode(self._path)) > SOCKET_PATH_MAX:
@@ -197,7 +197,7 @@ class Guest:
             raise RuntimeError("a command runs already")
         ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         request = encode_exec(argv, env or {}, cwd, tsi=tsi)
-        run = self._run = _Run(stdout, stderr, ended)
+        run = self._run = _Command(stdout, stderr, ended)
         feeder: asyncio.Task[None] | None = None
         try:
             self._send(Frame.EXEC, request)
@@ -299,7 +299,7 @@ class Guest:
         else:
             raise ValueError(f"unknown frame {kind}")
 
-    async def _deliver(self, run: _Run, kind: int, payload: bytes) -> None:
+    async def _deliver(self, run: _Command, kind: int, payload: bytes) -> None:
         """Hand output on; a sink that fails ends the command, then the run."""
         sink = run.stdout if kind == Frame.STDOUT else run.stderr
         if sink is None or run.sink_error is not None:
@@ -313,7 +313,7 @@ class Guest:
             self._send(Frame.SIGNAL, struct.pack("<I", signal.SIGKILL))
 
     async def _feed(
-        self, run: _Run, stdin: asyncio.StreamReader | bytes | None
+        self, run: _Command, stdin: asyncio.StreamReader | bytes | None
     ) -> None:
         """Send the command's input as its window allows, then its end."""
         if isinstance(stdin, asyncio.StreamReader):

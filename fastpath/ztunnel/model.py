@@ -263,7 +263,7 @@ class Sandbox:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outbound:
+class OutboundListener:
     """Where captured connections arrive."""
 
     tproxy: ListenAddress
@@ -274,7 +274,7 @@ class Fastpath:
     """Our own section. Addresses that are None: that part is not there."""
 
     sandboxes: tuple[Sandbox, ...] = ()
-    outbound: Outbound | None = None
+    outbound: OutboundListener | None = None
     metrics: ListenAddress | None = None
     readiness: ListenAddress | None = None
     echo: IpAddress | None = None

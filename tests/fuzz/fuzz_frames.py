@@ -37,7 +37,7 @@ async def run_command(data):
     """Have a command run while a guest sends `data`; return what came of it."""
     there = guest.Guest(Path("/nonexistent/v"))
     there._ready = asyncio.get_running_loop().create_future()
-    run = there._run = guest._Run(
+    run = there._run = guest._Command(
         lambda _: None, None, asyncio.get_running_loop().create_future()
     )
     reader = asyncio.StreamReader()

@@ -49,7 +49,6 @@ with atheris.instrument_imports(include=["fastpath"]):
     )
     from fastpath.tsi.policy import Limits
     from fastpath.tsi.policyfile import parse
-    from fastpath.ztunnel.clients import Clients
     from fastpath.ztunnel.dns import Dns
     from fastpath.ztunnel.metrics import Metrics
     from fastpath.ztunnel.model import (
@@ -62,6 +61,7 @@ with atheris.instrument_imports(include=["fastpath"]):
     )
     from fastpath.ztunnel.outbound import Outbound
     from fastpath.ztunnel.routing import Routes
+    from fastpath.ztunnel.workloads import LocalWorkloads
     from tests.fuzz.tsi_sandbox import MAX_LISTENERS, MAX_UDP_SOCKETS, TSI_PORT, Box
 
 from tests.fuzz.budget import Budget
@@ -106,7 +106,7 @@ class World:
         self.engine = Engine(self.loop)
         self.policies = target.policies
         self.config, self.metrics = target.config, target.metrics
-        self.clients = Clients(target.config)
+        self.clients = LocalWorkloads(target.config)
         self.lines = 0
         self.udp = []
         """Open UDP sockets."""

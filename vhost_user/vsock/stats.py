@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from vhost_user.engine import GAUGES
-from vhost_user.pages import NOT_FOUND, Clients, Page, PageServer, send
+from vhost_user.pages import NOT_FOUND, ClientTasks, Page, PageServer, send
 from vhost_user.sockets import UnixListener
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class JsonSocket:
 
     def __init__(self, path: Path, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
-        self._clients = Clients("stats", self._serve)
+        self._clients = ClientTasks("stats", self._serve)
         self._listener = UnixListener(path, self._clients.add)
 
     async def start(self) -> None:

@@ -63,7 +63,7 @@ Geneve = Literal["auto", "kernel", "bpf"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class CompareOptions:
     """What to compare, how long, and where to write it."""
 
     paths: tuple[str, ...] = tuple(PATHS)
@@ -109,7 +109,7 @@ def parse_geneve(value: str) -> Geneve:
     return cast("Geneve", value)
 
 
-def run(options: Options) -> int:
+def run(options: CompareOptions) -> int:
     """Compare, write the report's files, show it, and return the exit status.
 
     Raises:
@@ -160,7 +160,7 @@ def _take_rights() -> None:
 
 
 @contextlib.contextmanager
-def _site(options: Options) -> Iterator[Site]:
+def _site(options: CompareOptions) -> Iterator[Site]:
     if options.paths == (FAST_PATH,):
         yield HostSite()
         return
@@ -191,7 +191,7 @@ async def _until_signal(work: Coroutine[object, object, Report]) -> Report:
         raise
 
 
-async def _compare(options: Options, plan: scenario.Plan) -> Report:
+async def _compare(options: CompareOptions, plan: scenario.Plan) -> Report:
     before = await load.Before.look()
     started = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     rounds = QUICK_ROUNDS if options.quick else options.rounds

@@ -19,7 +19,6 @@ from fastpath.tsi.policy import Denial, EgressPolicy, Rule, SandboxPolicy
 from fastpath.tsi.policyfile import DenialErrno, Egress
 from fastpath.tsi.router import Here
 from fastpath.ztunnel import outbound
-from fastpath.ztunnel.clients import Clients
 from fastpath.ztunnel.dns import Dns, DnsStats
 from fastpath.ztunnel.metrics import DatagramCollector, EngineCollector, Metrics
 from fastpath.ztunnel.model import (
@@ -33,6 +32,7 @@ from fastpath.ztunnel.model import (
 )
 from fastpath.ztunnel.outbound import Capture, Outbound, SandboxRouter
 from fastpath.ztunnel.routing import Routes
+from fastpath.ztunnel.workloads import LocalWorkloads
 from vhost_user.engine import (
     DeviceStats,
     Dial,
@@ -136,7 +136,7 @@ class World:
     def __init__(self) -> None:
         self.engine, self.log = FakeEngine(), FakeLog()
         self.metrics = Metrics()
-        self.clients = Clients(CONFIG)
+        self.clients = LocalWorkloads(CONFIG)
         self.outbound = Outbound(
             Routes(CONFIG),
             cast("AccessLog", self.log),

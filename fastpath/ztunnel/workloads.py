@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True, eq=False)
-class Client:
+class LocalWorkload:
     """One workload whose outbound connections we carry."""
 
     name: str
@@ -32,7 +32,7 @@ class Client:
     """The current one: `Outbound.set_policy` puts another in its place."""
 
 
-class Clients:
+class LocalWorkloads:
     """All workloads that may come to us.
 
     Args:
@@ -49,8 +49,8 @@ class Clients:
         ports: Collection[int] = ISTIO_PORTS,
     ) -> None:
         self._ports = ports
-        self._sandboxes: dict[str, Client] = {}
-        self._addresses: dict[IpAddress, Client] = {}
+        self._sandboxes: dict[str, LocalWorkload] = {}
+        self._addresses: dict[IpAddress, LocalWorkload] = {}
         sandboxes = {
             config.workload(sandbox.workload): sandbox
             for sandbox in config.fastpath.sandboxes
@@ -60,18 +60,18 @@ class Clients:
             egress = (sandbox.egress if sandbox else None) or Egress()
             name = sandbox.name if sandbox else ""
             policy = (policies or {}).get(name) or SandboxPolicy(egress=egress.policy())
-            client = Client(name, workload, workload.identity, policy)
+            client = LocalWorkload(name, workload, workload.identity, policy)
             client.policy = self.for_client(client, policy)
             if sandbox:
                 self._sandboxes[name] = client
             for address in config.addresses_here(workload):
                 self._addresses[address] = client
 
-    def sandbox(self, name: str) -> Client:
+    def sandbox(self, name: str) -> LocalWorkload:
         """The sandbox with this name; the caller got it from the same config."""
         return self._sandboxes[name]
 
-    def for_client(self, client: Client, policy: SandboxPolicy) -> SandboxPolicy:
+    def for_client(self, client: LocalWorkload, policy: SandboxPolicy) -> SandboxPolicy:
         """A policy that also denies what no policy file can know of.
 
         A captured connection left its pod, so it is to no address of that.
@@ -80,6 +80,6 @@ class Clients:
         around = Surroundings(self._ports, frozenset(own))
         return replace(policy, egress=policy.egress.within(around))
 
-    def at(self, address: IpAddress) -> Client | None:
+    def at(self, address: IpAddress) -> LocalWorkload | None:
         """The workload that has this IP on our network; None: unknown."""
         return self._addresses.get(address)
