@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from fastpath.errors import FastpathError
+from fastpath.scratch import check_socket_path
 from fastpath.vm.console import last_words
 from fastpath.vm.spec import BOOT_TIMEOUT_S
 
@@ -46,8 +47,6 @@ FRAMES_AT_ONCE = 64
 """Frames that are acted on before other tasks have their turn."""
 TEXT_MAX = 1000
 """Longest text of the guest's that is shown, characters."""
-SOCKET_PATH_MAX = 107
-"""Longest path of a unix socket, bytes."""
 
 
 class Frame(enum.IntEnum):
@@ -109,12 +108,7 @@ class Guest:
         self._run: _Command | None = None
 
     async def __aenter__(self) -> Self:
-        if len(os.fsencode(self._path)) > SOCKET_PATH_MAX:
-            raise FastpathError(
-                f"{self._path}",
-                "is too long for a unix socket",
-                "set TMPDIR to a short path",
-            )
+        check_socket_path(self._path)
         self._ready = asyncio.get_running_loop().create_future()
         sock = socket.socket(socket.AF_UNIX)
         os.fchmod(sock.fileno(), 0o600)  # the file's mode: who connects is the guest

@@ -21,6 +21,8 @@ from fastpath.ztunnel.model import (
 )
 from fastpath.ztunnel.rbac import Scope
 from vhost_user import decode
+from vhost_user.sockets import MAX_PATH
+from vhost_user.vsock.hybrid import MAX_UDS_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -31,9 +33,6 @@ if TYPE_CHECKING:
     from vhost_user.schema import IpAddress
 
 Problem = tuple["KeyPath", str]
-_MAX_UNIX_PATH = 107
-"""Bytes in sockaddr_un.sun_path without its NUL."""
-_MAX_PORT_SUFFIX = len("_4294967295")
 
 
 def load(path: Path) -> Config:
@@ -175,7 +174,7 @@ def _sandbox_problems(config: Config) -> Iterator[Problem]:
         names.append(((*here, "name"), sandbox.name))
         cids.append(((*here, "cid"), sandbox.cid))
         sockets.append(((*here, "socket"), sandbox.socket.absolute()))
-        yield from _path_problems((*here, "socket"), sandbox.socket, 0)
+        yield from _path_problems((*here, "socket"), sandbox.socket, MAX_PATH)
         if sandbox.policy and sandbox.egress:
             yield (*here, "egress"), "is said by the policy file; leave one of them out"
         if sandbox.egress:
@@ -184,7 +183,7 @@ def _sandbox_problems(config: Config) -> Iterator[Problem]:
         if sandbox.uds_path:
             sockets.append(((*here, "udsPath"), sandbox.uds_path.absolute()))
             yield from _path_problems(
-                (*here, "udsPath"), sandbox.uds_path, _MAX_PORT_SUFFIX
+                (*here, "udsPath"), sandbox.uds_path, MAX_UDS_PATH
             )
         found = config.find_workload(sandbox.workload)
         if len(found) != 1:
@@ -202,8 +201,7 @@ def _sandbox_problems(config: Config) -> Iterator[Problem]:
         yield from _repeated(group)
 
 
-def _path_problems(where: KeyPath, path: Path, suffix: int) -> Iterator[Problem]:
-    longest = _MAX_UNIX_PATH - suffix
+def _path_problems(where: KeyPath, path: Path, longest: int) -> Iterator[Problem]:
     if len(os.fsencode(path)) > longest:
         yield where, f"is longer than the {longest} bytes that a unix socket takes"
 

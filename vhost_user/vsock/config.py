@@ -51,11 +51,8 @@ from vhost_user.vsock.device import (
     MAX_GUEST_CID,
     MIN_GUEST_CID,
 )
-from vhost_user.vsock.hybrid import MAX_WAITING, seqpacket_path
+from vhost_user.vsock.hybrid import MAX_UDS_PATH, MAX_WAITING, seqpacket_path
 from vhost_user.vsock.packet import CID_ANY, PORT_ANY
-
-# What one uds_path must leave room for: "_" and the longest port.
-_PORT_SUFFIX: Final = len("_4294967295")
 
 DEFAULT_GROUPS: Final = frozenset({"default"})
 
@@ -121,9 +118,10 @@ def tcp_address(text: str) -> tuple[str, int]:
 
 
 def _uds_path(text: str) -> Path:
-    if len(text.encode()) + _PORT_SUFFIX > MAX_PATH:
-        limit = MAX_PATH - _PORT_SUFFIX
-        raise ConfigError(f"at most {limit} bytes, a port is added to it: {text!r}")
+    if len(text.encode()) > MAX_UDS_PATH:
+        raise ConfigError(
+            f"at most {MAX_UDS_PATH} bytes, a port is added to it: {text!r}"
+        )
     return socket_path(text)
 
 
