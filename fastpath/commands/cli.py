@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import signal
 import sys
 from pathlib import Path
@@ -244,26 +243,9 @@ def ztunnel(
     ] = None,
 ) -> int:
     """Serve sandboxes and the captured traffic until SIGTERM."""
-    import asyncio
+    from fastpath.commands import ztunnel as server
 
-    from fastpath.ztunnel import process
-
-    logs.set_up(logging.INFO)
-    if ready_fd is not None:
-        _check_writable(ready_fd)
-    return asyncio.run(process.serve(config, ready_fd=ready_fd))
-
-
-def _check_writable(fd: int) -> None:
-    """Refuse a descriptor that can't take the ready line."""
-    try:
-        os.write(fd, b"")
-    except OSError as exc:
-        raise FastpathError(
-            f"--ready-fd {fd}",
-            f"{exc.strerror}",
-            "name a descriptor that is open for writing, such as 3 with 3>FILE",
-        ) from None
+    return server.run(config, ready_fd)
 
 
 @app.command()
@@ -272,24 +254,9 @@ def doctor() -> int:
 
     The exit status is 1 when something is missing that a command needs.
     """
-    from rich.text import Text
-
-    from fastpath import stdio
     from fastpath.commands import doctor as checker
 
-    console = stdio.console()
-    missing = False
-    for check in checker.checks():
-        mark = Text("yes  ", "green") if check.ok else Text("no   ", "bold red")
-        line = mark + Text(check.name, "bold") + Text(f": {check.detail}")
-        console.print(line, soft_wrap=True)
-        if not check.ok:
-            missing = missing or bool(check.need)
-            needs = [n.name.lower() for n in checker.Need if n in check.need and n.name]
-            needed = f"needed for: {', '.join(needs) or 'nothing'}"
-            for more in (needed, f"hint: {check.hint}"):
-                console.print(Text(f"     {more}"), soft_wrap=True)
-    return 1 if missing else 0
+    return checker.run()
 
 
 @policy_app.command("check")
@@ -317,15 +284,9 @@ def image_build(
     ] = False,
 ) -> int:
     """Build an image, or all; what did not change is not built again."""
-    from fastpath.commands.progress import build_image
-    from fastpath.image import images
+    from fastpath.commands import image
 
-    if not name and not images.known():
-        image_list(None)  # says so
-    for each in [name] if name else images.known():
-        image = build_image(each, refresh=refresh)
-        print(f"{image.name}: kernel {image.kernel_release}, {image.initramfs}")  # noqa: T201
-    return 0
+    return image.build(name, refresh=refresh)
 
 
 @image_app.command("list")
@@ -333,22 +294,9 @@ def image_list(
     name: Annotated[str | None, typer.Argument(help="Default: all.")] = None,
 ) -> int:
     """List the images that can be built."""
-    from fastpath.image import images, recipe
+    from fastpath.commands import image
 
-    known = images.known()
-    if not known:
-        raise FastpathError(
-            "images",
-            f"there are no recipes in {recipe.IMAGES}",
-            "run fastpath from a checkout: an installed package does not have them",
-        )
-    if name is not None and name not in known:
-        raise FastpathError(
-            f"image {name}", f"unknown; there are {', '.join(known)}", None
-        )
-    for each in [name] if name else known:
-        print(each)  # noqa: T201
-    return 0
+    return image.show(name)
 
 
 if __name__ == "__main__":

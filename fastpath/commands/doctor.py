@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING, Final
 
-from fastpath import tools
+from fastpath import stdio, tools
 from fastpath.datapath import geneve, links, netns
 from fastpath.datapath.links import Links
 from fastpath.datapath.rules import Mark, iptables
@@ -87,6 +87,25 @@ class _Look:
             found, ok = str(exc), False
         detail = " ".join(found.split())
         return Check(self.name, ok, detail, None if ok else hint, self.need)
+
+
+def run() -> int:
+    """Print all checks; return 1 if something is missing that a command needs."""
+    from rich.text import Text  # here: `main` does without
+
+    console = stdio.console()
+    missing = False
+    for check in checks():
+        mark = Text("yes  ", "green") if check.ok else Text("no   ", "bold red")
+        line = mark + Text(check.name, "bold") + Text(f": {check.detail}")
+        console.print(line, soft_wrap=True)
+        if not check.ok:
+            missing = missing or bool(check.need)
+            needs = [n.name.lower() for n in Need if n in check.need and n.name]
+            needed = f"needed for: {', '.join(needs) or 'nothing'}"
+            for more in (needed, f"hint: {check.hint}"):
+                console.print(Text(f"     {more}"), soft_wrap=True)
+    return 1 if missing else 0
 
 
 def checks() -> list[Check]:
