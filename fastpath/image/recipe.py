@@ -66,30 +66,9 @@ class File:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """A recipe with those that it extends already in it."""
+class Contents:
+    """What a recipe says of the image itself."""
 
-    name: str
-    source: Path
-    text: str = ""
-    """All recipe files that it comes from, for the hash."""
-    suite: str = ""
-    kernel: str = ""
-    applets: str | None = None
-    modules: tuple[str, ...] = ()
-    own_modules: tuple[str, ...] = ()
-    packages: tuple[str, ...] = ()
-    omit: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    programs: dict[str, str] = field(default_factory=dict)
-    files: tuple[File, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecipeFile:
-    """One recipe.yaml, as it is written."""
-
-    extends: str | None = None
     suite: str | None = None
     kernel: str | None = None
     applets: str | None = None
@@ -100,6 +79,25 @@ class RecipeFile:
     exclude: tuple[str, ...] = ()
     programs: Mapping[str, AbsolutePath] = field(default_factory=dict)
     files: tuple[File, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipeFile(Contents):
+    """One recipe.yaml, as it is written."""
+
+    extends: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe(Contents):
+    """A recipe with those that it extends already in it."""
+
+    name: str
+    source: Path
+    suite: str = ""
+    kernel: str = ""
+    text: str = ""
+    """All recipe files that it comes from, for the hash."""
 
 
 STRINGS: Final = ("suite", "kernel", "applets")
@@ -161,7 +159,7 @@ def parse(name: str, source: Path, text: str, above: tuple[str, ...] = ()) -> Re
         "name": name,
         "source": source,
         "text": recipe.text + text,
-        "programs": recipe.programs | dict(file.programs),
+        "programs": {**recipe.programs, **file.programs},
     }
     for key in STRINGS:
         changes[key] = getattr(file, key) or getattr(recipe, key)
