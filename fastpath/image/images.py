@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING
 from fastpath import files
 from fastpath.errors import FastpathError
 from fastpath.image import cpio, kbuild, packages, recipe
-from fastpath.image.recipe import ROOT, Recipe, known
+from fastpath.image.recipe import ROOT, Recipe
 from fastpath.image.tree import KERNELS, Tree, merged, special
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     Progress = Callable[[str, int, int], None]
 
-__all__ = ["Image", "build", "cache_directory", "known", "program", "with_files"]
+__all__ = ["Image", "build", "cache_directory", "program", "with_files"]
 
 GUEST = ROOT / "guest"
 HASH_LEN = 16
