@@ -57,6 +57,7 @@ __all__ = [
     "DEFAULT_MAX_QUEUED_BYTES",
     "FIRST_OPENED_PORT",
     "GAUGES",
+    "MAX_DEVICES",
     "MIN_WINDOW",
     "Ask",
     "Chargen",
@@ -87,6 +88,8 @@ DEFAULT_MAX_CONNS: Final = 65536
 DEFAULT_BUF_ALLOC: Final = 1 << 20
 """Receive window of a connection, once it has used it, bytes."""
 DEFAULT_MAX_QUEUED_BYTES: Final = 256 << 20
+MAX_DEVICES: Final = 1024
+"""Devices of an engine; VU_MAX_DEVICES."""
 MAX_QUEUE_SIZE: Final = 32768
 """Entries of the largest ring; VU_MAX_QUEUE."""
 MIN_WINDOW: Final = 2048
@@ -125,7 +128,8 @@ class Engine:
         self._native: FFI.CData | None = native
         self._cpu = cpu
         self._handlers: dict[int, Handler] = {}
-        self._groups: dict[int, frozenset[str]] = {}
+        self._groups: dict[str, int] = {}
+        """Their numbers."""
         self._events = ffi.new("struct vu_event[]", _EVENTS_A_READ)
         self._taken: deque[tuple[int, Event]] = deque()
         self._thread = threading.Thread(target=self._run, name="vu-engine", daemon=True)
@@ -228,8 +232,8 @@ class Engine:
             groups: names of the groups that the device is in.
 
         Raises:
-            StateError: a value is out of range, the engine has 64 devices, or
-                another device of a group has the same CID.
+            StateError: a value is out of range, the engine has `MAX_DEVICES`, or a
+                guest would reach two devices by one CID, or another by its own.
         """
         config = ffi.new("struct vu_dev_config *")
         config.guest_cid = guest_cid
@@ -239,13 +243,12 @@ class Engine:
         config.accept_rate = accept_rate
         config.want = events.want_bits(want)
         dev = check(lib.vu_dev_add(self.native, config), f"device of CID {guest_cid}")
-        for other, names in self._groups.items():
-            if groups & names:
-                ret = lib.vu_dev_sibling(self.native, dev, other)
-                if ret < 0:
-                    lib.vu_dev_del(self.native, dev)
-                check(ret, f"sibling of CID {guest_cid} in {sorted(groups & names)}")
-        self._groups[dev] = groups
+        for name in groups:
+            group = self._groups.setdefault(name, len(self._groups))
+            ret = lib.vu_dev_join(self.native, dev, group)
+            if ret < 0:
+                lib.vu_dev_del(self.native, dev)
+            check(ret, f"CID {guest_cid} in group {name!r}")
         self._handlers[dev] = on_event
         return DeviceHandle(self, dev)
 
@@ -266,7 +269,8 @@ class Engine:
             want: which events to post besides REQUEST.
 
         Raises:
-            StateError: the target does not fit, or the engine has 64 listeners.
+            StateError: the target does not fit, or the engine has `MAX_DEVICES`
+                listeners.
             OSError: the socket cannot be watched.
         """
         sock.setblocking(False)
@@ -333,7 +337,6 @@ class Engine:
     def forget(self, source: int) -> None:
         """Call no handler any more for a device or listener that is closed."""
         self._handlers.pop(source, None)
-        self._groups.pop(source, None)
 
 
 def _alive(ret: int, context: str) -> bool:

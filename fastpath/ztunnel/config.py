@@ -21,6 +21,7 @@ from fastpath.ztunnel.model import (
 )
 from fastpath.ztunnel.rbac import Scope
 from vhost_user import decode
+from vhost_user.engine import MAX_DEVICES
 from vhost_user.sockets import MAX_PATH
 from vhost_user.vsock.hybrid import MAX_UDS_PATH
 
@@ -107,6 +108,7 @@ def _problems(config: Config) -> Iterator[Problem]:
     yield from _service_problems(config)
     yield from _policy_problems(config)
     yield from _sandbox_problems(config)
+    yield from _thread_problems(config.fastpath)
     yield from _echo_problems(config)
 
 
@@ -199,6 +201,15 @@ def _sandbox_problems(config: Config) -> Iterator[Problem]:
         ]
     for group in (names, workloads, sockets, cids, places):
         yield from _repeated(group)
+
+
+def _thread_problems(own: Fastpath) -> Iterator[Problem]:
+    room = own.threads * MAX_DEVICES
+    if len(own.sandboxes) > room:
+        why = f"{len(own.sandboxes)} sandboxes are more than {own.threads} engines take"
+        yield ("fastpath", "threads"), f"{why}, {MAX_DEVICES} each"
+    if own.cpu is not None and own.threads > 1:
+        yield ("fastpath", "cpu"), f"is one CPU for {own.threads} threads; leave it out"
 
 
 def _path_problems(where: KeyPath, path: Path, longest: int) -> Iterator[Problem]:

@@ -21,7 +21,7 @@ from fastpath.tsi.service import TsiStats
 from vhost_user.engine import GAUGES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from prometheus_client.core import Metric
 
@@ -205,38 +205,42 @@ class EngineCollector:
     """Reads the engine's and the devices' counters when somebody asks.
 
     Args:
-        engine: gives the engine's.
+        engines: gives each engine's.
         devices: gives each sandbox's, by its name.
         dropped_lines: access-log lines dropped so far.
     """
 
     def __init__(
         self,
-        engine: Callable[[], EngineStats],
+        engines: Callable[[], Sequence[EngineStats]],
         devices: Callable[[], Mapping[str, DeviceStats]],
         dropped_lines: Callable[[], int],
     ) -> None:
-        self._engine = engine
+        self._engines = engines
         self._devices = devices
         self._dropped_lines = dropped_lines
 
     def collect(self) -> Iterator[Metric]:
-        """One family a counter, one sample a sandbox."""
+        """One family a counter, one sample an engine or a sandbox."""
         dropped = "Access-log lines dropped: the reader is too slow"
         yield CounterMetricFamily(
             "fastpath_access_log_dropped", dropped, value=self._dropped_lines()
         )
-        for name, value in _numbers(self._engine()):
-            family = _family("engine", name, ())
-            family.add_metric((), value)
-            yield family
-        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
-        for sandbox, stats in self._devices().items():
-            for name, value in _numbers(stats):
-                if name not in families:
-                    families[name] = _family("device", name, ("sandbox",))
-                families[name].add_metric((sandbox,), value)
-        yield from families.values()
+        engines = {f"{at}": stats for at, stats in enumerate(self._engines())}
+        yield from _families("engine", "engine", engines)
+        yield from _families("device", "sandbox", self._devices())
+
+
+def _families(
+    part: str, label: str, stats: Mapping[str, EngineStats] | Mapping[str, DeviceStats]
+) -> Iterator[Metric]:
+    families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+    for whose, of_it in stats.items():
+        for name, value in _numbers(of_it):
+            if name not in families:
+                families[name] = _family(part, name, (label,))
+            families[name].add_metric((whose,), value)
+    yield from families.values()
 
 
 class DatagramCollector:

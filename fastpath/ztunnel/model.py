@@ -26,6 +26,7 @@ from fastpath.ztunnel.identity import (
 from fastpath.ztunnel.rbac import Authorization, Port
 from vhost_user.schema import Between, IpAddress, Matches, Parsed, parse_ip
 from vhost_user.sockets import DEFAULT_SOCKET_MODE, Access, parse_group, parse_mode
+from vhost_user.vsock.config import MAX_THREADS
 
 Namespace = Annotated[str, Matches(NAMESPACE, "a namespace name")]
 Hostname = Annotated[str, Matches(r"[A-Za-z0-9*][A-Za-z0-9*._-]*", "a host name")]
@@ -283,6 +284,8 @@ class Fastpath:
     """Where names go that are no service's; empty: to those of /etc/resolv.conf."""
     access_log: Path | None = None
     """None: stderr."""
+    threads: Annotated[int, Between(1, MAX_THREADS)] = 1
+    """Engines; sandboxes are spread over them."""
     poll_us: Annotated[int, Between(0, 1_000_000)] = 200
     cpu: Annotated[int, Between(0, 4095)] | None = None
 

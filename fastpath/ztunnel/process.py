@@ -1,6 +1,6 @@
 """The ztunnel process: everything put together, started and stopped in order.
 
-    engine                      one thread, all devices and listeners
+    engines                     a thread each, devices and listeners
       sandbox, for each         vsock device, TSI service, vhost-user socket,
                                 hybrid unix socket
       capture                   TPROXY listener, if configured
@@ -54,6 +54,7 @@ from vhost_user.engine import (
 )
 from vhost_user.vsock.device import VsockDevice
 from vhost_user.vsock.hybrid import HybridListener
+from vhost_user.vsock.placement import place
 
 if TYPE_CHECKING:
     import socket
@@ -111,12 +112,13 @@ class Ztunnel:
         """By name; complete once the context is entered."""
         self.admin: list[AdminServer] = []
         self._capture = capture
-        self._outbound: Outbound
+        self._outbounds: list[Outbound] = []
+        """Of each engine: a connection's number is one of its engine."""
         self._watches: dict[str, PolicyWatch] = {}
         self._ports = set(ISTIO_PORTS)
         """Those that no sandbox may reach on the host: of any ztunnel, and ours."""
         self._clients: LocalWorkloads
-        self._engine: Engine
+        self._engines: list[Engine] = []
         self._ready = False
         self._stack = contextlib.AsyncExitStack()
 
@@ -147,11 +149,11 @@ class Ztunnel:
     @property
     def live(self) -> Sequence[int]:
         """The outbound connections that have not ended."""
-        return self._outbound.live
+        return [conn for outbound in self._outbounds for conn in outbound.live]
 
-    def stats(self) -> EngineStats:
-        """The engine's counters."""
-        return self._engine.stats()
+    def stats(self) -> Sequence[EngineStats]:
+        """The counters of each engine."""
+        return [engine.stats() for engine in self._engines]
 
     def device_stats(self) -> Mapping[str, DeviceStats]:
         """Each sandbox's device counters."""
@@ -201,38 +203,48 @@ class Ztunnel:
         self._clients = clients
         dns = Dns(self.config)
         self._stack.push_async_callback(dns.close)
-        self._engine = await self._stack.enter_async_context(
-            Engine(
-                poll_us=own.poll_us,
-                cpu=own.cpu,
-                # the sum: what one sandbox has can't be another's
-                max_conns=(len(own.sandboxes) + 1) * self._share(),
-            )
-        )
-        outbound = Outbound(routes, access_log, self.metrics, self._engine.reset)
-        self._outbound = outbound
-        self._stack.callback(outbound.close)
-        for sandbox in own.sandboxes:
+        placed = place([frozenset()] * len(own.sandboxes), own.threads)
+        for at in range(max(placed, default=0) + 1):
+            await self._start_engine(placed.count(at), routes, access_log)
+        for sandbox, at in zip(own.sandboxes, placed, strict=True):
             client = clients.sandbox(sandbox.name)
             client.policy = self._policy_of(sandbox.name, client.policy)
             self.sandboxes[sandbox.name] = await self._start_sandbox(
                 sandbox,
-                SandboxRouter(outbound, client, dns),
+                self._engines[at],
+                SandboxRouter(self._outbounds[at], client, dns),
                 SandboxPublisher(sandbox, client, access_log, self.metrics),
                 client.policy,
             )
         if capture:
-            events = Capture(self._engine, outbound, clients)
-            handle = self._engine.add_listener(
+            events = Capture(self._engines[0], self._outbounds[0], clients)
+            handle = self._engines[0].add_listener(
                 capture, Ask(), on_event=events.handle_event, want=ALL_EVENTS
             )
             self._stack.callback(handle.close)
-        self._stack.push_async_callback(self._drain, outbound)
+        self._stack.push_async_callback(self._drain)
         self.metrics.registry.register(
             DatagramCollector(self.datagram_stats, dns.stats)
         )
         self._start_admin(access_log)
         self._announce_policies()
+
+    async def _start_engine(
+        self, sandboxes: int, routes: Routes, access_log: AccessLog
+    ) -> None:
+        own = self.config.fastpath
+        engine = await self._stack.enter_async_context(
+            Engine(
+                poll_us=own.poll_us,
+                cpu=own.cpu,
+                # the sum: what one sandbox has can't be another's
+                max_conns=(sandboxes + 1) * self._share(),
+            )
+        )
+        outbound = Outbound(routes, access_log, self.metrics, engine.reset)
+        self._stack.callback(outbound.close)
+        self._engines.append(engine)
+        self._outbounds.append(outbound)
 
     def _policy_of(self, name: str, policy: SandboxPolicy) -> SandboxPolicy:
         """What holds for a sandbox by a policy: in its surroundings, within its share.
@@ -286,6 +298,7 @@ class Ztunnel:
     async def _start_sandbox(
         self,
         sandbox: Sandbox,
+        engine: Engine,
         router: SandboxRouter,
         publisher: SandboxPublisher,
         policy: SandboxPolicy,
@@ -293,7 +306,7 @@ class Ztunnel:
         service: TsiService
         limits = policy.limits
         device = VsockDevice(
-            self._engine,
+            engine,
             guest_cid=sandbox.cid,
             max_conns=limits.max_conns,
             max_queued_bytes=limits.max_queued_bytes,
@@ -303,11 +316,9 @@ class Ztunnel:
         )
         self._stack.callback(device.close)
         addresses = self.config.workload(sandbox.workload).workload_ips
-        datagrams = DatagramService(
-            self._engine, router, policy=policy, name=sandbox.name
-        )
+        datagrams = DatagramService(engine, router, policy=policy, name=sandbox.name)
         service = TsiService(
-            self._engine,
+            engine,
             device,
             router,
             addresses=[str(address) for address in addresses],
@@ -330,17 +341,27 @@ class Ztunnel:
         await _listen(backend, sandbox.socket)
         if watch := self._watches.get(sandbox.name):
             watch.start(
-                lambda new: service.set_policy(self._policy_of(sandbox.name, new)),
+                lambda new: self._set_policy(sandbox.name, service, new),
                 lambda good: self.metrics.reloaded(sandbox.name, good=good),
             )
         return RunningSandbox(device, backend, service, datagrams, hybrid)
 
-    async def _drain(self, outbound: Outbound) -> None:
+    def _set_policy(self, name: str, service: TsiService, new: SandboxPolicy) -> None:
+        """Let a new policy hold; captured connections are the first engine's."""
+        policy = self._policy_of(name, new)
+        service.set_policy(policy)
+        if len(self._outbounds) > 1:
+            self._outbounds[0].set_policy(self._clients.sandbox(name), policy)
+
+    async def _drain(self) -> None:
         """End what is left, so that each connection gets its line in the log."""
-        for conn in outbound.live:
-            self._engine.reset(conn, errno.ECANCELED)
+        for engine, outbound in zip(self._engines, self._outbounds, strict=True):
+            for conn in outbound.live:
+                engine.reset(conn, errno.ECANCELED)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(outbound.idle.wait(), DRAIN_TIMEOUT_S)
+            async with asyncio.timeout(DRAIN_TIMEOUT_S):
+                for outbound in self._outbounds:
+                    await outbound.idle.wait()
 
     def _start_admin(self, access_log: AccessLog) -> None:
         own = self.config.fastpath

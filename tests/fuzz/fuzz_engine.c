@@ -547,7 +547,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		    .e = engine, .features = features, .other = &w[1 - i]};
 		guest_start(&w[i], ram[i], CID + i);
 	}
-	vu_dev_sibling(engine, w[0].dev, w[1].dev);
+	for (uint32_t i = 0; i < 2; i++)
+		vu_dev_join(engine, w[i].dev, 0);
 	while (in.left)
 		step(&w[*in.at >> 3 & 1], &in);
 	engine_step(&w[0]);

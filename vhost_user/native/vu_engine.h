@@ -294,7 +294,7 @@ int vu_dev_unroute(struct vu_engine *engine, uint32_t dev, uint32_t port);
 int vu_dev_unroute_from(struct vu_engine *engine, uint32_t dev, uint32_t first);
 int vu_dev_limit(struct vu_engine *engine, uint32_t dev, uint32_t max_conns,
 		 uint64_t max_queued_bytes, uint32_t accept_rate);
-int vu_dev_sibling(struct vu_engine *engine, uint32_t dev, uint32_t other);
+int vu_dev_join(struct vu_engine *engine, uint32_t dev, uint32_t group);
 int vu_dev_stats(struct vu_engine *engine, uint32_t dev,
 		 struct vu_dev_stats *ret);
 

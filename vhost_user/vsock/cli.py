@@ -27,6 +27,7 @@ from vhost_user.vsock.device import VsockDevice
 from vhost_user.vsock.forward import ForwardListener
 from vhost_user.vsock.hybrid import HybridListener
 from vhost_user.vsock.packet import PORT_ANY
+from vhost_user.vsock.placement import place
 from vhost_user.vsock.stats import JsonSocket, MetricsServer, process_stats
 
 if TYPE_CHECKING:
@@ -63,6 +64,10 @@ class Options:
     """The command line, checked."""
 
     vms: list[VmConfig]
+    threads: int
+    """Engines that were asked for."""
+    placed: list[int]
+    """The engine of each VM."""
     poll_us: int
     echo_port: int | None
     stats_socket: Path | None
@@ -81,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str]) -> int:
     try:
         options = parse(argv)
+        _tell_of_unused(options)
         asyncio.run(_serve(_within_descriptors(options)))
     except (ConfigError, VhostUserError) as error:
         return _fail(str(error))
@@ -106,16 +112,29 @@ def parse(argv: Sequence[str]) -> Options:
     sources = [bool(single), args.vm is not None, args.config is not None]
     if sum(sources) > 1:
         raise ConfigError("give one of: --socket and its like, --vm, --config")
+    threads = (
+        None
+        if args.threads is None
+        else _option("--threads", args.threads, config.threads)
+    )
     if args.config is not None:
-        vms = config.load(Path(args.config))
+        file = config.load(Path(args.config))
+        vms = list(file.vms)
+        if threads is None:
+            threads = file.threads
+        elif file.threads is not None:
+            raise ConfigError(f"threads is given twice: --threads, {args.config}")
     elif args.vm is not None:
         vms = [config.parse_vm(text) for text in args.vm]
     elif single:
         vms = [config.from_options(single)]
     else:
         vms = []
+    threads = threads or 1
     options = Options(
         vms=vms,
+        threads=threads,
+        placed=place([vm.groups for vm in vms], threads),
         poll_us=(
             DEFAULT_POLL_US
             if args.poll_us is None
@@ -139,6 +158,19 @@ def parse(argv: Sequence[str]) -> Options:
     )
     config.check(vms, options.stats_socket)
     return options
+
+
+def _tell_of_unused(options: Options) -> None:
+    """Say it if fewer engines run than were asked for."""
+    used = max(options.placed) + 1
+    if used < options.threads:
+        log.warning(
+            "threads is %d, but %s all %d VMs: VMs that share a group are on one "
+            "engine; give them smaller groups (groups)",
+            options.threads,
+            "one engine has" if used == 1 else f"{used} engines have",
+            len(options.vms),
+        )
 
 
 def _within_descriptors(options: Options) -> Options:
@@ -250,6 +282,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     many.add_argument("--config", metavar="FILE", help="YAML: a list vms of such keys")
     parser.add_argument(
+        "--threads",
+        metavar="N",
+        help="engines, each a thread; VMs that share a group are on one (1)",
+    )
+    parser.add_argument(
         "--poll-us",
         metavar="US",
         help="longest time to spin for work before blocking; 0: never (200)",
@@ -296,6 +333,7 @@ def _fail(reason: str) -> int:
 class _Vm:
     """What runs for one VM."""
 
+    engine: int
     device: VsockDevice
     backend: Backend
     host: HybridListener | ForwardListener | None
@@ -303,6 +341,7 @@ class _Vm:
     def stats(self) -> dict[str, Any]:
         return {
             "guest_cid": self.device.guest_cid,
+            "engine": self.engine,
             "connected": self.backend.connected.is_set(),
             "clients_refused": self.host.refused if self.host else 0,
             **dataclasses.asdict(self.device.handle.stats()),
@@ -312,15 +351,21 @@ class _Vm:
 async def _serve(options: Options) -> None:
     stop = stop_event()
     async with contextlib.AsyncExitStack() as stack:
-        engine = await stack.enter_async_context(
-            Engine(
-                poll_us=options.poll_us,
-                # the sum: what one VM has can't be another's
-                max_conns=sum(vm.max_conns for vm in options.vms),
+        engines = [
+            await stack.enter_async_context(
+                Engine(
+                    poll_us=options.poll_us,
+                    # the sum: what one VM has can't be another's
+                    max_conns=sum(vm.max_conns for vm in vms),
+                )
             )
-        )
-        vms = [await _start(stack, engine, vm, options.echo_port) for vm in options.vms]
-        await _start_stats(stack, options, engine, vms)
+            for vms in _by_engine(options)
+        ]
+        vms = [
+            await _start(stack, engines, at, vm, options.echo_port)
+            for vm, at in zip(options.vms, options.placed, strict=True)
+        ]
+        await _start_stats(stack, options, engines, vms)
         for vm in options.vms:
             host = f", host side {vm.uds_path}" if vm.uds_path else ""
             if vm.forward_cid is not None:
@@ -329,13 +374,29 @@ async def _serve(options: Options) -> None:
         await stop.wait()
 
 
+def _by_engine(options: Options) -> list[list[VmConfig]]:
+    """Return each engine's VMs."""
+    engines: list[list[VmConfig]] = [[] for _ in range(max(options.placed) + 1)]
+    for vm, at in zip(options.vms, options.placed, strict=True):
+        engines[at].append(vm)
+    return engines
+
+
 async def _start_stats(
-    stack: contextlib.AsyncExitStack, options: Options, engine: Engine, vms: list[_Vm]
+    stack: contextlib.AsyncExitStack,
+    options: Options,
+    engines: list[Engine],
+    vms: list[_Vm],
 ) -> None:
     def snapshot() -> dict[str, Any]:
+        each = [dataclasses.asdict(engine.stats()) for engine in engines]
         return {
             "process": process_stats(),
-            "engine": dataclasses.asdict(engine.stats()),
+            "engine": {name: sum(of[name] for of in each) for name in each[0]},
+            "engines": [
+                {"engine": at, "vms": options.placed.count(at), **of}
+                for at, of in enumerate(each)
+            ],
             "vms": [vm.stats() for vm in vms],
         }
 
@@ -351,12 +412,13 @@ async def _start_stats(
 
 async def _start(
     stack: contextlib.AsyncExitStack,
-    engine: Engine,
+    engines: list[Engine],
+    at: int,
     vm: VmConfig,
     echo_port: int | None,
 ) -> _Vm:
     device = VsockDevice(
-        engine,
+        engines[at],
         guest_cid=vm.guest_cid,
         buf_alloc=vm.tx_buffer_size,
         queue_size=vm.queue_size,
@@ -387,7 +449,7 @@ async def _start(
     )
     stack.push_async_callback(backend.close)
     await backend.start()
-    return _Vm(device, backend, host)
+    return _Vm(at, device, backend, host)
 
 
 if __name__ == "__main__":

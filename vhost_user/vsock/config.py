@@ -1,7 +1,8 @@
 """What to serve: VMs from `--vm KEY=VALUE,...` or from a YAML file.
 
-The keys are vhost-device-vsock's, with `-` or `_` between words:
+The keys of a VM are vhost-device-vsock's, with `-` or `_` between words:
 
+    threads: 2
     vms:
       - guest_cid: 3
         socket: /run/vm3.vhost
@@ -67,6 +68,7 @@ MAX_QUEUED_BYTES: Final = 1 << 40
 PROCESS_FDS: Final = 64
 VM_FDS: Final = MAX_WAITING + 64
 LEAST_SHARE: Final = 16
+MAX_THREADS: Final = 64
 MAX_ACCEPT_RATE: Final = 10_000_000
 MAX_CONFIG: Final = 1 << 20
 """Bytes of a configuration file."""
@@ -98,6 +100,11 @@ class _Range:
 
     def parse(self, text: str) -> int:
         return integer(text, self.low, self.high)
+
+
+def threads(text: str) -> int:
+    """Return `text` as a number of engines; ConfigError if it can't be one."""
+    return integer(text, 1, MAX_THREADS)
 
 
 def socket_path(text: str) -> Path:
@@ -208,10 +215,12 @@ class VmConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _File:
-    """A configuration file."""
+class FileConfig:
+    """What a configuration file says."""
 
     vms: tuple[VmConfig, ...]
+    threads: Annotated[int, Parsed(threads)] | None = None
+    """Engines; None: it doesn't say."""
 
 
 def parse_vm(text: str) -> VmConfig:
@@ -229,8 +238,8 @@ def parse_vm(text: str) -> VmConfig:
     return _build(pairs, f"--vm {text}")
 
 
-def load(path: Path) -> list[VmConfig]:
-    """Read the VMs from a YAML file.
+def load(path: Path) -> FileConfig:
+    """Read a YAML file.
 
     Raises:
         ConfigError: it can't be read or isn't right; says file, line and key.
@@ -245,7 +254,7 @@ def load(path: Path) -> list[VmConfig]:
     if len(data) > MAX_CONFIG:
         raise ConfigError(f"{path}: more than {MAX_CONFIG} bytes")
     document = decode.Document(str(path), _error, spelling=decode.SNAKE_OR_KEBAB_CASE)
-    return list(decode.loads(data, _File, document).vms)
+    return decode.loads(data, FileConfig, document)
 
 
 def _error(what: str, why: str, hint: str | None) -> ConfigError:
@@ -270,12 +279,15 @@ def check(vms: list[VmConfig], stats_socket: Path | None = None) -> None:
         if vm.uds_path is not None:
             paths += [vm.uds_path, seqpacket_path(vm.uds_path)]
     claims += [("path", path) for path in paths]
-    for i, claim in enumerate(claims):
-        if claim in claims[:i]:
+    seen = set()
+    for claim in claims:
+        if claim in seen:
             raise ConfigError(f"{claim[0]} {claim[1]} is used twice")
+        seen.add(claim)
+    stems = {str(vm.uds_path) for vm in vms}
     for path in paths:
         stem, _, port = str(path).rpartition("_")
-        if port.isdecimal() and stem in {str(vm.uds_path) for vm in vms}:
+        if port.isdecimal() and stem in stems:
             raise ConfigError(f"path {path} is port {port} of uds_path {stem}")
 
 
@@ -289,7 +301,16 @@ def share_descriptors(vms: list[VmConfig], limit: int) -> list[VmConfig]:
     Args:
         vms: what was asked for.
         limit: descriptors that the process may have.
+
+    Raises:
+        ConfigError: there are not enough to listen for all VMs.
     """
+    least = PROCESS_FDS + sum(3 if vm.uds_path else 1 for vm in vms)
+    if least > limit:
+        raise ConfigError(
+            f"{len(vms)} VMs take {least} open files before the first VMM comes, at "
+            f"most {limit} are allowed: raise the hard limit (ulimit -Hn)"
+        )
     room = limit - PROCESS_FDS - len(vms) * VM_FDS
     if len(vms) == 1 or sum(vm.max_conns for vm in vms) <= room:
         return vms

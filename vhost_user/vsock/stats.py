@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     Snapshot = Callable[[], dict[str, Any]]
-    """Returns {"process": {...}, "engine": {...}, "vms": [{"guest_cid": ...}]}."""
+    """Returns {"process": {...}, "engine": {...}, "engines": [{"engine": 0, ...}],
+    "vms": [{"guest_cid": 3, ...}]}: "engine" is the sum of "engines"."""
 
 _PREFIX: Final = "vhost_user_vsock"
 _CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-_NOT_COUNTERS: Final = GAUGES | {"connected", "open_fds"}
+_NOT_COUNTERS: Final = GAUGES | {"connected", "engine", "open_fds", "vms"}
 
 
 def process_stats() -> dict[str, int]:
@@ -56,13 +57,20 @@ def prometheus(stats: dict[str, Any]) -> str:
     lines += _family("process_open_fds", "gauge", [("", process["open_fds"])])
     resident = [("", process["resident_bytes"])]
     lines += _family("process_resident_memory_bytes", "gauge", resident)
-    for name, value in stats["engine"].items():
-        lines += _metric(f"engine_{name}", name, [("", value)])
-    names = [name for name in stats["vms"][0] if name != "guest_cid"]
-    for name in names:
-        samples = [(f'{{cid="{vm["guest_cid"]}"}}', vm[name]) for vm in stats["vms"]]
-        lines += _metric(name, name, samples)
+    lines += _metrics("engine_", stats["engines"], key="engine", label="engine")
+    lines += _metrics("", stats["vms"], key="guest_cid", label="cid")
     return "\n".join(lines) + "\n"
+
+
+def _metrics(
+    prefix: str, items: list[dict[str, int]], *, key: str, label: str
+) -> Iterator[str]:
+    labels = [f'{{{label}="{item[key]}"}}' for item in items]
+    for name in items[0]:
+        if name != key:
+            values = (item[name] for item in items)
+            samples = list(zip(labels, values, strict=True))
+            yield from _metric(f"{prefix}{name}", name, samples)
 
 
 def _metric(full: str, name: str, samples: list[tuple[str, int]]) -> Iterator[str]:

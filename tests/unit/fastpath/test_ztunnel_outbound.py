@@ -470,15 +470,17 @@ def device_stats(conns, opened):
 
 def test_the_engines_counters_are_read_when_asked(world):
     collector = EngineCollector(
-        engine=lambda: EngineStats(
-            conns=2, wakeups=3, spins=0, spin_hits=0, events_lost=0, refused=0
-        ),
+        engines=lambda: [
+            EngineStats(
+                conns=2, wakeups=3, spins=0, spin_hits=0, events_lost=0, refused=0
+            )
+        ],
         devices=lambda: {"box": device_stats(4, 5), "other": device_stats(6, 7)},
         dropped_lines=lambda: 8,
     )
     world.metrics.registry.register(collector)
-    assert world.value("fastpath_engine_conns") == 2
-    assert world.value("fastpath_engine_wakeups_total") == 3
+    assert world.samples("fastpath_engine_conns") == [({"engine": "0"}, 2)]
+    assert world.samples("fastpath_engine_wakeups_total") == [({"engine": "0"}, 3)]
     assert world.value("fastpath_access_log_dropped_total") == 8
     assert world.samples("fastpath_device_conns") == [
         ({"sandbox": "box"}, 4),

@@ -261,6 +261,42 @@ def test_a_denied_connection_is_reset_and_logged(tmp_path, allow, reason):
     assert reason in line.partition("error=")[2]
 
 
+def test_a_new_policy_ends_captured_connections_of_a_sandbox_on_another_engine(
+    tmp_path,
+):
+    file = tmp_path / "policy.yaml"
+    file.write_text("egress: {allow: [127.0.0.0/8]}")
+
+    async def main():
+        capture = listen()
+        address = capture.getsockname()
+        async with upper_server() as upstream:
+            there = config(tmp_path, address[1], upstream, threads=2)
+            (box,) = there.fastpath.sandboxes
+            box = replace(box, policy=file, egress=None)
+            first = replace(
+                box,
+                name="first",
+                workload="default/web-1",
+                socket=tmp_path / "first.sock",
+                uds_path=None,
+                cid=4,
+            )
+            own = replace(there.fastpath, sandboxes=(first, box))
+            async with Ztunnel(
+                replace(there, fastpath=own), capture=capture
+            ) as ztunnel:
+                reader, writer = await connect(address)
+                await counted(ztunnel, "istio_tcp_connections_opened_total")
+                file.write_text("egress: {deny: ['127.0.0.3/32', '127.0.0.1/32']}")
+                ztunnel.reload()
+                with pytest.raises(ConnectionResetError):
+                    await reader.readexactly(1)
+                writer.close()
+
+    run(main())
+
+
 def test_an_unknown_source_is_refused(tmp_path):
     async def main():
         capture = listen()
@@ -300,7 +336,7 @@ def test_the_sockets_are_there_and_go_away(tmp_path):
             assert (tmp_path / "box.vsock").is_socket()
             modes = {path.stat().st_mode & 0o777 for path in tmp_path.glob("box.*")}
             assert modes == {0o600}
-            assert ztunnel.stats().conns == 0
+            assert [engine.conns for engine in ztunnel.stats()] == [0]
             assert ztunnel.device_stats()["box"].conns == 0
         return before, fds()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import socket
@@ -19,12 +20,20 @@ from vhost_user.vsock.stats import (
 
 SNAPSHOT = {
     "process": {"open_fds": 9, "resident_bytes": 4096},
-    "engine": {"conns": 2, "wakeups": 3, "spins": 5},
+    "engine": {"conns": 3, "wakeups": 7, "spins": 5},
+    "engines": [
+        {"engine": 0, "conns": 2, "wakeups": 3, "spins": 5},
+        {"engine": 1, "conns": 1, "wakeups": 4, "spins": 0},
+    ],
     "vms": [
         {"guest_cid": 3, "connected": True, "conns": 1, "opened": 7},
         {"guest_cid": 4, "connected": False, "conns": 0, "opened": 8},
     ],
 }
+LARGE = SNAPSHOT | {
+    "vms": [{"guest_cid": cid, "conns": 0, "opened": 0} for cid in range(3, 40_000)]
+}
+"""More than a socket takes at once."""
 GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -35,11 +44,14 @@ def test_names_and_labels_are_prometheuss():
         "# TYPE process_resident_memory_bytes gauge",
         "process_resident_memory_bytes 4096",
         "# TYPE vhost_user_vsock_engine_conns gauge",
-        "vhost_user_vsock_engine_conns 2",
+        'vhost_user_vsock_engine_conns{engine="0"} 2',
+        'vhost_user_vsock_engine_conns{engine="1"} 1',
         "# TYPE vhost_user_vsock_engine_wakeups_total counter",
-        "vhost_user_vsock_engine_wakeups_total 3",
+        'vhost_user_vsock_engine_wakeups_total{engine="0"} 3',
+        'vhost_user_vsock_engine_wakeups_total{engine="1"} 4',
         "# TYPE vhost_user_vsock_engine_spins_total counter",
-        "vhost_user_vsock_engine_spins_total 5",
+        'vhost_user_vsock_engine_spins_total{engine="0"} 5',
+        'vhost_user_vsock_engine_spins_total{engine="1"} 0',
         "# TYPE vhost_user_vsock_connected gauge",
         'vhost_user_vsock_connected{cid="3"} 1',
         'vhost_user_vsock_connected{cid="4"} 0',
@@ -58,11 +70,11 @@ def test_the_processs_own_figures_are_its_own(open_fds):
     assert stats["resident_bytes"] > 1 << 20
 
 
-def served(talk):
+def served(talk, snapshot=SNAPSHOT):
     """Run `talk(address)` in a thread beside a server."""
 
     async def main():
-        server = MetricsServer(("127.0.0.1", 0), lambda: SNAPSHOT)
+        server = MetricsServer(("127.0.0.1", 0), lambda: snapshot)
         server.start()
         try:
             return await asyncio.to_thread(talk, server.address)
@@ -137,18 +149,46 @@ def test_silent_clients_keep_nobody_out():
     assert dropped == [b""] * MAX_CLIENTS
 
 
-def test_a_client_of_the_unix_socket_gets_json_and_need_not_ask(tmp_path):
-    def talk():
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.connect(str(tmp_path / "stats"))
-            return json.loads(whole(sock))
+def served_json(path, talk, snapshot=SNAPSHOT):
+    """Run `talk()` in a thread beside a server at `path`."""
 
     async def main():
-        server = JsonSocket(tmp_path / "stats", lambda: SNAPSHOT)
+        server = JsonSocket(path, lambda: snapshot)
         await server.start()
         try:
             return await asyncio.to_thread(talk)
         finally:
             server.close()
 
-    assert asyncio.run(main()) == SNAPSHOT
+    return asyncio.run(main())
+
+
+def read_json(path):
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(path))
+        return json.loads(whole(sock))
+
+
+def test_a_client_of_the_unix_socket_gets_json_and_need_not_ask(tmp_path):
+    path = tmp_path / "stats"
+    assert served_json(path, lambda: read_json(path)) == SNAPSHOT
+
+
+def test_an_answer_that_a_socket_does_not_take_at_once_arrives_whole(tmp_path):
+    body = served(lambda at: ask(at, GET), LARGE).partition(b"\r\n\r\n")[2]
+    assert body.decode() == prometheus(LARGE)
+    path = tmp_path / "stats"
+    assert served_json(path, lambda: read_json(path), LARGE) == LARGE
+
+
+def test_clients_that_do_not_read_keep_nobody_out(tmp_path):
+    path = tmp_path / "stats"
+
+    def talk():
+        with contextlib.ExitStack() as stack:
+            for _ in range(MAX_CLIENTS + 1):
+                sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+                sock.connect(str(path))
+            return read_json(path)
+
+    assert served_json(path, talk, LARGE) == LARGE

@@ -29,6 +29,7 @@
 typedef int64_t dev_fn(struct vu_engine *e, struct vu_dev *d, void *arg);
 
 int64_t with_dev(struct vu_engine *e, uint32_t dev, dev_fn *fn, void *arg);
+int64_t aside_dev(struct vu_engine *e, uint32_t dev, dev_fn *fn, void *arg);
 void device_remove(struct vu_engine *e, uint32_t slot);
 void listener_remove(struct vu_engine *e, uint32_t slot);
 

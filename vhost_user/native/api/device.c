@@ -11,6 +11,20 @@
 #define SLOT(dev) ((dev) % VU_MAX_DEVICES)
 
 /**
+ * find() - Find a device
+ * @e:		Engine, stopped
+ * @dev:	Its id
+ *
+ * Returns: the device; NULL if it is no more
+ */
+static struct vu_dev *find(const struct vu_engine *e, uint32_t dev)
+{
+	struct vu_dev *d = e->devs[SLOT(dev)];
+
+	return d && d->id == dev ? d : NULL;
+}
+
+/**
  * with_dev() - Do something with a device, the engine stopped
  * @e:		Engine
  * @dev:	Its id
@@ -25,12 +39,37 @@ int64_t with_dev(struct vu_engine *e, uint32_t dev, dev_fn *fn, void *arg)
 	int64_t ret = -VU_ERR_GONE;
 
 	loop_enter(e);
-	d = e->devs[SLOT(dev)];
-	if (d && d->id == dev) {
+	d = find(e, dev);
+	if (d) {
 		list_add(&e->core.active, &d->active);
 		ret = fn(e, d, arg);
 	}
 	loop_leave(e);
+	return ret;
+}
+
+/**
+ * aside_dev() - The same, for what no turn has to act on
+ * @e:		Engine
+ * @dev:	Its id
+ * @fn:		What to do
+ * @arg:	For @fn
+ *
+ * Of a thousand idle devices none becomes active because somebody reads its
+ * counters.
+ *
+ * Returns: what @fn does, or -VU_ERR_GONE
+ */
+int64_t aside_dev(struct vu_engine *e, uint32_t dev, dev_fn *fn, void *arg)
+{
+	struct vu_dev *d;
+	int64_t ret = -VU_ERR_GONE;
+
+	loop_enter(e);
+	d = find(e, dev);
+	if (d)
+		ret = fn(e, d, arg);
+	loop_release(e);
 	return ret;
 }
 
@@ -63,7 +102,7 @@ int vu_dev_add(struct vu_engine *e, const struct vu_dev_config *cfg)
 		e->devs[slot] = d;
 		ret = d ? (int)id : -VU_ERR_NOMEM;
 	}
-	loop_leave(e);
+	loop_release(e);
 	return ret;
 }
 
@@ -419,5 +458,5 @@ static int64_t get_stats(struct vu_engine *e, struct vu_dev *d, void *arg)
  */
 int vu_dev_stats(struct vu_engine *e, uint32_t dev, struct vu_dev_stats *ret)
 {
-	return (int)with_dev(e, dev, get_stats, ret);
+	return (int)aside_dev(e, dev, get_stats, ret);
 }

@@ -113,5 +113,5 @@ void vu_engine_stats(struct vu_engine *e, struct vu_engine_stats *ret)
 	e->stats.events_lost = e->core.outbox.lost;
 	e->stats.refused = e->core.refused;
 	*ret = e->stats;
-	loop_leave(e);
+	loop_release(e);
 }

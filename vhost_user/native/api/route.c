@@ -48,7 +48,7 @@ int vu_dev_route(struct vu_engine *e, uint32_t dev, uint32_t port,
 {
 	struct route_arg r = {.target = target, .first = port};
 
-	return target_valid(target) ? (int)with_dev(e, dev, set, &r)
+	return target_valid(target) ? (int)aside_dev(e, dev, set, &r)
 				    : -VU_ERR_INVAL;
 }
 
@@ -80,7 +80,7 @@ int vu_dev_unroute(struct vu_engine *e, uint32_t dev, uint32_t port)
 {
 	struct route_arg r = {.first = port, .last = port};
 
-	return with_dev(e, dev, clear, &r) > 0 ? 0 : -VU_ERR_GONE;
+	return aside_dev(e, dev, clear, &r) > 0 ? 0 : -VU_ERR_GONE;
 }
 
 /**
@@ -94,36 +94,34 @@ int vu_dev_unroute(struct vu_engine *e, uint32_t dev, uint32_t port)
 int vu_dev_unroute_from(struct vu_engine *e, uint32_t dev, uint32_t first)
 {
 	struct route_arg r = {.first = first, .last = VU_PORT_ANY};
-	int64_t ret = with_dev(e, dev, clear, &r);
+	int64_t ret = aside_dev(e, dev, clear, &r);
 
 	return ret < 0 ? (int)ret : 0;
 }
 
 /**
- * add_sibling() - vu_dev_sibling() with the engine stopped
+ * join() - vu_dev_join() with the engine stopped
  * @e:		Engine
  * @d:		Device
- * @arg:	The other one's id
+ * @arg:	The group's number
  *
- * Returns: as vu_dev_sibling()
+ * Returns: as vu_dev_join()
  */
-static int64_t add_sibling(struct vu_engine *e, struct vu_dev *d, void *arg)
+static int64_t join(struct vu_engine *e, struct vu_dev *d, void *arg)
 {
-	uint32_t id = *(uint32_t *)arg;
-	struct vu_dev *other = e->devs[id % VU_MAX_DEVICES];
-
-	return other && other->id == id ? sibling_add(d, other) : -VU_ERR_GONE;
+	(void)e;
+	return sibling_join(d, *(const uint32_t *)arg);
 }
 
 /**
- * vu_dev_sibling() - see vu_engine.h
+ * vu_dev_join() - see vu_engine.h
  * @e:		Engine
  * @dev:	Id
- * @other:	Id
+ * @group:	Number
  *
  * Returns: 0, or a negated enum vu_err
  */
-int vu_dev_sibling(struct vu_engine *e, uint32_t dev, uint32_t other)
+int vu_dev_join(struct vu_engine *e, uint32_t dev, uint32_t group)
 {
-	return (int)with_dev(e, dev, add_sibling, &other);
+	return (int)aside_dev(e, dev, join, &group);
 }

@@ -269,6 +269,7 @@ enum deadline { DEADLINE_DIAL, DEADLINE_LINGER, DEADLINE_ORPHAN };
  * @forsaken:	Connections to close; their guests are gone
  * @deadlines:	Connections that have one
  * @retrying:	Devices with connections that wait for a full listener
+ * @by_cid:	Devices that are in groups, by their guests' CIDs
  * @thirsty:	Connections without credit
  * @thirsty_us:	Since when there is one
  * @refused:	Clients of listeners that found no room
@@ -290,6 +291,7 @@ struct core {
 	struct list forsaken;
 	struct list deadlines[DEADLINES];
 	struct list retrying;
+	struct vu_dev *by_cid[VU_MAX_DEVICES];
 	struct list thirsty;
 	uint64_t thirsty_us;
 	uint64_t refused;

@@ -92,6 +92,7 @@ void poll_adapt(struct poller *p, bool spun, uint64_t blocked_us);
 /* loop.c */
 void loop_enter(struct vu_engine *e);
 void loop_leave(struct vu_engine *e);
+void loop_release(struct vu_engine *e);
 void loop_wake(struct vu_engine *e);
 bool loop_turn(struct vu_engine *e);
 

@@ -62,7 +62,17 @@ void loop_wake(struct vu_engine *e)
 }
 
 /**
- * loop_leave() - Let it go on
+ * loop_release() - Let it go on as it was: no turn has anything to do for it
+ * @e:		Engine
+ */
+void loop_release(struct vu_engine *e)
+{
+	pthread_cond_signal(&e->resumed);
+	pthread_mutex_unlock(&e->lock);
+}
+
+/**
+ * loop_leave() - Let it go on, with a turn
  * @e:		Engine
  */
 void loop_leave(struct vu_engine *e)
@@ -70,8 +80,7 @@ void loop_leave(struct vu_engine *e)
 	outbox_signal(&e->core.outbox);
 	if (e->blocked)
 		loop_wake(e);
-	pthread_cond_signal(&e->resumed);
-	pthread_mutex_unlock(&e->lock);
+	loop_release(e);
 }
 
 /**

@@ -68,10 +68,11 @@ void dev_free(struct vu_dev *d)
 {
 	list_del(&d->active);
 	list_del(&d->retrying);
-	route_clear(&d->routes, 0, VU_PORT_ANY);
+	route_free(&d->routes);
 	outbox_unref(&d->core->outbox, d->outbox);
-	free(d->siblings);
+	free(d->groups);
 	free(d->lost);
+	free(d->rsts);
 	free(d);
 }
 
@@ -96,6 +97,10 @@ int dev_start_ring(struct vu_dev *d, uint32_t queue,
 
 	if (d->rings[queue] || !d->mem)
 		return -VU_ERR_STATE;
+	if (!d->rsts)
+		d->rsts = calloc(RST_QUEUE, sizeof(*d->rsts));
+	if (!d->rsts)
+		return -VU_ERR_NOMEM;
 	dev_stop_ring(d, queue); /* a broken one left its kick eventfd */
 	ring = vu_ring_new(d->mem, cfg, &err);
 	if (!ring)

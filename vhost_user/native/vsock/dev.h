@@ -65,14 +65,17 @@ struct route {
 	struct vu_target target;
 };
 
-#define ROUTE_BUCKETS 1024
-
 /**
  * struct routes - Targets by port
+ * @buckets:	Those that are no fallback, about one a bucket
+ * @n_buckets:	How many there are
+ * @n:		Routes
  * @fallback:	That of all other ports
  */
 struct routes {
-	struct route *buckets[ROUTE_BUCKETS];
+	struct route **buckets;
+	unsigned n_buckets;
+	unsigned n;
 	struct vu_target fallback;
 };
 
@@ -93,7 +96,8 @@ struct rst {
  * @idle:	Turns since it last had work
  * @rings:	Rings that run, else NULL; a broken one is NULL too
  * @kick_fds:	What wakes us for each, -1 if nothing does
- * @siblings:	Devices whose guests it may reach
+ * @cid_next:	Next of those with the same hash of the CID, see sibling.c
+ * @groups:	Numbers of the groups that it is in, ascending
  * @begun:	The ring did not begin at its start; see reset.c
  * @reset_due:	The driver has to hear of TRANSPORT_RESET
  * @lost:	RSTs about the connections that were lost then
@@ -111,7 +115,8 @@ struct rst {
  * @told_us:	When Python was last told of each limit
  * @failure:	enum vu_err that ends the device's rings and connections: a
  *		system call found no guest memory, or an interrupt hung
- * @rsts:	A ring buffer of RSTs, @rst_count from @rst_first
+ * @rsts:	A ring buffer of RST_QUEUE RSTs, @rst_count from @rst_first;
+ *made with the first ring
  * @rx_small:	In this turn all RX buffers had room for a header only
  */
 struct vu_dev {
@@ -142,8 +147,9 @@ struct vu_dev {
 	struct bucket buckets[2];
 	uint64_t enlarged_bytes;
 	uint64_t told_us[LIMITS];
-	struct vu_dev **siblings;
-	unsigned n_siblings;
+	struct vu_dev *cid_next;
+	uint32_t *groups;
+	unsigned n_groups;
 	int kick_fds[QUEUES];
 	uint32_t bases[QUEUES]; /* where a stopped ring goes on */
 	uint32_t id;
@@ -151,7 +157,7 @@ struct vu_dev {
 	bool begun[QUEUES];
 	struct rst *lost;
 	unsigned lost_cap;
-	struct rst rsts[RST_QUEUE];
+	struct rst *rsts;
 	struct routes routes;
 };
 
@@ -233,6 +239,7 @@ void dev_flush(struct vu_dev *d, uint32_t queue);
 const struct vu_target *route_find(const struct routes *r, uint32_t port);
 int route_set(struct routes *r, uint32_t port, const struct vu_target *target);
 bool route_clear(struct routes *r, uint32_t first, uint32_t last);
+void route_free(struct routes *r);
 
 /* limits.c */
 void limit_hit(struct vu_dev *d, enum vu_limit limit);
@@ -276,7 +283,7 @@ void guest_gone(struct vu_conn *c);
 
 /* sibling.c */
 struct vu_dev *sibling_find(const struct vu_dev *d, uint64_t cid);
-int sibling_add(struct vu_dev *a, struct vu_dev *b);
+int sibling_join(struct vu_dev *d, uint32_t group);
 void sibling_forget(struct vu_dev *d);
 void sibling_dial(struct vu_conn *c, struct vu_dev *to);
 bool sibling_packet(struct vu_conn *c, const struct virtio_vsock_hdr *hdr);

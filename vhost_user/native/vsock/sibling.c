@@ -5,11 +5,11 @@
  * Theory of operation
  * ===================
  *
- * Guests whose devices are siblings (vu_dev_sibling()) reach each other by CID.
- * Each of the two sees an ordinary connection: a vu_conn with its own guest as
- * near side, and as far side its *twin*, the other guest's vu_conn. The pipe up
- * of each is the way to the other; their pipes down aren't used. A packet for
- * one of them acts on the other:
+ * Guests whose devices are siblings, that is in one group (vu_dev_join()),
+ *reach each other by CID. Each of the two sees an ordinary connection: a
+ *vu_conn with its own guest as near side, and as far side its *twin*, the other
+ *guest's vu_conn. The pipe up of each is the way to the other; their pipes down
+ *aren't used. A packet for one of them acts on the other:
  *
  *	REQUEST		a twin is made, which owes its guest the REQUEST
  *	RESPONSE, RST	the twin owes the same; a RST ends both
@@ -38,6 +38,76 @@
 /* ---- who may reach whom ---- */
 
 /**
+ * bucket() - Where devices are whose guests have a CID
+ * @core:	What all connections share
+ * @cid:	CID
+ *
+ * Returns: the first of them, and of some others
+ */
+static struct vu_dev **bucket(struct core *core, uint64_t cid)
+{
+	return &core->by_cid[cid % VU_MAX_DEVICES];
+}
+
+/**
+ * find() - Find a device's group
+ * @d:		Device
+ * @group:	Number
+ *
+ * Returns: where it is among the device's groups, or would be
+ */
+static unsigned find(const struct vu_dev *d, uint32_t group)
+{
+	unsigned low = 0, high = d->n_groups;
+
+	while (low < high) {
+		unsigned middle = (low + high) / 2;
+
+		if (d->groups[middle] < group)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+/**
+ * is_in() - Is a device in a group?
+ * @d:		Device
+ * @group:	Number
+ *
+ * Returns: true if it is
+ */
+static bool is_in(const struct vu_dev *d, uint32_t group)
+{
+	unsigned at = find(d, group);
+
+	return at < d->n_groups && d->groups[at] == group;
+}
+
+/**
+ * share() - Have two devices a group in common?
+ * @a:		Device
+ * @b:		Another
+ *
+ * Returns: true if they do
+ */
+static bool share(const struct vu_dev *a, const struct vu_dev *b)
+{
+	unsigned i = 0, j = 0;
+
+	while (i < a->n_groups && j < b->n_groups) {
+		if (a->groups[i] == b->groups[j])
+			return true;
+		if (a->groups[i] < b->groups[j])
+			i++;
+		else
+			j++;
+	}
+	return false;
+}
+
+/**
  * sibling_find() - Find a device that a guest may reach
  * @d:		The guest's device
  * @cid:	CID that it wants to reach
@@ -46,51 +116,65 @@
  */
 struct vu_dev *sibling_find(const struct vu_dev *d, uint64_t cid)
 {
-	for (unsigned i = 0; i < d->n_siblings; i++) {
-		if (d->siblings[i]->cfg.guest_cid == cid)
-			return d->siblings[i];
-	}
-	return NULL;
+	struct vu_dev *at = *bucket(d->core, cid);
+
+	while (at && (at->cfg.guest_cid != cid || at == d || !share(d, at)))
+		at = at->cid_next;
+	return at;
 }
 
 /**
- * reserve() - Make room for one more sibling
- * @d:		Device
+ * ambiguous() - Would a CID mean two devices to a guest, or its own?
+ * @d:		Device that is about to join
+ * @m:		A member of the group
  *
- * Returns: false if out of memory
+ * Returns: true if it would, to one of the two
  */
-static bool reserve(struct vu_dev *d)
+static bool ambiguous(const struct vu_dev *d, const struct vu_dev *m)
 {
-	struct vu_dev **siblings;
+	const struct vu_dev *to_d = sibling_find(d, m->cfg.guest_cid);
+	const struct vu_dev *to_m = sibling_find(m, d->cfg.guest_cid);
 
-	if (d->n_siblings & (d->n_siblings + 1)) /* room is 2^n - 1 */
-		return true;
-	siblings = realloc(d->siblings, (2 * (size_t)d->n_siblings + 1) *
-					    sizeof(struct vu_dev *));
-	if (siblings)
-		d->siblings = siblings;
-	return siblings;
+	return d->cfg.guest_cid == m->cfg.guest_cid || (to_d && to_d != m) ||
+	       (to_m && to_m != d);
 }
 
 /**
- * sibling_add() - Let two devices' guests reach each other
- * @a:		Device
- * @b:		Another
+ * sibling_join() - Let a device's guest reach those of a group, and they it
+ * @d:		Device
+ * @group:	Number
  *
  * Returns: 0,
- *	-VU_ERR_STATE, if either has the other's CID, or a sibling that has
+ *	-VU_ERR_STATE, if a CID would mean two devices to some guest
  *	-VU_ERR_NOMEM
  */
-int sibling_add(struct vu_dev *a, struct vu_dev *b)
+int sibling_join(struct vu_dev *d, uint32_t group)
 {
-	if (a->cfg.guest_cid == b->cfg.guest_cid ||
-	    sibling_find(a, b->cfg.guest_cid) ||
-	    sibling_find(b, a->cfg.guest_cid))
-		return -VU_ERR_STATE;
-	if (!reserve(a) || !reserve(b))
+	struct core *core = d->core;
+	unsigned at = find(d, group);
+	uint32_t *groups;
+
+	if (is_in(d, group))
+		return 0;
+	for (unsigned i = 0; i < VU_MAX_DEVICES; i++) {
+		for (struct vu_dev *m = core->by_cid[i]; m; m = m->cid_next) {
+			if (is_in(m, group) && ambiguous(d, m))
+				return -VU_ERR_STATE;
+		}
+	}
+	groups = realloc(d->groups, (d->n_groups + 1) * sizeof(*groups));
+	if (!groups)
 		return -VU_ERR_NOMEM;
-	a->siblings[a->n_siblings++] = b;
-	b->siblings[b->n_siblings++] = a;
+	d->groups = groups;
+	if (!d->n_groups) {
+		struct vu_dev **first = bucket(core, d->cfg.guest_cid);
+
+		d->cid_next = *first;
+		*first = d;
+	}
+	for (unsigned i = d->n_groups++; i > at; i--)
+		groups[i] = groups[i - 1];
+	groups[at] = group;
 	return 0;
 }
 
@@ -100,15 +184,13 @@ int sibling_add(struct vu_dev *a, struct vu_dev *b)
  */
 void sibling_forget(struct vu_dev *d)
 {
-	for (unsigned i = 0; i < d->n_siblings; i++) {
-		struct vu_dev *s = d->siblings[i];
+	struct vu_dev **link = bucket(d->core, d->cfg.guest_cid);
 
-		for (unsigned j = 0; j < s->n_siblings; j++) {
-			if (s->siblings[j] == d)
-				s->siblings[j] = s->siblings[--s->n_siblings];
-		}
-	}
-	d->n_siblings = 0;
+	while (*link && *link != d)
+		link = &(*link)->cid_next;
+	if (*link)
+		*link = d->cid_next;
+	d->n_groups = 0;
 }
 
 /* ---- the far side ---- */
