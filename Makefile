@@ -5,11 +5,17 @@ PYTHON   ?= python3
 VENV     := .venv
 BIN      := $(VENV)/bin
 PYTEST   := $(BIN)/python -m pytest
+# Two at a time where there are two CPUs; a file's tests stay together, and share what
+# they start. A worker that dies fails the run and ends it: with a new one pytest-xdist 3.8
+# waits for ever. Benchmarks take no part in that. WORKERS= runs all one after another.
+WORKERS  ?= -n auto --maxprocesses 2 --dist loadfile --max-worker-restart 0 \
+            -p no:benchmark
 JSON     ?= out/compare.json
 HTML     ?= out/compare.html
 BENCH    ?= out/bench.json
 BENCH_OPTIONS := --benchmark-quiet --benchmark-disable-gc
 FUZZ_S   ?= 60
+NIGHTLY_FUZZ_S ?= 1800
 SOAK     ?= 1000000
 comma    := ,
 # Not under sanitizers: the first would measure their memory, the second take it away,
@@ -33,14 +39,28 @@ C_FILES  := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
             bench/guest/*.[ch] bench/host/*.c)
 
 .PHONY: setup packages compare test lint types unit conformance \
-        conformance-doc policy-doc sanitize tsan netns vm vm-nightly compat-doc frontends \
-        vsock-test fuzz bench bench-short soak image clean
+        conformance-doc policy-doc sanitize tsan netns vm vm-nightly nightly \
+        quota-test compat-doc frontends vsock-test fuzz bench bench-short soak image clean
+
+PARTS    := lint types unit conformance netns sanitize tsan image vm fuzz bench-short
+RUN_PARTS := $(BIN)/python tests/support/parts.py
 
 compare: setup image
 	mkdir -p $(dir $(JSON)) $(dir $(HTML))
 	$(BIN)/fastpath compare --json $(JSON) --html $(HTML)
 
-test: setup lint types unit conformance sanitize tsan netns image vm fuzz bench-short
+# Each part to its end; the last lines say which failed, and what each took.
+test: setup
+	MAKE="$(MAKE)" $(RUN_PARTS) $(PARTS)
+
+# What takes too long for each change; before an issue is closed.
+nightly: setup
+	MAKE="$(MAKE)" $(RUN_PARTS) vm-nightly fuzz FUZZ_S=$(NIGHTLY_FUZZ_S)
+
+# All of CI with a quarter of this machine, as root; it has to end within 80 minutes.
+quota-test: setup
+	$(BIN)/python tests/support/quota.py --percent 25 --limit 4800 -- \
+	  env CI=true bash .ci/run
 
 setup: packages $(VENV)/.stamp
 
@@ -76,10 +96,10 @@ types: setup
 	$(BIN)/mypy
 
 unit: setup
-	$(PYTEST) tests/unit
+	$(PYTEST) $(WORKERS) tests/unit
 
 conformance: setup
-	$(PYTEST) tests/conformance
+	$(PYTEST) $(WORKERS) tests/conformance
 
 # docs/conformance.md from the requirements and the tests' marks.
 conformance-doc: setup
@@ -109,23 +129,26 @@ sanitize: setup
 	$(call sanitized-copy,sanitize,address$(comma)undefined)
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	  $(call SANITIZED,sanitize) tests/unit/vhost_user tests/conformance \
+	  $(call SANITIZED,sanitize) $(WORKERS) tests/unit/vhost_user tests/conformance \
 	  --deselect $(MEMORY_TEST) --deselect $(SHORT_TEST) --deselect $(SIGBUS_TEST)
 
-# And with TSan: the engine thread against Python's. The status is 66 if it saw a race.
+# And with TSan: the engine thread against Python's. What it saw of a race is in a file
+# of its process, be it a worker of pytest's or what a test started.
 tsan: setup
 	$(call sanitized-copy,tsan,thread)
-	LD_PRELOAD="$$(gcc -print-file-name=libtsan.so)" TSAN_OPTIONS=exitcode=66:suppressions=tests/tsan.supp \
-	  $(call SANITIZED,tsan) tests/conformance
+	status=0; LD_PRELOAD="$$(gcc -print-file-name=libtsan.so)" \
+	  TSAN_OPTIONS=exitcode=66:suppressions=tests/tsan.supp:log_path=$(CURDIR)/build/tsan/race \
+	  $(call SANITIZED,tsan) $(WORKERS) tests/conformance || status=$$?; \
+	  cat build/tsan/race.* 2>/dev/null && status=66; exit $$status
 
 netns: setup
 	$(PYTEST) tests/netns
 
 vm: setup image
-	$(PYTEST) tests/vm
+	$(PYTEST) $(WORKERS) tests/vm
 
-# What needs a large image: servers and clients as Debian has them.
-vm-nightly: setup
+# What takes long or needs a large image: servers and clients as Debian has them.
+vm-nightly: setup image
 	$(PYTEST) tests/vm --nightly -m nightly
 
 frontends: setup image
@@ -144,8 +167,8 @@ bench: setup image
 	$(PYTEST) bench $(BENCH_OPTIONS) --benchmark-json $(BENCH:.json=-pytest.json) \
 	  --out $(BENCH)
 
-# The same in short; fails when a ratio of bench/baseline.json is lost.
-bench-short: setup
+# The same in short; fails on a quiet machine when a ratio of bench/baseline.json is lost.
+bench-short: setup image
 	$(PYTEST) bench $(BENCH_OPTIONS) --short
 
 # 1,000,000 short connections through one guest; for hours where KVM is missing.

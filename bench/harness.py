@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cffi import FFI
 
 from bench import peer
+from tests.support.limits import LIMIT_S
 from vhost_user.driver import Ram, Virtqueue
 from vhost_user.errors import VhostUserError
 from vhost_user.frontend import ALL_FEATURES, Frontend
@@ -36,7 +37,8 @@ ECHO, SINK, SOURCE_64, SOURCE_4K, SOURCE_64K, ENGINE_ECHO = 7, 9, 18, 19, 20, 40
 """Host ports: unix sockets of the server by what it does, and an echo in our engine."""
 RAM: Final = 32 << 20
 RING: Final = 256
-READY_S: Final = 10.0
+READY_S: Final = LIMIT_S
+END_S: Final = 10.0
 SO_ACCEPTCON: Final = 1 << 16
 """In /proc/net/unix: the socket listens."""
 CFLAGS: Final = ("-std=gnu11", "-O2", "-D_GNU_SOURCE", "-Wall", "-Wextra")
@@ -246,7 +248,7 @@ def process(
     finally:
         child.terminate()
         try:
-            child.wait(READY_S)
+            child.wait(END_S)
         except subprocess.TimeoutExpired:  # what is measured may hang
             child.kill()
             child.wait()

@@ -35,6 +35,7 @@ from fastpath.ztunnel.model import (
     Service,
     Workload,
 )
+from tests.support.limits import LIMIT_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 PROGRAM: Final = Path(__file__).resolve().parents[1] / "tests" / "vm" / "tsi_soak.c"
 VIP: Final = ("10.96.0.10", 80)
-SETTLE_S: Final = 5.0
+SETTLE_S: Final = LIMIT_S
 """How long the ends of a round's connections may take to reach the host."""
 AGENT_KIB: Final = 256
 """What the agent's memory may have grown by since the first round."""

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 assert sys.byteorder == "little", "rings are little-endian and are used in place"
 
 PAGE: Final = 4096
+TIMEOUT_S: Final = 60.0
+"""How long a wait of the driver's side may take, unless it is told otherwise: a bound
+on a back-end that hangs, far above what a slow machine needs."""
 
 DESC_NEXT: Final = 1
 DESC_WRITE: Final = 2
@@ -257,7 +260,7 @@ class DriverQueue(abc.ABC):
         except BlockingIOError:
             return 0
 
-    def wait_used(self, timeout_s: float = 5.0) -> Used:
+    def wait_used(self, timeout_s: float = TIMEOUT_S) -> Used:
         """Return the next chain that comes back, waiting on interrupts.
 
         Raises:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from vhost_user.closing import Closing
 from vhost_user.descriptors import receive
+from vhost_user.driver import TIMEOUT_S
 from vhost_user.errors import StateError
 from vhost_user.message import (
     FLAG_NEED_REPLY,
@@ -102,7 +103,7 @@ class Frontend(Closing):
         OSError: it can't be connected to.
     """
 
-    def __init__(self, path: Path, *, timeout_s: float = 5.0) -> None:
+    def __init__(self, path: Path, *, timeout_s: float = TIMEOUT_S) -> None:
         self.features = 0
         self.protocol_features = ProtocolFeature(0)
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -13,7 +13,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define GUEST_TIMEOUT_MS 5000
+#define GUEST_TIMEOUT_MS 60000
 
 /**
  * struct guest_ring - One split ring; addresses are ours, eventfds borrowed

@@ -10,6 +10,7 @@ import pytest
 
 from tests.conformance.links import wait_for
 from tests.conformance.relays import Relay
+from tests.support.limits import LIMIT_S
 from vhost_user.engine import Echo, EventKind
 from vhost_user.errors import StateError
 from vhost_user.frontend import Inflight
@@ -97,7 +98,7 @@ def test_a_handler_that_takes_events_itself_loses_none_and_repeats_none(host, tm
 
 def until_counted(engine, conns):
     """Wait, in the event loop's thread, until the engine has so many connections."""
-    until = time.monotonic() + 5
+    until = time.monotonic() + LIMIT_S
     while engine.stats().conns > conns and time.monotonic() < until:
         time.sleep(0.001)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.limits import LIMIT_S
 from vhost_user.driver import Ram, Virtqueue
 from vhost_user.frontend import DirtyLog
 from vhost_user.message import (
@@ -232,7 +233,7 @@ def test_qemu_masks_interrupts_under_way(qemu):
         qemu.ask_u64(Request.GET_FEATURES)  # the device has them now
         qemu.rx.want_calls()
         conn.say(Op.RW, b"masked")
-        assert select.select([qemu.masked[RX]], [], [], 5)[0]
+        assert select.select([qemu.masked[RX]], [], [], LIMIT_S)[0]
         os.eventfd_read(qemu.masked[RX])
         qemu.mask(on=False)
         assert conn.receive_bytes(6) == b"masked"

@@ -8,8 +8,6 @@ import pytest
 
 from vhost_user.vsock.packet import CID_HOST, Op
 
-TIMEOUT_S = 5
-
 
 def line(sock):
     """Read one line and nothing behind it."""

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from tests.support.limits import LIMIT_S as TIMEOUT_S
 from vhost_user.driver import Ram
 from vhost_user.errors import StateError
 from vhost_user.frontend import ALL_FEATURES, Frontend
@@ -18,8 +19,6 @@ from vhost_user.message import Feature
 from vhost_user.packed_driver import make_queue
 from vhost_user.vsock.driver import GUEST_FEATURES, PAYLOAD_OPS, VsockGuest
 from vhost_user.vsock.packet import Op
-
-TIMEOUT_S = 10
 
 both_kinds = pytest.mark.parametrize(
     "packed", [0, Feature.RING_PACKED], ids=["split", "packed"]

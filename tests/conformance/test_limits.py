@@ -10,6 +10,7 @@ import socket
 
 import pytest
 
+from tests.support.limits import LIMIT_S
 from vhost_user.engine import MIN_WINDOW
 from vhost_user.vsock.packet import Op, Shutdown
 
@@ -103,7 +104,7 @@ def test_a_guest_that_fills_every_window_is_held_within_its_bytes(
         assert 0 < host.stats().queued_bytes <= total
         echoes(other)
         for conn, sock in pairs:
-            sock.settimeout(5)
+            sock.settimeout(LIMIT_S)
             assert read_all(sock, conn.tx_cnt) == pattern[: conn.tx_cnt]
     assert host.stats().queued_bytes == 0
 
@@ -260,7 +261,7 @@ def test_without_descriptors_host_clients_wait_and_are_served_later(
     socks = [socket.socket(socket.AF_UNIX) for _ in range(3)]
     with no_fds_left():
         for sock in socks:
-            sock.settimeout(5)
+            sock.settimeout(LIMIT_S)
             sock.connect(str(host.uds_path))
             sock.send(b"CONNECT 5001\n")
         before = host.engine_stats().wakeups

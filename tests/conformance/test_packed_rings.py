@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.support.limits import LIMIT_S
 from vhost_user.driver import DESC_INDIRECT, DESC_NEXT, DESC_WRITE, PAGE
 from vhost_user.engine import EventKind
 from vhost_user.errors import StateError
@@ -245,7 +246,7 @@ def test_an_interrupt_comes_for_the_descriptor_asked_for(make_guest, queue_size)
         wait_flags(guest.tx, at.index, at.wrap)
     assert guest.tx.calls() == 0
     conn.say(Op.RW, b"x")
-    assert select.select([guest.tx.call_fd], [], [], 5)[0]
+    assert select.select([guest.tx.call_fd], [], [], LIMIT_S)[0]
 
 
 @pytest.mark.spec("virtio-1.2:2.8.10/device-structure", "virtio-1.2:2.8.21.3/suppress")
@@ -314,7 +315,7 @@ def test_a_broken_ring_is_stopped_and_reported(host, make_guest, write):
     guest.vmm.set_fd(Request.SET_VRING_ERR, TX, err)
     write(guest)
     guest.tx.kick(force=True)
-    assert select.select([err], [], [], 5)[0], "no error was signalled"
+    assert select.select([err], [], [], LIMIT_S)[0], "no error was signalled"
     os.close(err)
     (event,) = host.events_of(EventKind.BROKEN)
     assert event.port == TX

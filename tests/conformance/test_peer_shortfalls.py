@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.limits import LIMIT_S
 from vhost_user.vsock.driver import VsockGuest
 from vhost_user.vsock.packet import Op, Shutdown, Type
 
@@ -259,7 +260,7 @@ def test_silent_clients_keep_no_other_out(host, guest):
     sock.send(b"CONNECT 5001\n")
     guest.accept()
     assert sock.recv(3) == b"OK "
-    silent[0].settimeout(5)
+    silent[0].settimeout(LIMIT_S)
     assert silent[0].recv(100).startswith(b"ERROR ")
     for one in socks:
         one.close()

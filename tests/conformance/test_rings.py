@@ -7,6 +7,7 @@ import select
 
 import pytest
 
+from tests.support.limits import LIMIT_S
 from vhost_user.driver import DESC_INDIRECT, DESC_NEXT, DESC_WRITE, PAGE, Virtqueue
 from vhost_user.engine import EventKind
 from vhost_user.frontend import ALL_FEATURES
@@ -194,7 +195,7 @@ def test_event_idx_delays_the_interrupt(make_guest):
             os.sched_yield()
     assert guest.tx.calls() == 0
     conn.say(Op.RW, b"x")
-    assert select.select([guest.tx.call_fd], [], [], 5)[0]
+    assert select.select([guest.tx.call_fd], [], [], LIMIT_S)[0]
 
 
 @pytest.mark.spec("virtio-1.2:2.7.10.2/avail-event")
@@ -293,7 +294,7 @@ def test_a_broken_ring_is_stopped_and_reported(host, make_guest, write):
     guest.vmm.set_fd(Request.SET_VRING_ERR, TX, err)
     write(guest)
     guest.tx.kick(force=True)
-    assert select.select([err], [], [], 5)[0], "no error was signalled"
+    assert select.select([err], [], [], LIMIT_S)[0], "no error was signalled"
     os.close(err)
     (event,) = host.events_of(EventKind.BROKEN)
     assert event.port == TX
@@ -317,7 +318,7 @@ def test_a_chain_longer_than_a_system_call_takes_breaks_the_ring(
     guest.vmm.set_fd(Request.SET_VRING_ERR, TX, err)
     header = guest.header(Op.RW, conn.guest_port, conn.host_port, len=1200)
     guest.send(header, bytes(1200), split=(1,) * 1024, indirect=indirect)
-    assert select.select([err], [], [], 5)[0], "no error was signalled"
+    assert select.select([err], [], [], LIMIT_S)[0], "no error was signalled"
     os.close(err)
     (event,) = host.events_of(EventKind.BROKEN)
     assert event.port == TX
@@ -331,7 +332,7 @@ def test_an_indirect_table_needs_its_feature(host, make_guest):
     guest.vmm.set_fd(Request.SET_VRING_ERR, TX, err)
     header = guest.header(Op.REQUEST, guest.port(), ECHO)
     guest.send(header, indirect=True)
-    assert select.select([err], [], [], 5)[0]
+    assert select.select([err], [], [], LIMIT_S)[0]
     os.close(err)
 
 

@@ -11,14 +11,13 @@ import sys
 
 import pytest
 
+from tests.support.limits import LIMIT_S as TIMEOUT_S
 from vhost_user.driver import Ram, Virtqueue
 from vhost_user.errors import StateError
 from vhost_user.frontend import ALL_FEATURES, Frontend
 from vhost_user.message import Feature, Request
 from vhost_user.queue import BATCH
 from vhost_user.rng import MAX_BYTES
-
-TIMEOUT_S = 10
 
 
 class RngProcess:

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from tests.support.limits import LIMIT_S
 from vhost_user.driver import PAGE, Ram
 from vhost_user.errors import StateError
 from vhost_user.frontend import ALL_FEATURES, Frontend
@@ -73,7 +74,7 @@ def test_a_minimal_front_end_is_served(host, make_guest, options, read_exactly):
         conn = guest.connect(5000)
         sock, _ = listener.accept()
     with sock:
-        sock.settimeout(5)
+        sock.settimeout(LIMIT_S)
         with echoing(sock):
             check_stream(conn, 20)
         conn.shutdown(Shutdown.BOTH)

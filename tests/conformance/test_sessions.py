@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.limits import LIMIT_S
 from vhost_user.driver import PAGE, Ram, Virtqueue
 from vhost_user.engine import EventKind
 from vhost_user.errors import StateError
@@ -51,7 +52,7 @@ def test_a_front_end_that_leaves_takes_its_connections_along(host):
             guest.connect(5000)
             sock, _ = listener.accept()
         with sock:
-            sock.settimeout(5)
+            sock.settimeout(LIMIT_S)
             assert sock.recv(1) == b""
     with VsockGuest(host.path) as guest:
         assert host.stats().conns == 0
@@ -280,5 +281,5 @@ def test_a_second_vmm_waits_for_the_first(host, guest):
         echo(guest.connect(ECHO))
         guest.stop()
         guest.vmm.close()
-        second.settimeout(5)
+        second.settimeout(LIMIT_S)
         assert len(second.recv(20)) == 20

@@ -94,8 +94,12 @@ def test_a_file_on_which_close_waits_stops_no_other_vm(make_host):
     with VsockGuest(host.neighbour_path, cid=4) as good:
         with lingering() as sock:
             with Frontend(host.path) as bad:
-                bad.send(encode(Request.SET_OWNER), [sock.fileno()] * 3)
-                sock.close()
+
+                def send(bad=bad, sock=sock):  # the back-end has none of it before
+                    bad.send(encode(Request.SET_OWNER), [sock.fileno()] * 3)
+                    sock.close()  # not the last one: else it would wait here
+
+                host.call(send)
                 assert bad.hung_up()
             echo(good)
             assert good.vmm.queue_num() == 3

@@ -11,6 +11,7 @@ import struct
 
 import pytest
 
+from tests.support.limits import LIMIT_S
 from vhost_user.driver import DESC_INDIRECT, DESC_NEXT, DESC_WRITE
 from vhost_user.frontend import ALL_FEATURES
 from vhost_user.message import Feature
@@ -184,7 +185,7 @@ def test_without_event_idx_flags_0_alone_asks_for_interrupts(make_guest, behind)
         guest.drain()
         guest.rx.calls()
         conn.say(Op.RW, b"%02d" % i)
-        assert select.select([guest.rx.call_fd], [], [], 5)[0], "no interrupt"
+        assert select.select([guest.rx.call_fd], [], [], LIMIT_S)[0], "no interrupt"
         assert conn.receive_bytes(2) == b"%02d" % i
 
 
@@ -197,7 +198,7 @@ def test_with_event_idx_flags_mean_nothing(guest):
         guest.rx.want_calls()
         guest.rx.calls()
         conn.say(Op.RW, b"%02d" % i)
-        assert select.select([guest.rx.call_fd], [], [], 5)[0], "no interrupt"
+        assert select.select([guest.rx.call_fd], [], [], LIMIT_S)[0], "no interrupt"
         assert conn.receive_bytes(2) == b"%02d" % i
 
 
@@ -210,7 +211,7 @@ def test_used_event_is_reached_across_the_wrap_of_the_index(make_guest):
         guest.rx.want_calls()
         guest.rx.calls()
         conn.say(Op.RW, b"%02d" % i)
-        assert select.select([guest.rx.call_fd], [], [], 5)[0], "no interrupt"
+        assert select.select([guest.rx.call_fd], [], [], LIMIT_S)[0], "no interrupt"
         assert conn.receive_bytes(2) == b"%02d" % i
 
 

@@ -6,11 +6,11 @@ import contextlib
 
 import pytest
 
+from tests.support.limits import LIMIT_S as TIMEOUT_S
 from vhost_user.vsock.driver import VsockGuest
 from vhost_user.vsock.packet import HDR_SIZE, Op
 
 ECHO, DISCARD, CHARGEN = 7, 9, 19
-TIMEOUT_S = 10
 
 
 def packets_of(conn, packets):

@@ -14,6 +14,7 @@ import pytest
 
 from tests.conformance.links import MESSAGES, fill, say
 from tests.conformance.test_siblings import GROUP, make_site
+from tests.support.limits import LIMIT_S
 from vhost_user.engine import Discard, Echo, Unix
 from vhost_user.vsock.driver import VsockGuest
 from vhost_user.vsock.packet import Op, Shutdown, Type
@@ -75,7 +76,7 @@ def orphan(host, guest):
             conn = guest.connect(PORT, kind=kind)
             sock, _ = listener.accept()
         socks.append(sock)
-        sock.settimeout(10)
+        sock.settimeout(LIMIT_S)
         fill(guest, conn)
         give_up(guest, conn)
         return conn, sock

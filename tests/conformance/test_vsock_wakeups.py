@@ -10,14 +10,12 @@ import pytest
 
 from tests.conformance.links import WAYS, fill, wait_for
 from tests.conformance.relays import Relay
+from tests.support.limits import LIMIT_S as TIMEOUT_S
 from vhost_user.vsock.driver import RX, TX
 from vhost_user.vsock.packet import Op
 
 UNIX, TCP, *_ = WAYS
 ECHO = 7
-TIMEOUT_S = 10
-WAIT_S = 3
-"""How long bytes that are there already may take."""
 
 
 # ---- a read that is short although there is more ----
@@ -83,7 +81,7 @@ def test_all_that_a_client_sent_is_relayed_without_more(
         send(near)
         far = relay.answer(conn)
         with far:
-            far.settimeout(WAIT_S)
+            far.settimeout(TIMEOUT_S)
             came = b""
             with contextlib.suppress(TimeoutError):
                 while len(came) < len(expected):
@@ -108,7 +106,7 @@ def test_all_that_a_server_sent_is_relayed_without_more(
     with near, server:
         send(server)
         assert host.call(host.engine.answer_fd, conn, theirs)
-        near.settimeout(WAIT_S)
+        near.settimeout(TIMEOUT_S)
         came = b""
         with contextlib.suppress(TimeoutError):
             while len(came) < len(expected):
@@ -123,7 +121,7 @@ def test_a_client_hears_that_the_server_reads_no_more(host, tmp_path):
     far = relay.answer(conn)
     with near, far:
         far.shutdown(socket.SHUT_RD)
-        near.settimeout(WAIT_S)
+        near.settimeout(TIMEOUT_S)
         taken = 0
         with pytest.raises((BrokenPipeError, ConnectionResetError)):  # noqa: PT012
             while taken < 4 << 20:

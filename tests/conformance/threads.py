@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import threading
 
-TIMEOUT_S = 10.0
+from tests.support.limits import LIMIT_S
+
+TIMEOUT_S = LIMIT_S
 
 
 class InThread:

@@ -12,12 +12,12 @@ import pytest
 from fastpath.datapath import netns
 from fastpath.datapath.ambient_geneve import TPROXY_PORT, AmbientGeneve, Mode
 from fastpath.errors import FastpathError
+from tests.support.limits import LIMIT_S as TIMEOUT_S
 
 ETH_P_ALL = 0x0003
 IP_TRANSPARENT = 19
 SO_RCVBUFFORCE = 33
 PACKET_OUTGOING = 4
-TIMEOUT_S = 10.0
 ECHO = ("198.18.0.1", 7)
 
 

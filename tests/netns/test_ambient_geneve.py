@@ -9,6 +9,8 @@ import threading
 
 import pytest
 
+from tests.support.limits import LIMIT_S
+
 pytestmark = pytest.mark.netns
 
 ECHO = ("198.18.0.1", 7)
@@ -152,7 +154,7 @@ def test_ztunnels_own_connections_reach_the_server_outside_the_tunnel(path, capt
     with path.server_netns.socket() as server, path.ztunnel_netns.socket() as upstream:
         server.bind((path.server_address, 8080))
         server.listen()
-        upstream.settimeout(10)
+        upstream.settimeout(LIMIT_S)
         upstream.connect((path.server_address, 8080))
         accepted, peer = server.accept()
         accepted.close()
@@ -163,7 +165,7 @@ def test_ztunnels_own_connections_reach_the_server_outside_the_tunnel(path, capt
 def test_the_pods_connection_to_the_server_is_caught_too(path, listen):
     listener = listen(path)
     with path.container_netns.socket() as client:
-        client.settimeout(10)
+        client.settimeout(LIMIT_S)
         client.connect((path.server_address, 8080))
         accepted, _ = listener.accept()
     with accepted:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from fastpath.datapath.links import Links
 from fastpath.datapath.netns import Namespace
+from tests.support.limits import LIMIT_S, wait_until
 
 pytestmark = pytest.mark.netns
 
@@ -71,13 +71,6 @@ def devices(where):
     return {line.split(":")[0].strip() for line in table.splitlines()[2:]}
 
 
-def wait_until(condition, timeout_s=10.0):
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "timeout"
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def holder(path):
     """A process that built a path of its own and holds it."""
@@ -108,7 +101,7 @@ def test_nothing_of_the_path_remains_after(end, holder):
         end(holder)
         if holder.stdin is not None:
             holder.stdin.close()
-        holder.wait(timeout=10)
+        holder.wait(timeout=LIMIT_S)
         wait_until(lambda: not [d for d in watching() if d.startswith("watch")])
     assert host_state() == before
 
@@ -116,7 +109,7 @@ def test_nothing_of_the_path_remains_after(end, holder):
 def test_a_program_started_inside_keeps_its_namespace_alive_no_longer_than_itself(path):
     with closing(Namespace()) as observer, closing(Namespace()) as inside:
         observer.run(watch, "watch", os.getpid(), inside.fileno())
-        argv = inside.command(["sleep", "60"])
+        argv = inside.command(["sleep", "600"])
         with subprocess.Popen(argv) as process:
             # nsenter has moved once it has become the program.
             comm = Path(f"/proc/{process.pid}/comm")

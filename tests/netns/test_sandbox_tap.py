@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from tests.support.limits import LIMIT_S
+
 pytestmark = pytest.mark.netns
 
 VNET_HEADER = bytes(10)
@@ -29,7 +31,7 @@ class Guest:
         frame = destination + self.mac + ethertype.to_bytes(2, "big") + body
         os.write(self.fd, VNET_HEADER + frame)
 
-    def receive(self, wanted, timeout_s=5.0):
+    def receive(self, wanted, timeout_s=LIMIT_S):
         """The first frame that `wanted` takes; answers ARP meanwhile."""
         end = time.monotonic() + timeout_s
         with selectors.DefaultSelector() as selector:

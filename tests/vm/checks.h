@@ -26,7 +26,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define CHECK_S 20 /* longest that one check may take */
+#include "waits.h"
 
 /**
  * struct check - A check
@@ -109,7 +109,7 @@ static void run_check(const struct check *check, char **names)
 		close(pipes[0]);
 		close(pipes[1]);
 		setpgid(0, 0);
-		alarm(CHECK_S);
+		alarm(LIMIT_S);
 		check->run();
 		_exit(0);
 	}

@@ -19,11 +19,9 @@ from fastpath.vm import accel
 from fastpath.vm.guest import Guest
 from fastpath.vm.machine import Machine
 from fastpath.vm.spec import VmSpec
+from tests.support.limits import GUEST_LIMIT_S
 from tests.support.uml import UmlSpec, UserModeLinux
 from tests.vm.world import NETWORK
-
-READY_S = 30.0
-
 
 FRONTENDS_HEAD = """\
 # Front-ends that were tried
@@ -52,7 +50,7 @@ def pytest_addoption(parser):
     parser.addoption("--write-frontends", metavar="FILE", type=Path)
     parser.addoption("--write-vsock-test", metavar="FILE", type=Path)
     parser.addoption(
-        "--nightly", action="store_true", help="tests of large images, too"
+        "--nightly", action="store_true", help="tests marked `nightly`, too"
     )
 
 
@@ -151,7 +149,7 @@ def vm_spec(base_image, accelerator, vm_dir):
 def in_vm(vm_dir):
     """Boots a spec on a vsock backend of its own and runs `work(machine, guest)`."""
 
-    def run(spec, work, *, timeout_s=60.0):
+    def run(spec, work, *, timeout_s=GUEST_LIMIT_S):
         async def bounded():
             async with asyncio.timeout(timeout_s):
                 async with vsock_backend(vm_dir):
@@ -166,7 +164,7 @@ async def boot(spec, uds_path, work):
     """Boot a spec whose vsock backend runs; return what `work(machine, guest)` does."""
     machine = UserModeLinux(spec) if isinstance(spec, UmlSpec) else Machine(spec)
     async with Guest(uds_path, console=spec.console) as guest, machine:
-        await machine.watch(guest.ready(READY_S))
+        await machine.watch(guest.ready(GUEST_LIMIT_S))
         return await machine.watch(work(machine, guest))
 
 

@@ -12,6 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
+from vhost_user.driver import TIMEOUT_S
 from vhost_user.vsock.driver import VsockGuest
 from vhost_user.vsock.packet import Op, Shutdown, Type
 
@@ -55,7 +56,7 @@ def guest_to_host(guest):
 
 def host_to_guest(guest):
     with socket.socket(socket.AF_VSOCK) as client:
-        client.settimeout(10)
+        client.settimeout(TIMEOUT_S)
         client.connect((LOCAL, LISTENING))
         conn = guest.accept()
         assert (conn.cid, conn.guest_port) == (2, LISTENING)
@@ -70,7 +71,7 @@ def host_to_guest(guest):
         conn.send(b"bye")
         assert client.recv(100) == b"bye"
     with socket.socket(socket.AF_VSOCK) as client:
-        client.settimeout(10)
+        client.settimeout(TIMEOUT_S)
         client.connect((LOCAL, REFUSING))
         header = guest.receive().header
         assert (header.op, header.dst_port) == (Op.REQUEST, REFUSING)
@@ -94,14 +95,14 @@ def main():
     try:
         assert backend.stderr is not None
         say(backend.stderr.readline().strip())
-        with VsockGuest(SOCKET, timeout_s=20) as guest:
+        with VsockGuest(SOCKET) as guest:
             guest_to_host(guest)
             say("guest to host")
             host_to_guest(guest)
             say("host to guest")
     finally:
         backend.terminate()
-    say(f"status {backend.wait(10)}")
+    say(f"status {backend.wait(TIMEOUT_S)}")
 
 
 main()

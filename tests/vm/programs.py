@@ -15,16 +15,17 @@ from pathlib import Path
 import pytest
 
 from fastpath.image import images, packages
+from tests.support.limits import GUEST_LIMIT_S, LIMIT_S
 
 HERE = Path(__file__).parent
 MUSL_LIB = "usr/lib/x86_64-linux-musl"
 MUSL_INCLUDE = "usr/include/x86_64-linux-musl"
-NATIVE_S = 120
 
 
 def compile_c(out, *sources):
     """Compile a static program of C files; return `out`."""
-    command = ["cc", "-O2", "-static", "-pthread", "-o", out, *sources]
+    limit = f"-DLIMIT_S={LIMIT_S:.0f}"
+    command = ["cc", "-O2", "-static", "-pthread", limit, "-o", out, *sources]
     subprocess.run(command, check=True)
     return out
 
@@ -34,7 +35,8 @@ def compile_go(out, source):
     if shutil.which("go") is None:
         pytest.skip("go is not installed (Debian package golang-go)")
     environment = {**os.environ, "CGO_ENABLED": "0", "GO111MODULE": "off"}
-    command = ["go", "build", "-o", out, source]
+    limit = f"-X main.limit={LIMIT_S:.0f}s"
+    command = ["go", "build", "-ldflags", limit, "-o", out, source]
     subprocess.run(command, check=True, env=environment)
     return out
 
@@ -53,7 +55,8 @@ def unpack_musl(folder):
 
 def python_checks(source):
     """What a Python program of checks consists of: path in the guest -> file."""
-    return {f"/tests/vm/{name}": HERE / name for name in (source, "checks.py")}
+    names = [f"vm/{source}", "vm/checks.py", "support/limits.py"]
+    return {f"/tests/{name}": HERE.parent / name for name in names}
 
 
 def checks(source):
@@ -75,6 +78,6 @@ def run_natively(namespace, *argv):
         check=False,
         capture_output=True,
         text=True,
-        timeout=NATIVE_S,
+        timeout=GUEST_LIMIT_S,
     )
     assert done.returncode == 0, done.stdout

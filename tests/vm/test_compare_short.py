@@ -11,11 +11,11 @@ import time
 import pytest
 
 from fastpath.datapath import netns
+from tests.support.limits import GUEST_LIMIT_S as TIMEOUT_S
 
 pytestmark = [pytest.mark.vm, pytest.mark.netns]
 
 COMPARE = (sys.executable, "-m", "fastpath", "compare", "--quick")
-TIMEOUT_S = 180
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +95,7 @@ def test_a_signal_stops_everything(signo, tmp_path):
         time.sleep(0.05)
     time.sleep(1.5)  # QEMU boots
     process.send_signal(signo)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 128 + signo, said
     assert "Traceback" not in said
     assert list(tmp_path.glob("fastpath-*")) == []

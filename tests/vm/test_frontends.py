@@ -14,12 +14,12 @@ import pytest
 from fastpath.image import images
 from fastpath.vm.spec import GENERIC_VSOCK, VSOCK
 from tests.support import programs
+from tests.support.limits import GUEST_LIMIT_S as TIMEOUT_S
 from tests.support.uml import UmlSpec
 from tests.vm.conftest import boot, vsock_backend
 
 pytestmark = pytest.mark.vm
 
-TIMEOUT_S = 90.0
 PAYLOAD = bytes(range(256)) * 4096 * 4  # 4 MiB
 
 FACTS = """

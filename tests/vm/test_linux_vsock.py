@@ -13,12 +13,12 @@ import pytest
 
 from fastpath.image import images
 from tests.support import linux_tests
-from tests.vm.conftest import READY_S, backend
+from tests.support.limits import GUEST_LIMIT_S as TIMEOUT_S
+from tests.vm.conftest import backend
 
 pytestmark = pytest.mark.vm
 
 CIDS = (3, 4)
-TIMEOUT_S = 200.0
 
 KERNELS = [
     pytest.param("6.1", "base", id="linux-6.1"),
@@ -54,7 +54,7 @@ async def siblings(vm_spec, vm_dir, release, image):
     )
     async with (
         backend("vhost_user.vsock.cli", *options),
-        linux_tests.pair(specs, uds_paths, CIDS, READY_S) as both,
+        linux_tests.pair(specs, uds_paths, CIDS, TIMEOUT_S) as both,
     ):
         yield both
 

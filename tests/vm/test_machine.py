@@ -14,6 +14,7 @@ import pytest
 from fastpath.errors import FastpathError
 from fastpath.image import images
 from fastpath.vm.machine import Machine, MachineDiedError
+from tests.support.limits import wait_until
 
 pytestmark = pytest.mark.vm
 
@@ -117,7 +118,7 @@ def test_a_kernel_that_cannot_start_is_named(in_vm, vm_spec):
 def test_a_qemu_that_is_killed_is_named(in_vm, vm_spec):
     async def work(machine, guest):
         os.kill(machine.pid, signal.SIGKILL)
-        await guest.run(["sleep", "30"], tsi=False)
+        await guest.run(["sleep", "6000"], tsi=False)
 
     with pytest.raises(MachineDiedError, match="killed by signal 9"):
         in_vm(vm_spec, work)
@@ -161,9 +162,5 @@ asyncio.run(main())
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    for _ in range(100):
-        if not is_running(int(done.stdout)):
-            break
-        subprocess.run(["sleep", "0.05"], check=True)
-    assert not is_running(int(done.stdout))
+    wait_until(lambda: not is_running(int(done.stdout)))
     (vm_dir / "qmp").unlink()

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.limits import GUEST_LIMIT_S as TIMEOUT_S
 from tests.vm.conftest import boot, vsock_backend
 
 pytestmark = pytest.mark.vm
 
-TIMEOUT_S = 120.0
 PLUGGED = 256 << 20
 PAYLOAD = bytes(range(256)) * 4096 * 4  # 4 MiB
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import pytest
 
+from tests.support.limits import GUEST_LIMIT_S as TIMEOUT_S
 from tests.vm.conftest import backend, boot, vsock_backend
 
 pytestmark = pytest.mark.vm
 
-TIMEOUT_S = 60.0
 SIZE = 65536
 SCRIPT = f"cat /sys/class/misc/hw_random/rng_current; head -c {SIZE} /dev/hwrng"
 

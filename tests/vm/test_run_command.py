@@ -16,10 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.limits import GUEST_LIMIT_S as TIMEOUT_S
+from tests.support.limits import wait_until
+
 pytestmark = pytest.mark.vm
 
 FASTPATH = (sys.executable, "-m", "fastpath")
-TIMEOUT_S = 60
 
 
 @pytest.fixture(autouse=True)
@@ -66,17 +68,12 @@ def started(*command):
         process.communicate()
 
 
-def test_true_ends_within_six_seconds(tmp_path):
-    """The best of a few: what other load on the machine adds isn't its own."""
+def test_true_says_nothing_and_leaves_nothing(tmp_path):
+    """How long it takes is bench/bench_run.py's."""
     run("true")  # whatever is built or probed at first use
-    took: list[float] = []
-    while len(took) < 4 and min(took, default=6) >= 6:
-        start = time.monotonic()
-        done = run("true")
-        took.append(time.monotonic() - start)
-        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
-        assert left_behind(tmp_path) == []
-    assert min(took) < 6
+    done = run("true")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert left_behind(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -139,9 +136,9 @@ def _anonymous_kib(pid):
 
 @pytest.mark.parametrize("signo", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_that_the_program_does_not_catch_ends_it(signo, tmp_path):
-    with started("sh", "-c", "echo ready; exec sleep 60") as process:
+    with started("sh", "-c", "echo ready; exec sleep 6000") as process:
         process.send_signal(signo)
-        assert process.wait(timeout=20) == 128 + signo
+        assert process.wait(timeout=TIMEOUT_S) == 128 + signo
     assert left_behind(tmp_path) == []
 
 
@@ -149,22 +146,21 @@ def test_a_signal_that_the_program_catches_is_the_programs():
     script = "trap 'echo caught; exit 5' USR1; echo ready; while :; do sleep 0.1; done"
     with started("sh", "-c", script) as process:
         process.send_signal(signal.SIGUSR1)
-        assert process.wait(timeout=20) == 5
+        assert process.wait(timeout=TIMEOUT_S) == 5
         assert process.stdout is not None
         assert process.stdout.read() == "caught\n"
 
 
 def test_a_signal_during_boot_ends_us_and_leaves_nothing(tmp_path):
-    process = subprocess.Popen([*FASTPATH, "run", "--", "sleep", "60"])
-    while not list(tmp_path.glob("fastpath-*/*")):
-        time.sleep(0.01)
+    process = subprocess.Popen([*FASTPATH, "run", "--", "sleep", "6000"])
+    wait_until(lambda: list(tmp_path.glob("fastpath-*/*")))
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=20) == 128 + signal.SIGTERM
+    assert process.wait(timeout=TIMEOUT_S) == 128 + signal.SIGTERM
     assert left_behind(tmp_path) == []
 
 
 def test_timeout_is_exit_status_124_and_a_line(tmp_path):
-    done = run("sleep", "60", options=("--timeout", "4"))
+    done = run("sleep", "6000", options=("--timeout", "4"))
     assert done.returncode == 124
     assert done.stderr == b"fastpath: timed out: not done within 4 s\n"
     assert left_behind(tmp_path) == []
@@ -181,10 +177,7 @@ def test_env_and_file_are_the_programs(tmp_path):
     assert done.stdout == b"hi = there\0binary\xff"
 
 
-KILL_AGENTS = """
-for i in 1 2 3 4 5 6 7 8 9; do kill -9 $(pidof tsi-agent); sleep 0.1; done
-sleep 60
-"""
+KILL_AGENTS = "while :; do kill -9 $(pidof tsi-agent) 2> /dev/null; done"
 """One after another: a single one is replaced."""
 
 
@@ -357,10 +350,7 @@ def fetched(port):
 
 
 def eventually(port, wanted):
-    deadline = time.monotonic() + TIMEOUT_S
-    while fetched(port) != wanted:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: fetched(port) == wanted, limit_s=TIMEOUT_S)
 
 
 @pytest.mark.parametrize("with_policy", [False, True], ids=["alone", "policy"])

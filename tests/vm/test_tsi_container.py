@@ -125,5 +125,5 @@ def test_a_daemon_that_outlives_the_command_connects(world):
     daemon = f"sleep 1; {FETCH} > /tmp/daemon 2>&1"
     script = f"setsid sh -c '{daemon}' > /dev/null 2>&1 < /dev/null & exit 3"
     assert world.sh(script)[0] == 3
-    script = "for i in 1 2 3 4 5 6; do [ -s /tmp/daemon ] || sleep 1; done"
+    script = "until [ -s /tmp/daemon ]; do sleep 0.1; done"
     assert world.sh(f"{script}; cat /tmp/daemon", tsi=False) == (0, "hello\n")

@@ -19,7 +19,6 @@ pytestmark = pytest.mark.vm
 
 PORT = "7100"
 CASES = {case.name: case for section in tsi_compat.load() for case in section.cases}
-RUN_S = 600
 WHO = ("kernel", "agent")
 NATIVE = f"""
 ip addr add {HOST4}/32 dev lo
@@ -47,7 +46,7 @@ def world(base_image, accelerator, program, namespace):
 
 @pytest.fixture(scope="module")
 def native(world):
-    status, said = world.sh(NATIVE, tsi=False, timeout_s=RUN_S)
+    status, said = world.sh(NATIVE, tsi=False)
     assert status == 0, said
     return tsi_compat.parse(said)
 
@@ -65,7 +64,7 @@ def tsi(world, program, namespace):
                 if who == "agent":
                     assert world.run("rm", "/dev/tsi", tsi=False)[0] == 0
                 argv = ("tsi_trace", HOST4, HOST6, PORT)
-                status, said = world.run(*argv, timeout_s=RUN_S)
+                status, said = world.run(*argv)
                 assert status == 0, said
                 found[who] = tsi_compat.parse(said)
         finally:

@@ -8,13 +8,14 @@ import re
 import socket
 import subprocess
 import threading
-import time
 from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
 from fastpath.image import images
+from tests.support.limits import GUEST_LIMIT_S as START_S
+from tests.support.limits import wait_until
 from tests.vm import programs
 from tests.vm.world import HOST4 as CLIENT4
 from tests.vm.world import HOST6 as CLIENT6
@@ -28,7 +29,6 @@ DEVICE = "/dev/tsi"
 EPHEMERAL = "32768-60999"
 POLICY = f'published: ["{FIRST_CHECK}-7999", "{PORT}-8089", "{EPHEMERAL}"]\n'
 CHECKS = programs.checks("tsi_listener.c")
-START_S = 60
 
 
 async def make_reader():
@@ -113,7 +113,7 @@ class World(ZtunnelWorld):
         )
 
     def curl(self, url, *options):
-        return self.host("curl", "-sS", "-m", "20", *options, url)
+        return self.host("curl", "-sS", *options, url)
 
     def connect(self, host, port, source=None):
         """A client of the host's side."""
@@ -132,14 +132,14 @@ class World(ZtunnelWorld):
 
     def line_soon(self, host, port, source, words=3):
         """Same, as soon as it gets through: there may be no agent just now."""
-        deadline = time.monotonic() + START_S
-        while True:
+
+        def found():
             with contextlib.suppress(ConnectionError):
                 said, name = self.line(host, port, source)
-                if len(said) == words:
-                    return said, name
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+                return (said, name) if len(said) == words else None
+            return None
+
+        return wait_until(found, limit_s=START_S)
 
     def listeners(self):
         return self.ask("one", lambda it: it.service.stats().listeners)
@@ -180,7 +180,7 @@ def check_results(world):
         with world.program("test", "-e", DEVICE, vm=vm) as program:
             assert (program.end() == 0) == (who == "kernel")
         with world.program("tsi_listener", str(FIRST_CHECK), vm=vm) as program:
-            program.future.result(240)
+            program.future.result(START_S)
         results[who] = programs.results(program.said())
     return results
 
@@ -492,7 +492,7 @@ def test_many_short_connections_leave_nothing(world):
         done = world.host(
             "sh",
             "-c",
-            f"seq {count} | xargs -P 16 -I N curl -sS -m 20 --http0.9"
+            f"seq {count} | xargs -P 16 -I N curl -sS --http0.9"
             f" http://{PODS[0][0]}:{PORT}/N",
         )
         assert server.end() == 0

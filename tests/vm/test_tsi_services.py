@@ -5,26 +5,27 @@ The servers on the host are the same packages, unpacked, in a chroot: this needs
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import shutil
+import socket
 import subprocess
-import time
 
 import pytest
 
 from fastpath.image.images import cache_directory
+from tests.support.limits import wait_until
 from tests.vm.world import HOST4, HTTP, open_world
 
 pytestmark = [pytest.mark.vm, pytest.mark.nightly]
 
-FILES = 8090
+FILES, REDIS = 8090, 6379
 PG = "/usr/lib/postgresql/15/bin"
 USERS = "root:x:0:0::/:/bin/sh\npostgres:x:101:101::/tmp:/bin/sh\n"
 REDIS_SERVER = ["redis-server", "--save", "", "--protected-mode", "no"]
 INITDB = f"{PG}/initdb -N -A trust -D /tmp/data > /tmp/initdb 2>&1"
-SLOW_S = 400
 NGINX = f"""
 events {{}}
 http {{
@@ -117,6 +118,12 @@ def package(root):
     (deb.parent / "Packages").write_text(control)
 
 
+def answers(port):
+    """Whether somebody listens on the host's side."""
+    with socket.socket() as sock:
+        return sock.connect_ex((HOST4, port)) == 0
+
+
 @pytest.fixture(scope="module")
 def servers(tree, folder, namespace):
     """PostgreSQL, Redis and files at the host's address."""
@@ -141,7 +148,11 @@ def servers(tree, folder, namespace):
         )
         for command in commands
     ]
-    time.sleep(3)
+    ready = f"exec {PG}/pg_isready -q -h {HOST4}"
+    command = namespace.command([*as_postgres, ready])
+    wait_until(lambda: subprocess.run(command, check=False).returncode == 0)
+    for port in (REDIS, FILES):
+        wait_until(functools.partial(namespace.run, answers, port))
     yield
     for process in running:
         process.terminate()
@@ -182,13 +193,13 @@ def test_apt_updates_and_downloads(world):
     echo '{source}' > /etc/apt/sources.list
     cd /tmp && apt-get -q update && apt-get -q download one && ls one_1_all.deb
     """
-    status, said = world.sh(script, timeout_s=SLOW_S)
+    status, said = world.sh(script)
     assert status == 0, said
     assert said.endswith("one_1_all.deb\n")
 
 
 def test_node(world):
-    said = world.run("node", "/root/client.js", timeout_s=SLOW_S)
+    said = world.run("node", "/root/client.js")
     assert said == (0, "hello\nlocal\nECONNREFUSED\n")
 
 
@@ -196,7 +207,7 @@ def test_java(world):
     script = (
         "cd /root && ant -q > /tmp/ant.log 2>&1 || cat /tmp/ant.log; cat /tmp/by-java"
     )
-    assert world.sh(script, timeout_s=SLOW_S) == (0, "hello\n")
+    assert world.sh(script) == (0, "hello\n")
 
 
 def test_nginx_serves_and_forwards(world):
@@ -206,7 +217,7 @@ def test_nginx_serves_and_forwards(world):
     curl -sS http://127.0.0.1:8000/ http://127.0.0.1:8000/host
     nginx -c /root/nginx.conf -g 'pid /tmp/nginx.pid;' -s stop 2> /dev/null
     """
-    assert world.sh(script, timeout_s=SLOW_S) == (0, "local\nhello\n")
+    assert world.sh(script) == (0, "local\nhello\n")
 
 
 def test_redis_as_client(world):
@@ -222,7 +233,7 @@ def test_redis_as_server(world):
     until redis-cli ping > /dev/null 2>&1; do sleep 0.2; done
     redis-cli set a 43; redis-cli get a; redis-cli shutdown nosave
     """
-    assert world.sh(script, timeout_s=SLOW_S) == (0, "OK\n43\n")
+    assert world.sh(script) == (0, "OK\n43\n")
 
 
 SELECT = "-U postgres -Atc 'select 6 * 7'"
@@ -230,7 +241,7 @@ SELECT = "-U postgres -Atc 'select 6 * 7'"
 
 def test_postgresql_as_client(world):
     script = f"{PG}/psql -h {HOST4} {SELECT}; {PG}/psql -h {HOST4} -p 8081 {SELECT}"
-    status, said = world.sh(script, timeout_s=SLOW_S)
+    status, said = world.sh(script)
     assert said.startswith("42\n"), said
     assert "Connection refused" in said
     assert status == 2
@@ -245,7 +256,7 @@ def test_postgresql_as_server(world):
     {PG}/psql -h 127.0.0.1 {SELECT}
     su postgres -c '{control} stop > /dev/null'
     """
-    assert world.sh(script, timeout_s=SLOW_S) == (0, "42\n")
+    assert world.sh(script) == (0, "42\n")
 
 
 def test_the_packages_are_the_images(tree):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 
 from bench.soak_tsi import growth, soak
+from tests.support.limits import GUEST_LIMIT_S
 
 
 def test_a_thousand_connections_at_64_in_flight_leave_nothing(accelerator):
@@ -19,7 +20,7 @@ def test_a_thousand_connections_at_64_in_flight_leave_nothing(accelerator):
             in_flight=64,
             accelerator=accelerator,
             tell=lambda sample: None,
-            timeout_s=240,
+            timeout_s=GUEST_LIMIT_S,
         )
     )
     assert growth(samples) == [], samples

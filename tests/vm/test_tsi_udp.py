@@ -195,7 +195,7 @@ def world(apps_image, accelerator, clients, namespace):
 def c_results(world):
     """The C client's line for each check."""
     env = {"POD_IPV4": POD4}
-    _, said = world.run("udp_client", HOST4, HOST6, env=env, timeout_s=240)
+    _, said = world.run("udp_client", HOST4, HOST6, env=env)
     return programs.results(said)
 
 
@@ -210,12 +210,12 @@ def test_the_c_client_sees_the_same_over_native_udp(world, namespace, clients):
 
 
 def test_python_programs(world):
-    status, said = world.run(*UDP_CLIENT, timeout_s=120)
+    status, said = world.run(*UDP_CLIENT)
     assert status == 0, said
 
 
 def test_go_programs(world):
-    status, said = world.run("udp_client_go", HOST4, timeout_s=120)
+    status, said = world.run("udp_client_go", HOST4)
     assert status == 0, said
 
 
@@ -264,9 +264,7 @@ def test_any_address_answers_on_port_53(world):
 
 def test_a_sandbox_without_udp_gets_the_policys_errno(world):
     env = {"DENIED": "13"}  # EACCES
-    status, said = world.run(
-        "udp_client", HOST4, HOST6, env=env, vm="off", timeout_s=60
-    )
+    status, said = world.run("udp_client", HOST4, HOST6, env=env, vm="off")
     assert status == 0, said
     stats = world.stats("off")
     assert stats.denied >= 1

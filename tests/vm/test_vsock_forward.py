@@ -39,7 +39,7 @@ def test_connections_are_forwarded_both_ways(in_vm, vm_spec, vm_dir, apps_image)
             stderr=said.extend,
         )
 
-    status = in_vm(replace(vm_spec, image=image), work, timeout_s=180)
+    status = in_vm(replace(vm_spec, image=image), work)
     lines = said.decode().splitlines()
     assert status == 0, said.decode()
     assert lines[1:] == ["guest to host", "host to guest", "status 0"]

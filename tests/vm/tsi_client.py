@@ -16,6 +16,7 @@ import sys
 import threading
 import urllib.request
 
+from tests.support.limits import LIMIT_S
 from tests.vm import checks
 
 HOST = sys.argv[1] if len(sys.argv) > 1 else "192.0.2.1"
@@ -23,21 +24,21 @@ ECHO, HTTP, REFUSING, SILENT = 7007, 8080, 8081, 9999
 
 
 def check_urllib():
-    with urllib.request.urlopen(f"http://{HOST}:{HTTP}/", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://{HOST}:{HTTP}/", timeout=LIMIT_S) as answer:
         assert answer.status == 200
         assert answer.read()
 
 
 def check_http_client_keeps_going():
     for _ in range(5):
-        connection = http.client.HTTPConnection(HOST, HTTP, timeout=10)
+        connection = http.client.HTTPConnection(HOST, HTTP, timeout=LIMIT_S)
         connection.request("GET", "/")
         assert connection.getresponse().read()
         connection.close()
 
 
 def check_create_connection():
-    with socket.create_connection((HOST, ECHO), timeout=10) as sock:
+    with socket.create_connection((HOST, ECHO), timeout=LIMIT_S) as sock:
         assert sock.getpeername() == (HOST, ECHO)
         assert sock.getsockname()[0] != "0.0.0.0"
         sock.sendall(b"ping")
@@ -45,7 +46,7 @@ def check_create_connection():
 
 
 def check_refused():
-    for timeout in (None, 10):
+    for timeout in (None, LIMIT_S):
         try:
             socket.create_connection((HOST, REFUSING), timeout=timeout)
         except ConnectionRefusedError:
@@ -71,7 +72,7 @@ def check_selectors_before_connect():
         sock.setblocking(False)
         selector.register(sock, selectors.EVENT_WRITE)
         assert sock.connect_ex((HOST, ECHO)) == errno.EINPROGRESS
-        assert selector.select(10)
+        assert selector.select(LIMIT_S)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
         assert sock.connect_ex((HOST, ECHO)) == 0
         assert sock.connect_ex((HOST, ECHO)) == errno.EISCONN
@@ -93,7 +94,7 @@ def check_asyncio_100():
     async def main():
         await asyncio.gather(*(one(i) for i in range(100)))
 
-    asyncio.run(asyncio.wait_for(main(), 30))
+    asyncio.run(asyncio.wait_for(main(), LIMIT_S))
 
 
 def check_asyncio_refused_and_unreachable():
@@ -110,7 +111,7 @@ def check_asyncio_refused_and_unreachable():
                 found = 0
             assert found == number, address
 
-    asyncio.run(asyncio.wait_for(main(), 30))
+    asyncio.run(asyncio.wait_for(main(), LIMIT_S))
 
 
 def check_server_on_loopback():
@@ -125,7 +126,7 @@ def check_server_on_loopback():
 
         thread = threading.Thread(target=serve)
         thread.start()
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+        with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as sock:
             sock.sendall(b"inside")
             assert sock.recv(10) == b"inside"
         thread.join()
@@ -133,7 +134,7 @@ def check_server_on_loopback():
 
 def check_large_upload_and_download():
     data = bytes(range(256)) * 8192
-    with socket.create_connection((HOST, ECHO), timeout=30) as sock:
+    with socket.create_connection((HOST, ECHO), timeout=LIMIT_S) as sock:
         thread = threading.Thread(target=sock.sendall, args=(data,))
         thread.start()
         back = bytearray()

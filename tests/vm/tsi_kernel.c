@@ -92,8 +92,16 @@ static void meet(const char *host, int port)
 
 static void stop_agent(void)
 {
+	char path[64], state = 0;
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)agent);
 	want(kill(agent, SIGSTOP) == 0);
-	usleep(50000);
+	while (state != 'T') {
+		file = fopen(path, "r");
+		want(file && fscanf(file, "%*d (%*[^)]) %c", &state) == 1);
+		fclose(file);
+	}
 }
 
 static void ignore(int sig)
@@ -101,17 +109,19 @@ static void ignore(int sig)
 	(void)sig;
 }
 
-/* A signal without SA_RESTART in @ms */
+/* A signal without SA_RESTART every @ms, until it is 0 */
 static void interrupt_in(int ms)
 {
 	struct sigaction act = {.sa_handler = ignore};
-	struct itimerspec when = {.it_value.tv_nsec = ms * 1000000L};
+	struct itimerspec when = {.it_value.tv_nsec = ms * 1000000L,
+				  .it_interval.tv_nsec = ms * 1000000L};
 	struct sigevent event = {.sigev_notify = SIGEV_SIGNAL,
 				 .sigev_signo = SIGUSR1};
-	timer_t timer;
+	static timer_t timer;
 
 	sigaction(SIGUSR1, &act, NULL);
-	want(timer_create(CLOCK_MONOTONIC, &event, &timer) == 0);
+	if (ms)
+		want(timer_create(CLOCK_MONOTONIC, &event, &timer) == 0);
 	want(timer_settime(timer, 0, &when, NULL) == 0);
 }
 
@@ -216,6 +226,7 @@ static void an_interrupted_connect_goes_on(void)
 	fd = socket(AF_INET, SOCK_STREAM, 0);
 	interrupt_in(100);
 	want_errno(connect4(fd, host4, SLOW), EINTR);
+	interrupt_in(0);
 	want(connect4(fd, host4, SLOW) == 0);
 	want_errno(connect4(fd, host4, SLOW), EISCONN);
 	echoes(fd);
@@ -223,7 +234,7 @@ static void an_interrupted_connect_goes_on(void)
 
 static void *shut(void *fd)
 {
-	usleep(100000);
+	await_call(getpid(), SYS_connect);
 	shutdown((int)(intptr_t)fd, SHUT_RDWR);
 	return NULL;
 }

@@ -30,6 +30,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -415,7 +416,8 @@ static void receive_timeout(void)
 
 static void signal_interrupts(void)
 {
-	struct itimerval soon = {.it_value.tv_usec = 100000};
+	struct itimerval soon = {.it_value.tv_usec = 100000,
+				 .it_interval.tv_usec = 100000};
 	struct sigaction action = {.sa_handler = nothing};
 	int fd = listener("0.0.0.0", 0);
 	union name name;
@@ -558,11 +560,15 @@ static void reuseport_shares_a_port(void)
 	want_connected(take(two, &name), there, &name);
 }
 
+static volatile pid_t accepter;
+
 static void *accept_in_thread(void *arg)
 {
 	union name name;
-	long error = take(*(int *)arg, &name) < 0 ? errno : 0;
+	long error;
 
+	accepter = gettid();
+	error = take(*(int *)arg, &name) < 0 ? errno : 0;
 	return (void *)error;
 }
 
@@ -574,7 +580,9 @@ static void shutdown_wakes_accept(void)
 	void *error;
 
 	want(!pthread_create(&thread, NULL, accept_in_thread, &fd));
-	usleep(200000);
+	while (!accepter)
+		usleep(1000);
+	await_call(accepter, SYS_accept);
 	want(!shutdown(fd, SHUT_RDWR));
 	want(!pthread_join(thread, &error) && (long)error == EINVAL);
 	want_errno(take(fd, &name), EINVAL);

@@ -38,8 +38,8 @@
 
 #define MAX_IN_FLIGHT 1024
 #define MAX_PEERS     8
-#define STALL_MS      60000 /* longest wait for any connection to go on */
-#define SETTLE_S      2
+#define STALL_MS      120000 /* longest wait for any connection to go on */
+#define SETTLE_S      10
 
 /* One connection's socket: connecting, or waiting for its byte */
 struct conn {
@@ -258,7 +258,7 @@ static void report(void)
 	for (int i = 0; i < 10 * SETTLE_S; i++) {
 		nanosleep(&pause, NULL);
 		agents(&fds, &rss);
-		if (i >= 5 && fds >= before)
+		if (i >= 10 && fds >= before)
 			break;
 		before = fds;
 	}

@@ -15,7 +15,10 @@ import (
 	"time"
 )
 
-const wait = 10 * time.Second
+// How long to wait for what has to come; programs.py sets it.
+var limit = "120s"
+
+var wait time.Duration
 
 var host string
 
@@ -97,6 +100,7 @@ func checkListening() error {
 
 func main() {
 	host = os.Args[1]
+	wait, _ = time.ParseDuration(limit)
 	failed := 0
 	for name, check := range map[string]func() error{
 		"service": checkService, "forwarded": checkForwarded, "over TCP": checkOverTCP,

@@ -11,11 +11,11 @@ import asyncio
 import socket
 import sys
 
+from tests.support.limits import LIMIT_S as WAIT_S
 from tests.vm import checks
 
 HOST = sys.argv[1]
 ECHO, OTHER = 7007, 7008
-WAIT_S = 10
 
 
 def addresses(name):

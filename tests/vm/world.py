@@ -31,6 +31,7 @@ from fastpath.vm.spec import VmSpec
 from fastpath.ztunnel import listener
 from fastpath.ztunnel.model import Config, ListenAddress, Sandbox, Workload
 from fastpath.ztunnel.process import Ztunnel
+from tests.support.limits import GUEST_LIMIT_S, until
 from vhost_user.backend import Backend
 from vhost_user.engine import ALL_EVENTS, Dial, Discard, Engine, EventKind, Reset, Unix
 from vhost_user.vsock.device import VsockDevice
@@ -40,9 +41,7 @@ PODS: Final = (("10.0.0.5", "fd00::5"), ("10.0.0.6", "fd00::6"))
 POD4, POD6 = PODS[0]
 ECHO, SLOW, LATE, HTTP, SILENT = 7007, 7500, 7501, 8080, 9999
 DISCARD: Final = ("198.18.0.1", 9)
-DELAYS_S: Final = {SLOW: 0.5, LATE: 4.0}
-READY_S = 180.0
-WAIT_S = 30.0
+DELAYS_S: Final = {SLOW: 1.5, LATE: 30.0}
 POLICY: Final = SandboxPolicy(published=Ports.parse("7200-7299"), udp=True)
 ADDRESSES: Final = (HOST4, HOST6, *PODS[0], *PODS[1])
 NETWORK: Final = "\n".join(
@@ -185,7 +184,7 @@ class World(ABC):
         """A VM and its guest."""
         return self._vms[name or self.names()[0]]
 
-    def run(self, *argv, vm=None, tsi=True, timeout_s=60, **options):
+    def run(self, *argv, vm=None, tsi=True, timeout_s=GUEST_LIMIT_S, **options):
         """Run a command in a guest; return its status and what it printed."""
         machine, guest = self.vm(vm)
 
@@ -235,7 +234,7 @@ class World(ABC):
                 machine = await stack.enter_async_context(Machine(spec))
                 self._vms[name] = machine, guest
             for machine, guest in self._vms.values():
-                await machine.watch(guest.ready(READY_S))
+                await machine.watch(guest.ready(GUEST_LIMIT_S))
             self._ready.set()
             await self._stop.wait()
 
@@ -322,9 +321,7 @@ class ZtunnelWorld(World):
         """Wait until what runs for a sandbox is so."""
 
         async def poll():
-            async with asyncio.timeout(WAIT_S):
-                while not condition(self.ztunnel.sandboxes[vm]):  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
+            await until(lambda: condition(self.ztunnel.sandboxes[vm]))
 
         self.call(poll())
 
@@ -337,15 +334,11 @@ class ZtunnelWorld(World):
     def logged(self, text):
         """Wait for a line in the access log with this text, and return it."""
 
-        async def find():
-            async with asyncio.timeout(WAIT_S):
-                while True:
-                    for line in self._log.read_text().splitlines():
-                        if text in line:
-                            return line
-                    await asyncio.sleep(0.05)
+        def found():
+            lines = self._log.read_text().splitlines()
+            return next((line for line in lines if text in line), None)
 
-        return self.call(find())
+        return self.call(until(found, what=text))
 
     def _policy_file(self, name):
         return self._folder / f"{name}.yaml"

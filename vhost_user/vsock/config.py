@@ -219,7 +219,7 @@ class FileConfig:
     """What a configuration file says."""
 
     vms: tuple[VmConfig, ...]
-    threads: Annotated[int, Parsed(threads)] | None = None
+    threads: Annotated[int | None, Parsed(threads)] = None
     """Engines; None: it doesn't say."""
 
 

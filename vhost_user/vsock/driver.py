@@ -18,9 +18,13 @@ from collections import deque
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 from vhost_user.closing import Closing
-from vhost_user.driver import DriverQueue, Ram, Segment
+from vhost_user.driver import TIMEOUT_S, DriverQueue, Ram, Segment
 from vhost_user.errors import StateError
-from vhost_user.frontend import ALL_FEATURES, ALL_PROTOCOL_FEATURES, Frontend
+from vhost_user.frontend import (
+    ALL_FEATURES,
+    ALL_PROTOCOL_FEATURES,
+    Frontend,
+)
 from vhost_user.packed_driver import make_queue
 from vhost_user.vsock.driver_conn import (
     PAYLOAD_OPS,
@@ -114,7 +118,7 @@ class VsockGuest(Closing):
         event_buffers: int | None = None,
         first: int = 0,
         ram_size: int = 32 << 20,
-        timeout_s: float = 5.0,
+        timeout_s: float = TIMEOUT_S,
     ) -> None:
         self.cid = cid
         self.timeout_s = timeout_s

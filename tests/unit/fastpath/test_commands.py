@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.limits import LIMIT_S
+
 ROOT = Path(__file__).parents[3]
-LIMIT_S = 120
 FASTPATH = (sys.executable, "-m", "fastpath")
 
 

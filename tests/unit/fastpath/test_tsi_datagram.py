@@ -22,6 +22,7 @@ from fastpath.tsi import datagram_flows, datagram_stream
 from fastpath.tsi.datagram import DatagramService
 from fastpath.tsi.datagram_limits import DatagramLimits
 from fastpath.tsi.policy import EgressPolicy, Limits, Rule, SandboxPolicy
+from tests.support.limits import LIMIT_S, until
 from vhost_user.engine import Event, EventKind, Reset
 
 HELLO = struct.pack("<HHIHH", 1, 8, 0x41495354, 1, 1)
@@ -94,9 +95,7 @@ class World:
         return sock
 
     async def counted(self, name, value):
-        async with asyncio.timeout(5):
-            while getattr(self.service.stats(), name) != value:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await until(lambda: getattr(self.service.stats(), name) == value)
 
     def close(self):
         self.service.close()
@@ -122,7 +121,7 @@ class Agent:
 
     async def receive(self):
         """The next message: type and payload; None at the end of the stream."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LIMIT_S):
             header = await self.exactly(4)
             if not header:
                 return None
@@ -158,7 +157,7 @@ class Agent:
 
 
 async def heard(sock):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT_S):
         return await asyncio.get_running_loop().sock_recvfrom(sock, 65536)
 
 
@@ -166,7 +165,7 @@ def run(work, policy=ON, **limits):
     async def bounded():
         world = World(policy, **limits)
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(LIMIT_S):
                 return await work(world)
         finally:
             world.close()
@@ -478,7 +477,7 @@ def test_a_guest_that_does_not_read_loses_datagrams_and_then_its_stream():
         other = await world.greeted()  # nobody else's trouble
         assert await other.peer(1, server.getsockname()) == 0
         message = struct.pack("<HHIHH", PEER, 24, 9, 4, 9) + bytes(16)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LIMIT_S):
             while world.service.stats().streams == 2:
                 await asyncio.get_running_loop().sock_sendall(agent.sock, message)
             # it may have gone between two of them
@@ -501,7 +500,7 @@ def test_an_agents_messages_are_handled_some_at_a_time(monkeypatch):
         ]
         agent.sock.send(b"".join(peers))
         seen = [0]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LIMIT_S):
             while seen[-1] < len(peers):
                 await asyncio.sleep(0)
                 seen.append(world.service.stats().denied)
@@ -524,9 +523,7 @@ def test_a_guest_that_sends_too_fast_is_read_slower(streams):
         for _ in range(50):
             await heard(server)
         agent.datagram(1, b"late")
-        async with asyncio.timeout(5):
-            while not world.service.stats().limit_rate:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await until(lambda: world.service.stats().limit_rate)
         assert world.service.stats().sent == 50
 
     run(work, rate=0.001, burst=10)

@@ -10,13 +10,15 @@ import errno
 import socket
 import struct
 import threading
-import time
 
 import pytest
 
+from fastpath import throttle
 from fastpath.tsi import service
 from fastpath.tsi.policy import Rule
 from fastpath.tsi.policyfile import Egress
+from tests.support.clock import Stopped
+from tests.support.limits import wait_until
 from vhost_user.engine import EventKind
 from vhost_user.vsock.packet import Op
 
@@ -250,10 +252,7 @@ def test_each_sandbox_has_its_own_policy_whatever_the_guests_say(tmp_path, serve
         server.accept()[0].close()
         assert b.refused(there) == errno.ECONNREFUSED
         denied = "fastpath_denied_total"
-        deadline = time.monotonic() + TIMEOUT_S
-        while not sample(ztunnel, denied, sandbox="b", reason="loopback"):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: sample(ztunnel, denied, sandbox="b", reason="loopback"))
         assert not sample(ztunnel, denied, sandbox="a", reason="loopback")
 
     play(tmp_path, work, egress=SERVER)
@@ -264,6 +263,8 @@ def test_each_sandbox_has_its_own_policy_whatever_the_guests_say(tmp_path, serve
 
 def test_streams_are_bounded_and_the_log_of_them_too(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(service, "MAX_STREAMS", 4)
+    monkeypatch.setattr(throttle, "time", Stopped)
+    monkeypatch.setattr(throttle, "TELL_S", TIMEOUT_S)
 
     def work(ztunnel, a, b):
         streams = [Stream(a.guest) for _ in range(3)]
@@ -280,7 +281,7 @@ def test_streams_are_bounded_and_the_log_of_them_too(tmp_path, monkeypatch, capl
 
     play(tmp_path, work)
     lines = [r for r in caplog.records if "an agent too many" in r.getMessage()]
-    assert 100 <= len(lines) < 150
+    assert len(lines) == throttle.BURST
     assert f"a: {200 - len(lines)} more lines about agents" in caplog.text
 
 
@@ -296,10 +297,7 @@ def test_streams_that_come_and_go_leave_nothing(tmp_path, monkeypatch):
             stream.send(b"\xff" * 4)
             stream.refused()
         there = ztunnel.sandboxes["a"].service
-        deadline = time.monotonic() + TIMEOUT_S
-        while there.stats().tokens or len(there._agents) > 1:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: not there.stats().tokens and len(there._agents) <= 1)
         assert not there._routed
         a.echoes()
 
@@ -360,12 +358,10 @@ def test_a_flood_of_events_does_not_delay_another_vms(tmp_path, monkeypatch):
         assert busy.wait(TIMEOUT_S)
         order.clear()
         flood = [a.guest.request(0x7FFF_0000) for _ in range(500)]
-        while ztunnel.device_stats()["a"].conns < 500:
-            time.sleep(0.01)
+        wait_until(lambda: ztunnel.device_stats()["a"].conns >= 500)
         before = ztunnel.device_stats()["b"].conns
         late = b.guest.request(0x7FFF_0000)
-        while ztunnel.device_stats()["b"].conns == before:
-            time.sleep(0.01)
+        wait_until(lambda: ztunnel.device_stats()["b"].conns != before)
         go_on.set()
         for conn in flood:
             conn.expect(Op.RST)

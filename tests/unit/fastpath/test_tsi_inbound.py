@@ -19,6 +19,7 @@ from fastpath.tsi import inbound as module
 from fastpath.tsi.inbound import Announcer, Inbound, Peers, first_port
 from fastpath.tsi.policy import Limits, Ports, SandboxPolicy
 from fastpath.tsi.protocol import Listen
+from tests.support.limits import LIMIT_S as TIMEOUT_S
 from vhost_user.engine import Event, EventKind
 from vhost_user.errors import StateError
 
@@ -26,7 +27,6 @@ LISTENING, CALLER = 17, 18
 PORT = 80
 VSOCK_PORT = 0x100050
 ANY4, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
-TIMEOUT_S = 10.0
 
 
 class FakeDevice:

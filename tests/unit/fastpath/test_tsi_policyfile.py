@@ -16,6 +16,7 @@ import pytest
 from fastpath.errors import FastpathError
 from fastpath.tsi.policy import Limits, Ports, SandboxPolicy
 from fastpath.tsi.policyfile import Egress, PolicyFile, PolicyWatch, parse
+from tests.support.limits import LIMIT_S
 from vhost_user.decode import camel_case
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -167,7 +168,7 @@ class Followed:
         self.watch.start(self.said.put_nowait, self.said.put_nowait)
 
     async def next(self):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LIMIT_S):
             return await self.said.get()
 
     async def silent(self):
@@ -264,7 +265,7 @@ def test_a_change_between_reading_and_following_counts(tmp_path):
         said: asyncio.Queue[Any] = asyncio.Queue()
         watch.start(said.put_nowait, lambda good: None)
         with contextlib.closing(watch):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(LIMIT_S):
                 assert (await said.get()).udp
 
     asyncio.run(main())

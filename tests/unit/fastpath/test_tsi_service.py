@@ -1,6 +1,7 @@
 """The TSI service: events of a device in, answers and routes out.
 
-A fake engine and a fake device; control streams are real socket pairs.
+A fake engine and a fake device; control streams are real socket pairs. Time passes
+when nothing else happens (`tests.support.clock`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from fastpath.tsi.policy import Limits, SandboxPolicy
 from fastpath.tsi.protocol import UNKNOWN_TOKEN
 from fastpath.tsi.router import Routed
 from fastpath.tsi.service import TsiService
+from tests.support import clock
 from vhost_user.engine import Ask, Dial, Echo, Event, EventKind, Reset
 
 TSI_PORT = 21587
@@ -173,7 +175,7 @@ def run(work, **options):
         finally:
             world.close()
 
-    return asyncio.run(bounded())
+    return clock.run(bounded())
 
 
 def test_the_device_asks_about_all_ports():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -16,6 +17,7 @@ from fastpath.errors import FastpathError
 from fastpath.image.images import GUEST
 from fastpath.vm import guest
 from fastpath.vm.guest import Guest, GuestGoneError, GuestInfo
+from tests.support.limits import LIMIT_S
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("cc") and shutil.which("make")), reason="no C compiler"
@@ -65,11 +67,11 @@ async def serving(init, tmp_path):
 
 @pytest.fixture
 def in_guest(init, tmp_path):
-    """Runs `work(guest)` in an event loop, for at most 20 s."""
+    """Runs `work(guest)` in an event loop."""
 
     def run(work):
         async def bounded():
-            async with asyncio.timeout(20), serving(init, tmp_path) as there:
+            async with asyncio.timeout(LIMIT_S), serving(init, tmp_path) as there:
                 return await work(there)
 
         return asyncio.run(bounded())
@@ -77,12 +79,24 @@ def in_guest(init, tmp_path):
     return run
 
 
+ENDLESS = ("sh", "-c", "echo ready; exec sleep 600")
+
+
+async def running(there, **options):
+    """Start a command that has no end; return its task once it runs."""
+    ready = asyncio.Event()
+    work = there.run(ENDLESS, stdout=lambda _: ready.set(), **options)
+    task = asyncio.create_task(work)
+    await ready.wait()
+    return task
+
+
 def shell(script, *, tsi=False, **options):
     return lambda there: there.run(["sh", "-c", script], tsi=tsi, **options)
 
 
 def test_says_who_it_is(in_guest):
-    info = in_guest(lambda there: there.ready(5))
+    info = in_guest(lambda there: there.ready(LIMIT_S))
     assert isinstance(info, GuestInfo)
     assert info.kernel
     assert info.version == 1
@@ -138,10 +152,7 @@ def test_input_that_nobody_reads_is_dropped(in_guest):
 
 def test_a_signal_passes_input_that_the_command_does_not_read(in_guest):
     async def work(there):
-        command = asyncio.create_task(
-            there.run(["sleep", "60"], tsi=False, stdin=b"x" * 1_000_000)
-        )
-        await asyncio.sleep(0.3)
+        command = await running(there, tsi=False, stdin=b"x" * 1_000_000)
         await there.signal(signal.SIGTERM)
         return await command
 
@@ -150,8 +161,9 @@ def test_a_signal_passes_input_that_the_command_does_not_read(in_guest):
 
 def test_a_background_process_does_not_delay_the_exit(in_guest):
     out = bytearray()
-    status = in_guest(shell("sleep 15 & echo done; exit 4", stdout=out.extend))
-    assert (status, bytes(out)) == (4, b"done\n")
+    status = in_guest(shell("sleep 600 & echo $!; exit 4", stdout=out.extend))
+    assert status == 4
+    os.kill(int(out), signal.SIGKILL)  # it was there until now
 
 
 def test_commands_run_one_after_another(in_guest):
@@ -163,9 +175,12 @@ def test_commands_run_one_after_another(in_guest):
 
 def test_a_run_that_is_given_up_is_killed_and_the_next_one_works(in_guest):
     async def work(there):
+        loop = asyncio.get_running_loop()
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.3):
-                await there.run(["sleep", "60"], tsi=False)
+            async with asyncio.timeout(LIMIT_S) as limit:
+                await there.run(
+                    ENDLESS, tsi=False, stdout=lambda _: limit.reschedule(loop.time())
+                )
         return await there.run(["true"], tsi=False)
 
     assert in_guest(work) == 0
@@ -201,8 +216,7 @@ def test_an_agent_that_fails_is_an_error_that_names_it(in_guest, command, why):
 
 def test_an_agent_that_the_host_kills_is_no_failure(in_guest):
     async def work(there):
-        command = asyncio.create_task(there.run(["sleep", "60"], tsi=True))
-        await asyncio.sleep(0.3)
+        command = await running(there, tsi=True)
         await there.signal(signal.SIGKILL)
         return await command
 
@@ -231,7 +245,7 @@ def test_a_guest_that_breaks_the_protocol_is_an_error(tmp_path, bytes_from_guest
             writer.write(bytes_from_guest)
             writer.write_eof()
             with pytest.raises(GuestGoneError):
-                await there.ready(5)
+                await there.ready(LIMIT_S)
             writer.close()
 
     asyncio.run(work())
@@ -241,7 +255,7 @@ def play(tmp_path, *frames):
     """Run a command in a guest that sends these frames when it has the command."""
 
     async def work():
-        async with asyncio.timeout(20), Guest(tmp_path / "v") as there:
+        async with asyncio.timeout(LIMIT_S), Guest(tmp_path / "v") as there:
             reader, writer = await asyncio.open_unix_connection(f"{tmp_path}/v_1029")
             ready = struct.pack("<I", 1) + b"6.1\0tsc\0"
             writer.write(struct.pack("<II", 16, len(ready)) + ready)

@@ -11,12 +11,12 @@ import pytest
 
 from fastpath.ztunnel.admin import AdminServer
 from fastpath.ztunnel.model import ListenAddress
+from tests.support.limits import LIMIT_S
 from vhost_user import pages
 from vhost_user.pages import MAX_CLIENTS, MAX_REQUEST
 
 FREE = ListenAddress(ip_address("127.0.0.1"), 0)
 GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
-LIMIT_S = 60
 
 
 def served(talk, *, metrics=lambda: b"page\n", ready=lambda: True):

@@ -35,6 +35,7 @@ from fastpath.ztunnel.model import (
     Service,
     Workload,
 )
+from tests.support.limits import LIMIT_S, until
 
 VIP4, VIP6 = ip_address("10.96.0.10"), ip_address("fd00:96::10")
 POD = ip_address("10.0.0.7")
@@ -136,11 +137,7 @@ class Upstream:
         self._udp.sendto(wire, peer)
 
     async def has_heard(self, count):
-        for _ in range(10000):
-            if len(self.heard) >= count:
-                return
-            await asyncio.sleep(0.001)
-        pytest.fail(f"{len(self.heard)} queries came, not {count}")
+        await until(lambda: len(self.heard) >= count, what=f"{count} queries")
 
     def _answer(self, wire, tcp):
         query = dns.message.from_wire(wire)
@@ -174,7 +171,7 @@ def records(query, tcp, count=1):
 
 def run(work, respond=records):
     async def bounded():
-        async with asyncio.timeout(20), Upstream(respond) as upstream:
+        async with asyncio.timeout(LIMIT_S), Upstream(respond) as upstream:
             resolver = Dns(config(upstream.address))
             try:
                 return await work(resolver, upstream)
@@ -630,7 +627,11 @@ def ask_two(first, second, *, tcp=False):
     """Ask for a name where there are two resolvers; return answer and who heard."""
 
     async def main():
-        async with asyncio.timeout(20), Upstream(first) as a, Upstream(second) as b:
+        async with (
+            asyncio.timeout(LIMIT_S),
+            Upstream(first) as a,
+            Upstream(second) as b,
+        ):
             resolver = Dns(config(a.address, b.address))
             query = dns.message.make_query("x.example", "A")
             answer = await ask(resolver, query, tcp=tcp)
@@ -655,7 +656,7 @@ def test_a_slow_resolver_is_waited_for_when_the_next_is_silent(monkeypatch):
     async def main():
         loop = asyncio.get_running_loop()
         async with (
-            asyncio.timeout(20),
+            asyncio.timeout(LIMIT_S),
             Upstream(lambda q, t: asked.append(q)) as slow,
             Upstream(lambda q, t: None) as silent,
         ):

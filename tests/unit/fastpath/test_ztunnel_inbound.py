@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import socket
 import struct
-import time
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -19,10 +18,13 @@ import pytest
 from fastpath.errors import FastpathError
 from fastpath.ztunnel.model import Config, Fastpath, Publication, Sandbox, Workload
 from fastpath.ztunnel.process import Ztunnel
+from tests.support.limits import LIMIT_S as TIMEOUT_S
+from tests.support.limits import wait_until
 from vhost_user.vsock.driver import Connection, VsockGuest
 from vhost_user.vsock.packet import Op
 
-TIMEOUT_S = 20
+from .tsi_guest import settled
+
 TSI_PORT = 21587
 PORT, LISTENER = 80, 0x100050
 POD = "127.0.0.5"  # of lo, as all of 127.0.0.0/8 is
@@ -64,7 +66,7 @@ def run(there, play):
     async def main():
         async with asyncio.timeout(TIMEOUT_S), Ztunnel(there) as ztunnel:
             await asyncio.to_thread(bounded)
-            await asyncio.sleep(0.05)  # the last events are on their way
+            await settled(ztunnel)
             return ztunnel.metrics.text().decode()
 
     def bounded():
@@ -86,11 +88,13 @@ def listening(control):
 
 
 def eventually_refused(address):
-    deadline = time.monotonic() + TIMEOUT_S
-    with contextlib.suppress(ConnectionError):
-        while True:
+    def refused():
+        with contextlib.suppress(ConnectionError):
             socket.create_connection(address).close()
-            assert time.monotonic() < deadline
+            return False
+        return True
+
+    wait_until(refused)
 
 
 def refuse(guest):
@@ -168,17 +172,14 @@ def test_a_policy_that_changes_unpublishes_and_publishes(tmp_path):
         return socket.create_connection((POD, port), TIMEOUT_S)
 
     def reachable(want):
-        deadline = time.monotonic() + TIMEOUT_S
-        while True:
+        def found():
             try:
                 connect().close()
-                found = True
             except ConnectionRefusedError:
-                found = False
-            if found == want:
-                return
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+                return False
+            return True
+
+        wait_until(lambda: found() == want)
 
     def play(guest, control):
         message = bytearray(LISTEN)

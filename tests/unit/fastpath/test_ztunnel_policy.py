@@ -8,13 +8,13 @@ import errno
 import os
 import signal
 import socket
-import time
 
 import pytest
 
 from fastpath.errors import FastpathError
 from fastpath.tsi.policyfile import Egress
 from fastpath.ztunnel.process import Ztunnel, serve
+from tests.support.limits import until, wait_until
 from vhost_user.vsock.packet import Op
 
 from .tsi_guest import ECHO, TIMEOUT_S, Guest, config, run, sample
@@ -46,10 +46,7 @@ class World:
         """Put another policy into the file, and wait until it was read."""
         before = self.reloads("good"), self.reloads("error")
         self.path.write_text(text)
-        deadline = time.monotonic() + TIMEOUT_S
-        while (self.reloads("good"), self.reloads("error")) == before:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: (self.reloads("good"), self.reloads("error")) != before)
 
     def reloads(self, result):
         name = "fastpath_policy_reloads_total"
@@ -266,10 +263,7 @@ def test_sighup_reads_all_policy_files_again(tmp_path, caplog):
         process = asyncio.create_task(serve(document, ready_fd=writer))
         await asyncio.to_thread(os.read, reader, 1)
         os.kill(os.getpid(), signal.SIGHUP)
-        for _ in range(1000):
-            if f"a: new policy from {policy}" in caplog.text:
-                break
-            await asyncio.sleep(0.01)
+        await until(lambda: f"a: new policy from {policy}" in caplog.text)
         os.kill(os.getpid(), signal.SIGTERM)
         return await process
 

@@ -37,8 +37,9 @@ from fastpath.ztunnel.model import (
     Workload,
 )
 from fastpath.ztunnel.process import Ztunnel, serve
+from tests.support.limits import LIMIT_S as TIMEOUT_S
+from tests.support.limits import until
 
-TIMEOUT_S = 20
 LOOPBACK = ip_address("127.0.0.1")
 WEB = NamespacedHostname("default", "web")
 FREE = ListenAddress(LOOPBACK, 0)
@@ -102,11 +103,7 @@ async def expect_reset(address, source="127.0.0.2"):
 
 async def counted(ztunnel, name):
     """Wait until a counter of that name has a sample."""
-    for _ in range(1000):
-        if f"{name}{{".encode() in ztunnel.metrics.text():
-            return
-        await asyncio.sleep(0.01)
-    pytest.fail(f"{name} stays 0")
+    await until(lambda: f"{name}{{".encode() in ztunnel.metrics.text(), what=name)
 
 
 @contextlib.asynccontextmanager

@@ -27,10 +27,12 @@ from fastpath.ztunnel.model import (
     Workload,
 )
 from fastpath.ztunnel.process import Ztunnel
+from tests.support.limits import LIMIT_S as TIMEOUT_S
 from vhost_user.vsock.driver import VsockGuest
 from vhost_user.vsock.packet import Op, Shutdown
 
-TIMEOUT_S = 20
+from .tsi_guest import settled
+
 TSI_PORT = 21587
 FAILED = 5
 WEB = NamespacedHostname("default", "web")
@@ -146,7 +148,7 @@ def run(there, play):
     async def main():
         async with asyncio.timeout(TIMEOUT_S), Ztunnel(there) as ztunnel:
             result = await asyncio.to_thread(bounded)
-            await asyncio.sleep(0.05)  # the last events are on their way
+            await settled(ztunnel)
             return result, ztunnel.metrics.text().decode()
 
     def bounded():

@@ -12,10 +12,11 @@ from ipaddress import ip_address
 from fastpath.tsi.policyfile import Egress
 from fastpath.ztunnel.model import Config, Fastpath, Sandbox, Workload
 from fastpath.ztunnel.process import Ztunnel
+from tests.support.limits import LIMIT_S, until
 from vhost_user.vsock.driver import VsockGuest
 from vhost_user.vsock.packet import Op
 
-TIMEOUT_S = 30
+TIMEOUT_S = LIMIT_S
 TSI_PORT = 21587
 WELCOME, REFUSED, FAILED = 2, 3, 5
 ECHO = ("198.18.0.1", 7)
@@ -153,13 +154,21 @@ def config(tmp_path, *, policy=None, egress=None):
     return Config(workloads=workloads, fastpath=own)
 
 
+async def settled(ztunnel):
+    """Wait until the guests that left are forgotten, and all heard of it."""
+    backends = [sandbox.backend for sandbox in ztunnel.sandboxes.values()]
+    await until(lambda: not any(each.connected.is_set() for each in backends))
+    for engine in ztunnel._engines:
+        engine.deliver()
+
+
 def run(there, play):
     """Run `play(ztunnel)` on a thread beside the process; return the access log."""
 
     async def main():
         async with asyncio.timeout(TIMEOUT_S), Ztunnel(there) as ztunnel:
             await asyncio.to_thread(play, ztunnel)
-            await asyncio.sleep(0.05)  # the last events are on their way
+            await settled(ztunnel)
 
     asyncio.run(main())
     return there.fastpath.access_log.read_text().splitlines()

@@ -11,6 +11,7 @@ import socket
 
 import pytest
 
+from tests.support.limits import LIMIT_S as TIMEOUT_S
 from vhost_user.backend import MAX_FDS, Backend
 from vhost_user.message import (
     HEADER_SIZE,
@@ -32,7 +33,6 @@ FEATURES = encode(
     encode_u64(1 << 40 | 1 << 26 | 1 << 32 | 1 << 30 | 1 << 29 | 1 << 28),
     reply=True,
 )
-TIMEOUT_S = 10
 
 
 def in_loop(test):

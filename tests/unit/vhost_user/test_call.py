@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager, suppress
 
 import pytest
 
+from tests.support.limits import LIMIT_S as PATIENCE_S
 from tests.unit.vhost_user.rings import memory_of, start_ring
 from vhost_user._native import check, ffi, lib
 from vhost_user.driver import Ram
@@ -20,7 +21,6 @@ RAM_SIZE = 1 << 20
 DATA = GPA + RAM_SIZE // 2
 FULL = 2**64 - 2
 """The counter's largest value: a write of 1 more waits for a reader."""
-PATIENCE_S = 60
 LAYOUTS = pytest.mark.parametrize(
     "features",
     [Feature.VERSION_1, Feature.VERSION_1 | Feature.RING_PACKED],

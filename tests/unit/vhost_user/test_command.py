@@ -22,11 +22,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.limits import LIMIT_S as TIMEOUT_S
 from vhost_user.message import Request
 from vhost_user.vsock.driver import TX, VsockGuest
 from vhost_user.vsock.packet import Op
 
-TIMEOUT_S = 30
 ECHO = 7
 COMMAND = Path(sys.executable).with_name("vhost-user-vsock")
 

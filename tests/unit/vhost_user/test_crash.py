@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.limits import LIMIT_S
+
 HERE = Path(__file__).resolve().parent
 NATIVE = HERE.parents[2] / "vhost_user" / "native"
 FLAGS = ["-std=gnu11", "-O1", "-g", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror"]
@@ -47,7 +49,7 @@ def test_nothing_is_lost_or_repeated(crash_ring, layout):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=LIMIT_S,
     )
     assert done.returncode == 0, done.stdout
     states = int(done.stdout.split()[0])

@@ -16,6 +16,7 @@ import time
 
 import pytest
 
+from tests.support.limits import LIMIT_S
 from tests.unit.vhost_user.conftest import Vmm, offloaded
 from vhost_user import notify
 from vhost_user.descriptors import (
@@ -359,7 +360,7 @@ def test_a_front_end_whose_files_keep_many_calls_waiting_is_ended():
     offload.when_idle(idle.set)
     assert not idle.is_set()
     let_go.set()
-    assert idle.wait(10)
+    assert idle.wait(LIMIT_S)
     offload.check()
 
 

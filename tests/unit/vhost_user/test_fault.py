@@ -10,6 +10,7 @@ import textwrap
 
 import pytest
 
+from tests.support.limits import LIMIT_S
 from vhost_user._native import ffi, lib
 from vhost_user.errors import FrontendError
 from vhost_user.memory import GuestMemory, Region
@@ -144,7 +145,7 @@ def test_a_sigbus_elsewhere_keeps_its_effect(then):
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT_S,
         check=False,
     )
     sanitized = "ASAN_OPTIONS" in os.environ  # reports it and exits

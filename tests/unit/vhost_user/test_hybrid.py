@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.limits import LIMIT_S
 from vhost_user.errors import ClientError, StateError
 from vhost_user.vsock import hybrid
 from vhost_user.vsock.hybrid import MAX_LINE, ConnectLine, HybridListener
@@ -115,7 +116,7 @@ def with_listener(tmp_path, test):
         listener = HybridListener(device, tmp_path / "vsock")
         await listener.start()
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(LIMIT_S):
                 await test(listener, device.handle)
         finally:
             await listener.close()

@@ -9,6 +9,7 @@ import socket
 
 import pytest
 
+from tests.support.limits import LIMIT_S
 from tests.unit.vhost_user.conftest import offloaded
 from vhost_user.errors import FrontendError
 from vhost_user.message import (
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("no_fd_leak")
 @contextlib.contextmanager
 def channel(vmm):
     ours, theirs = socket.socketpair()
-    ours.settimeout(5)
+    ours.settimeout(LIMIT_S)
     with ours:
         vmm.send(Request.SET_BACKEND_REQ_FD, b"", theirs.detach())
         yield ours
@@ -36,7 +37,7 @@ def channel(vmm):
 
 def in_loop(steps, *args):
     async def run():
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LIMIT_S):
             await steps(*args)
 
     asyncio.run(run())

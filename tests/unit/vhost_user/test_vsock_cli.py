@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
+from tests.support.limits import LIMIT_S as TIMEOUT_S
 from vhost_user.vsock.cli import main, parse
 from vhost_user.vsock.config import ConfigError, VmConfig
 from vhost_user.vsock.driver import VsockGuest
 from vhost_user.vsock.packet import Op
 
 ROOT = Path(__file__).parents[3]
-TIMEOUT_S = 30
 
 
 def vm(**fields):

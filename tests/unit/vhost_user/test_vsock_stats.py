@@ -10,6 +10,7 @@ import socket
 
 import pytest
 
+from tests.support.limits import LIMIT_S
 from vhost_user.pages import MAX_CLIENTS, MAX_REQUEST
 from vhost_user.vsock.stats import (
     JsonSocket,
@@ -85,7 +86,7 @@ def served(talk, snapshot=SNAPSHOT):
 
 
 def whole(sock):
-    sock.settimeout(10)
+    sock.settimeout(LIMIT_S)
     data = b""
     while more := sock.recv(65536):
         data += more

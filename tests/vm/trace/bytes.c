@@ -20,7 +20,7 @@
 #include "trace.h"
 
 #define BULK	   (3L << 20) /* more than a vsock window */
-#define IDLE_TRIES 25	      /* of 20 ms each */
+#define IDLE_TRIES 50	      /* of 20 ms each */
 
 static char bulk[BULK];
 
@@ -117,7 +117,7 @@ static void write_to_closed(void)
 	trace_peer("close");
 	trace_events("end of the peer", fd, POLLRDHUP);
 	TRACE("write", send(fd, "x", 1, MSG_NOSIGNAL));
-	pause_ms(100);
+	settle();
 	TRACE("write again", send(fd, "x", 1, MSG_NOSIGNAL));
 	TRACE("read", read(fd, bulk, 1));
 }
@@ -127,7 +127,7 @@ static void peer_resets(void)
 	int fd = connected();
 
 	trace_peer("reset");
-	trace_events("reset", fd, POLLHUP);
+	trace_events("reset", fd, POLLRDHUP);
 	TRACE("read", read(fd, bulk, 1));
 	TRACE("read again", read(fd, bulk, 1));
 	TRACE("write", send(fd, "x", 1, MSG_NOSIGNAL));
@@ -138,7 +138,7 @@ static void peer_resets_so_error(void)
 	int fd = connected();
 
 	trace_peer("reset");
-	trace_events("reset", fd, POLLHUP);
+	trace_events("reset", fd, POLLRDHUP);
 	trace_so_error(fd);
 	trace_so_error(fd);
 }
@@ -148,7 +148,7 @@ static void peer_resets_write(void)
 	int fd = connected();
 
 	trace_peer("reset");
-	trace_events("reset", fd, POLLHUP);
+	trace_events("reset", fd, POLLRDHUP);
 	TRACE("write", send(fd, "x", 1, MSG_NOSIGNAL));
 	TRACE("write again", send(fd, "x", 1, MSG_NOSIGNAL));
 }
@@ -269,7 +269,7 @@ static void low_water(void)
 
 	TRACE("SO_RCVLOWAT", set_option(fd, SOL_SOCKET, SO_RCVLOWAT, 5));
 	trace_peer("write 3");
-	pause_ms(50);
+	settle();
 	trace_events("3 bytes", fd, 0);
 	trace_peer("write 3");
 	trace_events("6 bytes", fd, POLLIN);
@@ -360,7 +360,7 @@ static void messages(void)
 	TRACE("sendmmsg", sendmmsg(fd, out, 2, 0));
 	trace_peer("echo 6");
 	trace_events("echoed", fd, POLLIN);
-	pause_ms(100);
+	settle();
 	TRACE("recvmsg", recvmsg(fd, &in, 0));
 	trace_text("name", "%d", (int)in.msg_namelen);
 	trace_text("flags", "%x", in.msg_flags);
@@ -404,7 +404,7 @@ static void splices(void)
 	TRACE("splice, out", splice(pipes[0], NULL, fd, NULL, 10000, 0));
 	trace_peer("echo 10000");
 	trace_events("echoed", fd, POLLIN);
-	pause_ms(100);
+	settle();
 	TRACE("splice, in", splice(fd, NULL, pipes[1], NULL, 10000, 0));
 }
 
@@ -414,7 +414,7 @@ static void out_of_band(void)
 
 	TRACE("send, MSG_OOB", send(fd, "!", 1, MSG_OOB));
 	trace_peer("oob");
-	pause_ms(100);
+	settle();
 	trace_events("urgent", fd, 0);
 	TRACE("recv, MSG_OOB", recv(fd, bulk, 1, MSG_OOB));
 }

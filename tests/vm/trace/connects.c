@@ -18,6 +18,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -229,7 +230,7 @@ static void nonblocking_unreachable(void)
 	int fd = tcp(SOCK_NONBLOCK);
 
 	TRACE("connect", connect_to(fd, UNREACHABLE, 9));
-	pause_ms(300);
+	poll(&(struct pollfd){.fd = fd, .events = POLLOUT}, 1, WAIT_MS);
 	trace_so_error(fd);
 }
 
@@ -257,6 +258,7 @@ static void interrupted(void)
 
 	alarm_in(200, 0);
 	TRACE("connect", connect_port(fd, port));
+	alarm_off();
 	set_blocking(fd, false);
 	TRACE("connect again", connect_port(fd, port));
 	set_blocking(fd, true);
@@ -289,7 +291,7 @@ static void killed_while_pending(void)
 		connect_port(tcp(0), port);
 		_exit(0);
 	}
-	pause_ms(200);
+	await_call(child, SYS_connect);
 	kill(child, SIGKILL);
 	TRACE("waitpid", waitpid(child, &status, 0) == child);
 	trace_text("killed by", "%d", WTERMSIG(status));

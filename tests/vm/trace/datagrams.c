@@ -98,7 +98,7 @@ static void udp_boundaries(void)
 	trace_peer("bounce");
 	trace_peer("bounce");
 	trace_peer("bounce");
-	pause_ms(300);
+	settle();
 	TRACE("FIONREAD", ioctl(fd, FIONREAD, &value));
 	trace_text("bytes", "%d", value);
 	TRACE("peek", recv(fd, bytes, 2, MSG_PEEK));

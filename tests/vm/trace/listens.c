@@ -18,7 +18,7 @@
 
 #include "trace.h"
 
-#define GONE_MS 2000 /* until nobody reaches a listener that is closed */
+#define GONE_MS 50 /* between tries to reach a listener that is closed */
 
 /* A listener for any address */
 static int listening(long port)
@@ -210,6 +210,17 @@ static void listener_calls(void)
 	TRACE("accept", accepted(fd, 7208) < 0);
 }
 
+/* Have the peer dial a listener that is closed, until nobody reaches it */
+static void trace_gone(int port)
+{
+	for (int ms = 0; ms < WAIT_MS && !peer("dial %d", port);
+	     ms += GONE_MS) {
+		peer("close");
+		pause_ms(GONE_MS);
+	}
+	trace_peer("dial %d", port);
+}
+
 static void listener_closed(void)
 {
 	int fd = listening(7209);
@@ -219,8 +230,7 @@ static void listener_closed(void)
 	TRACE("close", close(fd));
 	trace_peer("write 1");
 	TRACE("read", read(conn, &byte, 1));
-	pause_ms(GONE_MS);
-	trace_peer("dial 7209");
+	trace_gone(7209);
 }
 
 static void listener_shut_down(void)
@@ -229,8 +239,7 @@ static void listener_shut_down(void)
 
 	TRACE("shutdown", shutdown(fd, SHUT_RD));
 	TRACE("accept", accept(fd, NULL, NULL));
-	pause_ms(GONE_MS);
-	trace_peer("dial 7210");
+	trace_gone(7210);
 	TRACE("listen", listen(fd, 4));
 	TRACE("accept", accepted(fd, 7210) < 0);
 }
@@ -242,8 +251,7 @@ static void listener_disconnected(void)
 
 	TRACE("AF_UNSPEC", connect(fd, &nobody, sizeof(nobody)));
 	TRACE("accept", accept(fd, NULL, NULL));
-	pause_ms(GONE_MS);
-	trace_peer("dial 7211");
+	trace_gone(7211);
 }
 
 static void nobody_listens(void)

@@ -38,11 +38,9 @@
 
 #include "trace.h"
 
-#define CASE_S 150 /* longest that one case may take */
-#define SETTLE_MS                                                              \
-	50 /* for what comes after the events that were waited for             \
-	    */
-#define WAIT_MS 10000
+#define CASE_S	     (LIMIT_S + 30) /* longest that one case may take */
+#define SETTLE_MS    50
+#define SETTLE_TRIPS 20
 
 const char *host4, *host6;
 volatile int sigpipes;
@@ -115,7 +113,7 @@ void trace_events(const char *what, int fd, short until)
 		pause_ms(10);
 	}
 	if (until)
-		pause_ms(SETTLE_MS);
+		settle();
 	poll(&state, 1, 0);
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
 		if (state.revents & names[i].event) {
@@ -372,7 +370,8 @@ static void on_alarm(int signo)
 /**
  * alarm_in() - Have a signal interrupt a call
  * @ms:		After so long
- * @sa_flags:	SA_RESTART or nothing
+ * @sa_flags:	SA_RESTART, or nothing: then again and again until alarm_off(),
+ *		so that one meets the call
  */
 void alarm_in(long ms, int sa_flags)
 {
@@ -380,8 +379,42 @@ void alarm_in(long ms, int sa_flags)
 				   .sa_flags = sa_flags};
 	struct itimerval soon = {.it_value.tv_usec = ms * 1000};
 
+	if (!sa_flags)
+		soon.it_interval = soon.it_value;
 	sigaction(SIGALRM, &action, NULL);
 	setitimer(ITIMER_REAL, &soon, NULL);
+}
+
+/**
+ * alarm_off() - Have no more signals interrupt calls
+ */
+void alarm_off(void)
+{
+	setitimer(ITIMER_REAL, &(struct itimerval){0}, NULL);
+}
+
+/**
+ * settle() - Wait for what comes after what was waited for
+ *
+ * A multiple of the longest of a few round trips to the peer: long on a machine
+ * that is slow.
+ */
+void settle(void)
+{
+	static long longest_ms = -1;
+	struct timespec before, now;
+
+	for (int i = 0; longest_ms < 0 || i < 5; i++) {
+		clock_gettime(CLOCK_MONOTONIC, &before);
+		peer("own");
+		clock_gettime(CLOCK_MONOTONIC, &now);
+		long ms = (now.tv_sec - before.tv_sec) * 1000 +
+			  (now.tv_nsec - before.tv_nsec) / 1000000;
+
+		if (ms > longest_ms)
+			longest_ms = ms;
+	}
+	pause_ms(SETTLE_MS + SETTLE_TRIPS * longest_ms);
 }
 
 /* ---- running them ---- */

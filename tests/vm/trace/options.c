@@ -181,7 +181,7 @@ static void info(void)
 	info_state("end of the peer", fd);
 	TRACE("shutdown", shutdown(fd, SHUT_WR));
 	trace_peer("readall");
-	pause_ms(50);
+	settle();
 	info_state("both closed", fd);
 }
 
@@ -191,7 +191,7 @@ static void info_half_closed(void)
 
 	TRACE("shutdown", shutdown(fd, SHUT_WR));
 	trace_peer("readall");
-	pause_ms(50);
+	settle();
 	info_state("own end closed", fd);
 }
 
@@ -226,7 +226,7 @@ static void unsent_bytes(void)
 	trace_text("bytes", "%d", count);
 	TRACE("write", write(fd, "12345", 5));
 	trace_peer("read 5");
-	pause_ms(100);
+	settle();
 	TRACE("SIOCOUTQ", ioctl(fd, SIOCOUTQ, &count));
 	trace_text("bytes", "%d", count);
 	TRACE("SIOCOUTQNSD", ioctl(fd, SIOCOUTQNSD, &count));
@@ -318,7 +318,7 @@ static void names_after_the_end(void)
 	trace_events("end of the peer", fd, POLLRDHUP);
 	TRACE("getpeername", getpeername(fd, (struct sockaddr *)&name, &len));
 	TRACE("shutdown", shutdown(fd, SHUT_RDWR));
-	pause_ms(100);
+	settle();
 	TRACE("getpeername", getpeername(fd, (struct sockaddr *)&name, &len));
 }
 

@@ -53,7 +53,6 @@
 #include "trace.h"
 
 #define MAX_HELD 20000
-#define WAIT_MS	 10000
 
 /**
  * struct session - What the process of a case has

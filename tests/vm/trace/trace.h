@@ -21,6 +21,8 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
+#include "../waits.h"
+
 /**
  * struct test_case - A row of the table of cases
  * @name:	As docs/tsi-compat.md has it
@@ -57,6 +59,8 @@ void trace_so_error(int fd);
 long peer(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void trace_peer(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
+#define WAIT_MS (LIMIT_S * 1000) /* for what has to come */
+
 int tcp(int flags);
 int tcp6(void);
 int connect_to(int fd, const char *host, long port);
@@ -69,6 +73,8 @@ int set_option(int fd, int level, int name, int value);
 void set_blocking(int fd, bool on);
 void pause_ms(long ms);
 void alarm_in(long ms, int sa_flags);
+void alarm_off(void);
+void settle(void);
 
 extern const char *host4, *host6;
 extern volatile int sigpipes;
