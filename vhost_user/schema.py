@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import re
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -71,16 +71,9 @@ class Parsed:
 
 
 def parsers(schema: type[Any]) -> Mapping[str, Callable[[str], Any]]:
-    """Return what reads each field of a dataclass: the field's annotation says it."""
+    """Return what reads each field; all are `Annotated[T, constraint]`."""
     hints = get_type_hints(schema, include_extras=True)
     return {
-        field.name: _constraint(hints[field.name]).parse
+        field.name: hints[field.name].__metadata__[0].parse
         for field in dataclasses.fields(schema)
     }
-
-
-def _constraint(hint: Any) -> Any:  # noqa: ANN401  an annotation, and what is in it
-    """Return the constraint of `Annotated[T, constraint]`, also of `... | None`."""
-    if get_origin(hint) is not Annotated:
-        return next(_constraint(each) for each in get_args(hint))
-    return hint.__metadata__[0]

@@ -168,9 +168,9 @@ class VmConfig:
 
     socket: Annotated[Path, Parsed(socket_path)]
     """The vhost-user socket that its VMM connects to."""
-    uds_path: Annotated[Path, Parsed(_uds_path)] | None = None
+    uds_path: Annotated[Path | None, Parsed(_uds_path)] = None
     """Host side of its vsock, as unix sockets."""
-    forward_cid: Annotated[int, _Range(0, CID_ANY - 1)] | None = None
+    forward_cid: Annotated[int | None, _Range(0, CID_ANY - 1)] = None
     """Host side of its vsock, as vsock: connections to CID 2 go there. With neither,
     it can reach nothing but siblings and the echo port."""
     forward_listen: Annotated[tuple[int, ...], Parsed(_forward_listen)] = ()
@@ -194,7 +194,7 @@ class VmConfig:
     """Which files the VMM may share as the guest's memory."""
     socket_mode: Annotated[int, Parsed(parse_mode)] = DEFAULT_SOCKET_MODE
     """Permission bits of `socket` and of the sockets at `uds_path`."""
-    socket_group: Annotated[int, Parsed(parse_group)] | None = None
+    socket_group: Annotated[int | None, Parsed(parse_group)] = None
     """Group id of these; None: as the system has it."""
 
     @property

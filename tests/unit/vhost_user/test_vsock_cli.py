@@ -255,6 +255,12 @@ def test_a_bad_command_line_is_one_line_and_status_2(argv, reason, capsys):
         pytest.param("vms:\n  - {\n", 3, "", id="not-yaml"),
         pytest.param("vms:\n  - socket: ~\n", 2, "must not be empty", id="null"),
         pytest.param(
+            "vms:\n  - socket: /a\n    uds_path:\n",
+            3,
+            "uds_path: must not",
+            id="no-value",
+        ),
+        pytest.param(
             "vms:\n  - socket: /a\n    socket: /b\n", 3, "given twice", id="key-twice"
         ),
         pytest.param(
