@@ -1,7 +1,7 @@
 """Linux's own vsock_perf between two guests that are siblings of one back-end.
 
 Guests with Debian's 6.1 kernel under TCG, both QEMUs on CPU 0, the back-end on CPU 1;
-vsock_perf is of 6.12's sources (`fastpath.vm.linux_tests`). It sends with writes of
+vsock_perf is of 6.12's sources (`tests.support.linux_tests`). It sends with writes of
 64 KiB, one way and then the other; the figure is what the receiver saw.
 """
 
@@ -26,8 +26,10 @@ from bench.harness import (
     pinned,
     wait_for_socket,
 )
-from fastpath.vm import accel, images, linux_tests
+from fastpath.image import images
+from fastpath.vm import accel
 from fastpath.vm.spec import VmSpec
+from tests.support import linux_tests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -32,7 +32,8 @@ from bench.harness import (
     wait_for_socket,
 )
 from bench.report import Target
-from fastpath.vm import accel, images
+from fastpath.image import images
+from fastpath.vm import accel
 from fastpath.vm.guest import Guest
 from fastpath.vm.machine import Machine
 from fastpath.vm.spec import VmSpec

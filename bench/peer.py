@@ -10,8 +10,8 @@ import subprocess
 from typing import TYPE_CHECKING, Final
 
 from fastpath.errors import FastpathError
-from fastpath.vm.images import cache_directory
-from fastpath.vm.packages import Archive
+from fastpath.image.images import cache_directory
+from fastpath.image.packages import Archive
 
 if TYPE_CHECKING:
     from pathlib import Path

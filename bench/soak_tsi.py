@@ -130,7 +130,13 @@ async def echo_server() -> AsyncIterator[int]:
         port: int = free.sockets[0].getsockname()[1]
     reader, writer = os.pipe()
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "fastpath.compare.server", "127.0.0.1", str(port)),
+        *(
+            sys.executable,
+            "-m",
+            "fastpath.commands.compare.server",
+            "127.0.0.1",
+            str(port),
+        ),
         str(writer),
         pass_fds=(writer,),
     )
@@ -175,7 +181,7 @@ async def soak(
             accelerator, lambda folder: config(folder, port), program=PROGRAM
         ) as one,
     ):
-        run = _Run(one, tell, samples)
+        run = _Soak(one, tell, samples)
         argv = ["tsi_soak", str(rounds), str(count), str(in_flight)]
         argv += [f"{host}:{port}" for host, port in (VIP, ECHO)]
         status = await one.run(*argv, stdin=run.stdin, stdout=run.take, stderr=_show)
@@ -184,7 +190,7 @@ async def soak(
     return samples
 
 
-class _Run:
+class _Soak:
     """The host's side of the program in the guest."""
 
     def __init__(

@@ -9,4 +9,4 @@ from vhost_user.entry import start
 
 def main() -> NoReturn:
     """Run the program."""
-    start("fastpath.cli")
+    start("fastpath.commands.cli")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from fastpath.deadline import TimedOut
 from fastpath.errors import FastpathError
+from vhost_user.sockets import MAX_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,6 +53,18 @@ def scratch() -> Iterator[Path]:
         raise
     finally:
         _empty(folder, kept)
+
+
+def check_socket_path(path: Path) -> None:
+    """Refuse a path that no unix socket can have; most of ours are in such a folder.
+
+    Raises:
+        FastpathError: it is too long.
+    """
+    if len(os.fsencode(path)) > MAX_PATH:
+        raise FastpathError(
+            f"{path}", "is too long for a unix socket", "set TMPDIR to a short path"
+        )
 
 
 def sweep() -> None:

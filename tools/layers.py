@@ -212,17 +212,17 @@ def faults(root: Path, table: Mapping[str, Any]) -> list[str]:
 
 
 def differences(root: Path, table: Mapping[str, Any]) -> list[str]:
-    """Return what to mend, in the sources or in the table's list of known faults."""
+    """Return what to fix, in the sources or in the table's list of known faults."""
     found, known = faults(root, table), table["known"]["faults"]
     gone = (fault for fault in known if fault not in found)
     return [
         *(fault for fault in found if fault not in known),
-        *(f"mended, remove it from tools/layers.toml: {fault}" for fault in gone),
+        *(f"fixed, remove it from tools/layers.toml: {fault}" for fault in gone),
     ]
 
 
 def main() -> int:
-    """Print what is to mend; return the exit status."""
+    """Print what is to fix; return the exit status."""
     table = tomllib.loads((HERE / "layers.toml").read_text())
     lines = differences(HERE.parent, table)
     sys.stderr.writelines(f"layers: {line}\n" for line in lines)

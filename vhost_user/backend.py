@@ -20,8 +20,9 @@ from vhost_user.closing import stop_event
 from vhost_user.descriptors import MemoryFiles, Offload, receive
 from vhost_user.device import Device
 from vhost_user.engine import ALL_QUEUES
-from vhost_user.errors import FrontendError, RefusedError
+from vhost_user.errors import FrontendError
 from vhost_user.message import HEADER_SIZE, MAX_REGIONS, Header, Message, Reply
+from vhost_user.requests import RefusedError
 from vhost_user.session import Session
 from vhost_user.sockets import Access, UnixListener
 

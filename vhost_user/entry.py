@@ -40,7 +40,7 @@ _RIGHTS: Final = (
 )
 _FILES: Final = "raise the limit of open files (ulimit -n)"
 
-MENDS: Final = {
+HINTS: Final = {
     errno.ENOSPC: _SPACE,
     errno.EDQUOT: _SPACE,
     errno.EROFS: _RIGHTS,
@@ -110,7 +110,7 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         status = EXIT_INTERRUPTED
     except OSError as error:
-        if not (error.errno in MENDS or error.filename):
+        if not (error.errno in HINTS or error.filename):
             raise
         status = EXIT_ERROR if _Stdout.reader_has_left else complain(prog, _line(error))
     finally:
@@ -142,8 +142,8 @@ def _line(error: OSError) -> str:
     what = error.filename
     parts = [os.fsdecode(what)] if isinstance(what, (str, bytes)) else []
     line = ": ".join([*parts, error.strerror or str(error)])
-    mend = MENDS.get(error.errno or 0)
-    return f"{line}; mend: {mend}" if mend else line
+    hint = HINTS.get(error.errno or 0)
+    return f"{line}; hint: {hint}" if hint else line
 
 
 def _drop_output() -> None:

@@ -1,8 +1,8 @@
-"""Every exception this package raises, sorted by whose fault it is.
+"""The exceptions of this package, sorted by whose fault it is.
 
     VhostUserError
      +-- FrontendError     the VMM broke the vhost-user protocol: end the session
-     |    +-- RefusedError the same, and it asked to be told
+     |    +-- RefusedError the same, and it asked to be told (`requests.py`)
      +-- GuestError        the guest broke a virtio rule: mark the queue broken
      +-- ClientError       a client of a host unix socket broke its protocol:
      |                     close that client
@@ -13,11 +13,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from vhost_user.message import Reply
-
 
 class VhostUserError(Exception):
     """Base of all errors of this package."""
@@ -25,14 +20,6 @@ class VhostUserError(Exception):
 
 class FrontendError(VhostUserError):
     """The VMM sent something that the vhost-user protocol forbids."""
-
-
-class RefusedError(FrontendError):
-    """A message with need_reply was refused: send `reply`, then end the session."""
-
-    def __init__(self, text: str, reply: Reply) -> None:
-        super().__init__(text)
-        self.reply = reply
 
 
 class GuestError(VhostUserError):

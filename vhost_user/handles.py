@@ -6,7 +6,7 @@ Made by `Engine.add_device()` and `Engine.add_listener()`; threads as for `Engin
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from vhost_user import targets
 from vhost_user._native import check, ffi, lib
@@ -15,7 +15,8 @@ from vhost_user.counters import DeviceStats
 if TYPE_CHECKING:
     import socket
 
-    from vhost_user.engine import Engine
+    from cffi import FFI
+
     from vhost_user.memory import GuestMemory
     from vhost_user.ringconfig import RingConfig
     from vhost_user.targets import Target
@@ -23,10 +24,24 @@ if TYPE_CHECKING:
 _PORT_ANY: Final = 0xFFFFFFFF  # VU_PORT_ANY
 
 
+class Owner(Protocol):
+    """The engine, as far as its devices and listeners need it."""
+
+    @property
+    def native(self) -> FFI.CData:
+        """`struct vu_engine *`."""
+
+    def deliver(self) -> None:
+        """Hand all queued events to their handlers."""
+
+    def forget(self, source: int) -> None:
+        """Call no handler any more for a device or listener that is closed."""
+
+
 class DeviceHandle:
     """A virtio-vsock device in the engine; made by `Engine.add_device()`."""
 
-    def __init__(self, engine: Engine, dev: int) -> None:
+    def __init__(self, engine: Owner, dev: int) -> None:
         self._engine = engine
         self.id = dev
         """`Event`s of its connections come from this source."""
@@ -188,7 +203,7 @@ class DeviceHandle:
 class ListenerHandle:
     """A listening socket in the engine; made by `Engine.add_listener()`."""
 
-    def __init__(self, engine: Engine, listener: int) -> None:
+    def __init__(self, engine: Owner, listener: int) -> None:
         self._engine = engine
         self.id = listener
         """`Event`s of its connections come from this source."""

@@ -1,4 +1,4 @@
-"""The driver's side of a packed virtqueue: `driver.Virtqueue`'s twin.
+"""The driver's side of a packed virtqueue: the counterpart of `driver.Virtqueue`.
 
 Spec: VIRTIO 1.2 section 2.8 "Packed Virtqueues".
 """

@@ -8,12 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
+from vhost_user.errors import FrontendError
 from vhost_user.message import ProtocolFeature, Reply, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from vhost_user.session import Session
 
 REFUSED: Final[dict[int, str]] = {
     Request.SEND_RARP: "protocol feature RARP",
@@ -36,19 +35,28 @@ REFUSED: Final[dict[int, str]] = {
 """Messages of the specification that no device here takes, and what they belong to."""
 
 
+class RefusedError(FrontendError):
+    """A message with need_reply was refused: send `reply`, then end the session."""
+
+    def __init__(self, text: str, reply: Reply) -> None:
+        super().__init__(text)
+        self.reply = reply
+
+
 class NotGrantedError(Exception):
     """The request is legal but not granted: a non-zero REPLY_ACK, no more."""
 
 
 P = TypeVar("P")
+S = TypeVar("S")
 
 
 @dataclass(frozen=True, slots=True)
-class Row(Generic[P]):
-    """How one message is handled; see `Session._TABLE`."""
+class Row(Generic[S, P]):
+    """How a session `S` handles one message with payload `P`."""
 
     decode: Callable[[bytes], P]
-    handle: Callable[[Session, P, list[int]], bytes | Reply | None]
+    handle: Callable[[S, P, list[int]], bytes | Reply | None]
     """Return the reply or its payload; None: the message has no reply of its own."""
     fds: int = 0
     """Most fds the message may carry."""

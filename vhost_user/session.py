@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vhost_user import notify
 from vhost_user.channel import BackendChannel
 from vhost_user.descriptors import MemoryFiles, Offload
-from vhost_user.errors import FrontendError, RefusedError, StateError
+from vhost_user.errors import FrontendError, StateError
 from vhost_user.message import (
     MAX_REGIONS,
     ConfigFlag,
@@ -46,7 +46,7 @@ from vhost_user.message import (
     encode,
     encode_u64,
 )
-from vhost_user.requests import REFUSED, NotGrantedError, Row
+from vhost_user.requests import REFUSED, NotGrantedError, RefusedError, Row
 from vhost_user.sharing import Sharing
 from vhost_user.vring import Ring, Rings, take_call, take_eventfd
 
@@ -419,7 +419,7 @@ class Session:
 
     # ---- the messages ----
 
-    _TABLE: ClassVar[dict[int, Row[Any]]] = {
+    _TABLE: ClassVar[dict[int, Row[Session, Any]]] = {
         Request.GET_FEATURES: Row(decode_nothing, _get_features),
         Request.SET_FEATURES: Row(decode_u64, _set_features),
         Request.SET_OWNER: Row(decode_nothing, _set_owner),

@@ -8,7 +8,7 @@ guest's tap and addresses, and the namespaces for ztunnel and a server behind it
     netns             network namespaces held by descriptors
     links             devices, addresses, routes, rules, filters: over netlink
     rules             iptables rules
-    features          kernel features, and how a missing one is mended
+    features          kernel features, and how to get a missing one
     bpf               compiles and loads BPF programs
     geneve            tunnel devices, the kernel's or our tc-eBPF ones
     ambient_geneve    Istio ambient 1.18 to 1.20: ipset, policy routing, Geneve

@@ -1,4 +1,4 @@
-"""Kernel features that the standard paths need, and how a missing one is mended.
+"""Kernel features that the standard paths need, and how to get a missing one.
 
 One table for two users: the code that asks the kernel turns its refusal into an
 error that names the module, and the doctor shows the same words beforehand.
@@ -28,10 +28,10 @@ class Feature:
         return FastpathError(
             f"this kernel lacks {self.name}",
             f"{why} (module {', '.join(self.modules)})",
-            self.mend(),
+            self.hint(),
         )
 
-    def mend(self) -> str:
+    def hint(self) -> str:
         """The command that brings the modules, as far as the host can tell."""
         release = os.uname().release
         index = _MODULES / release / "modules.dep"

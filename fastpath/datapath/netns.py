@@ -41,7 +41,7 @@ _CAP_SYS_ADMIN: Final = 21
 
 UNSHARE: Final = ("unshare", "--user", "--map-root-user", "--net")
 
-USER_NAMESPACE_MEND: Final = (
+USER_NAMESPACE_HINT: Final = (
     "sudo sysctl -w user.max_user_namespaces=10000"
     " kernel.apparmor_restrict_unprivileged_userns=0"
 )
@@ -151,7 +151,7 @@ def own_user_namespace(argv: Sequence[str]) -> None:
         return
     if reason := user_namespace_problem():
         raise FastpathError(
-            "cannot make a user and network namespace", reason, USER_NAMESPACE_MEND
+            "cannot make a user and network namespace", reason, USER_NAMESPACE_HINT
         )
     os.execvp("unshare", [*UNSHARE, "--", *argv])  # noqa: S606, S607
 

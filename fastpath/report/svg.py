@@ -127,11 +127,11 @@ def _forest_row(verdict: Verdict, axis: LogAxis, left: float, y: float) -> str:
     parts.append(_dot(f"point {kind}", axis.at(ratio.median), y, tip))
     if bound is not None:
         x = axis.at(bound)
-        way = 6 if verdict.metric.at_least else -6
+        inward = 6 if verdict.metric.at_least else -6
         parts += [
             _line("target", x, y - 11, x, y + 11),
-            f'<path class="target" d="M{x:.1f} {y - 11:.1f}h{way}"/>',
-            f'<path class="target" d="M{x:.1f} {y + 11:.1f}h{way}"/>',
+            f'<path class="target" d="M{x:.1f} {y - 11:.1f}h{inward}"/>',
+            f'<path class="target" d="M{x:.1f} {y + 11:.1f}h{inward}"/>',
         ]
     return "".join(parts)
 

@@ -38,7 +38,6 @@ from ipaddress import (
 )
 from typing import TYPE_CHECKING, Annotated, Final, Self
 
-from fastpath.decode import Between
 from fastpath.tsi.addresses import (
     Address,
     Form,
@@ -53,6 +52,7 @@ from vhost_user.engine import (
     DEFAULT_MAX_QUEUED_BYTES,
     MIN_WINDOW,
 )
+from vhost_user.schema import Between
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -144,7 +144,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Judgement:
     """What is decided on a destination, and by what."""
 
     reading: Reading
@@ -233,7 +233,7 @@ class EgressPolicy:
         """
         return self.judge(destination).denial
 
-    def judge(self, destination: SocketAddress) -> Verdict:
+    def judge(self, destination: SocketAddress) -> Judgement:
         """Decide, and say by what.
 
         Raises:
@@ -246,23 +246,23 @@ class EgressPolicy:
             for each in (*found, as_written):
                 if rule.covers(each.address, port):
                     text = f"denied by {rule}{each.how}"
-                    return Verdict(each, self._denial("deny_rule", text), rule)
+                    return Judgement(each, self._denial("deny_rule", text), rule)
         for each in found:
             denial = self._special(each, port)
             if denial is not None:
-                return Verdict(each, denial)
+                return Judgement(each, denial)
         return self._allowed(found, port)
 
-    def _allowed(self, found: tuple[Reading, ...], port: int) -> Verdict:
+    def _allowed(self, found: tuple[Reading, ...], port: int) -> Judgement:
         for rule in self._allow:
             for each in found:
                 one_host = each.form is None or each.form.same_host
                 if one_host and rule.covers(each.address, port):
-                    return Verdict(each, rule=rule)
+                    return Judgement(each, rule=rule)
         if self._allow:
             text = "no allow rule covers it"
-            return Verdict(found[0], self._denial("not_allowed", text))
-        return Verdict(found[0])
+            return Judgement(found[0], self._denial("not_allowed", text))
+        return Judgement(found[0])
 
     def _special(self, reading: Reading, port: int) -> Denial | None:
         """Why a destination is denied by default, unless a rule opens it."""

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Final
 
 from asyncinotify import Inotify, Mask
 
-from fastpath import decode
 from fastpath.errors import FastpathError
 from fastpath.tsi.policy import (
     EgressPolicy,
@@ -32,17 +31,18 @@ from fastpath.tsi.policy import (
     SandboxPolicy,
     without_effect,
 )
+from vhost_user import decode
 from vhost_user.engine import MIN_WINDOW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from fastpath.decode import KeyPath
+    from vhost_user.decode import KeyPath
 
 log = logging.getLogger(__name__)
 
-MENDS: Final = {
+HINTS: Final = {
     "allow": "write PREFIX or PREFIX:PORTS, for example 10.0.0.0/8:80,8000-8099 or"
     ' "[2001:db8::]/32:443"',
     "deny": "write PREFIX or PREFIX:PORTS, for example 192.0.2.1:22",
@@ -118,9 +118,9 @@ def parse(data: bytes, name: str) -> SandboxPolicy:
         name: what to call the file in messages.
 
     Raises:
-        FastpathError: `NAME:LINE: key.path: what is wrong; mend: what to do`.
+        FastpathError: `NAME:LINE: key.path: what is wrong; hint: what to do`.
     """
-    return read(data, decode.Document(name, MENDS)).policy()
+    return read(data, decode.Document(name, FastpathError, hints=HINTS)).policy()
 
 
 def read(data: bytes, document: decode.Document) -> PolicyFile:
@@ -131,8 +131,8 @@ def read(data: bytes, document: decode.Document) -> PolicyFile:
     """
     file = decode.loads(data, PolicyFile, document)
     for path, why in file.egress.problems():
-        mend = "take one of the two rules out, or make the one to deny narrower"
-        raise document.error(("egress", *path), why, mend)
+        hint = "take one of the two rules out, or make the one to deny narrower"
+        raise document.error(("egress", *path), why, hint)
     limits = file.limits
     if limits.max_queued_bytes < limits.max_conns * MIN_WINDOW:
         raise document.error(

@@ -1,6 +1,7 @@
-"""Messages of the TSI control stream: bytes to values and back; no I/O.
+"""Messages of TSI streams, the control stream's own: bytes to values and back; no I/O.
 
-`guest/tsi_protocol.h` is the other end. What a guest sends is checked here, once:
+`datagram_protocol.py` has the datagram stream's. `guest/tsi_protocol.h` is the other
+end. What a guest sends is checked here, once:
 a value of these types is well formed.
 
 Spec: docs/tsi-protocol.md, section 3 "Messages".
@@ -37,21 +38,15 @@ PEER_RANGES: Final = 0x4000
 """Ranges of 65536 ports from there, one a client IP; two are no IP's."""
 UNNAMED_RANGES: Final = {4: 0, 6: PEER_RANGES - 1}
 """Those two, by the family of the listeners that they are for."""
-MAX_DATAGRAM: Final = 65507
-"""Most bytes of a datagram's data: what UDP over IPv4 takes."""
 
 _MAGIC: Final = 0x41495354  # "TSIA"
 _HEADER: Final = struct.Struct("<HH")
 _HELLO: Final = struct.Struct("<IHH")
+HELLO_SIZE: Final = _HELLO.size
 _WELCOME: Final = struct.Struct("<HHIIII4s16s")
 _REFUSED: Final = struct.Struct("<I")
 _ROUTE: Final = struct.Struct("<IHH16s")
 _FAILED: Final = struct.Struct("<III")
-_GRANT: Final = struct.Struct("<HHI")
-_PEER: Final = struct.Struct("<IHH16s")
-_VERDICT: Final = struct.Struct("<II")
-_DATAGRAM: Final = struct.Struct("<HHI")
-_UNREACHABLE: Final = struct.Struct("<HHII")
 _LISTEN: Final = struct.Struct("<IIHHHH16s")
 _LISTENING: Final = struct.Struct("<IHHI")
 _CALLER: Final = struct.Struct("<IHH16s")
@@ -140,7 +135,7 @@ class Welcome:
             self.ipv4.packed if self.ipv4 else bytes(4),
             self.ipv6.packed if self.ipv6 else bytes(16),
         )
-        return _message(Type.WELCOME, payload)
+        return message(Type.WELCOME, payload)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +148,7 @@ class Refused:
     def encode(self) -> bytes:
         """Return the message; a long text is cut."""
         text = self.text.encode("ascii", "backslashreplace")[:MAX_TEXT]
-        return _message(Type.REFUSED, _REFUSED.pack(self.code) + text)
+        return message(Type.REFUSED, _REFUSED.pack(self.code) + text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +171,7 @@ class Failed:
     def encode(self) -> bytes:
         """Return the message."""
         payload = _FAILED.pack(self.guest_port, self.token, self.error)
-        return _message(Type.FAILED, payload)
+        return message(Type.FAILED, payload)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +217,7 @@ class Listening:
     def encode(self) -> bytes:
         """Return the message."""
         payload = _LISTENING.pack(self.listener, self.port, 0, self.error)
-        return _message(Type.LISTENING, payload)
+        return message(Type.LISTENING, payload)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +233,7 @@ class Caller:
         """Return the message."""
         family = self.address.version
         payload = _CALLER.pack(self.ports, family, 0, self.address.packed)
-        return _message(Type.CALLER, payload)
+        return message(Type.CALLER, payload)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,73 +250,8 @@ class Introduced:
     ports: int
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """The answer to HELLO on a datagram stream."""
-
-    peers: int
-    """How many peers have a number at a time."""
-
-    def encode(self) -> bytes:
-        """Return the message."""
-        return _message(Type.GRANT, _GRANT.pack(VERSION, 0, self.peers))
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """The agent gives a UDP endpoint a number."""
-
-    peer: int
-    address: SocketAddress
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether datagrams to a peer are carried."""
-
-    peer: int
-    error: int
-    """Errno of what is sent there; 0: it is carried."""
-
-    def encode(self) -> bytes:
-        """Return the message."""
-        return _message(Type.VERDICT, _VERDICT.pack(self.peer, self.error))
-
-
-@dataclass(frozen=True, slots=True)
-class Datagram:
-    """A datagram, in either direction."""
-
-    flow: int
-    """UDP port of the program's socket."""
-    peer: int
-    data: bytes
-
-    def encode(self) -> bytes:
-        """Return the message."""
-        head = _DATAGRAM.pack(self.flow, 0, self.peer)
-        return _message(Type.DATAGRAM, head + self.data)
-
-
-@dataclass(frozen=True, slots=True)
-class Unreachable:
-    """A datagram that the flow sent to the peer did not arrive."""
-
-    flow: int
-    peer: int
-    error: int
-    """Linux errno."""
-
-    def encode(self) -> bytes:
-        """Return the message."""
-        payload = _UNREACHABLE.pack(self.flow, 0, self.peer, self.error)
-        return _message(Type.UNREACHABLE, payload)
-
-
 GuestMessage = Hello | Route | Listen | Unlisten | Introduced
 """What an agent may send on a control stream."""
-GuestDatagramMessage = Hello | Peer | Datagram
-"""What an agent may send on a datagram stream."""
 Message = TypeVar("Message")
 
 
@@ -371,13 +301,6 @@ class Decoder(MessageDecoder[GuestMessage]):
         super().__init__(_decoder_of)
 
 
-class DatagramDecoder(MessageDecoder[GuestDatagramMessage]):
-    """For a datagram stream."""
-
-    def __init__(self) -> None:
-        super().__init__(_datagram_decoder_of)
-
-
 def source_port(guest_port: int) -> int:
     """Return the TCP source port that stands for a guest's vsock port.
 
@@ -387,11 +310,13 @@ def source_port(guest_port: int) -> int:
     return guest_port & 0xFFFF
 
 
-def _message(kind: Type, payload: bytes) -> bytes:
+def message(kind: Type, payload: bytes) -> bytes:
+    """Return a message with its header."""
     return _HEADER.pack(kind, len(payload)) + payload
 
 
-def _decode_hello(payload: bytes) -> Hello:
+def decode_hello(payload: bytes) -> Hello:
+    """Decode; raises ProtocolError if it is no agent's."""
     magic, version_min, version_max = _HELLO.unpack(payload)
     if magic != _MAGIC:
         raise ProtocolError(Refusal.MALFORMED, f"HELLO: magic is {magic:#x}")
@@ -406,20 +331,15 @@ def _decode_route(payload: bytes) -> Route:
     token, family, port, address = _ROUTE.unpack(payload)
     if token < FIRST_TOKEN:
         raise ProtocolError(Refusal.MALFORMED, f"ROUTE: {token} is no token")
-    return Route(token, _endpoint("ROUTE", family, port, address))
+    return Route(token, endpoint("ROUTE", family, port, address))
 
 
-def _decode_peer(payload: bytes) -> Peer:
-    peer, family, port, address = _PEER.unpack(payload)
-    return Peer(peer, _endpoint("PEER", family, port, address))
+def endpoint(name: str, family: int, port: int, address: bytes) -> SocketAddress:
+    """Return the address in a message called `name`.
 
-
-def _decode_datagram(payload: bytes) -> Datagram:
-    flow, _, peer = _DATAGRAM.unpack_from(payload)
-    return Datagram(flow, peer, payload[_DATAGRAM.size :])
-
-
-def _endpoint(name: str, family: int, port: int, address: bytes) -> SocketAddress:
+    Raises:
+        ProtocolError: it is none, or a v4-mapped one.
+    """
     if family == 4 and not any(address[4:]):
         return str(ipaddress.IPv4Address(address[:4])), port
     if family == 6:
@@ -456,7 +376,7 @@ def _decode_introduced(payload: bytes) -> Introduced:
 
 
 _DECODERS: Final[dict[int, tuple[int, Callable[[bytes], GuestMessage]]]] = {
-    Type.HELLO: (_HELLO.size, _decode_hello),
+    Type.HELLO: (HELLO_SIZE, decode_hello),
     Type.ROUTE: (_ROUTE.size, _decode_route),
     Type.LISTEN: (_LISTEN.size, _decode_listen),
     Type.UNLISTEN: (_UNLISTEN.size, _decode_unlisten),
@@ -477,32 +397,4 @@ def _decoder_of(number: int, size: int) -> Callable[[bytes], GuestMessage]:
     if size != want:
         name = Type(number).name
         raise ProtocolError(Refusal.MALFORMED, f"{name}: {size} bytes, need {want}")
-    return decode
-
-
-_DATAGRAM_DECODERS: Final[
-    dict[int, tuple[int, int, Callable[[bytes], GuestDatagramMessage]]]
-] = {
-    Type.HELLO: (_HELLO.size, _HELLO.size, _decode_hello),
-    Type.PEER: (_PEER.size, _PEER.size, _decode_peer),
-    Type.DATAGRAM: (_DATAGRAM.size, _DATAGRAM.size + MAX_DATAGRAM, _decode_datagram),
-}
-"""By type: least and most bytes of payload, and what decodes them."""
-
-
-def _datagram_decoder_of(
-    number: int, size: int
-) -> Callable[[bytes], GuestDatagramMessage]:
-    """Return what decodes a message with this header, on a datagram stream.
-
-    Raises:
-        ProtocolError: no agent may send such a message there.
-    """
-    found = _DATAGRAM_DECODERS.get(number)
-    if found is None:
-        raise ProtocolError(Refusal.UNEXPECTED, f"message type {number}")
-    least, most, decode = found
-    if not least <= size <= most:
-        name = Type(number).name
-        raise ProtocolError(Refusal.MALFORMED, f"{name}: {size} bytes")
     return decode

@@ -31,12 +31,13 @@ import asyncio
 import errno
 import ipaddress
 import logging
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVarTuple, Unpack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVarTuple, Unpack
 
 from fastpath.throttle import Throttle
 from fastpath.tsi import stream
-from fastpath.tsi.inbound import Announcer, Inbound
+from fastpath.tsi.agents import RANGE_SIZE, RANGES, Agent
+from fastpath.tsi.inbound import Inbound
 from fastpath.tsi.policy import SandboxPolicy
 from fastpath.tsi.protocol import (
     DATAGRAM_PORT,
@@ -52,20 +53,21 @@ from fastpath.tsi.protocol import (
     ProtocolError,
     Refusal,
     Refused,
+    Route,
     Unlisten,
     Welcome,
 )
-from fastpath.tsi.protocol import Route as RouteMessage
+from fastpath.tsi.router import Here
 from fastpath.tsi.stream import ControlStream, Pace, far_end
 from vhost_user.engine import FIRST_OPENED_PORT, Ask, EventKind, Reset
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Sequence
 
     from fastpath.tsi.datagram import DatagramService
     from fastpath.tsi.inbound import Publisher
     from fastpath.tsi.protocol import GuestMessage
+    from fastpath.tsi.router import Router
     from vhost_user.engine import Engine, Event, SocketAddress, Target
     from vhost_user.vsock.device import VsockDevice
 
@@ -90,72 +92,7 @@ out again: dials may be under way."""
 CONNECT_TIMEOUT_S: Final = 35.0
 """What agents are told: more than the engine's dial timeout."""
 
-_RANGE_SIZE: Final = 1 << 20
-_RANGES: Final = FIRST_OPENED_PORT // _RANGE_SIZE - 1  # the first: plain vsock ports
 _FORGOTTEN_AT_ONCE: Final = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Here:
-    """This process is the other end: `serve` takes over a connected socket."""
-
-    serve: Callable[[socket.socket], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """A router's answer."""
-
-    target: Target | Here
-    """`Reset(errno)`: denied."""
-    cacheable: bool
-    """Whether the answer to this destination will always be the same."""
-
-
-class Router(Protocol):
-    """Decides on connections and hears of their fate, in the event loop."""
-
-    def set_policy(self, policy: SandboxPolicy) -> None:
-        """Decide by `policy` from now on, and end what it denies."""
-        ...
-
-    def route(self, destination: SocketAddress, conn: int) -> Route:
-        """Decide on the request `conn`. Not called if an answer was cacheable."""
-        ...
-
-    def opened(self, event: Event, destination: SocketAddress) -> None:
-        """A connection is established; perhaps one that `route` never saw."""
-        ...
-
-    def failed(self, event: Event, destination: SocketAddress) -> None:
-        """A connection never was."""
-        ...
-
-    def closed(self, event: Event, destination: SocketAddress) -> None:
-        """An established connection ended."""
-        ...
-
-
-@dataclass(slots=True, eq=False)
-class _Agent:
-    """A control stream and the tokens it may register."""
-
-    range: int
-    stream: ControlStream | None = None
-    greeted: bool = False
-    announcer: Announcer = field(init=False)
-    next_token: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.next_token = self.range * _RANGE_SIZE
-        self.announcer = Announcer(self.send)
-
-    def send(self, message: bytes) -> bool:
-        """Send a message; False: the guest has left no room, or is gone."""
-        return self.stream is not None and self.stream.send(message)
-
-    def owns(self, token: int) -> bool:
-        return token // _RANGE_SIZE == self.range
 
 
 @dataclass(slots=True)
@@ -222,7 +159,7 @@ class TsiService:
         self._datagrams = datagrams
         self._other = other
         self._stats = TsiStats()
-        self._agents: dict[int, _Agent] = {}  # by range
+        self._agents: dict[int, Agent] = {}  # by range
         self._range = 0  # given out last
         self._tokens: dict[int, SocketAddress] = {}  # oldest first
         self._routed: set[int] = set()
@@ -318,7 +255,7 @@ class TsiService:
     # Connections
 
     def _handle_token(self, event: Event) -> None:
-        agent = self._agents.get(event.port // _RANGE_SIZE)
+        agent = self._agents.get(event.port // RANGE_SIZE)
         if event.kind is EventKind.REQUEST and agent and agent.stream:
             owner, token = agent, event.port
             agent.stream.drain(lambda: token < owner.next_token)  # its ROUTE came first
@@ -349,7 +286,7 @@ class TsiService:
         if destination is not None:
             self._answer(conn, token, destination)
             return
-        agent = self._agents.get(token // _RANGE_SIZE)
+        agent = self._agents.get(token // RANGE_SIZE)
         coming = agent is not None and agent.stream and token >= agent.next_token
         if not coming or self._held_count >= MAX_HELD:
             self._stats.unknown += 1
@@ -376,22 +313,22 @@ class TsiService:
         return True
 
     def _answer(self, conn: int, token: int, destination: SocketAddress) -> None:
-        route = self._router.route(destination, conn)
-        target = route.target
+        routed = self._router.route(destination, conn)
+        target = routed.target
         self._live[conn] = destination
         if isinstance(target, Here):
             ours = far_end(self._engine, conn)
             if ours is not None:
                 target.serve(ours)
             return
-        if route.cacheable and token not in self._routed:
+        if routed.cacheable and token not in self._routed:
             self._routed.add(token)
             self._device.handle.route(token, target)
         self._engine.answer(conn, target)
 
     def _tell_failed(self, event: Event) -> None:
         """Send the errno after the engine's RST; the agent waits for it."""
-        agent = self._agents.get(event.port // _RANGE_SIZE)
+        agent = self._agents.get(event.port // RANGE_SIZE)
         if agent is None or agent.stream is None:
             return
         error = event.error or errno.ECONNREFUSED
@@ -416,7 +353,7 @@ class TsiService:
             ours.send(Refused(Refusal.LIMIT, text).encode())
             ours.close()
             return
-        agent = _Agent(number)
+        agent = Agent(number)
         self._agents[number] = agent
         agent.stream = ControlStream(
             ours,
@@ -427,13 +364,13 @@ class TsiService:
 
     def _free_range(self) -> int | None:
         """Return the range that was not used for longest; None: all rest."""
-        for _ in range(_RANGES):
-            self._range = self._range % _RANGES + 1
+        for _ in range(RANGES):
+            self._range = self._range % RANGES + 1
             if self._range not in self._agents:
                 return self._range
         return None
 
-    def _handle_message(self, agent: _Agent, message: GuestMessage) -> None:
+    def _handle_message(self, agent: Agent, message: GuestMessage) -> None:
         """Handle a message of the agent's.
 
         Raises:
@@ -444,7 +381,7 @@ class TsiService:
         elif not agent.greeted:
             name = type(message).__name__.upper()
             raise ProtocolError(Refusal.UNEXPECTED, f"{name} before HELLO")
-        elif isinstance(message, RouteMessage):
+        elif isinstance(message, Route):
             self._register(agent, message)
         elif isinstance(message, Listen):
             self._listen(agent, message)
@@ -453,17 +390,17 @@ class TsiService:
         elif self.inbound:
             self.inbound.introduced(agent.announcer, message.ports)
 
-    def _listen(self, agent: _Agent, message: Listen) -> None:
+    def _listen(self, agent: Agent, message: Listen) -> None:
         if self.inbound:
             self.inbound.listen(agent.announcer, message)
         else:
             agent.send(Listening(message.listener, 0).encode())
 
-    def _unlisten(self, agent: _Agent, message: Unlisten) -> None:
+    def _unlisten(self, agent: Agent, message: Unlisten) -> None:
         if self.inbound:
             self.inbound.unlisten(agent.announcer, message.listener)
 
-    def _greet(self, agent: _Agent, hello: Hello) -> None:
+    def _greet(self, agent: Agent, hello: Hello) -> None:
         if agent.greeted:
             raise ProtocolError(Refusal.UNEXPECTED, "a second HELLO")
         if not hello.version_min <= VERSION <= hello.version_max:
@@ -473,7 +410,7 @@ class TsiService:
         agent.greeted = True
         welcome = Welcome(
             first_token=agent.next_token,
-            token_count=_RANGE_SIZE,
+            token_count=RANGE_SIZE,
             window=WINDOW,
             connect_timeout_ms=round(CONNECT_TIMEOUT_S * 1000),
             ipv4=self._ipv4,
@@ -483,7 +420,7 @@ class TsiService:
         if self._news.admits():
             log.info("%s: agent %d is here", self._name, agent.range)
 
-    def _register(self, agent: _Agent, message: RouteMessage) -> None:
+    def _register(self, agent: Agent, message: Route) -> None:
         token = message.token
         if not agent.owns(token) or token < agent.next_token:
             self._stats.ignored += 1
@@ -504,7 +441,7 @@ class TsiService:
             self._routed.discard(token)
             self._device.handle.unroute(token)
 
-    def _ended(self, agent: _Agent, error: ProtocolError | None) -> None:
+    def _ended(self, agent: Agent, error: ProtocolError | None) -> None:
         agent.stream = None
         if self.inbound:
             self.inbound.ended(agent.announcer)
@@ -520,7 +457,7 @@ class TsiService:
         # Its connections live on, and events of its tokens are still to come.
         self._later(RANGE_REST_S, self._retire, agent)
 
-    def _retire(self, agent: _Agent) -> None:
+    def _retire(self, agent: Agent) -> None:
         """Forget an agent's tokens, some at a time: each halts the engine."""
         tokens = [token for token in self._tokens if agent.owns(token)]
         for token in tokens[:_FORGOTTEN_AT_ONCE]:

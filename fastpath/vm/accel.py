@@ -19,8 +19,8 @@ from pathlib import Path
 
 from fastpath import files
 from fastpath.errors import FastpathError
+from fastpath.image import images
 from fastpath.scratch import scratch
-from fastpath.vm import images
 from fastpath.vm.spec import Accelerator, VmSpec, argv
 
 __all__ = ["Accelerator", "choose"]
@@ -72,7 +72,7 @@ def _tcg(reason: str) -> Accelerator:
 
 
 def _why_not_openable() -> tuple[str, str] | None:
-    """Why /dev/kvm is of no use, and what mends that; None if it opens."""
+    """Why /dev/kvm is of no use, and what fixes that; None if it opens."""
     if not KVM.exists():
         return f"there is no {KVM}", "--accel tcg"
     try:

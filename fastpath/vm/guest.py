@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from fastpath.errors import FastpathError
+from fastpath.scratch import check_socket_path
 from fastpath.vm.console import last_words
 from fastpath.vm.spec import BOOT_TIMEOUT_S
 
@@ -46,8 +47,6 @@ FRAMES_AT_ONCE = 64
 """Frames that are acted on before other tasks have their turn."""
 TEXT_MAX = 1000
 """Longest text of the guest's that is shown, characters."""
-SOCKET_PATH_MAX = 107
-"""Longest path of a unix socket, bytes."""
 
 
 class Frame(enum.IntEnum):
@@ -78,7 +77,7 @@ class GuestInfo:
 
 
 @dataclass(slots=True)
-class _Run:
+class _Command:
     """A command that runs."""
 
     stdout: Sink | None
@@ -106,15 +105,10 @@ class Guest:
         self._ready: asyncio.Future[GuestInfo]
         self._reader: asyncio.Task[None] | None = None
         self._writer: asyncio.StreamWriter | None = None
-        self._run: _Run | None = None
+        self._run: _Command | None = None
 
     async def __aenter__(self) -> Self:
-        if len(os.fsencode(self._path)) > SOCKET_PATH_MAX:
-            raise FastpathError(
-                f"{self._path}",
-                "is too long for a unix socket",
-                "set TMPDIR to a short path",
-            )
+        check_socket_path(self._path)
         self._ready = asyncio.get_running_loop().create_future()
         sock = socket.socket(socket.AF_UNIX)
         os.fchmod(sock.fileno(), 0o600)  # the file's mode: who connects is the guest
@@ -197,7 +191,7 @@ class Guest:
             raise RuntimeError("a command runs already")
         ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         request = encode_exec(argv, env or {}, cwd, tsi=tsi)
-        run = self._run = _Run(stdout, stderr, ended)
+        run = self._run = _Command(stdout, stderr, ended)
         feeder: asyncio.Task[None] | None = None
         try:
             self._send(Frame.EXEC, request)
@@ -299,7 +293,7 @@ class Guest:
         else:
             raise ValueError(f"unknown frame {kind}")
 
-    async def _deliver(self, run: _Run, kind: int, payload: bytes) -> None:
+    async def _deliver(self, run: _Command, kind: int, payload: bytes) -> None:
         """Hand output on; a sink that fails ends the command, then the run."""
         sink = run.stdout if kind == Frame.STDOUT else run.stderr
         if sink is None or run.sink_error is not None:
@@ -313,7 +307,7 @@ class Guest:
             self._send(Frame.SIGNAL, struct.pack("<I", signal.SIGKILL))
 
     async def _feed(
-        self, run: _Run, stdin: asyncio.StreamReader | bytes | None
+        self, run: _Command, stdin: asyncio.StreamReader | bytes | None
     ) -> None:
         """Send the command's input as its window allows, then its end."""
         if isinstance(stdin, asyncio.StreamReader):

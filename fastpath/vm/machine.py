@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from qemu.qmp import QMPClient, QMPError
 
 from fastpath.errors import FastpathError
+from fastpath.scratch import check_socket_path
 from fastpath.vm.console import last_lines, last_words
 from fastpath.vm.spec import Tap, argv
 
@@ -38,8 +39,6 @@ SETTLE_S = 2.0
 """When the guest hangs up, its QEMU gets this long to end, too."""
 TAIL_LINES = 15
 PANIC = "Kernel panic - not syncing: "
-SOCKET_PATH_MAX = 107
-"""Longest path of a unix socket, bytes."""
 
 
 class MachineDiedError(FastpathError):
@@ -234,7 +233,5 @@ def _check(spec: VmSpec) -> None:
             raise FastpathError(
                 f"{path}", "cannot be read", f"fastpath image build {spec.image.name}"
             )
-    if spec.qmp and len(os.fsencode(spec.qmp)) > SOCKET_PATH_MAX:
-        raise FastpathError(
-            f"{spec.qmp}", "is too long for a unix socket", "set TMPDIR to a short path"
-        )
+    if spec.qmp:
+        check_socket_path(spec.qmp)

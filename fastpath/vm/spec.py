@@ -11,16 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     from pathlib import Path
 
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """A built image: what `fastpath.vm.images.build` returns."""
-
-    name: str
-    kernel: Path
-    initramfs: Path
-    kernel_release: str
-
+    from fastpath.image.images import Image
 
 BOOT_TIMEOUT_S: Final = {"kvm": 30.0, "tcg": 180.0}
 """A hundred times what a boot takes on a machine with nothing else to do."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from fastpath import decode
 from fastpath.errors import FastpathError
 from fastpath.ztunnel.model import (
     Config,
@@ -21,19 +20,20 @@ from fastpath.ztunnel.model import (
     Workload,
 )
 from fastpath.ztunnel.rbac import Scope
+from vhost_user import decode
 from vhost_user.engine import MAX_DEVICES
+from vhost_user.sockets import MAX_PATH
+from vhost_user.vsock.hybrid import MAX_UDS_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from fastpath.decode import IpAddress, KeyPath
     from fastpath.tsi.policyfile import Egress
+    from vhost_user.decode import KeyPath
+    from vhost_user.schema import IpAddress
 
 Problem = tuple["KeyPath", str]
-_MAX_UNIX_PATH = 107
-"""Bytes in sockaddr_un.sun_path without its NUL."""
-_MAX_PORT_SUFFIX = len("_4294967295")
 
 
 def load(path: Path) -> Config:
@@ -42,7 +42,8 @@ def load(path: Path) -> Config:
     Raises:
         FastpathError: `FILE:LINE: key.path: what is wrong`.
     """
-    config, document = decode.load(path, Config)
+    document = decode.Document(str(path), FastpathError)
+    config = decode.load(path, Config, document)
     for key_path, why in _problems(config):
         raise document.error(key_path, why)
     return config
@@ -175,7 +176,7 @@ def _sandbox_problems(config: Config) -> Iterator[Problem]:
         names.append(((*here, "name"), sandbox.name))
         cids.append(((*here, "cid"), sandbox.cid))
         sockets.append(((*here, "socket"), sandbox.socket.absolute()))
-        yield from _path_problems((*here, "socket"), sandbox.socket, 0)
+        yield from _path_problems((*here, "socket"), sandbox.socket, MAX_PATH)
         if sandbox.policy and sandbox.egress:
             yield (*here, "egress"), "is said by the policy file; leave one of them out"
         if sandbox.egress:
@@ -184,7 +185,7 @@ def _sandbox_problems(config: Config) -> Iterator[Problem]:
         if sandbox.uds_path:
             sockets.append(((*here, "udsPath"), sandbox.uds_path.absolute()))
             yield from _path_problems(
-                (*here, "udsPath"), sandbox.uds_path, _MAX_PORT_SUFFIX
+                (*here, "udsPath"), sandbox.uds_path, MAX_UDS_PATH
             )
         found = config.find_workload(sandbox.workload)
         if len(found) != 1:
@@ -211,8 +212,7 @@ def _thread_problems(own: Fastpath) -> Iterator[Problem]:
         yield ("fastpath", "cpu"), f"is one CPU for {own.threads} threads; leave it out"
 
 
-def _path_problems(where: KeyPath, path: Path, suffix: int) -> Iterator[Problem]:
-    longest = _MAX_UNIX_PATH - suffix
+def _path_problems(where: KeyPath, path: Path, longest: int) -> Iterator[Problem]:
     if len(os.fsencode(path)) > longest:
         yield where, f"is longer than the {longest} bytes that a unix socket takes"
 

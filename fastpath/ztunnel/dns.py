@@ -53,9 +53,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from fastpath.decode import IpAddress
     from fastpath.ztunnel.model import Config, Service
     from vhost_user.engine import SocketAddress
+    from vhost_user.schema import IpAddress
 
 log = logging.getLogger(__name__)
 

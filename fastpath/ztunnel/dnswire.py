@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from fastpath.decode import IpAddress
+    from vhost_user.schema import IpAddress
 
 MAX_QUERY: Final = 4096
 """Bytes; a name has 255 at most, the rest is padding (RFC 7830) and options."""

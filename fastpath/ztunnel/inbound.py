@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
-    from fastpath.tsi.inbound import Client as Inbound
+    from fastpath.tsi.inbound import Client
     from fastpath.ztunnel.access_log import AccessLog
-    from fastpath.ztunnel.clients import Client
     from fastpath.ztunnel.metrics import Metrics
     from fastpath.ztunnel.model import Sandbox
+    from fastpath.ztunnel.workloads import LocalWorkload
     from vhost_user.engine import Event
 
 
@@ -39,7 +39,11 @@ class SandboxPublisher:
     """
 
     def __init__(
-        self, sandbox: Sandbox, server: Client, access_log: AccessLog, metrics: Metrics
+        self,
+        sandbox: Sandbox,
+        server: LocalWorkload,
+        access_log: AccessLog,
+        metrics: Metrics,
     ) -> None:
         self._sandbox = sandbox
         self._server = server
@@ -70,7 +74,7 @@ class SandboxPublisher:
         """The guest took a client."""
         self._metrics.inbound_opened(self._server)
 
-    def failed(self, client: Inbound, error: int) -> None:
+    def failed(self, client: Client, error: int) -> None:
         """A client never got through."""
         self._metrics.denied(self._server.name, "inbound")
         self._write(client, None, error)
@@ -79,14 +83,14 @@ class SandboxPublisher:
         """The policy ends an established connection."""
         self._metrics.ended(self._server.name, "unpublished")
 
-    def closed(self, client: Inbound, event: Event) -> None:
+    def closed(self, client: Client, event: Event) -> None:
         """An established connection ended."""
         self._metrics.inbound_closed(
             self._server, received=event.up_bytes, sent=event.down_bytes
         )
         self._write(client, event, event.error)
 
-    def _write(self, client: Inbound, event: Event | None, error: int) -> None:
+    def _write(self, client: Client, event: Event | None, error: int) -> None:
         workload = self._server.workload
         version = ip_address(client.reached[0]).version
         ips = workload.workload_ips

@@ -24,7 +24,7 @@ IPV6_FREEBIND = 78
 """linux/in6.h."""
 BACKLOG = 4096
 
-_MENDS = {
+_HINTS = {
     errno.EPERM: "give the process CAP_NET_ADMIN, or run it in a user and network"
     " namespace of its own: unshare -Urn",
     errno.EADDRINUSE: "end the process that listens there, or name another port in"
@@ -55,7 +55,7 @@ def transparent(address: ListenAddress) -> socket.socket:
         raise FastpathError(
             f"cannot open the TPROXY listener {address}",
             exc.strerror or str(exc),
-            _MENDS.get(exc.errno or 0),
+            _HINTS.get(exc.errno or 0),
         ) from exc
     return sock
 

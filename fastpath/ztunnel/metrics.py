@@ -16,7 +16,7 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from fastpath.tsi.datagram import DatagramStats
+from fastpath.tsi.datagram_limits import DatagramStats
 from fastpath.tsi.service import TsiStats
 from vhost_user.engine import GAUGES
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from fastpath.ztunnel.clients import Client
     from fastpath.ztunnel.dns import DnsStats
     from fastpath.ztunnel.model import Service, Workload
     from fastpath.ztunnel.routing import Decision
+    from fastpath.ztunnel.workloads import LocalWorkload
     from vhost_user.engine import DeviceStats, EngineStats
 
-    _Key = tuple[Client, Workload | None, Service | None]
+    _Key = tuple[LocalWorkload, Workload | None, Service | None]
 
 Flag = Literal["-", "DENY", "CONNECT"]
 """`response_flags`: fine, denied by policy, upstream not reached."""
@@ -83,7 +83,7 @@ class Metrics:
         self._received = self._counter("received_bytes", "Bytes client to server")
         self._sent = self._counter("sent_bytes", "Bytes server to client")
         self._series: dict[_Key, _Series] = {}
-        self._inbound: dict[Client, _Series] = {}
+        self._inbound: dict[LocalWorkload, _Series] = {}
         self._unlogged = Counter(
             "fastpath_denied_unlogged",
             "Of those, not in the access log: there were too many at once",
@@ -109,12 +109,12 @@ class Metrics:
             registry=self.registry,
         )
 
-    def opened(self, client: Client, decision: Decision) -> None:
+    def opened(self, client: LocalWorkload, decision: Decision) -> None:
         """A connection is established, or at least its dial was tried."""
         self._series_of(client, decision).opened.inc()
 
     def closed(
-        self, client: Client, decision: Decision, *, received: int, sent: int
+        self, client: LocalWorkload, decision: Decision, *, received: int, sent: int
     ) -> None:
         """An established connection ended.
 
@@ -129,17 +129,19 @@ class Metrics:
         series.received.inc(received)
         series.sent.inc(sent)
 
-    def failed(self, client: Client, decision: Decision) -> None:
+    def failed(self, client: LocalWorkload, decision: Decision) -> None:
         """A dial was tried and failed."""
         self.opened(client, decision)
         labels = _labels(client, decision, "CONNECT")
         self._closed.labels(*labels).inc()
 
-    def inbound_opened(self, server: Client) -> None:
+    def inbound_opened(self, server: LocalWorkload) -> None:
         """A sandbox took a connection."""
         self._inbound_series(server).opened.inc()
 
-    def inbound_closed(self, server: Client, *, received: int, sent: int) -> None:
+    def inbound_closed(
+        self, server: LocalWorkload, *, received: int, sent: int
+    ) -> None:
         """A connection that a sandbox took ended.
 
         Args:
@@ -172,7 +174,7 @@ class Metrics:
         """All of it in Prometheus's text format; callable on any thread."""
         return prometheus_client.generate_latest(self.registry)
 
-    def _inbound_series(self, server: Client) -> _Series:
+    def _inbound_series(self, server: LocalWorkload) -> _Series:
         series = self._inbound.get(server)
         if series is None:
             series = self._inbound[server] = self._make_series(_server_labels(server))
@@ -186,7 +188,7 @@ class Metrics:
             self._sent.labels(*labels),
         )
 
-    def _series_of(self, client: Client, decision: Decision) -> _Series:
+    def _series_of(self, client: LocalWorkload, decision: Decision) -> _Series:
         """The counters with these labels; as many as workloads and services allow."""
         key = (client, decision.workload, decision.service)
         series = self._series.get(key)
@@ -264,7 +266,10 @@ class DatagramCollector:
             family.add_metric((), value)
             yield family
         yield from _of_sandboxes(
-            "datagram", DatagramStats, self._datagrams(), "fastpath/tsi/datagram.py"
+            "datagram",
+            DatagramStats,
+            self._datagrams(),
+            "fastpath/tsi/datagram_limits.py",
         )
 
 
@@ -314,7 +319,7 @@ def _numbers(stats: EngineStats | DeviceStats | DnsStats) -> Iterator[tuple[str,
         yield field.name, getattr(stats, field.name)
 
 
-def _labels(client: Client, decision: Decision, flag: Flag) -> tuple[str, ...]:
+def _labels(client: LocalWorkload, decision: Decision, flag: Flag) -> tuple[str, ...]:
     return (
         "source",
         *_end(client.workload),
@@ -326,7 +331,7 @@ def _labels(client: Client, decision: Decision, flag: Flag) -> tuple[str, ...]:
     )
 
 
-def _server_labels(server: Client) -> tuple[str, ...]:
+def _server_labels(server: LocalWorkload) -> tuple[str, ...]:
     return (
         "destination",
         *_end(None),

@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Self
 
-from fastpath import decode
-from fastpath.decode import Between, IpAddress, Matches, Parsed
 from fastpath.tsi.policyfile import Egress
 from fastpath.ztunnel.identity import (
     NAMESPACE,
@@ -26,6 +24,7 @@ from fastpath.ztunnel.identity import (
     Identity,
 )
 from fastpath.ztunnel.rbac import Authorization, Port
+from vhost_user.schema import Between, IpAddress, Matches, Parsed, parse_ip
 from vhost_user.sockets import DEFAULT_SOCKET_MODE, Access, parse_group, parse_mode
 from vhost_user.vsock.config import MAX_THREADS
 
@@ -77,7 +76,7 @@ class NetworkAddress:
         network, slash, address = text.partition("/")
         if not slash:
             raise ValueError(f"must be network/IP or /IP, not {text!r}")
-        return cls(network, decode.parse_ip(address))
+        return cls(network, parse_ip(address))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +128,7 @@ class ListenAddress:
         bracketed = host.startswith("[") and host.endswith("]")
         if not colon or (":" in host) is not bracketed:
             raise ValueError(f"must be IP:PORT or [IPv6]:PORT, not {text!r}")
-        address = decode.parse_ip(host[1:-1] if bracketed else host)
+        address = parse_ip(host[1:-1] if bracketed else host)
         return cls(address, Between(0, 65535).parse(port))
 
     def __str__(self) -> str:
@@ -265,7 +264,7 @@ class Sandbox:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outbound:
+class OutboundListener:
     """Where captured connections arrive."""
 
     tproxy: ListenAddress
@@ -276,7 +275,7 @@ class Fastpath:
     """Our own section. Addresses that are None: that part is not there."""
 
     sandboxes: tuple[Sandbox, ...] = ()
-    outbound: Outbound | None = None
+    outbound: OutboundListener | None = None
     metrics: ListenAddress | None = None
     readiness: ListenAddress | None = None
     echo: IpAddress | None = None

@@ -31,10 +31,10 @@ from typing import TYPE_CHECKING
 
 from fastpath.throttle import Throttle
 from fastpath.tsi.protocol import source_port
-from fastpath.tsi.service import Here, Route
+from fastpath.tsi.router import Here, Routed
 from fastpath.ztunnel import dns
 from fastpath.ztunnel.access_log import Party, Record
-from fastpath.ztunnel.routing import Decision, Refusal, format_address, unmap
+from fastpath.ztunnel.routing import Decision, RouteRefusal, format_address, unmap
 from vhost_user.engine import EventKind, Reset
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ if TYPE_CHECKING:
 
     from fastpath.tsi.policy import Denial, SandboxPolicy
     from fastpath.ztunnel.access_log import AccessLog
-    from fastpath.ztunnel.clients import Client, Clients
     from fastpath.ztunnel.dns import Dns
     from fastpath.ztunnel.metrics import Metrics
     from fastpath.ztunnel.routing import Routes
+    from fastpath.ztunnel.workloads import LocalWorkload, LocalWorkloads
     from vhost_user.engine import Engine, Event, SocketAddress, Target
 
 CHECKED_AT_ONCE = 512
@@ -79,9 +79,9 @@ class Outbound:
         self.idle = asyncio.Event()
         """Set while no connection is live."""
         self.idle.set()
-        self._decisions: dict[int, tuple[Client, Decision]] = {}
+        self._decisions: dict[int, tuple[LocalWorkload, Decision]] = {}
         """By connection; an entry lives as long as the engine knows it."""
-        self._throttles: dict[Client | None, Throttle] = {}
+        self._throttles: dict[LocalWorkload | None, Throttle] = {}
         """None: clients that we do not know."""
         self._bugs = Throttle(
             lambda count: _log.error("%d more errors of our own", count)
@@ -92,14 +92,16 @@ class Outbound:
         """The connections that we know of and that have not ended."""
         return tuple(self._decisions)
 
-    def decide(self, client: Client, destination: SocketAddress, conn: int) -> Decision:
+    def decide(
+        self, client: LocalWorkload, destination: SocketAddress, conn: int
+    ) -> Decision:
         """Decide on a request, and remember the decision until `conn` ends."""
         decision = self._decide(client, destination)
         self._decisions[conn] = client, decision
         self.idle.clear()
         return decision
 
-    def set_policy(self, client: Client, policy: SandboxPolicy) -> None:
+    def set_policy(self, client: LocalWorkload, policy: SandboxPolicy) -> None:
         """Decide by `policy` from now on, and end what it denies.
 
         Of connections that are being opened by an answer of the engine's own, `opened`
@@ -114,7 +116,9 @@ class Outbound:
         for throttle in (*self._throttles.values(), self._bugs):
             throttle.flush()
 
-    def opened(self, client: Client, event: Event, destination: SocketAddress) -> None:
+    def opened(
+        self, client: LocalWorkload, event: Event, destination: SocketAddress
+    ) -> None:
         """The connection is established at both ends."""
         with self.contained(event.conn):
             known = self._decisions.get(event.conn)
@@ -128,7 +132,7 @@ class Outbound:
 
     def failed(
         self,
-        client: Client,
+        client: LocalWorkload,
         event: Event,
         source: SocketAddress,
         destination: SocketAddress,
@@ -145,7 +149,7 @@ class Outbound:
 
     def closed(
         self,
-        client: Client,
+        client: LocalWorkload,
         event: Event,
         source: SocketAddress,
         destination: SocketAddress,
@@ -161,7 +165,7 @@ class Outbound:
             self._write(client, event, source, decision, established=True)
 
     def answered_here(
-        self, client: Client, destination: SocketAddress, conn: int
+        self, client: LocalWorkload, destination: SocketAddress, conn: int
     ) -> None:
         """A connection that this process is the other end of, whatever its address."""
         self._decisions[conn] = client, Decision(destination, Reset())
@@ -169,7 +173,7 @@ class Outbound:
 
     def datagram_denied(
         self,
-        client: Client,
+        client: LocalWorkload,
         source: str,
         destination: SocketAddress,
         denial: Denial,
@@ -224,7 +228,7 @@ class Outbound:
             if self._bugs.admits():
                 _log.exception("connection %d: its handling failed", conn)
 
-    def _recheck(self, client: Client, conns: Iterator[int]) -> None:
+    def _recheck(self, client: LocalWorkload, conns: Iterator[int]) -> None:
         """Ask the new policy about some connections, and later about the rest."""
         asked = client.policy
         some = list(itertools.islice(conns, CHECKED_AT_ONCE))
@@ -240,12 +244,12 @@ class Outbound:
             asyncio.get_running_loop().call_soon(self._go_on, client, asked, conns)
 
     def _go_on(
-        self, client: Client, asked: SandboxPolicy, conns: Iterator[int]
+        self, client: LocalWorkload, asked: SandboxPolicy, conns: Iterator[int]
     ) -> None:
         if client.policy is asked:  # or else all are asked about again
             self._recheck(client, conns)
 
-    def _may_log(self, client: Client | None) -> bool:
+    def _may_log(self, client: LocalWorkload | None) -> bool:
         """Whether a refusal gets its line; if not, that is counted."""
         if client not in self._throttles:
             whose = f"{client.identity}" if client else "unknown sources"
@@ -259,17 +263,17 @@ class Outbound:
         self._metrics.unlogged(client.name if client else "")
         return False
 
-    def _decide(self, client: Client, destination: SocketAddress) -> Decision:
+    def _decide(self, client: LocalWorkload, destination: SocketAddress) -> Decision:
         try:
             return self._routes.decide(client, destination)
         except Exception:
             if self._bugs.admits():
                 _log.exception("%s: no decision", client.identity)
-            refusal = Refusal("internal", "internal error", errno.ECONNABORTED)
+            refusal = RouteRefusal("internal", "internal error", errno.ECONNABORTED)
             return Decision(destination, Reset(refusal.errno), refusal=refusal)
 
     def _forget(
-        self, client: Client, event: Event, destination: SocketAddress
+        self, client: LocalWorkload, event: Event, destination: SocketAddress
     ) -> Decision:
         known = self._decisions.pop(event.conn, None)
         if not self._decisions:
@@ -278,7 +282,7 @@ class Outbound:
 
     def _write(
         self,
-        client: Client,
+        client: LocalWorkload,
         event: Event,
         source: SocketAddress,
         decision: Decision,
@@ -316,7 +320,7 @@ class Outbound:
 
 
 class SandboxRouter:
-    """What the TSI service of one sandbox asks and tells (`tsi.service.Router`).
+    """What the TSI service of one sandbox asks and tells (`tsi.router.Router`).
 
     Args:
         outbound: does the work.
@@ -324,7 +328,9 @@ class SandboxRouter:
         resolver: answers its DNS queries.
     """
 
-    def __init__(self, outbound: Outbound, client: Client, resolver: Dns) -> None:
+    def __init__(
+        self, outbound: Outbound, client: LocalWorkload, resolver: Dns
+    ) -> None:
         self._outbound = outbound
         self._client = client
         self._dns = resolver
@@ -334,13 +340,13 @@ class SandboxRouter:
         """Decide by `policy` from now on, and end what it denies."""
         self._outbound.set_policy(self._client, policy)
 
-    def route(self, destination: SocketAddress, conn: int) -> Route:
+    def route(self, destination: SocketAddress, conn: int) -> Routed:
         """Decide on a request of the guest."""
         if destination[1] == dns.PORT:
             self._outbound.answered_here(self._client, destination, conn)
-            return Route(Here(self._serve_dns), cacheable=False)
+            return Routed(Here(self._serve_dns), cacheable=False)
         decision = self._outbound.decide(self._client, destination, conn)
-        return Route(decision.target, cacheable=decision.cacheable)
+        return Routed(decision.target, cacheable=decision.cacheable)
 
     def opened(self, event: Event, destination: SocketAddress) -> None:
         """The connection is established at both ends."""
@@ -388,7 +394,7 @@ class SandboxRouter:
 class _Captured:
     """What a request said; later events may come when the socket has no peer."""
 
-    client: Client
+    client: LocalWorkload
     source: SocketAddress
     destination: SocketAddress
 
@@ -402,7 +408,9 @@ class Capture:
         clients: who has which IP.
     """
 
-    def __init__(self, engine: Engine, outbound: Outbound, clients: Clients) -> None:
+    def __init__(
+        self, engine: Engine, outbound: Outbound, clients: LocalWorkloads
+    ) -> None:
         self._engine = engine
         self._outbound = outbound
         self._clients = clients

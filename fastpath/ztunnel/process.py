@@ -32,7 +32,6 @@ from fastpath.ztunnel import config as configuration
 from fastpath.ztunnel import listener
 from fastpath.ztunnel.access_log import AccessLog
 from fastpath.ztunnel.admin import AdminServer
-from fastpath.ztunnel.clients import Clients
 from fastpath.ztunnel.dns import Dns
 from fastpath.ztunnel.inbound import SandboxPublisher
 from fastpath.ztunnel.metrics import (
@@ -43,6 +42,7 @@ from fastpath.ztunnel.metrics import (
 )
 from fastpath.ztunnel.outbound import Capture, Outbound, SandboxRouter
 from fastpath.ztunnel.routing import Routes
+from fastpath.ztunnel.workloads import LocalWorkloads
 from vhost_user.backend import Backend
 from vhost_user.engine import (
     ALL_EVENTS,
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from fastpath.tsi.datagram import DatagramStats
+    from fastpath.tsi.datagram_limits import DatagramStats
     from fastpath.tsi.policy import SandboxPolicy
     from fastpath.tsi.service import TsiStats
     from fastpath.ztunnel.model import Config, Sandbox
@@ -117,7 +117,7 @@ class Ztunnel:
         self._watches: dict[str, PolicyWatch] = {}
         self._ports = set(ISTIO_PORTS)
         """Those that no sandbox may reach on the host: of any ztunnel, and ours."""
-        self._clients: Clients
+        self._clients: LocalWorkloads
         self._engines: list[Engine] = []
         self._ready = False
         self._stack = contextlib.AsyncExitStack()
@@ -199,7 +199,7 @@ class Ztunnel:
         self._ports |= {it.port for it in (own.metrics, own.readiness) if it}
         routes = Routes(self.config, listener=address)
         policies = {name: watch.policy for name, watch in self._watches.items()}
-        clients = Clients(self.config, policies, ports=self._ports)
+        clients = LocalWorkloads(self.config, policies, ports=self._ports)
         self._clients = clients
         dns = Dns(self.config)
         self._stack.push_async_callback(dns.close)

@@ -13,7 +13,7 @@ import enum
 from dataclasses import dataclass
 from typing import Annotated, Self
 
-from fastpath.decode import Between, IpPrefix
+from vhost_user.schema import Between, IpPrefix
 
 Port = Annotated[int, Between(1, 65535)]
 

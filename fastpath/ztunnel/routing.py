@@ -25,10 +25,10 @@ from vhost_user.engine import Chargen, Dial, Discard, Echo, Reset
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from fastpath.decode import IpAddress
-    from fastpath.ztunnel.clients import Client
     from fastpath.ztunnel.model import Config, Service, Workload
+    from fastpath.ztunnel.workloads import LocalWorkload
     from vhost_user.engine import SocketAddress, Target
+    from vhost_user.schema import IpAddress
 
 ECHO_PORTS: Mapping[int, Target] = {7: Echo(), 9: Discard(), 19: Chargen()}
 """RFC 862, RFC 863, RFC 864."""
@@ -37,7 +37,7 @@ MAX_FIXED = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class RouteRefusal:
     """Why a connection is not made."""
 
     reason: str
@@ -58,7 +58,7 @@ class Decision:
     """Where it is dialled; None: nowhere."""
     service: Service | None = None
     workload: Workload | None = None
-    refusal: Refusal | None = None
+    refusal: RouteRefusal | None = None
     cacheable: bool = False
     """The same destination always gets this decision."""
 
@@ -83,7 +83,7 @@ class Routes:
         self._network = config.fastpath.network
         self._listener = listener
         self._rng = rng or random.Random()  # noqa: S311 - balances load, no secret
-        self._fixed: dict[tuple[Client, SocketAddress], Decision] = {}
+        self._fixed: dict[tuple[LocalWorkload, SocketAddress], Decision] = {}
         """Decisions that stay; a guest can name any number of destinations."""
         self._services = {
             vip.address: service
@@ -101,7 +101,7 @@ class Routes:
             for service in config.services
         }
 
-    def decide(self, client: Client, destination: SocketAddress) -> Decision:
+    def decide(self, client: LocalWorkload, destination: SocketAddress) -> Decision:
         """Decide on one connection of `client`.
 
         Args:
@@ -118,11 +118,11 @@ class Routes:
                 self._fixed[key] = decision
         return decision
 
-    def forget(self, client: Client) -> None:
+    def forget(self, client: LocalWorkload) -> None:
         """Keep no decision of `client`: its policy is another one."""
         self._fixed = {key: it for key, it in self._fixed.items() if key[0] != client}
 
-    def denied(self, client: Client, decision: Decision) -> Refusal | None:
+    def denied(self, client: LocalWorkload, decision: Decision) -> RouteRefusal | None:
         """Why the policy that `client` has now denies what was decided before."""
         if decision.address is None:  # nothing was dialled: DNS, answered here
             return None
@@ -131,7 +131,7 @@ class Routes:
             refusal = self._denied(client, decision.address)
         return refusal
 
-    def _decide(self, client: Client, destination: SocketAddress) -> Decision:
+    def _decide(self, client: LocalWorkload, destination: SocketAddress) -> Decision:
         refusal = self._denied(client, destination)
         if refusal:
             return _refuse(destination, refusal)
@@ -148,7 +148,7 @@ class Routes:
 
     def _balance(
         self,
-        client: Client,
+        client: LocalWorkload,
         destination: SocketAddress,
         vip: IpAddress,
         service: Service,
@@ -156,7 +156,9 @@ class Routes:
         endpoints = list(self._endpoints(service, vip, destination[1]))
         weights = [workload.capacity for workload, _ in endpoints]
         if not any(weights):
-            refusal = Refusal("no_endpoint", f"no healthy endpoint for {service.key}")
+            refusal = RouteRefusal(
+                "no_endpoint", f"no healthy endpoint for {service.key}"
+            )
             return _refuse(destination, refusal, service)
         (choice,) = self._rng.choices(endpoints, weights)
         workload, address = choice
@@ -199,27 +201,31 @@ class Routes:
             workload,
         )
 
-    def _denied(self, client: Client, address: SocketAddress) -> Refusal | None:
+    def _denied(
+        self, client: LocalWorkload, address: SocketAddress
+    ) -> RouteRefusal | None:
         denial = client.policy.egress.check(address)
         if denial is None:
             return None
         text = f"{format_address(address)}: {denial.text}"
-        return Refusal(denial.reason, text, denial.error)
+        return RouteRefusal(denial.reason, text, denial.error)
 
     def _unreachable(
         self, address: SocketAddress, workload: Workload | None
-    ) -> Refusal | None:
+    ) -> RouteRefusal | None:
         where = format_address(address)
         if address == self._listener:
-            return Refusal("self_call", f"{where} is this process's own listener")
+            return RouteRefusal("self_call", f"{where} is this process's own listener")
         if workload is None:
             return None
         if workload.waypoint:
-            return Refusal("waypoint", f"{where} is behind a waypoint: not supported")
+            return RouteRefusal(
+                "waypoint", f"{where} is behind a waypoint: not supported"
+            )
         if workload.protocol is Protocol.HBONE:
-            return Refusal("hbone", f"{where} takes HBONE only: not supported yet")
+            return RouteRefusal("hbone", f"{where} takes HBONE only: not supported yet")
         if workload.network != self._network:
-            return Refusal("network", f"{where} is on network {workload.network}")
+            return RouteRefusal("network", f"{where} is on network {workload.network}")
         return None
 
 
@@ -241,13 +247,13 @@ def _answer_here(destination: SocketAddress) -> Decision:
     target = ECHO_PORTS.get(destination[1])
     if target is None:
         text = f"{format_address(destination)}: the echo address serves 7, 9 and 19"
-        return _refuse(destination, Refusal("no_endpoint", text))
+        return _refuse(destination, RouteRefusal("no_endpoint", text))
     return Decision(destination, target, destination, cacheable=True)
 
 
 def _refuse(
     destination: SocketAddress,
-    refusal: Refusal,
+    refusal: RouteRefusal,
     service: Service | None = None,
     workload: Workload | None = None,
 ) -> Decision:

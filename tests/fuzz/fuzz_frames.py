@@ -22,7 +22,7 @@ import atheris
 
 with atheris.instrument_imports(include=["fastpath", "vhost_user"]):
     from fastpath.errors import FastpathError
-    from fastpath.tsi import protocol
+    from fastpath.tsi import datagram_protocol, protocol
     from fastpath.vm import guest
     from vhost_user.errors import ClientError
     from vhost_user.vsock.hybrid import MAX_LINE, ConnectLine
@@ -37,7 +37,7 @@ async def run_command(data):
     """Have a command run while a guest sends `data`; return what came of it."""
     there = guest.Guest(Path("/nonexistent/v"))
     there._ready = asyncio.get_running_loop().create_future()
-    run = there._run = guest._Run(
+    run = there._run = guest._Command(
         lambda _: None, None, asyncio.get_running_loop().create_future()
     )
     reader = asyncio.StreamReader()
@@ -93,7 +93,7 @@ def connect_line(data):
 
 def messages(data):
     """Read an agent's messages in one piece, in pieces, and stopping after each."""
-    for made in (protocol.Decoder, protocol.DatagramDecoder):
+    for made in (protocol.Decoder, datagram_protocol.DatagramDecoder):
         pieces = [data[i : i + 7] for i in range(0, len(data), 7)]
         whole = decoded(made(), [data])
         assert decoded(made(), pieces) == whole

@@ -40,10 +40,15 @@ import atheris
 
 with atheris.instrument_imports(include=["fastpath"]):
     from fastpath import throttle
-    from fastpath.tsi import datagram, protocol, service
+    from fastpath.tsi import (
+        datagram_flows,
+        datagram_protocol,
+        datagram_stream,
+        protocol,
+        service,
+    )
     from fastpath.tsi.policy import Limits
     from fastpath.tsi.policyfile import parse
-    from fastpath.ztunnel.clients import Clients
     from fastpath.ztunnel.dns import Dns
     from fastpath.ztunnel.metrics import Metrics
     from fastpath.ztunnel.model import (
@@ -56,6 +61,7 @@ with atheris.instrument_imports(include=["fastpath"]):
     )
     from fastpath.ztunnel.outbound import Outbound
     from fastpath.ztunnel.routing import Routes
+    from fastpath.ztunnel.workloads import LocalWorkloads
     from tests.fuzz.tsi_sandbox import MAX_LISTENERS, MAX_UDP_SOCKETS, TSI_PORT, Box
 
 from tests.fuzz.budget import Budget
@@ -100,11 +106,11 @@ class World:
         self.engine = Engine(self.loop)
         self.policies = target.policies
         self.config, self.metrics = target.config, target.metrics
-        self.clients = Clients(target.config)
+        self.clients = LocalWorkloads(target.config)
         self.lines = 0
         self.udp = []
         """Open UDP sockets."""
-        vars(datagram)["_udp_socket"] = functools.partial(Udp, self)
+        vars(datagram_flows)["udp_socket"] = functools.partial(Udp, self)
         self.dns = Dns(target.config, resolv_conf=Path("/no/resolvers"))
         routes = Routes(target.config, rng=random.Random(1))
         self.outbound = Outbound(
@@ -240,14 +246,14 @@ class World:
         if self.a.datagram_streams:
             chosen = data.pick(self.a.datagram_streams)
             number = data.byte()
-            number = number % 8 + datagram.PEERS * (number >> 6)
+            number = number % 8 + datagram_stream.PEERS * (number >> 6)
             chosen.send(endpoint(PEER, number, data.pick(PEERS)), data.byte() % 29)
 
     def datagram(self, data):
         if self.a.datagram_streams:
             chosen = data.pick(self.a.datagram_streams)
             number, flow = data.byte(), 40000 + data.byte() % 5
-            number = number % 8 + datagram.PEERS * (number >> 6)
+            number = number % 8 + datagram_stream.PEERS * (number >> 6)
             message = carry(flow, number, b"d" * (data.byte() << 4))
             failing = data.byte()
             if self.udp and failing & 7 == 7:
@@ -476,7 +482,7 @@ def decode(data):
     cut = 1 + data[0] % 32
     whole = data[1:]
     parts = [whole[i : i + cut] for i in range(0, len(whole), cut)]
-    made = protocol.DatagramDecoder if data[0] & 32 else protocol.Decoder
+    made = datagram_protocol.DatagramDecoder if data[0] & 32 else protocol.Decoder
     one, other = decoded(made(), whole), decoded(made(), *parts)
     assert one == other, f"{one} in one piece, {other} in pieces of {cut}"
     assert len(one[2]) <= protocol.MAX_TEXT

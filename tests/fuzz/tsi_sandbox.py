@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from fastpath.tsi import datagram, service, stream
-from fastpath.tsi.datagram import DatagramLimits, DatagramService
+from fastpath.tsi import datagram_stream, service, stream
+from fastpath.tsi.datagram import DatagramService
+from fastpath.tsi.datagram_limits import DatagramLimits
 from fastpath.tsi.inbound import MAX_PENDING, Peers
 from fastpath.tsi.service import TsiService
 from fastpath.ztunnel.outbound import SandboxRouter
@@ -150,12 +151,12 @@ class Box:
         assert udp.streams <= UDP_LIMITS.streams
         assert udp.flows <= MAX_UDP_SOCKETS
         assert len(self.datagrams.queries) <= UDP_LIMITS.dns_queries
-        for flow in self.datagrams._flows.values():
+        for flow in self.datagrams.flows:
             assert not any(map(self.denied_udp, flow.peers))
             assert flow.peers <= cast("Any", flow.sock).sent
         for each in self.datagrams._streams:
             assert each._queued <= 2 * UDP_LIMITS.queue_bytes + 65536
-            assert len(each._numbers) <= len(each._peers) <= datagram.PEERS
+            assert len(each._numbers) <= len(each._peers) <= datagram_stream.PEERS
 
     # What the guest does
 

@@ -14,12 +14,13 @@ import pytest
 
 from fastpath.datapath import netns
 from fastpath.datapath.netns import Namespace
-from fastpath.vm import accel, images
+from fastpath.image import images
+from fastpath.vm import accel
 from fastpath.vm.guest import Guest
 from fastpath.vm.machine import Machine
 from fastpath.vm.spec import VmSpec
-from fastpath.vm.uml import UmlSpec, UserModeLinux
 from tests.support.limits import GUEST_LIMIT_S
+from tests.support.uml import UmlSpec, UserModeLinux
 from tests.vm.world import NETWORK
 
 FRONTENDS_HEAD = """\

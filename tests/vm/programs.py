@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fastpath.vm import images, packages
+from fastpath.image import images, packages
 from tests.support.limits import GUEST_LIMIT_S, LIMIT_S
 
 HERE = Path(__file__).parent

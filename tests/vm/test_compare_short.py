@@ -15,7 +15,7 @@ from tests.support.limits import GUEST_LIMIT_S as TIMEOUT_S
 
 pytestmark = [pytest.mark.vm, pytest.mark.netns]
 
-COMPARE = (sys.executable, "-m", "fastpath.cli", "compare", "--quick")
+COMPARE = (sys.executable, "-m", "fastpath", "compare", "--quick")
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,8 @@ def children():
     return {
         line.split()[0]
         for line in listed.stdout.splitlines()
-        if "fastpath.compare.server" in line or "cli ztunnel --config" in line
+        if "fastpath.commands.compare.server" in line
+        or "fastpath ztunnel --config" in line
     }
 
 

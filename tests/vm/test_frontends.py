@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from fastpath.vm import images, programs
+from fastpath.image import images
 from fastpath.vm.spec import GENERIC_VSOCK, VSOCK
-from fastpath.vm.uml import UmlSpec
+from tests.support import programs
 from tests.support.limits import GUEST_LIMIT_S as TIMEOUT_S
+from tests.support.uml import UmlSpec
 from tests.vm.conftest import boot, vsock_backend
 
 pytestmark = pytest.mark.vm

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import pytest
 
-from fastpath.vm import images, linux_tests
+from fastpath.image import images
+from tests.support import linux_tests
 from tests.support.limits import GUEST_LIMIT_S as TIMEOUT_S
 from tests.vm.conftest import backend
 

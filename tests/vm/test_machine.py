@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from fastpath.errors import FastpathError
-from fastpath.vm import images
+from fastpath.image import images
 from fastpath.vm.machine import Machine, MachineDiedError
 from tests.support.limits import wait_until
 
@@ -145,7 +145,8 @@ def test_a_missing_backend_is_an_error_and_not_a_wait(vm_spec):
 def test_qemu_dies_with_the_process_that_started_it(vm_spec, vm_dir):
     program = f"""
 import asyncio, os, pathlib
-from fastpath.vm import images, accel
+from fastpath.image import images
+from fastpath.vm import accel
 from fastpath.vm.machine import Machine
 from fastpath.vm.spec import VmSpec
 d = pathlib.Path({str(vm_dir)!r})

@@ -21,7 +21,7 @@ from tests.support.limits import wait_until
 
 pytestmark = pytest.mark.vm
 
-FASTPATH = (sys.executable, "-m", "fastpath.cli")
+FASTPATH = (sys.executable, "-m", "fastpath")
 
 
 @pytest.fixture(autouse=True)
@@ -232,12 +232,12 @@ def test_a_guest_that_dies_is_an_error_that_names_the_console_log(
     assert str(tmp_path / left).encode() in done.stderr
 
 
-def test_a_qemu_that_is_missing_is_an_error_with_its_mend(tmp_path):
+def test_a_qemu_that_is_missing_is_an_error_with_its_hint(tmp_path):
     done = run("true", options=("--qemu", "/nonexistent/qemu", "--accel", "tcg"))
     assert done.returncode == 2
     assert done.stderr.count(b"\n") == 1
     assert b"/nonexistent/qemu" in done.stderr
-    assert b"mend: " in done.stderr
+    assert b"hint: " in done.stderr
     assert left_behind(tmp_path) == []
 
 
@@ -333,7 +333,7 @@ def test_a_policy_file_with_an_error_is_one_line_and_nothing_boots(tmp_path):
     assert done.returncode == 2
     assert done.stderr.count(b"\n") == 1
     assert f"{policy}:2: egress.allow[0]: ".encode() in done.stderr
-    assert b"; mend: write PREFIX or PREFIX:PORTS" in done.stderr
+    assert b"; hint: write PREFIX or PREFIX:PORTS" in done.stderr
 
 
 SERVE = "mkdir /www; echo hello > /www/index.html; exec httpd -f -p 80 -h /www"
@@ -387,4 +387,4 @@ def test_a_port_to_publish_that_the_policy_does_not_is_one_line(tmp_path):
     done = run("true", options=("--policy", str(policy), "--publish", "8080:80"))
     assert done.returncode == 2
     assert done.stderr.count(b"\n") == 1
-    assert b"does not publish port 80; mend: add it to `published`" in done.stderr
+    assert b"does not publish port 80; hint: add it to `published`" in done.stderr

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fastpath.vm import images
+from fastpath.image import images
 from tests.support.limits import GUEST_LIMIT_S as START_S
 from tests.support.limits import wait_until
 from tests.vm import programs

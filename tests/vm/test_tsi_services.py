@@ -15,7 +15,7 @@ import subprocess
 
 import pytest
 
-from fastpath.vm.images import cache_directory
+from fastpath.image.images import cache_directory
 from tests.support.limits import wait_until
 from tests.vm.world import HOST4, HTTP, open_world
 

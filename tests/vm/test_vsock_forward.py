@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import vhost_user
-from fastpath.vm import images
+from fastpath.image import images
 
 pytestmark = pytest.mark.vm
 

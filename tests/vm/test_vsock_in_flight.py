@@ -16,7 +16,7 @@ from fcntl import ioctl
 
 import pytest
 
-from fastpath.vm import images
+from fastpath.image import images
 from tests.vm.programs import HERE, compile_c
 
 pytestmark = pytest.mark.vm

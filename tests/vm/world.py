@@ -20,10 +20,11 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import ClassVar, Final
 
+from fastpath.image import images
 from fastpath.tsi.datagram import DatagramService
 from fastpath.tsi.policy import EgressPolicy, Ports, SandboxPolicy
-from fastpath.tsi.service import Route, TsiService
-from fastpath.vm import images
+from fastpath.tsi.router import Routed
+from fastpath.tsi.service import TsiService
 from fastpath.vm.guest import Guest
 from fastpath.vm.machine import Machine
 from fastpath.vm.spec import VmSpec
@@ -67,11 +68,11 @@ class Router:
     def route(self, destination, conn):
         self.asked.append(destination)
         if destination == DISCARD:
-            return Route(Discard(), cacheable=True)
+            return Routed(Discard(), cacheable=True)
         denial = self.policy.check(destination)
         if denial is not None:
-            return Route(Reset(denial.error), cacheable=False)
-        return Route(Dial(destination), cacheable=destination[1] not in DELAYS_S)
+            return Routed(Reset(denial.error), cacheable=False)
+        return Routed(Dial(destination), cacheable=destination[1] not in DELAYS_S)
 
     def opened(self, event, destination):
         self.events.append((EventKind.OPENED, destination))

@@ -18,7 +18,7 @@ ROOT = HERE.parents[1]
 SOURCES = sorted(HERE.rglob("*.c"))
 HEADERS = sorted(HERE.rglob("*.h"))
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
-# cffi's own generated file: its conversions are not ours to mend
+# cffi's own generated file: its conversions are not ours to fix
 GENERATED = ["-Wno-conversion", "-Wno-sign-conversion", "-Wno-unused-parameter"]
 IOVEC = "struct iovec { void *iov_base; size_t iov_len; };\n"
 

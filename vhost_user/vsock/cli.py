@@ -119,7 +119,7 @@ def parse(argv: Sequence[str]) -> Options:
     )
     if args.config is not None:
         file = config.load(Path(args.config))
-        vms = file.vms
+        vms = list(file.vms)
         if threads is None:
             threads = file.threads
         elif file.threads is not None:

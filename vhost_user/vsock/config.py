@@ -26,10 +26,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 from vhost_user.descriptors import MemoryFiles
 from vhost_user.engine import (
@@ -39,6 +39,7 @@ from vhost_user.engine import (
     MAX_QUEUE_SIZE,
     MIN_WINDOW,
 )
+from vhost_user.schema import Parsed, parsers
 from vhost_user.sockets import (
     DEFAULT_SOCKET_MODE,
     MAX_PATH,
@@ -51,14 +52,8 @@ from vhost_user.vsock.device import (
     MAX_GUEST_CID,
     MIN_GUEST_CID,
 )
-from vhost_user.vsock.hybrid import MAX_WAITING, seqpacket_path
+from vhost_user.vsock.hybrid import MAX_UDS_PATH, MAX_WAITING, seqpacket_path
 from vhost_user.vsock.packet import CID_ANY, PORT_ANY
-
-if TYPE_CHECKING:
-    from yaml import MappingNode, Node
-
-# What one uds_path must leave room for: "_" and the longest port.
-_PORT_SUFFIX: Final = len("_4294967295")
 
 DEFAULT_GROUPS: Final = frozenset({"default"})
 
@@ -76,45 +71,130 @@ LEAST_SHARE: Final = 16
 MAX_THREADS: Final = 64
 MAX_ACCEPT_RATE: Final = 10_000_000
 MAX_CONFIG: Final = 1 << 20
-"""Characters of a configuration file."""
+"""Bytes of a configuration file."""
 
 Pairs: TypeAlias = Iterable[tuple[str, str, str]]
 """Key, value, and where it was written, for a message about it."""
 
 
-class ConfigError(Exception):
+class ConfigError(ValueError):
     """An option or configuration that can't be used; the text is one line."""
+
+
+def integer(text: str, low: int, high: int) -> int:
+    """Return `text` as a number of the range; ConfigError if it isn't one."""
+    if not re.fullmatch("-?[0-9]{1,20}", text):
+        raise ConfigError(f"{text!r} is not a number")
+    number = int(text)
+    if not low <= number <= high:
+        raise ConfigError(f"{number} is not in {low}..{high}")
+    return number
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """Bounds of a number, both included."""
+
+    low: int
+    high: int
+
+    def parse(self, text: str) -> int:
+        return integer(text, self.low, self.high)
+
+
+def threads(text: str) -> int:
+    """Return `text` as a number of engines; ConfigError if it can't be one."""
+    return integer(text, 1, MAX_THREADS)
+
+
+def socket_path(text: str) -> Path:
+    """Return `text` as a path that a socket can have; ConfigError if it can't."""
+    if not text or len(text.encode()) > MAX_PATH:
+        raise ConfigError(f"a socket's path has 1..{MAX_PATH} bytes: {text!r}")
+    return Path(text)
+
+
+def tcp_address(text: str) -> tuple[str, int]:
+    """Return `ADDR:PORT`, ADDR an IP address; ConfigError if it isn't that."""
+    host, _, port = text.rpartition(":")
+    try:
+        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+        return str(address), integer(port, 0, 65535)
+    except (ConfigError, ValueError) as error:
+        raise ConfigError(f"{text!r} is not IP:PORT: {error}") from None
+
+
+def _uds_path(text: str) -> Path:
+    if len(text.encode()) > MAX_UDS_PATH:
+        raise ConfigError(
+            f"at most {MAX_UDS_PATH} bytes, a port is added to it: {text!r}"
+        )
+    return socket_path(text)
+
+
+def _queue_size(text: str) -> int:
+    size = integer(text, 2, MAX_QUEUE_SIZE)
+    if size & (size - 1):
+        raise ConfigError(f"{size} is not a power of two")
+    return size
+
+
+def _forward_listen(text: str) -> tuple[int, ...]:
+    ports = tuple(integer(port, 0, PORT_ANY - 1) for port in text.split("+"))
+    if len(set(ports)) < len(ports):
+        raise ConfigError(f"a port is given twice: {text!r}")
+    return ports
+
+
+def memory_files(text: str) -> MemoryFiles:
+    """Return `ram` or `any` as what it means; ConfigError if it is neither."""
+    try:
+        return MemoryFiles(text)
+    except ValueError:
+        words = " or ".join(each.value for each in MemoryFiles)
+        raise ConfigError(f"{text!r} is not {words}") from None
+
+
+def _groups(text: str) -> frozenset[str]:
+    names = text.split("+")
+    if not all(names):
+        raise ConfigError(f"a group without a name: {text!r}")
+    return frozenset(names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmConfig:
     """One VM to serve."""
 
-    socket: Path
+    socket: Annotated[Path, Parsed(socket_path)]
     """The vhost-user socket that its VMM connects to."""
-    uds_path: Path | None = None
+    uds_path: Annotated[Path | None, Parsed(_uds_path)] = None
     """Host side of its vsock, as unix sockets."""
-    forward_cid: int | None = None
+    forward_cid: Annotated[int | None, _Range(0, CID_ANY - 1)] = None
     """Host side of its vsock, as vsock: connections to CID 2 go there. With neither,
     it can reach nothing but siblings and the echo port."""
-    forward_listen: tuple[int, ...] = ()
+    forward_listen: Annotated[tuple[int, ...], Parsed(_forward_listen)] = ()
     """Vsock ports of this host whose connections go to the same port of the guest."""
-    guest_cid: int = MIN_GUEST_CID
-    tx_buffer_size: int = DEFAULT_BUF_ALLOC
+    guest_cid: Annotated[int, _Range(MIN_GUEST_CID, MAX_GUEST_CID)] = MIN_GUEST_CID
+    tx_buffer_size: Annotated[int, _Range(MIN_TX_BUFFER, MAX_TX_BUFFER)] = (
+        DEFAULT_BUF_ALLOC
+    )
     """Bytes of a connection on their way to the host."""
-    queue_size: int = DEFAULT_QUEUE_SIZE
-    groups: frozenset[str] = DEFAULT_GROUPS
+    queue_size: Annotated[int, Parsed(_queue_size)] = DEFAULT_QUEUE_SIZE
+    groups: Annotated[frozenset[str], Parsed(_groups)] = DEFAULT_GROUPS
     """VMs that share a group reach each other by CID."""
-    max_conns: int = DEFAULT_MAX_CONNS
-    max_queued_bytes: int = DEFAULT_MAX_QUEUED_BYTES
+    max_conns: Annotated[int, _Range(1, MAX_MAX_CONNS)] = DEFAULT_MAX_CONNS
+    max_queued_bytes: Annotated[int, _Range(MIN_WINDOW, MAX_QUEUED_BYTES)] = (
+        DEFAULT_MAX_QUEUED_BYTES
+    )
     """Bytes from the guest, of all its connections, that may wait for the host."""
-    accept_rate: int = 0
+    accept_rate: Annotated[int, _Range(0, MAX_ACCEPT_RATE)] = 0
     """Requests a second from the guest, and from the host; 0: any number."""
-    memory_files: MemoryFiles = MemoryFiles.RAM
+    memory_files: Annotated[MemoryFiles, Parsed(memory_files)] = MemoryFiles.RAM
     """Which files the VMM may share as the guest's memory."""
-    socket_mode: int = DEFAULT_SOCKET_MODE
+    socket_mode: Annotated[int, Parsed(parse_mode)] = DEFAULT_SOCKET_MODE
     """Permission bits of `socket` and of the sockets at `uds_path`."""
-    socket_group: int | None = None
+    socket_group: Annotated[int | None, Parsed(parse_group)] = None
     """Group id of these; None: as the system has it."""
 
     @property
@@ -123,6 +203,10 @@ class VmConfig:
         return Access(self.socket_mode, self.socket_group)
 
     def __post_init__(self) -> None:
+        if self.forward_cid is not None and self.uds_path is not None:
+            raise ConfigError("give one of uds_path and forward_cid")
+        if self.forward_listen and self.forward_cid is None:
+            raise ConfigError("forward_listen needs forward_cid")
         if self.max_queued_bytes < self.max_conns * MIN_WINDOW:
             raise ConfigError(
                 f"max_queued_bytes {self.max_queued_bytes} is less than {MIN_WINDOW} "
@@ -134,8 +218,8 @@ class VmConfig:
 class FileConfig:
     """What a configuration file says."""
 
-    vms: list[VmConfig]
-    threads: int | None = None
+    vms: tuple[VmConfig, ...]
+    threads: Annotated[int | None, Parsed(threads)] = None
     """Engines; None: it doesn't say."""
 
 
@@ -160,25 +244,21 @@ def load(path: Path) -> FileConfig:
     Raises:
         ConfigError: it can't be read or isn't right; says file, line and key.
     """
-    import yaml  # here: a process without --config stays light
+    from vhost_user import decode  # here: a process without --config stays light
 
     try:
-        with path.open() as file:
-            text = file.read(MAX_CONFIG + 1)
-        if len(text) > MAX_CONFIG:
-            raise ConfigError(f"{path}: more than {MAX_CONFIG} characters")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except RecursionError:
-        raise ConfigError(f"{path}: nested too deeply") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"{path}: {reason}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise ConfigError(f"{path}{line}: {problem}") from None
-    return _file(path, root)
+        with path.open("rb") as file:
+            data = file.read(MAX_CONFIG + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    if len(data) > MAX_CONFIG:
+        raise ConfigError(f"{path}: more than {MAX_CONFIG} bytes")
+    document = decode.Document(str(path), _error, spelling=decode.SNAKE_OR_KEBAB_CASE)
+    return decode.loads(data, FileConfig, document)
+
+
+def _error(what: str, why: str, hint: str | None) -> ConfigError:
+    return ConfigError(f"{what}: {why}" + (f"; hint: {hint}" if hint else ""))
 
 
 def check(vms: list[VmConfig], stats_socket: Path | None = None) -> None:
@@ -238,100 +318,6 @@ def share_descriptors(vms: list[VmConfig], limit: int) -> list[VmConfig]:
     return [replace(vm, max_conns=min(vm.max_conns, share)) for vm in vms]
 
 
-def threads(text: str) -> int:
-    """Return `text` as a number of engines; ConfigError if it can't be one."""
-    return integer(text, 1, MAX_THREADS)
-
-
-def integer(text: str, low: int, high: int) -> int:
-    """Return `text` as a number of the range; ConfigError if it isn't one."""
-    if not re.fullmatch("-?[0-9]{1,20}", text):
-        raise ConfigError(f"{text!r} is not a number")
-    number = int(text)
-    if not low <= number <= high:
-        raise ConfigError(f"{number} is not in {low}..{high}")
-    return number
-
-
-def socket_path(text: str) -> Path:
-    """Return `text` as a path that a socket can have; ConfigError if it can't."""
-    if not text or len(text.encode()) > MAX_PATH:
-        raise ConfigError(f"a socket's path has 1..{MAX_PATH} bytes: {text!r}")
-    return Path(text)
-
-
-def tcp_address(text: str) -> tuple[str, int]:
-    """Return `ADDR:PORT`, ADDR an IP address; ConfigError if it isn't that."""
-    host, _, port = text.rpartition(":")
-    try:
-        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
-        return str(address), integer(port, 0, 65535)
-    except (ConfigError, ValueError) as error:
-        raise ConfigError(f"{text!r} is not IP:PORT: {error}") from None
-
-
-def _uds_path(text: str) -> Path:
-    if len(text.encode()) + _PORT_SUFFIX > MAX_PATH:
-        limit = MAX_PATH - _PORT_SUFFIX
-        raise ConfigError(f"at most {limit} bytes, a port is added to it: {text!r}")
-    return socket_path(text)
-
-
-def _queue_size(text: str) -> int:
-    size = integer(text, 2, MAX_QUEUE_SIZE)
-    if size & (size - 1):
-        raise ConfigError(f"{size} is not a power of two")
-    return size
-
-
-def _forward_listen(text: str) -> tuple[int, ...]:
-    ports = tuple(integer(port, 0, PORT_ANY - 1) for port in text.split("+"))
-    if len(set(ports)) < len(ports):
-        raise ConfigError(f"a port is given twice: {text!r}")
-    return ports
-
-
-def memory_files(text: str) -> MemoryFiles:
-    """Return `ram` or `any` as what it means; ConfigError if it is neither."""
-    try:
-        return MemoryFiles(text)
-    except ValueError:
-        words = " or ".join(each.value for each in MemoryFiles)
-        raise ConfigError(f"{text!r} is not {words}") from None
-
-
-def _checked(parse: Callable[[str], int], text: str) -> int:
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
-def _groups(text: str) -> frozenset[str]:
-    names = text.split("+")
-    if not all(names):
-        raise ConfigError(f"a group without a name: {text!r}")
-    return frozenset(names)
-
-
-_KEYS: Final[Mapping[str, Callable[[str], Any]]] = {
-    "guest_cid": lambda text: integer(text, MIN_GUEST_CID, MAX_GUEST_CID),
-    "socket": socket_path,
-    "uds_path": _uds_path,
-    "tx_buffer_size": lambda text: integer(text, MIN_TX_BUFFER, MAX_TX_BUFFER),
-    "forward_cid": lambda text: integer(text, 0, CID_ANY - 1),
-    "forward_listen": _forward_listen,
-    "queue_size": _queue_size,
-    "groups": _groups,
-    "max_conns": lambda text: integer(text, 1, MAX_MAX_CONNS),
-    "max_queued_bytes": lambda text: integer(text, MIN_WINDOW, MAX_QUEUED_BYTES),
-    "accept_rate": lambda text: integer(text, 0, MAX_ACCEPT_RATE),
-    "memory_files": memory_files,
-    "socket_mode": lambda text: _checked(parse_mode, text),
-    "socket_group": lambda text: _checked(parse_group, text),
-}
-
-
 def from_options(options: Mapping[str, str]) -> VmConfig:
     """Build the one VM of `--guest-cid`, `--socket` and their like.
 
@@ -345,82 +331,21 @@ def from_options(options: Mapping[str, str]) -> VmConfig:
 
 
 def _build(pairs: Pairs, where: str) -> VmConfig:
+    parse = parsers(VmConfig)
     values: dict[str, Any] = {}
     for raw, text, place in pairs:
         key = raw.strip().replace("-", "_")
-        if key not in _KEYS:
+        if key not in parse:
             raise ConfigError(f"{place}: unknown key {raw!r}")
         if key in values:
             raise ConfigError(f"{place}: {key} is given twice")
         try:
-            values[key] = _KEYS[key](text.strip())
-        except ConfigError as error:
+            values[key] = parse[key](text.strip())
+        except ValueError as error:
             raise ConfigError(f"{place}: {key}: {error}") from None
     if "socket" not in values:
         raise ConfigError(f"{where}: socket is missing")
-    if "forward_cid" in values and "uds_path" in values:
-        raise ConfigError(f"{where}: give one of uds_path and forward_cid")
-    if "forward_listen" in values and "forward_cid" not in values:
-        raise ConfigError(f"{where}: forward_listen needs forward_cid")
     try:
         return VmConfig(**values)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
-
-
-def _file(path: Path, root: Node | None) -> FileConfig:
-    from yaml import MappingNode
-
-    if not isinstance(root, MappingNode):
-        raise ConfigError(f"{path}:1: need a mapping with the key vms")
-    vms: list[VmConfig] = []
-    engines = None
-    for key, value in root.value:
-        where = f"{path}:{key.start_mark.line + 1}"
-        if key.value == "vms":
-            vms += _vms(path, value, where)
-        elif key.value == "threads":
-            if engines is not None:
-                raise ConfigError(f"{where}: threads is given twice")
-            engines = _threads(value, where)
-        else:
-            raise ConfigError(f"{where}: unknown key {key.value!r}")
-    return FileConfig(vms=vms, threads=engines)
-
-
-def _threads(node: Node, where: str) -> int:
-    try:
-        return threads(_scalar(node))
-    except ConfigError as error:
-        raise ConfigError(f"{where}: threads: {error}") from None
-
-
-def _vms(path: Path, node: Node, where: str) -> list[VmConfig]:
-    from yaml import MappingNode, SequenceNode
-
-    if not isinstance(node, SequenceNode):
-        raise ConfigError(f"{where}: vms: need a list")
-    vms = []
-    for item in node.value:
-        here = f"{path}:{item.start_mark.line + 1}"
-        if not isinstance(item, MappingNode):
-            raise ConfigError(f"{here}: vms: need a mapping")
-        vms.append(_build(_scalars(path, item), here))
-    return vms
-
-
-def _scalars(path: Path, mapping: MappingNode) -> Pairs:
-    for key, value in mapping.value:
-        where = f"{path}:{key.start_mark.line + 1}"
-        try:
-            yield str(key.value), _scalar(value), where
-        except ConfigError as error:
-            raise ConfigError(f"{where}: {key.value}: {error}") from None
-
-
-def _scalar(node: Node) -> str:
-    from yaml import ScalarNode
-
-    if not isinstance(node, ScalarNode) or node.tag.endswith(":null"):
-        raise ConfigError("need one value")
-    return str(node.value)

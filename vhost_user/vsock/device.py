@@ -36,13 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RX_QUEUE: Final = 0
-"""Host to guest (VIRTIO 1.2 section 5.10.2)."""
-TX_QUEUE: Final = 1
-"""Guest to host."""
-EVENT_QUEUE: Final = 2
-"""Transport events; QEMU's vhost-user-vsock keeps it for itself."""
-
 DEFAULT_QUEUE_SIZE: Final = MAX_QUEUE_SIZE
 """Entries of the largest ring that a device takes if it isn't told; at most
 `MAX_QUEUE_SIZE`."""

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from vhost_user.errors import StateError
 from vhost_user.vsock.packet import CID_HOST, Header, Op, Seq, Shutdown, Type
-
-if TYPE_CHECKING:
-    from vhost_user.vsock.driver import VsockGuest
 
 PAYLOAD_OPS: Final = (Op.RW, Op.CREDIT_UPDATE, Op.CREDIT_REQUEST)
 """What comes while payload is awaited; a host whose window is full asks for credit."""
@@ -32,6 +29,21 @@ class Packet:
         return self.header.op
 
 
+class PacketIO(Protocol):
+    """The guest, as far as its connections need it."""
+
+    def header(self, op: int, guest_port: int, host_port: int, **fields: int) -> Header:
+        """Make a header from the guest; `fields` override any of it."""
+
+    def send(
+        self, packet: Header | bytes, payload: bytes = b"", *, kick: bool = True
+    ) -> None:
+        """Send a packet."""
+
+    def receive_for(self, guest_port: int, host_port: int, cid: int) -> Packet:
+        """Return the next packet of one connection."""
+
+
 class Connection:
     """The guest's end of a connection, with both sides' credit.
 
@@ -46,7 +58,7 @@ class Connection:
 
     def __init__(
         self,
-        guest: VsockGuest,
+        guest: PacketIO,
         guest_port: int,
         host_port: int,
         *,

@@ -21,7 +21,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from vhost_user.errors import ClientError, VhostUserError
-from vhost_user.sockets import Access, UnixListener
+from vhost_user.sockets import MAX_PATH, Access, UnixListener
 from vhost_user.vsock.packet import PORT_ANY
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 
 SEQPACKET_SUFFIX: Final = "_seqpacket"
 """What the second socket's path has more than the first's."""
+
+MAX_UDS_PATH: Final = MAX_PATH - len("_4294967295")
+"""Bytes of the path: it leaves room for what is added for a port."""
 
 MAX_LINE: Final = 32
 """Bytes of the CONNECT line with its newline; the longest right one has 19."""

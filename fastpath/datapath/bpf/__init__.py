@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fastpath import tools
 from fastpath.errors import FastpathError
-from fastpath.vm.images import cache_directory
+from fastpath.image.images import cache_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -55,7 +55,7 @@ def test_an_output_that_takes_nothing(argv, output):
     if output == "full":
         with Path("/dev/full").open("w") as full:
             done = run(*argv, stdout=full)
-        assert_one_line(done, 2, "stdout: No space left on device; mend: free some")
+        assert_one_line(done, 2, "stdout: No space left on device; hint: free some")
     elif output == "gone":
         reader, writer = os.pipe()
         os.close(reader)
@@ -94,7 +94,7 @@ def test_a_descriptor_that_takes_no_ready_line(tmp_path, fd):
     (tmp_path / "c.yaml").write_text(CONFIG)
     argv = (*FASTPATH, "ztunnel", "--config", tmp_path / "c.yaml", "--ready-fd", fd)
     done = run(*argv, stdin=None, input="")
-    assert_one_line(done, 2, f"--ready-fd {fd}: Bad file descriptor; mend: ")
+    assert_one_line(done, 2, f"--ready-fd {fd}: Bad file descriptor; hint: ")
 
 
 QEMU = 'case "$1" in --version) echo "QEMU 7.2";; esac; exit 1'
@@ -131,7 +131,7 @@ def test_a_temporary_folder_that_is_not_there(tmp_path):
     """What Python makes of it differs; that it is one line does not."""
     code = """
         import sys, tempfile
-        from fastpath import cli, run
+        from fastpath.commands import cli, run
         run.build_image = lambda name: None
         run.accel.choose = lambda *args, **kwargs: None
         tempfile.tempdir = sys.argv[1]
@@ -199,7 +199,7 @@ def test_a_line_of_the_log_says_when_and_how_grave(tmp_path):
 
 COMPARE = """
 import contextlib, dataclasses, sys
-from fastpath import cli, compare
+from fastpath.commands import cli, compare
 from fastpath.vm.spec import Accelerator
 from tests.unit.fastpath import report_sample
 

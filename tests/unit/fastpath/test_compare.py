@@ -10,11 +10,11 @@ import time
 
 import pytest
 
-from fastpath import compare
-from fastpath.compare import cpu
-from fastpath.compare.child import READY_FD, Child
-from fastpath.compare.scenario import ECHO, IDENTITY
-from fastpath.compare.selfcheck import judge
+from fastpath.commands import compare
+from fastpath.commands.compare import cpu
+from fastpath.commands.compare.child import READY_FD, Child
+from fastpath.commands.compare.scenario import ECHO, IDENTITY
+from fastpath.commands.compare.selfcheck import judge
 from fastpath.errors import FastpathError
 
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from fastpath.compare.load import Before, Ticks
+from fastpath.commands.compare.load import Before, Ticks
 
 STAT = "cpu  {user} 0 20 700 5 0 5 {steal} 0 0\ncpu0 1 2 3 4 5 6 7 8 0 0\n"
 PRESSURE = "some avg10=0.00 avg60=0.00 avg300=0.00 total={}\n"

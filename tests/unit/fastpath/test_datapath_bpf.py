@@ -63,7 +63,7 @@ def test_another_relocation_is_refused():
         bpf.instructions(elf(relocation=R_BPF_64_32), "tc/prog", {"limit": 1})
 
 
-def test_a_missing_compiler_is_an_error_with_a_mend(tmp_path, monkeypatch):
+def test_a_missing_compiler_is_an_error_with_a_hint(tmp_path, monkeypatch):
     source = tmp_path / "some.bpf.c"
     source.write_text("int x;\n")
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -60,12 +60,12 @@ def modules(tmp_path, monkeypatch):
 
 def test_a_module_that_is_there_is_loaded(modules):
     modules.write_text("kernel/drivers/net/geneve.ko.xz: kernel/net/udp_tunnel.ko.xz\n")
-    assert features.GENEVE.mend() == "sudo modprobe -a geneve"
+    assert features.GENEVE.hint() == "sudo modprobe -a geneve"
 
 
 def test_a_module_that_is_not_there_needs_another_package(modules):
     modules.write_text("kernel/net/sched/cls_u32.ko:\n")
-    assert "linux-image-amd64" in features.TCFILTER.mend()
+    assert "linux-image-amd64" in features.TCFILTER.hint()
 
 
 def test_a_kernel_without_geneve_gets_the_bpf_tunnel(monkeypatch):

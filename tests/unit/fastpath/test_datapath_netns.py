@@ -43,7 +43,7 @@ def test_a_process_without_rights_is_told_how_to_get_them(monkeypatch):
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(netns, "_new_namespace", refuse)
-    with pytest.raises(FastpathError, match="CAP_SYS_ADMIN is missing; mend: "):
+    with pytest.raises(FastpathError, match="CAP_SYS_ADMIN is missing; hint: "):
         netns.Namespace()
 
 
@@ -63,11 +63,11 @@ def test_who_may_not_starts_again_as_root_of_a_namespace(monkeypatch):
     assert started == [("unshare", [*argv, "fastpath", "compare"])]
 
 
-def test_a_host_without_user_namespaces_is_an_error_with_a_mend(monkeypatch):
+def test_a_host_without_user_namespaces_is_an_error_with_a_hint(monkeypatch):
     def run(argv, **_):
         return subprocess.CompletedProcess(argv, 1, "", "unshare: not permitted\n")
 
     monkeypatch.setattr(netns, "may_configure", lambda: False)
     monkeypatch.setattr(subprocess, "run", run)
-    with pytest.raises(FastpathError, match="not permitted; mend: sudo sysctl"):
+    with pytest.raises(FastpathError, match="not permitted; hint: sudo sysctl"):
         netns.own_user_namespace(["fastpath", "compare"])

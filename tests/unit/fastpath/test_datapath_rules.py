@@ -82,10 +82,10 @@ def test_a_refused_rule_names_the_module_and_iptables_words(monkeypatch, rule, f
         iptables(rule)
     assert feature.modules[0] in caught.value.why
     assert "No chain/target/match" in caught.value.why
-    assert caught.value.mend == feature.mend()
+    assert caught.value.hint == feature.hint()
 
 
-def test_a_missing_iptables_is_an_error_with_a_mend(monkeypatch, tmp_path):
+def test_a_missing_iptables_is_an_error_with_a_hint(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(tools, "SYSTEM", ())
     with pytest.raises(FastpathError, match="apt-get install iptables"):

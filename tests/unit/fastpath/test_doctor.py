@@ -1,19 +1,19 @@
-"""The doctor says what it found, and for each "no" the command that mends it."""
+"""The doctor says what it found, and for each "no" the command that fixes it."""
 
 from __future__ import annotations
 
 import pytest
 
-from fastpath import doctor
+from fastpath.commands import doctor
+from fastpath.commands.doctor import Check, Need
 from fastpath.datapath import netns
-from fastpath.doctor import Check, Need
 from fastpath.errors import FastpathError
 from fastpath.vm import accel
 from fastpath.vm.spec import Accelerator
 
 
-def look(function, mend="the mend"):
-    return doctor._Look("thing", Need.RUN, function, mend).answer()
+def look(function, hint="the hint"):
+    return doctor._Look("thing", Need.RUN, function, hint).answer()
 
 
 def raising(error):
@@ -23,24 +23,24 @@ def raising(error):
     return function
 
 
-def test_what_is_there_needs_no_mend():
-    found = Check("thing", ok=True, detail="1.0", mend=None, need=Need.RUN)
+def test_what_is_there_needs_no_hint():
+    found = Check("thing", ok=True, detail="1.0", hint=None, need=Need.RUN)
     assert look(lambda: "1.0") == found
 
 
 @pytest.mark.parametrize(
-    ("error", "detail", "mend"),
+    ("error", "detail", "hint"),
     [
         pytest.param(FastpathError("w", "why", "its own"), "why", "its own", id="own"),
-        pytest.param(FastpathError("w", "why"), "why", "the mend", id="no-mend"),
-        pytest.param(OSError(2, "No such file"), "[Errno 2] No such file", "the mend"),
-        pytest.param(ImportError("no module"), "no module", "the mend", id="import"),
-        pytest.param(OSError("two\n lines"), "two lines", "the mend", id="lines"),
+        pytest.param(FastpathError("w", "why"), "why", "the hint", id="no-hint"),
+        pytest.param(OSError(2, "No such file"), "[Errno 2] No such file", "the hint"),
+        pytest.param(ImportError("no module"), "no module", "the hint", id="import"),
+        pytest.param(OSError("two\n lines"), "two lines", "the hint", id="lines"),
     ],
 )
-def test_what_is_missing_brings_why_and_the_mend(error, detail, mend):
+def test_what_is_missing_brings_why_and_the_hint(error, detail, hint):
     found = look(raising(error))
-    assert (found.ok, found.detail, found.mend) == (False, detail, mend)
+    assert (found.ok, found.detail, found.hint) == (False, detail, hint)
 
 
 def test_a_missing_program_is_named(monkeypatch, tmp_path):
@@ -61,7 +61,7 @@ def test_a_host_that_lets_nobody_configure_networks_says_so_once(
 ):
     monkeypatch.setattr(netns, "user_namespace_problem", lambda: "not permitted")
     missing = {c.name: c for c in doctor.checks() if not c.ok}
-    assert missing["network rights"].mend == netns.USER_NAMESPACE_MEND
+    assert missing["network rights"].hint == netns.USER_NAMESPACE_HINT
     assert "TPROXY" not in missing
 
 
@@ -74,16 +74,16 @@ def test_kvm_is_not_tried_without_an_image(monkeypatch, tmp_path):
     assert tried == ["kvm"]
 
 
-def test_every_check_that_is_needed_has_a_mend(unprivileged, monkeypatch, tmp_path):
+def test_every_check_that_is_needed_has_a_hint(unprivileged, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     missing = [c for c in doctor.checks() if not c.ok and c.need]
     assert missing
-    assert [c.name for c in missing if not c.mend] == []
+    assert [c.name for c in missing if not c.hint] == []
 
 
 def test_answers_survive_the_way_from_the_user_namespace():
     answers = [
-        Check("TPROXY", ok=False, detail="lacks", mend="modprobe", need=Need.COMPARE),
-        Check("veth", ok=True, detail="present", mend=None, need=Need.ALL),
+        Check("TPROXY", ok=False, detail="lacks", hint="modprobe", need=Need.COMPARE),
+        Check("veth", ok=True, detail="present", hint=None, need=Need.ALL),
     ]
     assert doctor.from_json(doctor.to_json(answers)) == answers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastpath import cli
+from fastpath.commands import cli
 
 GOOD = """\
 egress:

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastpath import deadline as deadline_module
-from fastpath import run
+from fastpath.commands import run
 from fastpath.deadline import Deadline, TimedOut
 from fastpath.errors import FastpathError
+from fastpath.image.images import Image
 from fastpath.scratch import CONSOLE, KEPT_S, PREFIX, scratch
 from fastpath.vm import accel
-from fastpath.vm.spec import Accelerator, Image
+from fastpath.vm.spec import Accelerator
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -235,7 +236,7 @@ def host(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("host")
 def test_the_timeout_covers_a_file_that_is_a_pipe_nobody_writes_to(tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe")
-    options = run.Options(
+    options = run.RunOptions(
         argv=("true",), files={"/x": tmp_path / "pipe"}, env={}, timeout_s=0.1
     )
     assert run.run(options) == run.EXIT_TIMEOUT
@@ -245,7 +246,7 @@ def test_the_timeout_covers_a_file_that_is_a_pipe_nobody_writes_to(tmp_path, cap
 
 def test_the_timeout_covers_the_build_of_an_image(monkeypatch, capsys):
     monkeypatch.setattr(run, "build_image", lambda _name: time.sleep(600))
-    options = run.Options(argv=("true",), files={}, env={}, timeout_s=0.1)
+    options = run.RunOptions(argv=("true",), files={}, env={}, timeout_s=0.1)
     assert run.run(options) == run.EXIT_TIMEOUT
     assert "not done within 0.1 s" in capsys.readouterr().err
 
@@ -288,7 +289,7 @@ def test_a_guest_that_does_not_boot_says_what_its_console_said_last(
     tmp_path, monkeypatch, capsys, limit
 ):
     monkeypatch.setattr(run, "Machine", Stuck)
-    options = run.Options(argv=("true",), files={}, env={})
+    options = run.RunOptions(argv=("true",), files={}, env={})
     if limit == "timeout_s":
         monkeypatch.setattr(run, "Deadline", TimeIsUpInTheBoot)
         options = dataclasses.replace(options, timeout_s=600)

@@ -18,8 +18,9 @@ from typing import Any, cast
 import pytest
 
 from fastpath import throttle
-from fastpath.tsi import datagram as module
-from fastpath.tsi.datagram import DatagramLimits, DatagramService
+from fastpath.tsi import datagram_flows, datagram_stream
+from fastpath.tsi.datagram import DatagramService
+from fastpath.tsi.datagram_limits import DatagramLimits
 from fastpath.tsi.policy import EgressPolicy, Limits, Rule, SandboxPolicy
 from tests.support.limits import LIMIT_S, until
 from vhost_user.engine import Event, EventKind, Reset
@@ -403,10 +404,10 @@ def test_a_number_that_is_given_away_is_nobodys():
     async def work(world):
         agent, server, other = await world.greeted(), world.server(), world.server()
         await agent.peer(1, server.getsockname())
-        await agent.peer(1 + module.PEERS, other.getsockname())
+        await agent.peer(1 + datagram_stream.PEERS, other.getsockname())
         agent.datagram(1, b"x")
         agent.datagram(3, b"x")
-        agent.datagram(1 + module.PEERS, b"mine")
+        agent.datagram(1 + datagram_stream.PEERS, b"mine")
         assert (await heard(other))[0] == b"mine"
         assert world.service.stats().ignored == 2
 
@@ -450,7 +451,7 @@ def test_one_flow_too_many_ends_the_longest_unused():
 
 
 def test_idle_flows_are_closed(monkeypatch):
-    monkeypatch.setattr(module, "_SWEEP_S", 0.05)
+    monkeypatch.setattr(datagram_flows, "SWEEP_S", 0.05)
 
     async def work(world):
         agent, server = await world.greeted(), world.server()
@@ -490,7 +491,7 @@ def test_a_guest_that_does_not_read_loses_datagrams_and_then_its_stream():
 
 
 def test_an_agents_messages_are_handled_some_at_a_time(monkeypatch):
-    monkeypatch.setattr(module, "_MESSAGES_AT_ONCE", 4)
+    monkeypatch.setattr(datagram_stream, "_MESSAGES_AT_ONCE", 4)
 
     async def work(world):
         agent = await world.greeted()

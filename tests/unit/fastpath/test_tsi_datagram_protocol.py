@@ -11,17 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastpath.tsi.protocol import (
+from fastpath.tsi.datagram_protocol import (
     Datagram,
     DatagramDecoder,
     Grant,
-    Hello,
     Peer,
-    ProtocolError,
-    Refusal,
     Unreachable,
     Verdict,
 )
+from fastpath.tsi.protocol import Hello, ProtocolError, Refusal
 
 HELLO = bytes.fromhex("0100 0800 54534941 0100 0100")
 PEER_V4 = bytes.fromhex(

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from fastpath.decode import camel_case
 from fastpath.errors import FastpathError
 from fastpath.tsi.policy import Limits, Ports, SandboxPolicy
 from fastpath.tsi.policyfile import Egress, PolicyFile, PolicyWatch, parse
 from tests.support.limits import LIMIT_S
+from vhost_user.decode import camel_case
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -91,29 +91,29 @@ ERRORS = {
     "not-yaml": ("egress: [", "p:1: "),
     "unknown-key": (
         "udp: true\nports: [80]\n",
-        "p:2: ports: unknown field; mend: use one of egress, published, udp, limits",
+        "p:2: ports: unknown field; hint: use one of egress, published, udp, limits",
     ),
     "unknown-egress-key": (
         "egress:\n  permit: []\n",
-        "p:2: egress.permit: unknown field; mend: use one of allow, deny, errno",
+        "p:2: egress.permit: unknown field; hint: use one of allow, deny, errno",
     ),
     "prefix": (
         "egress:\n  allow:\n  - 10.0.0.0/8\n  - 10.0.0.0/33\n",
         "p:4: egress.allow[1]: '10.0.0.0/33': ",
     ),
-    "rule-mend": ("egress: {deny: [x]}", "mend: write PREFIX or PREFIX:PORTS"),
+    "rule-hint": ("egress: {deny: [x]}", "hint: write PREFIX or PREFIX:PORTS"),
     "errno": (
         "egress: {errno: EPERM}",
-        "must be one of ECONNREFUSED, EACCES, not EPERM; mend: write ECONNREFUSED or",
+        "must be one of ECONNREFUSED, EACCES, not EPERM; hint: write ECONNREFUSED or",
     ),
     "port-range": (
         "published: ['90-80']",
-        "p:1: published[0]: '90-80': range '90-80' is upside down; mend: write a list",
+        "p:1: published[0]: '90-80': range '90-80' is upside down; hint: write a list",
     ),
     "port-0": ("published: [0]", "p:1: published[0]: '0': port 0 is none"),
     "rule-port-0": (
         "egress:\n  deny:\n  - 10.0.0.1:0\n",
-        "p:3: egress.deny[0]: '10.0.0.1:0': port 0 is none; mend: write PREFIX",
+        "p:3: egress.deny[0]: '10.0.0.1:0': port 0 is none; hint: write PREFIX",
     ),
     "never": (
         "egress:\n  deny: ['10.0.0.0/8']\n  allow:\n  - 10.0.0.0/7\n  - 10.1.0.0/16:80",
@@ -128,25 +128,25 @@ ERRORS = {
         "p:1: egress.allow[0]: can never match: deny[0]",
     ),
     "not-a-list": ("published: 80", "p:1: published: must be a list"),
-    "switch": ("udp: maybe", "p:1: udp: must be true or false, not maybe; mend: write"),
+    "switch": ("udp: maybe", "p:1: udp: must be true or false, not maybe; hint: write"),
     "limit-range": (
         "limits:\n  maxConns: 0\n",
-        "p:2: limits.maxConns: must be a number from 1 to 16777216, not 0; mend: docs",
+        "p:2: limits.maxConns: must be a number from 1 to 16777216, not 0; hint: docs",
     ),
     "limits-contradict": (
         "limits:\n  maxConns: 1000\n  maxQueuedBytes: 100000\n",
         "p:3: limits.maxQueuedBytes: is less than 2048 for each of 1000 connections",
     ),
-    "limits-mend": (
+    "limits-hint": (
         "limits: {maxConns: 1000, maxQueuedBytes: 100000}",
-        "; mend: raise it to 2048000, or lower maxConns",
+        "; hint: raise it to 2048000, or lower maxConns",
     ),
     "twice": ("udp: true\nudp: false\n", "p:2: udp: is given twice"),
 }
 
 
 @pytest.mark.parametrize(("text", "message"), ERRORS.values(), ids=ERRORS)
-def test_an_error_names_file_line_and_what_mends_it(text, message):
+def test_an_error_names_file_line_and_what_fixes_it(text, message):
     with pytest.raises(FastpathError, match=re.escape(message)):
         parse(text.encode(), "p")
 
@@ -154,7 +154,7 @@ def test_an_error_names_file_line_and_what_mends_it(text, message):
 @pytest.mark.parametrize("exists", [True, False], ids=["no-file", "no-directory"])
 def test_a_file_that_is_not_there_is_an_error_at_the_start(tmp_path, exists):
     folder = tmp_path if exists else tmp_path / "x"
-    with pytest.raises(FastpathError, match="No such file or directory; mend: name a"):
+    with pytest.raises(FastpathError, match="No such file or directory; hint: name a"):
         PolicyWatch(folder / "policy.yaml", name="box")
 
 
@@ -233,7 +233,7 @@ def test_an_error_keeps_the_last_good_policy_and_says_so_once(tmp_path, caplog):
     follow(tmp_path, play)
     kept = [r.getMessage() for r in caplog.records if "stays as it was" in r.message]
     path = tmp_path / "policy.yaml"
-    text = "udp: must be true or false, not maybe; mend: write true or false"
+    text = "udp: must be true or false, not maybe; hint: write true or false"
     assert kept == [f"box: the policy stays as it was: {path}:1: {text}"]
 
 
@@ -244,7 +244,7 @@ def test_a_file_that_goes_and_comes_back_is_followed(tmp_path, caplog):
         assert await it.silent()
 
     follow(tmp_path, play)
-    assert "No such file or directory; mend: put it back" in caplog.text
+    assert "No such file or directory; hint: put it back" in caplog.text
 
 
 def test_the_same_content_again_is_no_news(tmp_path, caplog):

@@ -19,7 +19,8 @@ from fastpath.tsi import service as module
 from fastpath.tsi import stream
 from fastpath.tsi.policy import Limits, SandboxPolicy
 from fastpath.tsi.protocol import UNKNOWN_TOKEN
-from fastpath.tsi.service import Route, TsiService
+from fastpath.tsi.router import Routed
+from fastpath.tsi.service import TsiService
 from tests.support import clock
 from vhost_user.engine import Ask, Dial, Echo, Event, EventKind, Reset
 
@@ -81,8 +82,8 @@ class FakeRouter:
     def route(self, destination, conn):
         self.said.append(("route", destination))
         if destination[1] == 666:
-            return Route(Reset(errno.EACCES), cacheable=False)
-        return Route(Dial(destination), cacheable=destination[1] == 80)
+            return Routed(Reset(errno.EACCES), cacheable=False)
+        return Routed(Dial(destination), cacheable=destination[1] == 80)
 
     def opened(self, event, destination):
         self.said.append(("opened", destination))

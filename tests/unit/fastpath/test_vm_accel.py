@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from fastpath.errors import FastpathError
-from fastpath.vm import accel, images
-from fastpath.vm.spec import Image
+from fastpath.image import images
+from fastpath.image.images import Image
+from fastpath.vm import accel
 from tests.support.limits import LIMIT_S
 
 LIVES = 'echo "init: alive" > "$console"; exec sleep 600'
@@ -101,9 +102,9 @@ def test_what_is_asked_for_is_taken_at_its_word(host, want):
     assert not (host / "starts").exists()
 
 
-def test_kvm_without_a_device_is_an_error_that_can_be_mended(host):
+def test_kvm_without_a_device_is_an_error_that_can_be_fixed(host):
     (host / "kvm").unlink()
-    with pytest.raises(FastpathError, match=r"there is no .*kvm; mend: --accel tcg"):
+    with pytest.raises(FastpathError, match=r"there is no .*kvm; hint: --accel tcg"):
         accel.choose("kvm", qemu=qemu(host, LIVES))
 
 

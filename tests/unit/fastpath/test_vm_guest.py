@@ -14,9 +14,9 @@ import subprocess
 import pytest
 
 from fastpath.errors import FastpathError
+from fastpath.image.images import GUEST
 from fastpath.vm import guest
 from fastpath.vm.guest import Guest, GuestGoneError, GuestInfo
-from fastpath.vm.images import GUEST
 from tests.support.limits import LIMIT_S
 
 pytestmark = pytest.mark.skipif(

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from fastpath.vm import uml
+from fastpath.image.images import Image
 from fastpath.vm.spec import (
     GENERIC_VSOCK,
     Accelerator,
-    Image,
     Tap,
     UserNet,
     VmSpec,
     argv,
 )
+from tests.support import uml
 
 IMAGE = Image("base", Path("/i/kernel"), Path("/i/initramfs"), "6.1.0")
 SPEC = VmSpec(

@@ -9,10 +9,11 @@ from ipaddress import ip_address
 
 import pytest
 
-from fastpath.ztunnel import admin
-from fastpath.ztunnel.admin import MAX_CLIENTS, MAX_REQUEST, AdminServer
+from fastpath.ztunnel.admin import AdminServer
 from fastpath.ztunnel.model import ListenAddress
 from tests.support.limits import LIMIT_S
+from vhost_user import pages
+from vhost_user.pages import MAX_CLIENTS, MAX_REQUEST
 
 FREE = ListenAddress(ip_address("127.0.0.1"), 0)
 GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -80,7 +81,7 @@ def test_slow_clients_cost_no_thread_and_keep_nobody_out():
 
 
 def test_a_client_that_sends_nothing_is_dropped(monkeypatch):
-    monkeypatch.setattr(admin, "READ_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(pages, "TIMEOUT_S", 0.05)
     assert served(lambda server: ask(server, b"GET /me")) == b""
 
 
@@ -89,8 +90,8 @@ def test_nothing_is_looked_at_after_the_end():
 
     async def talk(server):
         server.close()
-        return server.page("GET", "/metrics"), server.page("GET", "/healthz/ready")
+        return server.page("/metrics"), server.page("/healthz/ready")
 
-    pages = served(talk, metrics=lambda: looked.append("metrics"))
-    assert [page[0].value for page in pages] == [404, 503]
+    made = served(talk, metrics=lambda: looked.append("metrics"))
+    assert [page.status.value for page in made] == [404, 503]
     assert looked == []

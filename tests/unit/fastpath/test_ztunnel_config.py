@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from fastpath.decode import camel_case
 from fastpath.errors import FastpathError
 from fastpath.tsi.policyfile import DenialErrno, Egress
 from fastpath.ztunnel import config, model, rbac
 from fastpath.ztunnel.identity import Identity
+from vhost_user.decode import camel_case
 
 DOCS = Path(__file__).parents[3] / "docs"
 

@@ -14,12 +14,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fastpath import throttle
-from fastpath.tsi.datagram import DatagramStats
+from fastpath.tsi.datagram_limits import DatagramStats
 from fastpath.tsi.policy import Denial, EgressPolicy, Rule, SandboxPolicy
 from fastpath.tsi.policyfile import DenialErrno, Egress
-from fastpath.tsi.service import Here
+from fastpath.tsi.router import Here
 from fastpath.ztunnel import outbound
-from fastpath.ztunnel.clients import Clients
 from fastpath.ztunnel.dns import Dns, DnsStats
 from fastpath.ztunnel.metrics import DatagramCollector, EngineCollector, Metrics
 from fastpath.ztunnel.model import (
@@ -33,6 +32,7 @@ from fastpath.ztunnel.model import (
 )
 from fastpath.ztunnel.outbound import Capture, Outbound, SandboxRouter
 from fastpath.ztunnel.routing import Routes
+from fastpath.ztunnel.workloads import LocalWorkloads
 from tests.support.clock import Stopped
 from vhost_user.engine import (
     DeviceStats,
@@ -137,7 +137,7 @@ class World:
     def __init__(self) -> None:
         self.engine, self.log = FakeEngine(), FakeLog()
         self.metrics = Metrics()
-        self.clients = Clients(CONFIG)
+        self.clients = LocalWorkloads(CONFIG)
         self.outbound = Outbound(
             Routes(CONFIG),
             cast("AccessLog", self.log),

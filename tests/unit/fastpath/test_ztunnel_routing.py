@@ -14,7 +14,6 @@ from fastpath.tsi.policy import Rule
 from fastpath.tsi.policyfile import DenialErrno, Egress
 from fastpath.ztunnel import config as configuration
 from fastpath.ztunnel import routing
-from fastpath.ztunnel.clients import Clients
 from fastpath.ztunnel.model import (
     Config,
     Fastpath,
@@ -30,6 +29,7 @@ from fastpath.ztunnel.model import (
     Workload,
 )
 from fastpath.ztunnel.routing import Routes, format_address, unmap
+from fastpath.ztunnel.workloads import LocalWorkloads
 from vhost_user.engine import Chargen, Dial, Discard, Echo, Reset
 
 VIP = "10.96.0.1"
@@ -72,7 +72,7 @@ class World:
             workloads=(client, *workloads), services=tuple(services), fastpath=own
         )
         configuration.check(config)
-        self.clients = Clients(config)
+        self.clients = LocalWorkloads(config)
         self.client = self.clients.sandbox("client")
         self.routes = Routes(config, rng=random.Random(1), **routes)
 

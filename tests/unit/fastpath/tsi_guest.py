@@ -158,7 +158,8 @@ async def settled(ztunnel):
     """Wait until the guests that left are forgotten, and all heard of it."""
     backends = [sandbox.backend for sandbox in ztunnel.sandboxes.values()]
     await until(lambda: not any(each.connected.is_set() for each in backends))
-    ztunnel._engine.deliver()
+    for engine in ztunnel._engines:
+        engine.deliver()
 
 
 def run(there, play):

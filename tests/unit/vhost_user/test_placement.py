@@ -98,7 +98,7 @@ def test_a_number_of_engines_is_checked(tmp_path, text):
 def test_engines_are_given_once_in_a_file(tmp_path):
     file = tmp_path / "vms.yaml"
     file.write_text("threads: 1\nthreads: 1\nvms: []\n")
-    with pytest.raises(ConfigError, match=f"^{file}:2: threads is given twice"):
+    with pytest.raises(ConfigError, match=f"^{file}:2: threads: is given twice"):
         parse(["--config", str(file)])
 
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from vhost_user.errors import FrontendError, RefusedError
+from vhost_user.errors import FrontendError
 from vhost_user.message import (
     Feature,
     InflightArea,
@@ -21,6 +21,7 @@ from vhost_user.message import (
     encode_mem_region,
     encode_u64,
 )
+from vhost_user.requests import RefusedError
 
 PAGE = 4096
 

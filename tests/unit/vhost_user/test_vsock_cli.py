@@ -237,24 +237,40 @@ def test_a_bad_command_line_is_one_line_and_status_2(argv, reason, capsys):
 @pytest.mark.parametrize(
     ("text", "line", "reason"),
     [
-        pytest.param("vms:\n  - socket: /a\n    cid: 3\n", 3, "'cid'", id="key"),
+        pytest.param(
+            "vms:\n  - socket: /a\n    cid: 3\n", 3, "].cid: unknown field", id="key"
+        ),
         pytest.param(
             "vms:\n  - socket: /a\n    guest_cid: 1\n", 3, "guest_cid", id="value"
         ),
-        pytest.param("vms:\n  - guest_cid: 3\n", 2, "socket is missing", id="missing"),
-        pytest.param("vms: 3\n", 1, "need a list", id="no-list"),
-        pytest.param("vms:\n  - 3\n", 2, "need a mapping", id="no-mapping"),
-        pytest.param("vms:\n  - socket: [1]\n", 2, "need one value", id="list-value"),
-        pytest.param("vms: []\nvm: []\n", 2, "unknown key 'vm'", id="top-key"),
-        pytest.param("- 1\n", 1, "need a mapping", id="top-list"),
-        pytest.param("", 1, "need a mapping", id="empty"),
+        pytest.param("vms:\n  - guest_cid: 3\n", 2, "socket: is missing", id="missing"),
+        pytest.param("vms: 3\n", 1, "vms: must be a list", id="no-list"),
+        pytest.param("vms:\n  - 3\n", 2, "must be a mapping", id="no-mapping"),
+        pytest.param(
+            "vms:\n  - socket: [1]\n", 2, "must be a single value", id="list-value"
+        ),
+        pytest.param("vms: []\nvm: []\n", 2, "vm: unknown field", id="top-key"),
+        pytest.param("- 1\n", 1, "must be a mapping", id="top-list"),
+        pytest.param("", 1, "the file is empty", id="empty"),
         pytest.param("vms:\n  - {\n", 3, "", id="not-yaml"),
-        pytest.param("vms:\n  - socket: ~\n", 2, "need one value", id="null"),
+        pytest.param("vms:\n  - socket: ~\n", 2, "must not be empty", id="null"),
+        pytest.param(
+            "vms:\n  - socket: /a\n    uds_path:\n",
+            3,
+            "uds_path: must not",
+            id="no-value",
+        ),
         pytest.param(
             "vms:\n  - socket: /a\n    socket: /b\n", 3, "given twice", id="key-twice"
         ),
+        pytest.param(
+            "vms:\n  - socket: /a\n    max-conns: 9\n    max_conns: 9\n",
+            4,
+            "max_conns: is given twice",
+            id="key-in-both-spellings",
+        ),
         pytest.param("vms: []\n---\nvms: []\n", 2, "another document", id="documents"),
-        pytest.param("vms: &a [*a]\n", 1, "need a mapping", id="itself"),
+        pytest.param("vms: &a [*a]\n", 1, "must be a mapping", id="itself"),
     ],
 )
 def test_a_bad_file_is_named_with_line_and_key(tmp_path, text, line, reason):
@@ -275,14 +291,14 @@ def test_a_file_that_is_no_text_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        pytest.param("[" * 100_000, "nested too deeply", id="deep"),
-        pytest.param("#" * 2_000_000, "more than 1048576 characters", id="long"),
+        pytest.param("[" * 100_000, ":1: is nested too deeply", id="deep"),
+        pytest.param("#" * 2_000_000, ": more than 1048576 bytes", id="long"),
     ],
 )
 def test_a_file_that_nobody_would_write_is_an_error(tmp_path, text, reason):
     file = tmp_path / "vms.yaml"
     file.write_text(text)
-    with pytest.raises(ConfigError, match=f"^{file}: {reason}$"):
+    with pytest.raises(ConfigError, match=f"^{file}{reason}$"):
         parse(["--config", str(file)])
 
 

@@ -11,9 +11,8 @@ import socket
 import pytest
 
 from tests.support.limits import LIMIT_S
+from vhost_user.pages import MAX_CLIENTS, MAX_REQUEST
 from vhost_user.vsock.stats import (
-    MAX_CLIENTS,
-    MAX_REQUEST,
     JsonSocket,
     MetricsServer,
     process_stats,
@@ -116,12 +115,16 @@ def test_a_request_may_come_in_pieces():
 
 
 @pytest.mark.parametrize(
-    "request_head",
-    [b"GET / HTTP/1.1\r\n\r\n", b"POST /metrics HTTP/1.1\r\n\r\n", b"\r\n\r\n"],
-    ids=["other-page", "post", "empty"],
+    ("request_head", "status"),
+    [
+        pytest.param(b"GET / HTTP/1.1\r\n\r\n", b"404", id="other-page"),
+        pytest.param(b"POST /metrics HTTP/1.1\r\n\r\n", b"405", id="post"),
+        pytest.param(b"\r\n\r\n", b"400", id="empty"),
+    ],
 )
-def test_anything_else_is_not_found(request_head):
-    assert served(lambda at: ask(at, request_head)).startswith(b"HTTP/1.0 404")
+def test_anything_else_is_an_error(request_head, status):
+    answer = served(lambda at: ask(at, request_head))
+    assert answer.startswith(b"HTTP/1.0 " + status)
 
 
 def test_a_head_without_end_is_hung_up_on():

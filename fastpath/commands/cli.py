@@ -1,0 +1,303 @@
+"""The command line: options in, one of the commands called, an exit status out.
+
+Each command imports what it needs when it runs, so that `fastpath run` does not
+wait for the parts that only `fastpath compare` uses. An error that the user can
+fix (`FastpathError`, a wrong option, or what the system refuses: a full disk, a
+read-only cache, a closed stdout) becomes one line on stderr and exit status 2;
+anything else is a bug of ours and shows its traceback.
+"""
+
+# ruff: noqa: TC003 - typer reads the annotations when it runs
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn, cast
+
+import typer
+
+from fastpath import logs
+from fastpath.errors import FastpathError
+from vhost_user import entry
+from vhost_user.closing import hangup_is_ignored
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PROG: Final = "fastpath"
+
+app = typer.Typer(
+    name=PROG,
+    help="A shared-memory fast path between microVMs and a service mesh.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+image_app = typer.Typer(help="MicroVM images.", no_args_is_help=True)
+app.add_typer(image_app, name="image")
+policy_app = typer.Typer(help="A sandbox's policy.", no_args_is_help=True)
+app.add_typer(policy_app, name="policy")
+
+# typer exports one kind of usage error; its base is that of all of them.
+_UsageError: Final = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
+
+
+def _seconds(value: float | None) -> float | None:
+    """Refuse what no clock shows; `float` reads "nan", too."""
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise typer.BadParameter(f"{value:g} is not a number of seconds above 0")
+    return value
+
+
+Accel = Annotated[str, typer.Option(help="auto, kvm or tcg.")]
+Qemu = Annotated[str, typer.Option(help="The QEMU program.")]
+BootTimeout = Annotated[
+    float | None,
+    typer.Option(
+        metavar="S",
+        callback=_seconds,
+        help="Seconds for the guest's boot (30 under kvm, 180 under tcg).",
+    ),
+]
+
+
+def main() -> int:
+    """Run the program and return its exit status."""
+    entry.set_up_streams()
+    signal.signal(signal.SIGTERM, _end)
+    if not hangup_is_ignored():
+        signal.signal(signal.SIGHUP, _end)
+    logs.set_up(logging.WARNING)
+    return invoke(sys.argv[1:])
+
+
+def invoke(args: Sequence[str]) -> int:
+    """Run one command and return its exit status; errors go to stderr."""
+    return entry.guarded(PROG, lambda: _invoke(args))
+
+
+def _invoke(args: Sequence[str]) -> int:
+    try:
+        status = app(list(args), prog_name=PROG, standalone_mode=False)
+    except FastpathError as exc:
+        return entry.complain(PROG, str(exc))
+    except _UsageError as exc:
+        command = exc.ctx.command_path if exc.ctx else PROG
+        what = " ".join(exc.format_message().split())
+        return entry.complain(PROG, f"{what}; hint: {command} --help")
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    return int(status or 0)
+
+
+def _end(signo: int, _frame: object) -> NoReturn:
+    """End by an exception, so that everything that was started is stopped."""
+    sys.exit(128 + signo)
+
+
+@app.command(
+    context_settings={"allow_interspersed_args": False},
+    epilog="Exit status: CMD's own; 124 after --timeout; 2 when it could not run.",
+)
+def run(
+    command: Annotated[
+        list[str], typer.Argument(metavar="-- CMD...", help="What to run.")
+    ],
+    *,
+    image: Annotated[str, typer.Option(help="See `fastpath image list`.")] = "base",
+    file: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SRC:DST", help="Add a host file to the guest."),
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="K=V", help="Set a variable; K alone takes ours."),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PREFIX[:PORTS]", help="Allow what is denied by default."),
+    ] = None,
+    publish: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[IP:]HOST_PORT:PORT",
+            help="Make a port of CMD's reachable here; IP is 127.0.0.1 by default.",
+        ),
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A policy: egress, published ports, limits."),
+    ] = None,
+    access_log: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Append a line for each connection."),
+    ] = None,
+    kernel: Annotated[
+        Path | None, typer.Option(help="A kernel other than the image's.")
+    ] = None,
+    qemu: Qemu = "qemu-system-x86_64",
+    memory: Annotated[int, typer.Option(metavar="M", help="MiB.", min=64)] = 512,
+    cpus: Annotated[int, typer.Option(metavar="N", min=1)] = 1,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S",
+            callback=_seconds,
+            help="Seconds for all of it: image, boot and CMD.",
+        ),
+    ] = None,
+    boot_timeout: BootTimeout = None,
+    accel: Accel = "auto",
+) -> int:
+    """Boot a microVM and run CMD in it; its connections take the fast path."""
+    from fastpath.commands import run as runner
+
+    if policy and allow:
+        raise FastpathError(
+            "--allow", "the policy file says it", "add the rule to its egress.allow"
+        )
+    options = runner.RunOptions(
+        argv=tuple(command),
+        image=image,
+        files=runner.parse_files(file or ()),
+        env=runner.parse_env(env or ()),
+        allow=runner.parse_allow(allow or ()),
+        publish=runner.parse_publish(publish or ()),
+        policy=policy,
+        access_log=access_log,
+        kernel=kernel,
+        qemu=qemu,
+        memory_mib=memory,
+        cpus=cpus,
+        timeout_s=timeout,
+        boot_timeout_s=boot_timeout,
+        accel=accel,
+    )
+    return runner.run(options)
+
+
+@app.command()
+def compare(
+    *,
+    paths: Annotated[
+        str, typer.Option(help="The paths, by name, with commas.")
+    ] = "tsi,ambient-geneve",
+    rounds: Annotated[int, typer.Option(metavar="N", min=2, max=1000)] = 20,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Three short rounds: does it work?")
+    ] = False,
+    geneve: Annotated[
+        str, typer.Option(help="auto, kernel or bpf: which Geneve device.")
+    ] = "auto",
+    accel: Accel = "auto",
+    qemu: Qemu = "qemu-system-x86_64",
+    budget: Annotated[
+        float,
+        typer.Option(
+            metavar="S", callback=_seconds, help="Measure no longer than this."
+        ),
+    ] = 180.0,
+    boot_timeout: BootTimeout = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the report as a page.")
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Exit status 1 unless all targets are shown to be met."
+        ),
+    ] = False,
+) -> int:
+    """Compare the fast path with the standard path, side by side, in one run."""
+    from fastpath.commands import compare as comparer
+
+    options = comparer.CompareOptions(
+        paths=comparer.parse_paths(paths),
+        rounds=rounds,
+        quick=quick,
+        geneve=comparer.parse_geneve(geneve),
+        accel=accel,
+        qemu=qemu,
+        budget_s=budget,
+        boot_timeout_s=boot_timeout,
+        json=json,
+        html=html,
+        check=check,
+    )
+    return comparer.run(options)
+
+
+@app.command()
+def ztunnel(
+    config: Annotated[Path, typer.Option(help="Istio's local configuration format.")],
+    ready_fd: Annotated[
+        int | None, typer.Option(help="Write a line to this descriptor when ready.")
+    ] = None,
+) -> int:
+    """Serve sandboxes and the captured traffic until SIGTERM."""
+    from fastpath.commands import ztunnel as server
+
+    return server.run(config, ready_fd)
+
+
+@app.command()
+def doctor() -> int:
+    """Say what this host can do, and for each "no" the command that fixes it.
+
+    The exit status is 1 when something is missing that a command needs.
+    """
+    from fastpath.commands import doctor as checker
+
+    return checker.run()
+
+
+@policy_app.command("check")
+def policy_check(
+    file: Annotated[Path, typer.Argument(help="See docs/tsi-policy.md.")],
+    would: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS:PORT", help="Explain what it says of this one."),
+    ] = None,
+) -> int:
+    """Check a policy file, and explain what it decides on a destination.
+
+    The exit status is 1 when the destination is denied, 2 when the file is wrong.
+    """
+    from fastpath.commands import policy_check as checker
+
+    return checker.run(file, would)
+
+
+@image_app.command("build")
+def image_build(
+    name: Annotated[str | None, typer.Argument(help="Default: all of them.")] = None,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Ask for newer packages first.")
+    ] = False,
+) -> int:
+    """Build an image, or all; what did not change is not built again."""
+    from fastpath.commands import image
+
+    return image.build(name, refresh=refresh)
+
+
+@image_app.command("list")
+def image_list(
+    name: Annotated[str | None, typer.Argument(help="Default: all.")] = None,
+) -> int:
+    """List the images that can be built."""
+    from fastpath.commands import image
+
+    return image.show(name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

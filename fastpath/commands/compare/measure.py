@@ -1,0 +1,228 @@
+"""The rounds: the same program on each path, in turns, in one guest.
+
+A round has sections (connect, round trip, bulk up and down, and two through
+ztunnel). Within a section the paths run one right after the other, and the
+next round turns their order around, so that what drifts hits all alike.
+
+The program is guest/probe.c, which knows nothing of the paths: over the fast
+path it runs under tsi-agent, over the standard path without.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from fastpath.commands.compare.cpu import used_ns
+from fastpath.commands.compare.site import SERVER_PORT
+from fastpath.errors import FastpathError
+from fastpath.report.model import FAST_PATH, Round
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from fastpath.commands.compare.child import Child
+    from fastpath.vm.guest import Guest
+    from fastpath.vm.machine import Machine
+
+PROBE: Final = "probe"
+PROBE_TIMEOUT_S: Final = 60.0
+"""Far more than any of them takes; a path that lost a byte must not hang us."""
+COUNTERS: Final = frozenset({"tsc", "tsc-early", "kvm-clock"})
+"""Clock sources that count and do not tick."""
+ECHO_PORT: Final = 7
+DISCARD_PORT: Final = 9
+CHARGEN_PORT: Final = 19
+PAYLOAD: Final = 64
+"""Bytes of a round trip."""
+
+MIN_ROUNDS: Final = 3
+"""The time budget never cuts below this many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """How much of each one round does on one path."""
+
+    connect: int
+    rtt: int
+    bulk: int
+    """Bytes each way."""
+    through_connect: int
+    through_rtt: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.connect} connections, {self.rtt} round trips of {PAYLOAD} B, "
+            f"{self.bulk >> 20} MiB each way; through ztunnel "
+            f"{self.through_connect} connections and {self.through_rtt} round trips"
+        )
+
+
+FULL: Final = Counts(
+    connect=200, rtt=2000, bulk=32 << 20, through_connect=200, through_rtt=1000
+)
+QUICK: Final = Counts(
+    connect=40, rtt=300, bulk=10 << 20, through_connect=40, through_rtt=200
+)
+"""Also what the warm-up round does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """What is measured: the guest, the processes, the two destinations."""
+
+    guest: Guest
+    machine: Machine
+    ztunnel: Child
+    echo: str
+    """The address that ztunnel answers itself."""
+    server: str
+    """The server behind ztunnel."""
+    clocksources: set[str] = field(default_factory=set)
+    """What the guest's clock was read from so far."""
+
+    async def probe(
+        self, path: str, address: str, port: int, *args: str
+    ) -> dict[str, Any]:
+        """Run the probe once on `path` and return what it prints.
+
+        Raises:
+            FastpathError: it failed or hangs, the guest's clock only ticks, or
+                ztunnel or the guest died.
+        """
+        argv = [PROBE, address, str(port), *args]
+        what = f"{' '.join(argv)} on path {path}"
+        out, err = bytearray(), bytearray()
+        work = self.guest.run(
+            argv, tsi=path == FAST_PATH, stdout=out.extend, stderr=err.extend
+        )
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                status = await self.ztunnel.watch(self.machine.watch(work))
+        except TimeoutError:
+            raise FastpathError(
+                what, f"not done within {PROBE_TIMEOUT_S:g} s"
+            ) from None
+        if status:
+            said = err.decode(errors="replace").strip()
+            raise FastpathError(what, said or f"exit status {status}")
+        result: dict[str, Any] = json.loads(out)
+        if result["clocksource"] not in COUNTERS:
+            raise FastpathError(
+                f"the guest's clock source is {result['clocksource']}",
+                "it does not count finely enough to time a round trip",
+                "use another --accel, or a host whose TSC is stable",
+            )
+        self.clocksources.add(result["clocksource"])
+        return result
+
+    def host_ns(self) -> int:
+        """CPU time of ztunnel and of QEMU without its vCPUs so far, in ns."""
+        vcpus = self.machine.vcpu_thread_ids
+        return used_ns(self.ztunnel.pid) + used_ns(self.machine.pid, without=vcpus)
+
+
+async def measure(
+    bench: Bench,
+    paths: Sequence[str],
+    *,
+    rounds: int,
+    counts: Counts,
+    budget_s: float,
+    progress: Callable[[int], None],
+) -> dict[str, tuple[Round, ...]]:
+    """Measure `rounds` rounds after one of warm-up, or as many as there is time for.
+
+    Args:
+        bench: where.
+        paths: their names.
+        rounds: how many at most.
+        counts: how much one round does.
+        budget_s: no new round starts that would likely end after this.
+        progress: called after each round with the number of rounds done.
+    """
+    started = time.monotonic()
+    await _round(bench, paths, QUICK)
+    done: dict[str, list[Round]] = {name: [] for name in paths}
+    for number in range(rounds):
+        begun = time.monotonic()
+        order = paths if number % 2 == 0 else tuple(reversed(paths))
+        for name, figures in (await _round(bench, order, counts)).items():
+            done[name].append(figures)
+        progress(number + 1)
+        now = time.monotonic()
+        if number + 1 >= MIN_ROUNDS and now - started + (now - begun) > budget_s:
+            break
+    return {name: tuple(figures) for name, figures in done.items()}
+
+
+async def _round(
+    bench: Bench, order: Sequence[str], counts: Counts
+) -> dict[str, Round]:
+    figures: dict[str, dict[str, Any]] = {name: {} for name in order}
+    for section in _SECTIONS:
+        for name in order:
+            figures[name] |= await section(bench, name, counts)
+    return {name: Round(**of_path) for name, of_path in figures.items()}
+
+
+async def _connect(bench: Bench, path: str, counts: Counts) -> dict[str, Any]:
+    result = await bench.probe(
+        path, bench.echo, ECHO_PORT, "connect", str(counts.connect)
+    )
+    return {"connect_ns": tuple(result["ns"])}
+
+
+async def _rtt(bench: Bench, path: str, counts: Counts) -> dict[str, Any]:
+    """Measure round trips, and the host CPU that they took.
+
+    A run of one round trip costs what starting the program and connecting
+    costs; the difference to it is the round trips' own.
+    """
+
+    async def run(count: int) -> tuple[list[int], int]:
+        before = bench.host_ns()
+        result = await bench.probe(
+            path, bench.echo, ECHO_PORT, "rtt", str(count), str(PAYLOAD)
+        )
+        return result["ns"], bench.host_ns() - before
+
+    _, start_ns = await run(1)
+    times, all_ns = await run(counts.rtt)
+    return {
+        "rtt_ns": tuple(times),
+        "cpu_ns_per_rtt": max(0, all_ns - start_ns) / (counts.rtt - 1),
+    }
+
+
+async def _up(bench: Bench, path: str, counts: Counts) -> dict[str, Any]:
+    result = await bench.probe(path, bench.echo, DISCARD_PORT, "up", str(counts.bulk))
+    return {"up_bps": result["bytes"] * 1e9 / result["ns"]}
+
+
+async def _down(bench: Bench, path: str, counts: Counts) -> dict[str, Any]:
+    result = await bench.probe(path, bench.echo, CHARGEN_PORT, "down", str(counts.bulk))
+    return {"down_bps": result["bytes"] * 1e9 / result["ns"]}
+
+
+async def _through_connect(bench: Bench, path: str, counts: Counts) -> dict[str, Any]:
+    result = await bench.probe(
+        path, bench.server, SERVER_PORT, "connect", str(counts.through_connect)
+    )
+    return {"through_connect_ns": tuple(result["ns"])}
+
+
+async def _through_rtt(bench: Bench, path: str, counts: Counts) -> dict[str, Any]:
+    result = await bench.probe(
+        path, bench.server, SERVER_PORT, "rtt", str(counts.through_rtt), str(PAYLOAD)
+    )
+    return {"through_rtt_ns": tuple(result["ns"])}
+
+
+_SECTIONS: Final[
+    tuple[Callable[[Bench, str, Counts], Awaitable[dict[str, Any]]], ...]
+] = (_connect, _rtt, _up, _down, _through_connect, _through_rtt)

@@ -1,0 +1,107 @@
+"""Before anything long: does each path really go where its name says?
+
+A comparison of the wrong things looks just like one of the right things. So a
+connection to ztunnel and one through it go over each path first. Then ztunnel's
+access log must show both with the sandbox's identity, and the tunnel's packet
+counter must have moved for the path that has a tunnel, and not for the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Final
+
+from fastpath.commands.compare.measure import ECHO_PORT
+from fastpath.commands.compare.scenario import IDENTITY
+from fastpath.commands.compare.site import SERVER_PORT
+from fastpath.errors import FastpathError
+from fastpath.report.model import FAST_PATH
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from fastpath.commands.compare.measure import Bench
+    from fastpath.commands.compare.site import Site
+
+ROUND_TRIPS: Final = 50
+"""On each connection; the probe's warm-up comes on top."""
+LOG_TIMEOUT_S: Final = 5.0
+
+
+async def verify(bench: Bench, path: str, site: Site, access_log: Path) -> str:
+    """Send two connections over `path` and look where they went.
+
+    Returns:
+        One sentence for the report.
+
+    Raises:
+        FastpathError: they went elsewhere, or as somebody else.
+    """
+    known = len(_connections(access_log))
+    packets = site.tunnel_packets()
+    wanted = (f"{bench.echo}:{ECHO_PORT}", f"{site.listen}:{SERVER_PORT}")
+    for host, port in ((bench.echo, ECHO_PORT), (bench.server, SERVER_PORT)):
+        await bench.probe(path, host, port, "rtt", str(ROUND_TRIPS), "1")
+    lines = await _new_connections(access_log, known, len(wanted))
+    packets = site.tunnel_packets() - packets
+    judge(path, lines, wanted, packets)
+    return (
+        f"{path}: {len(lines)} connections, both in ztunnel's access log as "
+        f"{IDENTITY}; {packets} packets took the tunnel"
+    )
+
+
+def judge(path: str, lines: Sequence[str], wanted: Sequence[str], packets: int) -> None:
+    """Decide whether `path` is what it is called.
+
+    Args:
+        path: its name.
+        lines: the access log's, for the connections that were made.
+        wanted: their destinations.
+        packets: sent into the tunnel meanwhile.
+
+    Raises:
+        FastpathError: it is not, and why.
+    """
+    what = f"self check of path {path}"
+    for address in wanted:
+        seen = sum(f"dst.addr={address} " in line for line in lines)
+        if seen != 1:
+            raise FastpathError(
+                what, f"one connection to {address}, but ztunnel saw {seen}"
+            )
+    for line in lines:
+        if f'src.identity="{IDENTITY}"' not in line:
+            found = re.search(r'src\.identity="([^"]*)"', line)
+            raise FastpathError(
+                what,
+                f"ztunnel took the sandbox for {found[1] if found else 'nobody'}",
+            )
+    if path == FAST_PATH and packets:
+        raise FastpathError(what, f"{packets} packets took the tunnel")
+    if path != FAST_PATH and packets < ROUND_TRIPS * len(wanted):
+        raise FastpathError(
+            what,
+            f"{ROUND_TRIPS * len(wanted)} round trips, but {packets} packets took "
+            "the tunnel",
+        )
+
+
+async def _new_connections(log: Path, known: int, count: int) -> list[str]:
+    """Wait until the log, which is written in batches, has `count` new lines."""
+    deadline = asyncio.get_running_loop().time() + LOG_TIMEOUT_S
+    while asyncio.get_running_loop().time() < deadline:
+        lines = _connections(log)[known:]
+        if len(lines) >= count:
+            return lines
+        await asyncio.sleep(0.1)
+    return _connections(log)[known:]
+
+
+def _connections(log: Path) -> list[str]:
+    if not log.exists():
+        return []
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [line for line in lines if "\taccess\t" in line]

@@ -1,0 +1,370 @@
+"""`fastpath run`: boot a microVM and run one program in it, over the fast path.
+
+Everything is in this process but QEMU: the ztunnel with one sandbox, and the
+host's side of init's exec protocol. So destinations are dialled from the
+network namespace that the command was started in, and no right is needed.
+
+    our stdin, signals --> Guest === vsock === init --> program
+    our stdout, stderr <--   "                            | connect()
+    the network <-- Ztunnel <== vhost-user, TSI ==========+
+    clients --> --publish'ed ports of this host ==========+ listen()
+
+What a user sees is the program's output and exit status, 128 + n for a signal;
+124 when `--timeout` ran out, whatever it was busy with; 128 + n also when a signal
+ended us before the program ran. A guest that does not boot, panics or loses agent
+after agent is an error that says what its console said last, and the console log is
+kept for a day; in every other case nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import os
+import signal
+import socket
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from fastpath import resolvconf
+from fastpath.commands.progress import build_image
+from fastpath.deadline import Deadline, TimedOut
+from fastpath.errors import FastpathError
+from fastpath.image import images
+from fastpath.scratch import CONSOLE, scratch
+from fastpath.stdio import Input, Output
+from fastpath.tsi.policy import Rule
+from fastpath.tsi.policyfile import Egress
+from fastpath.vm import accel
+from fastpath.vm.console import last_words
+from fastpath.vm.guest import Guest
+from fastpath.vm.machine import Machine
+from fastpath.vm.spec import VmSpec
+from fastpath.ztunnel.config import for_sandbox
+from fastpath.ztunnel.model import Publication
+from fastpath.ztunnel.process import Ztunnel
+from vhost_user.closing import hangup_is_ignored
+from vhost_user.entry import complain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
+
+    from fastpath.ztunnel.model import Config
+
+_T = TypeVar("_T")
+
+EXIT_TIMEOUT: Final = 124
+"""As timeout(1) has it."""
+
+FORWARDED: Final = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+"""Signals that are the program's once it runs."""
+
+ENDING: Final = FORWARDED[:4]
+"""Those of them that end us before it runs."""
+
+EVERYWHERE: Final = (Rule.parse("0.0.0.0/0"), Rule.parse("::/0"))
+"""Opens nothing that is denied by default: only a rule for that in particular does."""
+
+GUEST_CID: Final = 3
+
+SOCKET: Final = "vhost.sock"
+"""Between QEMU and ztunnel, in the run's folder."""
+
+PIPE_GRACE_S: Final = 1.0
+"""Time a program has to end after nobody reads its output any more."""
+
+POD_IP: Final = ipaddress.ip_address("10.200.1.2")
+"""What the program sees as its own address; it is never on a wire."""
+POD_IPV6: Final = ipaddress.ip_address("fd6f:5c1e:9b2a::2")
+"""The same, where this host reaches IPv6: else look-ups with AI_ADDRCONFIG would find
+addresses that nothing leads to, and where it does, none that it has."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What to run, and in what."""
+
+    argv: tuple[str, ...]
+    image: str = "base"
+    files: Mapping[str, Path]
+    """Absolute guest path -> host file or directory."""
+    env: Mapping[str, str]
+    allow: tuple[Rule, ...] = ()
+    """Besides what is not denied by default; not with `policy`."""
+    publish: tuple[Publication, ...] = ()
+    """With `policy`, it has to publish these ports."""
+    policy: Path | None = None
+    """A policy file, followed while the program runs."""
+    access_log: Path | None = None
+    kernel: Path | None = None
+    qemu: str = "qemu-system-x86_64"
+    memory_mib: int = 512
+    cpus: int = 1
+    timeout_s: float | None = None
+    """For all of it: image, boot and program."""
+    boot_timeout_s: float | None = None
+    """For the boot; None: what the accelerator takes at most."""
+    accel: str = "auto"
+
+
+def parse_files(values: Sequence[str]) -> dict[str, Path]:
+    """Read `SRC:DST` values: host path, absolute guest path.
+
+    Raises:
+        FastpathError: no such file, or DST is not an absolute path.
+    """
+    files = {}
+    for value in values:
+        source, _, target = value.rpartition(":")
+        if not source or not target.startswith("/"):
+            raise FastpathError(f"--file {value}", "must be SRC:/ABSOLUTE/DST")
+        if not Path(source).exists():
+            raise FastpathError(f"--file {value}", f"no file or directory {source}")
+        files[target] = Path(source)
+    return files
+
+
+def parse_env(values: Sequence[str]) -> dict[str, str]:
+    """Read `K=V` values; `K` alone takes our own value, if there is one.
+
+    Raises:
+        FastpathError: a name is empty.
+    """
+    env = {}
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not name:
+            raise FastpathError(f"--env {value}", "must be NAME=VALUE or NAME")
+        if equals:
+            env[name] = text
+        elif name in os.environ:
+            env[name] = os.environ[name]
+    return env
+
+
+def parse_allow(values: Sequence[str]) -> tuple[Rule, ...]:
+    """Read `PREFIX[:PORTS]` values; see `fastpath.tsi.policy.Rule`.
+
+    Raises:
+        FastpathError: one cannot be read.
+    """
+    return _parse_each("--allow", Rule.parse, values)
+
+
+def parse_publish(values: Sequence[str]) -> tuple[Publication, ...]:
+    """Read `[IP:]HOST_PORT:PORT` values.
+
+    Raises:
+        FastpathError: one cannot be read.
+    """
+    return _parse_each("--publish", Publication.parse, values)
+
+
+def _parse_each(
+    option: str, parse: Callable[[str], _T], values: Sequence[str]
+) -> tuple[_T, ...]:
+    found = []
+    for value in values:
+        try:
+            found.append(parse(value))
+        except ValueError as exc:
+            raise FastpathError(f"{option} {value}", str(exc)) from exc
+    return tuple(found)
+
+
+def run(options: RunOptions) -> int:
+    """Boot, run the program, and return the exit status.
+
+    Raises:
+        FastpathError: it could not run, or the guest or its agent died.
+    """
+    _check_inputs(options)
+    try:
+        with Deadline(options.timeout_s) as deadline:
+            return _prepare_and_run(options, deadline)
+    except TimedOut as exc:
+        complain("fastpath", f"timed out: {exc}")
+        return EXIT_TIMEOUT
+
+
+def _check_inputs(options: RunOptions) -> None:
+    """Refuse to read for ourselves what the program is to read: our stdin."""
+    named = {f"--policy {options.policy}": options.policy} if options.policy else {}
+    named |= {f"--file {path}:{to}": path for to, path in options.files.items()}
+    stdin = os.fstat(0)
+    is_stream = stat.S_ISFIFO(stdin.st_mode) or stat.S_ISSOCK(stdin.st_mode)
+    if not (is_stream or os.isatty(0)):
+        return  # a file is read from its beginning by whoever opens it
+    for option, path in named.items():
+        with contextlib.suppress(OSError):  # reading it will say so
+            if os.path.samestat(path.stat(), stdin):
+                raise FastpathError(
+                    option, "that is CMD's input", "write it to a file, and name that"
+                )
+
+
+def _prepare_and_run(options: RunOptions, deadline: Deadline) -> int:
+    image = build_image(options.image)
+    chosen = accel.choose(options.accel, qemu=options.qemu)
+    with scratch() as folder:
+        if options.files:
+            image = images.with_files(image, options.files, folder / "initramfs")
+        spec = VmSpec(
+            image=image,
+            accel=chosen,
+            vsock_socket=folder / SOCKET,
+            console=folder / CONSOLE,
+            qmp=folder / "qmp.sock",
+            memory_mib=options.memory_mib,
+            cpus=options.cpus,
+            qemu=options.qemu,
+            kernel=options.kernel,
+            append=resolvconf.kernel_parameters(resolvconf.read()),
+        )
+        return asyncio.run(_Run(options, spec, folder, deadline).main())
+
+
+def reaches_ipv6() -> bool:
+    """Whether this host has a route to the IPv6 internet; nothing is sent."""
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe,
+    ):
+        probe.connect(("2001:4860::", 9))  # any address of 2000::/3
+        return not ipaddress.ip_address(probe.getsockname()[0]).is_link_local
+    return False
+
+
+class _Run:
+    """One run: a ztunnel, a machine, a guest, and the signals between them."""
+
+    def __init__(
+        self, options: RunOptions, spec: VmSpec, folder: Path, deadline: Deadline
+    ) -> None:
+        self._options = options
+        self._spec = spec
+        self._deadline = deadline
+        self._timed_out = False
+        self._booted = False
+        self._vsock = folder / SOCKET
+        self._uds_path = folder / "vsock"
+        self._guest: Guest | None = None
+        """Set while the program runs: signals go there."""
+        self._ended_by: signal.Signals | None = None
+        self._output_closed = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def main(self) -> int:
+        """Do it all; cancelled by the signals that end a process."""
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+        for signo in FORWARDED:
+            if signo != signal.SIGHUP or not hangup_is_ignored():
+                loop.add_signal_handler(signo, self._on_signal, signo, task)
+        self._deadline.hand_over(loop, lambda: self._expire(task))
+        try:
+            return await self._boot_and_run()
+        except asyncio.CancelledError:
+            if self._timed_out:
+                raise TimedOut(self._late()) from None
+            if self._ended_by is None:
+                raise
+            return 128 + self._ended_by
+
+    def _expire(self, main: asyncio.Task[object]) -> None:
+        self._timed_out = True
+        main.cancel()
+
+    def _late(self) -> str:
+        """What was not done in time."""
+        within = f"within {self._deadline.seconds:g} s"
+        if self._booted:
+            return f"not done {within}"
+        return f"the guest has not booted {within}{last_words(self._spec.console)}"
+
+    async def _boot_and_run(self) -> int:
+        async with (
+            Ztunnel(self._ztunnel_config()),
+            Guest(self._uds_path, console=self._spec.console) as guest,
+            Machine(self._spec) as machine,
+        ):
+            await machine.watch(guest.ready(self._boot_timeout_s()))
+            self._booted = True
+            return await machine.watch(self._program(guest))
+
+    def _boot_timeout_s(self) -> float:
+        return self._options.boot_timeout_s or self._spec.accel.boot_timeout_s
+
+    async def _program(self, guest: Guest) -> int:
+        """Run the program with our stdio."""
+        self._guest = guest
+        outputs = [Output(fd, self._on_closed) for fd in (1, 2)]
+        try:
+            with Input(0) as stdin:
+                status = await guest.run(
+                    self._options.argv,
+                    tsi=True,
+                    env=self._options.env,
+                    stdin=stdin.reader,
+                    stdout=outputs[0].write,
+                    stderr=outputs[1].write,
+                )
+        finally:
+            self._guest = None
+            for task in self._tasks:
+                task.cancel()
+        for output in outputs:
+            if output.error is not None and output.error.errno != errno.EPIPE:
+                raise output.error
+        return 128 + signal.SIGPIPE if self._output_closed else status
+
+    def _ztunnel_config(self) -> Config:
+        """One sandbox that reaches what we do, but what is denied by default."""
+        options = self._options
+        egress = Egress(allow=(*EVERYWHERE, *options.allow))
+        return for_sandbox(
+            name="run",
+            socket=self._vsock,
+            cid=GUEST_CID,
+            addresses=(POD_IP, POD_IPV6) if reaches_ipv6() else (POD_IP,),
+            uds_path=self._uds_path,
+            publish=options.publish,
+            egress=None if options.policy else egress,
+            policy=options.policy,
+            access_log=options.access_log or Path(os.devnull),
+        )
+
+    def _on_signal(self, signo: signal.Signals, main: asyncio.Task[object]) -> None:
+        if self._guest is not None:
+            self._start(self._guest.signal(signo))
+        elif self._ended_by is None and signo in ENDING:
+            self._ended_by = signo
+            main.cancel()
+
+    def _on_closed(self) -> None:
+        """Nobody reads the program's output: it ends as in a pipeline."""
+        if not self._output_closed and self._guest is not None:
+            self._output_closed = True
+            self._start(self._end_for_pipe(self._guest))
+
+    async def _end_for_pipe(self, guest: Guest) -> None:
+        await guest.signal(signal.SIGPIPE)
+        await asyncio.sleep(PIPE_GRACE_S)
+        await guest.signal(signal.SIGKILL)
+
+    def _start(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,43 @@
+"""`fastpath ztunnel`: the ztunnel process, until SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from fastpath import logs
+from fastpath.errors import FastpathError
+from fastpath.ztunnel import process
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def run(config: Path, ready_fd: int | None) -> int:
+    """Serve, and return the exit status.
+
+    Args:
+        config: Istio's local configuration format.
+        ready_fd: gets a line when the process is ready.
+
+    Raises:
+        FastpathError: the configuration is not good, or something is missing.
+    """
+    logs.set_up(logging.INFO)
+    if ready_fd is not None:
+        _check_writable(ready_fd)
+    return asyncio.run(process.serve(config, ready_fd=ready_fd))
+
+
+def _check_writable(fd: int) -> None:
+    """Refuse a descriptor that can't take the ready line."""
+    try:
+        os.write(fd, b"")
+    except OSError as exc:
+        raise FastpathError(
+            f"--ready-fd {fd}",
+            f"{exc.strerror}",
+            "name a descriptor that is open for writing, such as 3 with 3>FILE",
+        ) from None

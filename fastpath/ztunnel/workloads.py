@@ -1,0 +1,85 @@
+"""Who asks: which workload a connection comes from.
+
+A sandbox is known by the unix socket that its VM is attached to, a captured
+(TPROXY) connection by its source IP. Nothing that the guest says counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from fastpath.tsi.policy import ISTIO_PORTS, SandboxPolicy, Surroundings
+from fastpath.tsi.policyfile import Egress
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from fastpath.ztunnel.identity import Identity
+    from fastpath.ztunnel.model import Config, Workload
+    from vhost_user.schema import IpAddress
+
+
+@dataclass(slots=True, eq=False)
+class LocalWorkload:
+    """One workload whose outbound connections we carry."""
+
+    name: str
+    """The sandbox's name; empty when there is no sandbox."""
+    workload: Workload
+    identity: Identity
+    policy: SandboxPolicy
+    """The current one: `Outbound.set_policy` puts another in its place."""
+
+
+class LocalWorkloads:
+    """All workloads that may come to us.
+
+    Args:
+        config: checked (`config.check`).
+        policies: what policy files say, by sandbox.
+        ports: ztunnel's own; looked at whenever a policy is asked.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        policies: Mapping[str, SandboxPolicy] | None = None,
+        *,
+        ports: Collection[int] = ISTIO_PORTS,
+    ) -> None:
+        self._ports = ports
+        self._sandboxes: dict[str, LocalWorkload] = {}
+        self._addresses: dict[IpAddress, LocalWorkload] = {}
+        sandboxes = {
+            config.workload(sandbox.workload): sandbox
+            for sandbox in config.fastpath.sandboxes
+        }
+        for workload in config.workloads:
+            sandbox = sandboxes.get(workload)
+            egress = (sandbox.egress if sandbox else None) or Egress()
+            name = sandbox.name if sandbox else ""
+            policy = (policies or {}).get(name) or SandboxPolicy(egress=egress.policy())
+            client = LocalWorkload(name, workload, workload.identity, policy)
+            client.policy = self.for_client(client, policy)
+            if sandbox:
+                self._sandboxes[name] = client
+            for address in config.addresses_here(workload):
+                self._addresses[address] = client
+
+    def sandbox(self, name: str) -> LocalWorkload:
+        """The sandbox with this name; the caller got it from the same config."""
+        return self._sandboxes[name]
+
+    def for_client(self, client: LocalWorkload, policy: SandboxPolicy) -> SandboxPolicy:
+        """A policy that also denies what no policy file can know of.
+
+        A captured connection left its pod, so it is to no address of that.
+        """
+        own = client.workload.workload_ips if client.name else ()
+        around = Surroundings(self._ports, frozenset(own))
+        return replace(policy, egress=policy.egress.within(around))
+
+    def at(self, address: IpAddress) -> LocalWorkload | None:
+        """The workload that has this IP on our network; None: unknown."""
+        return self._addresses.get(address)
