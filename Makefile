@@ -27,7 +27,7 @@ NATIVE   := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch]) \
             vhost_user/native/build.py
 C_FILES  := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
             guest/*.[ch] guest/*/*.[ch] \
-            fastpath/datapath/bpf/*.c tests/vm/*.[ch] tests/vm/trace/*.[ch] \
+            fastpath/datapath/bpf/*.c tests/vm/*.[ch] tests/vm/*/*.[ch] \
             tests/fuzz/*.[ch] \
             tests/unit/vhost_user/*.c \
             bench/guest/*.[ch] bench/host/*.c)
