@@ -49,6 +49,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
@@ -333,6 +334,18 @@ static void raise_limits(void)
 }
 
 /**
+ * refuse_huge_pages() - Have no more memory than what is used
+ *
+ * Of our tables few pages are used, and khugepaged would put 2 MiB in their
+ * place, whenever it comes by. After the command is started: it would inherit
+ * that.
+ */
+static void refuse_huge_pages(void)
+{
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+}
+
+/**
  * adopt() - Take over from an agent that has ended
  * @fds:	"LISTENER,STATE[,DEVICE]"
  *
@@ -356,6 +369,7 @@ static void __attribute__((noreturn)) adopt(const char *fds)
 		fail("what the agent before this one left");
 	callers_init();
 	raise_limits();
+	refuse_huge_pages();
 	listen_adopt();
 	error = control_start();
 	if (error)
@@ -414,6 +428,7 @@ int main(int argc, char **argv)
 	block_signals(&mask);
 	start_command(argv + optind, &mask, instance);
 	raise_limits();
+	refuse_huge_pages();
 	loop_add(&listener_source, listener, EPOLLIN);
 	loop_add(&signal_source, signal_fd, EPOLLIN);
 	loop_add(&command_source, (int)syscall(SYS_pidfd_open, command, 0),
