@@ -33,7 +33,7 @@ NATIVE   := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch]) \
             vhost_user/native/build.py
 C_FILES  := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
             guest/*.[ch] guest/*/*.[ch] \
-            fastpath/datapath/bpf/*.c tests/vm/*.[ch] tests/vm/trace/*.[ch] \
+            fastpath/datapath/bpf/*.c tests/vm/*.[ch] tests/vm/*/*.[ch] \
             tests/fuzz/*.[ch] \
             tests/unit/vhost_user/*.[ch] tests/unit/vhost_user/native/*.[ch] \
             bench/guest/*.[ch] bench/host/*.c)

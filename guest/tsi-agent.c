@@ -13,10 +13,11 @@
  * the agent, answers them (notify.c, calls.c). The program's sockets are vsock
  * sockets from the start, so its descriptors, epoll registrations, dups and
  * forks refer to one file that never changes; connect() points them at the
- * destination (connect.c, control.c). Bytes don't pass through the agent.
+ * destination (connect.c, routes.c). Bytes don't pass through the agent.
  *
  * One thread, one event loop. It waits for the listener, the control stream,
- * connecting sockets of blocking calls, signals, and the end of the command.
+ * connecting sockets of blocking calls, signals, and the end of the command
+ * (loop.c).
  *
  * Exit status: the command's, or 128 and the number of the signal that killed
  * it. 127: the command isn't there, 126: it can't be executed, 125: the agent
@@ -44,29 +45,25 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "tsi/datagram.h"
 #include "tsi/tsi.h"
 
-#define BATCH	  64	 /* events taken at once */
 #define MAX_FILES 262144 /* descriptors: one per waiting connect() */
 
 static const int passed_on[] = {SIGTERM, SIGINT,  SIGHUP,   SIGQUIT,
 				SIGUSR1, SIGUSR2, SIGWINCH, SIGALRM};
 
-static bool verbose;
-static int epoll_fd = -1;
-static struct source *dead;
 static int listener = -1;
 static int state_fd = -1;
 static int device_fd = -1; /* -1: there is no kernel module */
@@ -76,52 +73,7 @@ static bool command_ended;
 static bool filter_unused; /* nobody is left under the filter */
 static int keeper = -1;	   /* -k */
 
-/* ---- talking ---- */
-
-/**
- * say() - A line on stderr, in one write
- * @fmt:	Format
- * @args:	Its arguments
- */
-static void say(const char *fmt, va_list args)
-{
-	char line[512] = "tsi-agent: ";
-	size_t len = strlen(line);
-
-	vsnprintf(line + len, sizeof(line) - len - 1, fmt, args);
-	len = strlen(line);
-	line[len++] = '\n';
-	if (write(STDERR_FILENO, line, len) < 0)
-		return; /* nobody listens */
-}
-
-/**
- * debug() - Say something if -v was given
- * @fmt:	Format
- */
-void debug(const char *fmt, ...)
-{
-	va_list args;
-
-	if (!verbose)
-		return;
-	va_start(args, fmt);
-	say(fmt, args);
-	va_end(args);
-}
-
-/**
- * complain() - Say what is wrong
- * @fmt:	Format
- */
-void complain(const char *fmt, ...)
-{
-	va_list args;
-
-	va_start(args, fmt);
-	say(fmt, args);
-	va_end(args);
-}
+/* ---- giving up ---- */
 
 /**
  * fail() - Complain and exit
@@ -131,123 +83,6 @@ static void __attribute__((noreturn)) fail(const char *what)
 {
 	complain("%s: %s", what, strerror(errno));
 	exit(EXIT_AGENT);
-}
-
-/* ---- event loop ---- */
-
-/**
- * now_ms() - The time
- *
- * Returns: ms since some moment
- */
-int64_t now_ms(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
-/**
- * loop_add() - Wait for a descriptor
- * @source:	What to call
- * @fd:		Descriptor
- * @events:	epoll events
- */
-void loop_add(struct source *source, int fd, uint32_t events)
-{
-	struct epoll_event event = {.events = events, .data.ptr = source};
-
-	if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event))
-		complain("epoll: %s", strerror(errno));
-}
-
-/**
- * loop_del() - Don't wait for a descriptor any more
- * @fd:		Descriptor
- */
-void loop_del(int fd)
-{
-	epoll_ctl(epoll_fd, EPOLL_CTL_DEL, fd, NULL);
-}
-
-/**
- * loop_wait_for() - Wait for one more descriptor, outside the loop
- * @fd:		Descriptor
- * @events:	poll events
- * @limit_ms:	At most so long
- *
- * Returns: true if @fd is ready; false if the loop has work to do first, or
- *	time is up
- */
-bool loop_wait_for(int fd, short events, int limit_ms)
-{
-	struct pollfd fds[] = {{.fd = fd, .events = events},
-			       {.fd = epoll_fd, .events = POLLIN}};
-
-	return poll(fds, 2, limit_ms) > 0 && fds[0].revents;
-}
-
-/**
- * loop_bury() - Free a source, once no event for it can be queued
- * @source:	From malloc(), and not waited for
- */
-void loop_bury(struct source *source)
-{
-	source->dead = true;
-	source->next = dead;
-	dead = source;
-}
-
-/**
- * sooner() - The shorter of two waits
- * @a:		ms, -1 for any time
- * @b:		Same
- *
- * Returns: same
- */
-static int sooner(int a, int b)
-{
-	return a < 0 || (b >= 0 && b < a) ? b : a;
-}
-
-/**
- * sleep_ms() - How long the event loop may sleep
- *
- * Returns: ms, -1 for any time
- */
-static int sleep_ms(void)
-{
-	int limit_ms = sooner(wait_timeout_ms(), accept_timeout_ms());
-
-	limit_ms = sooner(limit_ms, listen_timeout_ms());
-	return sooner(limit_ms, datagram_timeout_ms());
-}
-
-/**
- * loop_once() - Wait, then handle what came
- */
-static void loop_once(void)
-{
-	struct epoll_event events[BATCH];
-	int n = epoll_wait(epoll_fd, events, BATCH, sleep_ms());
-
-	for (int i = 0; i < n; i++) {
-		struct source *source = events[i].data.ptr;
-
-		if (!source->dead)
-			source->ready(source, events[i].events);
-	}
-	wait_tick();
-	accept_tick();
-	listen_tick();
-	datagram_tick();
-	while (dead) {
-		struct source *next = dead->next;
-
-		free(dead);
-		dead = next;
-	}
 }
 
 /* ---- what it waits for ---- */
@@ -451,7 +286,7 @@ static void leave_behind(void)
 		end_like(status);
 
 	setsid();
-	if (!verbose) { /* our parent may wait for these to be closed */
+	if (!log_verbose) { /* our parent may wait for these to be closed */
 		null = open("/dev/null", O_RDWR | O_CLOEXEC);
 		for (int fd = 0; fd <= STDERR_FILENO; fd++)
 			dup2(null, fd);
@@ -499,6 +334,18 @@ static void raise_limits(void)
 }
 
 /**
+ * refuse_huge_pages() - Have no more memory than what is used
+ *
+ * Of our tables few pages are used, and khugepaged would put 2 MiB in their
+ * place, whenever it comes by. After the command is started: it would inherit
+ * that.
+ */
+static void refuse_huge_pages(void)
+{
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+}
+
+/**
  * adopt() - Take over from an agent that has ended
  * @fds:	"LISTENER,STATE[,DEVICE]"
  *
@@ -522,6 +369,7 @@ static void __attribute__((noreturn)) adopt(const char *fds)
 		fail("what the agent before this one left");
 	callers_init();
 	raise_limits();
+	refuse_huge_pages();
 	listen_adopt();
 	error = control_start();
 	if (error)
@@ -545,7 +393,7 @@ int main(int argc, char **argv)
 	uint32_t instance = 0;
 
 	while ((option = getopt(argc, argv, "+va:k:")) != -1) {
-		verbose |= option == 'v';
+		log_verbose |= option == 'v';
 		adopted = option == 'a' ? optarg : adopted;
 		keeper = option == 'k' ? atoi(optarg) : keeper;
 		if (option == '?')
@@ -555,8 +403,7 @@ int main(int argc, char **argv)
 		complain("usage: tsi-agent [-v] -- COMMAND [ARGUMENT]...");
 		return EXIT_AGENT;
 	}
-	epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-	if (epoll_fd < 0)
+	if (!loop_init())
 		fail("epoll");
 	if (adopted)
 		adopt(adopted);
@@ -581,6 +428,7 @@ int main(int argc, char **argv)
 	block_signals(&mask);
 	start_command(argv + optind, &mask, instance);
 	raise_limits();
+	refuse_huge_pages();
 	loop_add(&listener_source, listener, EPOLLIN);
 	loop_add(&signal_source, signal_fd, EPOLLIN);
 	loop_add(&command_source, (int)syscall(SYS_pidfd_open, command, 0),

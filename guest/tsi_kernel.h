@@ -2,7 +2,7 @@
 /*
  * tsi_kernel.h - what tsi-agent and the kernel module tsi.ko agree on
  *
- * guest/kernel/tsi.c has the theory of operation. Both are of one image, so a
+ * guest/kernel/main.c has the theory of operation. Both are of one image, so a
  * version is not needed.
  */
 #ifndef TSI_KERNEL_H

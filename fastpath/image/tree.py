@@ -39,7 +39,7 @@ INTERPRETER = "ld.so"
 cannot be given to another loader: it wants its heap behind itself."""
 DEBIANS_INTERPRETER = b"/lib64/ld-linux-x86-64.so.2\0"
 ORDER = "order"
-"""List of modules beside them, read by guest/init.c."""
+"""List of modules beside them, read by guest/init/boot.c."""
 
 
 def merged(path: str) -> str:

@@ -1,6 +1,6 @@
 """Programs in the VM: the host's side of init's exec protocol.
 
-guest/init.c describes the protocol. Its stream is a vsock connection to the host's
+guest/init/main.c describes the protocol. Its stream is a vsock connection to the host's
 port 1029, which the device makes a connection to the unix socket UDS_PATH_1029.
 
 Input for the command is sent within a window that init opens, so a signal is
@@ -50,7 +50,7 @@ TEXT_MAX = 1000
 
 
 class Frame(enum.IntEnum):
-    """Types of frames, as in guest/init.c."""
+    """Types of frames, as in guest/init/init.h."""
 
     EXEC = 1
     STDIN = 2

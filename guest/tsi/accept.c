@@ -5,7 +5,7 @@
  * Theory of operation
  * ===================
  *
- * With the kernel module accept() never comes here (guest/kernel/tsi.c).
+ * With the kernel module accept() never comes here (guest/kernel).
  * Without it the kernel would give the address of a vsock socket, so the agent
  * accepts in the program's place and says whom the port stands for (listen.c).
  * accept() without an address isn't trapped at all, and readiness is the
@@ -79,7 +79,7 @@ static bool hand_over(const struct call *call, int conn,
 static int take(int fd, int flags, struct sockaddr_vm *ret_peer)
 {
 	socklen_t len = sizeof(*ret_peer);
-	int conn = listen_unstash(fd);
+	int conn = listeners_unstash(fd);
 	bool nonblock;
 
 	if (conn >= 0) {
@@ -122,7 +122,7 @@ static bool try_accept(const struct call *call, int fd, uint64_t label)
 	if (hand_over(call, conn, &peer, label & LABEL_V6))
 		close(conn);
 	else
-		listen_stash(fd, conn);
+		listeners_stash(fd, conn);
 	return true;
 }
 

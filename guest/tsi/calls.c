@@ -22,6 +22,7 @@
 
 #include <linux/sockios.h>
 
+#include "datagram.h"
 #include "tsi.h"
 
 /**
@@ -103,13 +104,13 @@ static void handle_bind(const struct call *call)
 	int fd = ours(call, &label);
 	int error = 0;
 
-	listen_reap();
+	closings_reap();
 	/* One that was connected before: vsock's EINVAL is TCP's, too */
 	if (fd >= 0 && sock_local_port(fd) == NO_PORT)
 		error = swap_to_inet(call, (int)call->args[0], fd, label);
 	if (!error)
 		allow_pod_address(call);
-	datagram_drop_stale();
+	receive_drop_stale();
 	if (error)
 		reply_error(call->id, error);
 	else
@@ -131,7 +132,7 @@ static void local_name(int fd, bool v6, struct destination *ret_name)
 
 	if (port != NO_PORT) {
 		bool v4 =
-		    !v6 || (control_destination(sock_peer_port(fd), &peer) &&
+		    !v6 || (routes_destination(sock_peer_port(fd), &peer) &&
 			    IN6_IS_ADDR_V4MAPPED(&peer.address));
 
 		name.port = (uint16_t)port; /* as the host's access log */
@@ -181,7 +182,7 @@ static int tcp_name(int fd, uint64_t label, bool local,
 {
 	struct destination names[2];
 	struct sockaddr_vm peer;
-	int error = listen_names(fd, label, &names[0], &names[1]);
+	int error = listeners_names(fd, label, &names[0], &names[1]);
 
 	if (error != EOPNOTSUPP) {
 		*ret_name = names[!local];
@@ -193,7 +194,7 @@ static int tcp_name(int fd, uint64_t label, bool local,
 	}
 	if (!sock_peer(fd, &peer) && !sock_half_closed_peer(fd, &peer))
 		return ENOTCONN;
-	return control_destination(peer.svm_port, ret_name) ? 0 : ENOTCONN;
+	return routes_destination(peer.svm_port, ret_name) ? 0 : ENOTCONN;
 }
 
 /**
@@ -333,7 +334,7 @@ static void handle_receive(const struct call *call)
 		close(fd);
 		reply_native(call->id);
 	} else {
-		datagram_receive_trapped(call);
+		receive_trapped(call);
 	}
 }
 
@@ -380,7 +381,7 @@ void call_dispatch(const struct call *call)
 	case SYS_sendto:
 	case SYS_sendmsg:
 	case SYS_sendmmsg:
-		datagram_send_trapped(call);
+		send_trapped(call);
 		break;
 	case SYS_recvfrom:
 	case SYS_recvmsg:

@@ -32,6 +32,7 @@
 #include <poll.h>
 #include <unistd.h>
 
+#include "datagram.h"
 #include "tsi.h"
 
 /**
@@ -133,7 +134,7 @@ static void start_over(const struct call *call, int fd, uint64_t *label)
 	struct pollfd state = {.fd = fd};
 
 	if (call->args[5] != ((uint64_t)TSI_MARK << 32 | TSI_RESET) ||
-	    control_is_live((uint32_t)call->args[3]))
+	    routes_is_live((uint32_t)call->args[3]))
 		return;
 	poll(&state, 1, 0);
 	if (!(state.revents & POLLERR))
@@ -163,11 +164,10 @@ static void connect_ours(const struct call *call, int fd, uint64_t label,
 	} else if (label & LABEL_ABORTED) {
 		sock_change_label(fd, 0, LABEL_ABORTED);
 		error = ECONNABORTED;
-	} else if (fresh && listen_local(dst, &port)) {
+	} else if (fresh && local_listener(dst, &port)) {
 		label |= LABEL_LOCAL;
 		sock_change_label(fd, LABEL_LOCAL, 0);
-		listen_bind_local(fd, port,
-				  IN6_IS_ADDR_V4MAPPED(&dst->address));
+		local_bind(fd, port, IN6_IS_ADDR_V4MAPPED(&dst->address));
 		start(call, fd, label, VMADDR_CID_LOCAL, port);
 		return;
 	} else if (!fresh && (label & LABEL_LOCAL)) { /* the address is moot */
@@ -182,7 +182,7 @@ static void connect_ours(const struct call *call, int fd, uint64_t label,
 			reply_native(call->id);
 		return;
 	} else {
-		error = control_token(dst, &port);
+		error = routes_token(dst, &port);
 	}
 	if (error) {
 		reply_error(call->id, error);
@@ -268,10 +268,10 @@ void connect_trapped(const struct call *call)
 		 */
 	} else if (!swap_is_tcp(fd)) {
 		reply_native(call->id);
-	} else if (listen_local(&dst, &port) || !address_is_native(&dst)) {
+	} else if (local_listener(&dst, &port) || !address_is_native(&dst)) {
 		if (port)
-			upper = listen_local_upper(
-			    port, IN6_IS_ADDR_V4MAPPED(&dst.address));
+			upper = local_upper(port,
+					    IN6_IS_ADDR_V4MAPPED(&dst.address));
 		error = swap_to_vsock(call, (int)call->args[0], upper, &fd);
 		if (!error && sock_label(fd, &label)) {
 			connect_ours(call, fd, label, &dst);

@@ -1,27 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * control.c - the stream to the host: tokens for destinations, and failures
+ * control.c - the stream to the host: what both tell each other of connections
  *
  * Theory of operation
  * ===================
  *
- * docs/tsi-protocol.md is the specification. In short: a destination is
- * registered once, under the next token, and nothing is waited for; connecting
- * a vsock socket to the token's port reaches the destination. So a second
- * connect() to the same place costs no message at all.
- *
- * The stream gives us a range of tokens, and the latest `window` registered
- * ones are good. They live in an array indexed by token modulo the
- * window: registering one more overwrites, and so forgets, the oldest. Tokens
- * are never given to another destination; when the range is used up, a new
- * stream brings a new range. A token's slot is its number modulo the window, so
- * that tokens of a stream before keep theirs until they are overwritten: they
- * can't be connected to any more, but connections that were have a peer's name.
- *
- * A failed connection comes as a reset, and its errno as a message here, by
- * the port that the socket connected from. Which of the two is seen first is
- * chance. Failures that nobody waits for yet are kept in a small array, where
- * newer ones overwrite them: a program that never asks costs nothing.
+ * docs/tsi-protocol.md is the specification. The stream carries destinations
+ * and their tokens (routes.c), listeners (listeners.c) and their clients
+ * (callers.c), and why connections failed (failures.c). Nothing is waited for
+ * but the greeting and the answer to LISTEN.
  *
  * If the stream breaks, the next connect() tries to open another one.
  */
@@ -38,22 +25,9 @@
 
 #include "tsi.h"
 
-#define FAILURES  4096
-#define ANSWER_S  5    /* for the host to accept and greet us */
-#define SEND_S	  1    /* for room in the stream */
-#define RETRY_MS  1000 /* after a stream that could not be opened */
-#define MAX_ERRNO 4095
-#define NONE	  UINT32_MAX
-
-/**
- * struct failure - What a message said of a connection
- * @guest_port:	Its port
- * @error:	errno
- */
-struct failure {
-	uint32_t guest_port;
-	int error;
-};
+#define ANSWER_S 5    /* for the host to accept and greet us */
+#define SEND_S	 1    /* for room in the stream */
+#define RETRY_MS 1000 /* after a stream that could not be opened */
 
 /**
  * struct answer - LISTENING, if it is waited for
@@ -73,7 +47,6 @@ struct answer {
  * @fd:		Socket, -1 if there is none
  * @retry_ms:	Not before then is another one tried
  * @welcome:	What the host granted
- * @used:	Tokens registered or left out, of welcome.token_count
  * @in_len:	Bytes in @in
  * @in:		Start of a message that isn't here in full
  */
@@ -82,78 +55,11 @@ static struct control {
 	int fd;
 	int64_t retry_ms;
 	struct tsi_welcome welcome;
-	uint32_t used;
 	size_t in_len;
 	uint8_t in[sizeof(struct tsi_header) + 512];
 } control = {.fd = -1};
 
-static struct route *routes; /* MAX_WINDOW of them, state.c has the memory */
-static uint32_t heads[MAX_WINDOW]; /* by hash: slot in routes[], or NONE */
-static struct failure failures[FAILURES];
 static struct answer awaited;
-
-/* ---- the table of destinations ---- */
-
-/**
- * chain() - Where the chain of a destination begins
- * @dst:	Destination
- *
- * Returns: in heads[]
- */
-static uint32_t *chain(const struct destination *dst)
-{
-	return &heads[address_hash(dst) % MAX_WINDOW];
-}
-
-/**
- * route_unlink() - Take a slot that is about to be overwritten off its chain
- * @slot:	Slot
- */
-static void route_unlink(uint32_t slot)
-{
-	uint32_t *link = chain(&routes[slot].dst);
-
-	if (!routes[slot].token)
-		return;
-	kernel_forget(&routes[slot].dst, routes[slot].token);
-	while (*link != NONE && *link != slot)
-		link = &routes[*link].next;
-	if (*link == slot)
-		*link = routes[slot].next;
-}
-
-/**
- * route_forget() - The host doesn't know a token
- * @token:	Token
- *
- * It is off its chain, so that nothing finds it; a connection that lives on
- * still finds its peer's name in the slot.
- */
-static void route_forget(uint32_t token)
-{
-	if (control_is_live(token))
-		route_unlink(token % control.welcome.window);
-}
-
-/**
- * first_free() - The slot after the one that was written last
- *
- * Returns: how many tokens of a new stream to leave out, so that those of the
- *	one before are overwritten as late as can be
- */
-static uint32_t first_free(void)
-{
-	uint32_t newest = 0, token = 0;
-
-	for (uint32_t slot = 0; slot < MAX_WINDOW; slot++)
-		if (routes[slot].token > token) {
-			token = routes[slot].token;
-			newest = slot + 1;
-		}
-	return (newest + control.welcome.window -
-		control.welcome.first_token % control.welcome.window) %
-	       control.welcome.window;
-}
 
 /* ---- the stream ---- */
 
@@ -243,20 +149,7 @@ static int stream_greet(int fd)
  */
 static void handle_failed(const void *payload)
 {
-	const struct tsi_failed *failed = payload;
-	struct failure *slot = &failures[failed->guest_port % FAILURES];
-	int error = ECONNREFUSED;
-
-	if (failed->error > 0 && failed->error <= MAX_ERRNO)
-		error = (int)failed->error;
-	debug("port %u failed: %s", failed->guest_port, strerror(error));
-	if (error == ESTALE) { /* the next connect() registers it anew */
-		route_forget(failed->token);
-		error = ENETUNREACH;
-	}
-	*slot =
-	    (struct failure){.guest_port = failed->guest_port, .error = error};
-	wait_failure_arrived(failed->guest_port);
+	failures_note(payload);
 }
 
 /**
@@ -377,7 +270,7 @@ static void stream_ready(struct source *source, uint32_t events)
 }
 
 /**
- * stream_open() - Open a stream; none has a route yet
+ * stream_open() - Open a stream
  *
  * Returns: 0, or an errno
  */
@@ -403,22 +296,17 @@ static int stream_open(void)
 		return error;
 	}
 
-	memset(heads, 0xff, sizeof(heads)); /* NONE */
-	if (control.welcome.window > MAX_WINDOW)
-		control.welcome.window = MAX_WINDOW;
+	routes_begin(&control.welcome);
 	sock_set_connect_timeout(control.welcome.connect_timeout_ms);
 	for (int v4 = 0; v4 <= 1; v4++) {
 		struct in6_addr own = control_pod_address(v4);
 
 		kernel_set_pod_address(v4, &own);
 	}
-	control.used = first_free();
-	if (control.used >= control.welcome.token_count)
-		control.used = 0;
 	control.fd = fd;
 	control.source.ready = stream_ready;
 	loop_add(&control.source, fd, EPOLLIN);
-	listen_announce_all();
+	listeners_announce_all();
 	return 0;
 }
 
@@ -451,7 +339,6 @@ static bool stream_wait(int limit_ms)
  */
 int control_start(void)
 {
-	routes = state_routes();
 	return stream_open();
 }
 
@@ -474,7 +361,31 @@ void control_keep(void)
 		stream_open();
 }
 
-/* ---- listeners ---- */
+/**
+ * control_reopen() - Close the stream; the next one need not wait
+ * @why:	For the log
+ */
+void control_reopen(const char *why)
+{
+	stream_close(why);
+	control.retry_ms = 0;
+}
+
+/* ---- what is told ---- */
+
+/**
+ * control_route() - Tell the host what a token stands for
+ * @route:	Token and destination
+ *
+ * Returns: false if there is no stream any more
+ */
+bool control_route(const struct tsi_route *route)
+{
+	if (!stream_send(control.fd, TSI_ROUTE, route, sizeof(*route)))
+		return true;
+	stream_close("the host doesn't read it");
+	return false;
+}
 
 /**
  * control_listen() - Tell the host of a listener
@@ -525,126 +436,7 @@ void control_unlisten(uint32_t listener)
 		stream_close("the host doesn't read it");
 }
 
-/* ---- tokens ---- */
-
-/**
- * is_own() - Is it the pod's own address?
- * @dst:	Destination
- *
- * What a token stands for then may be published in this guest next.
- *
- * Returns: true if it is
- */
-static bool is_own(const struct destination *dst)
-{
-	struct in6_addr own =
-	    control_pod_address(IN6_IS_ADDR_V4MAPPED(&dst->address));
-
-	return IN6_ARE_ADDR_EQUAL(&own, &dst->address);
-}
-
-/**
- * route_add() - Register a destination under the next token
- * @dst:	Destination
- * @ret_token:	The token
- *
- * Returns: 0, or an errno
- */
-static int route_add(const struct destination *dst, uint32_t *ret_token)
-{
-	uint32_t token = control.welcome.first_token + control.used;
-	uint32_t slot = token % control.welcome.window;
-	uint32_t *head = chain(dst);
-	bool v4 = IN6_IS_ADDR_V4MAPPED(&dst->address);
-	struct tsi_route msg = {
-	    .token = token,
-	    .family = v4 ? TSI_IPV4 : TSI_IPV6,
-	    .port = dst->port,
-	};
-	int error;
-
-	memcpy(msg.address, dst->address.s6_addr + (v4 ? 12 : 0), v4 ? 4 : 16);
-	route_unlink(slot); /* the host forgets it when it hears of this */
-	routes[slot].token = 0;
-	error = stream_send(control.fd, TSI_ROUTE, &msg, sizeof(msg));
-	if (error)
-		return error;
-
-	control.used++;
-	routes[slot] = (struct route){.dst = *dst, .token = token};
-	routes[slot].next = *head;
-	*head = slot;
-	kernel_name(dst, token);
-	*ret_token = token;
-	return 0;
-}
-
-/**
- * control_token() - The token to connect to for a destination
- * @dst:	Destination
- * @ret_token:	Its token, registered now if it was not yet
- *
- * Returns: 0, or an errno
- */
-int control_token(const struct destination *dst, uint32_t *ret_token)
-{
-	uint32_t slot;
-
-	if (control.fd >= 0 && control.used >= control.welcome.token_count) {
-		stream_close("all its tokens are used, opening another");
-		control.retry_ms = 0;
-	}
-	control_keep();
-	if (control.fd < 0)
-		return ENETUNREACH;
-
-	for (slot = *chain(dst); slot != NONE; slot = routes[slot].next)
-		if (address_same(&routes[slot].dst, dst)) {
-			*ret_token = routes[slot].token;
-			break;
-		}
-	if (slot == NONE && route_add(dst, ret_token)) {
-		stream_close("the host doesn't read it");
-		return ENETUNREACH;
-	}
-	if (!is_own(dst))
-		kernel_know(dst, *ret_token);
-	return 0;
-}
-
-/**
- * control_is_live() - Can a token be connected to?
- * @token:	Token
- *
- * Returns: true if it is one of this stream's latest
- */
-bool control_is_live(uint32_t token)
-{
-	uint32_t sequence = token - control.welcome.first_token;
-
-	return control.fd >= 0 && sequence < control.used &&
-	       control.used - sequence <= control.welcome.window;
-}
-
-/**
- * control_destination() - What a token stands for
- * @token:	Token
- * @ret_dst:	Its destination
- *
- * Returns: false if that was forgotten
- */
-bool control_destination(uint32_t token, struct destination *ret_dst)
-{
-	const struct route *route;
-
-	if (!control.welcome.window)
-		return false;
-	route = &routes[token % control.welcome.window];
-	if (route->token != token || token == 0)
-		return false;
-	*ret_dst = route->dst;
-	return true;
-}
+/* ---- the pod ---- */
 
 /**
  * control_pod_address() - The pod's address
@@ -668,23 +460,4 @@ bool control_has_family(bool v4)
 	struct in6_addr own = control_pod_address(v4);
 
 	return v4 ? own.s6_addr32[3] != 0 : !IN6_IS_ADDR_UNSPECIFIED(&own);
-}
-
-/* ---- failures ---- */
-
-/**
- * control_failure() - What the host said of a connection, if it did
- * @guest_port:	The socket's port
- *
- * Returns: errno, 0 if the host has said nothing yet; telling it forgets it
- */
-int control_failure(uint32_t guest_port)
-{
-	struct failure *slot = &failures[guest_port % FAILURES];
-	int error = slot->error;
-
-	if (slot->guest_port != guest_port)
-		return 0;
-	*slot = (struct failure){0};
-	return error;
 }

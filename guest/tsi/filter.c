@@ -26,7 +26,7 @@
  * Arguments are ints to these system calls, so their low halves are all that
  * counts, for the kernel as for us.
  *
- * With the kernel module (guest/kernel/tsi.c) the calls of led[] are trapped
+ * With the kernel module (guest/kernel) the calls of led[] are trapped
  * only if they carry its mark: it looks at the socket and at the memory first.
  *
  * Calls of another ABI (i386 under x86_64) aren't trapped: their numbers mean
@@ -101,7 +101,7 @@ struct rule {
 };
 
 /* Calls that the kernel module leads to itself, if there is one: hooks[] of
- * guest/kernel/tsi.c */
+ * guest/kernel/main.c */
 static const uint32_t led[] = {
     SYS_socket,	     SYS_connect,    SYS_bind,	     SYS_listen,
     SYS_accept,	     SYS_accept4,    SYS_shutdown,   SYS_getsockname,

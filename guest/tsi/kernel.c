@@ -5,13 +5,13 @@
  * Theory of operation
  * ===================
  *
- * guest/kernel/tsi.c is the module. It makes sockets and connects them itself,
+ * guest/kernel has the module. It makes sockets and connects them itself,
  * to destinations in a table that both of us map from its device. The table is
  * a cache: a destination has one slot, another one of the same slot takes it
  * over, and what isn't there is asked of us.
  *
  * The open device outlives an agent, as the listener does. The tokens in it are
- * the stream's, so they go when the stream does (control.c).
+ * the stream's, so they go when the stream does (routes.c).
  */
 
 #define _GNU_SOURCE

@@ -11,12 +11,12 @@
  * peer outside has a stand-in: an address of 127.64.0.0/10, all of which the
  * loopback interface has from birth, and the port of the one UDP socket here.
  *
- *	program -- 127.0.0.1:40001 -> 127.64.0.7:R --> relay --> peers.c, host
+ *	program -- 127.0.0.1:40001 -> 127.64.0.7:R --> relay --> carrier.c, host
  *		<- 127.64.0.7:R -> 127.0.0.1:40001 ---
  *
  * Whom a datagram is for shows in its destination (IP_PKTINFO), and whose an
  * answer is in the source that we give it, so a connected socket hears its peer
- * only, as the kernel sees to that. datagram.c shows programs the peer's name
+ * only, as the kernel sees to that. receive.c shows programs the peer's name
  * in place of the stand-in's.
  *
  * An IPv6 peer has a stand-in of IPv4, too: an AF_INET6 socket reaches it as a
@@ -38,7 +38,7 @@
 #include <unistd.h>
 
 #include "../tsi_protocol.h"
-#include "tsi.h"
+#include "datagram.h"
 
 #define STAND_IN_NET  0x7f400000U /* 127.64.0.0 */
 #define STAND_IN_BITS 22

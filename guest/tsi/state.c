@@ -35,6 +35,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "datagram.h"
 #include "tsi.h"
 
 #define MAX_KEPT  16384
@@ -60,9 +61,9 @@ struct kept {
  * struct state - The shared memory
  * @current:	The call that is being handled
  * @waiting:	Calls that wait
- * @routes:	control.c's
+ * @routes:	routes.c's
  * @callers:	callers.c's, if the kernel module hasn't got it
- * @published:	listen.c's
+ * @published:	listeners.c's
  * @datagrams:	peers.c's and relay.c's
  */
 struct state {
@@ -169,7 +170,7 @@ void state_answered(int number)
 }
 
 /**
- * state_routes() - Memory for control.c
+ * state_routes() - Memory for routes.c
  *
  * Returns: MAX_WINDOW routes
  */
@@ -189,7 +190,7 @@ struct caller *state_callers(void)
 }
 
 /**
- * state_published() - Memory for listen.c
+ * state_published() - Memory for listeners.c
  *
  * Returns: MAX_PUBLISHED listeners
  */

@@ -3,22 +3,34 @@
  * tsi.h - what the parts of tsi-agent share
  *
  * Theory of operation of the whole: tsi-agent.c. Each part says on top what it
- * is for; dependencies point down this list.
+ * is for; dependencies point down this list. datagram.h has what those share
+ * that handle datagrams.
  *
- *	tsi-agent.c	the command as a child, the event loop, exit status
+ *	tsi-agent.c	the command as a child, exit status
+ *	loop.c		the event loop
  *	calls.c		one handler per trapped system call
  *	options.c	socket options that a vsock socket hasn't got
  *	connect.c	connect() and what is learnt of its outcome
  *	wait.c		trapped calls that are answered when more is known
+ *	send.c		sendto() and its like, of UDP sockets
+ *	receive.c	recvfrom() and its like, of UDP sockets
+ *	messages.c	what those two find in the program's memory
  *	datagram.c	UDP sockets whose peers are outside the guest
- *	swap.c		put another socket under the program's descriptor
- *	relay.c		where their datagrams go, and come from
- *	peers.c		the stream to the host: peers and datagrams
+ *	swap.c		make the program's socket one of another kind
+ *	exchange.c	put another socket under a process's descriptors
+ *	relay.c		where datagrams go, and come from
+ *	peers.c		UDP endpoints outside the guest
+ *	carrier.c	the stream to the host that carries datagrams
  *	accept.c	accept() on listeners that the host publishes
  *	callers.c	who their clients are
  *	kernel.c	what the kernel module is told, if there is one
- *	listen.c	those listeners
- *	control.c	the stream to the host: tokens, listeners and failures
+ *	listen.c	listen(), and what ends it
+ *	local.c		connections within the guest to those listeners
+ *	closings.c	when listeners are closed
+ *	listeners.c	the table of them
+ *	routes.c	the table of destinations and their tokens
+ *	failures.c	what the host said of connections that failed
+ *	control.c	the stream to the host for all these
  *	blocked.c	calls that block until there is something at a socket
  *	sock.c		the vsock sockets and the label each carries
  *	state.c		what outlives an agent
@@ -26,6 +38,7 @@
  *	address.c	addresses as programs write them, and as we do
  *	notify.c	notifications: receive, look into the target, reply
  *	filter.c	which system calls are trapped
+ *	log.c		lines on stderr
  */
 #ifndef TSI_H
 #define TSI_H
@@ -50,7 +63,7 @@
 #define EXIT_NOT_EXECUTABLE 126
 #define EXIT_NOT_FOUND	    127
 
-/* ---- tsi-agent.c ---- */
+/* ---- loop.c ---- */
 
 /**
  * struct source - Something the event loop waits for
@@ -66,11 +79,18 @@ struct source {
 	struct source *next;
 };
 
+bool loop_init(void);
 void loop_add(struct source *source, int fd, uint32_t events);
 void loop_del(int fd);
 bool loop_wait_for(int fd, short events, int limit_ms);
 void loop_bury(struct source *source);
+void loop_once(void);
 int64_t now_ms(void);
+
+/* ---- log.c ---- */
+
+extern bool log_verbose; /* -v */
+
 void debug(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
@@ -189,6 +209,25 @@ size_t address_encode(bool v6, const struct destination *dst,
 
 /* ---- control.c ---- */
 
+#define MAX_ERRNO 4095 /* that the host may name */
+
+int control_start(void);
+bool control_route(const struct tsi_route *route);
+int control_listen(const struct tsi_listen *listen, uint16_t *ret_port);
+void control_unlisten(uint32_t listener);
+struct in6_addr control_pod_address(bool v4);
+bool control_has_family(bool v4);
+void control_keep(void);
+void control_reopen(const char *why);
+bool control_is_open(void);
+
+/* ---- failures.c ---- */
+
+void failures_note(const struct tsi_failed *failed);
+int failures_take(uint32_t guest_port);
+
+/* ---- routes.c ---- */
+
 /**
  * struct route - A registered destination
  * @dst:	Destination
@@ -201,108 +240,15 @@ struct route {
 	uint32_t next;
 };
 
-/**
- * struct published - A published listener, for as long as it lives
- * @port:	Its vsock port; 0: there is none
- * @backlog:	As given to listen()
- * @label:	What it is labelled
- * @name:	What it is bound to
- */
-struct published {
-	uint32_t port;
-	int backlog;
-	uint64_t label;
-	struct destination name;
-};
-
-int control_start(void);
-int control_token(const struct destination *dst, uint32_t *ret_token);
-bool control_destination(uint32_t token, struct destination *ret_dst);
-bool control_is_live(uint32_t token);
-int control_failure(uint32_t guest_port);
-struct in6_addr control_pod_address(bool v4);
-bool control_has_family(bool v4);
-int control_listen(const struct tsi_listen *listen, uint16_t *ret_port);
-void control_unlisten(uint32_t listener);
-void control_keep(void);
-bool control_is_open(void);
+void routes_begin(const struct tsi_welcome *welcome);
+void routes_forget(uint32_t token);
+int routes_token(const struct destination *dst, uint32_t *ret_token);
+bool routes_destination(uint32_t token, struct destination *ret_dst);
+bool routes_is_live(uint32_t token);
 
 /* ---- interface.c ---- */
 
 void interface_init(void);
-
-/* ---- peers.c ---- */
-
-/**
- * struct peer - A UDP endpoint outside
- * @dst:	The endpoint
- * @number:	Its number
- * @next:	Next slot with the same hash, or NONE
- * @live:	The slot is in use
- * @used:	Since the hand came by
- * @told:	The host knows it
- * @judged:	And has said whether datagrams are carried
- * @error:	What it said: 0, or errno
- */
-struct peer {
-	struct destination dst;
-	uint32_t number;
-	uint32_t next;
-	bool live;
-	bool used;
-	bool told;
-	bool judged;
-	int error;
-};
-
-/**
- * struct datagrams - What has to stay for programs that have UDP sockets
- * @port:	The relay's, network order; 0: there is no relay yet
- * @homes:	By flow: the address that its socket is at; 0: unknown
- * @size:	Of the table of peers; 0: there was no stream yet
- * @peers:	That table
- */
-struct datagrams {
-	in_port_t port;
-	in_addr_t homes[1 << 16];
-	uint32_t size;
-	struct peer peers[MAX_PEERS];
-};
-
-void peers_start(void);
-
-int peers_number(const struct destination *dst, uint32_t *ret_peer);
-bool peers_destination(uint32_t number, uint32_t mask,
-		       struct destination *ret_dst);
-int peers_verdict(uint32_t number);
-int peers_send(uint16_t flow, uint32_t *number, uint32_t mask, const void *data,
-	       size_t len);
-
-/* ---- relay.c ---- */
-
-int relay_start(void);
-void relay_adopt(void);
-void relay_drain(void);
-void relay_deliver(uint16_t flow, uint32_t peer, const void *data, size_t len);
-void relay_bounce(uint16_t flow, uint32_t peer, int error);
-bool relay_is_here(int fd);
-int relay_stand_in(const struct destination *dst, uint32_t *ret_peer,
-		   struct sockaddr_in *ret_sa);
-bool relay_stands_for(const struct sockaddr_storage *sa,
-		      struct destination *ret_dst);
-
-/* ---- datagram.c ---- */
-
-bool datagram_connect(const struct call *call, int fd,
-		      const struct sockaddr_storage *sa,
-		      const struct destination *dst);
-bool datagram_name(const struct call *call, bool *ret_v6,
-		   struct destination *ret_name);
-void datagram_send_trapped(const struct call *call);
-void datagram_receive_trapped(const struct call *call);
-void datagram_drop_stale(void);
-void datagram_tick(void);
-int datagram_timeout_ms(void);
 
 /* ---- blocked.c ---- */
 
@@ -350,6 +296,10 @@ void blocked_drop_stale(struct blocked_list *list);
 void blocked_tick(struct blocked_list *list);
 int blocked_timeout_ms(const struct blocked_list *list);
 
+/* ---- exchange.c ---- */
+
+int exchange(const struct call *call, int num, int old_fd, int new_fd);
+
 /* ---- swap.c ---- */
 
 int swap_to_inet(const struct call *call, int num, int fd, uint64_t label);
@@ -384,24 +334,77 @@ int option_reply(const struct call *call, const void *value, size_t len);
 void options_apply(int inet_fd, uint64_t label);
 uint64_t options_kept(int inet_fd);
 
+/* ---- listeners.c ---- */
+
+#define MAX_STASH 8
+
+/**
+ * struct published - A published listener, for as long as it lives
+ * @port:	Its vsock port; 0: there is none
+ * @backlog:	As given to listen()
+ * @label:	What it is labelled
+ * @name:	What it is bound to
+ */
+struct published {
+	uint32_t port;
+	int backlog;
+	uint64_t label;
+	struct destination name;
+};
+
+/**
+ * struct listener - A published listener
+ * @is:		What outlives us, in state.c's memory; NULL: there is none
+ * @inet:	The TCP socket that keeps its TCP port, -1 if it can't be had
+ * @watch:	inotify watch, -1 if there is none
+ * @n_stash:	Used of @stash
+ * @stash:	Accepted for calls that then were gone, or had no descriptors
+ */
+struct listener {
+	struct published *is;
+	int inet;
+	int watch;
+	unsigned n_stash;
+	int stash[MAX_STASH];
+};
+
+struct listener *listeners_next(struct listener *listener);
+bool listeners_any(void);
+struct listener *listeners_find(uint32_t port);
+struct listener *listeners_at(size_t slot);
+struct listener *listeners_new(void);
+void listeners_free(struct listener *listener);
+void listeners_end(struct listener *listener);
+int listeners_announce(const struct listener *listener, uint16_t *ret_port);
+void listeners_announce_all(void);
+int listeners_names(int fd, uint64_t label, struct destination *ret_local,
+		    struct destination *ret_peer);
+void listeners_stash(int fd, int conn);
+int listeners_unstash(int fd);
+
+/* ---- closings.c ---- */
+
+void closings_expect(struct listener *listener);
+void closings_watch(struct listener *listener, int fd);
+void closings_forget(const struct listener *listener);
+void closings_look(void);
+void closings_reap(void);
+void closings_tick(void);
+int closings_timeout_ms(void);
+
+/* ---- local.c ---- */
+
+bool local_listener(const struct destination *dst, uint32_t *ret_port);
+uint32_t local_upper(uint32_t port, bool v4);
+void local_bind(int fd, uint32_t port, bool v4);
+
 /* ---- listen.c ---- */
 
 void listen_trapped(const struct call *call);
 void shutdown_trapped(const struct call *call);
 void listen_adopt(void);
-void listen_announce_all(void);
-void listen_reap(void);
-int listen_names(int fd, uint64_t label, struct destination *ret_local,
-		 struct destination *ret_peer);
 bool listen_is_listener(int fd, uint64_t label);
 int listen_give_back(const struct call *call, int fd);
-bool listen_local(const struct destination *dst, uint32_t *ret_port);
-uint32_t listen_local_upper(uint32_t port, bool v4);
-void listen_bind_local(int fd, uint32_t port, bool v4);
-void listen_stash(int fd, int conn);
-int listen_unstash(int fd);
-void listen_tick(void);
-int listen_timeout_ms(void);
 
 /* ---- callers.c ---- */
 

@@ -7,7 +7,7 @@
  *
  * Two things are waited for. A blocking connect() waits for its socket, which
  * the event loop watches. A connect() or getsockopt(SO_ERROR) that found a
- * failure waits for its errno: that comes from the host (control.c), while the
+ * failure waits for its errno: that comes from the host (failures.c), while the
  * socket only says ECONNRESET. When the socket's word is seen first, the
  * answer waits for the message, at most FAILED_WAIT_MS.
  *
@@ -176,7 +176,7 @@ void tell_failure(const struct call *call, int fd, int error)
 	guest_port = sock_local_port(fd);
 	error = sock_label(fd, &label) && (label & LABEL_LOCAL)
 		    ? ECONNREFUSED
-		    : control_failure(guest_port);
+		    : failures_take(guest_port);
 	waiter = error ? NULL : waiter_new(call, now_ms() + FAILED_WAIT_MS);
 	if (!waiter) {
 		tell_error(call, error ? error : ECONNREFUSED);
@@ -187,7 +187,7 @@ void tell_failure(const struct call *call, int fd, int error)
 }
 
 /**
- * wait_failure_arrived() - control_failure() has news
+ * wait_failure_arrived() - failures_take() has news
  * @guest_port:	The socket's port
  */
 void wait_failure_arrived(uint32_t guest_port)
@@ -199,7 +199,7 @@ void wait_failure_arrived(uint32_t guest_port)
 		next = LIST_NEXT(waiter, link);
 		if (waiter->guest_port != guest_port)
 			continue;
-		tell_error(&waiter->call, control_failure(guest_port));
+		tell_error(&waiter->call, failures_take(guest_port));
 		waiter_free(waiter);
 		return;
 	}

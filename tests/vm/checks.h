@@ -11,7 +11,7 @@
  * only those run that are for a sandbox without UDP. It runs in a process of
  * its own with an alarm, and children that it leaves are killed. run_check()
  * prints "ok NAME" or "FAIL NAME: line N: WHAT (errno)", and sum_up() the last
- * line, which counts.
+ * line, which counts. One file of a program calls these two.
  */
 #ifndef CHECKS_H
 #define CHECKS_H
@@ -60,7 +60,7 @@ static int checks_passed, checks_run;
  * @line:	Where
  * @what:	Condition
  */
-static void __attribute__((noreturn)) broken(int line, const char *what)
+static inline void __attribute__((noreturn)) broken(int line, const char *what)
 {
 	dprintf(STDOUT_FILENO, "line %d: %s (%s)\n", line, what,
 		strerror(errno));
@@ -74,7 +74,7 @@ static void __attribute__((noreturn)) broken(int line, const char *what)
  *
  * Returns: true if it is
  */
-static bool check_applies(const struct check *check, char **names)
+static inline bool check_applies(const struct check *check, char **names)
 {
 	bool wanted = !*names;
 
@@ -91,7 +91,7 @@ static bool check_applies(const struct check *check, char **names)
  * @check:	Check
  * @names:	Those that the user wants, up to NULL; none: all
  */
-static void run_check(const struct check *check, char **names)
+static inline void run_check(const struct check *check, char **names)
 {
 	int status, pipes[2];
 	char why[256] = "died";
@@ -131,11 +131,22 @@ static void run_check(const struct check *check, char **names)
 }
 
 /**
+ * run_checks() - Run the checks of a table
+ * @check:	First of them; one without a name ends the table
+ * @names:	Those that the user wants, up to NULL; none: all
+ */
+static inline void run_checks(const struct check *check, char **names)
+{
+	for (; check->name; check++)
+		run_check(check, names);
+}
+
+/**
  * sum_up() - Say how many checks have passed
  *
  * Returns: exit status: 0 if that's all of them
  */
-static int sum_up(void)
+static inline int sum_up(void)
 {
 	printf("%d/%d\n", checks_passed, checks_run);
 	return checks_passed == checks_run && checks_run ? 0 : 1;

@@ -59,10 +59,16 @@ def python_checks(source):
     return {f"/tests/{name}": HERE.parent / name for name in names}
 
 
+def c_files(source):
+    """The files of a C program, which is one or a folder of them."""
+    path = HERE / source
+    return sorted(path.glob("*.c")) if path.is_dir() else [path]
+
+
 def checks(source):
     """The names of the checks of a C program."""
     row = re.compile(r"^    (?:CHECK|SANDBOX)\((\w+)\),", re.MULTILINE)
-    return row.findall((HERE / source).read_text())
+    return [name for path in c_files(source) for name in row.findall(path.read_text())]
 
 
 def results(said):

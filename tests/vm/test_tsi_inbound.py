@@ -28,7 +28,7 @@ PORT, PRIVATE, FIRST_CHECK = 8080, 9090, 7000
 DEVICE = "/dev/tsi"
 EPHEMERAL = "32768-60999"
 POLICY = f'published: ["{FIRST_CHECK}-7999", "{PORT}-8089", "{EPHEMERAL}"]\n'
-CHECKS = programs.checks("tsi_listener.c")
+CHECKS = programs.checks("listener")
 
 
 async def make_reader():
@@ -154,7 +154,9 @@ def servers(tmp_path_factory):
     """Path in the guest -> file."""
     out = tmp_path_factory.mktemp("servers")
     return {
-        "/bin/tsi_listener": programs.compile_c(out / "c", HERE / "tsi_listener.c"),
+        "/bin/tsi_listener": programs.compile_c(
+            out / "c", *programs.c_files("listener")
+        ),
         "/bin/tsi_server_go": programs.compile_go(out / "go", HERE / "tsi_server.go"),
         "/tsi_server.py": HERE / "tsi_server.py",
         "/nginx.conf": HERE / "nginx.conf",

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.vm
 
 HERE = Path(__file__).parent
 TSI_CLIENT = ("python3", "-m", "tests.vm.tsi_client", HOST4)
-C_CHECKS = programs.checks("tsi_client.c")
+C_CHECKS = programs.checks("client")
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def clients(tmp_path_factory):
     """The clients, compiled: path in the guest -> file."""
     out = tmp_path_factory.mktemp("clients")
     found = {
-        "/bin/tsi_client": programs.compile_c(out / "c", HERE / "tsi_client.c"),
+        "/bin/tsi_client": programs.compile_c(out / "c", *programs.c_files("client")),
         **programs.python_checks("tsi_client.py"),
     }
     if shutil.which("go"):

@@ -51,7 +51,7 @@ OTHER = 7008
 RESOLVER = ("127.0.0.1", 5353)
 POLICIES = {"on": "udp: true\n", "off": "egress: {errno: EACCES}\n"}
 UDP_CLIENT = ("python3", "-m", "tests.vm.udp_client", HOST4)
-C_CHECKS = programs.checks("udp_client.c")
+C_CHECKS = programs.checks("udp")
 NAMES = {
     ("one.example.", "A"): [HOST4],
     ("one.example.", "AAAA"): [HOST6],
@@ -176,7 +176,7 @@ def clients(tmp_path_factory):
     """The clients, compiled: path in the guest -> file."""
     out = tmp_path_factory.mktemp("clients")
     return {
-        "/bin/udp_client": programs.compile_c(out / "c", HERE / "udp_client.c"),
+        "/bin/udp_client": programs.compile_c(out / "c", *programs.c_files("udp")),
         "/bin/udp_client_go": programs.compile_go(out / "go", HERE / "udp_client.go"),
         "/bin/resolve_musl": with_musl(out / "musl", HERE / "resolve.c"),
         **programs.python_checks("udp_client.py"),

@@ -23,7 +23,14 @@ HERE: Final = Path(__file__).parent
 DATA: Final = HERE / "tsi_compat.toml"
 DOC: Final = HERE.parents[1] / "docs/tsi-compat.md"
 TRACE: Final = HERE / "trace"
-TABLES: Final = ("connects.c", "bytes.c", "options.c", "listens.c", "datagrams.c")
+TABLES: Final = (
+    "connects.c",
+    "sockets.c",
+    "bytes.c",
+    "options.c",
+    "listens.c",
+    "datagrams.c",
+)
 
 HEAD: Final = """\
 # What programs can tell from TCP

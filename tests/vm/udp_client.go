@@ -2,7 +2,7 @@
 //
 //	udp_client_go IPV4
 //
-// The peer is as for udp_client.c; names are test_tsi_udp.py's.
+// The peer is as for udp/main.c; names are test_tsi_udp.py's.
 package main
 
 import (

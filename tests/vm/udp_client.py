@@ -2,7 +2,7 @@
 
     python3 -m tests.vm.udp_client IPV4
 
-The peer is as for udp_client.c; names are test_tsi_udp.py's.
+The peer is as for udp/main.c; names are test_tsi_udp.py's.
 """
 
 from __future__ import annotations

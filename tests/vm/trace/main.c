@@ -479,6 +479,7 @@ int main(int argc, char **argv)
 	host6 = argv[2];
 	control_port = strtol(argv[3], NULL, 10);
 	run_table(connect_cases, argv + 4);
+	run_table(socket_cases, argv + 4);
 	run_table(byte_cases, argv + 4);
 	run_table(option_cases, argv + 4);
 	run_table(listen_cases, argv + 4);

@@ -5,6 +5,7 @@
  *	main.c		runs the cases, writes the trace; helpers of the cases
  *	peer.c		the other end: a server that does as the cases say
  *	connects.c	cases: connect()
+ *	sockets.c	cases: connect() of shared, bound, used or many sockets
  *	bytes.c		cases: bytes, ends and errors of a connection
  *	options.c	cases: options, names, ioctl()
  *	listens.c	cases: listeners, and what they accept
@@ -36,6 +37,7 @@ struct test_case {
 #define CASE(name) {#name, name}
 
 extern const struct test_case connect_cases[];
+extern const struct test_case socket_cases[];
 extern const struct test_case byte_cases[];
 extern const struct test_case option_cases[];
 extern const struct test_case listen_cases[];
@@ -55,7 +57,9 @@ void trace_text(const char *what, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 void trace_events(const char *what, int fd, short until);
 void trace_so_error(int fd);
+void trace_echo(int fd);
 
+long silent_port(void);
 long peer(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void trace_peer(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * boot.c - what a VM needs before its first command
+ */
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/vm_sockets.h>
+#include <net/if.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/utsname.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "init.h"
+
+#define INIT_PORT 1029
+
+bool booted;
+
+/**
+ * mount_all() - Mount what programs expect to find
+ *
+ * /tmp and /run are left alone: all of the root is memory, and the host may
+ * have put files there.
+ */
+static void mount_all(void)
+{
+	static const struct {
+		const char *type, *path, *options;
+		unsigned long flags;
+	} mounts[] = {
+	    {"proc", "/proc", NULL, MS_NOSUID | MS_NODEV | MS_NOEXEC},
+	    {"sysfs", "/sys", NULL, MS_NOSUID | MS_NODEV | MS_NOEXEC},
+	    {"devtmpfs", "/dev", "mode=0755", MS_NOSUID},
+	    {"devpts", "/dev/pts", "mode=0620,ptmxmode=0666", MS_NOSUID},
+	    {"tmpfs", "/dev/shm", "mode=1777", MS_NOSUID | MS_NODEV},
+	};
+
+	for (size_t i = 0; i < sizeof(mounts) / sizeof(mounts[0]); i++) {
+		mkdir(mounts[i].path, 0755);
+		if (mount(mounts[i].type, mounts[i].path, mounts[i].type,
+			  mounts[i].flags, mounts[i].options))
+			say("mount %s: %s", mounts[i].path, strerror(errno));
+	}
+	symlink("/proc/self/fd", "/dev/fd");
+	symlink("/proc/self/fd/0", "/dev/stdin");
+	symlink("/proc/self/fd/1", "/dev/stdout");
+	symlink("/proc/self/fd/2", "/dev/stderr");
+}
+
+/**
+ * insmod() - Load one module with busybox, which knows compressed ones
+ * @path:	Module
+ *
+ * Returns: true if it was loaded
+ */
+static bool insmod(const char *path)
+{
+	int status = -1;
+	pid_t pid = fork();
+
+	if (pid == 0) {
+		execl("/bin/busybox", "busybox", "insmod", path, (char *)NULL);
+		_exit(127);
+	}
+	return pid > 0 && waitpid(pid, &status, 0) == pid && status == 0;
+}
+
+/**
+ * load() - Load one module
+ * @path:	Module, compressed or not
+ */
+static void load(const char *path)
+{
+	size_t len = strlen(path);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0) {
+		say("%s: %s", path, strerror(errno));
+		return;
+	}
+	if (len > 3 && strcmp(path + len - 3, ".ko")) {
+		if (!insmod(path))
+			say("%s: not loaded", path);
+	} else if (syscall(SYS_finit_module, fd, "", 0) && errno != EEXIST) {
+		say("%s: %s", path, strerror(errno));
+	}
+	close(fd);
+}
+
+/**
+ * load_modules() - Load the image's modules in the order that it lists
+ *
+ * /lib/modules/RELEASE/order has a path a line, relative to its directory. A
+ * kernel that the image was not made for finds no list, and needs none if it
+ * has the drivers built in.
+ */
+static void load_modules(void)
+{
+	char path[PATH_MAX], line[512];
+	struct utsname uts;
+	FILE *list;
+
+	uname(&uts);
+	snprintf(path, sizeof(path), "/lib/modules/%.65s/order", uts.release);
+	list = fopen(path, "re");
+	if (!list) {
+		say("%s: %s", path, strerror(errno));
+		return;
+	}
+	while (fgets(line, sizeof(line), list)) {
+		line[strcspn(line, "\n")] = '\0';
+		snprintf(path, sizeof(path), "/lib/modules/%.65s/%s",
+			 uts.release, line);
+		load(path);
+	}
+	fclose(list);
+}
+
+/**
+ * lo_up() - Bring the loopback interface up; the kernel adds its addresses
+ */
+static void lo_up(void)
+{
+	struct ifreq ifr = {.ifr_name = "lo", .ifr_flags = IFF_UP};
+	int s = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+	if (s < 0 || ioctl(s, SIOCSIFFLAGS, &ifr))
+		say("lo: %s", strerror(errno));
+	if (s >= 0)
+		close(s);
+}
+
+/**
+ * set_sysctls() - Settings of the kernel that programs are to find
+ *
+ * TCP fast open: TSI hasn't got it, and programs fall back where it is off.
+ */
+static void set_sysctls(void)
+{
+	static const struct {
+		const char *path, *value;
+	} settings[] = {{"/proc/sys/net/ipv4/tcp_fastopen", "0"}};
+
+	for (size_t i = 0; i < sizeof(settings) / sizeof(settings[0]); i++) {
+		int fd = open(settings[i].path, O_WRONLY | O_CLOEXEC);
+
+		if (fd < 0 || write(fd, settings[i].value, 1) != 1)
+			say("%s: %s", settings[i].path, strerror(errno));
+		close(fd);
+	}
+}
+
+/**
+ * resolver_line() - Write a line of resolv.conf that the host has asked for
+ * @fd:		/etc/resolv.conf, or -1: just forget what it has asked for
+ * @key:	First word of the line
+ * @name:	Kernel parameter with the others, separated by commas; the
+ *		kernel puts it into our environment, and programs don't get it
+ */
+static void resolver_line(int fd, const char *key, const char *name)
+{
+	char *words = getenv(name);
+
+	if (words && fd >= 0) {
+		for (char *p = words; *p; p++)
+			if (*p == ',')
+				*p = ' ';
+		if (dprintf(fd, "%s %s\n", key, words) < 0)
+			say("/etc/resolv.conf: %s", strerror(errno));
+	}
+	unsetenv(name);
+}
+
+/**
+ * name_resolver() - Tell programs where to ask for names
+ *
+ * Which address it is doesn't matter: over TSI, whatever goes to port 53 is
+ * answered on the host. This one is of a range that is nobody's (RFC 2544).
+ * Where to search and how long to wait is as on the host, if it has said so. A
+ * file that the image or the host brought stays.
+ */
+static void name_resolver(void)
+{
+	static const char text[] = "nameserver 198.18.0.53\n";
+	int fd = open("/etc/resolv.conf",
+		      O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+
+	if (fd >= 0 && write(fd, text, sizeof(text) - 1) < 0)
+		say("/etc/resolv.conf: %s", strerror(errno));
+	resolver_line(fd, "search", "resolv_search");
+	resolver_line(fd, "options", "resolv_options");
+	if (fd >= 0)
+		close(fd);
+}
+
+/**
+ * call_host() - Connect to the host
+ *
+ * Returns: the stream
+ */
+static int call_host(void)
+{
+	struct sockaddr_vm addr = {
+	    .svm_family = AF_VSOCK,
+	    .svm_cid = VMADDR_CID_HOST,
+	    .svm_port = INIT_PORT,
+	};
+	const struct timespec pause = {.tv_nsec = 100 * 1000 * 1000};
+
+	for (int tries = 0; tries < 50; tries++) {
+		int s = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+		if (s >= 0 &&
+		    !connect(s, (struct sockaddr *)&addr, sizeof(addr)))
+			return s;
+		if (s < 0)
+			break;
+		close(s);
+		nanosleep(&pause, NULL);
+	}
+	say("vsock, host port %d: %s", INIT_PORT, strerror(errno));
+	finish("no way to the host");
+}
+
+/**
+ * boot() - Prepare the VM and connect to the host
+ *
+ * The kernel has opened /dev/console as stdin, stdout and stderr. The first
+ * line on it tells a probe of the accelerator that the kernel came up; see
+ * fastpath/vm/accel.py.
+ *
+ * Returns: the stream to the host
+ */
+int boot(void)
+{
+	booted = true;
+	say("alive");
+	umask(022);
+	mount_all();
+	setenv("PATH",
+	       "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:"
+	       "/sbin:/bin",
+	       1);
+	setenv("HOME", "/root", 1);
+	setenv("TERM", "linux", 1);
+	set_sysctls();
+	load_modules();
+	lo_up();
+	name_resolver();
+	return call_host();
+}
