@@ -89,7 +89,10 @@ struct vu_engine_config {
 /**
  * enum vu_event_kind - Why Python hears of a connection or device
  * @VU_EV_REQUEST:	A guest (or a listener's client) wants a connection and
- *			its route is VU_TARGET_ASK: answer it
+ *			its route is VU_TARGET_ASK: answer it. With @tag it is a
+ *			client for a guest: take it. @error is 0 if it isn't
+ *			known; ECONNREFUSED if the guest has no room, EAGAIN if
+ *			the VM may have no more: then its listener is paused
  * @VU_EV_OPENED:	The connection is established at both ends
  * @VU_EV_FAILED:	It never was: dial error, reset target, timeout; @error
  *			is the errno. The connection is gone
@@ -147,9 +150,11 @@ enum vu_limit {
  * @port:	vsock: the port on our side (the requested one, or of an
  *		opened connection the one we chose); VU_EV_BROKEN: the queue
  * @cid:	vsock: the CID on our side: 2, or a sibling's
+ * @tag:	vu_listener_guest(): of a client, until VU_EV_OPENED; else 0
  * @src_len:	Bytes used of @src: 0 for vsock
  * @dst_len:	Bytes used of @dst: 0 for vsock
- * @src:	Listener: the client's sockaddr; empty once it has hung up
+ * @src:	Listener: the client's sockaddr; without @tag empty once it has
+ *		hung up
  * @dst:	Listener: getsockname(), with TPROXY the original destination
  */
 struct vu_event {
@@ -163,6 +168,7 @@ struct vu_event {
 	uint32_t peer_port;
 	uint32_t port;
 	uint32_t cid;
+	uint32_t tag;
 	uint16_t src_len;
 	uint16_t dst_len;
 	uint8_t src[28];
@@ -294,6 +300,8 @@ int vu_dev_unroute(struct vu_engine *engine, uint32_t dev, uint32_t port);
 int vu_dev_unroute_from(struct vu_engine *engine, uint32_t dev, uint32_t first);
 int vu_dev_limit(struct vu_engine *engine, uint32_t dev, uint32_t max_conns,
 		 uint64_t max_queued_bytes, uint32_t accept_rate);
+int64_t vu_dev_conns_from(struct vu_engine *engine, uint32_t dev,
+			  uint32_t first_port);
 int vu_dev_sibling(struct vu_engine *engine, uint32_t dev, uint32_t other);
 int vu_dev_stats(struct vu_engine *engine, uint32_t dev,
 		 struct vu_dev_stats *ret);
@@ -303,12 +311,41 @@ int vu_dev_stats(struct vu_engine *engine, uint32_t dev,
 int vu_listener_add(struct vu_engine *engine, int fd, uint32_t want,
 		    const struct vu_target *target);
 int vu_listener_del(struct vu_engine *engine, uint32_t listener);
+int vu_listener_backlog(struct vu_engine *engine, uint32_t listener,
+			int backlog);
+int vu_listener_pause(struct vu_engine *engine, uint32_t listener, bool paused);
+
+/* Callers that a listener may have */
+#define VU_MAX_CALLERS 1024
+
+/**
+ * struct vu_caller - Where the clients of an IP go: to a port of a guest
+ * @ip:		Their address, in network order; of IPv4 the first 4 bytes, the
+ *		others 0
+ * @version:	4 or 6
+ * @guest_port:	Port that a program in the guest listens on
+ * @first_port:	The first of 65536 on our side: each comes from the one that is
+ *		its TCP port further. 0: they are unknown
+ */
+struct vu_caller {
+	uint8_t ip[16];
+	uint32_t version;
+	uint32_t guest_port;
+	uint32_t first_port;
+};
+
+int vu_listener_guest(struct vu_engine *engine, int fd, int backlog,
+		      uint32_t dev, uint32_t tag);
+int vu_listener_caller(struct vu_engine *engine, uint32_t listener,
+		       const struct vu_caller *caller);
+int vu_listener_forget(struct vu_engine *engine, uint32_t listener);
 
 /* ---- connections ---- */
 
 int vu_conn_answer(struct vu_engine *engine, uint64_t conn,
 		   const struct vu_target *target);
 int vu_conn_answer_fd(struct vu_engine *engine, uint64_t conn, int fd);
+int vu_conn_take(struct vu_engine *engine, uint64_t conn);
 int64_t vu_conn_open(struct vu_engine *engine, uint32_t dev,
 		     uint32_t guest_port, int fd, bool hybrid);
 int64_t vu_conn_offer(struct vu_engine *engine, uint32_t dev,

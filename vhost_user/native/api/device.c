@@ -25,8 +25,8 @@ int64_t with_dev(struct vu_engine *e, uint32_t dev, dev_fn *fn, void *arg)
 	int64_t ret = -VU_ERR_GONE;
 
 	loop_enter(e);
-	d = e->devs[SLOT(dev)];
-	if (d && d->id == dev) {
+	d = dev_by_id(e, dev);
+	if (d) {
 		list_add(&e->core.active, &d->active);
 		ret = fn(e, d, arg);
 	}
@@ -91,6 +91,7 @@ void device_remove(struct vu_engine *e, uint32_t slot)
 			conn_abort(c, ECONNRESET);
 	}
 	sibling_forget(d);
+	door_walled(d);
 	e->devs[slot] = NULL;
 	dev_free(d);
 }
@@ -244,7 +245,7 @@ static int64_t start_ring(struct vu_engine *e, struct vu_dev *d, void *arg)
 {
 	const struct ring_arg *r = arg;
 	int err = dev_start_ring(d, r->queue, r->cfg,
-				 TAG_KICK | (uint64_t)SLOT(d->id) << 40);
+				 TAG_KICK | (uint64_t)SLOT(d->id) << TAG_SLOT);
 
 	(void)e;
 	if (err)

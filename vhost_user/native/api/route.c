@@ -109,10 +109,9 @@ int vu_dev_unroute_from(struct vu_engine *e, uint32_t dev, uint32_t first)
  */
 static int64_t add_sibling(struct vu_engine *e, struct vu_dev *d, void *arg)
 {
-	uint32_t id = *(uint32_t *)arg;
-	struct vu_dev *other = e->devs[id % VU_MAX_DEVICES];
+	struct vu_dev *other = dev_by_id(e, *(uint32_t *)arg);
 
-	return other && other->id == id ? sibling_add(d, other) : -VU_ERR_GONE;
+	return other ? sibling_add(d, other) : -VU_ERR_GONE;
 }
 
 /**
@@ -126,4 +125,32 @@ static int64_t add_sibling(struct vu_engine *e, struct vu_dev *d, void *arg)
 int vu_dev_sibling(struct vu_engine *e, uint32_t dev, uint32_t other)
 {
 	return (int)with_dev(e, dev, add_sibling, &other);
+}
+
+/**
+ * count() - vu_dev_conns_from() with the engine stopped
+ * @e:		Engine
+ * @d:		Device
+ * @arg:	A port
+ *
+ * Returns: as vu_dev_conns_from()
+ */
+static int64_t count(struct vu_engine *e, struct vu_dev *d, void *arg)
+{
+	(void)e;
+	return d->ranges ? d->ranges[*(uint32_t *)arg >> RANGE_BITS] : 0;
+}
+
+/**
+ * vu_dev_conns_from() - see vu_engine.h
+ * @e:		Engine
+ * @dev:	Id
+ * @first_port:	The first of a range of ports
+ *
+ * Returns: how many, or -VU_ERR_GONE
+ */
+int64_t vu_dev_conns_from(struct vu_engine *e, uint32_t dev,
+			  uint32_t first_port)
+{
+	return with_dev(e, dev, count, &first_port);
 }

@@ -153,6 +153,7 @@ void conn_free(struct vu_conn *c)
 {
 	struct core *core = c->core;
 
+	conn_client_settled(c);
 	conn_unhash(c);
 	list_del(&c->run);
 	list_del(&c->owe_link);

@@ -55,6 +55,7 @@ struct vu_dev *dev_new(struct core *core, uint32_t id,
 	list_init(&d->owing);
 	list_init(&d->retries);
 	list_init(&d->retrying);
+	list_init(&d->doors);
 	for (unsigned q = 0; q < QUEUES; q++)
 		d->kick_fds[q] = -1;
 	return d;
@@ -70,6 +71,7 @@ void dev_free(struct vu_dev *d)
 	list_del(&d->retrying);
 	route_clear(&d->routes, 0, VU_PORT_ANY);
 	outbox_unref(&d->core->outbox, d->outbox);
+	free(d->ranges);
 	free(d->siblings);
 	free(d->lost);
 	free(d);
