@@ -36,7 +36,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVarTuple, Unpack
 
 from fastpath.throttle import Throttle
 from fastpath.tsi import stream
-from fastpath.tsi.inbound import Announcer, Inbound
+from fastpath.tsi.clients import Announcer
+from fastpath.tsi.inbound import Inbound
 from fastpath.tsi.policy import SandboxPolicy
 from fastpath.tsi.protocol import (
     DATAGRAM_PORT,
@@ -63,8 +64,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
 
+    from fastpath.tsi.clients import Publisher
     from fastpath.tsi.datagram import DatagramService
-    from fastpath.tsi.inbound import Publisher
     from fastpath.tsi.protocol import GuestMessage
     from vhost_user.engine import Engine, Event, SocketAddress, Target
     from vhost_user.vsock.device import VsockDevice
@@ -241,7 +242,7 @@ class TsiService:
         self._ipv4 = next((ip for ip in ips if ip.version == 4), None)
         self._ipv6 = next((ip for ip in ips if ip.version == 6), None)
         self.inbound = publisher and Inbound(
-            device, publisher, policy=self._policy, reset=engine.reset, name=name
+            engine, device, publisher, policy=self._policy, name=name
         )
         device.handle.route(TSI_PORT, Ask())
         device.handle.route(None, Ask())
