@@ -1,6 +1,6 @@
 """The rate of accept(): a published listener against a raw AF_VSOCK one.
 
-    python -m bench.tsi_accept [--rounds N] [--connections N] [--in-flight N]
+    python -m bench.tsi_accept [--rounds N] [--connections N] [--in-flight N] [--tcp]
 
 One guest, one backend, `probe` in the guest in turn as a TCP server over TSI and as an
 AF_VSOCK server, rounds interleaved. The host's side is the same for both, and as light
@@ -8,27 +8,35 @@ as can be: connected unix sockets that are offered to the listener's vsock port,
 in flight, each half-closed at once. What is left to differ is the guest's accept().
 Prints a line of JSON: connections a second of both, and the ratio with its 95 %
 interval.
+
+With `--tcp` it is TCP clients of the published port, of 64 IPs, so many at a time, that
+the guest accepts: what ztunnel's listener does for each is in the figure. There is
+nothing to compare it with but the same of another build, and the line has each round's;
+`cpu_us` is the CPU time of ztunnel for each, which other load changes less.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import ipaddress
 import json
 import socket
 import statistics
 import sys
+import time
 
-from bench import sandbox
+from bench import harness, sandbox
 from fastpath.report.stats import paired_ratio
-from fastpath.tsi.inbound import first_port
+from fastpath.tsi.peers import first_port
 from fastpath.tsi.protocol import Caller
 from fastpath.vm import accel
 from fastpath.ztunnel.model import ListenAddress, Publication
 from vhost_user.engine import EventKind
 
 PORT, RAW_PORT = 8080, 5000
+HOST, TCP_PORT = "127.0.0.1", 18080
 RAW_FIRST_PORT = 0x70000000
 """Not one of those that name clients."""
 ANY_CID = 0xFFFFFFFF
@@ -113,6 +121,28 @@ class Bench:
         figures = json.loads(said)
         return figures["bytes"] * 1e9 / figures["ns"]
 
+    async def tcp_rate(self):
+        """Connections a second that the guest takes; our CPU time for each, us."""
+        said = bytearray()
+        argv = ["probe", "0.0.0.0", str(PORT), "accept", str(self._options.connections)]
+        work = self._one.run(*argv, tsi=True, stdout=said.extend, stderr=said.extend)
+        task = asyncio.ensure_future(work)
+        in_flight = str(self._options.in_flight)
+        before = time.process_time()
+        clients = await asyncio.create_subprocess_exec(
+            harness.program("clients"), HOST, str(TCP_PORT), in_flight
+        )
+        try:
+            async with asyncio.timeout(ROUND_S):
+                if await task:
+                    raise RuntimeError(said.decode())
+        finally:
+            clients.kill()
+            await clients.wait()
+        figures = json.loads(said)
+        cpu_us = (time.process_time() - before) * 1e6 / figures["bytes"]
+        return figures["bytes"] * 1e9 / figures["ns"], cpu_us
+
     async def _listener(self):
         """The vsock port of the published listener, its clients introduced."""
         inbound = self._service.inbound
@@ -130,16 +160,22 @@ class Bench:
         self._handle(event)
 
 
-async def measure(options):
-    """Boot, run all rounds, and return the figures."""
-    published = Publication(ListenAddress.parse("127.0.0.1:0"), PORT)
+@contextlib.asynccontextmanager
+async def booted(options, accelerator, at):
+    """One guest whose port is published at an address of the host."""
+    published = Publication(ListenAddress.parse(at), PORT)
 
     def config(folder):
         return sandbox.config(folder, publish=(published,))
 
-    accelerator = accel.choose("auto")
     async with sandbox.booted(accelerator, config, cpus=options.cpus) as one:
-        bench = Bench(options, one)
+        yield Bench(options, one)
+
+
+async def measure(options):
+    """Boot, run all rounds, and return the figures."""
+    accelerator = accel.choose("auto")
+    async with booted(options, accelerator, f"{HOST}:0") as bench:
         tsi, raw = [], []
         for number in range(options.rounds + 1):
             pair = [await bench.rate(tsi=True), await bench.rate(tsi=False)]
@@ -159,6 +195,21 @@ async def measure(options):
     }
 
 
+async def measure_tcp(options):
+    """The same by ztunnel's listener."""
+    accelerator = accel.choose("auto")
+    async with booted(options, accelerator, f"{HOST}:{TCP_PORT}") as bench:
+        rounds = [await bench.tcp_rate() for _ in range(options.rounds + 1)][1:]
+    rates, cpu_us = zip(*rounds, strict=True)
+    return {
+        "accel": str(accelerator),
+        "in_flight": options.in_flight,
+        "tcp_per_s": round(statistics.median(rates)),
+        "rounds": [round(rate) for rate in rates],
+        "cpu_us": round(statistics.median(cpu_us)),
+    }
+
+
 def main():
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -166,7 +217,10 @@ def main():
     parser.add_argument("--connections", type=int, default=1000)
     parser.add_argument("--in-flight", type=int, default=32)
     parser.add_argument("--cpus", type=int, default=1)
-    json.dump(asyncio.run(measure(parser.parse_args())), sys.stdout)
+    parser.add_argument("--tcp", action="store_true", help="through a TCP listener")
+    options = parser.parse_args()
+    work = measure_tcp(options) if options.tcp else measure(options)
+    json.dump(asyncio.run(work), sys.stdout)
     sys.stdout.write("\n")
 
 

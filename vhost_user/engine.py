@@ -17,6 +17,7 @@ import asyncio
 import errno
 import logging
 import os
+import socket
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Final, Self
@@ -26,7 +27,7 @@ from vhost_user._native import check, ffi, lib
 from vhost_user.counters import GAUGES, DeviceStats, EngineStats
 from vhost_user.errors import StateError
 from vhost_user.events import ALL_EVENTS, ALL_QUEUES, Event, EventKind, Limit
-from vhost_user.handles import DeviceHandle, ListenerHandle
+from vhost_user.handles import MAX_CALLERS, DeviceHandle, ListenerHandle
 from vhost_user.ringconfig import RingConfig
 from vhost_user.targets import (
     Ask,
@@ -42,7 +43,6 @@ from vhost_user.targets import (
 )
 
 if TYPE_CHECKING:
-    import socket
     from types import TracebackType
 
     from cffi import FFI
@@ -57,6 +57,7 @@ __all__ = [
     "DEFAULT_MAX_QUEUED_BYTES",
     "FIRST_OPENED_PORT",
     "GAUGES",
+    "MAX_CALLERS",
     "MAX_DEVICES",
     "MIN_WINDOW",
     "Ask",
@@ -269,8 +270,7 @@ class Engine:
             want: which events to post besides REQUEST.
 
         Raises:
-            StateError: the target does not fit, or the engine has `MAX_DEVICES`
-                listeners.
+            StateError: the target does not fit, or the engine has 65536 listeners.
             OSError: the socket cannot be watched.
         """
         sock.setblocking(False)
@@ -282,6 +282,45 @@ class Engine:
                 targets.encode(target),
             ),
             "add listener",
+        )
+        sock.detach()
+        self._handlers[listener] = on_event
+        return ListenerHandle(self, listener)
+
+    def add_guest_listener(
+        self,
+        sock: socket.socket,
+        device: DeviceHandle,
+        *,
+        backlog: int,
+        tag: int,
+        on_event: Handler,
+    ) -> ListenerHandle:
+        """Accept clients for a guest: those of known callers are offered to it at once.
+
+        The listener's handler gets REQUEST for each that Python has to `take()`: it is
+        unknown (`error` 0), the guest has no room (ECONNREFUSED), or the VM may have no
+        more (EAGAIN); in the two last cases the listener is paused. The device's hears
+        of the others, from OPENED or FAILED on.
+
+        A client is pending until the guest or Python has it. As many may be as the
+        backlog and one more, 256 at most: others wait in the backlog.
+
+        Args:
+            sock: listening, taken over; set to non-blocking.
+            device: the guest's.
+            backlog: the socket's.
+            tag: what `Event.tag` is, not 0.
+            on_event: called in the event loop.
+
+        Raises:
+            StateError: the device is removed, or the engine has 65536 listeners.
+            OSError: the socket cannot be watched.
+        """
+        sock.setblocking(False)
+        listener = check(
+            lib.vu_listener_guest(self.native, sock.fileno(), backlog, device.id, tag),
+            "add a guest's listener",
         )
         sock.detach()
         self._handlers[listener] = on_event
@@ -319,6 +358,20 @@ class Engine:
             return True
         sock.close()
         return False
+
+    def take(self, conn: int) -> socket.socket | None:
+        """Take the client of a REQUEST with a tag out of the engine.
+
+        Returns:
+            Its socket, non-blocking; None if the connection has ended meanwhile.
+
+        Raises:
+            StateError: it is no such client.
+        """
+        fd = lib.vu_conn_take(self.native, conn)
+        if not _alive(fd, "take"):
+            return None
+        return socket.socket(fileno=fd)
 
     def reset(self, conn: int, error: int = errno.ECONNRESET) -> bool:
         """End a connection; both its ends see a reset.

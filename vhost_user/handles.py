@@ -14,12 +14,16 @@ from vhost_user.counters import DeviceStats
 
 if TYPE_CHECKING:
     import socket
+    from ipaddress import IPv4Address, IPv6Address
 
     from cffi import FFI
 
     from vhost_user.memory import GuestMemory
     from vhost_user.ringconfig import RingConfig
     from vhost_user.targets import Target
+
+MAX_CALLERS: Final = 1024
+"""IPs whose clients a listener may offer to a guest; VU_MAX_CALLERS."""
 
 _PORT_ANY: Final = 0xFFFFFFFF  # VU_PORT_ANY
 
@@ -184,6 +188,20 @@ class DeviceHandle:
             os.close(fd)
         return check(ret, f"offer to guest port {guest_port}")
 
+    def conns_from(self, first_port: int) -> int:
+        """Count connections from 65536 ports on our side, of those with chosen ports.
+
+        Args:
+            first_port: the first of them.
+
+        Raises:
+            StateError: the device is removed.
+        """
+        return check(
+            lib.vu_dev_conns_from(self._engine.native, self.id, first_port),
+            f"connections from {first_port:#x}",
+        )
+
     def stats(self) -> DeviceStats:
         """Read the counters."""
         raw = ffi.new("struct vu_dev_stats *")
@@ -201,12 +219,70 @@ class DeviceHandle:
 
 
 class ListenerHandle:
-    """A listening socket in the engine; made by `Engine.add_listener()`."""
+    """A listening socket in the engine.
+
+    Made by `Engine.add_listener()` and `Engine.add_guest_listener()`.
+    """
 
     def __init__(self, engine: Owner, listener: int) -> None:
         self._engine = engine
         self.id = listener
         """`Event`s of its connections come from this source."""
+
+    def know(
+        self, ip: IPv4Address | IPv6Address, *, guest_port: int, first_port: int
+    ) -> None:
+        """Offer the clients of an IP to a port of the guest from now on.
+
+        Args:
+            ip: theirs.
+            guest_port: where a program in the guest listens.
+            first_port: of 65536 on our side: a client comes from the one that is its
+                TCP port further.
+
+        Raises:
+            StateError: `MAX_CALLERS` are known.
+        """
+        self._set_caller(ip, guest_port, first_port)
+
+    def forget(self, ip: IPv4Address | IPv6Address) -> None:
+        """Have Python take the clients of an IP."""
+        self._set_caller(ip, 0, 0)
+
+    def forget_all(self) -> None:
+        """Have Python take all clients."""
+        check(lib.vu_listener_forget(self._engine.native, self.id), "forget callers")
+
+    def _set_caller(
+        self, ip: IPv4Address | IPv6Address, guest_port: int, first_port: int
+    ) -> None:
+        caller = ffi.new("struct vu_caller *")
+        caller.version = ip.version
+        ffi.memmove(caller.ip, ip.packed, len(ip.packed))
+        caller.guest_port, caller.first_port = guest_port, first_port
+        check(
+            lib.vu_listener_caller(self._engine.native, self.id, caller),
+            f"clients from {ip}",
+        )
+
+    def set_backlog(self, backlog: int) -> None:
+        """Call listen() again; of a guest's listener, as many may be pending.
+
+        Raises:
+            OSError: it fails.
+        """
+        check(
+            lib.vu_listener_backlog(self._engine.native, self.id, backlog),
+            "set backlog",
+        )
+
+    def pause(self) -> None:
+        """Accept nobody: clients wait in the backlog."""
+        check(lib.vu_listener_pause(self._engine.native, self.id, True), "pause")
+
+    def resume(self) -> None:
+        """Accept again."""
+        check(lib.vu_listener_pause(self._engine.native, self.id, False), "resume")
 
     def close(self) -> None:
         """Close the socket; its connections, and their events, go on.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from fastpath.tsi.inbound import Announcer
+from fastpath.tsi.clients import Announcer
 from vhost_user.engine import FIRST_OPENED_PORT
 
 if TYPE_CHECKING:

@@ -7,10 +7,13 @@
 
 While a program in the guest listens on a published port, there is a TCP listener on the
 host. So what nobody listens on is refused by the host's TCP, with no code of ours. A
-client that is accepted here is offered to the guest, whose kernel takes it into the
+client that is accepted is offered to the guest, whose kernel takes it into the
 program's backlog or resets it. A full backlog is a reset, too: the client is kept and
 offered again, and until the guest takes it, no other client is accepted; the TCP
-listener's own backlog is then what makes clients wait.
+listener's own backlog is then what makes clients wait. `port.py` has all that.
+
+Most clients the engine accepts and offers by itself: of IPs that the guest knows, to
+what is published. Here they are counted, logged, and ended when the policy changes.
 
 What a guest announces is kept for as long as it listens, published or not: a policy
 that changes opens and closes doors.
@@ -28,407 +31,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import logging
-import socket
-import struct
-from collections import OrderedDict, deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from fastpath.throttle import Throttle
-from fastpath.tsi.protocol import (
-    FIRST_PEER_PORT,
-    PEER_RANGES,
-    UNNAMED_RANGES,
-    Caller,
-    Listening,
-)
+from fastpath.tsi.clients import Client
+from fastpath.tsi.peers import Peers, first_port, range_number
+from fastpath.tsi.port import Port
+from fastpath.tsi.protocol import Caller, Listening
 from vhost_user.engine import EventKind
 from vhost_user.errors import StateError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Hashable, Sequence
 
     from fastpath.tsi.addresses import Address
+    from fastpath.tsi.clients import Announcer, Publisher
     from fastpath.tsi.policy import SandboxPolicy
     from fastpath.tsi.protocol import Listen
-    from vhost_user.engine import Event, SocketAddress
+    from vhost_user.engine import Engine, Event
     from vhost_user.vsock.device import VsockDevice
 
 log = logging.getLogger(__name__)
 
-MAX_PENDING: Final = 256
-"""Clients offered to a port that the guest has not answered yet."""
-OFFER_S: Final = 60.0
-"""How long a client is offered to a guest whose backlog is full."""
-FIRST_RETRY_S: Final = 0.005
-LAST_RETRY_S: Final = 0.5
-"""Time between two offers: it doubles from the one to the other."""
 INTRODUCE_S: Final = 5.0
 """How long an agent may take to learn of an IP."""
-NO_FILES_S: Final = 0.5
-"""Pause when the process is out of descriptors."""
 
-_ACCEPTS_A_TURN: Final = 64
 _ALIASES: Final = 4
-_RANGE_BITS: Final = 16
-_MAX_BACKLOG: Final = 65535
-_RESET: Final = struct.pack("ii", 1, 0)  # struct linger
-_OUT_OF_FILES: Final = frozenset(
-    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-)
-
-
-@dataclass(slots=True, eq=False)
-class Client:
-    """A connection from outside, from accept() to its end."""
-
-    address: SocketAddress
-    """The client's."""
-    reached: SocketAddress
-    """Where it connected to, on the host."""
-    port: int
-    """TCP port in the guest."""
-    sock: socket.socket | None = field(repr=False)
-    """None once the engine alone has it."""
-    deadline: float = 0.0
-    range: int | None = None
-    """Whose reference in `Peers` it holds."""
-    shown: Address | None = None
-    """Its IP, as accept() in the guest gives it."""
-    ended: bool = False
-    """By the policy."""
-
-    @property
-    def ip(self) -> Address:
-        """The client's, without a scope."""
-        return ipaddress.ip_address(self.address[0].partition("%")[0])
-
-    def reset(self) -> None:
-        """End it, as TCP does when nobody listens."""
-        if self.sock is not None:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            self.release()
-
-    def release(self) -> None:
-        """Close our descriptor; the engine may have another."""
-        if self.sock is not None:
-            self.sock.close()
-            self.sock = None
-
-
-Place = TypeVar("Place", bound="Hashable")
-
-
-class Publisher(Protocol[Place]):
-    """Says where a guest's ports are reachable, and hears of their connections."""
-
-    def addresses(self, port: int, version: int, *, covered: bool) -> Sequence[Place]:
-        """Return where a guest's TCP port is reachable; none: it is not published.
-
-        Args:
-            port: in the guest.
-            version: 4 or 6: of the clients.
-            covered: whether the policy publishes it.
-        """
-        ...
-
-    def listen(self, address: Place, backlog: int) -> socket.socket:
-        """Open a listener at one of the addresses, with the program's backlog.
-
-        Raises:
-            OSError: it cannot be opened; its errno is the program's.
-        """
-        ...
-
-    def opened(self) -> None:
-        """The guest took a client."""
-        ...
-
-    def failed(self, client: Client, error: int) -> None:
-        """A client never got through; `error` is an errno."""
-        ...
-
-    def ended(self) -> None:
-        """An established connection is ended: its port is not published any more."""
-        ...
-
-    def closed(self, client: Client, event: Event) -> None:
-        """An established connection ended."""
-        ...
-
-
-@dataclass(slots=True, eq=False)
-class Announcer:
-    """An agent, as far as its listeners go."""
-
-    send: Callable[[bytes], bool]
-    """Sends a message; False: there is no room, it is lost."""
-    listeners: dict[int, Listen] = field(default_factory=dict)
-    """By vsock port."""
-    known: dict[int, int] = field(default_factory=dict)
-    """The ranges that it knows: which of their owners (`Peers.owner`)."""
-
-
-class Peers:
-    """Ranges of vsock ports: the upper half of a port names the client's IP.
-
-    An IP has one range, and another for a client that comes back with the same TCP
-    port while its last connection is not over yet. Ranges with connections stay; of the
-    others the one unused for longest goes when all are taken.
-    """
-
-    def __init__(self, ranges: int = PEER_RANGES) -> None:
-        self._ranges = ranges
-        self._by_key: OrderedDict[tuple[Address, int], int] = OrderedDict()
-        self._holds: dict[int, int] = {}
-        self._owners: dict[int, int] = {}
-
-    def owner(self, number: int) -> int:
-        """Which owner of a range it is: it had so many; 0: the range is nobody's."""
-        return self._owners.get(number, 0)
-
-    def range_of(self, ip: Address, alias: int) -> int:
-        """The range of an IP; nobody's range if none is left."""
-        key = (ip, alias)
-        number = self._by_key.get(key)
-        if number is None:
-            number = self._take()
-            if number == 0:
-                return UNNAMED_RANGES[ip.version]
-            self._by_key[key] = number
-            self._owners[number] = self.owner(number) + 1
-        self._by_key.move_to_end(key)
-        return number
-
-    def hold(self, number: int) -> None:
-        """Keep a range for one more connection."""
-        self._holds[number] = self._holds.get(number, 0) + 1
-
-    def release(self, number: int) -> None:
-        """One of its connections is over."""
-        self._holds[number] -= 1
-        if not self._holds[number]:
-            del self._holds[number]
-
-    def _take(self) -> int:
-        """A range that is free, or that nobody needs any more."""
-        if len(self._by_key) < self._ranges - len(UNNAMED_RANGES):
-            return len(self._by_key) + 1
-        for key, number in self._by_key.items():
-            if number not in self._holds:
-                del self._by_key[key]
-                return number
-        return 0
-
-
-def first_port(number: int) -> int:
-    """The first vsock port of a range."""
-    return FIRST_PEER_PORT | number << _RANGE_BITS
-
-
-class _Port:
-    """A TCP port of the guest: who listens there, and who wants in."""
-
-    def __init__(self, inbound: Inbound, number: int) -> None:
-        self._inbound = inbound
-        self._number = number
-        self.listeners: list[tuple[Announcer, Listen]] = []
-        self._doors: dict[Hashable, socket.socket] = {}  # by address
-        self._held: deque[Client] = deque()
-        self._backlog = 0
-        self._pending = 0
-        self._paused = False
-        self._turn = 0
-        self._retry_s = FIRST_RETRY_S
-        self._timer: asyncio.TimerHandle | None = None
-
-    @property
-    def is_open(self) -> bool:
-        """Whether clients can come in."""
-        return bool(self._doors)
-
-    def update(self) -> int:
-        """Open and close doors as the listeners and the policy have it.
-
-        Returns:
-            The port that clients use, of the first door; 0: there is none.
-
-        Raises:
-            OSError: a door cannot be opened; those that can are.
-        """
-        backlog = max((listen.backlog for _, listen in self.listeners), default=0)
-        backlog = self._backlog = min(backlog, _MAX_BACKLOG)
-        versions = [
-            version
-            for version in (4, 6)
-            if any(listen.takes(version) for _, listen in self.listeners)
-        ]
-        wanted = self._inbound.addresses(self._number, versions)
-        for address in [each for each in self._doors if each not in wanted]:
-            self._shut(self._doors.pop(address))
-        problem: OSError | None = None
-        for address in wanted:
-            try:
-                if address not in self._doors:
-                    self._doors[address] = self._open(address, backlog)
-            except OSError as error:
-                problem = error
-            else:
-                self._doors[address].listen(backlog)
-        if not self._doors:
-            self._refuse_held()
-        if problem is not None:
-            raise problem
-        return next((door.getsockname()[1] for door in self._doors.values()), 0)
-
-    def close(self) -> None:
-        """Close the doors; who waits is refused."""
-        self.listeners.clear()
-        for door in self._doors.values():
-            self._shut(door)
-        self._doors.clear()
-        self._refuse_held()
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def settled(self, client: Client, error: int) -> None:
-        """The guest, or the engine, answered an offer; 0: it took the client."""
-        self._pending -= 1
-        if error == 0:
-            self._retry_s = FIRST_RETRY_S
-            if self._held:
-                self._offer(self._held.popleft())
-        elif error == errno.ECONNREFUSED and self.listeners:
-            self._hold(client)
-        else:
-            self._refuse(client, error)
-        self._go_on()
-
-    def introduced(self, agent: Announcer, listen: Listen, client: Client) -> None:
-        """An agent knows the client that one of its listeners was to take."""
-        self._pending -= 1
-        if (agent, listen) in self.listeners:
-            self._ask((agent, listen), client)
-        else:
-            self._offer(client)
-        self._go_on()
-
-    def _open(self, address: Hashable, backlog: int) -> socket.socket:
-        door = self._inbound.publisher.listen(address, backlog)
-        door.setblocking(False)
-        if not self._paused:
-            self._watch(door)
-        return door
-
-    def _shut(self, door: socket.socket) -> None:
-        asyncio.get_running_loop().remove_reader(door)
-        door.close()
-
-    def _watch(self, door: socket.socket) -> None:
-        asyncio.get_running_loop().add_reader(door, self._accept, door)
-
-    def _accept(self, door: socket.socket) -> None:
-        for _ in range(_ACCEPTS_A_TURN):
-            if not self._has_room():
-                self._pause()
-                return
-            try:
-                sock, address = door.accept()
-            except OSError as error:
-                # Else there is nobody, or the client has failed already: accept(2)
-                if error.errno not in _OUT_OF_FILES:
-                    return
-                self._inbound.warn(self._number, f"cannot accept: {error}")
-                self._pause()
-                self._later(NO_FILES_S, self._go_on)
-                return
-            self._greet(sock, address)
-
-    def _greet(self, sock: socket.socket, address: tuple[str, int]) -> None:
-        loop = asyncio.get_running_loop()
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        client = Client(
-            address=address[:2],
-            reached=sock.getsockname()[:2],
-            port=self._number,
-            sock=sock,
-            deadline=loop.time() + OFFER_S,
-        )
-        self._offer(client)
-
-    def _offer(self, client: Client) -> None:
-        """Ask the guest to take a client; in turn, where several listen."""
-        version = client.ip.version
-        able = [entry for entry in self.listeners if entry[1].takes(version)]
-        if not able:
-            self._refuse(client, errno.ECONNREFUSED)
-            return
-        self._turn += 1
-        self._ask(able[self._turn % len(able)], client)
-
-    def _ask(self, entry: tuple[Announcer, Listen], client: Client) -> None:
-        """Ask the guest for one listener."""
-        if self._inbound.offer(self, *entry, client):
-            self._pending += 1
-        else:
-            self._hold(client)
-
-    def _hold(self, client: Client) -> None:
-        """Keep a client that the guest has no room for."""
-        if asyncio.get_running_loop().time() > client.deadline:
-            self._refuse(client, errno.ETIMEDOUT)
-            return
-        self._held.append(client)
-        self._pause()
-        if self._timer is None:
-            self._later(self._retry_s, self._retry)
-            self._retry_s = min(2 * self._retry_s, LAST_RETRY_S)
-
-    def _retry(self) -> None:
-        if self._held:
-            self._offer(self._held.popleft())
-        self._go_on()
-
-    def _refuse(self, client: Client, error: int) -> None:
-        client.reset()
-        self._inbound.publisher.failed(client, error)
-
-    def _refuse_held(self) -> None:
-        while self._held:
-            self._refuse(self._held.popleft(), errno.ECONNREFUSED)
-
-    def _has_room(self) -> bool:
-        """Whether one more client can be offered: the guest may have no more room."""
-        return not self._held and self._pending < min(MAX_PENDING, self._backlog + 1)
-
-    def _pause(self) -> None:
-        """Take no more clients: let their TCP wait, as with a full backlog."""
-        if self._paused:
-            return
-        self._paused = True
-        for door in self._doors.values():
-            asyncio.get_running_loop().remove_reader(door)
-            if self._held:
-                door.listen(0)
-
-    def _go_on(self) -> None:
-        if self._paused and self._has_room():
-            self._paused = False
-            for door in self._doors.values():
-                self._watch(door)
-            with contextlib.suppress(OSError):
-                self.update()
-
-    def _later(self, delay_s: float, call: Callable[[], None]) -> None:
-        def fire() -> None:
-            self._timer = None
-            call()
-
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(delay_s, fire)
 
 
 @dataclass(slots=True, eq=False)
@@ -437,38 +67,38 @@ class _Introduction:
 
     owner: int
     timer: asyncio.TimerHandle
-    clients: list[tuple[_Port, Listen, Client]] = field(default_factory=list)
+    clients: list[tuple[Port, Listen, Client]] = field(default_factory=list)
 
 
 class Inbound:
     """The listeners of one sandbox's guest.
 
     Args:
+        engine: the device's.
         device: the sandbox's; the service hands us its events.
         publisher: says where ports are reachable.
         policy: says which are published, and how many may be.
-        reset: ends a connection, with an errno.
         name: the sandbox's, for the log.
     """
 
     def __init__(
         self,
+        engine: Engine,
         device: VsockDevice,
         publisher: Publisher[Any],
         *,
         policy: SandboxPolicy,
-        reset: Callable[[int, int], object],
         name: str,
     ) -> None:
+        self.engine = engine
+        self.guest = device.handle
         self.publisher = publisher
         self._policy = policy
-        self._reset = reset
-        self._device = device
         self._name = name
-        self._ports: dict[int, _Port] = {}
+        self._ports: dict[int, Port] = {}
         self._count = 0
-        self._peers = Peers()
-        self._offered: dict[int, tuple[_Port, Client]] = {}  # by connection
+        self._peers = Peers(in_use=self._in_use)
+        self._offered: dict[int, tuple[Port, Client]] = {}  # by connection
         self._live: dict[int, Client] = {}  # by connection
         self._introductions: dict[tuple[Announcer, int], _Introduction] = {}
         self._lines = Throttle(
@@ -506,7 +136,7 @@ class Inbound:
 
     def _replace(self, agent: Announcer, old: Listen | None, new: Listen) -> None:
         """Put `new` into the tables, in place of `old`, of the same port, if any."""
-        port = self._ports.setdefault(new.port, _Port(self, new.port))
+        port = self._ports.setdefault(new.port, Port(self, new.port))
         if old is None:
             self._count += 1
         else:
@@ -533,7 +163,7 @@ class Inbound:
 
     def introduced(self, agent: Announcer, ports: int) -> None:
         """An agent knows whose a range is: offer it the clients that wait for that."""
-        number = ports - FIRST_PEER_PORT >> _RANGE_BITS
+        number = range_number(ports)
         introduction = self._introductions.pop((agent, number), None)
         if introduction is None:
             return
@@ -558,6 +188,8 @@ class Inbound:
         A lower limit ends nothing.
         """
         self._policy = policy
+        for port in self._ports.values():
+            port.forget_all()  # whom the engine takes in now is decided below
         for number, port in list(self._ports.items()):
             try:
                 port.update()
@@ -582,7 +214,7 @@ class Inbound:
         self._lines.flush()
 
     def offer(
-        self, port: _Port, agent: Announcer, listen: Listen, client: Client
+        self, port: Port, agent: Announcer, listen: Listen, client: Client
     ) -> bool:
         """Ask the guest to take a client; False: not now."""
         assert client.sock is not None
@@ -598,9 +230,7 @@ class Inbound:
                 return True
             source = first_port(number) | client.address[1]
             try:
-                conn = self._device.handle.offer(
-                    listen.listener, client.sock, port=source
-                )
+                conn = self.guest.offer(listen.listener, client.sock, port=source)
             except StateError:
                 continue
             except OSError as error:
@@ -608,6 +238,8 @@ class Inbound:
                 return False
             self._offered[conn] = (port, client)
             self._remember(client, number, ip)
+            if alias == 0 and self._peers.owner(number):
+                client.taker = (agent, listen)
             return True
         return False
 
@@ -621,18 +253,37 @@ class Inbound:
             return
         found = self._offered.pop(event.conn, None)
         if found is None:
+            if event.tag:
+                self._let_in(event)
             return
         port, client = found
         if event.kind is EventKind.OPENED:
             client.release()
-            self._live[event.conn] = client
-            self.publisher.opened()
-            if not self._publishes(client.port):  # the policy changed meanwhile
-                self._end(event.conn, client)
+            port.know(client)
+            self._opened(event.conn, client)
             port.settled(client, 0)
         else:
             self._forget(client)
             port.settled(client, event.error or errno.ECONNREFUSED)
+
+    def _let_in(self, event: Event) -> None:
+        """Note what became of a client that the engine has offered."""
+        client = Client.of(event)
+        if event.kind is EventKind.OPENED:
+            number = range_number(event.port)
+            self._remember(client, number, self._peers.ip_of(number))
+            self._opened(event.conn, client)
+        else:
+            self.publisher.failed(client, event.error or errno.ECONNREFUSED)
+
+    def _opened(self, conn: int, client: Client) -> None:
+        """The guest took a client."""
+        self._live[conn] = client
+        self.publisher.opened()
+        port = self._ports.get(client.port)
+        published = port is not None and port.is_open
+        if not published and not self._publishes(client.port):
+            self._end(conn, client)  # the policy changed meanwhile
 
     def warn(self, port: int, problem: object) -> None:
         """Log what went wrong at a port, unless there were many such lines."""
@@ -647,7 +298,7 @@ class Inbound:
         if not client.ended:
             client.ended = True
             self.publisher.ended()
-            self._reset(conn, errno.ECONNRESET)
+            self.engine.reset(conn, errno.ECONNRESET)
 
     def _knows(self, agent: Announcer, number: int) -> bool:
         return agent.known.get(number, 0) == self._peers.owner(number)
@@ -676,7 +327,7 @@ class Inbound:
             self._forget(client)
             port.settled(client, error)
 
-    def _remember(self, client: Client, number: int, ip: Address) -> None:
+    def _remember(self, client: Client, number: int, ip: Address | None) -> None:
         """Keep a client's range its IP's."""
         client.range, client.shown = number, ip
         self._peers.hold(number)
@@ -696,6 +347,12 @@ class Inbound:
         if client.range is not None:
             self._peers.release(client.range)
             client.range = None
+
+    def _in_use(self, number: int) -> bool:
+        """Whether the engine has connections from a range; it makes no more."""
+        for port in self._ports.values():
+            port.forget(number)
+        return self.guest.conns_from(first_port(number)) > 0
 
     def _tidy(self, number: int) -> None:
         """Close the doors that nobody needs; forget a port without listeners."""

@@ -64,8 +64,8 @@ from vhost_user.engine import FIRST_OPENED_PORT, Ask, EventKind, Reset
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from fastpath.tsi.clients import Publisher
     from fastpath.tsi.datagram import DatagramService
-    from fastpath.tsi.inbound import Publisher
     from fastpath.tsi.protocol import GuestMessage
     from fastpath.tsi.router import Router
     from vhost_user.engine import Engine, Event, SocketAddress, Target
@@ -178,7 +178,7 @@ class TsiService:
         self._ipv4 = next((ip for ip in ips if ip.version == 4), None)
         self._ipv6 = next((ip for ip in ips if ip.version == 6), None)
         self.inbound = publisher and Inbound(
-            device, publisher, policy=self._policy, reset=engine.reset, name=name
+            engine, device, publisher, policy=self._policy, name=name
         )
         device.handle.route(TSI_PORT, Ask())
         device.handle.route(None, Ask())

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import functools
 import json
 import logging
 import os
@@ -110,9 +111,12 @@ def _fields(record: Record) -> Iterator[str]:
     yield from _quoted("error", record.error)
 
 
+_quote = functools.lru_cache(json.dumps)  # most values are the same few
+
+
 def _quoted(name: str, value: str) -> Iterator[str]:
     if value:
-        yield f"{name}={json.dumps(value)}"
+        yield f"{name}={_quote(value)}"
 
 
 class AccessLog:

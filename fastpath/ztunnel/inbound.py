@@ -8,7 +8,6 @@ does the rest.
 from __future__ import annotations
 
 import os
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from fastpath.ztunnel import listener
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
-    from fastpath.tsi.inbound import Client
+    from fastpath.tsi.clients import Client
     from fastpath.ztunnel.access_log import AccessLog
     from fastpath.ztunnel.metrics import Metrics
     from fastpath.ztunnel.model import Sandbox
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class SandboxPublisher:
-    """What the TSI service of one sandbox asks and tells (`tsi.inbound.Publisher`).
+    """What the TSI service of one sandbox asks and tells (`tsi.clients.Publisher`).
 
     Args:
         sandbox: says what is published, and where.
@@ -49,6 +48,7 @@ class SandboxPublisher:
         self._server = server
         self._access_log = access_log
         self._metrics = metrics
+        self._parties: dict[tuple[int, bool], Party] = {}
 
     def addresses(
         self, port: int, version: int, *, covered: bool
@@ -91,10 +91,6 @@ class SandboxPublisher:
         self._write(client, event, event.error)
 
     def _write(self, client: Client, event: Event | None, error: int) -> None:
-        workload = self._server.workload
-        version = ip_address(client.reached[0]).version
-        ips = workload.workload_ips
-        pod = next((ip for ip in ips if ip.version == version), ips[0])
         what = f"{os.strerror(error)} (os error {error})" if error else ""
         if client.ended:
             what = f"ended by a new policy: port {client.port} is not published"
@@ -104,15 +100,27 @@ class SandboxPublisher:
                 message="connection complete" if event else "connection failed",
                 direction="inbound",
                 src=Party(addr=format_address(client.address)),
-                dst=Party(
-                    addr=format_address((str(pod), client.port)),
-                    workload=workload.name,
-                    namespace=workload.namespace,
-                    identity=str(self._server.identity),
-                ),
+                dst=self._destination(client),
                 bytes_sent=event.up_bytes if event else None,
                 bytes_recv=event.down_bytes if event else None,
                 duration_ms=event.duration_us // 1000 if event else None,
                 error=what,
             )
         )
+
+    def _destination(self, client: Client) -> Party:
+        """The sandbox, as clients of an IP version reach it."""
+        key = client.port, ":" in client.reached[0]
+        party = self._parties.get(key)
+        if party is None:
+            workload = self._server.workload
+            ips = workload.workload_ips
+            version = 6 if key[1] else 4
+            pod = next((ip for ip in ips if ip.version == version), ips[0])
+            party = self._parties[key] = Party(
+                addr=format_address((str(pod), client.port)),
+                workload=workload.name,
+                namespace=workload.namespace,
+                identity=str(self._server.identity),
+            )
+        return party

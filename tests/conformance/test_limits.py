@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import resource
 import socket
 
 import pytest
 
+from tests.conformance.shortage import no_fds_left
 from tests.support.limits import LIMIT_S
 from vhost_user.engine import MIN_WINDOW
 from vhost_user.vsock.packet import Op, Shutdown
@@ -216,25 +215,6 @@ def test_requests_are_taken_again_as_time_goes_by(make_host, make_guest_of):
 
 
 # ---- shortages ----
-
-
-@contextlib.contextmanager
-def no_fds_left():
-    """Take this process's last descriptor: the engine and the guest share it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = os.open("/dev/null", os.O_RDONLY)
-    os.close(highest)
-    taken = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 8, hard))
-    try:
-        with contextlib.suppress(OSError):
-            while True:
-                taken.append(os.open("/dev/null", os.O_RDONLY))
-        yield
-    finally:
-        for fd in taken:
-            os.close(fd)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_without_descriptors_requests_are_refused_and_others_go_on(

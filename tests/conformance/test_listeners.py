@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import time
 
@@ -102,3 +103,26 @@ def test_a_listener_that_is_closed_twice_hurts_no_other(host, listen):
         one.close()
     two.dial().close()
     two.close()
+
+
+def test_an_engine_has_more_listeners_than_devices(host, listen):
+    """Names of listeners and devices don't meet, and each finds its own."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    try:
+        many = [listen() for _ in range(1030)]
+        assert len({one.handle.id for one in many}) == len(many)
+        alike: dict[int, Listener] = {}
+        first, second = next(
+            (alike[one.handle.id % 1024], one)
+            for one in many
+            if alike.setdefault(one.handle.id % 1024, one) is not one
+        )
+        first.close()
+        second.dial().close()
+        until(lambda: EventKind.CLOSED in second.kinds())
+        for one in many:
+            if one is not first:
+                one.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

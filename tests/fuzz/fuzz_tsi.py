@@ -409,6 +409,7 @@ class World:
                 self.pass_time(64.0)
         asked = [c for c in self.engine.conns.values() if c.target is None]
         assert not asked, "a request was never answered"
+        assert not self.engine.held, "a client was never taken"
         for number in list(self.engine.conns):
             self.engine.end(number)
         self.pass_time(2 * service.RANGE_REST_S + 1)

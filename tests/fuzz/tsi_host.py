@@ -6,6 +6,7 @@ As strict about their calls as the real ones.
 from __future__ import annotations
 
 import asyncio
+import errno
 import selectors
 import socket
 import struct
@@ -46,6 +47,8 @@ class Conn:
         self.target = None
         """None: Python was asked."""
         self.open = False
+        self.visitor = None
+        """Of a client that the engine offered: `tcp_doors.Visitor`."""
 
 
 class Engine:
@@ -56,6 +59,8 @@ class Engine:
         self.conns = {}
         self.next = 0
         self.sockets = []
+        self.held = {}
+        """Clients to be taken, and their doors."""
 
     def request(self, box, port):
         """Take a guest's REQUEST to a port; return the connection."""
@@ -79,6 +84,18 @@ class Engine:
         conn = self.conns[self.next] = Conn(box, port, self.loop.time(), listener)
         conn.target = client
         return self.next
+
+    def add_guest_listener(self, door, box, *, backlog, tag, on_event):
+        assert tag == door.address.port
+        door.set_backlog(backlog)
+        door.attach(self, box, on_event)
+        return door
+
+    def take(self, number):
+        """Give Python a client."""
+        door, client = self.held.pop(number)
+        door.settled()
+        return client
 
     def settle_target(self, number, conn, target):
         conn.target = target
@@ -119,26 +136,39 @@ class Engine:
 
     def opened(self, number):
         """The dial has worked."""
-        self.conns[number].open = True
+        conn = self.conns[number]
+        conn.open = True
         self.post(number, EventKind.OPENED)
+        if conn.visitor:
+            conn.visitor.door.settled()
 
     def end(self, number, error=0):
         """Forget a connection, and tell of it."""
-        conn = self.conns[number]
+        conn = self.conns.pop(number)
+        visitor = conn.visitor
+        if visitor and not conn.open:
+            door = visitor.door
+            if error == errno.ECONNREFUSED and not door.closed:
+                door.ask(conn.target, visitor.source, error)
+                return
+            door.settled()
         kind = EventKind.CLOSED if conn.open else EventKind.FAILED
-        self.post(number, kind, error)
-        del self.conns[number]
-        if isinstance(conn.target, socket.socket):
+        self.tell(number, conn, kind, error)
+        if visitor or isinstance(conn.target, socket.socket):
             conn.target.close()
 
-    def post(self, number, kind, error=0):
-        conn = self.conns[number]
+    def post(self, number, kind):
+        self.tell(number, self.conns[number], kind)
+
+    def tell(self, number, conn, kind, error=0):
+        known = conn.visitor and kind is not EventKind.CLOSED
         event = Event(
             kind=kind,
             conn=number,
             port=conn.port,
             peer_port=conn.peer_port,
             error=error,
+            **(conn.visitor.fields() if known else {}),
         )
         self.loop.call_soon(conn.box.service.handle_event, event)
 

@@ -7,7 +7,8 @@ from typing import Any, cast
 from fastpath.tsi import datagram_stream, service, stream
 from fastpath.tsi.datagram import DatagramService
 from fastpath.tsi.datagram_limits import DatagramLimits
-from fastpath.tsi.inbound import MAX_PENDING, Peers
+from fastpath.tsi.peers import Peers
+from fastpath.tsi.port import MAX_PENDING
 from fastpath.tsi.service import TsiService
 from fastpath.ztunnel.outbound import SandboxRouter
 from tests.fuzz.tcp_doors import Doors
@@ -73,7 +74,7 @@ class Box:
             publisher=self.doors,
         )
         self.inbound = cast("Any", self.service.inbound)
-        self.inbound._peers = Peers(PEER_RANGES)
+        self.inbound._peers = Peers(PEER_RANGES, self.inbound._in_use)
 
     # What the service calls of a device
 
@@ -94,6 +95,10 @@ class Box:
 
     def offer(self, listener, client, *, port):
         return self.engine.offer(self, listener, port, client)
+
+    def conns_from(self, first):
+        ports = [c.port for c in self.engine.conns.values() if c.box is self]
+        return sum(port >> 16 == first >> 16 for port in ports)
 
     # What must hold
 

@@ -94,6 +94,105 @@ int vu_listener_add(struct vu_engine *engine, int fd, uint32_t want,
  */
 int vu_listener_del(struct vu_engine *engine, uint32_t listener);
 
+/**
+ * vu_listener_backlog() - Change how many clients a listener lets wait
+ * @engine:	Engine
+ * @listener:	Id
+ * @backlog:	As of listen()
+ *
+ * Of a guest's listener, it bounds also how many may be pending.
+ *
+ * Returns: 0 on success,
+ *	-VU_ERR_GONE, if there is no such listener
+ *	-VU_ERR_SYS, if listen() fails; errno says why
+ */
+int vu_listener_backlog(struct vu_engine *engine, uint32_t listener,
+			int backlog);
+
+/**
+ * vu_listener_pause() - Accept nobody for a while
+ * @engine:	Engine
+ * @listener:	Id
+ * @paused:	Accept nobody: clients wait in its backlog; false: accept again
+ *
+ * Returns: 0 on success,
+ *	-VU_ERR_GONE, if there is no such listener
+ */
+int vu_listener_pause(struct vu_engine *engine, uint32_t listener, bool paused);
+
+/* ---- listeners whose clients are a guest's ---- */
+
+/* Callers that a listener may have */
+#define VU_MAX_CALLERS 1024
+
+/**
+ * struct vu_caller - Where the clients of an IP go: to a port of a guest
+ * @ip:		Their address, in network order; of IPv4 the first 4 bytes, the
+ *		others 0
+ * @version:	4 or 6
+ * @guest_port:	Port that a program in the guest listens on
+ * @first_port:	The first of 65536 on our side: each comes from the one that is
+ *		its TCP port further. 0: they are unknown
+ */
+struct vu_caller {
+	uint8_t ip[16];
+	uint32_t version;
+	uint32_t guest_port;
+	uint32_t first_port;
+};
+
+/**
+ * vu_listener_guest() - Offer clients of a listening socket to a guest
+ * @engine:	Engine
+ * @fd:		Listening TCP socket, non-blocking, its only descriptor; taken
+ *		over on success
+ * @backlog:	Its backlog: one client more may be pending, but not over 256
+ * @dev:	The guest's device
+ * @tag:	Of its clients' events, not 0
+ *
+ * A client of a known IP (vu_listener_caller()) is offered to the guest at once
+ * and Python hears VU_EV_OPENED, VU_EV_FAILED or VU_EV_CLOSED. Of any other,
+ * and of one that the guest or its device has no room for, it hears
+ * VU_EV_REQUEST and gets the socket by vu_conn_take(). No room also pauses the
+ * listener. A client is pending until the guest or Python has it.
+ *
+ * Returns: the listener's id,
+ *	-VU_ERR_INVAL, if @tag is 0
+ *	-VU_ERR_GONE, if there is no such device
+ *	-VU_ERR_FULL, -VU_ERR_NOMEM, -VU_ERR_SYS, as vu_listener_add()
+ */
+int vu_listener_guest(struct vu_engine *engine, int fd, int backlog,
+		      uint32_t dev, uint32_t tag);
+
+/**
+ * vu_listener_caller() - Say where a guest's listener has an IP's clients go
+ * @engine:	Engine
+ * @listener:	Id of vu_listener_guest()
+ * @caller:	The IP and the ports, copied; takes the place of the IP's last
+ *
+ * Returns: 0 on success,
+ *	-VU_ERR_GONE, if there is no such listener
+ *	-VU_ERR_INVAL, if an IP has another version than 4 or 6, or the ports
+ *		don't begin at a multiple of 65536
+ *	-VU_ERR_STATE, if it is no guest's listener
+ *	-VU_ERR_FULL, if it has VU_MAX_CALLERS
+ *	-VU_ERR_NOMEM, if out of memory
+ */
+int vu_listener_caller(struct vu_engine *engine, uint32_t listener,
+		       const struct vu_caller *caller);
+
+/**
+ * vu_listener_forget() - Know nobody's IP any more
+ * @engine:	Engine
+ * @listener:	Id
+ *
+ * Clients that were offered stay so.
+ *
+ * Returns: 0 on success, also if it knew none,
+ *	-VU_ERR_GONE, if there is no such listener
+ */
+int vu_listener_forget(struct vu_engine *engine, uint32_t listener);
+
 /* ---- connections ---- */
 
 /**
@@ -126,6 +225,19 @@ int vu_conn_answer(struct vu_engine *engine, uint64_t conn,
  *	-VU_ERR_SYS, if the socket can't be watched; errno says why
  */
 int vu_conn_answer_fd(struct vu_engine *engine, uint64_t conn, int fd);
+
+/**
+ * vu_conn_take() - Take the socket of a guest's client that is held
+ * @engine:	Engine
+ * @conn:	Id from VU_EV_REQUEST of a vu_listener_guest()
+ *
+ * The connection is gone, without another event.
+ *
+ * Returns: the socket, the caller's,
+ *	-VU_ERR_GONE, if the connection has ended meanwhile
+ *	-VU_ERR_STATE, if it isn't a guest's client's that is held
+ */
+int vu_conn_take(struct vu_engine *engine, uint64_t conn);
 
 /**
  * vu_conn_open() - Ask the guest for a connection

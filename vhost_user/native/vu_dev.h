@@ -305,6 +305,18 @@ int vu_dev_limit(struct vu_engine *engine, uint32_t dev, uint32_t max_conns,
 		 uint64_t max_queued_bytes, uint32_t accept_rate);
 
 /**
+ * vu_dev_conns_from() - Count the connections from a range of our ports
+ * @engine:	Engine
+ * @dev:	Id
+ * @first_port:	The first of 65536, a multiple of that
+ *
+ * Returns: how many that a client of vu_listener_guest() has,
+ *	-VU_ERR_GONE, if there is no such device
+ */
+int64_t vu_dev_conns_from(struct vu_engine *engine, uint32_t dev,
+			  uint32_t first_port);
+
+/**
  * vu_dev_join() - Put a device into a group
  * @engine:	Engine
  * @dev:	Id

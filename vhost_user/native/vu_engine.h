@@ -34,7 +34,10 @@ struct vu_engine_config {
 /**
  * enum vu_event_kind - Why Python hears of a connection or device
  * @VU_EV_REQUEST:	A guest (or a listener's client) wants a connection and
- *			its route is VU_TARGET_ASK: answer it
+ *			its route is VU_TARGET_ASK: answer it. With @tag it is a
+ *			client for a guest: take it. @error is 0 if it isn't
+ *			known; ECONNREFUSED if the guest has no room, EAGAIN if
+ *			the VM may have no more: then its listener is paused
  * @VU_EV_OPENED:	The connection is established at both ends
  * @VU_EV_FAILED:	It never was: dial error, reset target, timeout; @error
  *			is the errno. The connection is gone
@@ -74,9 +77,11 @@ enum vu_event_kind {
  * @port:	vsock: the port on our side (the requested one, or of an
  *		opened connection the one we chose); VU_EV_BROKEN: the queue
  * @cid:	vsock: the CID on our side: 2, or a sibling's
+ * @tag:	vu_listener_guest(): of a client, until VU_EV_OPENED; else 0
  * @src_len:	Bytes used of @src: 0 for vsock
  * @dst_len:	Bytes used of @dst: 0 for vsock
- * @src:	Listener: the client's sockaddr; empty once it has hung up
+ * @src:	Listener: the client's sockaddr; without @tag empty once it has
+ *		hung up
  * @dst:	Listener: getsockname(), with TPROXY the original destination
  */
 struct vu_event {
@@ -90,6 +95,7 @@ struct vu_event {
 	uint32_t peer_port;
 	uint32_t port;
 	uint32_t cid;
+	uint32_t tag;
 	uint16_t src_len;
 	uint16_t dst_len;
 	uint8_t src[28];

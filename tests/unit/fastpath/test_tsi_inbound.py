@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import socket
 import struct
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -16,7 +17,10 @@ from typing import Any, cast
 import pytest
 
 from fastpath.tsi import inbound as module
-from fastpath.tsi.inbound import Announcer, Inbound, Peers, first_port
+from fastpath.tsi import port as port_module
+from fastpath.tsi.clients import Announcer
+from fastpath.tsi.inbound import Inbound
+from fastpath.tsi.peers import Peers, first_port
 from fastpath.tsi.policy import Limits, Ports, SandboxPolicy
 from fastpath.tsi.protocol import Listen
 from tests.support.limits import LIMIT_S as TIMEOUT_S
@@ -30,7 +34,10 @@ ANY4, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
 
 
 class FakeDevice:
-    """Takes offers; says no to the pairs of ports that are in use."""
+    """Takes offers; says no to the pairs of ports that are in use.
+
+    It is the engine, too: its listeners are real, and accept in the event loop.
+    """
 
     def __init__(self):
         self.handle = self
@@ -38,6 +45,14 @@ class FakeDevice:
         self.offered = asyncio.Event()
         self.used = set()
         self.resets = []
+        self.own = {}
+        """Whom the engine offered: the fields of their events, and the listener."""
+        self.waiting = {}
+        """Clients to be taken, by connection."""
+        self.conns = itertools.count(1000)
+        self.counts = {}
+        """Connections from a range that Python has not heard of."""
+        self.listeners = []
 
     def reset(self, conn, error):
         self.resets.append((conn, error))
@@ -49,6 +64,89 @@ class FakeDevice:
         self.offers.append((guest_port, port, sock.dup()))
         self.offered.set()
         return len(self.offers)
+
+    def conns_from(self, first_port):
+        return self.counts.get(first_port, 0)
+
+    def add_guest_listener(self, sock, device, *, backlog, tag, on_event):
+        assert device is self
+        listener = FakeListener(self, sock.detach(), tag, on_event)
+        listener.backlogs.append(backlog)
+        self.listeners.append(listener)
+        return listener
+
+    def take(self, conn):
+        return self.waiting.pop(conn)
+
+
+class FakeListener:
+    """A listener of the engine's for a guest: a model of native/vsock/door.c."""
+
+    def __init__(self, device, fd, tag, on_event):
+        self.device, self.tag, self.on_event = device, tag, on_event
+        self.sock = socket.socket(fileno=fd)
+        self.sock.setblocking(False)
+        self.callers = {}
+        self.backlogs = []
+        self.paused = self.closed = False
+        self.watch()
+
+    def watch(self):
+        asyncio.get_running_loop().add_reader(self.sock, self.accept)
+
+    def unwatch(self):
+        asyncio.get_running_loop().remove_reader(self.sock)
+
+    def accept(self):
+        sock, address = self.sock.accept()
+        reached = sock.getsockname()[:2]
+        caller = self.callers.get(ip_address(address[0]))
+        fields = {"src": address[:2], "dst": reached, "tag": self.tag}
+        if caller is None:
+            self.ask(sock, fields)
+            return
+        guest_port, first = caller
+        with sock:
+            conn = self.device.offer(guest_port, sock, port=first | address[1])
+        self.device.own[conn] = (fields, self)
+
+    def ask(self, sock, fields, error=0):
+        conn = next(self.device.conns)
+        self.device.waiting[conn] = sock
+        if error:
+            self.pause()
+        event = Event(kind=EventKind.REQUEST, conn=conn, error=error, **fields)
+        asyncio.get_running_loop().call_soon(self.on_event, event)
+
+    def know(self, ip, *, guest_port, first_port):
+        assert not self.closed
+        self.callers[ip] = (guest_port, first_port)
+
+    def forget(self, ip):
+        assert not self.closed
+        self.callers.pop(ip, None)
+
+    def forget_all(self):
+        assert not self.closed
+        self.callers.clear()
+
+    def set_backlog(self, backlog):
+        self.backlogs.append(backlog)
+        self.sock.listen(backlog)
+
+    def pause(self):
+        self.paused = True
+        self.unwatch()
+
+    def resume(self):
+        self.paused = False
+        self.watch()
+
+    def close(self):
+        assert not self.closed
+        self.closed = True
+        self.unwatch()
+        self.sock.close()
 
 
 class FakePublisher:
@@ -129,9 +227,9 @@ class World:
         self.clients = []
         self.inbound = Inbound(
             cast("Any", self.device),
+            cast("Any", self.device),
             self.publisher,
             policy=published(PORT),
-            reset=self.device.reset,
             name="test",
         )
         self.agent.inbound = self.inbound
@@ -166,9 +264,17 @@ class World:
 
     def event(self, kind, conn, error=0, **fields):
         guest_port, port, sock = self.device.offers[conn - 1]
+        own, listener = self.device.own.get(conn, ({}, None))
+        if kind is not EventKind.OPENED:
+            self.device.used.discard((guest_port, port))
+        if kind is EventKind.CLOSED:
+            own = {}
+        if listener and error == errno.ECONNREFUSED and not listener.closed:
+            listener.ask(sock.dup(), own, error)
+            sock.close()
+            return
         if kind is not EventKind.OPENED:
             sock.close()
-            self.device.used.discard((guest_port, port))
         self.inbound.handle_event(
             Event(
                 kind=kind,
@@ -176,6 +282,7 @@ class World:
                 port=port,
                 peer_port=guest_port,
                 error=error,
+                **own,
                 **fields,
             )
         )
@@ -189,6 +296,8 @@ class World:
         for sock in self.clients:
             sock.close()
         for _, _, sock in self.device.offers:
+            sock.close()
+        for sock in self.device.waiting.values():
             sock.close()
 
 
@@ -338,7 +447,7 @@ def test_a_client_that_waits_to_be_known_is_reset_at_the_end():
 
 def test_a_range_that_had_another_owner_meanwhile_is_told_again(monkeypatch):
     async def work(world):
-        world.inbound._peers = Peers(ranges=3)
+        world.inbound._peers = Peers(3, world.inbound._in_use)
         world.listen(address=ANY6)
         for count, version in enumerate((4, 6, 4), 1):
             await world.connect(version=version)
@@ -498,7 +607,7 @@ def test_a_client_on_offer_is_reset_when_the_listener_closes():
 
 def test_a_client_is_not_offered_for_ever(monkeypatch):
     async def work(world):
-        monkeypatch.setattr(module, "OFFER_S", -1.0)
+        monkeypatch.setattr(port_module, "OFFER_S", -1.0)
         world.listen()
         client = await world.connect()
         await world.offered(1)
@@ -696,26 +805,6 @@ def test_a_sandbox_has_a_bounded_number_of_listeners():
         reply = (LISTENING, (VSOCK_PORT + 0x10000, 0, 0, errno.ENOBUFS))
         assert world.listen(VSOCK_PORT + 0x10000) == reply
         assert world.listen()[1][3] == 0  # not one more
-
-    run(work)
-
-
-def test_a_process_out_of_descriptors_accepts_later(monkeypatch):
-    async def work(world):
-        monkeypatch.setattr(module, "NO_FILES_S", 0.01)
-        world.listen()
-        accept = socket.socket.accept
-        short = [OSError(errno.EMFILE, "no"), None]
-
-        def sometimes(door):
-            if error := short.pop() if short else None:
-                raise error
-            return accept(door)
-
-        short.reverse()
-        monkeypatch.setattr(socket.socket, "accept", sometimes)
-        await world.connect()
-        await world.offered(1)
 
     run(work)
 

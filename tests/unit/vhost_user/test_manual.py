@@ -35,6 +35,8 @@ GONE = {
     "vu_conn_offer",
     "vu_conn_open",
     "vu_conn_reset",
+    "vu_conn_take",
+    "vu_dev_conns_from",
     "vu_dev_del",
     "vu_dev_limit",
     "vu_dev_reset",
@@ -48,7 +50,12 @@ GONE = {
     "vu_dev_transport_reset",
     "vu_dev_unroute",
     "vu_dev_unroute_from",
+    "vu_listener_backlog",
+    "vu_listener_caller",
     "vu_listener_del",
+    "vu_listener_forget",
+    "vu_listener_guest",
+    "vu_listener_pause",
 }
 """Functions about something that may be gone."""
 
@@ -163,6 +170,7 @@ def test_what_was_never_there_is_gone(engine, name):
         "target": targets.encode(targets.Echo()),
         "cfg": ffi.new("struct vu_ring_config *"),
         "mem": ffi.NULL,
+        "caller": ffi.new("struct vu_caller *", {"version": 4}),
         "ret": ffi.new("struct vu_dev_stats *"),
         "fd": -1,
         "hybrid": False,

@@ -4,6 +4,7 @@
  */
 
 #include "api/api.h"
+#include "side/socket.h"
 #include "side/target.h"
 
 /**
@@ -12,6 +13,8 @@
  * @conn:	Id
  * @ret:	The connection
  *
+ * One that Python may only take isn't held, in this sense.
+ *
  * Returns: 0, -VU_ERR_GONE or -VU_ERR_STATE
  */
 static int held(const struct vu_engine *e, uint64_t conn, struct vu_conn **ret)
@@ -19,7 +22,8 @@ static int held(const struct vu_engine *e, uint64_t conn, struct vu_conn **ret)
 	*ret = conn_by_id(&e->core, conn);
 	if (!*ret)
 		return -VU_ERR_GONE;
-	return (*ret)->state == CONN_HELD ? 0 : -VU_ERR_STATE;
+	return (*ret)->state == CONN_HELD && !(*ret)->client ? 0
+							     : -VU_ERR_STATE;
 }
 
 /**
@@ -68,13 +72,38 @@ int vu_conn_answer_fd(struct vu_engine *e, uint64_t conn, int fd)
 }
 
 /**
+ * vu_conn_take() - see vu_conn.h
+ * @e:		Engine
+ * @conn:	Id from VU_EV_REQUEST
+ *
+ * Returns: the socket, or a negated enum vu_err
+ */
+int vu_conn_take(struct vu_engine *e, uint64_t conn)
+{
+	int ret = -VU_ERR_STATE;
+	struct vu_conn *c;
+
+	loop_enter(e);
+	c = conn_by_id(&e->core, conn);
+	if (!c) {
+		ret = -VU_ERR_GONE;
+	} else if (c->state == CONN_HELD && c->client) {
+		ret = c->near.fd;
+		c->near.fd = -1;
+		conn_free(c);
+	}
+	loop_leave(e);
+	return ret;
+}
+
+/**
  * struct open_arg - A connection to ask a guest for
  */
 struct open_arg {
 	uint32_t guest_port;
 	uint32_t port;
 	int fd;
-	bool hybrid;
+	const struct side_ops *client;
 };
 
 /**
@@ -90,7 +119,7 @@ static int64_t open_conn(struct vu_engine *e, struct vu_dev *d, void *arg)
 	const struct open_arg *o = arg;
 
 	(void)e;
-	return guest_open(d, o->guest_port, o->port, o->fd, o->hybrid);
+	return guest_open(d, o->guest_port, o->port, o->fd, o->client);
 }
 
 /**
@@ -109,7 +138,7 @@ int64_t vu_conn_open(struct vu_engine *e, uint32_t dev, uint32_t guest_port,
 	struct open_arg o = {
 	    .guest_port = guest_port,
 	    .fd = fd,
-	    .hybrid = hybrid,
+	    .client = hybrid ? &client_hybrid : NULL,
 	};
 
 	return with_dev(e, dev, open_conn, &o);
@@ -128,7 +157,12 @@ int64_t vu_conn_open(struct vu_engine *e, uint32_t dev, uint32_t guest_port,
 int64_t vu_conn_offer(struct vu_engine *e, uint32_t dev, uint32_t guest_port,
 		      uint32_t port, int fd)
 {
-	struct open_arg o = {.guest_port = guest_port, .port = port, .fd = fd};
+	struct open_arg o = {
+	    .guest_port = guest_port,
+	    .port = port,
+	    .fd = fd,
+	    .client = &client_offered,
+	};
 
 	return port ? with_dev(e, dev, open_conn, &o) : -VU_ERR_INVAL;
 }

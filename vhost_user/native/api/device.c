@@ -8,20 +8,6 @@
 #include "api/api.h"
 
 /**
- * find() - Find a device
- * @e:		Engine, stopped
- * @dev:	Its id
- *
- * Returns: the device; NULL if it is no more
- */
-static struct vu_dev *find(const struct vu_engine *e, uint32_t dev)
-{
-	struct vu_dev *d = e->devs[DEVICE_SLOT(dev)];
-
-	return d && d->id == dev ? d : NULL;
-}
-
-/**
  * with_dev() - Do something with a device, the engine stopped
  * @e:		Engine
  * @dev:	Its id
@@ -36,7 +22,7 @@ int64_t with_dev(struct vu_engine *e, uint32_t dev, dev_fn *fn, void *arg)
 	int64_t ret = -VU_ERR_GONE;
 
 	loop_enter(e);
-	d = find(e, dev);
+	d = dev_by_id(e, dev);
 	if (d) {
 		list_add(&e->core.active, &d->active);
 		ret = fn(e, d, arg);
@@ -63,7 +49,7 @@ int64_t aside_dev(struct vu_engine *e, uint32_t dev, dev_fn *fn, void *arg)
 	int64_t ret = -VU_ERR_GONE;
 
 	loop_enter(e);
-	d = find(e, dev);
+	d = dev_by_id(e, dev);
 	if (d)
 		ret = fn(e, d, arg);
 	loop_release(e);
@@ -127,6 +113,7 @@ void device_remove(struct vu_engine *e, uint32_t slot)
 			conn_abort(c, ECONNRESET);
 	}
 	sibling_forget(d);
+	door_walled(d);
 	e->devs[slot] = NULL;
 	dev_free(d);
 }

@@ -43,8 +43,9 @@ static int64_t with_ring(struct vu_engine *e, uint32_t dev, dev_fn *fn,
 static int64_t start_ring(struct vu_engine *e, struct vu_dev *d, void *arg)
 {
 	const struct ring_arg *r = arg;
-	int err = dev_start_ring(d, r->queue, r->cfg,
-				 TAG_KICK | (uint64_t)DEVICE_SLOT(d->id) << 40);
+	int err =
+	    dev_start_ring(d, r->queue, r->cfg,
+			   TAG_KICK | (uint64_t)DEVICE_SLOT(d->id) << TAG_SLOT);
 
 	(void)e;
 	if (err)

@@ -125,3 +125,31 @@ int vu_dev_join(struct vu_engine *e, uint32_t dev, uint32_t group)
 {
 	return (int)aside_dev(e, dev, join, &group);
 }
+
+/**
+ * count() - vu_dev_conns_from() with the engine stopped
+ * @e:		Engine
+ * @d:		Device
+ * @arg:	A port
+ *
+ * Returns: as vu_dev_conns_from()
+ */
+static int64_t count(struct vu_engine *e, struct vu_dev *d, void *arg)
+{
+	(void)e;
+	return d->ranges ? d->ranges[*(uint32_t *)arg >> RANGE_BITS] : 0;
+}
+
+/**
+ * vu_dev_conns_from() - see vu_dev.h
+ * @e:		Engine
+ * @dev:	Id
+ * @first_port:	The first of a range of ports
+ *
+ * Returns: how many, or -VU_ERR_GONE
+ */
+int64_t vu_dev_conns_from(struct vu_engine *e, uint32_t dev,
+			  uint32_t first_port)
+{
+	return with_dev(e, dev, count, &first_port);
+}

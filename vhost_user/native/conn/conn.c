@@ -63,6 +63,20 @@ static void put_names(struct vu_event *event, int fd)
 }
 
 /**
+ * put_client() - Give an event what is known of a client
+ * @event:	Event
+ * @client:	Client
+ */
+static void put_client(struct vu_event *event, const struct client *client)
+{
+	event->tag = client->tag;
+	event->src_len = client->src_len;
+	event->dst_len = client->dst_len;
+	memcpy(event->src, client->src, sizeof(event->src));
+	memcpy(event->dst, client->dst, sizeof(event->dst));
+}
+
+/**
  * conn_post() - Tell Python about a connection, if it wants to hear
  * @c:		Connection
  * @kind:	What happened
@@ -89,7 +103,9 @@ void conn_post(struct vu_conn *c, enum vu_event_kind kind, int error)
 	if (kind != VU_EV_REQUEST && !(c->want & (1U << kind)))
 		return;
 	event.duration_us = clock_us() - c->start_us;
-	if (c->near.fd >= 0)
+	if (c->client)
+		put_client(&event, c->client);
+	else if (c->near.fd >= 0)
 		put_names(&event, c->near.fd);
 	outbox_push(&c->core->outbox, c->outbox, &event,
 		    kind == VU_EV_REQUEST || kind == VU_EV_FAILED);
@@ -109,6 +125,7 @@ void conn_opened(struct vu_conn *c)
 		c->near.ops->opened(c, &c->near);
 	conn_set(c, CONN_OPEN);
 	conn_post(c, VU_EV_OPENED, 0);
+	conn_client_settled(c);
 	conn_wake(c);
 }
 
@@ -127,6 +144,7 @@ static void report(struct vu_conn *c, int error)
 	if (c->near.ops->over)
 		c->near.ops->over(c, error);
 	conn_post(c, was ? VU_EV_CLOSED : VU_EV_FAILED, error);
+	conn_client_settled(c);
 }
 
 /**
@@ -221,7 +239,7 @@ void conn_forsake(struct vu_conn *c, int error)
 	if (c->twin)
 		close_far(c, error);
 	c->dev = NULL;
-	if (c->state != CONN_DEAD)
+	if (c->state != CONN_DEAD) /* else its RST found no RX buffer */
 		conn_set(c, CONN_DEAD);
 	conn_rename(c);
 	list_add(&c->core->forsaken, &c->run);

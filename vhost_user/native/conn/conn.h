@@ -184,6 +184,27 @@ enum conn_state {
 #define OWE_ASK	     32U /* CREDIT_REQUEST: ours, or a sibling asks */
 
 /**
+ * struct client - Who came by a listener for a guest that has yet to take it
+ * @settled:	The guest took it, or it is over: let go of this
+ * @refused:	The guest has no room: take the socket back. True: the
+ *		connection is gone; false: it ends as any other
+ * @tag:	What its listener stands for
+ * @src_len:	Bytes used of @src
+ * @dst_len:	Bytes used of @dst
+ * @src:	Its address
+ * @dst:	Where it connected to
+ */
+struct client {
+	void (*settled)(struct client *client);
+	bool (*refused)(struct vu_conn *c);
+	uint32_t tag;
+	uint16_t src_len;
+	uint16_t dst_len;
+	uint8_t src[28];
+	uint8_t dst[28];
+};
+
+/**
  * struct vu_conn - A connection
  * @run:	On the list of those that have something to do, or its device's
  *		of those that wait for RX buffers or for a full listener
@@ -194,6 +215,7 @@ enum conn_state {
  * @dev:	Device whose guest is the near side; NULL: a socket is
  * @twin:	The same connection as a sibling sees it; see vsock/sibling.c
  * @outbox:	Where its events go
+ * @client:	Who has yet to be taken, or NULL
  * @since_us:	When its deadline began to run
  * @type:	STREAM or SEQPACKET
  * @target:	enum vu_target_kind of the far side
@@ -203,6 +225,7 @@ enum conn_state {
  * @rx_chains:	RX buffers to take for the next read
  * @want:	VU_WANT_ bits of the device or listener
  * @reported:	Its end was posted
+ * @ranged:	It is counted among those of its port's range
  * @enlarged:	Its socket holds a window, and so much is in its device's
  *		enlarged_bytes
  * @asks:	Times that credit was due and didn't come
@@ -235,6 +258,7 @@ struct vu_conn {
 	/* seldom */
 	struct list timer;
 	struct outbox_queue *outbox;
+	struct client *client;
 	uint64_t start_us;
 	uint64_t since_us;
 	uint32_t index;
@@ -248,6 +272,7 @@ struct vu_conn {
 	uint8_t want;
 	bool reported : 1;
 	bool hashed : 1;
+	bool ranged : 1;
 	bool enlarged : 1;
 };
 
@@ -327,6 +352,7 @@ void core_init(struct core *core, uint32_t max_conns);
 void core_free(struct core *core);
 struct vu_conn *conn_new(struct core *core, struct outbox_queue *outbox);
 void conn_free(struct vu_conn *c);
+void conn_client_settled(struct vu_conn *c);
 uint64_t conn_id(const struct vu_conn *c);
 void conn_rename(struct vu_conn *c);
 struct vu_conn *conn_by_id(const struct core *core, uint64_t id);
@@ -340,6 +366,7 @@ void conn_wake(struct vu_conn *c);
 void conn_hurry(struct vu_conn *c);
 void conn_post(struct vu_conn *c, enum vu_event_kind kind, int error);
 void conn_opened(struct vu_conn *c);
+void conn_client_settled(struct vu_conn *c);
 void conn_abort(struct vu_conn *c, int error);
 void conn_drop(struct vu_conn *c, int error);
 void conn_finish(struct vu_conn *c);

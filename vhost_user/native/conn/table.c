@@ -146,6 +146,19 @@ static void close_side(struct vu_conn *c, struct side *s)
 }
 
 /**
+ * conn_client_settled() - Nobody waits any more for a guest to take it
+ * @c:		Connection
+ */
+void conn_client_settled(struct vu_conn *c)
+{
+	struct client *client = c->client;
+
+	c->client = NULL;
+	if (client)
+		client->settled(client);
+}
+
+/**
  * conn_free() - Let go of everything a connection has
  * @c:		Connection
  */
@@ -153,6 +166,7 @@ void conn_free(struct vu_conn *c)
 {
 	struct core *core = c->core;
 
+	conn_client_settled(c);
 	conn_unhash(c);
 	list_del(&c->run);
 	list_del(&c->owe_link);

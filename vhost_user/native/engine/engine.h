@@ -12,14 +12,15 @@
 #include "side/listener.h"
 #include "vsock/dev.h"
 
-#define MAX_LISTENERS VU_MAX_DEVICES
-#define EVENTS	      256 /* one epoll_wait() */
+#define MAX_LISTENERS 65536 /* each VM may publish hundreds of ports */
+#define EVENTS	      256   /* one epoll_wait() */
 
 /* epoll tags of what isn't a connection: the lower half, a conn's index, is 0
  */
 #define TAG_WAKE     (1ULL << 32)
-#define TAG_KICK     (2ULL << 32) /* + the device's slot << 40 */
-#define TAG_LISTENER (3ULL << 32) /* + the listener's slot << 40 */
+#define TAG_KICK     (2ULL << 32) /* + the device's slot << TAG_SLOT */
+#define TAG_LISTENER (3ULL << 32) /* + the listener's slot << TAG_SLOT */
+#define TAG_SLOT     40
 
 /**
  * struct poller - Adaptive polling; see poll.c
@@ -69,15 +70,57 @@ struct vu_engine {
 };
 
 /**
+ * listener_by_id() - Find a listener
+ * @e:		Engine
+ * @id:		Its id
+ *
+ * Returns: the listener; NULL if it is gone
+ */
+static inline struct vu_listener *listener_by_id(const struct vu_engine *e,
+						 uint32_t id)
+{
+	for (uint32_t at = id % VU_MAX_DEVICES; at < MAX_LISTENERS;
+	     at += VU_MAX_DEVICES) {
+		struct vu_listener *l = e->listeners[at];
+
+		if (l && l->outbox->source == id)
+			return l;
+	}
+	return NULL;
+}
+
+/**
+ * dev_by_id() - Find a device
+ * @e:		Engine
+ * @id:		Its id
+ *
+ * Returns: the device; NULL if it is gone
+ */
+static inline struct vu_dev *dev_by_id(const struct vu_engine *e, uint32_t id)
+{
+	struct vu_dev *d = e->devs[id % VU_MAX_DEVICES];
+
+	return d && d->id == id ? d : NULL;
+}
+
+/**
  * name_new() - Make an id for a device or listener
  * @e:		Engine, stopped
  * @slot:	Where it will be
  *
- * Returns: an id that nothing else had; its lower part is @slot
+ * A guest makes listeners come and go, so that the numbers may come round.
+ *
+ * Returns: an id that nothing else has; its lower part is @slot's
  */
 static inline uint32_t name_new(struct vu_engine *e, uint32_t slot)
 {
-	return (e->named++ & 0x1fffffU) * VU_MAX_DEVICES + slot;
+	uint32_t id;
+
+	do
+		id = (e->named++ & 0x1fffffU) * VU_MAX_DEVICES +
+		     slot % VU_MAX_DEVICES;
+	while (dev_by_id(e, id) || listener_by_id(e, id));
+	return id;
 }
 
 /* timers.c */

@@ -155,15 +155,15 @@ static void collect(struct vu_engine *e, const struct epoll_event *events,
 				errno = 0; /* nothing to drain */
 			break;
 		case TAG_KICK:
-			d = e->devs[tag >> 40];
+			d = e->devs[tag >> TAG_SLOT];
 			if (d) {
 				d->stats.kicks++;
 				list_add(&e->core.active, &d->active);
 			}
 			break;
 		default:
-			l = e->listeners[tag >> 40];
-			if (l && list_empty(&l->paused))
+			l = e->listeners[tag >> TAG_SLOT];
+			if (l)
 				listener_accept(l, &e->paused);
 		}
 	}

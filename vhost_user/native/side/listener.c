@@ -6,9 +6,9 @@
  * ===================
  *
  * The standard paths end here: TPROXY hands us TCP connections. A client is the
- * near side of its connection, a socket as any other. One turn accepts a few:
- * others wait too. Out of descriptors, a listener pauses: its backlog waits
- * until some are free.
+ * near side of its connection, a socket as any other, or one that a guest is
+ * offered (vsock/door.c). One turn accepts a few: others wait too. Out of
+ * descriptors, a listener pauses: its backlog waits until some are free.
  */
 
 #include <errno.h>
@@ -41,6 +41,43 @@ static int watch(struct vu_listener *l, int op, uint32_t events)
 }
 
 /**
+ * admit() - Make a connection of an accepted socket
+ * @l:		Listener
+ * @fd:		Socket, taken over
+ * @addr:	Its client's
+ * @len:	Size of @addr
+ */
+static void admit(struct vu_listener *l, int fd,
+		  const struct sockaddr_storage *addr, socklen_t len)
+{
+	const int one = 1;
+	struct vu_conn *c = NULL;
+
+	(void)addr;
+	(void)len;
+	if (!outbox_crowded(l->outbox, l->core->max_conns))
+		c = conn_new(l->core, l->outbox);
+	if (!c) {
+		l->core->refused++;
+		close(fd);
+		return;
+	}
+	c->want = (uint8_t)l->want;
+	c->near =
+	    (struct side){.ops = socket_ops(c), .fd = fd, .writable = true};
+	/* fails on a unix socket, which has no use for it */
+	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	if (socket_watch(c, &c->near, false)) {
+		l->core->refused++;
+		conn_free(c);
+		return;
+	}
+	target_reach(c, &l->target);
+}
+
+static const struct listener_ops to_target = {.admit = admit};
+
+/**
  * listener_new() - Accept connections from a listening socket
  * @core:	What all connections share
  * @id:		Its id
@@ -62,6 +99,7 @@ struct vu_listener *listener_new(struct core *core, uint32_t id, int fd,
 	*l = (struct vu_listener){
 	    .core = core,
 	    .outbox = outbox_open(id, true),
+	    .ops = &to_target,
 	    .target = *target,
 	    .want = want,
 	    .tag = tag,
@@ -88,38 +126,24 @@ void listener_free(struct vu_listener *l)
 {
 	list_del(&l->paused);
 	outbox_unref(&l->core->outbox, l->outbox);
-	close(l->fd);
+	if (l->fd >= 0)
+		close(l->fd);
 	free(l);
 }
 
 /**
- * admit() - Make a connection of an accepted socket
+ * listener_close() - Accept nobody for a reason, or not for that any more
  * @l:		Listener
- * @fd:		Socket, taken over
+ * @why:	LISTENER_ bit
+ * @closed:	Whether it holds
  */
-static void admit(struct vu_listener *l, int fd)
+void listener_close(struct vu_listener *l, unsigned why, bool closed)
 {
-	const int one = 1;
-	struct vu_conn *c = NULL;
+	unsigned now = closed ? l->closed | why : l->closed & ~why;
 
-	if (!outbox_crowded(l->outbox, l->core->max_conns))
-		c = conn_new(l->core, l->outbox);
-	if (!c) {
-		l->core->refused++;
-		close(fd);
-		return;
-	}
-	c->want = (uint8_t)l->want;
-	c->near =
-	    (struct side){.ops = socket_ops(c), .fd = fd, .writable = true};
-	/* fails on a unix socket, which has no use for it */
-	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-	if (socket_watch(c, &c->near, false)) {
-		l->core->refused++;
-		conn_free(c);
-		return;
-	}
-	target_reach(c, &l->target);
+	if (!now != !l->closed)
+		watch(l, EPOLL_CTL_MOD, now ? 0 : EPOLLIN);
+	l->closed = now;
 }
 
 /**
@@ -129,19 +153,22 @@ static void admit(struct vu_listener *l, int fd)
  */
 void listener_accept(struct vu_listener *l, struct list *paused)
 {
-	for (unsigned i = 0; i < ACCEPTS; i++) {
-		int fd =
-		    accept4(l->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+	for (unsigned i = 0; i < ACCEPTS && !l->closed; i++) {
+		struct sockaddr_storage addr;
+		socklen_t len = sizeof(addr);
+		int fd = accept4(l->fd, (struct sockaddr *)&addr, &len,
+				 SOCK_NONBLOCK | SOCK_CLOEXEC);
 
 		if (fd >= 0) {
-			admit(l, fd);
+			l->ops->admit(l, fd, &addr, len);
 		} else if (errno == EAGAIN) {
 			return;
 		} else if (errno == EMFILE || errno == ENFILE ||
 			   errno == ENOBUFS || errno == ENOMEM) {
+			if (l->ops->shortage)
+				l->ops->shortage(l, errno);
 			list_add(paused, &l->paused);
-			watch(l, EPOLL_CTL_MOD, 0);
-			return;
+			listener_close(l, LISTENER_SHORT, true);
 		} /* else that client is gone already: the next one */
 	}
 }
@@ -154,6 +181,6 @@ void listener_accept(struct vu_listener *l, struct list *paused)
 void listener_resume(struct vu_listener *l, struct list *paused)
 {
 	list_del(&l->paused);
-	watch(l, EPOLL_CTL_MOD, EPOLLIN);
+	listener_close(l, LISTENER_SHORT, false);
 	listener_accept(l, paused);
 }

@@ -55,6 +55,7 @@ struct vu_dev *dev_new(struct core *core, uint32_t id,
 	list_init(&d->owing);
 	list_init(&d->retries);
 	list_init(&d->retrying);
+	list_init(&d->doors);
 	for (unsigned q = 0; q < QUEUES; q++)
 		d->kick_fds[q] = -1;
 	return d;
@@ -71,6 +72,7 @@ void dev_free(struct vu_dev *d)
 	route_free(&d->routes);
 	outbox_unref(&d->core->outbox, d->outbox);
 	free(d->groups);
+	free(d->ranges);
 	free(d->lost);
 	free(d->rsts);
 	free(d);

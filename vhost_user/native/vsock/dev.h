@@ -10,6 +10,7 @@
  * owe.c	packets to the guest that are no payload
  * rx.c		payload to the guest
  * guest.c	the guest as a side of its connections
+ * door.c	listeners whose clients are a guest's
  * sibling.c	another guest as a far side
  * reset.c	what a driver is told that outlived its connections
  * tx.c		packets from the guest
@@ -20,9 +21,11 @@
 
 #include <linux/virtio_vsock.h>
 
+#include "base/callers.h"
 #include "base/clock.h"
 #include "base/quota.h"
 #include "conn/conn.h"
+#include "side/listener.h"
 
 #define QUEUE_RX    0
 #define QUEUE_TX    1
@@ -74,6 +77,10 @@ struct route {
 	struct vu_target target;
 };
 
+#define RANGE_BITS  16 /* of a port: which one of its range */
+#define RANGE_PORTS (1U << RANGE_BITS)
+#define RANGES	    (1U << (32 - RANGE_BITS))
+
 /**
  * struct routes - Targets by port
  * @buckets:	Those that are no fallback, about one a bucket
@@ -123,6 +130,9 @@ struct rst {
  * @unlooked:	Calls that moved bytes, since the clock was looked at
  * @calls_us:	When that was, the first time for this kind of work
  * @enlarged_bytes: Sum of the windows that sockets were enlarged for
+ * @ranges:	By ranges of ports on our side: connections that Python or a
+ *		listener chose the port of; NULL: there was none
+ * @doors:	Listeners whose clients are its guest's
  * @told_us:	When Python was last told of each limit
  * @failure:	enum vu_err that ends the device's rings and connections: a
  *		system call found no guest memory, or an interrupt hung
@@ -161,6 +171,8 @@ struct vu_dev {
 	struct outbox_queue *outbox;
 	struct bucket buckets[2];
 	uint64_t enlarged_bytes;
+	uint32_t *ranges;
+	struct list doors;
 	uint64_t told_us[LIMITS];
 	struct vu_dev *cid_next;
 	uint32_t *groups;
@@ -301,6 +313,7 @@ struct vu_conn *limit_conn(struct vu_dev *d, uint16_t type, bool to_guest);
 void limit_used(struct vu_conn *c);
 void limit_whole(struct vu_conn *c);
 void limit_close(struct vu_conn *c);
+int limit_range(struct vu_conn *c);
 uint32_t limit_enlarge(struct vu_conn *c);
 void limit_shrink(struct vu_conn *c, uint32_t most);
 void limit_queued(struct vu_conn *c);
@@ -330,9 +343,18 @@ unsigned rx_payload(const struct iovec *iov, unsigned n, size_t max,
 /* guest.c */
 extern const struct side_ops guest_ops;
 int64_t guest_open(struct vu_dev *d, uint32_t guest_port, uint32_t port, int fd,
-		   bool hybrid);
+		   const struct side_ops *client);
 void guest_shutdown(struct vu_conn *c, uint32_t flags);
 void guest_gone(struct vu_conn *c);
+
+/* door.c */
+int door_open(struct vu_listener *l, struct vu_dev *d, int backlog,
+	      uint32_t tag);
+void door_backlog(struct vu_listener *l, int backlog);
+int door_caller(struct vu_listener *l, const struct vu_caller *caller);
+void door_forget(struct vu_listener *l);
+void door_close(struct vu_listener *l);
+void door_walled(struct vu_dev *d);
 
 /* sibling.c */
 struct vu_dev *sibling_find(const struct vu_dev *d, uint64_t cid);

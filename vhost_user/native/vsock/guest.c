@@ -222,6 +222,8 @@ void guest_gone(struct vu_conn *c)
 {
 	bool nobody = c->twin && c->twin->state == CONN_ORPHAN;
 
+	if (c->client && c->state == CONN_REQUESTED && c->client->refused(c))
+		return;
 	if (c->state == CONN_OPEN && c->guest_shut == SHUT_BOTH &&
 	    c->up.kept.bytes.len && !nobody) {
 		/* it closed long ago and gave up waiting for our RST */
@@ -266,14 +268,14 @@ static struct vu_conn *make(struct vu_dev *d, uint16_t type,
  * guest_open() - Ask the guest for a connection
  * @d:		Device
  * @guest_port:	Port to ask for
- * @port:	Port on our side, 0: any; else the socket is on offer only
+ * @port:	Port on our side, 0: any
  * @fd:		Host client's socket, taken over on success
- * @hybrid:	Announce success on it
+ * @client:	What it is until the guest accepts; NULL: a socket as any other
  *
  * Returns: as vu_conn_open() and vu_conn_offer()
  */
 int64_t guest_open(struct vu_dev *d, uint32_t guest_port, uint32_t port, int fd,
-		   bool hybrid)
+		   const struct side_ops *client)
 {
 	uint16_t type = VIRTIO_VSOCK_TYPE_STREAM;
 	struct vu_conn *c;
@@ -293,16 +295,15 @@ int64_t guest_open(struct vu_dev *d, uint32_t guest_port, uint32_t port, int fd,
 	fits = type == VIRTIO_VSOCK_TYPE_SEQPACKET ? message_fit(c, fd)
 						   : (int)c->credit.buf_alloc;
 	c->far = (struct side){.ops = socket_ops(c), .fd = fd};
-	if (fits < 0 || conn_hash(c) || socket_watch(c, &c->far, false)) {
+	if (fits < 0 || (port && limit_range(c)) || conn_hash(c) ||
+	    socket_watch(c, &c->far, false)) {
 		c->far.fd = -1;
 		conn_free(c);
 		return -VU_ERR_SYS;
 	}
 	limit_shrink(c, (uint32_t)fits);
-	if (port)
-		c->far.ops = &client_offered;
-	else if (hybrid)
-		c->far.ops = &client_hybrid;
+	if (client)
+		c->far.ops = client;
 	conn_set(c, CONN_REQUESTED);
 	owe(c, OWE_REQUEST);
 	return (int64_t)conn_id(c);

@@ -40,6 +40,7 @@
  */
 
 #include <errno.h>
+#include <stdlib.h>
 
 #include "base/clock.h"
 #include "vsock/dev.h"
@@ -241,6 +242,27 @@ void limit_close(struct vu_conn *c)
 	stats->queued_bytes -= c->held;
 	if (c->enlarged)
 		c->dev->enlarged_bytes -= c->dev->cfg.buf_alloc;
+	if (c->ranged)
+		c->dev->ranges[c->port >> RANGE_BITS]--;
+}
+
+/**
+ * limit_range() - Count a connection among those of its port's range
+ * @c:		Connection of a guest
+ *
+ * Returns: 0, or -VU_ERR_NOMEM
+ */
+int limit_range(struct vu_conn *c)
+{
+	struct vu_dev *d = c->dev;
+
+	if (!d->ranges)
+		d->ranges = calloc(RANGES, sizeof(*d->ranges));
+	if (!d->ranges)
+		return -VU_ERR_NOMEM;
+	d->ranges[c->port >> RANGE_BITS]++;
+	c->ranged = true;
+	return 0;
 }
 
 /**

@@ -1,0 +1,118 @@
+"""Clients of a guest's listeners; where those are reachable; whom agents know."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+
+    from fastpath.tsi.addresses import Address
+    from fastpath.tsi.protocol import Listen
+    from vhost_user.engine import Event, SocketAddress
+
+_RESET: Final = struct.pack("ii", 1, 0)  # struct linger
+
+
+@dataclass(slots=True, eq=False)
+class Client:
+    """A connection from outside, from accept() to its end."""
+
+    address: SocketAddress
+    """The client's."""
+    reached: SocketAddress
+    """Where it connected to, on the host."""
+    port: int
+    """TCP port in the guest."""
+    sock: socket.socket | None = field(default=None, repr=False)
+    """None if the engine alone has it."""
+    deadline: float = 0.0
+    range: int | None = None
+    """Whose reference in `Peers` it holds."""
+    shown: Address | None = None
+    """Its IP, as accept() in the guest gives it."""
+    taker: tuple[Announcer, Listen] | None = None
+    """Whom the engine may offer others of its IP to, from its range."""
+    ended: bool = False
+    """By the policy."""
+
+    @classmethod
+    def of(cls, event: Event, *, deadline: float = 0.0) -> Client:
+        """The client that an event with a tag is about."""
+        assert event.src is not None
+        assert event.dst is not None
+        return cls(event.src, event.dst, event.tag, deadline=deadline)
+
+    @property
+    def ip(self) -> Address:
+        """The client's, without a scope."""
+        return ipaddress.ip_address(self.address[0].partition("%")[0])
+
+    def reset(self) -> None:
+        """End it, as TCP does when nobody listens."""
+        if self.sock is not None:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self.release()
+
+    def release(self) -> None:
+        """Close our descriptor; the engine may have another."""
+        if self.sock is not None:
+            self.sock.close()
+            self.sock = None
+
+
+Place = TypeVar("Place", bound="Hashable")
+
+
+class Publisher(Protocol[Place]):
+    """Says where a guest's ports are reachable, and hears of their connections."""
+
+    def addresses(self, port: int, version: int, *, covered: bool) -> Sequence[Place]:
+        """Return where a guest's TCP port is reachable; none: it is not published.
+
+        Args:
+            port: in the guest.
+            version: 4 or 6: of the clients.
+            covered: whether the policy publishes it.
+        """
+        ...
+
+    def listen(self, address: Place, backlog: int) -> socket.socket:
+        """Open a listener at one of the addresses, with the program's backlog.
+
+        Raises:
+            OSError: it cannot be opened; its errno is the program's.
+        """
+        ...
+
+    def opened(self) -> None:
+        """The guest took a client."""
+        ...
+
+    def failed(self, client: Client, error: int) -> None:
+        """A client never got through; `error` is an errno."""
+        ...
+
+    def ended(self) -> None:
+        """An established connection is ended: its port is not published any more."""
+        ...
+
+    def closed(self, client: Client, event: Event) -> None:
+        """An established connection ended."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Announcer:
+    """An agent, as far as its listeners go."""
+
+    send: Callable[[bytes], bool]
+    """Sends a message; False: there is no room, it is lost."""
+    listeners: dict[int, Listen] = field(default_factory=dict)
+    """By vsock port."""
+    known: dict[int, int] = field(default_factory=dict)
+    """The ranges that it knows: which of their owners (`Peers.owner`)."""
