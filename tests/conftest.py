@@ -10,6 +10,7 @@ sanitizers (`make sanitize tsan`) must not silently be another one.
 from __future__ import annotations
 
 import os
+import signal
 
 import hypothesis
 import pytest
@@ -27,6 +28,8 @@ def pytest_runtest_makereport(item, call):
 
 
 def pytest_configure():
+    # a shell's `&` has children ignore SIGINT, and theirs: some tests send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # hypothesis would time each example: no test asserts a time
     hypothesis.settings.register_profile("untimed", deadline=None)
     hypothesis.settings.load_profile("untimed")

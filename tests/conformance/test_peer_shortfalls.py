@@ -78,7 +78,7 @@ ELSEWHERE = {
     ),
     "no SEQPACKET": "test_vsock_seqpacket",
     "no limits": "test_limits",
-    "siblings deadlock and starve": "test_siblings",
+    "siblings deadlock and starve": "test_sibling_bytes",
 }
 
 

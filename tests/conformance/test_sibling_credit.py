@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conformance.test_siblings import (
+from tests.conformance.siblings import (
     GROUP,
     WINDOW,
     connect,

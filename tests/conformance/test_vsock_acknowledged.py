@@ -21,7 +21,7 @@ from tests.conformance.links import (
     wait_for,
     write_until_told,
 )
-from tests.conformance.test_siblings import connect, make_site, site
+from tests.conformance.siblings import connect, make_site, site
 from vhost_user.vsock.driver import VsockGuest
 from vhost_user.vsock.packet import Op, Shutdown, Type
 

@@ -16,7 +16,7 @@ from collections import deque
 import pytest
 
 from tests.conformance.links import WAYS, pair_id, pairs, say
-from tests.conformance.test_siblings import make_site, site
+from tests.conformance.siblings import make_site, site
 from vhost_user.vsock.driver import VsockGuest
 from vhost_user.vsock.packet import Op, Seq, Type
 

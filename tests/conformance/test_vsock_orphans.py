@@ -13,7 +13,7 @@ import socket
 import pytest
 
 from tests.conformance.links import MESSAGES, fill, say
-from tests.conformance.test_siblings import GROUP, make_site
+from tests.conformance.siblings import GROUP, make_site
 from tests.support.limits import LIMIT_S
 from vhost_user.engine import Discard, Echo, Unix
 from vhost_user.vsock.driver import VsockGuest

@@ -13,7 +13,7 @@ import pytest
 
 from fastpath.tsi import port as port_module
 from fastpath.tsi.peers import Peers, first_port
-from tests.unit.fastpath.test_tsi_inbound import (
+from tests.unit.fastpath.inbound_world import (
     ANY6,
     LISTENING,
     PORT,

@@ -1,181 +1,27 @@
-"""The TSI service: events of a device in, answers and routes out.
-
-A fake engine and a fake device; control streams are real socket pairs. Time passes
-when nothing else happens (`tests.support.clock`).
-"""
+"""The TSI service: events of a device in, answers and routes out."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import itertools
 import socket
 import struct
-from typing import Any, cast
 
 import pytest
 
 from fastpath.tsi import service as module
-from fastpath.tsi import stream
 from fastpath.tsi.policy import Limits, SandboxPolicy
 from fastpath.tsi.protocol import UNKNOWN_TOKEN
-from fastpath.tsi.router import Routed
-from fastpath.tsi.service import TsiService
-from tests.support import clock
-from vhost_user.engine import Ask, Dial, Echo, Event, EventKind, Reset
-
-TSI_PORT = 21587
-DESTINATION = ("192.0.2.1", 80)
-HELLO = struct.pack("<HHIHH", 1, 8, 0x41495354, 1, 1)
-WELCOME, REFUSED, FAILED = 2, 3, 5
-
-
-class FakeEngine:
-    def __init__(self):
-        self.answers = {}
-        self.gone = set()
-
-    def answer(self, conn, target):
-        assert conn not in self.answers
-        self.answers[conn] = target
-        return conn not in self.gone
-
-    def answer_fd(self, conn, sock):
-        if conn in self.gone:
-            sock.close()
-            return False
-        self.answers[conn] = sock
-        return True
-
-
-class FakeDevice:
-    def __init__(self):
-        self.routes = {}
-        self.handle = self
-
-    def route(self, port, target):
-        self.routes[port] = target
-
-    def unroute(self, port):
-        del self.routes[port]
-
-    def unroute_from(self, first):
-        self.routes = {
-            port: target
-            for port, target in self.routes.items()
-            if port is None or port < first
-        }
-
-    def limit(self, **limits):
-        self.limits = limits
-
-
-class FakeRouter:
-    """Allows all but port 666; only port 80's answers are cacheable."""
-
-    def __init__(self):
-        self.said = []
-
-    def set_policy(self, policy):
-        self.said.append(("policy", policy))
-
-    def route(self, destination, conn):
-        self.said.append(("route", destination))
-        if destination[1] == 666:
-            return Routed(Reset(errno.EACCES), cacheable=False)
-        return Routed(Dial(destination), cacheable=destination[1] == 80)
-
-    def opened(self, event, destination):
-        self.said.append(("opened", destination))
-
-    def failed(self, event, destination):
-        self.said.append(("failed", destination))
-
-    def closed(self, event, destination):
-        self.said.append(("closed", destination))
-
-
-class World:
-    def __init__(self, **options):
-        self.engine = cast("Any", FakeEngine())
-        self.device = cast("Any", FakeDevice())
-        self.router = FakeRouter()
-        self.agents = []
-        self.conns = iter(range(1, 1 << 20))
-        self.service = TsiService(
-            self.engine,
-            self.device,
-            self.router,
-            addresses=["fd00::5", "10.0.0.5"],
-            name="test",
-            **options,
-        )
-
-    def event(self, kind, port, conn=None, **fields):
-        conn = next(self.conns) if conn is None else conn
-        event = Event(kind=kind, conn=conn, port=port, peer_port=1025, **fields)
-        self.service.handle_event(event)
-        return conn
-
-    def request(self, port):
-        return self.event(EventKind.REQUEST, port)
-
-    def agent(self):
-        conn = self.request(TSI_PORT)
-        self.agents.append(Agent(self.engine.answers.pop(conn)))
-        return self.agents[-1]
-
-    async def greeted(self):
-        agent = self.agent()
-        await agent.greet()
-        return agent
-
-    def close(self):
-        self.service.close()
-        for agent in self.agents:
-            agent.sock.close()
-
-
-class Agent:
-    def __init__(self, sock):
-        self.sock = sock
-        sock.setblocking(False)
-
-    def send(self, data):
-        self.sock.send(data)
-
-    async def receive(self):
-        """The next message: type and payload; b"" at the end of the stream."""
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(5):
-            header = await loop.sock_recv(self.sock, 4)
-            if not header:
-                return b""
-            kind, size = struct.unpack("<HH", header)
-            return kind, await loop.sock_recv(self.sock, size)
-
-    async def greet(self):
-        self.send(HELLO)
-        kind, payload = await self.receive()
-        assert kind == WELCOME
-        self.first_token = struct.unpack_from("<I", payload, 4)[0]
-        return payload
-
-    def register(self, token, host="192.0.2.1", port=80):
-        address = socket.inet_aton(host).ljust(16, b"\0")
-        self.send(struct.pack("<HHIHH", 4, 24, token, 4, port) + address)
-
-
-def run(work, **options):
-    async def bounded():
-        world = World(**options)
-        try:
-            async with asyncio.timeout(20):
-                return await work(world)
-        finally:
-            world.close()
-
-    return clock.run(bounded())
+from tests.unit.fastpath.service_agent import (
+    DESTINATION,
+    FAILED,
+    HELLO,
+    REFUSED,
+    TSI_PORT,
+    WELCOME,
+    run,
+)
+from vhost_user.engine import Ask, Dial, Echo, EventKind, Reset
 
 
 def test_the_device_asks_about_all_ports():
@@ -208,30 +54,6 @@ def test_a_request_is_decided_after_its_route_was_read():
         conn = world.request(agent.first_token)  # nothing ran in between
         assert world.engine.answers[conn] == Dial(DESTINATION)
         assert world.router.said == [("route", DESTINATION)]
-
-    run(work)
-
-
-def test_a_request_waits_for_no_more_messages_than_its_route_is_behind(monkeypatch):
-    """Of what else was sent, some at a time are handled; others have their turn."""
-    monkeypatch.setattr(stream, "_MESSAGES_AT_ONCE", 4)
-
-    async def work(world):
-        agent = await world.greeted()
-        for i in range(150):
-            agent.register(agent.first_token + i)
-        for i in (0, 59, 99):  # however many turns it would take
-            conn = world.request(agent.first_token + i)
-            assert world.engine.answers[conn] == Dial(DESTINATION)
-            assert world.service.stats().tokens == i + 1
-        seen = [100]
-        while seen[-1] < 150:
-            await asyncio.sleep(0)
-            seen.append(world.service.stats().tokens)
-        assert max(b - a for a, b in itertools.pairwise(seen)) <= 4
-        agent.register(agent.first_token + 150)
-        conn = world.request(agent.first_token + 150)
-        assert world.engine.answers[conn] == Dial(DESTINATION)
 
     run(work)
 
@@ -304,17 +126,6 @@ def test_a_request_whose_route_never_comes_is_refused(monkeypatch):
         await asyncio.sleep(0.2)
         assert world.engine.answers[conn] == Reset(UNKNOWN_TOKEN)
         assert world.service.stats().held == 0
-
-    run(work)
-
-
-def test_held_requests_are_bounded(monkeypatch):
-    monkeypatch.setattr(module, "MAX_HELD", 2)
-
-    async def work(world):
-        agent = await world.greeted()
-        conns = [world.request(agent.first_token + i) for i in range(3)]
-        assert world.engine.answers == {conns[2]: Reset(UNKNOWN_TOKEN)}
 
     run(work)
 
@@ -408,71 +219,6 @@ def test_a_tokens_destination_never_changes():
     run(work)
 
 
-def test_too_many_tokens_make_the_oldest_forgotten(monkeypatch):
-    monkeypatch.setattr(module, "MAX_TOKENS", 4)
-
-    async def work(world):
-        agent = await world.greeted()
-        agent.register(agent.first_token)
-        live = world.request(agent.first_token)
-        for i in range(1, 5):
-            agent.register(agent.first_token + i)
-        await asyncio.sleep(0.05)
-        assert agent.first_token not in world.device.routes
-        refused = world.request(agent.first_token)
-        assert world.engine.answers[refused] == Reset(UNKNOWN_TOKEN)
-        world.event(EventKind.OPENED, agent.first_token, live)
-        world.event(EventKind.CLOSED, agent.first_token, live)
-        assert world.router.said[-1] == ("closed", DESTINATION)
-        assert world.service.stats().forgotten == 1
-
-    run(work)
-
-
-def test_a_flood_is_read_at_its_pace():
-    async def work(world):
-        agent = await world.greeted()
-        loop = asyncio.get_running_loop()
-        data = b"".join(
-            struct.pack("<HHIHH", 4, 24, agent.first_token + i, 4, 80)
-            + socket.inet_aton("192.0.2.1").ljust(16, b"\0")
-            for i in range(20000)
-        )
-        sender = loop.create_task(loop.sock_sendall(agent.sock, data))
-        await asyncio.sleep(0.5)
-        assert not sender.done()
-        assert world.service.stats().tokens < 12000
-        sender.cancel()
-
-    run(work)
-
-
-def test_many_streams_are_read_no_faster_than_one():
-    """Else a token could be forgotten while a dial to it is under way, unlogged."""
-
-    async def work(world):
-        agents = [world.agent() for _ in range(16)]
-        loop = asyncio.get_running_loop()
-        senders = []
-        for agent in agents:
-            await agent.greet()
-        begin = loop.time()
-        for agent in agents:
-            data = b"".join(
-                struct.pack("<HHIHH", 4, 24, agent.first_token + i, 4, 80)
-                + socket.inet_aton("192.0.2.1").ljust(16, b"\0")
-                for i in range(4000)
-            )
-            senders.append(loop.create_task(loop.sock_sendall(agent.sock, data)))
-        await asyncio.sleep(0.5)
-        allowed = 8192 + 2000 * (loop.time() - begin + 0.1)
-        assert world.service.stats().tokens < allowed + 600  # one read
-        for sender in senders:
-            sender.cancel()
-
-    run(work)
-
-
 def test_a_held_request_that_the_guest_takes_back_leaves_nothing():
     async def work(world):
         agent = await world.greeted()
@@ -544,33 +290,6 @@ def test_a_stream_that_breaks_the_protocol_is_refused_with_a_reason(data, code):
         assert message[1][4:].isascii()
         assert await agent.receive() == b""
         assert world.service.stats().refused == 1
-
-    run(work)
-
-
-def test_an_agent_too_many_is_refused(monkeypatch):
-    monkeypatch.setattr(module, "MAX_STREAMS", 1)
-
-    async def work(world):
-        one, other = world.agent(), world.agent()
-        await one.greet()
-        kind, payload = await other.receive()
-        assert kind == REFUSED
-        assert struct.unpack_from("<I", payload)[0] == 4
-        assert await other.receive() == b""
-
-    run(work)
-
-
-def test_a_guest_that_does_not_read_loses_its_own_messages_only():
-    async def work(world):
-        agent = await world.greeted()
-        agent.register(agent.first_token)
-        for _ in range(20000):
-            conn = next(world.conns)
-            world.event(EventKind.FAILED, agent.first_token, conn, error=111)
-        stats = world.service.stats()
-        assert stats.unsent > 0
 
     run(work)
 
