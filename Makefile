@@ -20,7 +20,7 @@ SOAK     ?= 1000000
 comma    := ,
 # Not under sanitizers: the first would measure their memory, the second take it away,
 # and the SIGBUS of the third is their own to handle.
-MEMORY_TEST := tests/unit/vhost_user/test_vsock_cli.py::test_one_idle_vm_takes_less_than_60_mib
+MEMORY_TEST := tests/unit/vhost_user/test_vsock_process.py::test_one_idle_vm_takes_less_than_60_mib
 SHORT_TEST  := tests/unit/vhost_user/test_command.py::test_out_of_memory_ends_single_connections_and_is_recovered_from
 SIGBUS_TEST := tests/unit/vhost_user/test_fault.py::test_a_sigbus_elsewhere_keeps_its_effect
 
