@@ -192,8 +192,14 @@ static void offer(struct world *w, uint32_t q, uint32_t off, uint32_t len,
 	uint16_t head = w->desc[q], flags = q ? 0 : VRING_DESC_F_WRITE;
 	uint32_t first = cut < len ? cut : len;
 
-	if (q == QUEUE_RX)
+	if (q == QUEUE_RX) {
+		const struct vring_used *used = (void *)(w->ram + USED(q));
+
+		/* it may write over descriptors of chains that wait */
+		if ((uint16_t)(w->avail[q] - used->idx) >= NUM / 2)
+			w->blind = true;
 		w->rx_off[head] = off;
+	}
 	if (indirect) {
 		uint32_t table = TABLES + (q * NUM + head) * 32;
 
