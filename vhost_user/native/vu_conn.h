@@ -75,7 +75,7 @@ struct vu_target {
  *
  * Returns: the listener's id,
  *	-VU_ERR_INVAL, if the target is malformed, or of those two kinds
- *	-VU_ERR_FULL, if there are VU_MAX_DEVICES listeners
+ *	-VU_ERR_FULL, if there are 65536 listeners
  *	-VU_ERR_NOMEM, if out of memory
  *	-VU_ERR_SYS, if the socket can't be watched; errno says why
  */
