@@ -18,6 +18,7 @@
 
 #include <linux/virtio_ring.h>
 #include <linux/virtio_vsock.h>
+#include <netinet/in.h>
 
 #include "engine/engine.h"
 
@@ -34,9 +35,11 @@
 #define TABLES	 0xf0000U /* an indirect table for each head of both rings */
 #define CID	 3
 #define MAX_ENDS 16
-#define PORTS	 8    /* of the host, from 0 */
-#define CALLERS	 4    /* ports of a guest, from FIRST */
-#define FIRST	 1024 /* first of them */
+#define PORTS	 8	     /* of the host, from 0 */
+#define CALLERS	 4	     /* ports of a guest, from FIRST */
+#define FIRST	 1024	     /* first of them */
+#define OPENED	 (1U << 30)  /* first port of vu_conn_open() on our side */
+#define OFFERED	 0x80010000U /* first port of those that are offered */
 
 /* Off while the engine drops and acknowledges (E15): the fuzzer finds that at
  * once */
@@ -62,7 +65,9 @@ struct world {
 	struct vu_mem *mem;
 	char *ram;
 	uint32_t dev;
-	uint32_t cid; /* CID or CID + 1 */
+	uint32_t cid;  /* CID or CID + 1 */
+	uint32_t door; /* the listener that is the guest's; 0: none */
+	struct sockaddr_in door_at;
 	uint16_t avail[2];
 	uint16_t desc[2];
 	uint32_t data;

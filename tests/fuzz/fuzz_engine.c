@@ -7,9 +7,10 @@
  *
  * libFuzzer's bytes are a program of small steps: put a packet on the TX ring
  * in any layout, offer RX buffers of any size, scribble over ring memory,
- * answer a held connection, act on the host's end of one, restart a ring, turn
- * the engine. Two guests, siblings, take such steps. The engine
- * takes its turns here, on this thread, so that an input always does the same.
+ * answer a held connection, act on the host's end of one, connect to a listener
+ * that is the guest's, restart a ring, turn the engine. Two guests, siblings,
+ * take such steps. The engine takes its turns here, on this thread, so that an
+ * input always does the same.
  *
  * Packets are biased towards the few ports and lengths where the protocol
  * happens; every field can still be anything. What must hold: no sanitizer
@@ -34,12 +35,13 @@
 
 static void packet_step(struct world *w, struct input *in)
 {
-	uint8_t shape = byte(in);
+	uint8_t shape = byte(in), ports = byte(in);
+	static const uint32_t first[4] = {0, 0, OPENED, OFFERED};
 	struct virtio_vsock_hdr h = {
 	    .src_cid = w->cid,
 	    .dst_cid = 2,
-	    .src_port = 1024 + (byte(in) & 3),
-	    .dst_port = byte(in) & 7,
+	    .src_port = FIRST + (ports & 3),
+	    .dst_port = first[ports >> 6] + (byte(in) & 7),
 	    .type = VIRTIO_VSOCK_TYPE_STREAM,
 	    .op = byte(in) % 9,
 	    .flags = byte(in) & 3,
@@ -95,6 +97,15 @@ static struct host_end *answer(struct world *w, const struct vu_event *ev)
 	return NULL;
 }
 
+/* A guest's client that the engine doesn't know is Python's: it leaves */
+static void take(struct vu_engine *e, const struct vu_event *ev)
+{
+	int fd = vu_conn_take(e, ev->conn);
+
+	if (fd >= 0)
+		close(fd);
+}
+
 static void drain_events(struct world *w, struct input *in)
 {
 	struct vu_event ev[16];
@@ -109,6 +120,10 @@ static void drain_events(struct world *w, struct input *in)
 
 			if (ev[i].kind != VU_EV_REQUEST)
 				continue;
+			if (ev[i].tag) {
+				take(w->e, &ev[i]);
+				continue;
+			}
 			if (t.kind <= VU_TARGET_UNIX ||
 			    t.kind == VU_TARGET_DIAL || t.kind > 6) {
 				end = answer(w, &ev[i]);
@@ -141,8 +156,9 @@ static void host_step(struct world *w, struct input *in)
 		    socketpair(AF_UNIX, kind | SOCK_NONBLOCK, 0, pair))
 			return;
 		if (op & 8)
-			conn = vu_conn_offer(w->e, w->dev, guest_port,
-					     0x80010000U | byte(in), pair[0]);
+			conn =
+			    vu_conn_offer(w->e, w->dev, guest_port,
+					  OFFERED | (byte(in) & 15), pair[0]);
 		else
 			conn = vu_conn_open(w->e, w->dev, guest_port, pair[0],
 					    op & 32);
@@ -175,6 +191,89 @@ static void host_step(struct world *w, struct input *in)
 		break;
 	default:
 		close_end(end);
+	}
+}
+
+/* Have a TCP socket on the loopback network, or -1 */
+static int tcp(uint16_t port)
+{
+	const struct linger reset = {.l_onoff = 1};
+	struct sockaddr_in at = {
+	    .sin_family = AF_INET,
+	    .sin_port = htons(port),
+	    .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+	};
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+
+	if (fd < 0)
+		return -1;
+	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &(int){1}, sizeof(int));
+	setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+	if (!bind(fd, (struct sockaddr *)&at, sizeof(at)))
+		return fd;
+	close(fd);
+	return -1;
+}
+
+/* Publish a port of the guest, once */
+static void open_door(struct world *w)
+{
+	int fd = w->door ? -1 : tcp(0), ret = -1;
+
+	if (fd < 0)
+		return;
+	if (!listen(fd, 4) && !getsockname(fd, (struct sockaddr *)&w->door_at,
+					   &(socklen_t){sizeof(w->door_at)}))
+		ret = vu_listener_guest(w->e, fd, 4, w->dev, 1);
+	if (ret < 0)
+		close(fd);
+	else
+		w->door = (uint32_t)ret;
+}
+
+/* Act on the listener that is the guest's, and on those who connect to it */
+static void door_step(struct world *w, struct input *in)
+{
+	uint8_t op = byte(in);
+	struct vu_caller caller = {
+	    .ip = {127, 0, 0, 1},
+	    .version = 4,
+	    .guest_port = FIRST + (op >> 6),
+	    .first_port = op & 8 ? 0 : OFFERED,
+	};
+	int fd;
+
+	open_door(w);
+	switch (op & 7) {
+	case 0:
+	case 1:
+	case 2: /* the guest can only name the low ports: root's */
+		fd = w->n_ends < MAX_ENDS ? tcp(1 + (op >> 4 & 3)) : -1;
+		if (fd < 0)
+			break;
+		connect(fd, (struct sockaddr *)&w->door_at, sizeof(w->door_at));
+		keep_end(w, fd);
+		break;
+	case 3:
+	case 4:
+		vu_listener_caller(w->e, w->door, &caller);
+		break;
+	case 5:
+		vu_listener_pause(w->e, w->door, op & 8);
+		break;
+	case 6:
+		if (op & 8)
+			vu_listener_forget(w->e, w->door);
+		else
+			vu_listener_backlog(w->e, w->door, op >> 4);
+		break;
+	default:
+		if (vu_dev_conns_from(w->e, w->dev, OFFERED) > 8)
+			abort(); /* more than max_conns */
+		if (op & 8)
+			return;
+		vu_listener_del(w->e, w->door);
+		w->door = 0;
 	}
 }
 
@@ -223,6 +322,9 @@ static void step(struct world *w, struct input *in)
 		((struct vring_avail *)(void *)(w->ram + AVAIL(q)))->idx =
 		    (uint16_t)n;
 		start(w, q);
+		break;
+	case 6:
+		door_step(w, in);
 		break;
 	default:
 		engine_step(w);
@@ -273,9 +375,12 @@ static void guest_start(struct world *w, char *ram, uint32_t cid)
 	start(w, QUEUE_TX);
 }
 
-static void guest_end(struct world *w)
+static void guest_end(struct world *w, struct input *in)
 {
+	if (w->door)
+		vu_listener_del(w->e, w->door);
 	vu_dev_del(w->e, w->dev);
+	drain_events(w, in);
 	vu_mem_free(w->mem);
 	for (unsigned i = 0; i < w->n_ends; i++) {
 		if (w->ends[i].fd >= 0)
@@ -338,8 +443,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	engine_step(&w[0]);
 	drain_events(&w[0], &in);
 	settle(w);
-	guest_end(&w[0]);
-	guest_end(&w[1]);
+	guest_end(&w[0], &in);
+	guest_end(&w[1], &in);
 	vu_engine_stats(engine, &stats);
 	if (stats.conns)
 		abort();
