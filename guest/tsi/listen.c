@@ -121,10 +121,10 @@ static void reserve(int inet)
 
 	if (getsockname(inet, (struct sockaddr *)&sa, &len))
 		return;
-	setsockopt(inet, SOL_SOCKET, SO_REUSEADDR, &(int){0}, sizeof(int));
 	if (!listen(inet, 0))
 		shutdown(inet, SHUT_RD);
 	bind(inet, (struct sockaddr *)&sa, len); /* EINVAL: it is, still */
+	setsockopt(inet, SOL_SOCKET, SO_REUSEADDR, &(int){0}, sizeof(int));
 }
 
 /**
@@ -313,8 +313,16 @@ int listen_give_back(const struct call *call, int fd)
 		return 0;
 	if (listener->inet < 0)
 		listener->inet = bind_inet(listener->is);
-	if (listener->inet < 0 || listen(listener->inet, listener->is->backlog))
+	if (listener->inet < 0)
 		return errno;
+	/* With 0, connections in TIME_WAIT would have the port; what the
+	   program set comes with the swap */
+	setsockopt(listener->inet, SOL_SOCKET, SO_REUSEADDR, &(int){1},
+		   sizeof(int));
+	if (listen(listener->inet, listener->is->backlog))
+		return errno;
+	setsockopt(listener->inet, SOL_SOCKET, SO_REUSEADDR, &(int){0},
+		   sizeof(int));
 	error = swap_exchange(call, (int)call->args[0], fd, listener->inet);
 	if (error)
 		return error;
