@@ -151,5 +151,5 @@ static int64_t count(struct vu_engine *e, struct vu_dev *d, void *arg)
 int64_t vu_dev_conns_from(struct vu_engine *e, uint32_t dev,
 			  uint32_t first_port)
 {
-	return with_dev(e, dev, count, &first_port);
+	return aside_dev(e, dev, count, &first_port);
 }
