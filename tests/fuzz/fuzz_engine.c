@@ -395,7 +395,9 @@ static void settle(struct world *w)
 		for (unsigned k = 0; k < 8 && !w[i].blind; k++)
 			offer_rx(&w[i], 0x100, 0, false);
 	}
-	engine_step(&w[0]);
+	/* a turn ends by time, too: a RST may be due some turns later */
+	for (unsigned i = 0; i < 8; i++)
+		engine_step(&w[0]);
 	for (unsigned i = 0; i < 2; i++) {
 		struct vring_avail *avail =
 		    (void *)(w[i].ram + AVAIL(QUEUE_RX));
