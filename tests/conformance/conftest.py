@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import ledger, links
+from tests.conformance.doors import Door
 from tests.conformance.threads import TIMEOUT_S, InThread
 from vhost_user.backend import Backend
 from vhost_user.engine import (
@@ -281,3 +282,10 @@ def read_exactly(sock, size):
 @pytest.fixture(name="read_exactly")
 def read_exactly_fixture():
     return read_exactly
+
+
+@pytest.fixture
+def door(host):
+    """A listener on the host whose clients are the guest's."""
+    with contextlib.closing(Door(host)) as door:
+        yield door

@@ -34,12 +34,6 @@ if TYPE_CHECKING:
     from vhost_user.engine import Event
 
 
-@pytest.fixture
-def door(host):
-    with contextlib.closing(Door(host)) as door:
-        yield door
-
-
 def test_a_client_that_leaves_before_the_guest_answers_is_told(guest, door):
     door.know()
     with door.dial() as client:

@@ -31,12 +31,6 @@ from vhost_user.errors import StateError
 from vhost_user.vsock.packet import Op, Shutdown
 
 
-@pytest.fixture
-def door(host):
-    with contextlib.closing(Door(host)) as door:
-        yield door
-
-
 def test_a_known_callers_client_is_offered_at_once(guest, door):
     door.know()
     with door.dial() as client:
