@@ -57,7 +57,9 @@ struct flow {
 	struct host_end *sink;	 /* that, once its RESPONSE came */
 	uint64_t acknowledged;
 	uint32_t fwd_cnt;
-	bool told; /* or it was the guest that ended it */
+	uint32_t said; /* fwd_cnt of the guest's own last packet */
+	bool told;     /* or it was the guest that ended it */
+	bool left; /* the guest ends it, once the engine comes to that packet */
 };
 
 struct world {
@@ -79,6 +81,7 @@ struct world {
 	uint32_t rx_off[NUM]; /* where the buffer of each head is */
 	uint32_t rx_next;     /* buffers offered */
 	uint16_t rx_seen;     /* used entries that were read */
+	bool fed;	      /* there are RX buffers in each turn */
 	bool blind;	      /* a ring's memory is not what the notes say */
 };
 
@@ -126,7 +129,10 @@ static void note(struct world *w, const struct virtio_vsock_hdr *h)
 	if (!f)
 		return;
 	if (h->op == VIRTIO_VSOCK_OP_RESPONSE)
-		*f = (struct flow){.sink = f->answer};
+		*f = (struct flow){.sink = f->answer,
+				   .said = f->said,
+				   .told = f->left,
+				   .left = f->left};
 	if (h->op == VIRTIO_VSOCK_OP_RST ||
 	    (h->op == VIRTIO_VSOCK_OP_SHUTDOWN &&
 	     h->flags & VIRTIO_VSOCK_SHUTDOWN_RCV))
@@ -151,6 +157,15 @@ static void read_rx(struct world *w)
 		memcpy(&h, w->ram + w->rx_off[e->id], sizeof(h));
 		note(w, &h);
 	}
+}
+
+/* Has the engine come to each packet that the guest sent? */
+static bool all_heard(const struct world *w)
+{
+	const struct vu_dev *d = dev_by_id(w->e, w->dev);
+
+	return !d || !d->rings[QUEUE_TX] ||
+	       !vu_ring_pending(d->rings[QUEUE_TX]);
 }
 
 /* The end of an input: were the bytes that fwd_cnt counted taken? */
@@ -200,6 +215,7 @@ static void offer(struct world *w, uint32_t q, uint32_t off, uint32_t len,
 	if (q == QUEUE_RX) {
 		const struct vring_used *used = (void *)(w->ram + USED(q));
 
+		read_rx(w); /* while the notes of used heads are theirs */
 		/* it may write over descriptors of chains that wait */
 		if ((uint16_t)(w->avail[q] - used->idx) >= NUM / 2)
 			w->blind = true;
@@ -242,9 +258,20 @@ static void offer(struct world *w, uint32_t q, uint32_t off, uint32_t len,
 /* Offer an RX buffer where no other one is */
 static void offer_rx(struct world *w, uint32_t len, uint8_t cut, bool indirect)
 {
-	uint32_t slot = w->rx_next++ % NUM;
+	uint32_t off = BUFFERS + w->rx_next++ % NUM * BUFFER;
 
-	offer(w, QUEUE_RX, BUFFERS + slot * BUFFER, len, cut, indirect);
+	/* what an earlier input left there is no packet of this one */
+	memset(w->ram + off, 0, sizeof(struct virtio_vsock_hdr));
+	offer(w, QUEUE_RX, off, len, cut, indirect);
+}
+
+/* See that eight RX buffers wait */
+static void feed(struct world *w)
+{
+	const struct vring_used *used = (void *)(w->ram + USED(QUEUE_RX));
+
+	while (!w->blind && (uint16_t)(w->avail[QUEUE_RX] - used->idx) < 8)
+		offer_rx(w, 0x100, 0, false);
 }
 
 #endif /* ENGINE_GUEST_H */

@@ -9,8 +9,9 @@
  * in any layout, offer RX buffers of any size, scribble over ring memory,
  * answer a held connection, act on the host's end of one, connect to a listener
  * that is the guest's, restart a ring, turn the engine. Two guests, siblings,
- * take such steps. The engine takes its turns here, on this thread, so that an
- * input always does the same.
+ * take such steps. The engine takes its turns here, on this thread, and each of
+ * its looks at the clock takes as long as the input says (fuzz_engine.h), so
+ * that an input always does the same.
  *
  * Packets are biased towards the few ports and lengths where the protocol
  * happens; every field can still be anything. What must hold: no sanitizer
@@ -30,55 +31,23 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "engine_guest.h"
-#include "input.h"
+#include "engine_packets.h"
 
-static void packet_step(struct world *w, struct input *in)
+static uint64_t now_us = 1000000;
+static uint64_t pace_us;
+
+/**
+ * fuzz_time() - What time is it to the engine?
+ * @now:	Where it goes
+ *
+ * Returns: 0
+ */
+int fuzz_time(struct timespec *now)
 {
-	uint8_t shape = byte(in), ports = byte(in);
-	static const uint32_t first[4] = {0, 0, OPENED, OFFERED};
-	struct virtio_vsock_hdr h = {
-	    .src_cid = w->cid,
-	    .dst_cid = 2,
-	    .src_port = FIRST + (ports & 3),
-	    .dst_port = first[ports >> 6] + (byte(in) & 7),
-	    .type = VIRTIO_VSOCK_TYPE_STREAM,
-	    .op = byte(in) % 9,
-	    .flags = byte(in) & 3,
-	    .buf_alloc = 1U << (byte(in) & 31),
-	    .fwd_cnt = byte(in),
-	};
-	uint32_t room = (uint32_t)byte(in) << (shape & 7);
-	uint32_t off = DATA + w->data % 0x80000U;
-	struct flow *f;
-
-	h.len = room;
-	if (shape & 128)
-		h.dst_cid = 2 * CID + 1 - w->cid;
-	if (shape & 128 && w->cid != CID) { /* ports as the other has them */
-		uint32_t port = h.src_port;
-
-		h.src_port = h.dst_port;
-		h.dst_port = port;
-	}
-	if (shape & 8)
-		h.fwd_cnt = word(in);
-	if (shape & 16)
-		h.len = word(in);
-	if (shape & 32) {
-		h.type = (uint16_t)word(in);
-		h.dst_cid = word(in) & 7;
-	}
-	if (shape & 128)
-		h.type = VIRTIO_VSOCK_TYPE_SEQPACKET;
-	memcpy(w->ram + off, &h, sizeof(h));
-	f = flow_of(w, h.dst_cid, h.dst_port, h.src_port);
-	if (f &&
-	    (h.op == VIRTIO_VSOCK_OP_RST || h.op == VIRTIO_VSOCK_OP_REQUEST))
-		f->told = true; /* it ends what is there itself */
-	offer(w, QUEUE_TX, off, (uint32_t)sizeof(h) + room, byte(in),
-	      shape & 64);
-	w->data += 0x1000;
+	now_us += pace_us;
+	*now = (struct timespec){.tv_sec = (time_t)(now_us / 1000000),
+				 .tv_nsec = (long)(now_us % 1000000 * 1000)};
+	return 0;
 }
 
 /* Answer a held connection with one half of a socket pair */
@@ -113,7 +82,7 @@ static void drain_events(struct world *w, struct input *in)
 
 	while ((n = vu_engine_events(w->e, ev, 16)) > 0) {
 		for (int i = 0; i < n; i++) {
-			struct vu_target t = {.kind = byte(in) % 8};
+			struct vu_target t = {0};
 			struct host_end *end = NULL;
 			struct world *of;
 			struct flow *f;
@@ -124,6 +93,7 @@ static void drain_events(struct world *w, struct input *in)
 				take(w->e, &ev[i]);
 				continue;
 			}
+			t.kind = byte(in) % 8;
 			if (t.kind <= VU_TARGET_UNIX ||
 			    t.kind == VU_TARGET_DIAL || t.kind > 6) {
 				end = answer(w, &ev[i]);
@@ -132,8 +102,11 @@ static void drain_events(struct world *w, struct input *in)
 			}
 			of = ev[i].source == w->dev ? w : w->other;
 			f = flow_of(of, ev[i].cid, ev[i].port, ev[i].peer_port);
-			if (f)
-				f->answer = end;
+			if (!f)
+				continue;
+			f->answer = end;
+			if (all_heard(of))
+				f->left = false;
 		}
 		if (n < 16)
 			break;
@@ -294,8 +267,10 @@ static void step(struct world *w, struct input *in)
 
 	switch (op & 7) {
 	case 0:
-	case 1:
 		packet_step(w, in);
+		break;
+	case 1:
+		talk_step(w, in);
 		break;
 	case 2:
 		for (n = byte(in) & 15; n; n--)
@@ -327,8 +302,11 @@ static void step(struct world *w, struct input *in)
 		door_step(w, in);
 		break;
 	default:
+		if (w->fed)
+			feed(w);
 		engine_step(w);
 		read_rx(w);
+		read_rx(w->other);
 		drain_events(w, in);
 	}
 }
@@ -391,13 +369,16 @@ static void guest_end(struct world *w, struct input *in)
 /* Let both guests hear what is due, and check what they know then */
 static void settle(struct world *w)
 {
-	for (unsigned i = 0; i < 2; i++) {
-		for (unsigned k = 0; k < 8 && !w[i].blind; k++)
-			offer_rx(&w[i], 0x100, 0, false);
-	}
-	/* a turn ends by time, too: a RST may be due some turns later */
-	for (unsigned i = 0; i < 8; i++)
+	for (unsigned round = 0; round < 4; round++) {
+		for (unsigned i = 0; i < 2; i++) {
+			feed(&w[i]);
+			if (round == 2 && !w[i].blind)
+				ask_credit(&w[i]);
+		}
+		/* a turn ends by time, too */
 		engine_step(&w[0]);
+		engine_step(&w[0]);
+	}
 	for (unsigned i = 0; i < 2; i++) {
 		struct vring_avail *avail =
 		    (void *)(w[i].ram + AVAIL(QUEUE_RX));
@@ -422,6 +403,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	const struct vu_engine_config ec = {.max_conns = 64,
 					    .dial_timeout_ms = 60000};
+	static const uint16_t paces_us[8] = {0, 1, 5, 20, 60, 90, 500, 3000};
 	static struct vu_engine *engine; /* once: making one costs more */
 	static char ram[2][RAM];
 	struct input in = {.at = data, .left = size};
@@ -431,11 +413,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct world w[2];
 	struct vu_engine_stats stats;
 
+	pace_us = paces_us[bits >> 3 & 7];
 	if (!engine)
 		engine = vu_engine_new(&ec);
 	for (uint32_t i = 0; i < 2; i++) {
-		w[i] = (struct world){
-		    .e = engine, .features = features, .other = &w[1 - i]};
+		w[i] = (struct world){.e = engine,
+				      .features = features,
+				      .other = &w[1 - i],
+				      .fed = bits >> 6 & 1};
 		guest_start(&w[i], ram[i], CID + i);
 	}
 	for (uint32_t i = 0; i < 2; i++)

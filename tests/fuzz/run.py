@@ -31,6 +31,18 @@ C_HARNESSES = ["engine", "ring"]
 PYTHON_HARNESSES = ["session", "tsi", "dns", "frames"]
 HARNESSES = [*C_HARNESSES, *PYTHON_HARNESSES]
 
+SEEDS = {
+    "engine": [
+        # a connection to a socket of the host's, with payload both ways
+        "40 01000000 0700 07 010018ff00 07 0302 01000500 07 010008ff10 07 0304 07",
+        # one whose socket reads no more, while the guest goes on writing
+        "40 01000000 0700 07 0100187f00 0305 07 01000aff00 07 01003600 07",
+        # one whose socket is closed before the guest writes
+        "50 01080000 0700 07 010818ff00 0306 07 01081eff00 07",
+    ]
+}
+"""What a corpus begins with; a harness in Python has its own."""
+
 CFLAGS = shlex.split(
     "-std=gnu11 -D_GNU_SOURCE -g -O1 -Wall -Wextra -Werror "
     "-fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all"
@@ -81,6 +93,8 @@ def fuzz(name: str, corpus: Path, seconds: int) -> bool:
     build = build_c if name in C_HARNESSES else build_python
     command, environment = build(name)
     corpus.mkdir(parents=True, exist_ok=True)
+    for i, seed in enumerate(SEEDS.get(name, [])):
+        (corpus / f"seed-{i}").write_bytes(bytes.fromhex(seed))
     before = set(OUT.iterdir())
     options = [f"-max_total_time={seconds}", "-seed=1", "-print_final_stats=1"]
     done = subprocess.run(
