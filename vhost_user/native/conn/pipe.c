@@ -233,31 +233,6 @@ static void keep(struct vu_conn *c, struct pipe *p, const struct iovec *iov,
 }
 
 /**
- * pipe_put() - Pass on what a source has, keep what the sink doesn't take
- * @c:		Connection; may be gone afterwards
- * @p:		Its pipe
- * @iov:	Bytes
- * @n_iov:	Segments
- * @len:	How many bytes
- * @flags:	Of a message; 0: of a stream, or more of it is to come
- */
-void pipe_put(struct vu_conn *c, struct pipe *p, const struct iovec *iov,
-	      unsigned n_iov, size_t len, uint32_t flags)
-{
-	ssize_t n = -EAGAIN;
-
-	if (p->state == PIPE_BROKEN || (!len && !flags))
-		return; /* the source knows */
-	if (!p->kept.bytes.len) {
-		n = give(c, p, iov, n_iov, len, flags);
-		if (n < 0 && n != -EAGAIN)
-			return;
-	}
-	if (n != (ssize_t)len)
-		keep(c, p, iov, n_iov, n > 0 ? (size_t)n : 0, flags);
-}
-
-/**
  * head() - Find the bytes that are kept for the sink
  * @c:		Connection
  * @p:		Its pipe
@@ -322,6 +297,39 @@ static void drain(struct vu_conn *c, struct pipe *p)
 	}
 	if (count && conn_flows(c))
 		recount(c);
+}
+
+/**
+ * pipe_put() - Pass on what a source has, keep what the sink doesn't take
+ * @c:		Connection; may be gone afterwards
+ * @p:		Its pipe
+ * @iov:	Bytes
+ * @n_iov:	Segments
+ * @len:	How many bytes
+ * @flags:	Of a message; 0: of a stream, or more of it is to come
+ *
+ * What is kept goes first: else a source that pushes as fast as the sink takes
+ * would have each byte kept, for ever, once one was.
+ */
+void pipe_put(struct vu_conn *c, struct pipe *p, const struct iovec *iov,
+	      unsigned n_iov, size_t len, uint32_t flags)
+{
+	ssize_t n = -EAGAIN;
+
+	if (p->state == PIPE_BROKEN || (!len && !flags))
+		return; /* the source knows */
+	if (p->kept.bytes.len) {
+		drain(c, p);
+		if (!conn_flows(c) || p->state == PIPE_BROKEN)
+			return;
+	}
+	if (!p->kept.bytes.len) {
+		n = give(c, p, iov, n_iov, len, flags);
+		if (n < 0 && n != -EAGAIN)
+			return;
+	}
+	if (n != (ssize_t)len)
+		keep(c, p, iov, n_iov, n > 0 ? (size_t)n : 0, flags);
 }
 
 /**
