@@ -49,6 +49,7 @@ struct poller {
  * @blocked:	In epoll_wait() without the lock
  * @paused:	Listeners that are out of descriptors
  * @retried_us:	When what waits for the host was last tried
+ * @sent:	Bytes from guests since those who share our core could run
  * @named:	Devices and listeners so far: what makes ids unique
  */
 struct vu_engine {
@@ -65,6 +66,7 @@ struct vu_engine {
 	struct vu_engine_stats stats;
 	struct list paused;
 	uint64_t retried_us;
+	uint64_t sent;
 	struct vu_dev *devs[VU_MAX_DEVICES];
 	struct vu_listener *listeners[MAX_LISTENERS];
 };

@@ -230,6 +230,7 @@ static void block(struct vu_engine *e, int timeout_ms)
 		       ready ? 0 : timeout_ms);
 	pthread_mutex_lock(&e->lock);
 	e->blocked = false;
+	e->sent = 0;
 	e->stats.wakeups++;
 	yield_lock(e); /* a control call may have freed what events name */
 	collect(e, events, n);
@@ -275,21 +276,21 @@ static void wait_for_work(struct vu_engine *e, bool more)
  * begin() - Act on the rings of the active devices
  * @e:		Engine
  *
- * A server on our core that reads only after many VMs have sent finds what was
- * theirs gone from the cache: it comes in between.
+ * A server on our core that reads only after much was sent finds it gone from
+ * the cache, and by then its socket is full and the rest was kept: it comes in
+ * between, be it one VM that sends or many.
  */
 static void begin(struct vu_engine *e)
 {
 	struct list *head = &e->core.active;
-	uint64_t sent = 0;
 
 	for (struct list *at = head->next, *next; at != head; at = next) {
 		struct vu_dev *d = container_of(at, struct vu_dev, active);
 
 		next = at->next;
-		if (sent >= CACHED) {
+		if (e->sent >= CACHED) {
 			poll_give_way(e);
-			sent = 0;
+			e->sent = 0;
 		}
 		if (turn_pending(d)) {
 			d->idle = 0;
@@ -297,9 +298,9 @@ static void begin(struct vu_engine *e)
 			d->idle = 0;
 			rest(d);
 		}
-		sent -= d->stats.tx_bytes;
+		e->sent -= d->stats.tx_bytes;
 		turn_begin(d);
-		sent += d->stats.tx_bytes;
+		e->sent += d->stats.tx_bytes;
 	}
 }
 

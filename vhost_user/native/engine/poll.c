@@ -89,8 +89,10 @@ bool poll_spin(struct vu_engine *e, bool (*look)(struct vu_engine *e))
 			hit = poll_pending(e);
 		}
 		hit = hit || look(e) || !list_empty(&e->core.run);
-		if (!hit)
+		if (!hit) {
 			sched_yield(); /* the guest's VMM may share our core */
+			e->sent = 0;
+		}
 		if (__atomic_load_n(&e->waiting, __ATOMIC_RELAXED))
 			return true;
 		elapsed = clock_us() - start;
@@ -128,6 +130,7 @@ bool poll_give_way(struct vu_engine *e)
 	}
 	start = clock_us();
 	sched_yield();
+	e->sent = 0;
 	if (clock_us() - start < LOST_US) {
 		p->yield_penalty = 0;
 	} else {
