@@ -347,3 +347,17 @@ def test_ended_connections_leave_nothing(host, guest):
         conn.expect(Op.RST)
     assert host.stats().conns == 0
     assert host.stats().opened == 50
+
+
+def test_an_answer_comes_before_resets_that_nobody_waits_for(host, make_guest_of):
+    """Linux gives RX buffers back by half a ring: a close must not take the last."""
+    guest = make_guest_of(host, rx_buffers=2)
+    closed = [guest.request(ECHO) for _ in range(2)]
+    for conn in closed:
+        assert guest.receive(repost=False).op == Op.RESPONSE
+        conn.shutdown(Shutdown.BOTH)
+    guest.request(ECHO)
+    guest.drain()
+    guest.post_rx(3)
+    ops = [guest.receive().op for _ in range(3)]
+    assert ops == [Op.RESPONSE, Op.RST, Op.RST]

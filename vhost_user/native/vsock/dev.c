@@ -53,6 +53,7 @@ struct vu_dev *dev_new(struct core *core, uint32_t id,
 	list_init(&d->starved);
 	list_init(&d->waiting);
 	list_init(&d->owing);
+	list_init(&d->parting);
 	list_init(&d->retries);
 	list_init(&d->retrying);
 	list_init(&d->doors);

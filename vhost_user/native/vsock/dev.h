@@ -122,6 +122,7 @@ struct rst {
  * @waiting:	Connections that have something to do when the work of this
  *		turn is done
  * @owing:	Connections with @owe
+ * @parting:	Those whose RST nobody waits for
  * @retries:	Connections whose unix listener was full
  * @retrying:	On the list of devices that have some
  * @buckets:	Requests of the guest, and of host clients and siblings
@@ -149,6 +150,7 @@ struct vu_dev {
 	struct list starved;
 	struct list waiting;
 	struct list owing;
+	struct list parting;
 	uint64_t held_us[QUEUES]; /* since when entries are held back, or 0 */
 	uint32_t work[WORKS];
 	enum work doing;

@@ -10,6 +10,9 @@
  * short queue; while that is full no TX packet is read, so a guest that floods
  * us and gives no RX buffers stops itself.
  *
+ * RX buffers are few: drivers give them back half a ring at a time. So a RST
+ * that nobody waits for comes behind all that somebody waits for.
+ *
  * Nothing is owed to a guest that has let go of a connection: one of the same
  * ports may be its next.
  *
@@ -69,17 +72,37 @@ struct virtio_vsock_hdr owe_header(struct vu_conn *c, uint16_t op,
 }
 
 /**
+ * rst_awaited() - Does somebody wait for a connection's RST?
+ * @c:		Connection
+ *
+ * Nobody does when it answers the guest's own close, see turn.c. But one that a
+ * sibling answers can be overtaken: what the sibling's program does next may
+ * reach the guest's by another way, and it binds the port again.
+ *
+ * Returns: true if somebody may
+ */
+static bool rst_awaited(const struct vu_conn *c)
+{
+	return c->guest_shut != SHUT_BOTH || c->cid != HOST_CID;
+}
+
+/**
  * owe() - Send something about a connection when an RX buffer comes
  * @c:		Connection
  * @bits:	OWE_ bits
  */
 void owe(struct vu_conn *c, uint8_t bits)
 {
+	struct vu_dev *d = c->dev;
+
 	if (c->state == CONN_ORPHAN)
 		return;
 	c->owe |= bits;
-	list_add(&c->dev->owing, &c->owe_link);
-	list_add(&c->core->active, &c->dev->active);
+	if (c->owe == OWE_RST && !rst_awaited(c))
+		list_move(&d->parting, &c->owe_link);
+	else
+		list_add(&d->owing, &c->owe_link);
+	list_add(&c->core->active, &d->active);
 }
 
 /**
@@ -221,21 +244,6 @@ static uint32_t shutdown_flags(const struct vu_conn *c)
 	return c->state == CONN_LINGER ? SHUT_BOTH : flags;
 }
 
-/**
- * rst_awaited() - Does somebody wait for a connection's RST?
- * @c:		Connection
- *
- * Nobody does when it answers the guest's own close, see turn.c. But one that a
- * sibling answers can be overtaken: what the sibling's program does next may
- * reach the guest's by another way, and it binds the port again.
- *
- * Returns: true if somebody may
- */
-static bool rst_awaited(const struct vu_conn *c)
-{
-	return c->guest_shut != SHUT_BOTH || c->cid != HOST_CID;
-}
-
 /* What each bit of conn.owe is sent as, lowest first */
 static const uint16_t ops[] = {
     VIRTIO_VSOCK_OP_REQUEST,	   VIRTIO_VSOCK_OP_RESPONSE,
@@ -281,19 +289,37 @@ static bool pay(struct vu_conn *c)
 }
 
 /**
+ * debtor() - Which connection's turn is it?
+ * @d:		Device
+ *
+ * Returns: the one that owes what somebody waits for, or else one that owes
+ * something; NULL if none does
+ */
+static struct vu_conn *debtor(struct vu_dev *d)
+{
+	struct list *head = list_empty(&d->owing) ? &d->parting : &d->owing;
+
+	return list_empty(head)
+		   ? NULL
+		   : container_of(head->next, struct vu_conn, owe_link);
+}
+
+/**
  * owe_pay() - Send what is owed, while there are RX buffers
  * @d:		Device
  */
 void owe_pay(struct vu_dev *d)
 {
+	struct vu_conn *c;
+
 	while (d->rst_count) {
 		if (!owe_send_rst(d, &d->rsts[d->rst_first]))
 			return;
 		d->rst_first = (d->rst_first + 1) % RST_QUEUE;
 		d->rst_count--;
 	}
-	while (!list_empty(&d->owing)) {
-		if (!pay(container_of(d->owing.next, struct vu_conn, owe_link)))
+	while ((c = debtor(d))) {
+		if (!pay(c))
 			return;
 	}
 }

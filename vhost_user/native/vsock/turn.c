@@ -46,6 +46,7 @@ static bool owes_reset(const struct vu_dev *d)
 static bool waits_for_rx(const struct vu_dev *d)
 {
 	return d->rst_count || !list_empty(&d->owing) ||
+	       !list_empty(&d->parting) ||
 	       (!list_empty(&d->starved) && !d->rx_small);
 }
 
