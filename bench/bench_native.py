@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from bench import harness
 from bench.harness import (
     ECHO,
     ONE_CORE,
@@ -192,6 +193,8 @@ LOADS = (
 
 
 def _target(load, setting):
+    if harness.ANOTHER is not None:  # another build of ours: nothing slower
+        return Target(1.03 if load.less else 0.97)
     column = 0 if setting.pins is ONE_CORE else 2 if setting.spin else 1
     bound = load.targets[column]
     return None if bound is None else Target(bound)

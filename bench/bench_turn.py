@@ -300,7 +300,7 @@ def _beside(idle):
 
 @pytest.mark.long
 def bench_round_trip_beside_idle_vms(bench):
-    bench.pair(
+    figure = bench.pair(
         _beside(IDLE),
         _beside(0),
         key="idle-vms",
@@ -311,5 +311,4 @@ def bench_round_trip_beside_idle_vms(bench):
         against="alone",
         target=Target(1.05),
     )
-    figure = bench._figures[-1]
     assert statistics.median(figure.ours) <= 1.05 * statistics.median(figure.other)
