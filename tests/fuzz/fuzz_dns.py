@@ -17,8 +17,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import struct
-import sys
-from pathlib import Path
 
 import atheris
 import dns.exception
@@ -39,7 +37,7 @@ with atheris.instrument_imports(include=["fastpath"]):
     )
 
 from tests.fuzz.budget import Budget
-from tests.fuzz.input import Input
+from tests.fuzz.input import Input, fuzz
 from tests.fuzz.log import Errors
 
 NAMES = [b"\3web\4shop\0", b"\1a\4wild\0", b"\3web\0", b"\0", b"\7example\3com\0"]
@@ -165,20 +163,19 @@ class Target:
             assert read is None or sent.question == read.question
 
 
+def seeds():
+    """Yield questions as they are, shaped ones, and names that are long to decode."""
+    for i, name in enumerate(NAMES):
+        for shape in (0x1B, 0x9B, 0xFB):
+            yield bytes([0xC1, shape, i, 0, 7]) + bytes(64)
+        question = struct.pack("!6H", 7, 256, 1, 0, 0, 0) + name + b"\0\1\0\1"
+        yield b"\xc0" + question
+    for kind, rdata in ((1, b"aaaa"), (33, b"\0" * 6 + b"\xc0\x0c"), (65000, b"")):
+        yield b"\xc0" + bomb(kind, rdata)
+
+
 def main():
-    corpus = Path(sys.argv[-1])
-    if corpus.is_dir():
-        for i in range(len(NAMES)):
-            for shape in (0x1B, 0x9B, 0xFB):
-                seed = bytes([0xC1, shape, i, 0, 7]) + bytes(64)
-                (corpus / f"seed-{i}-{shape}").write_bytes(seed)
-        for kind, rdata in ((1, b"aaaa"), (33, b"\0" * 6 + b"\xc0\x0c"), (65000, b"")):
-            (corpus / f"bomb-{kind}").write_bytes(b"\xc0" + bomb(kind, rdata))
-        for i, name in enumerate(NAMES):
-            question = struct.pack("!6H", 7, 256, 1, 0, 0, 0) + name + b"\0\1\0\1"
-            (corpus / f"raw-{i}").write_bytes(b"\xc0" + question)
-    atheris.Setup(sys.argv, Target())
-    atheris.Fuzz()
+    fuzz(Target(), seeds())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import struct
-import sys
 from pathlib import Path
 
 import atheris
@@ -28,6 +27,7 @@ with atheris.instrument_imports(include=["fastpath", "vhost_user"]):
     from vhost_user.vsock.hybrid import MAX_LINE, ConnectLine
 
 from tests.fuzz.budget import Budget
+from tests.fuzz.input import fuzz
 
 READY = struct.pack("<I", 1) + b"6.1\0tsc\0"
 WAIT_S = 20
@@ -154,12 +154,7 @@ def seeds():
 
 
 def main():
-    corpus = Path(sys.argv[-1])
-    if corpus.is_dir():
-        for i, seed in enumerate(seeds()):
-            (corpus / f"seed-{i}").write_bytes(seed)
-    atheris.Setup(sys.argv, Target())
-    atheris.Fuzz()
+    fuzz(Target(), seeds())
 
 
 if __name__ == "__main__":

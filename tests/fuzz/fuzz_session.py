@@ -20,9 +20,7 @@ import logging
 import os
 import socket
 import struct
-import sys
 import threading
-from pathlib import Path
 
 import atheris
 
@@ -50,7 +48,7 @@ with atheris.instrument_imports(include=["vhost_user"]):
     from vhost_user.vsock.packet import CID_HOST, Op
     from vhost_user.vsock.packet import Header as Packet
 
-from tests.fuzz.input import Input
+from tests.fuzz.input import Input, fuzz
 
 CID = 3
 RAM_SIZE = 1 << 20
@@ -362,12 +360,7 @@ class Target:
 
 def main():
     logging.disable()
-    corpus = Path(sys.argv[-1])
-    if corpus.is_dir():
-        for i, seed in enumerate(seeds()):
-            (corpus / f"seed-{i}").write_bytes(seed)
-    atheris.Setup(sys.argv, Target())
-    atheris.Fuzz()
+    fuzz(Target(), seeds())
 
 
 if __name__ == "__main__":

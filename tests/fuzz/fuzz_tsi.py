@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,7 +48,7 @@ with atheris.instrument_imports(include=["fastpath"]):
     from tests.fuzz.tsi_world import STEPS, VIP, World
 
 from tests.fuzz.budget import Budget
-from tests.fuzz.input import Input
+from tests.fuzz.input import Input, fuzz
 from tests.fuzz.log import Errors
 from tests.fuzz.tsi_policies import ECHO, POLICIES
 from tests.fuzz.tsi_seeds import seeds
@@ -155,12 +154,7 @@ class Target:
 
 
 def main():
-    corpus = Path(sys.argv[-1])
-    if corpus.is_dir():
-        for i, seed in enumerate(seeds(STEPS)):
-            (corpus / f"seed-{i}").write_bytes(seed)
-    atheris.Setup(sys.argv, Target())
-    atheris.Fuzz()
+    fuzz(Target(), seeds(STEPS))
 
 
 if __name__ == "__main__":

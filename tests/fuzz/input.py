@@ -1,6 +1,21 @@
-"""What a fuzzer in Python gets: bytes that are taken for steps."""
+"""What a fuzzer in Python gets: bytes that are taken for steps; and how it runs."""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import atheris
+
+
+def fuzz(target, seeds):
+    """Run libFuzzer by its command line; a corpus begins with `seeds`."""
+    corpus = Path(sys.argv[-1])
+    if corpus.is_dir():
+        for i, seed in enumerate(seeds):
+            (corpus / f"seed-{i}").write_bytes(seed)
+    atheris.Setup(sys.argv, target)
+    atheris.Fuzz()
 
 
 class Input:
