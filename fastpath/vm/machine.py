@@ -39,13 +39,19 @@ SETTLE_S = 2.0
 """When the guest hangs up, its QEMU gets this long to end, too."""
 TAIL_LINES = 15
 PANIC = "Kernel panic - not syncing: "
+NO_TIMER = "init: no timer"
+"""The guest's kernel measured its timer while this machine was busy (boot.c)."""
+STARTS = 3
+"""Of QEMU, as long as the guest says that."""
+
+log = logging.getLogger(__name__)
 
 
 class MachineDiedError(FastpathError):
     """QEMU ended while something was still to be done in the guest."""
 
-    def __init__(self, why: str, console: Path) -> None:
-        super().__init__("microVM", f"{why}{last_words(console)}")
+    def __init__(self, why: str, console: Path, hint: str | None = None) -> None:
+        super().__init__("microVM", f"{why}{last_words(console)}", hint)
         self.console_tail = "\n".join(last_lines(console)[-TAIL_LINES:])
         """The last lines of the console."""
 
@@ -54,7 +60,8 @@ class Machine:
     """QEMU as a child process; an async context manager.
 
     Entering starts QEMU and returns when QMP answers. Leaving asks QEMU to
-    quit, then kills it; the process is gone when leaving returns.
+    quit, then kills it; the process is gone when leaving returns. A guest whose
+    kernel has no timer is booted again, by another QEMU.
 
     Args:
         spec: what to run. Its console and QMP paths are in a directory that the
@@ -73,6 +80,8 @@ class Machine:
         self._process: asyncio.subprocess.Process
         self._complaints: deque[str] = deque(maxlen=5)
         self._tasks: list[asyncio.Task[None]] = []
+        self._closing = False
+        self._greeting: asyncio.Task[None] | None = None
         self._qmp = QMPClient("microvm")
         # It reports each QEMU that ends as an error; we say so ourselves.
         self._qmp.logger.setLevel(logging.CRITICAL)
@@ -86,8 +95,8 @@ class Machine:
         _check(self.spec)
         self.exited = asyncio.get_running_loop().create_future()
         try:
-            await self._qmp.start_server(str(self._qmp_path))
             await self._spawn()
+            self._tasks = [asyncio.create_task(self._await_end())]
             await self.watch(self._greet())
         except BaseException:
             await self.close()
@@ -104,6 +113,7 @@ class Machine:
 
     async def close(self) -> None:
         """End QEMU; a second call does nothing."""
+        self._closing = True
         try:
             if self._tasks and not self.exited.done():
                 with contextlib.suppress(ProcessLookupError):
@@ -113,8 +123,9 @@ class Machine:
             if self._tasks and not self.exited.done():
                 with contextlib.suppress(ProcessLookupError):
                     self._process.kill()
-            with contextlib.suppress(QMPError, OSError, EOFError):
-                await self._qmp.disconnect()
+            if self._greeting is not None:
+                self._greeting.cancel()
+            await self._hang_up()
             await asyncio.gather(*self._tasks)
             self._tasks.clear()
             self._qmp_path.unlink(missing_ok=True)
@@ -153,7 +164,12 @@ class Machine:
         except (QMPError, EOFError) as error:
             raise FastpathError(self.spec.qemu, f"{command}: {error}") from error
 
+    async def _hang_up(self) -> None:
+        with contextlib.suppress(QMPError, OSError, EOFError):
+            await self._qmp.disconnect()
+
     async def _spawn(self) -> None:
+        await self._qmp.start_server(str(self._qmp_path))
         fds = (self.spec.net.fd,) if isinstance(self.spec.net, Tap) else ()
         self._process = await asyncio.create_subprocess_exec(
             "setpriv",
@@ -167,13 +183,29 @@ class Machine:
             start_new_session=True,  # a Ctrl-C is for us alone
         )
         self.pid = self._process.pid
-        self._tasks = [asyncio.create_task(self._await_end())]
 
     async def _await_end(self) -> None:
-        assert self._process.stderr is not None
-        async for line in self._process.stderr:
-            self._complaints.append(line.decode(errors="replace").strip())
-        self.exited.set_result(await self._process.wait())
+        starts = 1
+        while True:
+            assert self._process.stderr is not None
+            async for line in self._process.stderr:
+                self._complaints.append(line.decode(errors="replace").strip())
+            status = await self._process.wait()
+            if self._closing or starts == STARTS or not self._lacks_timer():
+                break
+            log.warning("%s: its kernel has no timer; booted again", self.spec.qemu)
+            starts += 1
+            await self._hang_up()
+            await self._spawn()
+            self._greeting = asyncio.create_task(self._greet_quietly())
+        self.exited.set_result(status)
+
+    def _lacks_timer(self) -> bool:
+        return any(NO_TIMER in line for line in last_lines(self.spec.console))
+
+    async def _greet_quietly(self) -> None:
+        with contextlib.suppress(FastpathError):  # whoever needs QMP finds out
+            await self._greet()
 
     async def _greet(self) -> None:
         try:
@@ -193,8 +225,8 @@ class Machine:
 
     def _died(self) -> FastpathError:
         """Why QEMU ended, as well as its words or the console tell."""
-        log = last_lines(self.spec.console)
-        panic = [line for line in log if PANIC in line]
+        said = last_lines(self.spec.console)
+        panic = [line for line in said if PANIC in line]
         status = self.exited.result()
         if panic:
             why = "the guest panicked: " + panic[0].partition(PANIC)[2]
@@ -206,6 +238,9 @@ class Machine:
             )
         elif status < 0:
             why = f"QEMU was killed by signal {-status}"
+        elif self._lacks_timer():
+            why = f"its kernel had no timer, {STARTS} times: it got no CPU for seconds"
+            return MachineDiedError(why, self.spec.console, "run less beside it")
         else:
             why = "the guest restarted or powered off"
         return MachineDiedError(why, self.spec.console)

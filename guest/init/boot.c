@@ -9,6 +9,7 @@
 #include <limits.h>
 #include <linux/vm_sockets.h>
 #include <net/if.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +18,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -234,6 +236,40 @@ static int call_host(void)
 	finish("no way to the host");
 }
 
+static volatile sig_atomic_t rang;
+
+static void ring(int signo)
+{
+	(void)signo;
+	rang = 1;
+}
+
+/**
+ * timer_runs() - Does the kernel have a timer?
+ *
+ * It measures its local APIC's against the tsc at boot. If this VM got no CPU
+ * for 4 s meanwhile, the count has wrapped, it holds the timer for too slow and
+ * does without; and a microvm has no other. Then nobody wakes from a sleep.
+ *
+ * Returns: true if it has; at once, mostly
+ */
+static bool timer_runs(void)
+{
+	const struct itimerval soon = {.it_value.tv_usec = 1000};
+	struct timespec now;
+	time_t end;
+
+	signal(SIGALRM, ring);
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	end = now.tv_sec + 3;
+	setitimer(ITIMER_REAL, &soon, NULL);
+	/* both, as this VM may get no CPU now, either */
+	for (unsigned i = 0; !rang && (i < 100000 || now.tv_sec < end); i++)
+		clock_gettime(CLOCK_MONOTONIC, &now);
+	signal(SIGALRM, SIG_DFL);
+	return rang;
+}
+
 /**
  * boot() - Prepare the VM and connect to the host
  *
@@ -247,6 +283,9 @@ int boot(void)
 {
 	booted = true;
 	say("alive");
+	if (!timer_runs())
+		finish(
+		    "no timer: its clock was measured while the host was busy");
 	umask(022);
 	mount_all();
 	setenv("PATH",

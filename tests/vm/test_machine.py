@@ -115,6 +115,40 @@ def test_a_kernel_that_cannot_start_is_named(in_vm, vm_spec):
         in_vm(replace(vm_spec, append="rdinit=/no/such init=/no/such"), None)
 
 
+def without_timer(vm_dir, times):
+    """A QEMU whose guest has no timer, the first `times` times."""
+    qemu = vm_dir / "qemu"
+    qemu.write_text(
+        f"""#!/usr/bin/env python3
+import os, pathlib, sys
+starts = pathlib.Path({str(vm_dir / "starts")!r})
+with starts.open("a") as file:
+    file.write("x")
+if starts.stat().st_size <= {times}:
+    at = sys.argv.index("-append") + 1
+    sys.argv[at] += " nolapic_timer"
+os.execvp("qemu-system-x86_64", ["qemu-system-x86_64", *sys.argv[1:]])
+"""
+    )
+    qemu.chmod(0o755)
+    return str(qemu)
+
+
+def test_a_guest_whose_kernel_has_no_timer_is_booted_again(in_vm, vm_spec, vm_dir):
+    async def work(machine, guest):
+        await machine.execute("query-status", {})
+        return await guest.run(["sleep", "0.1"], tsi=False)
+
+    assert in_vm(replace(vm_spec, qemu=without_timer(vm_dir, 2)), work) == 0
+    assert (vm_dir / "starts").read_text() == "xxx"
+
+
+def test_a_guest_that_never_has_a_timer_is_named(in_vm, vm_spec, vm_dir):
+    with pytest.raises(MachineDiedError, match=r"no timer, 3 times.*hint: run less"):
+        in_vm(replace(vm_spec, qemu=without_timer(vm_dir, 9)), None)
+    assert (vm_dir / "starts").read_text() == "xxx"
+
+
 def test_a_qemu_that_is_killed_is_named(in_vm, vm_spec):
     async def work(machine, guest):
         os.kill(machine.pid, signal.SIGKILL)
