@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench import harness
 from bench.harness import (
     ECHO,
     ONE_CORE,
@@ -35,11 +34,11 @@ from bench.harness import (
     Pins,
     against,
     awake,
+    bound,
     guest_on,
     ours,
     theirs,
 )
-from bench.report import Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -193,11 +192,9 @@ LOADS = (
 
 
 def _target(load, setting):
-    if harness.ANOTHER is not None:  # another build of ours: nothing slower
-        return Target(1.03 if load.less else 0.97)
     column = 0 if setting.pins is ONE_CORE else 2 if setting.spin else 1
-    bound = load.targets[column]
-    return None if bound is None else Target(bound)
+    target = load.targets[column]
+    return None if target is None else bound(target, less=load.less)
 
 
 def _side(kind: Backend, setting: Setting, load: Load):

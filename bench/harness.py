@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cffi import FFI
 
 from bench import peer
+from bench.report import Target
 from tests.support.limits import LIMIT_S
 from vhost_user.driver import Ram, Virtqueue
 from vhost_user.errors import VhostUserError
@@ -94,6 +95,18 @@ def theirs(cids: Sequence[int] = (CID,), poll_us: int = 0) -> Backend:
 def against() -> str:
     """Return what `theirs()` is, for `report.Figure`."""
     return "peer" if ANOTHER is None else "other build"
+
+
+def bound(target: float, *, less: bool) -> Target:
+    """Return a target beside `theirs()`: another build of ours is not to be faster.
+
+    Args:
+        target: the ratio beside the peer.
+        less: lower is better.
+    """
+    if ANOTHER is None:
+        return Target(target)
+    return Target(1.03 if less else 0.97)
 
 
 def _vm(cid: int) -> str:
