@@ -140,6 +140,6 @@ void loop_leave(struct vu_engine *e);
 void loop_release(struct vu_engine *e);
 void loop_wake(struct vu_engine *e);
 bool loop_look(struct vu_engine *e);
-bool loop_turn(struct vu_engine *e);
+void loop_turn(struct vu_engine *e);
 
 #endif /* ENGINE_H */

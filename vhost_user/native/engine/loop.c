@@ -237,18 +237,30 @@ static void block(struct vu_engine *e, int timeout_ms)
 }
 
 /**
+ * work_left() - Is there something that no event will tell of?
+ * @core:	What all connections share
+ *
+ * A control call between a turn and the wait may have left it: asked anew.
+ *
+ * Returns: true if there is
+ */
+static bool work_left(const struct core *core)
+{
+	return !list_empty(&core->run) || !list_empty(&core->forsaken);
+}
+
+/**
  * wait_for_work() - Spin, then block, until there is something to do
  * @e:		Engine
- * @more:	There is already: only look at epoll
  */
-static void wait_for_work(struct vu_engine *e, bool more)
+static void wait_for_work(struct vu_engine *e)
 {
 	struct poller *p = &e->poller;
 	int timeout_ms = timers_run(e);
 	bool spun = false;
 	uint64_t start;
 
-	if (more || !list_empty(&e->core.run) || poll_pending(e)) {
+	if (work_left(&e->core) || poll_pending(e)) {
 		loop_look(e);
 		return;
 	}
@@ -336,10 +348,8 @@ static void run(struct vu_engine *e)
 /**
  * loop_turn() - Do what there is to do, once
  * @e:		Engine, lock held
- *
- * Returns: true if there is more to do
  */
-bool loop_turn(struct vu_engine *e)
+void loop_turn(struct vu_engine *e)
 {
 	struct core *core = &e->core;
 	struct list *head = &core->active;
@@ -354,7 +364,6 @@ bool loop_turn(struct vu_engine *e)
 		turn_end(d);
 	}
 	conn_reap(core, REAPS);
-	return !list_empty(&core->run) || !list_empty(&core->forsaken);
 }
 
 /**
@@ -367,10 +376,9 @@ int vu_engine_run(struct vu_engine *e)
 {
 	pthread_mutex_lock(&e->lock);
 	while (!e->stopping) {
-		bool more = loop_turn(e);
-
+		loop_turn(e);
 		yield_lock(e);
-		wait_for_work(e, more);
+		wait_for_work(e);
 	}
 	pthread_mutex_unlock(&e->lock);
 	return 0;
