@@ -90,6 +90,8 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
+	@! grep -nE '^ \*[^ /	]' $(C_FILES) || \
+	  { echo "clang-format broke a line of a table: make it shorter" >&2; exit 1; }
 	$(BIN)/python tools/layers.py
 
 types: setup

@@ -9,12 +9,12 @@
  * starts the ring with an inflight area, pops, puts back, pushes out of order
  * and flushes, at random. The ring's sources are compiled with a hook
  * (crash_store.h) behind each store to shared memory. It asks: were the device
- *killed now, what would its successor do? The answer is found on a copy of the
- *memory: a new ring must pop exactly the chains that the driver hasn't got
- *back, each once, in the order in which they were made available, with the
- *buffers that they had; and after it has pushed them the driver must have each
- *chain back once. At a random store the device kills itself indeed (SIGKILL),
- *and another child goes on in the same memory.
+ * killed now, what would its successor do? The answer is found on a copy of the
+ * memory: a new ring must pop exactly the chains that the driver hasn't got
+ * back, each once, in the order in which they were made available, with the
+ * buffers that they had; and after it has pushed them the driver must have each
+ * chain back once. At a random store the device kills itself indeed (SIGKILL),
+ * and another child goes on in the same memory.
  *
  *	crash_ring split|packed FIRST-SEED SEEDS
  *

@@ -224,6 +224,7 @@ struct client {
  * @guest_shut:	Same, that it sent
  * @rx_chains:	RX buffers to take for the next read
  * @want:	VU_WANT_ bits of the device or listener
+ * @closed:	Its guest has closed it, and all bytes are out
  * @reported:	Its end was posted
  * @ranged:	It is counted among those of its port's range
  * @enlarged:	Its socket holds a window, and so much is in its device's
@@ -270,6 +271,7 @@ struct vu_conn {
 	uint8_t told;
 	uint8_t rx_chains;
 	uint8_t want;
+	bool closed : 1;
 	bool reported : 1;
 	bool hashed : 1;
 	bool ranged : 1;

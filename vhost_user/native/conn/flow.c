@@ -31,17 +31,18 @@ enum verdict { STAYS, FINISHES, IS_OVER };
  * indicate no more data will be sent and received, followed by a
  * VIRTIO_VSOCK_OP_RST response from the peer."
  *
- *	guest said	far side said	up	down
- *	-		-		FLOWS	FLOWS
- *	SEND		-		ENDED	FLOWS	(ENDING while bytes are
- *kept) RECEIVE		-		FLOWS	BROKEN SEND, RECEIVE	-
- *ENDED	BROKEN	close(): a RST answers -		end		FLOWS
- *ENDED SEND		end		ENDED	ENDED	we say both, a RST
- *answers RECEIVE		end		FLOWS	BROKEN	it may still
- *send -		takes no more	BROKEN	FLOWS	told RECEIVE -
- *both		BROKEN	ENDED	told both, a RST answers SEND		takes no
- *more	ENDED	FLOWS	(BROKEN if bytes are lost) RECEIVE		takes no
- *more	BROKEN	BROKEN	nothing is left: a RST
+ *   guest said     far side said  up      down
+ *   -              -              FLOWS   FLOWS
+ *   SEND           -              ENDED   FLOWS   (ENDING while bytes are kept)
+ *   RECEIVE        -              FLOWS   BROKEN
+ *   SEND, RECEIVE  -              ENDED   BROKEN  close(): a RST answers
+ *   -              end            FLOWS   ENDED
+ *   SEND           end            ENDED   ENDED   we say both, a RST answers
+ *   RECEIVE        end            FLOWS   BROKEN  it may still send
+ *   -              takes no more  BROKEN  FLOWS   told RECEIVE
+ *   -              both           BROKEN  ENDED   told both, a RST answers
+ *   SEND           takes no more  ENDED   FLOWS   (BROKEN if bytes are lost)
+ *   RECEIVE        takes no more  BROKEN  BROKEN  nothing is left: a RST
  */
 static const uint8_t verdicts[PIPE_STATES][PIPE_STATES] = {
     [PIPE_FLOWS] = {STAYS, STAYS, STAYS, STAYS},
@@ -80,6 +81,10 @@ void conn_run(struct vu_conn *c)
 {
 	if (!conn_flows(c))
 		return;
+	if (c->closed) {
+		conn_abort(c, c->error);
+		return;
+	}
 	if (c->twin) {
 		if (c->state == CONN_OPEN && conn_flows(c->twin))
 			pipe_run(c->twin, &c->twin->up);

@@ -137,8 +137,8 @@ struct rst {
  * @told_us:	When Python was last told of each limit
  * @failure:	enum vu_err that ends the device's rings and connections: a
  *		system call found no guest memory, or an interrupt hung
- * @rsts:	A ring buffer of RST_QUEUE RSTs, @rst_count from @rst_first;
- *made with the first ring
+ * @rsts:	A ring buffer of RST_QUEUE RSTs, made with the first ring:
+ *		@rst_count from @rst_first
  * @rx_small:	In this turn all RX buffers had room for a header only
  * @unshown:	Turns in a row that showed nothing, see turn.c
  */

@@ -187,8 +187,10 @@ void guest_shutdown(struct vu_conn *c, uint32_t flags)
 	if (c->state != CONN_OPEN)
 		return;
 	if (c->guest_shut == SHUT_BOTH && !t && !c->up.kept.bytes.len) {
-		/* what the pipes would come to, without two system calls */
-		conn_abort(c, c->error);
+		/* what the pipes would come to, without two system calls; but
+		 * a server that shares our core hears first of who comes */
+		c->closed = true;
+		conn_hurry(c);
 		return;
 	}
 	if (flags & VIRTIO_VSOCK_SHUTDOWN_SEND)

@@ -6,10 +6,10 @@
  * ===================
  *
  * Guests whose devices are siblings, that is in one group (vu_dev_join()),
- *reach each other by CID. Each of the two sees an ordinary connection: a
- *vu_conn with its own guest as near side, and as far side its *twin*, the other
- *guest's vu_conn. The pipe up of each is the way to the other; their pipes down
- *aren't used. A packet for one of them acts on the other:
+ * reach each other by CID. Each of the two sees an ordinary connection: a
+ * vu_conn with its own guest as near side, and as far side its twin, the other
+ * guest's vu_conn. The pipe up of each is the way to the other; their pipes
+ * down aren't used. A packet for one of them acts on the other:
  *
  *	REQUEST		a twin is made, which owes its guest the REQUEST
  *	RESPONSE, RST	the twin owes the same; a RST ends both
