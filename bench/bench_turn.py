@@ -1,8 +1,8 @@
-"""What one guest's turn costs another one, and what idle VMs cost: CPU of the engine.
+"""What one guest's turn costs another one: how long a neighbour's answer is put off.
 
-All figures are CPU time of the engine's thread, read on its own clock: what else runs
-on the machine makes them noisier, not larger. A turn is bounded by the work that it
-does, so a neighbour's answer never waits for more than `TURN_US`.
+A turn is bounded by the work that it does, so that is `TURN_US` at most. The neighbour
+is C and spins, the engine has a core: on a quiet machine it is CPU time of the engine.
+What idle VMs cost is in bench_fleet.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import socket
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -32,8 +31,6 @@ RING = 1024
 CONNS = 900
 WINDOW = 64 * 1024
 ROUNDS = 60
-TRIPS = 2000
-IDLE = 63
 TURN_US = 200
 """Most that a neighbour's turn may be put off by another guest."""
 
@@ -54,8 +51,6 @@ class Site(InThread):
     async def _serve(self):
         async with contextlib.AsyncExitStack() as stack:
             engine = await stack.enter_async_context(Engine(poll_us=0))
-            assert engine._thread.ident is not None
-            self._clock = time.pthread_getcpuclockid(engine._thread.ident)
             self.devices = []
             for cid in range(3, 3 + self._vms):
                 device = VsockDevice(engine, guest_cid=cid, buf_alloc=WINDOW)
@@ -71,10 +66,6 @@ class Site(InThread):
     def path(self, cid):
         return self._directory / f"{cid}.vhost"
 
-    def cpu_us(self):
-        """CPU time of the engine's thread so far, us."""
-        return time.clock_gettime_ns(self._clock) / 1e3
-
 
 @contextlib.contextmanager
 def site(vms):
@@ -83,22 +74,6 @@ def site(vms):
         Site(Path(name), vms) as running,
     ):
         yield running
-
-
-def answer_us(running, conn, meanwhile):
-    """CPU that the engine uses from a neighbour's packet to the answer.
-
-    Args:
-        running: the site.
-        conn: the neighbour's connection, an echo.
-        meanwhile: what another guest does just before; it kicks.
-    """
-    meanwhile()
-    before = running.cpu_us()
-    conn.say(Op.RW, b"x")
-    while conn.receive().op != Op.RW:
-        pass
-    return running.cpu_us() - before
 
 
 class Byte:
@@ -194,16 +169,23 @@ class Small:
 
 
 def rounds(running, guest, count):
-    """Return what each of some rounds puts a neighbour off by, us of CPU."""
-    with VsockGuest(running.path(4), cid=4, timeout_s=30) as neighbour:
+    """Return what each of some rounds puts a neighbour's round trip off by, us.
+
+    The neighbour is C and spins: Python would take longer than a turn to send, and to
+    see the answer.
+    """
+    with contextlib.closing(Guest(running.path(4), cid=4, spin=True)) as neighbour:
         conn = neighbour.connect(ECHO)
-        alone = statistics.median(
-            answer_us(running, conn, lambda: None) for _ in range(count)
-        )
+
+        def answer_us():
+            return neighbour.rtt_ns(conn, 64, 1)[0] / 1e3
+
+        alone = statistics.median(answer_us() for _ in range(count))
         took = []
         for _ in range(count):
             guest.prepare()
-            took.append(answer_us(running, conn, guest.go) - alone)
+            guest.go()
+            took.append(answer_us() - alone)
             guest.take()
         return took[count // 6 :]  # the first ones warm up
 
@@ -270,45 +252,3 @@ def bench_turn_of_a_guest_with_small_packets(bench, connect):
     name = connect.__name__.strip("_")
     title = f"beside {RING} packets of a byte, 64 connections, {name}"
     note(bench, figures, f"turn-{name}", title)
-
-
-def _beside(idle):
-    """CPU of a round trip of 64 bytes with `idle` more VMs that are silent, us."""
-
-    @contextlib.contextmanager
-    def side():
-        with site(1 + idle) as running, contextlib.ExitStack() as stack:
-            guests = [
-                stack.enter_context(
-                    contextlib.closing(Guest(running.path(cid), cid=cid))
-                )
-                for cid in range(3, 4 + idle)
-            ]
-            for guest in guests[1:]:
-                guest.rtt_ns(guest.connect(ECHO), 64, 10)
-            conn = guests[0].connect(ECHO)
-
-            def measure():
-                before = running.cpu_us()
-                guests[0].rtt_ns(conn, 64, TRIPS)
-                return (running.cpu_us() - before) / TRIPS
-
-            yield measure
-
-    return side
-
-
-@pytest.mark.long
-def bench_round_trip_beside_idle_vms(bench):
-    figure = bench.pair(
-        _beside(IDLE),
-        _beside(0),
-        key="idle-vms",
-        group=GROUP,
-        title=f"round trip 64 B beside {IDLE} idle VMs",
-        unit="us",
-        less=True,
-        against="alone",
-        target=Target(1.05),
-    )
-    assert statistics.median(figure.ours) <= 1.05 * statistics.median(figure.other)

@@ -57,7 +57,7 @@
 #define WORK_RUNS   4U	 /* to look what a connection has to do */
 #define WORK_TX_US  90U	 /* for the calls of each kind of work */
 #define WORK_RUN_US 60U
-#define WORK_LOOK   64U /* between two looks at the clock */
+#define WORK_LOOK   16U /* between two looks at the clock */
 
 /**
  * enum work - What a turn's work is counted for
