@@ -109,6 +109,29 @@ bool agents_add(pid_t pid, int sock)
 }
 
 /**
+ * agents_command() - Find the command of an agent that is not yet reaped
+ * @pid:	Its process
+ *
+ * The message stays where it is, and so do the descriptors in it.
+ *
+ * Returns: the command; 0 if there is none, or no such agent
+ */
+pid_t agents_command(pid_t pid)
+{
+	struct agent *agent;
+	pid_t command = 0;
+
+	LIST_FOREACH(agent, &agents, link)
+	if (agent->pid == pid)
+		break;
+	if (!agent || agent->sock < 0 ||
+	    recv(agent->sock, &command, sizeof(command),
+		 MSG_PEEK | MSG_DONTWAIT) != (ssize_t)sizeof(command))
+		return 0;
+	return command;
+}
+
+/**
  * forget() - Forget an agent
  * @agent:	Agent
  */

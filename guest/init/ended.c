@@ -98,6 +98,7 @@ static void on_ended(int status)
 		frames_send_u32(FRAME_EXIT, (uint32_t)status);
 	}
 	cmd.orphan = 0;
+	cmd.reaped = 0;
 }
 
 /**
@@ -117,7 +118,9 @@ static void on_lost(void)
  * @pid:	Process
  * @status:	Its wait status
  *
- * An agent that was killed leaves its command to us, unless it had reaped it.
+ * An agent that was killed leaves its command to us, unless it had reaped it. A
+ * command that ends while its agent dies may be ours to reap before the agent
+ * is: its other threads have to end first.
  */
 static void ended(pid_t pid, int status)
 {
@@ -126,6 +129,13 @@ static void ended(pid_t pid, int status)
 
 	if (pid == cmd.orphan) {
 		on_ended(status);
+	} else if (end == AGENTS_NOT && cmd.pid &&
+		   pid == agents_command(cmd.pid)) {
+		cmd.reaped = pid;
+		cmd.status = status;
+	} else if (pid == cmd.pid && command && command == cmd.reaped) {
+		cmd.orphan = command;
+		on_ended(cmd.status);
 	} else if (pid == cmd.pid && WIFSIGNALED(status) && command &&
 		   !kill(command, 0)) {
 		cmd.orphan = command;

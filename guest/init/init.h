@@ -95,6 +95,8 @@ size_t pipes_read(int i, size_t max);
  * @pid:	Its process and process group, 0 if there is none
  * @tsi:	The process is, or was, tsi-agent
  * @orphan:	The command itself, once it has lost its agent; else 0
+ * @reaped:	The command itself, if its end came before its agent's; else 0
+ * @status:	The wait status of @reaped
  * @eof:	The host has sent the end of stdin
  * @fds:	Our ends of its stdin, stdout, stderr; -1 once closed
  * @signals:	Bit set of the signals that the host sent
@@ -106,6 +108,8 @@ struct command {
 	pid_t pid;
 	bool tsi;
 	pid_t orphan;
+	pid_t reaped;
+	int status;
 	bool eof;
 	int fds[3];
 	uint64_t signals;

@@ -20,6 +20,8 @@ from tests.support.limits import GUEST_LIMIT_S, LIMIT_S
 HERE = Path(__file__).parent
 MUSL_LIB = "usr/lib/x86_64-linux-musl"
 MUSL_INCLUDE = "usr/include/x86_64-linux-musl"
+KILL_AGENT = "until kill -9 $(pidof tsi-agent) 2> /dev/null; do :; done"
+"""For a shell: one that has ended may still be listed, the next not yet."""
 
 
 def compile_c(out, *sources):

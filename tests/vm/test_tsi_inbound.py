@@ -170,7 +170,7 @@ def test_a_killed_server_leaves_no_listener(world):
         world.connect(PODS[0][0], PORT)
 
 
-KILL = "kill -9 $(pidof tsi-agent)"
+KILL = programs.KILL_AGENT
 
 
 @pytest.mark.parametrize("kind", ["blocking", "asyncio"])

@@ -315,7 +315,7 @@ SURVIVOR = f"""
 import os, socket, threading, time
 
 def kill():
-    assert os.system("kill -9 $(pidof tsi-agent)") == 0
+    assert os.system("{programs.KILL_AGENT}") == 0
 
 def ask(sock):
     while True:

@@ -10,6 +10,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 
 import pytest
 
@@ -24,13 +25,37 @@ pytestmark = pytest.mark.skipif(
 )
 
 AGENT = """#!/bin/sh
+socket=$2
 shift 3 # -k SOCKET --
 case $1 in
 fail) echo "other text" >&2; echo "tsi-agent: no listener" >&2; exit 125;;
 die) kill -SEGV $$;;
+outlive) exec %(python)s -c '%(outlives)s' $socket;;
 *) "$@";;
 esac
 """
+OUTLIVES = """
+import os, signal, socket, sys, time
+with socket.socket(fileno=int(sys.argv[1])) as to_init:
+    there, here = os.pipe()
+    told, tell = os.pipe()
+    if os.fork() == 0:
+        command = os.fork()
+        if command:
+            os.write(tell, command.to_bytes(4, sys.byteorder))
+            os._exit(0)
+        os.close(here)
+        os.read(there, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+    os.wait()
+    command = os.read(told, 4)
+    socket.send_fds(to_init, [command], [there])
+    os.close(here)
+    while os.path.exists(f"/proc/{int.from_bytes(command, sys.byteorder)}"):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+"""An agent that is killed after init has reaped its command."""
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +63,7 @@ def init(tmp_path_factory):
     """guest/init, compiled to run an agent of the test's own."""
     out = tmp_path_factory.mktemp("guest")
     agent = out / "agent"
-    agent.write_text(AGENT)
+    agent.write_text(AGENT % {"python": sys.executable, "outlives": OUTLIVES})
     agent.chmod(0o755)
     flags = f'CFLAGS=-O1 -DAGENT=\\"{agent}\\"'
     command = ["make", "-s", "-C", str(GUEST), f"OUT={out}", flags, "init"]
@@ -212,6 +237,10 @@ def test_over_tsi_the_status_is_the_commands(in_guest):
 def test_an_agent_that_fails_is_an_error_that_names_it(in_guest, command, why):
     with pytest.raises(FastpathError, match=why):
         in_guest(lambda there: there.run([command], tsi=True))
+
+
+def test_a_command_that_ends_before_its_dying_agent_has_its_own_status(in_guest):
+    assert in_guest(lambda there: there.run(["outlive"], tsi=True)) == 143
 
 
 def test_an_agent_that_the_host_kills_is_no_failure(in_guest):
