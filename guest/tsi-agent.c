@@ -146,7 +146,7 @@ static void command_ready(struct source *source, uint32_t events)
  *
  * By number: sendmsg() is trapped, and nobody would answer yet.
  *
- * Returns: true when it has it
+ * Returns: true when it has it, and so has who needs it after its death
  */
 static bool offer_fd(int sock, int fd)
 {
@@ -172,8 +172,6 @@ static int take_fd(int sock, pid_t child)
 	pidfd = (int)syscall(SYS_pidfd_open, child, 0);
 	fd = (int)syscall(SYS_pidfd_getfd, pidfd, num, 0);
 	close(pidfd);
-	if (fd >= 0 && write(sock, "", 1) != 1)
-		complain("the command left");
 	return fd;
 }
 
@@ -249,7 +247,6 @@ static void start_command(char **argv, const sigset_t *mask, uint32_t instance)
 	}
 	close(socks[1]);
 	listener = take_fd(socks[0], command);
-	close(socks[0]);
 	if (listener < 0) { /* it has said why */
 		waitpid(command, &status, 0);
 		exit(EXIT_AGENT);
@@ -258,6 +255,9 @@ static void start_command(char **argv, const sigset_t *mask, uint32_t instance)
 		fail("seccomp notifications");
 	if (keeper >= 0)
 		tell_keeper();
+	if (write(socks[0], "", 1) != 1)
+		complain("the command left");
+	close(socks[0]);
 }
 
 /**

@@ -232,6 +232,41 @@ def test_the_commands_status_survives_its_agent(world):
     assert world.sh("kill -9 $PPID; kill -TERM $$")[0] == 143
 
 
+LATE = """
+import os, socket, subprocess
+
+init, agents = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+agents.setblocking(False)
+try:
+    while True:
+        agents.send(b"full")
+except BlockingIOError:
+    agents.setblocking(True)
+
+def waits_in(pid, call):
+    return open(f"/proc/{pid}/syscall").read().startswith(f"{call} ")
+
+agent = subprocess.Popen(
+    ["tsi-agent", "-k", str(agents.fileno()), "--", "sleep", "1000"],
+    pass_fds=[agents.fileno()],
+)
+while not waits_in(agent.pid, 46):  # sendmsg()
+    pass
+command = open(f"/proc/{agent.pid}/task/{agent.pid}/children").read().strip()
+while True:
+    name = open(f"/proc/{command}/comm").read().strip()
+    if name != "tsi-agent" or waits_in(command, 0):  # read()
+        break
+print(name)
+agent.kill()
+"""
+
+
+def test_no_command_runs_before_its_agents_successor_could_have_it(world):
+    """Or one that kills its agent at once ends without a status, and unserved."""
+    assert world.run("python3", "-c", LATE, tsi=False) == (0, "tsi-agent\n")
+
+
 def test_one_agent_after_another(world):
     fetch = f"wget -q -O - http://{HOST4}:{HTTP}/"
     status, said = world.sh("; ".join([f"{KILL}; {fetch}"] * 4))
