@@ -7,7 +7,6 @@ connection or one session must not reach a second VM of the same process.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import resource
@@ -31,10 +30,18 @@ ECHO = 7
 COMMAND = Path(sys.executable).with_name("vhost-user-vsock")
 
 
+def after(shell, argv):
+    """`argv`, started by a shell that runs `shell` before.
+
+    Nothing of Python's runs between fork and exec: other threads may hold its locks.
+    """
+    return ["sh", "-c", f'{shell}; exec "$@"', "sh", *argv]
+
+
 class Command:
     """Two VMs, CIDs 3 and 4, whose port 7 echoes; its log in a file."""
 
-    def __init__(self, directory, *options, keys="", preexec_fn=None):
+    def __init__(self, directory, *options, keys="", shell=":"):
         self.directory = directory
         vms = [
             f"--vm=guest-cid={cid},socket={directory}/{cid},"
@@ -44,9 +51,11 @@ class Command:
         self._log = directory / "log"
         with self._log.open("w") as log:
             self._child = subprocess.Popen(
-                [COMMAND, *vms, f"--echo-port={ECHO}", "--poll-us=0", *options],
+                after(
+                    shell,
+                    [COMMAND, *vms, f"--echo-port={ECHO}", "--poll-us=0", *options],
+                ),
                 stderr=log,
-                preexec_fn=preexec_fn,
             )
         self.pid = self._child.pid
         while self.logged("ready: CID 4") == 0:
@@ -226,10 +235,7 @@ def test_out_of_descriptors_fails_single_connections_and_is_recovered_from(run):
 
 
 def test_no_vm_takes_the_descriptors_of_another(run):
-    def few_files():
-        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 1024))
-
-    command = run(preexec_fn=few_files, keys=",max-conns=1000")
+    command = run(shell="ulimit -Sn 256; ulimit -Hn 1024", keys=",max-conns=1000")
     assert command.logged("CID 3: max_conns is 160: open files are limited to 10") == 1
     with command.listen(3, 5000), command.listen(4, 5000):
         for cid in (3, 4):
@@ -398,9 +404,11 @@ def test_it_serves_without_anyone_who_reads_its_log(tmp_path, stderr):
     read, write = os.pipe()
     os.close(read)
     child = subprocess.Popen(
-        [COMMAND, f"--socket={path}", f"--echo-port={ECHO}"],
+        after(
+            "exec 2>&-" if stderr == "closed" else ":",
+            [COMMAND, f"--socket={path}", f"--echo-port={ECHO}"],
+        ),
         stderr=write,
-        preexec_fn=functools.partial(os.close, 2) if stderr == "closed" else None,
     )
     os.close(write)
     try:
@@ -433,13 +441,8 @@ def test_each_counter_is_in_json_and_for_prometheus(run):
     assert counters | {"backlog_full", "clients_refused"} <= set(stats["vms"][0])
 
 
-def ignore_hangup():
-    """Be started as nohup(1) starts programs."""
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-
 def test_a_hangup_ends_nothing_that_nohup_started(run):
-    command = run(preexec_fn=ignore_hangup)
+    command = run(shell="trap '' HUP")
     os.kill(command.pid, signal.SIGHUP)
     with command.guest(3) as guest:
         conn = guest.connect(ECHO)
