@@ -27,7 +27,12 @@ from vhost_user._native import check, ffi, lib
 from vhost_user.counters import GAUGES, DeviceStats, EngineStats
 from vhost_user.errors import StateError
 from vhost_user.events import ALL_EVENTS, ALL_QUEUES, Event, EventKind, Limit
-from vhost_user.handles import MAX_CALLERS, DeviceHandle, ListenerHandle
+from vhost_user.handles import (
+    MAX_CALLERS,
+    DeviceHandle,
+    ListenerHandle,
+    NetnsHandle,
+)
 from vhost_user.ringconfig import RingConfig
 from vhost_user.targets import (
     Ask,
@@ -43,6 +48,8 @@ from vhost_user.targets import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from ipaddress import IPv4Address, IPv6Address
     from types import TracebackType
 
     from cffi import FFI
@@ -73,6 +80,7 @@ __all__ = [
     "EventKind",
     "Limit",
     "ListenerHandle",
+    "NetnsHandle",
     "Reset",
     "RingConfig",
     "SocketAddress",
@@ -325,6 +333,34 @@ class Engine:
         sock.detach()
         self._handlers[listener] = on_event
         return ListenerHandle(self, listener)
+
+    def add_netns(
+        self, maker: socket.socket, addresses: Iterable[IPv4Address | IPv6Address]
+    ) -> NetnsHandle:
+        """Have `Dial` reach another network namespace.
+
+        Args:
+            maker: a unix SOCK_SEQPACKET socket to a process in it that makes sockets
+                (vu_netns.h); taken over.
+            addresses: what is dialled from, the first of each version. Without one,
+                dials of that version fail with ENETUNREACH.
+
+        Raises:
+            StateError: the engine has `MAX_DEVICES` of them.
+            OSError: the socket cannot be watched.
+        """
+        config = ffi.new("struct vu_netns_config *")
+        for ip in addresses:
+            if ip.version == 4 and not config.has_ipv4:
+                config.has_ipv4 = True
+                ffi.memmove(config.ipv4, ip.packed, 4)
+            elif ip.version == 6 and not config.has_ipv6:
+                config.has_ipv6 = True
+                ffi.memmove(config.ipv6, ip.packed, 16)
+        ret = lib.vu_netns_add(self.native, maker.fileno(), config)
+        netns = check(ret, "add network namespace")
+        maker.detach()
+        return NetnsHandle(self, netns)
 
     def answer(self, conn: int, target: Target) -> bool:
         """Give a held connection its far end.

@@ -293,3 +293,32 @@ class ListenerHandle:
             lib.vu_listener_del(self._engine.native, self.id),
             "remove listener",
         )
+
+
+class NetnsHandle:
+    """A network namespace that the engine dials in; made by `Engine.add_netns()`."""
+
+    def __init__(self, engine: Owner, netns: int) -> None:
+        self._engine = engine
+        self.id = netns
+        """What `Dial.netns` is."""
+
+    def renew(self, maker: socket.socket) -> None:
+        """Have another maker; dials that wait for sockets get them from it.
+
+        Args:
+            maker: as of `Engine.add_netns()`; taken over.
+
+        Raises:
+            StateError: the namespace is closed.
+            OSError: the socket cannot be watched.
+        """
+        check(
+            lib.vu_netns_renew(self._engine.native, self.id, maker.fileno()),
+            "another maker of sockets",
+        )
+        maker.detach()
+
+    def close(self) -> None:
+        """Dial there no more; such dials fail with ENETUNREACH. Once only."""
+        check(lib.vu_netns_del(self._engine.native, self.id), "remove namespace")

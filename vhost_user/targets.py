@@ -44,6 +44,8 @@ class Dial:
     """Connect to a TCP address; the guest's RESPONSE waits until that settles."""
 
     address: SocketAddress
+    netns: int = 0
+    """`NetnsHandle.id` of the network namespace that it is dialled in; 0: our own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +96,9 @@ def encode(target: Target) -> CStruct:
         case Unix(path):
             raw.kind = lib.VU_TARGET_UNIX
             data = os.fsencode(path)
-        case Dial(address):
+        case Dial(address, netns):
             raw.kind = lib.VU_TARGET_DIAL
+            raw.netns = netns
             data = _sockaddr(address)
         case Vsock(cid):
             raw.kind = lib.VU_TARGET_VSOCK

@@ -24,6 +24,7 @@
 #include "vu_engine.h"
 #include "vu_err.h"
 #include "vu_mem.h"
+#include "vu_netns.h"
 #include "vu_ring.h"
 
 #endif /* VU_H */

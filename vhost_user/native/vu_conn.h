@@ -20,8 +20,8 @@
  * @VU_TARGET_ASK:	Post VU_EV_REQUEST and hold it for vu_conn_answer()
  * @VU_TARGET_UNIX:	Connect to the unix socket "<addr>_<port>", or RST; one
  *			that is full is dialled again every 5 ms
- * @VU_TARGET_DIAL:	Connect to the sockaddr in addr; the guest's RESPONSE
- *			waits until that settles
+ * @VU_TARGET_DIAL:	Connect to the sockaddr in addr, in the network
+ *namespace netns; the guest's RESPONSE waits until that settles
  * @VU_TARGET_ECHO:	Answered in the engine: every byte comes back (RFC 862)
  * @VU_TARGET_DISCARD:	Same: bytes are read and dropped; after the peer's
  *			FIN the engine closes its side (RFC 863)
@@ -50,12 +50,15 @@ enum vu_target_kind {
  * @error:	RESET: errno of VU_EV_FAILED; 0: ECONNREFUSED
  * @addr_len:	Bytes used of @addr: a sockaddr (DIAL, VSOCK), a path (UNIX),
  *		else 0
+ * @netns:	DIAL: id of vu_netns_add(): an IP address; one that is gone
+ *		refuses with ENETUNREACH. 0: our own namespace
  * @addr:	The address
  */
 struct vu_target {
 	uint32_t kind;
 	int32_t error;
 	uint32_t addr_len;
+	uint32_t netns;
 	uint8_t addr[112];
 };
 

@@ -3,6 +3,7 @@
  * vu_engine.h - the part of vu.h about the engine and its events
  *
  * vu_conn.h	targets, listeners, connections
+ * vu_netns.h	network namespaces that far sides are dialled in
  * vu_dev.h	devices, their rings and routes
  */
 #ifndef VU_ENGINE_H

@@ -56,6 +56,8 @@ GONE = {
     "vu_listener_forget",
     "vu_listener_guest",
     "vu_listener_pause",
+    "vu_netns_del",
+    "vu_netns_renew",
 }
 """Functions about something that may be gone."""
 

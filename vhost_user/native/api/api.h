@@ -7,6 +7,7 @@
  * rings.c	their rings
  * route.c	which far side a device's ports have
  * listener.c	listening sockets
+ * netns.c	network namespaces that far sides are dialled in
  * conn.c	connections
  *
  * Each call stops the engine between two turns, changes one thing and lets it

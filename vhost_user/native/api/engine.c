@@ -10,6 +10,7 @@
 #include <sys/eventfd.h>
 
 #include "api/api.h"
+#include "side/netns.h"
 
 /**
  * vu_engine_new() - see vu_engine.h
@@ -53,6 +54,10 @@ void vu_engine_free(struct vu_engine *e)
 		device_remove(e, i);
 	for (uint32_t i = 0; i < MAX_LISTENERS; i++)
 		listener_remove(e, i);
+	for (uint32_t i = 0; i < VU_MAX_NETNS; i++) {
+		if (e->core.netns[i])
+			netns_free(e->core.netns[i]);
+	}
 	core_free(&e->core);
 	outbox_free(&e->core.outbox);
 	if (e->core.epoll_fd >= 0)

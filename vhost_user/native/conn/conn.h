@@ -31,6 +31,8 @@
 
 struct vu_conn;
 struct vu_dev;
+struct vu_netns;
+struct waiter;
 struct side;
 struct room;
 
@@ -216,6 +218,7 @@ struct client {
  * @twin:	The same connection as a sibling sees it; see vsock/sibling.c
  * @outbox:	Where its events go
  * @client:	Who has yet to be taken, or NULL
+ * @waiter:	Its dial waits for a socket, or NULL; see side/netns.c
  * @since_us:	When its deadline began to run
  * @type:	STREAM or SEQPACKET
  * @target:	enum vu_target_kind of the far side
@@ -260,6 +263,7 @@ struct vu_conn {
 	struct list timer;
 	struct outbox_queue *outbox;
 	struct client *client;
+	struct waiter *waiter;
 	uint64_t start_us;
 	uint64_t since_us;
 	uint32_t index;
@@ -301,6 +305,8 @@ enum deadline { DEADLINE_DIAL, DEADLINE_LINGER, DEADLINE_ORPHAN };
  * @deadlines:	Connections that have one
  * @retrying:	Devices with connections that wait for a full listener
  * @by_cid:	Devices that are in groups, by their guests' CIDs
+ * @netns:	Network namespaces that far sides are dialled in
+ * @serving:	Of those, that have sockets for dials that wait
  * @thirsty:	Connections without credit
  * @thirsty_us:	Since when there is one
  * @refused:	Clients of listeners that found no room
@@ -323,6 +329,8 @@ struct core {
 	struct list deadlines[DEADLINES];
 	struct list retrying;
 	struct vu_dev *by_cid[VU_MAX_DEVICES];
+	struct vu_netns *netns[VU_MAX_NETNS];
+	struct list serving;
 	struct list thirsty;
 	uint64_t thirsty_us;
 	uint64_t refused;

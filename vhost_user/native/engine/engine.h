@@ -20,6 +20,7 @@
 #define TAG_WAKE     (1ULL << 32)
 #define TAG_KICK     (2ULL << 32) /* + the device's slot << TAG_SLOT */
 #define TAG_LISTENER (3ULL << 32) /* + the listener's slot << TAG_SLOT */
+#define TAG_NETNS    (4ULL << 32) /* + the namespace's slot << TAG_SLOT */
 #define TAG_SLOT     40
 
 /**

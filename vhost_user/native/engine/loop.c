@@ -29,6 +29,7 @@
 
 #include "base/clock.h"
 #include "engine/engine.h"
+#include "side/netns.h"
 #include "side/socket.h"
 #include "side/target.h"
 
@@ -143,6 +144,7 @@ static void collect(struct vu_engine *e, const struct epoll_event *events,
 	for (int i = 0; i < n; i++) {
 		uint64_t tag = events[i].data.u64, drained;
 		struct vu_listener *l;
+		struct vu_netns *n;
 		struct vu_dev *d;
 
 		if ((uint32_t)tag) {
@@ -160,6 +162,11 @@ static void collect(struct vu_engine *e, const struct epoll_event *events,
 				d->stats.kicks++;
 				list_add(&e->core.active, &d->active);
 			}
+			break;
+		case TAG_NETNS:
+			n = e->core.netns[tag >> TAG_SLOT];
+			if (n)
+				netns_event(n);
 			break;
 		default:
 			l = e->listeners[tag >> TAG_SLOT];
@@ -246,7 +253,8 @@ static void block(struct vu_engine *e, int timeout_ms)
  */
 static bool work_left(const struct core *core)
 {
-	return !list_empty(&core->run) || !list_empty(&core->forsaken);
+	return !list_empty(&core->run) || !list_empty(&core->forsaken) ||
+	       !list_empty(&core->serving);
 }
 
 /**
@@ -355,6 +363,7 @@ void loop_turn(struct vu_engine *e)
 	struct list *head = &core->active;
 
 	begin(e);
+	netns_run(core);
 	run(e);
 	for (struct list *at = head->next, *next; at != head; at = next) {
 		struct vu_dev *d = container_of(at, struct vu_dev, active);

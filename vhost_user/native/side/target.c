@@ -20,6 +20,8 @@
 #include <sys/un.h>
 
 #include "side/builtin.h"
+#include "side/dial.h"
+#include "side/netns.h"
 #include "side/socket.h"
 #include "side/target.h"
 
@@ -32,6 +34,8 @@
 bool target_valid(const struct vu_target *target)
 {
 	if (target->addr_len > sizeof(target->addr))
+		return false;
+	if (target->netns && target->kind != VU_TARGET_DIAL)
 		return false;
 	if (target->kind == VU_TARGET_DIAL)
 		return target->addr_len >= sizeof(sa_family_t);
@@ -91,8 +95,6 @@ static int make_socket(struct vu_conn *c, sa_family_t family)
  * @c:		Connection; may be gone afterwards
  * @addr:	Where to
  * @len:	Size of @addr
- *
- * A unix listener whose backlog is full says EAGAIN: the near side may wait.
  */
 static void dial(struct vu_conn *c, const struct sockaddr *addr, socklen_t len)
 {
@@ -101,22 +103,10 @@ static void dial(struct vu_conn *c, const struct sockaddr *addr, socklen_t len)
 	if (c->state != CONN_DIALING)
 		conn_set(c, CONN_DIALING);
 	error = make_socket(c, addr->sa_family);
-	if (!error)
-		error = connect(c->far.fd, addr, len) ? errno : 0;
-	if (error == EAGAIN && c->near.ops->later) {
-		socket_close(c, &c->far, 0);
-		if (c->near.ops->later(c))
-			return;
-	}
-	if (!error || error == EINPROGRESS) {
-		int ret = -socket_watch(c, &c->far, error);
-
-		error = ret ? ret : error;
-	}
-	if (!error)
-		conn_opened(c);
-	else if (error != EINPROGRESS)
+	if (error)
 		conn_abort(c, error);
+	else
+		dial_start(c, addr, len);
 }
 
 /**
@@ -154,7 +144,10 @@ static void dial_address(struct vu_conn *c, const struct vu_target *target)
 	memcpy(&addr, target->addr, target->addr_len);
 	if (target->kind == VU_TARGET_VSOCK)
 		addr.vm.svm_port = c->port;
-	dial(c, &addr.any, target->addr_len);
+	if (target->netns)
+		netns_dial(c, target->netns, &addr.any, target->addr_len);
+	else
+		dial(c, &addr.any, target->addr_len);
 }
 
 /**

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * stock.h - sockets that were made before they are needed
+ */
+#ifndef STOCK_H
+#define STOCK_H
+
+#include "conn/conn.h"
+
+#define STOCK 32
+
+/**
+ * struct stock - Sockets of one IP version
+ * @waiting:	Dials that wait for one
+ * @ask:	What the maker is asked; its version is 0 if there is no address
+ * @asked:	It has yet to answer
+ * @n:		Entries of @fds
+ * @fds:	Sockets
+ */
+struct stock {
+	struct list waiting;
+	struct vu_netns_ask ask;
+	bool asked;
+	unsigned n;
+	int fds[STOCK];
+};
+
+void stock_dial(struct vu_conn *c, struct stock *k, const struct sockaddr *addr,
+		socklen_t len);
+unsigned stock_put(struct stock *k, struct msghdr *msg);
+bool stock_serve(struct stock *k);
+void stock_fail(struct stock *k, int error, unsigned most);
+void stock_empty(struct stock *k);
+
+#endif /* STOCK_H */
