@@ -22,6 +22,7 @@ Spec: docs/tsi-protocol.md, section 9 "Datagrams".
 from __future__ import annotations
 
 import logging
+import socket
 from typing import TYPE_CHECKING
 
 from fastpath.throttle import Throttle
@@ -33,6 +34,7 @@ from fastpath.tsi.stream import Pace, far_end
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from fastpath.tsi.datagram_stream import DatagramRouter
     from fastpath.tsi.policy import SandboxPolicy
@@ -50,6 +52,7 @@ class DatagramService:
         policy: decides, and bounds the sockets; replaced by `set_policy`.
         name: the sandbox's, for the log.
         limits: see there.
+        make: makes a socket of a family and kind, where the sandbox's network is.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class DatagramService:
         policy: SandboxPolicy,
         name: str,
         limits: DatagramLimits = DatagramLimits(),  # noqa: B008  frozen
+        make: Callable[[int, int], socket.socket] = socket.socket,
     ) -> None:
         self._engine = engine
         self.router = router
@@ -70,7 +74,7 @@ class DatagramService:
         self.queries: set[asyncio.Task[None]] = set()
         """DNS queries that are being answered, of all streams."""
         self.pace = Pace(limits.rate, limits.burst)
-        self.flows = Flows(self.counts, limits.idle_s)
+        self.flows = Flows(self.counts, limits.idle_s, make)
         self._lines = Throttle(
             lambda count: log.warning("%s: %d more lines about datagrams", name, count)
         )

@@ -71,11 +71,18 @@ class Flows:
     Args:
         counts: where a flow that is closed for another one is counted.
         idle_s: a flow that nothing passes for so long is closed.
+        make: makes a socket of a family and kind.
     """
 
-    def __init__(self, counts: DatagramStats, idle_s: float) -> None:
+    def __init__(
+        self,
+        counts: DatagramStats,
+        idle_s: float,
+        make: Callable[[int, int], socket.socket] = socket.socket,
+    ) -> None:
         self._counts = counts
         self._idle_s = idle_s
+        self._make = make
         self._loop = asyncio.get_running_loop()
         self._flows: OrderedDict[_Key, Flow] = OrderedDict()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -116,7 +123,7 @@ class Flows:
             while len(self._flows) >= most:
                 self._counts.limit_flows += 1
                 self.close(next(iter(self)))
-            flow = Flow(owner, port, udp_socket(family))
+            flow = Flow(owner, port, udp_socket(family, self._make))
             self._flows[flow.key] = flow
             self._loop.add_reader(flow.sock, functools.partial(on_readable, flow))
             if self._sweeper is None:
@@ -155,13 +162,15 @@ class Flows:
         self._sweeper = None
 
 
-def udp_socket(family: int) -> socket.socket:
+def udp_socket(
+    family: int, make: Callable[[int, int], socket.socket] = socket.socket
+) -> socket.socket:
     """Return a UDP socket that keeps the errors it meets, with their addresses.
 
     Raises:
         OSError: there is none to be had.
     """
-    sock = socket.socket(family, socket.SOCK_DGRAM)
+    sock = make(family, socket.SOCK_DGRAM)
     sock.setblocking(False)
     if family == socket.AF_INET:
         sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)

@@ -64,6 +64,10 @@ ISTIO_PORTS: Final = frozenset({15000, 15001, 15006, 15008, 15020, 15021, 15053}
 """Any ztunnel's: admin, outbound, inbound plaintext, HBONE, metrics, readiness, DNS."""
 
 
+NETNS_GONE: Final = "netns_gone"
+"""The reason of a denial: the sandbox's network namespace is gone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """A prefix, and the ports of it that are meant."""
@@ -163,6 +167,8 @@ class Surroundings:
     """ztunnel's own; looked at anew each time."""
     addresses: frozenset[Address] = frozenset()
     """The sandbox's own."""
+    unreachable: str = ""
+    """Why nothing can be reached; empty: it can."""
 
 
 def is_own_address(address: Address) -> bool:
@@ -242,6 +248,9 @@ class EgressPolicy:
         address, port = ip_address(destination[0]), destination[1]
         found = _readings(address)
         as_written = Reading(address, address)
+        if why := self._around.unreachable:
+            gone = Denial(NETNS_GONE, why, errno.ENETUNREACH)
+            return Judgement(as_written, gone)
         for rule in self._deny:
             for each in (*found, as_written):
                 if rule.covers(each.address, port):

@@ -42,11 +42,25 @@ def load(path: Path) -> Config:
     Raises:
         FastpathError: `FILE:LINE: key.path: what is wrong`.
     """
+    return load_with_lines(path)[0]
+
+
+def load_with_lines(path: Path) -> tuple[Config, decode.Document]:
+    """The same, and where all of it stands, for what shows only when it runs.
+
+    Raises:
+        FastpathError: as `load` does.
+    """
     document = decode.Document(str(path), FastpathError)
     config = decode.load(path, Config, document)
     for key_path, why in _problems(config):
         raise document.error(key_path, why)
-    return config
+    return config, document
+
+
+def error(key_path: KeyPath, why: str, hint: str | None) -> Exception:
+    """What is wrong with a configuration that was built in code."""
+    return FastpathError(f"configuration: {decode.format_path(key_path)}", why, hint)
 
 
 def check(config: Config) -> None:
@@ -56,7 +70,7 @@ def check(config: Config) -> None:
         FastpathError: the first problem there is.
     """
     for key_path, why in _problems(config):
-        raise FastpathError(f"configuration: {decode.format_path(key_path)}", why)
+        raise error(key_path, why, None)
 
 
 def for_sandbox(
@@ -196,11 +210,19 @@ def _sandbox_problems(config: Config) -> Iterator[Problem]:
         else:
             workloads.append(((*here, "workload"), found[0].uid or found[0].key))
         places += [
-            ((*here, "publish", i), str(item.at))
+            ((*here, "publish", i), _place(sandbox, item))
             for i, item in enumerate(sandbox.publish)
         ]
+        if sandbox.netns and not sandbox.netns.is_absolute():
+            why = f"must be a path as /run/netns/NAME, not {str(sandbox.netns)!r}"
+            yield (*here, "netns"), why
     for group in (names, workloads, sockets, cids, places):
         yield from _repeated(group)
+
+
+def _place(sandbox: Sandbox, item: Publication) -> str:
+    """An address, and the network namespace that has it."""
+    return f"{item.at} in {sandbox.netns}" if sandbox.netns else f"{item.at}"
 
 
 def _thread_problems(own: Fastpath) -> Iterator[Problem]:

@@ -27,6 +27,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -49,11 +50,11 @@ from fastpath.ztunnel.model import HealthStatus
 from fastpath.ztunnel.upstream import Exchange
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Sequence
     from pathlib import Path
 
     from fastpath.ztunnel.model import Config, Service
+    from fastpath.ztunnel.pods import Pod
     from vhost_user.engine import SocketAddress
     from vhost_user.schema import IpAddress
 
@@ -119,6 +120,8 @@ class _Client:
             lambda count: log.warning("%s: %d more lines about names", name, count)
         )
         self.exchanges: set[Exchange] = set()
+        self.pod: Pod | None = None
+        """Where resolvers are asked for it; None: in our own network namespace."""
 
     def may_ask(self) -> bool:
         """Whether it may have one more socket to a resolver."""
@@ -212,7 +215,13 @@ class Dns:
         return self._stats
 
     async def resolve(
-        self, query: bytes, *, namespace: str, tcp: bool, sandbox: str = ""
+        self,
+        query: bytes,
+        *,
+        namespace: str,
+        tcp: bool,
+        sandbox: str = "",
+        pod: Pod | None = None,
     ) -> bytes | None:
         """Answer a query.
 
@@ -221,11 +230,13 @@ class Dns:
             namespace: the client's.
             tcp: it came over TCP: the answer may have any size.
             sandbox: the client's name.
+            pod: where resolvers are asked; None: in our own network namespace.
 
         Returns:
             One message; None: `query` was none that can be answered, or one too many.
         """
         client = self._client(sandbox)
+        client.pod = pod
         if not client.pace.admits():
             self._stats.limit_rate += 1
             return None
@@ -249,20 +260,28 @@ class Dns:
         for client in self._clients.values():
             client.lines.flush()
 
-    def serve(self, sock: socket.socket, *, sandbox: str, namespace: str) -> None:
+    def serve(
+        self,
+        sock: socket.socket,
+        *,
+        sandbox: str,
+        namespace: str,
+        pod: Pod | None = None,
+    ) -> None:
         """Answer the queries of a TCP connection until it ends.
 
         Args:
             sock: connected, taken over.
             sandbox: the client's name.
             namespace: the client's.
+            pod: as of `resolve`.
         """
         if sum(owner == sandbox for owner in self._streams.values()) >= MAX_STREAMS:
             self._stats.limit_streams += 1
             sock.close()
             return
         sock.setblocking(False)
-        serving = self._serve(sock, sandbox, namespace)
+        serving = self._serve(sock, sandbox, namespace, pod)
         task = asyncio.get_running_loop().create_task(serving)
         self._streams[task] = sandbox
 
@@ -272,7 +291,9 @@ class Dns:
 
         task.add_done_callback(ended)
 
-    async def _serve(self, sock: socket.socket, sandbox: str, namespace: str) -> None:
+    async def _serve(
+        self, sock: socket.socket, sandbox: str, namespace: str, pod: Pod | None
+    ) -> None:
         reader, writer = await asyncio.open_connection(sock=sock)
         pace = self._client(sandbox).pace
         with contextlib.suppress(
@@ -283,7 +304,7 @@ class Dns:
                     self._stats.limit_rate += 1
                     await asyncio.sleep(_PAUSE_S)
                 answer = await self.resolve(
-                    query, namespace=namespace, tcp=True, sandbox=sandbox
+                    query, namespace=namespace, tcp=True, sandbox=sandbox, pod=pod
                 )
                 if answer is None:
                     break
@@ -345,10 +366,16 @@ class Dns:
             if client.lines.admits():
                 log.info("resolver %s: %s", host, str(error) or type(error).__name__)
 
-        exchange = Exchange(query, tcp=tcp, failed=failed, may_ask=client.may_ask)
+        exchange = Exchange(
+            query,
+            tcp=tcp,
+            failed=failed,
+            may_ask=client.may_ask,
+            make=client.pod.client if client.pod else socket.socket,
+        )
         client.exchanges.add(exchange)
         try:
-            answer = await exchange.run(self._upstream(), timeout_s)
+            answer = await exchange.run(self._upstream(client.pod), timeout_s)
         finally:
             client.exchanges.discard(exchange)
         if answer is None:
@@ -357,7 +384,9 @@ class Dns:
         self._stats.forwarded += 1
         return dnswire.hand_on(query, answer)
 
-    def _upstream(self) -> Sequence[SocketAddress]:
+    def _upstream(self, pod: Pod | None = None) -> Sequence[SocketAddress]:
+        if pod is not None and (found := pod.nameservers()):
+            return [(host, PORT) for host in found]
         if self._resolvers:
             return self._resolvers
         found = resolvconf.read(self._resolv_conf).nameservers

@@ -8,6 +8,7 @@ does the rest.
 from __future__ import annotations
 
 import os
+import socket
 from typing import TYPE_CHECKING
 
 from fastpath.ztunnel import listener
@@ -16,7 +17,6 @@ from fastpath.ztunnel.model import ListenAddress
 from fastpath.ztunnel.routing import format_address
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Sequence
 
     from fastpath.tsi.clients import Client
@@ -54,6 +54,8 @@ class SandboxPublisher:
         self, port: int, version: int, *, covered: bool
     ) -> Sequence[ListenAddress]:
         """Where a port of the guest is reachable."""
+        if self._server.pod and self._server.pod.gone:
+            return []
         found = []
         if covered and self._sandbox.pod_listeners:
             ips = self._server.workload.workload_ips
@@ -68,7 +70,8 @@ class SandboxPublisher:
         Raises:
             OSError: it cannot be opened.
         """
-        return listener.published(address, backlog)
+        pod = self._server.pod
+        return listener.published(address, backlog, pod.make if pod else socket.socket)
 
     def opened(self) -> None:
         """The guest took a client."""
@@ -94,6 +97,8 @@ class SandboxPublisher:
         what = f"{os.strerror(error)} (os error {error})" if error else ""
         if client.ended:
             what = f"ended by a new policy: port {client.port} is not published"
+            if self._server.pod and self._server.pod.gone:
+                what = f"ended: {self._server.pod.namespace} is gone"
         self._access_log.write(
             Record(
                 level="error" if error else "info",

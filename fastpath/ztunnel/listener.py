@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from fastpath.errors import FastpathError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fastpath.ztunnel.model import ListenAddress
 
 IP_FREEBIND = 15
@@ -60,18 +62,27 @@ def transparent(address: ListenAddress) -> socket.socket:
     return sock
 
 
-def published(address: ListenAddress, backlog: int) -> socket.socket:
+def published(
+    address: ListenAddress,
+    backlog: int,
+    make: Callable[[int, int], socket.socket] = socket.socket,
+) -> socket.socket:
     """Listen for clients of a sandbox.
 
     The address may be one that is not this host's yet: a pod's, which routes or
     another interface bring later.
+
+    Args:
+        address: where.
+        backlog: the program's.
+        make: makes a socket of a family and kind.
 
     Raises:
         OSError: the port is taken, or the address cannot be had.
     """
     version6 = address.host.version == 6
     family = socket.AF_INET6 if version6 else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = make(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if version6:

@@ -254,6 +254,9 @@ class Sandbox:
     """Whether what the policy publishes is reachable at the pod's IPs."""
     policy: Path | None = None
     """A policy file, followed while the process runs (docs/tsi-policy.md)."""
+    netns: Path | None = None
+    """Its pod's network namespace: its connections are made there, and its listeners.
+    None: in this process's own."""
     egress: Egress | None = None
     """In its place, the `egress` part of one; neither: the default policy."""
 

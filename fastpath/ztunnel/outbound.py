@@ -30,6 +30,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from fastpath.throttle import Throttle
+from fastpath.tsi.policy import NETNS_GONE
 from fastpath.tsi.protocol import source_port
 from fastpath.tsi.router import Here, Routed
 from fastpath.ztunnel import dns
@@ -292,7 +293,8 @@ class Outbound:
         refusal = decision.refusal
         error = refusal.text if refusal else _error_text(event.error)
         if refusal and established:
-            error = f"ended by a new policy: {error}"
+            cause = "" if refusal.reason == NETNS_GONE else " by a new policy"
+            error = f"ended{cause}: {error}"
         tried = established or not refusal
         service, workload = decision.service, decision.workload
         self._access_log.write(
@@ -342,7 +344,8 @@ class SandboxRouter:
 
     def route(self, destination: SocketAddress, conn: int) -> Routed:
         """Decide on a request of the guest."""
-        if destination[1] == dns.PORT:
+        gone = self._client.pod is not None and self._client.pod.gone
+        if destination[1] == dns.PORT and not gone:
             self._outbound.answered_here(self._client, destination, conn)
             return Routed(Here(self._serve_dns), cacheable=False)
         decision = self._outbound.decide(self._client, destination, conn)
@@ -367,7 +370,11 @@ class SandboxRouter:
         client = self._client
         namespace = client.workload.namespace
         return await self._dns.resolve(
-            query, namespace=namespace, tcp=tcp, sandbox=client.name
+            query,
+            namespace=namespace,
+            tcp=tcp,
+            sandbox=client.name,
+            pod=client.pod,
         )
 
     def datagram_denied(self, peer: SocketAddress, denial: Denial) -> None:
@@ -378,7 +385,7 @@ class SandboxRouter:
     def _serve_dns(self, sock: socket.socket) -> None:
         client = self._client
         namespace = client.workload.namespace
-        self._dns.serve(sock, sandbox=client.name, namespace=namespace)
+        self._dns.serve(sock, sandbox=client.name, namespace=namespace, pod=client.pod)
 
     def _source(self, event: Event, destination: SocketAddress) -> SocketAddress:
         """What getsockname() in the guest says: a pod IP and a TCP port."""

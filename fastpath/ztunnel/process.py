@@ -3,6 +3,7 @@
     engines                     a thread each, devices and listeners
       sandbox, for each         vsock device, TSI service, vhost-user socket,
                                 hybrid unix socket
+      pods                      processes in the network namespaces of sandboxes
       capture                   TPROXY listener, if configured
       admin                     metrics and readiness, if configured
 
@@ -19,6 +20,7 @@ import logging
 import os
 import resource
 import signal
+import socket
 import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
@@ -41,6 +43,7 @@ from fastpath.ztunnel.metrics import (
     TsiCollector,
 )
 from fastpath.ztunnel.outbound import Capture, Outbound, SandboxRouter
+from fastpath.ztunnel.pods import Pods
 from fastpath.ztunnel.routing import Routes
 from fastpath.ztunnel.workloads import LocalWorkloads
 from vhost_user.backend import Backend
@@ -57,7 +60,6 @@ from vhost_user.vsock.hybrid import HybridListener
 from vhost_user.vsock.placement import place
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
@@ -66,6 +68,8 @@ if TYPE_CHECKING:
     from fastpath.tsi.policy import SandboxPolicy
     from fastpath.tsi.service import TsiStats
     from fastpath.ztunnel.model import Config, Sandbox
+    from fastpath.ztunnel.pods import MakeError
+    from fastpath.ztunnel.workloads import LocalWorkload
     from vhost_user.engine import DeviceStats, EngineStats
 
 DRAIN_TIMEOUT_S = 1.0
@@ -99,13 +103,21 @@ class Ztunnel:
         config: built in code or loaded; it is checked here.
         capture: a listening socket in place of the one that the configuration
             asks for; taken over. Its own address is a connection's destination.
+        error: makes errors of keys of the configuration.
 
     Raises:
         FastpathError: the configuration makes no sense.
     """
 
-    def __init__(self, config: Config, *, capture: socket.socket | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        capture: socket.socket | None = None,
+        error: MakeError = configuration.error,
+    ) -> None:
         configuration.check(config)
+        self._pods = Pods(config, error)
         self.config = config
         self.metrics = Metrics()
         self.sandboxes: dict[str, RunningSandbox] = {}
@@ -188,6 +200,8 @@ class Ztunnel:
                 self._watches[sandbox.name] = watch
                 self._stack.callback(watch.close)
                 _check_publications(sandbox, watch.policy)
+        self._stack.callback(self._pods.close)
+        await self._pods.start()
         access_log = AccessLog(own.access_log)
         self._stack.push_async_callback(access_log.close)
         capture = self._capture
@@ -208,14 +222,17 @@ class Ztunnel:
             await self._start_engine(placed.count(at), routes, access_log)
         for sandbox, at in zip(own.sandboxes, placed, strict=True):
             client = clients.sandbox(sandbox.name)
+            client.pod = self._pods.join(sandbox, self._engines[at])
             client.policy = self._policy_of(sandbox.name, client.policy)
             self.sandboxes[sandbox.name] = await self._start_sandbox(
                 sandbox,
                 self._engines[at],
                 SandboxRouter(self._outbounds[at], client, dns),
                 SandboxPublisher(sandbox, client, access_log, self.metrics),
-                client.policy,
+                client,
             )
+        self._pods.watch(self._leave)
+        self._stack.callback(self._pods.close)  # before the engines
         if capture:
             events = Capture(self._engines[0], self._outbounds[0], clients)
             handle = self._engines[0].add_listener(
@@ -301,10 +318,10 @@ class Ztunnel:
         engine: Engine,
         router: SandboxRouter,
         publisher: SandboxPublisher,
-        policy: SandboxPolicy,
+        client: LocalWorkload,
     ) -> RunningSandbox:
         service: TsiService
-        limits = policy.limits
+        policy, limits = client.policy, client.policy.limits
         device = VsockDevice(
             engine,
             guest_cid=sandbox.cid,
@@ -316,7 +333,13 @@ class Ztunnel:
         )
         self._stack.callback(device.close)
         addresses = self.config.workload(sandbox.workload).workload_ips
-        datagrams = DatagramService(engine, router, policy=policy, name=sandbox.name)
+        datagrams = DatagramService(
+            engine,
+            router,
+            policy=policy,
+            name=sandbox.name,
+            make=client.pod.client if client.pod else socket.socket,
+        )
         service = TsiService(
             engine,
             device,
@@ -352,6 +375,11 @@ class Ztunnel:
         service.set_policy(policy)
         if len(self._outbounds) > 1:
             self._outbounds[0].set_policy(self._clients.sandbox(name), policy)
+
+    def _leave(self, name: str) -> None:
+        """A sandbox's network namespace is gone: nothing may go on there."""
+        service = self.sandboxes[name].service
+        self._set_policy(name, service, service.policy)
 
     async def _drain(self) -> None:
         """End what is left, so that each connection gets its line in the log."""
@@ -404,13 +432,13 @@ async def serve(config_path: Path, *, ready_fd: int | None = None) -> int:
     Raises:
         FastpathError: before it is ready; nothing is left running.
     """
-    config = configuration.load(config_path)
+    config, document = configuration.load_with_lines(config_path)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signo in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signo, stop.set)
     try:
-        async with Ztunnel(config) as ztunnel:
+        async with Ztunnel(config, error=document.error) as ztunnel:
             loop.add_signal_handler(signal.SIGHUP, ztunnel.reload)
             with contextlib.suppress(OSError):  # nobody may read it any more
                 sys.stderr.write(f"{_ready_line(config)}\n")

@@ -141,7 +141,7 @@ class Routes:
         if service := self._services.get(address):
             return self._balance(client, destination, address, service)
         workload = self._workloads.get(address)
-        decision = self._direct(destination, destination, workload)
+        decision = self._direct(client, destination, destination, workload)
         # whether ztunnel's ports are denied hangs on the addresses the host has now
         fixed = not client.policy.egress.may_change(destination[1])
         return replace(decision, cacheable=fixed and decision.refusal is None)
@@ -165,7 +165,7 @@ class Routes:
         refused = self._denied(client, address)
         if refused:
             return _refuse(destination, refused, service, workload)
-        return self._direct(destination, address, workload, service)
+        return self._direct(client, destination, address, workload, service)
 
     def _endpoints(
         self, service: Service, vip: IpAddress, port: int
@@ -185,6 +185,7 @@ class Routes:
 
     def _direct(
         self,
+        client: LocalWorkload,
         destination: SocketAddress,
         address: SocketAddress,
         workload: Workload | None,
@@ -195,7 +196,7 @@ class Routes:
             return _refuse(destination, refusal, service, workload)
         return Decision(
             destination,
-            Dial(address),
+            Dial(address, client.netns),
             address,
             service,
             workload,

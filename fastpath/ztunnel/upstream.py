@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import socket
 import struct
 from typing import TYPE_CHECKING, Final
 
@@ -47,6 +48,7 @@ class Exchange:
         tcp: it came over TCP, and goes on over TCP.
         failed: told of each resolver that failed, and how.
         may_ask: whether there may be one more socket; when not, none more is asked.
+        make: makes a socket of a family and kind, in the client's network namespace.
     """
 
     def __init__(
@@ -56,11 +58,13 @@ class Exchange:
         tcp: bool,
         failed: Callable[[str, Exception], None],
         may_ask: Callable[[], bool],
+        make: Callable[[int, int], socket.socket] = socket.socket,
     ) -> None:
         self._query = query
         self._ask = _ask_tcp if tcp else _ask_udp
         self._failed = failed
         self._may_ask = may_ask
+        self._make = make
         self._tasks: dict[asyncio.Task[bytes], str] = {}
         self._failure: bytes | None = None
 
@@ -88,7 +92,7 @@ class Exchange:
         while left or self._tasks:
             if left and (not self._tasks or self._may_ask()):
                 host, port = left.pop(0)
-                ask = self._ask(self._query, host, port)
+                ask = self._ask(self._query, host, port, self._make)
                 self._tasks[asyncio.create_task(ask)] = host
             done, _ = await asyncio.wait(
                 self._tasks,
@@ -146,7 +150,31 @@ class _Datagrams(asyncio.DatagramProtocol):
             self.answer.set_exception(error)
 
 
-async def _ask_udp(query: Query, host: str, port: int) -> bytes:
+async def _connect(
+    make: Callable[[int, int], socket.socket], host: str, port: int, kind: int
+) -> socket.socket:
+    """Make a socket and connect it.
+
+    Raises:
+        OSError: it can't be.
+    """
+    loop = asyncio.get_running_loop()
+    ((family, _, _, _, address), *_) = await loop.getaddrinfo(
+        host, port, type=kind, flags=socket.AI_NUMERICHOST
+    )
+    sock = make(family, kind)
+    try:
+        sock.setblocking(False)
+        await loop.sock_connect(sock, address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _ask_udp(
+    query: Query, host: str, port: int, make: Callable[[int, int], socket.socket]
+) -> bytes:
     """Ask one resolver; no limit of time.
 
     Raises:
@@ -154,8 +182,9 @@ async def _ask_udp(query: Query, host: str, port: int) -> bytes:
         MalformedError: its answer is none.
     """
     loop = asyncio.get_running_loop()
+    sock = await _connect(make, host, port, socket.SOCK_DGRAM)
     transport, protocol = await loop.create_datagram_endpoint(
-        lambda: _Datagrams(query), remote_addr=(host, port)
+        lambda: _Datagrams(query), sock=sock
     )
     try:
         transport.sendto(protocol.question)
@@ -164,7 +193,9 @@ async def _ask_udp(query: Query, host: str, port: int) -> bytes:
         transport.close()
 
 
-async def _ask_tcp(query: Query, host: str, port: int) -> bytes:
+async def _ask_tcp(
+    query: Query, host: str, port: int, make: Callable[[int, int], socket.socket]
+) -> bytes:
     """Likewise, over TCP.
 
     Raises:
@@ -172,7 +203,8 @@ async def _ask_tcp(query: Query, host: str, port: int) -> bytes:
         EOFError: it closes without an answer.
         MalformedError: its answer is none.
     """
-    reader, writer = await asyncio.open_connection(host, port)
+    sock = await _connect(make, host, port, socket.SOCK_STREAM)
+    reader, writer = await asyncio.open_connection(sock=sock)
     try:
         number = secrets.randbelow(1 << 16)
         wire = dnswire.question_for(query, number)

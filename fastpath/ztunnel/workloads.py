@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from fastpath.ztunnel.identity import Identity
     from fastpath.ztunnel.model import Config, Workload
+    from fastpath.ztunnel.pods import Pod
     from vhost_user.schema import IpAddress
 
 
@@ -30,6 +31,13 @@ class LocalWorkload:
     identity: Identity
     policy: SandboxPolicy
     """The current one: `Outbound.set_policy` puts another in its place."""
+    pod: Pod | None = None
+    """Where its connections are made; None: in our own network namespace."""
+
+    @property
+    def netns(self) -> int:
+        """What `Dial.netns` is for it."""
+        return self.pod.netns if self.pod else 0
 
 
 class LocalWorkloads:
@@ -64,6 +72,8 @@ class LocalWorkloads:
             client.policy = self.for_client(client, policy)
             if sandbox:
                 self._sandboxes[name] = client
+            if sandbox and sandbox.netns:
+                continue  # what leaves its pod is caught there, not here
             for address in config.addresses_here(workload):
                 self._addresses[address] = client
 
@@ -77,7 +87,10 @@ class LocalWorkloads:
         A captured connection left its pod, so it is to no address of that.
         """
         own = client.workload.workload_ips if client.name else ()
-        around = Surroundings(self._ports, frozenset(own))
+        unreachable = ""
+        if client.pod and client.pod.gone:
+            unreachable = f"{client.pod.namespace} is gone"
+        around = Surroundings(self._ports, frozenset(own), unreachable)
         return replace(policy, egress=policy.egress.within(around))
 
     def at(self, address: IpAddress) -> LocalWorkload | None:

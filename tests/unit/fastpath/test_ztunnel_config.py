@@ -78,6 +78,7 @@ def test_the_documented_example_is_understood_in_full():
     assert str(example.fastpath.outbound.tproxy) == "0.0.0.0:15001"
     sandbox, other = example.fastpath.sandboxes
     assert other.policy == Path("/etc/fastpath/web-1.policy.yaml")
+    assert other.netns == Path("/run/netns/web-1")
     assert sandbox.egress
     assert sandbox.egress.errno is DenialErrno.ECONNREFUSED
 

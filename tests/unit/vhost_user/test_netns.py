@@ -94,7 +94,7 @@ class World:
 
     def nothing_is_asked(self):
         with pytest.raises(BlockingIOError):
-            assert self.maker.recv(100) == b''
+            assert self.maker.recv(100) == b""
 
 
 def descriptors():

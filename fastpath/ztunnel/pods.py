@@ -1,0 +1,231 @@
+"""Hand-off `pod`: sandboxes whose connections are made in their pods' namespaces.
+
+    Pods          all namespaces of the process; several sandboxes may share one
+      Pod         a sandbox in its namespace: dials, listeners, UDP and DNS
+
+What the pod's IP is, the configuration says; who asks, its socket. So a sandbox is in
+its namespace by what the host says, and sees of it what its policy allows.
+
+A namespace whose path is gone, or names another one, is over (its pod is): that is
+looked for every `LOOK_S`, since neither a bind mount nor a process under /proc tells.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from fastpath import resolvconf
+from fastpath.handoff.namespace import NamespaceError, PodNamespace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from fastpath.ztunnel.model import Config, Sandbox
+    from vhost_user.decode import KeyPath
+    from vhost_user.engine import Engine, NetnsHandle
+    from vhost_user.schema import IpAddress
+
+    MakeError = Callable[[KeyPath, str, str | None], Exception]
+    """Makes an error of a key of the configuration, why it is wrong, and a hint."""
+
+LOOK_S: Final = 1.0
+NAMED: Final = (Path("/run/netns"), Path("/var/run/netns"))
+"""Where the namespaces are that have names."""
+ETC: Final = Path("/etc/netns")
+"""Where a named one's configuration is (ip-netns(8))."""
+
+log = logging.getLogger(__name__)
+
+
+class Pod:
+    """A sandbox in its namespace.
+
+    Args:
+        name: the sandbox's.
+        namespace: its pod's.
+        ips: the pod's.
+        etc: see `ETC`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        namespace: PodNamespace,
+        ips: Iterable[IpAddress],
+        *,
+        etc: Path = ETC,
+    ) -> None:
+        self.name = name
+        self.namespace = namespace
+        self._ips = tuple(ips)
+        self._resolv_conf: Path | None = None
+        if namespace.path.parent in NAMED:
+            self._resolv_conf = etc / namespace.path.name / "resolv.conf"
+        self._handle: NetnsHandle | None = None
+        self._id = 0
+        self.gone = False
+        """Its namespace is."""
+
+    @property
+    def netns(self) -> int:
+        """What `Dial.netns` is; one that is gone refuses."""
+        return self._id
+
+    def join(self, engine: Engine) -> None:
+        """Have the sandbox's engine dial in the namespace.
+
+        Raises:
+            OSError: it can't be.
+        """
+        channel = self.namespace.channel()
+        try:
+            self._handle = engine.add_netns(channel, self._ips)
+        finally:
+            channel.close()  # if it was not taken over
+        self._id = self._handle.id
+        self.namespace.on_restart(self._renew)
+
+    def make(self, family: int, kind: int) -> socket.socket:
+        """Make a socket there, as yet bound to nothing.
+
+        Raises:
+            OSError: there is none to be had.
+        """
+        if self.gone:
+            raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
+        return self.namespace.make(family, kind)
+
+    def client(self, family: int, kind: int) -> socket.socket:
+        """Make a socket there whose peers see the pod's IP.
+
+        Raises:
+            OSError: there is none to be had, or no such IP.
+        """
+        version = 6 if family == socket.AF_INET6 else 4
+        ip = next((ip for ip in self._ips if ip.version == version), None)
+        if ip is None:
+            raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
+        sock = self.make(family, kind)
+        try:
+            sock.bind((str(ip), 0))
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def nameservers(self) -> tuple[str, ...]:
+        """Those of the namespace's own resolv.conf, if it has one."""
+        if self._resolv_conf is None:
+            return ()
+        return resolvconf.read(self._resolv_conf).nameservers
+
+    def leave(self) -> None:
+        """Dial there no more."""
+        self.gone = True
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            handle.close()
+
+    def _renew(self) -> None:
+        if self._handle is None:
+            return
+        try:
+            channel = self.namespace.channel()
+            self._handle.renew(channel)
+        except OSError as error:  # it is lost again; the next one comes
+            log.warning("%s: %s: %s", self.name, self.namespace, error)
+
+
+class Pods:
+    """All of them.
+
+    Args:
+        config: checked.
+        error: makes the errors.
+        etc: see `ETC`.
+    """
+
+    def __init__(self, config: Config, error: MakeError, *, etc: Path = ETC) -> None:
+        self._config = config
+        self._error = error
+        self._etc = etc
+        self._namespaces: dict[Path, PodNamespace] = {}
+        self._pods: dict[str, Pod] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._on_gone: Callable[[str], None]
+
+    async def start(self) -> None:
+        """Enter all namespaces.
+
+        Raises:
+            FastpathError: one can't be entered; `close` leaves the others.
+        """
+        for index, sandbox in enumerate(self._config.fastpath.sandboxes):
+            if sandbox.netns is not None:
+                try:
+                    await self._enter(sandbox, sandbox.netns)
+                except NamespaceError as error:
+                    key = ("fastpath", "sandboxes", index, "netns")
+                    raise self._error(key, error.why, error.hint) from error
+
+    def join(self, sandbox: Sandbox, engine: Engine) -> Pod | None:
+        """Have a sandbox's engine dial in its namespace; None: that is our own.
+
+        Raises:
+            OSError: it can't be.
+        """
+        pod = self._pods.get(sandbox.name)
+        if pod is not None:
+            pod.join(engine)
+        return pod
+
+    def watch(self, on_gone: Callable[[str], None]) -> None:
+        """Look for namespaces that go away.
+
+        Args:
+            on_gone: called with the name of each sandbox in one, in the event loop.
+        """
+        self._on_gone = on_gone
+        if self._namespaces:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(LOOK_S, self._look)
+
+    def close(self) -> None:
+        """End all processes in namespaces; again: nothing."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for namespace in self._namespaces.values():
+            namespace.close()
+        self._namespaces.clear()
+
+    async def _enter(self, sandbox: Sandbox, path: Path) -> None:
+        namespace = self._namespaces.get(path)
+        if namespace is None:
+            namespace = self._namespaces[path] = PodNamespace(path)
+            await namespace.start()
+        ips = self._config.workload(sandbox.workload).workload_ips
+        self._pods[sandbox.name] = Pod(sandbox.name, namespace, ips, etc=self._etc)
+
+    def _look(self) -> None:
+        for path in [each.path for each in self._namespaces.values() if each.gone]:
+            self._leave(path)
+        self._timer = None
+        self.watch(self._on_gone)
+
+    def _leave(self, path: Path) -> None:
+        namespace = self._namespaces.pop(path)
+        pods = [pod for pod in self._pods.values() if pod.namespace is namespace]
+        names = ", ".join(pod.name for pod in pods)
+        log.warning(
+            "%s is gone: connections of %s end, and no more are made", path, names
+        )
+        for pod in pods:
+            pod.leave()
+            self._on_gone(pod.name)
+        namespace.close()

@@ -1,0 +1,431 @@
+"""Hand-off `pod`: real namespaces, the real process in each, a guest in user space."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import struct
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from fastpath.ztunnel.model import ListenAddress
+from tests.netns.pod_world import (
+    LISTENER,
+    POD4,
+    POD6,
+    PUBLISHED,
+    SERVER4,
+    SERVER6,
+    Echo,
+    NameServer,
+    pod,
+    query,
+    run,
+    sandboxes,
+)
+from tests.support.limits import LIMIT_S, wait_until
+from tests.unit.fastpath.tsi_guest import Guest, message
+from vhost_user.vsock.packet import Op, Shutdown
+
+pytestmark = pytest.mark.netns
+
+DATAGRAM_PORT = 21588
+LISTEN = struct.pack("<IIHHHH16s", LISTENER, 5, PUBLISHED, 6, 0, 0, bytes(16))
+BY_VERSION = pytest.mark.parametrize(
+    ("server", "own"),
+    [pytest.param(SERVER4, POD4, id="ipv4"), pytest.param(SERVER6, POD6, id="ipv6")],
+)
+
+
+@pytest.fixture
+def namespace():
+    with pod() as there:
+        yield there
+
+
+def sandbox(ztunnel, name="box"):
+    return Guest(next(s for s in ztunnel.config.fastpath.sandboxes if s.name == name))
+
+
+def makers(ztunnel):
+    """The processes in namespaces."""
+    return [each.pid for each in ztunnel._pods._namespaces.values()]
+
+
+def with_ips(there, *ips):
+    """The same, its one sandbox's pod has other addresses."""
+    (workload,) = there.workloads
+    found = tuple(map(ip_address, ips))
+    return replace(there, workloads=(replace(workload, workload_ips=found),))
+
+
+def is_over(pid):
+    return not Path(f"/proc/{pid}").exists()
+
+
+@BY_VERSION
+def test_a_server_of_the_namespace_sees_the_pods_ip(tmp_path, namespace, server, own):
+    there = sandboxes(tmp_path, box=namespace.path)
+    with Echo(namespace, server) as echo:
+
+        def play(ztunnel):
+            with sandbox(ztunnel) as guest:
+                guest.echoes(guest.connect(echo.address))
+
+        (line,) = run(there, play)
+        assert echo.peers == [own]
+    assert "connection complete" in line
+
+
+@BY_VERSION
+def test_half_close_stays(tmp_path, namespace, server, own):
+    there = sandboxes(tmp_path, box=namespace.path)
+    with Echo(namespace, server) as echo:
+
+        def play(ztunnel):
+            with sandbox(ztunnel) as guest:
+                conn = guest.connect(echo.address)
+                conn.send(b"ping")
+                conn.shutdown(Shutdown.SEND)
+                assert conn.receive_bytes(7) == b"pingbye"
+                conn.expect(Op.SHUTDOWN)
+
+        run(there, play)
+
+
+@pytest.mark.parametrize(
+    ("destination", "error"),
+    [
+        ((SERVER4, 9), errno.ECONNREFUSED),
+        ((SERVER6, 9), errno.ECONNREFUSED),
+        (("198.51.100.1", 80), errno.EACCES),
+        (("192.0.2.1", 80), errno.ENETUNREACH),
+        (("2001:db8::1", 80), errno.ENETUNREACH),
+        (("169.254.169.254", 80), errno.ECONNREFUSED),
+    ],
+    ids=["refused4", "refused6", "prohibited", "no-route4", "no-route6", "metadata"],
+)
+def test_connect_fails_with_the_namespaces_errno(
+    tmp_path, namespace, destination, error
+):
+    there = sandboxes(tmp_path, box=namespace.path)
+
+    def play(ztunnel):
+        with sandbox(ztunnel) as guest:
+            assert guest.refused(destination) == error
+
+    run(there, play)
+
+
+def test_a_server_of_our_own_namespace_is_not_reached(tmp_path, namespace):
+    with Echo(namespace) as echo, pod() as empty:
+        there = sandboxes(tmp_path, box=namespace.path, other=empty.path)
+
+        def play(ztunnel):
+            with sandbox(ztunnel, "box") as box, sandbox(ztunnel, "other") as other:
+                box.echoes(box.connect(echo.address))
+                assert other.refused(echo.address) == errno.ECONNREFUSED
+
+        run(there, play)
+
+
+def test_a_pod_without_an_address_of_a_version_does_not_reach_it(tmp_path, namespace):
+    there = sandboxes(tmp_path, box=namespace.path)
+    there = with_ips(there, POD4)
+
+    def play(ztunnel):
+        with sandbox(ztunnel) as guest, Echo(namespace, SERVER6) as echo:
+            assert guest.refused(echo.address) == errno.ENETUNREACH
+
+    run(there, play)
+
+
+def test_an_address_that_the_namespace_lacks_is_an_error_until_it_has_it(
+    tmp_path, namespace
+):
+    there = sandboxes(tmp_path, box=namespace.path)
+    there = with_ips(there, "10.0.0.77")
+
+    def play(ztunnel):
+        with sandbox(ztunnel) as guest, Echo(namespace) as echo:
+            assert guest.refused(echo.address) == errno.EADDRNOTAVAIL
+            namespace.run(os.system, "ip addr add 10.0.0.77/32 dev lo")
+            guest.echoes(guest.connect(echo.address))
+            assert echo.peers == ["10.0.0.77"]
+
+    run(there, play)
+
+
+def test_more_connections_at_once_than_there_are_sockets_in_stock(tmp_path, namespace):
+    there = sandboxes(tmp_path, box=namespace.path)
+    with Echo(namespace) as echo:
+
+        def play(ztunnel):
+            with sandbox(ztunnel) as guest:
+                conns = [guest.request(echo.address) for _ in range(200)]
+                for conn in conns:
+                    conn.expect(Op.RESPONSE)
+                for conn in conns:
+                    guest.echoes(conn)
+
+        run(there, play)
+        assert echo.peers == [POD4] * 200
+
+
+def test_connections_that_wait_for_a_socket_may_be_given_up(tmp_path, namespace):
+    there = sandboxes(tmp_path, box=namespace.path)
+    with Echo(namespace) as echo:
+
+        def play(ztunnel):
+            (pid,) = makers(ztunnel)
+            with sandbox(ztunnel) as guest:
+                os.kill(pid, signal.SIGSTOP)
+                conns = [guest.request(echo.address) for _ in range(50)]
+                for conn in conns[::2]:
+                    conn.say(Op.RST)
+                os.kill(pid, signal.SIGCONT)
+                for conn in conns[1::2]:
+                    conn.expect(Op.RESPONSE)
+                    guest.echoes(conn)
+            wait_until(lambda: not ztunnel.stats()[0].conns)
+            with sandbox(ztunnel) as guest:
+                os.kill(pid, signal.SIGSTOP)
+                for _ in range(50):
+                    guest.request(echo.address)
+            wait_until(lambda: not ztunnel.stats()[0].conns)
+            os.kill(pid, signal.SIGCONT)
+            with sandbox(ztunnel) as guest:
+                guest.echoes(guest.connect(echo.address))
+
+        run(there, play)
+
+
+@pytest.mark.parametrize(
+    ("place", "client"),
+    [
+        pytest.param((POD4, PUBLISHED), SERVER4, id="ipv4"),
+        pytest.param((POD6, PUBLISHED), SERVER6, id="ipv6"),
+    ],
+)
+def test_a_published_listener_shows_the_clients_address(
+    tmp_path, namespace, place, client
+):
+    there = sandboxes(tmp_path, box=namespace.path)
+
+    def play(ztunnel):
+        with sandbox(ztunnel) as guest:
+            guest.control.send(struct.pack("<HH", 16, len(LISTEN)) + LISTEN)
+            kind, payload = guest.control.receive()
+            assert (kind, payload[4:6]) == (17, struct.pack("<H", PUBLISHED))
+            family = 2 if ":" not in client else 10
+            with namespace.socket(family) as sock:
+                sock.settimeout(LIMIT_S)
+                sock.bind((client, 0))
+                sock.connect(place)
+                kind, payload = guest.control.receive()
+                assert kind == 18
+                ports, _, _, address = struct.unpack("<IHH16s", payload)
+                guest.control.send(struct.pack("<HHI", 20, 4, ports))
+                conn = guest.guest.accept()
+                packed = ip_address(client).packed
+                shown = bytes(10) + b"\xff\xff" + packed if family == 2 else packed
+                assert address in (shown, packed.ljust(16, b"\0"))
+                assert conn.host_port & 0xFFFF == sock.getsockname()[1]
+                conn.send(b"hello")
+                assert sock.recv(5) == b"hello"
+
+    run(there, play)
+
+
+def test_a_published_listener_is_the_namespaces_alone(tmp_path, namespace):
+    with pod() as second:
+        there = sandboxes(tmp_path, box=namespace.path)
+
+        def play(ztunnel):
+            with sandbox(ztunnel) as guest:
+                guest.control.send(struct.pack("<HH", 16, len(LISTEN)) + LISTEN)
+                guest.control.receive()
+                for elsewhere in (None, second):
+                    with pytest.raises(ConnectionRefusedError):
+                        _connect(elsewhere, (POD4, PUBLISHED))
+
+        run(there, play)
+
+
+def _connect(namespace, address):
+    """Connect there, or, with None, where an address of loopback stands for a pod."""
+    if namespace is None:
+        namespace, address = pod(), (SERVER4, address[1])
+    with namespace.socket() as sock:
+        sock.connect(address)
+
+
+def test_names_are_asked_for_in_the_namespace(tmp_path, namespace):
+    there = sandboxes(tmp_path, box=namespace.path)
+    resolvers = (ListenAddress(ip_address(SERVER4), 53),)
+    there = replace(there, fastpath=replace(there.fastpath, resolvers=resolvers))
+    with NameServer(namespace) as names:
+
+        def play(ztunnel):
+            with sandbox(ztunnel) as guest:
+                asked = query("there.example")
+                conn = guest.connect(("10.96.0.10", 53))
+                conn.send(struct.pack("!H", len(asked)) + asked)
+                assert conn.receive().payload.endswith(bytes([192, 0, 2, 7]))
+
+        run(there, play)
+        assert names.peers == [("tcp", POD4)]
+
+
+def test_datagrams_and_their_names_go_by_the_namespace(tmp_path, namespace):
+    there = sandboxes(tmp_path, box=namespace.path)
+    resolvers = (ListenAddress(ip_address(SERVER4), 53),)
+    there = replace(there, fastpath=replace(there.fastpath, resolvers=resolvers))
+    with NameServer(namespace) as names, NameServer(namespace, SERVER6, 5353) as peer:
+
+        def play(ztunnel):
+            with sandbox(ztunnel) as guest:
+                conn = guest.guest.connect(DATAGRAM_PORT)
+                conn.send(message(1, struct.pack("<IHH", 0x41495354, 1, 1)))
+                conn.receive()
+                for number, (host, port) in enumerate(
+                    (("10.96.0.10", 53), (SERVER6, 5353), (SERVER6, 9))
+                ):
+                    ip = ip_address(host)
+                    head = struct.pack("<IHH", number, ip.version, port)
+                    conn.send(message(33, head + ip.packed.ljust(16, b"\0")))
+                    assert conn.receive().payload[:2] == b"\x22\0"  # VERDICT
+                    flow = struct.pack("<HHI", 4001, 0, number)
+                    conn.send(message(35, flow + query("there.example")))
+                    said = conn.receive().payload
+                    if port == 9:
+                        error = struct.pack("<I", errno.ECONNREFUSED)
+                        assert said[:2] == b"\x24\0"  # UNREACHABLE
+                        assert said.endswith(error)
+                    else:
+                        assert said.endswith(bytes([192, 0, 2, 7]))
+
+        run(there, play)
+        assert names.peers == [("udp", POD4)]
+        assert peer.peers == [("udp", POD6)]
+
+
+def test_a_namespace_that_goes_away_ends_its_connections(tmp_path, namespace, caplog):
+    there = sandboxes(tmp_path, box=namespace.path, same=namespace.path)
+    with Echo(namespace) as echo:
+
+        def play(ztunnel):
+            (pid,) = makers(ztunnel)
+            with sandbox(ztunnel) as guest, sandbox(ztunnel, "same") as same:
+                conns = [
+                    each.echoes(each.connect(echo.address)) for each in (guest, same)
+                ]
+                namespace.close()
+                for each, conn in zip((guest, same), conns, strict=True):
+                    conn.expect(Op.RST)
+                    assert each.refused(echo.address) == errno.ENETUNREACH
+                    assert each.refused((SERVER6, 1)) == errno.ENETUNREACH
+                    assert each.refused(("10.96.0.10", 53)) == errno.ENETUNREACH
+            assert is_over(pid)
+
+        lines = run(there, play)
+    gone = [r.getMessage() for r in caplog.records if "is gone" in r.getMessage()]
+    assert len(gone) == 1
+    assert gone[0].endswith(
+        "is gone: connections of box, same end, and no more are made"
+    )
+    assert sum("ended: " in line and "is gone" in line for line in lines) == 2
+
+
+def test_a_namespace_that_goes_away_closes_its_listeners(tmp_path, namespace):
+    there = sandboxes(tmp_path, box=namespace.path)
+    inode = Path(namespace.path).stat().st_ino
+
+    def play(ztunnel):
+        with sandbox(ztunnel) as guest:
+            guest.control.send(struct.pack("<HH", 16, len(LISTEN)) + LISTEN)
+            guest.control.receive()
+            namespace.close()
+            wait_until(lambda: not ztunnel.tsi_stats()["box"].listeners)
+            wait_until(lambda: not makers(ztunnel))
+            spaces = {
+                link.stat().st_ino
+                for link in Path("/proc").glob("[0-9]*/ns/net")
+                if os.access(link, os.R_OK)
+            }
+            assert inode not in spaces
+
+    run(there, play)
+
+
+def test_a_process_that_dies_is_replaced(tmp_path, namespace):
+    there = sandboxes(tmp_path, box=namespace.path)
+    with Echo(namespace) as echo:
+
+        def play(ztunnel):
+            with sandbox(ztunnel) as guest:
+                (pid,) = makers(ztunnel)
+                os.kill(pid, signal.SIGKILL)
+                conn = guest.request(echo.address)  # waits for the next one
+                conn.expect(Op.RESPONSE)
+                guest.echoes(conn)
+                assert makers(ztunnel) != [pid]
+
+        run(there, play)
+
+
+def test_many_sandboxes_share_few_namespaces(tmp_path):
+    spaces = [pod() for _ in range(3)]
+    there = sandboxes(
+        tmp_path, **{f"box{i}": spaces[i % 3].path for i in (0, 1, 2, 3, 4, 5)}
+    )
+    for space in spaces:
+        for last in range(5, 12):
+            space.run(
+                os.system,
+                f"ip addr add 10.0.0.{last}/32 dev lo 2>/dev/null",
+            )
+    echoes = [Echo(space, port=7777) for space in spaces]
+
+    def play(ztunnel):
+        assert len(makers(ztunnel)) == 3
+        guests = [sandbox(ztunnel, f"box{i}") for i in range(6)]
+        for guest in guests:
+            guest.echoes(guest.connect((SERVER4, 7777)))
+        for guest in guests:
+            guest.guest.close()
+
+    run(there, play)
+    for index, echo in enumerate(echoes):
+        assert set(echo.peers) == {f"10.0.0.{5 + index}", f"10.0.0.{8 + index}"}
+        echo.__exit__()
+    for space in spaces:
+        space.close()
+
+
+def test_the_process_has_nothing_that_it_does_not_need(tmp_path, namespace):
+    there = sandboxes(tmp_path, box=namespace.path)
+
+    def play(ztunnel):
+        (pid,) = makers(ztunnel)
+        folder = Path(f"/proc/{pid}")
+        links = {
+            str(it.readlink()).partition(":")[0] for it in (folder / "fd").iterdir()
+        }
+        assert links == {"/dev/null", "socket"}
+        status = dict(
+            line.split(":\t", 1)
+            for line in (folder / "status").read_text().splitlines()
+        )
+        for name in ("CapEff", "CapPrm", "CapInh"):
+            assert int(status[name], 16) == 0
+        assert status["NoNewPrivs"] == "1"
+        assert (folder / "environ").read_bytes() == b""
+        inside = (folder / "ns/net").stat().st_ino
+        assert inside == Path(namespace.path).stat().st_ino
+
+    run(there, play)
