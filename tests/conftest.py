@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -25,6 +26,22 @@ def pytest_runtest_makereport(item, call):
         report.outcome = "failed"
         report.longrepr = f"skipped in CI: {report.longrepr}"
     return report
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--ztunnel",
+        metavar="BIN",
+        type=Path,
+        help="Istio's ztunnel, for the tests marked `ztunnel`, which are left out else",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--ztunnel") is None:
+        gone = [item for item in items if item.get_closest_marker("ztunnel")]
+        items[:] = [item for item in items if item not in gone]
+        config.hook.pytest_deselected(items=gone)
 
 
 def pytest_configure():
