@@ -49,6 +49,11 @@ class _Lib(Protocol):
     VU_LIMIT_FDS: int
     VU_LIMIT_MEMORY: int
     VU_LIMIT_RATE: int
+    VU_NETNS_CHANNEL: int
+    VU_NETNS_DATAGRAM: int
+    VU_NETNS_READY: int
+    VU_NETNS_SOCKET: int
+    VU_NETNS_STREAM: int
     VU_TARGET_ASK: int
     VU_TARGET_CHARGEN: int
     VU_TARGET_DIAL: int
@@ -134,9 +139,9 @@ class _Lib(Protocol):
         self, engine: FFI.CData, dev: int, first_port: int, /
     ) -> int: ...
     def vu_dev_stats(self, engine: FFI.CData, dev: int, ret: FFI.CData, /) -> int: ...
-    VU_NETNS_STREAM: int
     def vu_netns_add(self, engine: FFI.CData, fd: int, cfg: FFI.CData, /) -> int: ...
     def vu_netns_renew(self, engine: FFI.CData, netns: int, fd: int, /) -> int: ...
+    def vu_maker_run(self, control: int, /) -> int: ...
     def vu_netns_del(self, engine: FFI.CData, netns: int, /) -> int: ...
     def vu_listener_add(
         self, engine: FFI.CData, fd: int, want: int, target: FFI.CData, /

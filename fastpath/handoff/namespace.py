@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Final
 
 from fastpath.handoff import maker
 from fastpath.handoff.maker import ANSWER, ASK, What
+from vhost_user import _vu
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -152,7 +153,7 @@ class PodNamespace:
             OSError: the process is not there.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ask = ASK.pack(What.CHANNEL, 0, 0, 0, 0, bytes(16))
+        ask = ASK.pack(What.CHANNEL, 0, 0, 0, bytes(16))
         with theirs:
             try:
                 socket.send_fds(self._running(), [ask], [theirs.fileno()])
@@ -175,7 +176,7 @@ class PodNamespace:
         what = What.DATAGRAM if kind == socket.SOCK_DGRAM else What.SOCKET
         version = 6 if family == socket.AF_INET6 else 4
         try:
-            control.send(ASK.pack(what, version, 1, 0, 0, bytes(16)))
+            control.send(ASK.pack(what, version, 1, 0, bytes(16)))
             said, fds, _, _ = socket.recv_fds(control, ANSWER.size, 1)
         except OSError as error:  # a later answer would be taken for another one's
             self._lost(f"{error}")
@@ -205,7 +206,7 @@ class PodNamespace:
             fds = (self._fd, theirs.fileno())
             self._control = ours
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", maker.__file__]
+                [sys.executable, "-I", "-S", maker.__file__, _vu.__file__]
                 + [str(number) for number in (*fds, os.getpid())],
                 pass_fds=fds,
                 stdin=subprocess.DEVNULL,

@@ -111,12 +111,9 @@ class Cni:
 def pod():
     """The pod's namespace, and the server's."""
     with Namespace() as pod, Namespace() as server:
+        ends = f"e0 netns {pod.path} type veth peer e1 netns {server.path}"
         steps = (
-            (
-                None,
-                f"ip link add e0 netns {pod.path}"
-                f" type veth peer e1 netns {server.path}",
-            ),
+            (None, f"ip link add {ends}"),
             (pod, POD_SIDE),
             (server, SERVER_SIDE),
         )

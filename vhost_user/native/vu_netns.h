@@ -17,20 +17,27 @@
 #define VU_MAX_NETNS 1024
 
 /**
- * enum vu_netns_what - What the engine asks the maker of sockets for
+ * enum vu_netns_what - What the maker of sockets is asked for
+ * @VU_NETNS_READY:	Not asked: its first answer, once it is in the namespace
  * @VU_NETNS_STREAM:	Non-blocking TCP sockets, bound to an address and no
- * port
+ *			port; all that an engine asks for
+ * @VU_NETNS_SOCKET:	TCP sockets as socket() makes them
+ * @VU_NETNS_DATAGRAM:	UDP sockets as socket() makes them
+ * @VU_NETNS_CHANNEL:	Not answered: comes with one more socket to be asked by
  */
 enum vu_netns_what {
+	VU_NETNS_READY = 0,
 	VU_NETNS_STREAM = 1,
+	VU_NETNS_SOCKET = 2,
+	VU_NETNS_DATAGRAM = 3,
+	VU_NETNS_CHANNEL = 4,
 };
 
 /**
  * struct vu_netns_ask - A message to the maker
  * @what:	enum vu_netns_what
  * @version:	4 or 6
- * @count:	How many sockets
- * @port:	0
+ * @count:	How many sockets; there come 64 at most
  * @unused:	0
  * @ip:		Address to bind to, in network order; of IPv4 the first 4 bytes
  */
@@ -38,8 +45,7 @@ struct vu_netns_ask {
 	uint8_t what;
 	uint8_t version;
 	uint16_t count;
-	uint16_t port;
-	uint16_t unused;
+	uint32_t unused;
 	uint8_t ip[16];
 };
 
@@ -114,5 +120,19 @@ int vu_netns_renew(struct vu_engine *engine, uint32_t netns, int fd);
  *	-VU_ERR_GONE, if there is no such namespace
  */
 int vu_netns_del(struct vu_engine *engine, uint32_t netns);
+
+/* ---- the maker, a process of its own ---- */
+
+/**
+ * vu_maker_run() - Make sockets for others, in our own network namespace
+ * @control:	Unix SOCK_SEQPACKET socket to the parent
+ *
+ * Answers on it, and on each channel that comes by it. Whoever says nonsense is
+ * heard no more. No engine is needed.
+ *
+ * Returns: 0 once the parent is gone,
+ *	-VU_ERR_SYS, if the socket can't be watched; errno says why
+ */
+int vu_maker_run(int control);
 
 #endif /* VU_NETNS_H */

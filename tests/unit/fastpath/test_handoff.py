@@ -16,9 +16,10 @@ from typing import ClassVar
 
 import pytest
 
-from fastpath.handoff import maker, namespace
+from fastpath.handoff import namespace
 from fastpath.handoff.namespace import NamespaceError, PodNamespace, State
 from tests.support.limits import LIMIT_S, until
+from vhost_user._native import lib
 
 LO4 = bytes([127, 0, 0, 9]) + bytes(12)
 LO6 = bytes(15) + b"\1"
@@ -26,26 +27,38 @@ NO_PORT = 24
 
 
 def ask(what, version, count, address=bytes(16)):
-    return struct.pack("=BBHHH16s", what, version, count, 0, 0, address)
+    return struct.pack("=BBHI16s", what, version, count, 0, address)
 
 
 @pytest.fixture
-def made():
-    """Ask for sockets; return errno, kind, version, and the sockets."""
+def served():
+    """A maker's control socket; it ends with that."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    thread = threading.Thread(target=lib.vu_maker_run, args=(theirs.fileno(),))
+    thread.start()
+    ours.settimeout(LIMIT_S)
+    yield ours
+    ours.close()
+    thread.join(LIMIT_S)
+    theirs.close()
+    assert not thread.is_alive()
+
+
+@pytest.fixture
+def made(served):
+    """Ask for sockets; return errno, kind, version, and the sockets."""
     socks = []
 
     def make(message):
-        maker.answer(theirs, message)
-        said, fds, _, _ = socket.recv_fds(ours, 100, 100)
+        served.send(message)
+        said, fds, _, _ = socket.recv_fds(served, 100, 100)
         error, what, version, count = struct.unpack("=iBBH", said)
         found = [socket.socket(fileno=fd) for fd in fds]
         socks.extend(found)
         assert count == len(found)
         return error, what, version, found
 
-    with ours, theirs:
-        yield make
+    yield make
     for sock in socks:
         sock.close()
 
@@ -59,7 +72,7 @@ def test_what_is_dialled_with_has_an_address_and_no_port(made, version, address,
     assert (error, what, version_too, len(socks)) == (0, 1, version, 3)
     for sock in socks:
         assert sock.getsockname()[:2] == (host, 0)
-        assert not sock.getblocking() or os.get_blocking(sock.fileno()) is False
+        assert not os.get_blocking(sock.fileno())
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert sock.getsockopt(socket.SOL_IP, NO_PORT)
 
@@ -77,25 +90,14 @@ def test_other_sockets_are_as_socket_makes_them(made, what, kind, version):
 
 
 def test_what_the_kernel_says_is_the_answer(made):
+    error, _, _, socks = made(ask(1, 5, 3, LO4))
+    assert (error, socks) == (errno.EAFNOSUPPORT, [])
     error, _, _, socks = made(ask(1, 4, 3, bytes([192, 0, 2, 1]) + bytes(12)))
     assert (error, socks) == (errno.EADDRNOTAVAIL, [])
 
 
 def test_an_answer_has_so_many_sockets_and_no_more(made):
-    assert len(made(ask(1, 4, 65535, LO4))[3]) == maker.MAX_COUNT
-
-
-@pytest.fixture
-def served():
-    """A maker's control socket; it ends with that."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    thread = threading.Thread(target=maker._serve, args=(theirs,))
-    thread.start()
-    ours.settimeout(LIMIT_S)
-    yield ours
-    ours.close()
-    thread.join(LIMIT_S)
-    assert not thread.is_alive()
+    assert len(made(ask(1, 4, 65535, LO4))[3]) == 64
 
 
 def count(sock):
@@ -135,6 +137,8 @@ class FakeProcess:
 
     problem = 0
     """errno of what it says first."""
+    silent = False
+    """Says nothing then."""
     started: ClassVar[list[FakeProcess]] = []
 
     def __init__(self, argv, *, pass_fds, **options):
@@ -151,8 +155,11 @@ class FakeProcess:
     def _run(self):
         if self.problem:
             self.sock.close()
+        elif self.silent:
+            self.sock.recv(1)
+            self.sock.recv(1)  # the end
         else:
-            maker._serve(self.sock)
+            lib.vu_maker_run(self.sock.fileno())
 
     def kill(self):
         if self.sock.fileno() >= 0:
@@ -160,6 +167,7 @@ class FakeProcess:
 
     def wait(self):
         self._thread.join(LIMIT_S)
+        self.sock.close()
 
 
 @pytest.fixture
@@ -296,11 +304,10 @@ def test_a_process_that_says_nothing_is_replaced(path, process, monkeypatch):
     monkeypatch.setattr(namespace, "ANSWER_S", 0.05)
 
     async def work(there):
+        process.silent = True
         await there.start()
-        monkeypatch.setattr(maker, "answer", lambda to, message: None)
         with pytest.raises(OSError, match="temporarily unavailable"):
             there.make(socket.AF_INET, socket.SOCK_STREAM)
-        monkeypatch.undo()
         assert there.state is State.LOST
 
     run(work, path)

@@ -62,20 +62,19 @@ class World:
         """The fields of the next message: what, version, count, address."""
         loop = asyncio.get_running_loop()
         message = await loop.sock_recv(self.maker, 100)
-        what, version, count, port, unused, ip = struct.unpack("=BBHHH16s", message)
-        assert (port, unused) == (0, 0)
+        what, version, count, unused, ip = struct.unpack("=BBHI16s", message)
+        assert unused == 0
         return what, version, count, ip
 
     def answer(self, count, *, error=0, version=4):
         """Answer with sockets."""
-        socks = [socket.socket() for _ in range(count)]
-        for sock in socks:
-            sock.setblocking(False)
-            sock.bind((str(OURS), 0))
-        head = struct.pack("=iBBH", error, 1, version, count)
-        socket.send_fds(self.maker, [head], [sock.fileno() for sock in socks])
-        for sock in socks:
-            sock.close()
+        with contextlib.ExitStack() as stack:
+            socks = [stack.enter_context(socket.socket()) for _ in range(count)]
+            for sock in socks:
+                sock.setblocking(False)
+                sock.bind((str(OURS), 0))
+            head = struct.pack("=iBBH", error, 1, version, count)
+            socket.send_fds(self.maker, [head], [sock.fileno() for sock in socks])
 
     async def accept(self):
         """The address of the next client of the server."""
