@@ -161,18 +161,28 @@ class Pods:
         self._on_gone: Callable[[str], None]
 
     async def start(self) -> None:
-        """Enter all namespaces.
+        """Enter all namespaces, at once.
 
         Raises:
             FastpathError: one can't be entered; `close` leaves the others.
         """
+        keys: dict[Path, KeyPath] = {}
         for index, sandbox in enumerate(self._config.fastpath.sandboxes):
-            if sandbox.netns is not None:
-                try:
-                    await self._enter(sandbox, sandbox.netns)
-                except NamespaceError as error:
-                    key = ("fastpath", "sandboxes", index, "netns")
-                    raise self._error(key, error.why, error.hint) from error
+            path = sandbox.netns
+            if path is None:
+                continue
+            key = keys.setdefault(path, ("fastpath", "sandboxes", index, "netns"))
+            try:
+                self._open(sandbox, path)
+            except NamespaceError as error:
+                raise self._error(key, error.why, error.hint) from error
+        starts = [namespace.start() for namespace in self._namespaces.values()]
+        results = await asyncio.gather(*starts, return_exceptions=True)
+        for path, result in zip(self._namespaces, results, strict=True):
+            if isinstance(result, NamespaceError):
+                raise self._error(keys[path], result.why, result.hint) from result
+            if isinstance(result, BaseException):
+                raise result
 
     def join(self, sandbox: Sandbox, engine: Engine) -> Pod | None:
         """Have a sandbox's engine dial in its namespace; None: that is our own.
@@ -204,12 +214,11 @@ class Pods:
             namespace.close()
         self._namespaces.clear()
 
-    async def _enter(self, sandbox: Sandbox, path: Path) -> None:
-        namespace = self._namespaces.get(path)
-        if namespace is None:
-            namespace = self._namespaces[path] = PodNamespace(path)
-            await namespace.start()
+    def _open(self, sandbox: Sandbox, path: Path) -> None:
+        if path not in self._namespaces:
+            self._namespaces[path] = PodNamespace(path)
         ips = self._config.workload(sandbox.workload).workload_ips
+        namespace = self._namespaces[path]
         self._pods[sandbox.name] = Pod(sandbox.name, namespace, ips, etc=self._etc)
 
     def _look(self) -> None:

@@ -9,8 +9,9 @@
  *
  * Threads. vu_engine_run() is called on one thread, the engine thread, and
  * stays there until vu_engine_stop(). Every other vu_engine_, vu_dev_,
- * vu_conn_ and vu_listener_ function may be called on any other thread, never
- * on that one: see struct vu_engine.
+ * vu_conn_, vu_listener_ and vu_netns_ function may be called on any other
+ * thread, never on that one: see struct vu_engine. vu_maker_run() is another
+ * process's.
  *
  * Ownership. Python owns memory maps and ring eventfds; C borrows them until
  * vu_dev_set_mem(NULL), vu_dev_stop_ring() or vu_dev_del(). A connection owns

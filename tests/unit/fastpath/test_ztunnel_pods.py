@@ -326,6 +326,29 @@ def test_a_path_that_is_none_names_its_line_and_all_is_closed(tmp_path, monkeypa
     assert [space.closed for space in spaces.opened] == [True]
 
 
+def test_one_that_may_not_be_entered_names_its_line(tmp_path, monkeypatch):
+    spaces = Spaces()
+    monkeypatch.setattr(module, "PodNamespace", spaces)
+    there, document = two(tmp_path, "/run/netns/a", "/run/netns/b")
+
+    async def work():
+        async def start(space):
+            if space.path.name == "b":
+                raise NamespaceError("can't be entered: not permitted", "run as root")
+
+        monkeypatch.setattr(FakeNamespace, "start", start)
+        pods = Pods(there, document.error)
+        with pytest.raises(FastpathError) as caught:
+            await pods.start()
+        pods.close()
+        return caught.value
+
+    error = asyncio.run(work())
+    assert error.what == f"{tmp_path / 'z.yaml'}:9: fastpath.sandboxes[1].netns"
+    assert error.why == "can't be entered: not permitted"
+    assert [space.closed for space in spaces.opened] == [True, True]
+
+
 def test_sandboxes_share_a_namespace_and_hear_of_its_end_once(
     tmp_path, monkeypatch, caplog
 ):
