@@ -5,7 +5,6 @@ All addresses of a pod's namespace are of its `lo`; nothing else reaches them.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 import struct
@@ -16,9 +15,7 @@ from pathlib import Path
 
 from fastpath.datapath.netns import Namespace
 from fastpath.ztunnel.model import Config, Fastpath, Sandbox, Workload
-from fastpath.ztunnel.process import Ztunnel
 from tests.support.limits import LIMIT_S
-from tests.unit.fastpath.tsi_guest import settled
 
 POD4, POD6 = "10.0.0.5", "fd00::5"
 SERVER4, SERVER6 = "10.0.1.1", "fd00:1::1"
@@ -154,15 +151,3 @@ def sandboxes(tmp_path, **paths):
         )
     own = Fastpath(sandboxes=tuple(found), access_log=tmp_path / "access.log")
     return Config(workloads=tuple(workloads), fastpath=own)
-
-
-def run(there, play):
-    """Run `play(ztunnel)` on a thread beside the process; return the access log."""
-
-    async def main():
-        async with asyncio.timeout(LIMIT_S), Ztunnel(there) as ztunnel:
-            await asyncio.to_thread(play, ztunnel)
-            await settled(ztunnel)
-
-    asyncio.run(main())
-    return there.fastpath.access_log.read_text().splitlines()

@@ -24,11 +24,10 @@ from tests.netns.pod_world import (
     NameServer,
     pod,
     query,
-    run,
     sandboxes,
 )
 from tests.support.limits import LIMIT_S, wait_until
-from tests.unit.fastpath.tsi_guest import Guest, message
+from tests.unit.fastpath.tsi_guest import Guest, message, run
 from vhost_user.vsock.packet import Op, Shutdown
 
 pytestmark = pytest.mark.netns

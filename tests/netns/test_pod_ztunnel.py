@@ -20,9 +20,9 @@ import pytest
 
 from fastpath.datapath.netns import Namespace
 from fastpath.ztunnel.model import ListenAddress
-from tests.netns.pod_world import POD4, PUBLISHED, Echo, query, run, sandboxes
+from tests.netns.pod_world import POD4, PUBLISHED, Echo, query, sandboxes
 from tests.support.limits import LIMIT_S, wait_until
-from tests.unit.fastpath.tsi_guest import Guest
+from tests.unit.fastpath.tsi_guest import Guest, run
 
 pytestmark = [pytest.mark.netns, pytest.mark.ztunnel]
 

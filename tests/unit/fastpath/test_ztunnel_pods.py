@@ -307,10 +307,8 @@ def two(tmp_path, first, second):
     return configuration.load_with_lines(file)
 
 
-def test_a_path_that_is_none_names_its_line_and_all_is_closed(tmp_path, monkeypatch):
-    spaces = Spaces(Path("/run/netns/b"))
-    monkeypatch.setattr(module, "PodNamespace", spaces)
-    there, document = two(tmp_path, "/run/netns/a", "/run/netns/b")
+def start_error(there, document):
+    """What `start` raises; everything is closed then."""
 
     async def work():
         pods = Pods(there, document.error)
@@ -319,7 +317,13 @@ def test_a_path_that_is_none_names_its_line_and_all_is_closed(tmp_path, monkeypa
         pods.close()
         return caught.value
 
-    error = asyncio.run(work())
+    return asyncio.run(work())
+
+
+def test_a_path_that_is_none_names_its_line_and_all_is_closed(tmp_path, monkeypatch):
+    spaces = Spaces(Path("/run/netns/b"))
+    monkeypatch.setattr(module, "PodNamespace", spaces)
+    error = start_error(*two(tmp_path, "/run/netns/a", "/run/netns/b"))
     assert error.what == f"{tmp_path / 'z.yaml'}:9: fastpath.sandboxes[1].netns"
     assert error.why == "/run/netns/b: No such file or directory"
     assert error.hint == "make it first"
@@ -327,23 +331,14 @@ def test_a_path_that_is_none_names_its_line_and_all_is_closed(tmp_path, monkeypa
 
 
 def test_one_that_may_not_be_entered_names_its_line(tmp_path, monkeypatch):
+    async def start(space):
+        if space.path.name == "b":
+            raise NamespaceError("can't be entered: not permitted", "run as root")
+
     spaces = Spaces()
     monkeypatch.setattr(module, "PodNamespace", spaces)
-    there, document = two(tmp_path, "/run/netns/a", "/run/netns/b")
-
-    async def work():
-        async def start(space):
-            if space.path.name == "b":
-                raise NamespaceError("can't be entered: not permitted", "run as root")
-
-        monkeypatch.setattr(FakeNamespace, "start", start)
-        pods = Pods(there, document.error)
-        with pytest.raises(FastpathError) as caught:
-            await pods.start()
-        pods.close()
-        return caught.value
-
-    error = asyncio.run(work())
+    monkeypatch.setattr(FakeNamespace, "start", start)
+    error = start_error(*two(tmp_path, "/run/netns/a", "/run/netns/b"))
     assert error.what == f"{tmp_path / 'z.yaml'}:9: fastpath.sandboxes[1].netns"
     assert error.why == "can't be entered: not permitted"
     assert [space.closed for space in spaces.opened] == [True, True]
