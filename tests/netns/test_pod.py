@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import struct
+import threading
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -201,6 +202,31 @@ def test_connections_that_wait_for_a_socket_may_be_given_up(tmp_path, namespace)
                 guest.echoes(guest.connect(echo.address))
 
         run(there, play)
+
+
+def test_a_guest_and_its_namespace_may_go_at_once(tmp_path, namespace):
+    there = sandboxes(tmp_path, box=namespace.path)
+
+    def play(ztunnel):
+        (pid,) = makers(ztunnel)
+        box, done = ztunnel.sandboxes["box"], threading.Event()
+
+        def end():
+            box.device.handle.reset()  # a turn closes 32 of them
+            ztunnel._pods._pods["box"].leave()
+            done.set()
+
+        with sandbox(ztunnel) as guest:
+            os.kill(pid, signal.SIGSTOP)
+            for _ in range(6000):
+                guest.request((SERVER4, 9))
+            wait_until(lambda: ztunnel.stats()[0].conns >= 6000)
+            box.datagrams.flows._loop.call_soon_threadsafe(end)
+            assert done.wait(LIMIT_S)
+            os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: not ztunnel.stats()[0].conns)
+
+    run(there, play)
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,7 @@ void conn_forsake(struct vu_conn *c, int error)
 	if (c->near.ops->freed)
 		c->near.ops->freed(c);
 	c->near.ops = &nobody;
-	if (c->twin || c->waiter)
+	if (c->twin)
 		close_far(c, error);
 	c->dev = NULL;
 	if (c->state != CONN_DEAD) /* else its RST found no RX buffer */

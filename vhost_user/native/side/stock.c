@@ -26,6 +26,18 @@
 #define SERVES 8 /* dials, when sockets come: others' turns wait */
 
 /**
+ * union address - Where a dial goes
+ * @any:	Its family
+ * @ipv4:	One of IPv4
+ * @ipv6:	One of IPv6
+ */
+union address {
+	struct sockaddr any;
+	struct sockaddr_in ipv4;
+	struct sockaddr_in6 ipv6;
+};
+
+/**
  * struct waiter - A dial that waits for a socket
  * @link:	In its stock
  * @c:		Connection
@@ -36,10 +48,7 @@ struct waiter {
 	struct list link;
 	struct vu_conn *c;
 	socklen_t len;
-	union {
-		struct sockaddr any;
-		struct sockaddr_in6 ipv6;
-	} addr;
+	union address addr;
 };
 
 /**
@@ -104,6 +113,26 @@ static void dial_from(struct vu_conn *c, struct stock *k,
 }
 
 /**
+ * first() - Take the dial out of the queue that waits for longest
+ * @k:		Stock, somebody waits
+ * @ret_addr:	Where to
+ * @ret_len:	Size of that
+ *
+ * Returns: its connection; NULL if its guest is gone (conn_forsake())
+ */
+static struct vu_conn *first(struct stock *k, union address *ret_addr,
+			     socklen_t *ret_len)
+{
+	struct waiter *w = container_of(k->waiting.next, struct waiter, link);
+	struct vu_conn *c = w->c;
+
+	*ret_addr = w->addr;
+	*ret_len = w->len;
+	leave(c, &c->far, 0);
+	return c->state == CONN_DIALING ? c : NULL;
+}
+
+/**
  * stock_fail() - End dials that wait
  * @k:		Stock
  * @error:	errno
@@ -111,10 +140,14 @@ static void dial_from(struct vu_conn *c, struct stock *k,
  */
 void stock_fail(struct stock *k, int error, unsigned most)
 {
-	while (most-- && !list_empty(&k->waiting))
-		conn_abort(
-		    container_of(k->waiting.next, struct waiter, link)->c,
-		    error);
+	while (most-- && !list_empty(&k->waiting)) {
+		union address addr;
+		socklen_t len;
+		struct vu_conn *c = first(k, &addr, &len);
+
+		if (c)
+			conn_abort(c, error);
+	}
 }
 
 /**
@@ -127,14 +160,12 @@ bool stock_serve(struct stock *k)
 {
 	for (unsigned i = 0; i < SERVES && k->n && !list_empty(&k->waiting);
 	     i++) {
-		struct waiter *w =
-		    container_of(k->waiting.next, struct waiter, link);
-		struct vu_conn *c = w->c;
+		union address addr;
+		socklen_t len;
+		struct vu_conn *c = first(k, &addr, &len);
 
-		list_del(&w->link);
-		c->waiter = NULL;
-		dial_from(c, k, &w->addr.any, w->len);
-		free(w);
+		if (c)
+			dial_from(c, k, &addr.any, len);
 	}
 	return k->n && !list_empty(&k->waiting);
 }
