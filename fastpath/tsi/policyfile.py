@@ -4,23 +4,17 @@ The classes here are the whole description of the format, as in `ztunnel/model.p
 field `max_conns` is the key `maxConns`. What each key means stands in
 docs/tsi-policy.md.
 
-A change is seen by inotify on the file's directory, so that it does not matter
-whether the file is written in place, replaced by a rename, or reached through a
-symlink that moves (as in a mounted ConfigMap). A file with an error, or none at all,
-leaves the last good policy in force. That is said once for each new content.
+How a change is seen: `fastpath/watch.py`. A file with an error, or none at all, leaves
+the last good policy in force. That is said once for each new content.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import enum
 import errno
 import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
-
-from asyncinotify import Inotify, Mask
 
 from fastpath.errors import FastpathError
 from fastpath.tsi.policy import (
@@ -31,6 +25,7 @@ from fastpath.tsi.policy import (
     SandboxPolicy,
     without_effect,
 )
+from fastpath.watch import FilesWatch
 from vhost_user import decode
 from vhost_user.engine import MIN_WINDOW
 
@@ -52,11 +47,6 @@ HINTS: Final = {
     "limits": "docs/tsi-policy.md has the ranges",
 }
 """By key."""
-
-CHANGES: Final = (
-    Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.DELETE | Mask.ONLYDIR
-)
-"""After each of these the file may be another one, and is whole."""
 
 
 class DenialErrno(enum.Enum):
@@ -159,21 +149,18 @@ class PolicyWatch:
         self._name = name
         self._apply: Callable[[SandboxPolicy], None]
         self._report: Callable[[bool], None]
-        self._following = False
-        self._inotify = Inotify(sync_timeout=0)  # `sync_get` never waits
         try:
-            self._inotify.add_watch(path.parent, CHANGES)
+            self._watch = FilesWatch((path,))
+        except OSError as exc:
+            raise _unreadable(path, exc) from exc
+        try:
             self._data: bytes | None = path.read_bytes()
             self._policy = parse(self._data, str(path))
         except OSError as exc:
-            self._inotify.close()
-            raise FastpathError(
-                f"{path}",
-                exc.strerror or str(exc),
-                "name a policy file that exists, see docs/tsi-policy.md",
-            ) from exc
+            self._watch.close()
+            raise _unreadable(path, exc) from exc
         except FastpathError:
-            self._inotify.close()
+            self._watch.close()
             raise
 
     @property
@@ -194,26 +181,16 @@ class PolicyWatch:
         """
         self._apply = apply
         self._report = report
-        self._following = True
-        asyncio.get_running_loop().add_reader(self._inotify.fd, self._on_change)
+        self._watch.start(self._read)
 
     def reload(self) -> None:
         """Read the file now, and say how it went even if nothing changed."""
-        with contextlib.suppress(OSError):  # `_read` says that it is missing
-            self._inotify.add_watch(self._path.parent, CHANGES)  # perhaps a new one
+        self._watch.renew()
         self._read(again=True)
 
     def close(self) -> None:
         """Follow the file no more."""
-        if self._following:
-            asyncio.get_running_loop().remove_reader(self._inotify.fd)
-        self._inotify.close()
-
-    def _on_change(self) -> None:
-        while (event := self._inotify.sync_get()) is not None:
-            ours = event.name is None or event.name.name == self._path.name
-            if ours or self._path.is_symlink():
-                self._read()
+        self._watch.close()
 
     def _read(self, *, again: bool = False) -> None:
         """Take what the file has now, if that is another content, or `again`."""
@@ -242,3 +219,11 @@ class PolicyWatch:
         except FastpathError as exc:
             return exc
         return None
+
+
+def _unreadable(path: Path, exc: OSError) -> FastpathError:
+    return FastpathError(
+        f"{path}",
+        exc.strerror or str(exc),
+        "name a policy file that exists, see docs/tsi-policy.md",
+    )

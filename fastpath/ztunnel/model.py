@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Self
 
-from fastpath.tsi.policyfile import Egress
-from fastpath.ztunnel.identity import (
+from fastpath.identity import (
     NAMESPACE,
     SERVICE_ACCOUNT,
     TRUST_DOMAIN,
     Identity,
 )
+from fastpath.tsi.policyfile import Egress
 from fastpath.ztunnel.rbac import Authorization, Port
 from vhost_user.schema import Between, IpAddress, Matches, Parsed, parse_ip
 from vhost_user.sockets import DEFAULT_SOCKET_MODE, Access, parse_group, parse_mode

@@ -15,7 +15,7 @@ from fastpath.tsi.policyfile import Egress
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from fastpath.ztunnel.identity import Identity
+    from fastpath.identity import Identity
     from fastpath.ztunnel.model import Config, Workload
     from fastpath.ztunnel.pods import Pod
     from vhost_user.schema import IpAddress

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from fastpath.errors import FastpathError
+from fastpath.identity import Identity
 from fastpath.tsi.policyfile import DenialErrno, Egress
 from fastpath.ztunnel import config, model, rbac
-from fastpath.ztunnel.identity import Identity
 from vhost_user.decode import camel_case
 
 DOCS = Path(__file__).parents[3] / "docs"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastpath.ztunnel.identity import Identity
+from fastpath.identity import Identity
 
 
 def test_an_identity_reads_back():
