@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all.
+"""Files that appear whole or not at all, and files that are read without a wait.
 
 Whoever reads such a file, or was killed while writing it, sees the old content or
 the new one; two who write at once don't meet, each has a name of its own.
@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 import tempfile
 from pathlib import Path
 
@@ -53,3 +54,40 @@ def check_replaceable(path: Path) -> None:
     if target.exists() and not os.access(target, os.W_OK):
         code = errno.EACCES
         raise OSError(code, os.strerror(code), str(path))
+
+
+def read(path: Path, limit: int) -> bytes:
+    """Read a regular file of at most `limit` bytes; never wait for a pipe's writer.
+
+    Raises:
+        OSError: it can't be read, is larger, or is no file.
+    """
+    return _read(path, limit)[0]
+
+
+def read_secret(path: Path, limit: int) -> bytes:
+    """The same of a file that nobody but its owner may use.
+
+    Raises:
+        OSError: see `read`.
+        ValueError: others may.
+    """
+    data, mode = _read(path, limit)
+    if mode & 0o077:
+        raise ValueError(f"others can use it (mode {mode:04o})")
+    return data
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _read(path: Path, limit: int) -> tuple[bytes, int]:
+    with open(path, "rb", opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "is no regular file", str(path))
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"has more than {limit} bytes", str(path))
+    return data, stat.S_IMODE(status.st_mode)

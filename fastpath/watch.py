@@ -9,13 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Final
+import logging
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from asyncinotify import Inotify, Mask
+
+from fastpath.errors import FastpathError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 CHANGES: Final = (
     Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.DELETE | Mask.ONLYDIR
@@ -70,3 +77,87 @@ class FilesWatch:
                 name in (None, path.name) or path.is_symlink() for path in self._paths
             ):
                 self._changed()
+
+
+class Followed(Generic[T]):
+    """A file's content as a value, followed. A wrong file leaves the last good value.
+
+    Args:
+        path: the file.
+        what: what it holds, for the log: "tokens".
+        hint: what to do when it is missing.
+        read: reads the file.
+        parse: makes the value.
+        absent: the value if there is no file at the start; None: there has to be one.
+        changed: called in the event loop when there is a new value.
+
+    `read` and `parse` raise FastpathError; of a file that isn't there, `read` raises
+    FileNotFoundError.
+
+    Raises:
+        FastpathError: the file is missing or wrong at the start.
+        OSError: its directory can't be watched.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        what: str,
+        hint: str,
+        read: Callable[[Path], bytes],
+        parse: Callable[[bytes], T],
+        absent: T | None = None,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._path = path
+        self._what = what
+        self._hint = hint
+        self._read = read
+        self._parse = parse
+        self._changed = changed
+        self._data: bytes | None = None
+        self._watch = FilesWatch((path,))
+        try:
+            self.current = self._first(absent)
+        except BaseException:
+            self._watch.close()
+            raise
+
+    def start(self) -> None:
+        """Follow the file from now on."""
+        self._watch.start(self._reload)
+
+    def close(self) -> None:
+        """Follow the file no more."""
+        self._watch.close()
+
+    def _first(self, absent: T | None) -> T:
+        try:
+            self._data = self._read(self._path)
+        except FileNotFoundError as exc:
+            if absent is None:
+                raise self._missing() from exc
+            _log.warning("%s: is missing, so there are no %s", self._path, self._what)
+            return absent
+        return self._parse(self._data)
+
+    def _reload(self) -> None:
+        try:
+            try:
+                data = self._read(self._path)
+            except FileNotFoundError as exc:
+                self._data = None
+                raise self._missing() from exc
+            if data == self._data:
+                return
+            self._data = data
+            self.current = self._parse(data)
+        except FastpathError as exc:
+            _log.error("the %s stay as they were: %s", self._what, exc)
+            return
+        _log.warning("%s: new %s", self._path, self._what)
+        self._changed()
+
+    def _missing(self) -> FastpathError:
+        return FastpathError(f"{self._path}", "no such file", self._hint)
