@@ -1,0 +1,100 @@
+"""Where a workload's material comes from: the embedded CA, or files.
+
+`client.ServiceSource` is the third kind. A source answers `fetch()`, at once or after
+a while, with material that is whole; what is wrong is a `FastpathError` for the log.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from fastpath import files
+from fastpath.errors import FastpathError
+from fastpath.mesh.material import MAX_PEM_BYTES, Material
+
+if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+    from pathlib import Path
+
+    from fastpath.identity import Identity
+    from fastpath.mesh.authority import Authority
+
+
+class Source(Protocol):
+    """What gives material."""
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Files that hold it: a change means to fetch again.
+
+        None: it can be had anew at any time, and is to be at half of its life.
+        """
+
+    async def fetch(self, now: datetime) -> Material:
+        """Return material.
+
+        Raises:
+            FastpathError: there is none to be had now.
+        """
+
+    async def close(self) -> None:
+        """Let go of what it holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedSource:
+    """A CA in this process."""
+
+    authority: Authority
+    identity: Identity
+    life: timedelta
+    paths: tuple[Path, ...] = ()
+
+    async def fetch(self, now: datetime) -> Material:
+        """Have a certificate made."""
+        try:
+            return self.authority.workload(self.identity, self.life, now)
+        except ValueError as exc:
+            raise FastpathError("embedded CA", f"{exc}") from exc
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    """PEM files that somebody else renews, such as cert-manager or `PemDirectory`."""
+
+    key: Path
+    chain: Path
+    """Leaf first, then intermediates."""
+    roots: Path
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The three."""
+        return (self.key, self.chain, self.roots)
+
+    async def fetch(self, now: datetime) -> Material:
+        """Read the files.
+
+        Raises:
+            FastpathError: one can't be read, they don't fit each other, or it is not
+                their time.
+        """
+        try:
+            parts = [files.read(each, MAX_PEM_BYTES) for each in self.paths]
+            material = Material.parse(*parts)
+            material.check(now)
+        except OSError as exc:
+            raise FastpathError(
+                f"{exc.filename}", exc.strerror or str(exc), "put the file there"
+            ) from exc
+        except ValueError as exc:
+            hint = f"{self.key}, {self.chain} and {self.roots} have to be of one issue"
+            raise FastpathError(f"{self.chain}", f"{exc}", hint) from exc
+        return material
+
+    async def close(self) -> None:
+        """Nothing is held."""
