@@ -249,6 +249,55 @@ def ztunnel(
 
 
 @app.command()
+def ca(
+    *,
+    directory: Annotated[
+        Path, typer.Option("--dir", help="The root; it is made there the first time.")
+    ],
+    listen: Annotated[
+        str, typer.Option(metavar="IP:PORT", help="Port 0 takes any.")
+    ] = "127.0.0.1:15012",
+    name: Annotated[
+        list[str] | None,
+        typer.Option(help="Another name that clients call this server by."),
+    ] = None,
+    trust_domain: Annotated[str, typer.Option(metavar="NAME")] = "cluster.local",
+    ttl: Annotated[
+        int,
+        typer.Option(
+            metavar="S",
+            min=10,
+            max=315_360_000,
+            help="Seconds that a workload's certificate is valid at most.",
+        ),
+    ] = 86400,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Who may ask for what (default: DIR/tokens.yaml)."
+        ),
+    ] = None,
+) -> int:
+    """Issue workload certificates to Istio's ztunnel, for development.
+
+    docs/certificates.md says how a client finds it and what a token file says.
+    """
+    from datetime import timedelta
+
+    from fastpath.commands import ca as server
+
+    options = server.CaOptions(
+        directory=directory,
+        listen=server.parse_listen(listen),
+        names=server.parse_names(name or ()),
+        trust_domain=server.parse_trust_domain(trust_domain),
+        ttl=timedelta(seconds=ttl),
+        token_file=token_file,
+    )
+    return server.run(options)
+
+
+@app.command()
 def doctor() -> int:
     """Say what this host can do, and for each "no" the command that fixes it.
 
