@@ -54,7 +54,7 @@ class Shares:
     """Requests a second, in the long run."""
     burst: float = 500.0
     """Requests at once after a quiet time: a node that starts has many workloads."""
-    at_once: int = 64
+    at_once: int = 256
     """Requests that are under way, such as ones whose body doesn't come."""
 
 

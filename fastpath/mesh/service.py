@@ -54,14 +54,16 @@ _CODES: Final = {
 class Limits:
     """What clients together may take; `issuing.Shares` is what one token may."""
 
-    connections: int = 256
+    connections: int = 64
+    """One that floods takes some 100 MiB of gRPC's core while it lasts."""
     handshake_s: float = 10.0
     """From accept() to the end of the handshake."""
     idle_s: float = 60.0
     """A connection without a request for so long is closed."""
-    streams: int = 64
-    """Requests at once on one connection."""
-    requests: int = 256
+    streams: int = 256
+    """Requests at once on one connection. gRPC's core counts one until some time after
+    the client has its answer, and resets what is too much: have some to spare."""
+    requests: int = 1024
     """Requests at once."""
     receive_s: float = 10.0
     """From a request's headers to its message."""
