@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from fastpath.identity import Identity
 from fastpath.mesh import signing, wire
+from fastpath.mesh.material import stamp
 from fastpath.mesh.tokens import Token
 from fastpath.throttle import Bucket
 
@@ -36,6 +37,7 @@ class Reason(enum.Enum):
     PERMISSION_DENIED = "PERMISSION_DENIED"
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
     RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
+    UNAVAILABLE = "UNAVAILABLE"
 
 
 class RefusedError(Exception):
@@ -129,6 +131,10 @@ class Issuer:
         Raises:
             RefusedError: it asks for what it may not have, or for nothing sensible.
         """
+        over = self._authority.root.not_valid_after_utc
+        if now >= over:
+            why = f"the CA's root was valid until {stamp(over)}"
+            raise RefusedError(Reason.UNAVAILABLE, why, "start it with another --dir")
         try:
             request = wire.Request.decode(data)
             identity = self._identity(entry, request)

@@ -23,7 +23,7 @@ from grpc import aio
 
 from fastpath.errors import FastpathError
 from fastpath.mesh import wire
-from fastpath.mesh.issuing import Reason, RefusedError
+from fastpath.mesh.issuing import RefusedError
 from fastpath.mesh.material import stamp
 from fastpath.throttle import Throttle
 
@@ -41,13 +41,6 @@ SERVER_LIFE: Final = timedelta(days=30)
 """Of the server's own certificate; at half of it there is a new one."""
 CLOSE_S: Final = 2.0
 """How long requests that are under way have at the end."""
-
-_CODES: Final = {
-    Reason.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
-    Reason.PERMISSION_DENIED: grpc.StatusCode.PERMISSION_DENIED,
-    Reason.INVALID_ARGUMENT: grpc.StatusCode.INVALID_ARGUMENT,
-    Reason.RESOURCE_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +147,7 @@ class Server:
         try:
             issued = await self._answer(messages, context)
         except RefusedError as exc:
-            code, why = _CODES[exc.reason], f"{exc}"
+            code, why = grpc.StatusCode[exc.reason.value], f"{exc}"
         except (TimeoutError, StopAsyncIteration):
             code = grpc.StatusCode.DEADLINE_EXCEEDED
             why = f"no message within {self._limits.receive_s:g} s"

@@ -21,6 +21,16 @@ SECOND = dt.timedelta(seconds=1)
 WEB = Identity("cluster.local", "default", "web")
 OTHER = Identity("cluster.local", "prod", "db")
 FOREIGN = Identity("evil.example", "default", "web")
+WEB_TOKEN = "web-" + "0" * 28
+NODE_TOKEN = "node-" + "1" * 27
+TOKENS = f"""
+tokens:
+- token: {WEB_TOKEN}
+  identity: default/web
+- token: {NODE_TOKEN}
+  identity: istio-system/ztunnel
+  impersonate: [default/*, prod/db]
+"""
 BOTH = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
 
 

@@ -10,6 +10,7 @@ from google.protobuf import struct_pb2
 
 from fastpath.errors import FastpathError
 from fastpath.mesh import tokens, wire
+from fastpath.mesh.authority import ROOT_LIFE
 from fastpath.mesh.issuing import Issuer, Reason, RefusedError, Shares
 from fastpath.mesh.material import certificates, identity_of
 from fastpath.mesh.tokens import Token
@@ -17,35 +18,27 @@ from tests.support.limits import until
 from tests.unit.fastpath.mesh_pki import (
     FOREIGN,
     HOUR,
+    NODE_TOKEN,
     OTHER,
     T0,
+    TOKENS,
     WEB,
+    WEB_TOKEN,
     authority,
     make_csr,
     uri,
 )
 
-WEB_TOKEN = "web-" + "0" * 28
-NODE_TOKEN = "node-" + "1" * 27
-FILE = f"""
-tokens:
-- token: {WEB_TOKEN}
-  identity: default/web
-- token: {NODE_TOKEN}
-  identity: istio-system/ztunnel
-  impersonate: [default/*, prod/db]
-"""
 
-
-def issuer(folder, *, file=FILE, **shares):
+def issuer(folder, *, file=TOKENS, **shares):
     known = tokens.parse(file.encode(), "t")
     return Issuer(authority(folder), lambda: known, HOUR, Shares(**shares))
 
 
-def ask(of, token=WEB_TOKEN, csr=None, clock_s=0.0, **fields):
+def ask(of, token=WEB_TOKEN, csr=None, clock_s=0.0, now=T0, **fields):
     request = wire.Request(csr=(csr or make_csr()).decode(), **fields)
     with of.caller([f"Bearer {token}"], clock_s) as entry:
-        return of.issue(entry, request.encode(), T0)
+        return of.issue(entry, request.encode(), now)
 
 
 def refusal(of, *args, **kwargs):
@@ -177,6 +170,14 @@ def test_a_life_is_as_asked_and_at_most_the_cas(asked, given, tmp_path):
     assert issued.life == timedelta(seconds=given)
 
 
+def test_a_root_that_is_over_issues_nothing(tmp_path):
+    of = issuer(tmp_path)
+    assert ask(of, now=T0 + ROOT_LIFE - HOUR)
+    reason, text = refusal(of, now=T0 + ROOT_LIFE)
+    assert reason is Reason.UNAVAILABLE
+    assert "root was valid until 2039-12-30T00:00:00Z; hint: start it with" in text
+
+
 def test_one_token_has_a_rate(tmp_path):
     of = issuer(tmp_path, rate=2.0, burst=3.0)
     for _ in range(3):
@@ -266,11 +267,11 @@ def test_a_token_file_is_followed_and_a_wrong_one_changes_nothing(tmp_path, capl
         new.rename(path)
 
     async def main():
-        put(FILE)
+        put(TOKENS)
         watch = tokens.follow(path)
         watch.start()
         assert watch.current.find(Token.of(WEB_TOKEN))
-        put(FILE.replace(WEB_TOKEN, "next-" + "2" * 27))
+        put(TOKENS.replace(WEB_TOKEN, "next-" + "2" * 27))
         await until(lambda: watch.current.find(Token.of("next-" + "2" * 27)))
         assert watch.current.find(Token.of(WEB_TOKEN)) is None
         put("tokens: [")

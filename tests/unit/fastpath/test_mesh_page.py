@@ -20,6 +20,7 @@ def test_the_documented_tokens_are_understood_in_full():
     example = DOCS / "ca-tokens.example.yaml"
     known = tokens.parse(example.read_bytes(), str(example))
     node = known.find(Token.of("9c1e6a2f4d80b3579c1e6a2f4d80b357"))
+    assert node is not None
     assert node.identity.of("t") == Identity("t", "istio-system", "ztunnel")
     assert [each.cover(OTHER) for each in node.impersonate] == [False, True]
     assert [each.cover(WEB) for each in node.impersonate] == [True, False]
