@@ -5,9 +5,6 @@ developer's machine; CI has them all, so there the same skip hides a fault.
 
 `VU_PACKAGE` names the folder whose `vhost_user` is meant to be tested: a copy with
 sanitizers (`make sanitize tsan`) must not silently be another one.
-
-Tests marked `ztunnel` run Istio's own, which is no part of the project: with
-`--ztunnel BIN` they run, else they are left out.
 """
 
 from __future__ import annotations
@@ -20,21 +17,6 @@ import hypothesis
 import pytest
 
 import vhost_user
-from tests.support.selection import leave_out
-
-
-def pytest_addoption(parser):
-    parser.addoption(
-        "--ztunnel",
-        metavar="BIN",
-        type=Path,
-        help="Istio's ztunnel: tests marked `ztunnel`, too",
-    )
-
-
-def pytest_collection_modifyitems(config, items):
-    if config.getoption("--ztunnel") is None:
-        leave_out("ztunnel", config, items)
 
 
 @pytest.hookimpl(wrapper=True)

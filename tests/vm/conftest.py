@@ -20,7 +20,6 @@ from fastpath.vm.guest import Guest
 from fastpath.vm.machine import Machine
 from fastpath.vm.spec import VmSpec
 from tests.support.limits import GUEST_LIMIT_S
-from tests.support.selection import leave_out
 from tests.support.uml import UmlSpec, UserModeLinux
 from tests.vm.world import NETWORK
 
@@ -57,7 +56,9 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("--nightly"):
-        leave_out("nightly", config, items)
+        gone = [item for item in items if item.get_closest_marker("nightly")]
+        items[:] = [item for item in items if item not in gone]
+        config.hook.pytest_deselected(items=gone)
 
 
 @pytest.fixture(scope="session")
