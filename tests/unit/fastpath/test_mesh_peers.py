@@ -275,6 +275,17 @@ def test_two_workloads_shake_hands_by_tls_1_3_and_h2(ca):
     assert ends.server.read() == b"hello"
 
 
+def test_a_connection_goes_on_through_a_rotation(ca):
+    """New contexts are for new connections."""
+    old = Ends(client_context(today(ca, WEB)), server_context(today(ca, OTHER))).shake()
+    new = Ends(client_context(today(ca, WEB)), server_context(today(ca, OTHER))).shake()
+    for ends in (old, new):
+        ends.server.write(b"still here")
+        assert ends.client.read() == b"still here"
+    serials = {each.server.getpeercert()["serialNumber"] for each in (old, new)}
+    assert len(serials) == 2
+
+
 def test_no_session_is_resumed(ca):
     client = client_context(today(ca, WEB))
     ends = Ends(client, server_context(today(ca, OTHER))).shake()
