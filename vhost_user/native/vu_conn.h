@@ -20,8 +20,8 @@
  * @VU_TARGET_ASK:	Post VU_EV_REQUEST and hold it for vu_conn_answer()
  * @VU_TARGET_UNIX:	Connect to the unix socket "<addr>_<port>", or RST; one
  *			that is full is dialled again every 5 ms
- * @VU_TARGET_DIAL:	Connect to the sockaddr in addr, in the network
- *namespace netns; the guest's RESPONSE waits until that settles
+ * @VU_TARGET_DIAL:	Connect to the sockaddr in addr, from the namespace
+ *			netns; the guest's RESPONSE waits until that settles
  * @VU_TARGET_ECHO:	Answered in the engine: every byte comes back (RFC 862)
  * @VU_TARGET_DISCARD:	Same: bytes are read and dropped; after the peer's
  *			FIN the engine closes its side (RFC 863)

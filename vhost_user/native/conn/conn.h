@@ -218,7 +218,7 @@ struct client {
  * @twin:	The same connection as a sibling sees it; see vsock/sibling.c
  * @outbox:	Where its events go
  * @client:	Who has yet to be taken, or NULL
- * @waiter:	Its dial waits for a socket, or NULL; see side/netns.c
+ * @waiter:	Its dial waits for a socket, or NULL; see side/stock.c
  * @since_us:	When its deadline began to run
  * @type:	STREAM or SEQPACKET
  * @target:	enum vu_target_kind of the far side
@@ -376,7 +376,6 @@ void conn_wake(struct vu_conn *c);
 void conn_hurry(struct vu_conn *c);
 void conn_post(struct vu_conn *c, enum vu_event_kind kind, int error);
 void conn_opened(struct vu_conn *c);
-void conn_client_settled(struct vu_conn *c);
 void conn_abort(struct vu_conn *c, int error);
 void conn_drop(struct vu_conn *c, int error);
 void conn_finish(struct vu_conn *c);
