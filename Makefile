@@ -126,7 +126,7 @@ compat-doc: setup
 define sanitized-copy
 	rm -rf build/$(1) && mkdir -p build/$(1)
 	cp -r pyproject.toml README.md vhost_user build/$(1)/
-	rm -f build/$(1)/vhost_user/_vu*.so
+	rm -f build/$(1)/vhost_user/_vu*.so build/$(1)/vhost_user/_maker
 	cd build/$(1) && VU_SANITIZE=$(2) ../../$(BIN)/python vhost_user/native/build.py
 endef
 SANITIZED = PYTHONSAFEPATH=1 VU_PACKAGE=$(CURDIR)/build/$(1) \
@@ -184,4 +184,4 @@ soak: setup image
 	$(BIN)/python -m bench.soak_tsi --count $(SOAK)
 
 clean:
-	rm -rf build out $(VENV) vhost_user/_vu*.so vhost_user/_vu.c *.egg-info
+	rm -rf build out $(VENV) vhost_user/_vu*.so vhost_user/_vu.c vhost_user/_maker *.egg-info

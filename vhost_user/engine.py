@@ -335,7 +335,11 @@ class Engine:
         return ListenerHandle(self, listener)
 
     def add_netns(
-        self, maker: socket.socket, addresses: Iterable[IPv4Address | IPv6Address]
+        self,
+        maker: socket.socket,
+        addresses: Iterable[IPv4Address | IPv6Address],
+        *,
+        keep: int = 32,
     ) -> NetnsHandle:
         """Have `Dial` reach another network namespace.
 
@@ -344,12 +348,13 @@ class Engine:
                 (vu_netns.h); taken over.
             addresses: what is dialled from, the first of each version. Without one,
                 dials of that version fail with ENETUNREACH.
+            keep: sockets of each version to have before they are needed, 1 to 32.
 
         Raises:
             StateError: the engine has `MAX_DEVICES` of them.
             OSError: the socket cannot be watched.
         """
-        config = ffi.new("struct vu_netns_config *")
+        config = ffi.new("struct vu_netns_config *", {"keep": keep})
         for ip in addresses:
             if ip.version == 4 and not config.has_ipv4:
                 config.has_ipv4 = True

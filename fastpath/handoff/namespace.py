@@ -1,10 +1,10 @@
 """A pod's network namespace, and the process in it that makes its sockets.
 
 A `PodNamespace` is opened by its path, once: what that path names later is another
-namespace, and this one is *gone*. The process (`maker.py`) is started once, and anew
-only if it dies while the namespace is there.
+namespace, and this one is *gone*. The process (vhost_user/native/maker) is started
+once, and anew only if it is lost while the namespace is there: it died, or is silent.
 
-    OPEN ---> RUNNING <---> LOST        the process died; a new one is started
+    OPEN ---> RUNNING <---> LOST        the process is lost; a new one is started
       |          |            |
       +----------+------------+--> CLOSED
 
@@ -14,7 +14,6 @@ Spec: network_namespaces(7), ioctl_ns(2), setns(2).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import enum
 import errno
 import fcntl
@@ -22,21 +21,18 @@ import logging
 import os
 import socket
 import subprocess
-import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from fastpath.handoff import maker
-from fastpath.handoff.maker import ANSWER, ASK, What
+from fastpath.handoff.control import ANSWER, Control
 from vhost_user import _vu
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
-ANSWER_S: Final = 5.0
-"""A process that says nothing for so long is replaced; the loop waits meanwhile."""
+PROGRAM: Final = Path(_vu.__file__).with_name("_maker")
 START_S: Final = 60.0
-"""For the interpreter to start, and to enter."""
+"""For the process to start, and to enter."""
 RESTART_S: Final = 1.0
 """Between two starts."""
 
@@ -50,6 +46,8 @@ _HINTS: Final = {
     errno.EPERM: "run as root: to enter it takes CAP_SYS_ADMIN, here and in the user"
     " namespace that it belongs to",
 }
+_NO_DESCRIPTOR: Final = "raise the limit of open files (ulimit -Hn)"
+_NO_PROGRAM: Final = "install it anew (make setup)"
 _NO_NAMESPACE: Final = "name one as /run/netns/NAME or /proc/PID/ns/net"
 
 log = logging.getLogger(__name__)
@@ -62,7 +60,7 @@ class State(enum.Enum):
     """Not started yet."""
     RUNNING = "running"
     LOST = "lost"
-    """It died; a new one comes."""
+    """It is of no use any more; a new one comes."""
     CLOSED = "closed"
 
 
@@ -96,7 +94,7 @@ class PodNamespace:
         status = os.fstat(self._fd)
         self._identity = status.st_dev, status.st_ino
         self._state = State.OPEN
-        self._control: socket.socket | None = None
+        self._control: Control | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._restarted: list[Callable[[], None]] = []
         self._task: asyncio.Task[None] | None = None
@@ -127,19 +125,13 @@ class PodNamespace:
             NamespaceError: it may not enter.
         """
         ours = self._spawn()
-        ours.settimeout(START_S)
         try:
-            said = await asyncio.to_thread(ours.recv, ANSWER.size)
-        except OSError as error:
+            await _ready(ours)
+        except BaseException:
+            ours.close()
             self._end()
-            raise NamespaceError(f"its process says nothing: {error}", None) from error
-        problem = ANSWER.unpack(said)[0] if said else errno.ECHILD
-        if problem:
-            self._end()
-            why = f"can't be entered: {os.strerror(problem)}"
-            raise NamespaceError(why, _HINTS.get(problem))
-        ours.settimeout(ANSWER_S)
-        asyncio.get_running_loop().add_reader(ours, self._readable)
+            raise
+        self._control = Control(ours, self._lost)
         self._state = State.RUNNING
 
     def on_restart(self, call: Callable[[], None]) -> None:
@@ -152,42 +144,19 @@ class PodNamespace:
         Raises:
             OSError: the process is not there.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ask = ASK.pack(What.CHANNEL, 0, 0, 0, bytes(16))
-        with theirs:
-            try:
-                socket.send_fds(self._running(), [ask], [theirs.fileno()])
-            except OSError:
-                ours.close()
-                raise
-        return ours
+        return self._running().channel()
 
     def make(self, family: int, kind: int) -> socket.socket:
-        """Make a socket there. It waits for the process.
+        """Make a socket there. It hardly waits for the process (`Control.take`).
 
         Args:
             family: AF_INET or AF_INET6.
             kind: SOCK_STREAM or SOCK_DGRAM.
 
         Raises:
-            OSError: there is none to be had.
+            OSError: there is none to be had now.
         """
-        control = self._running()
-        what = What.DATAGRAM if kind == socket.SOCK_DGRAM else What.SOCKET
-        version = 6 if family == socket.AF_INET6 else 4
-        try:
-            control.send(ASK.pack(what, version, 1, 0, bytes(16)))
-            said, fds, _, _ = socket.recv_fds(control, ANSWER.size, 1)
-        except OSError as error:  # a later answer would be taken for another one's
-            self._lost(f"{error}")
-            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
-        if not said:
-            self._lost("it ended")
-            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        if not fds:
-            number = ANSWER.unpack(said)[0] or errno.EMFILE
-            raise OSError(number, os.strerror(number))
-        return socket.socket(fileno=fds[0])
+        return self._running().take(family, kind)
 
     def close(self) -> None:
         """Let go of the namespace, and end the process."""
@@ -201,13 +170,16 @@ class PodNamespace:
 
     def _spawn(self) -> socket.socket:
         """Start the process, on this thread, with whose end it ends."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            fds = (self._fd, theirs.fileno())
-            self._control = ours
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            why = f"its process can't be asked: {error.strerror}"
+            raise NamespaceError(why, _NO_DESCRIPTOR) from error
+        ours.setblocking(False)
+        fds = (self._fd, theirs.fileno())
+        try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", maker.__file__, _vu.__file__]
-                + [str(number) for number in (*fds, os.getpid())],
+                [PROGRAM, *(str(number) for number in (*fds, os.getpid()))],
                 pass_fds=fds,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -215,19 +187,19 @@ class PodNamespace:
                 cwd="/",
                 env={},
             )
+        except OSError as error:
+            ours.close()
+            why = f"its process can't be started: {PROGRAM}: {error.strerror}"
+            raise NamespaceError(why, _NO_PROGRAM) from error
+        finally:
+            theirs.close()
         return ours
 
-    def _running(self) -> socket.socket:
+    def _running(self) -> Control:
         if self._state is State.RUNNING and self._control is not None:
             return self._control
         number = errno.EAGAIN if self._state is State.LOST else errno.ENETUNREACH
         raise OSError(number, os.strerror(number))
-
-    def _readable(self) -> None:
-        """Nothing comes unasked but the end."""
-        with contextlib.suppress(BlockingIOError):
-            self._running().recv(ANSWER.size, socket.MSG_DONTWAIT)
-            self._lost("it ended")
 
     def _lost(self, why: str) -> None:
         """Start another process, unless the namespace is going, too."""
@@ -235,15 +207,17 @@ class PodNamespace:
         self._state = State.LOST
         if not self.gone:
             log.warning("%s: its process is lost (%s), another one starts", self, why)
-            self._task = asyncio.get_running_loop().create_task(self._restart())
+        self._task = asyncio.get_running_loop().create_task(self._restart())
 
     async def _restart(self) -> None:
         told = ""
-        while self._state is State.LOST and not self.gone:
+        while self._state is State.LOST:
             await asyncio.sleep(RESTART_S)
+            if self.gone:  # whoever looks for that closes us
+                continue
             try:
                 await self.start()
-            except (NamespaceError, OSError) as error:
+            except NamespaceError as error:
                 if told != str(error):
                     told = str(error)
                     log.error("%s: no process in it: %s", self, told)  # noqa: TRY400
@@ -254,7 +228,6 @@ class PodNamespace:
     def _end(self) -> None:
         """End the process, which has nothing to lose."""
         if self._control is not None:
-            asyncio.get_running_loop().remove_reader(self._control)
             self._control.close()
             self._control = None
         if self._process is not None:
@@ -264,6 +237,28 @@ class PodNamespace:
 
     def __str__(self) -> str:
         return str(self.path)
+
+
+async def _ready(ours: socket.socket) -> None:
+    """Wait for the first message of a process.
+
+    Raises:
+        NamespaceError: it can't enter, or isn't heard of.
+    """
+    try:
+        async with asyncio.timeout(START_S):
+            loop = asyncio.get_running_loop()
+            said = await loop.sock_recv(ours, ANSWER.size + 1)
+    except OSError as error:  # a time-out is one
+        why = f"its process says nothing: {error.strerror or 'for too long'}"
+        raise NamespaceError(why, None) from error
+    if len(said) != ANSWER.size:
+        why = "says nonsense" if said else "ended"
+        raise NamespaceError(f"its process {why}", None)
+    number = ANSWER.unpack(said)[0]
+    if number:
+        why = f"can't be entered: {os.strerror(number)}"
+        raise NamespaceError(why, _HINTS.get(number))
 
 
 def _open(path: Path) -> int:

@@ -60,8 +60,9 @@ if TYPE_CHECKING:
     from vhost_user.engine import SocketAddress
 
 ANY_PORT: Final = ((0, 65535),)
-ISTIO_PORTS: Final = frozenset({15000, 15001, 15006, 15008, 15020, 15021, 15053})
-"""Any ztunnel's: admin, outbound, inbound plaintext, HBONE, metrics, readiness, DNS."""
+ISTIO_PORTS: Final = frozenset({15000, 15001, 15006, 15008, 15020, 15021, 15053, 15080})
+"""Any ztunnel's: admin, outbound, inbound plaintext, HBONE, metrics, readiness, DNS,
+SOCKS5."""
 
 
 NETNS_GONE: Final = "netns_gone"
@@ -169,6 +170,10 @@ class Surroundings:
     """The sandbox's own."""
     unreachable: str = ""
     """Why nothing can be reached; empty: it can."""
+    own: Callable[[Address], bool] | None = None
+    """Tells the addresses on which `ports` are ztunnel's; None: `EgressPolicy`'s."""
+    place: str = "the host"
+    """Whose those are, for people."""
 
 
 def is_own_address(address: Address) -> bool:
@@ -286,9 +291,11 @@ class EgressPolicy:
         if ours and not self._opened(host, reading, port):
             text = f"{address} is the sandbox's own address{reading.how}"
             return self._denial("own_address", text)
-        taken = self.may_change(port) and self._own(address)
+        own = self._around.own or self._own
+        taken = self.may_change(port) and own(address)
         if taken and not self._opened(host, reading, port):
-            text = f"port {port} of the host is ztunnel's own{reading.how}"
+            place = self._around.place
+            text = f"port {port} of {place} is ztunnel's own{reading.how}"
             return self._denial("ztunnel_port", text)
         return None
 

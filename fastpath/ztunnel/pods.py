@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import logging
 import os
+import resource
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -35,6 +37,11 @@ if TYPE_CHECKING:
     """Makes an error of a key of the configuration, why it is wrong, and a hint."""
 
 LOOK_S: Final = 1.0
+KEPT: Final = 32
+"""Sockets of each IP version that a sandbox's engine has before they are needed."""
+LEAST_KEPT: Final = 2
+SHARE: Final = 16
+"""Of a version at most one in so many of the descriptors that a sandbox may have."""
 NAMED: Final = (Path("/run/netns"), Path("/var/run/netns"))
 """Where the namespaces are that have names."""
 ETC: Final = Path("/etc/netns")
@@ -77,15 +84,19 @@ class Pod:
         """What `Dial.netns` is; one that is gone refuses."""
         return self._id
 
-    def join(self, engine: Engine) -> None:
+    def join(self, engine: Engine, keep: int = KEPT) -> None:
         """Have the sandbox's engine dial in the namespace.
+
+        Args:
+            engine: the sandbox's.
+            keep: sockets of each IP version that it has before they are needed.
 
         Raises:
             OSError: it can't be.
         """
         channel = self.namespace.channel()
         try:
-            self._handle = engine.add_netns(channel, self._ips)
+            self._handle = engine.add_netns(channel, self._ips, keep=keep)
         finally:
             channel.close()  # if it was not taken over
         self._id = self._handle.id
@@ -119,6 +130,23 @@ class Pod:
             raise
         return sock
 
+    def owns(self, address: IpAddress) -> bool:
+        """Whether an address is the namespace's own; if nobody can tell, it is.
+
+        As with ours, the kernel is asked: only to those can a socket be bound.
+        """
+        family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+        try:
+            probe = self.make(family, socket.SOCK_DGRAM)
+        except OSError:
+            return True
+        with probe:
+            try:
+                probe.bind((str(address), 0))
+            except OSError:
+                return False
+        return True
+
     def nameservers(self) -> tuple[str, ...]:
         """Those of the namespace's own resolv.conf, if it has one."""
         if self._resolv_conf is None:
@@ -136,8 +164,8 @@ class Pod:
         if self._handle is None:
             return
         try:
-            channel = self.namespace.channel()
-            self._handle.renew(channel)
+            with self.namespace.channel() as channel:
+                self._handle.renew(channel)
         except OSError as error:  # it is lost again; the next one comes
             log.warning("%s: %s: %s", self.name, self.namespace, error)
 
@@ -158,7 +186,7 @@ class Pods:
         self._namespaces: dict[Path, PodNamespace] = {}
         self._pods: dict[str, Pod] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._on_gone: Callable[[str], None]
+        self._on_change: Callable[[str], None]
 
     async def start(self) -> None:
         """Enter all namespaces, at once.
@@ -192,16 +220,23 @@ class Pods:
         """
         pod = self._pods.get(sandbox.name)
         if pod is not None:
-            pod.join(engine)
+            pod.join(engine, kept(len(self._config.fastpath.sandboxes)))
         return pod
 
-    def watch(self, on_gone: Callable[[str], None]) -> None:
-        """Look for namespaces that go away.
+    def watch(self, on_change: Callable[[str], None]) -> None:
+        """Look for namespaces that go away, or have another process.
 
         Args:
-            on_gone: called with the name of each sandbox in one, in the event loop.
+            on_change: called with the name of each sandbox in one, in the event loop:
+                what it listens on is to be looked at.
         """
-        self._on_gone = on_gone
+        self._on_change = on_change
+        for pod in self._pods.values():
+            change = functools.partial(on_change, pod.name)
+            pod.namespace.on_restart(change)
+        self._look_later()
+
+    def _look_later(self) -> None:
         if self._namespaces:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(LOOK_S, self._look)
@@ -225,7 +260,7 @@ class Pods:
         for path in [each.path for each in self._namespaces.values() if each.gone]:
             self._leave(path)
         self._timer = None
-        self.watch(self._on_gone)
+        self._look_later()
 
     def _leave(self, path: Path) -> None:
         namespace = self._namespaces.pop(path)
@@ -236,5 +271,13 @@ class Pods:
         )
         for pod in pods:
             pod.leave()
-            self._on_gone(pod.name)
+            self._on_change(pod.name)
         namespace.close()
+
+
+def kept(sandboxes: int) -> int:
+    """How many sockets of a version each of some sandboxes keeps: `KEPT`, or fewer."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return KEPT
+    return max(LEAST_KEPT, min(KEPT, limit // (sandboxes + 1) // SHARE))

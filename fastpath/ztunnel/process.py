@@ -231,7 +231,7 @@ class Ztunnel:
                 SandboxPublisher(sandbox, client, access_log, self.metrics),
                 client,
             )
-        self._pods.watch(self._leave)
+        self._pods.watch(self._decide_again)
         self._stack.callback(self._pods.close)  # before the engines
         if capture:
             events = Capture(self._engines[0], self._outbounds[0], clients)
@@ -376,8 +376,8 @@ class Ztunnel:
         if len(self._outbounds) > 1:
             self._outbounds[0].set_policy(self._clients.sandbox(name), policy)
 
-    def _leave(self, name: str) -> None:
-        """A sandbox's network namespace is gone: nothing may go on there."""
+    def _decide_again(self, name: str) -> None:
+        """A sandbox's network namespace is gone, or gives sockets again."""
         service = self.sandboxes[name].service
         self._set_policy(name, service, service.policy)
 

@@ -87,10 +87,11 @@ class LocalWorkloads:
         A captured connection left its pod, so it is to no address of that.
         """
         own = client.workload.workload_ips if client.name else ()
-        unreachable = ""
-        if client.pod and client.pod.gone:
-            unreachable = f"{client.pod.namespace} is gone"
-        around = Surroundings(self._ports, frozenset(own), unreachable)
+        around = Surroundings(self._ports, frozenset(own))
+        if pod := client.pod:
+            gone = f"{pod.namespace} is gone" if pod.gone else ""
+            place = f"{pod.namespace}"
+            around = replace(around, unreachable=gone, own=pod.owns, place=place)
         return replace(policy, egress=policy.egress.within(around))
 
     def at(self, address: IpAddress) -> LocalWorkload | None:

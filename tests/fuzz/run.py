@@ -54,7 +54,7 @@ EXECUTIONS = re.compile(r"^stat::number_of_executed_units: *(\d+)$", re.MULTILIN
 def build_c(name: str) -> tuple[list[str], dict[str, str]]:
     """Compile one harness; return how to start it: command and environment."""
     binary = OUT / f"fuzz_{name}"
-    sources = sorted(NATIVE.rglob("*.c"))
+    sources = sorted(set(NATIVE.rglob("*.c")) - {NATIVE / "maker/main.c"})
     command = ["clang", *CFLAGS, f"-I{NATIVE}", str(HERE / f"fuzz_{name}.c")]
     hook = HERE / f"fuzz_{name}.h"
     if hook.exists():

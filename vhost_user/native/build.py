@@ -1,5 +1,7 @@
 """Build `vhost_user._vu` from the C files next to this one and in its folders.
 
+And beside it `_maker`, the program of maker/.
+
 Run it by path (`python vhost_user/native/build.py`), never as a module: importing
 `vhost_user` needs what this builds. `VU_SANITIZE=address,undefined` (or `thread`) in
 the environment builds it with those sanitizers.
@@ -9,13 +11,18 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import subprocess
+import sysconfig
 from pathlib import Path
 
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-SOURCES = sorted(HERE.rglob("*.c"))
+MAIN = HERE / "maker" / "main.c"
+MAKER = (MAIN, HERE / "maker" / "maker.c")
+SOURCES = sorted(set(HERE.rglob("*.c")) - {MAIN})
 HEADERS = sorted(HERE.rglob("*.h"))
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
 # cffi's own generated file: its conversions are not ours to fix
@@ -74,6 +81,20 @@ def flags() -> list[str]:
     ]
 
 
+def build_maker(package: Path) -> None:
+    """Build the program that makes sockets in other network namespaces.
+
+    Args:
+        package: the directory of `vhost_user`.
+    """
+    sanitize = os.environ.get("VU_SANITIZE")
+    compiler = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+    argv = [*shlex.split(compiler), "-std=gnu11", "-O2", "-g", "-D_GNU_SOURCE"]
+    argv += [*WARNINGS, *([f"-fsanitize={sanitize}"] if sanitize else [])]
+    argv += [f"-I{HERE}", *map(str, MAKER), "-o", str(package / "_maker")]
+    subprocess.run(argv, check=True)
+
+
 ffibuilder = FFI()
 ffibuilder.cdef(declarations())
 ffibuilder.set_source(
@@ -90,3 +111,4 @@ ffibuilder.set_source(
 if __name__ == "__main__":
     os.chdir(ROOT)
     ffibuilder.compile(tmpdir=str(ROOT), verbose=False)
+    build_maker(HERE.parent)

@@ -15,10 +15,13 @@
 
 /* Namespaces of an engine; each of its devices may have one */
 #define VU_MAX_NETNS 1024
+/* Sockets of an IP version that are kept for dials to come, at most */
+#define VU_MAX_STOCK 32
 
 /**
  * enum vu_netns_what - What the maker of sockets is asked for
- * @VU_NETNS_READY:	Not asked: its first answer, once it is in the namespace
+ * @VU_NETNS_READY:	Its first answer, unasked, once it is in the namespace;
+ *			later, with a count of 0: whether it is there still
  * @VU_NETNS_STREAM:	Non-blocking TCP sockets, bound to an address and no
  *			port; all that an engine asks for
  * @VU_NETNS_SOCKET:	TCP sockets as socket() makes them
@@ -67,12 +70,14 @@ struct vu_netns_answer {
  * struct vu_netns_config - Addresses that far sides are dialled from
  * @has_ipv4:	There is one of IPv4; else such dials fail with ENETUNREACH
  * @has_ipv6:	Same, of IPv6
+ * @keep:	Sockets of each version to keep; 0, or too many: VU_MAX_STOCK
  * @ipv4:	In network order
  * @ipv6:	In network order
  */
 struct vu_netns_config {
 	bool has_ipv4;
 	bool has_ipv6;
+	uint16_t keep;
 	uint8_t ipv4[4];
 	uint8_t ipv6[16];
 };
@@ -85,8 +90,9 @@ struct vu_netns_config {
  *		taken over on success
  * @cfg:	Addresses, copied
  *
- * Up to 32 sockets of each IP version are kept, once there was a dial. Without
- * a maker dials wait for vu_netns_renew() until they time out.
+ * Sockets of an IP version are kept once there was a dial. Without a maker
+ *dials wait for vu_netns_renew() until they time out; where it answers
+ *nonsense, those that wait fail with EPROTO.
  *
  * Returns: the namespace's id, not 0,
  *	-VU_ERR_FULL, if there are VU_MAX_NETNS

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import pytest
 
-from fastpath.handoff import namespace
+from fastpath.handoff import control, namespace
 from fastpath.handoff.namespace import NamespaceError, PodNamespace, State
 from tests.support.limits import LIMIT_S, until
 from vhost_user._native import lib
@@ -89,6 +89,10 @@ def test_other_sockets_are_as_socket_makes_them(made, what, kind, version):
     assert os.get_blocking(sock.fileno())
 
 
+def test_whether_it_is_there_is_answered_without_sockets(made):
+    assert made(ask(0, 0, 0)) == (0, 0, 0, [])
+
+
 def test_what_the_kernel_says_is_the_answer(made):
     error, _, _, socks = made(ask(1, 5, 3, LO4))
     assert (error, socks) == (errno.EAFNOSUPPORT, [])
@@ -139,25 +143,40 @@ class FakeProcess:
     """errno of what it says first."""
     silent = False
     """Says nothing then."""
+    first: ClassVar[bytes | None] = None
+    """What it says first in its place; none: it ends; `late`: nothing as yet."""
     started: ClassVar[list[FakeProcess]] = []
 
     def __init__(self, argv, *, pass_fds, **options):
         _, self._control = pass_fds
-        assert [int(it) for it in argv[-3:]] == [*pass_fds, os.getpid()]
+        assert [int(it) for it in argv[1:]] == [*pass_fds, os.getpid()]
         assert options["env"] == {}
         self.pid = 1 + len(self.started)
         self.sock = socket.socket(fileno=os.dup(self._control))
-        self.sock.send(struct.pack("=iBBH", self.problem, 0, 0, 0))
+        self._ready = threading.Event()
+        if self.first is None:
+            self.say_ready()
+        elif self.first == b"":
+            self.problem = 1  # it ends
+        elif self.first != b"late":
+            self.sock.send(self.first)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
         self.started.append(self)
 
+    def say_ready(self):
+        if not self._ready.is_set():
+            self.sock.send(struct.pack("=iBBH", self.problem, 0, 0, 0))
+            self._ready.set()
+
     def _run(self):
+        if self.first == b"late":
+            self._ready.wait(LIMIT_S)
         if self.problem:
             self.sock.close()
         elif self.silent:
-            self.sock.recv(1)
-            self.sock.recv(1)  # the end
+            while self.sock.recv(100):
+                pass
         else:
             lib.vu_maker_run(self.sock.fileno())
 
@@ -300,15 +319,91 @@ def test_a_reason_that_stays_is_said_once(path, process, caplog):
     assert "can't be entered: Operation not permitted" in said[1]
 
 
-def test_a_process_that_says_nothing_is_replaced(path, process, monkeypatch):
-    monkeypatch.setattr(namespace, "ANSWER_S", 0.05)
+def test_a_process_that_says_nothing_is_replaced(path, process, monkeypatch, caplog):
+    monkeypatch.setattr(control, "TICK_S", 0.05)
 
     async def work(there):
         process.silent = True
         await there.start()
         with pytest.raises(OSError, match="temporarily unavailable"):
             there.make(socket.AF_INET, socket.SOCK_STREAM)
-        assert there.state is State.LOST
+        process.silent = False
+        await until(lambda: there.state is State.RUNNING and there.pid == 2)
+        there.make(socket.AF_INET, socket.SOCK_STREAM).close()
+
+    run(work, path)
+    assert "its process is lost (it is silent)" in caplog.records[0].getMessage()
+
+
+def test_a_process_that_nobody_asks_is_asked_whether_it_is_there(
+    path, process, monkeypatch
+):
+    monkeypatch.setattr(control, "TICK_S", 0.05)
+
+    async def work(there):
+        await there.start()
+        await until(lambda: there._control._answers > len(control.KINDS) + 2)
+        assert there.pid == 1
+
+    run(work, path)
+
+
+def test_a_silent_process_stalls_no_other_namespaces(path, process):
+    async def work(there):
+        process.silent = True
+        await there.start()
+        process.silent = False
+        other = PodNamespace(path)
+        await other.start()
+        for _ in range(20):
+            with pytest.raises(OSError, match="temporarily unavailable"):
+                there.make(socket.AF_INET, socket.SOCK_STREAM)
+            other.make(socket.AF_INET, socket.SOCK_DGRAM).close()
+        other.close()
+
+    run(work, path)
+
+
+@pytest.mark.parametrize(
+    ("first", "why"),
+    [(b"", "its process ended"), (b"?", "says nonsense"), (bytes(9), "says nonsense")],
+)
+def test_a_first_message_that_is_none_is_an_error(path, process, first, why):
+    async def work(there):
+        process.first = first
+        with pytest.raises(NamespaceError, match=why):
+            await there.start()
+        assert there.pid == 0
+
+    run(work, path)
+
+
+def test_a_program_that_is_missing_is_an_error_with_a_hint(path, monkeypatch):
+    monkeypatch.setattr(namespace, "PROGRAM", path.with_name("none"))
+
+    async def work(there):
+        with pytest.raises(NamespaceError, match="No such file") as caught:
+            await there.start()
+        assert "make setup" in str(caught.value.hint)
+
+    run(work, path)
+
+
+def test_many_are_started_at_once(path, process):
+    """More than a pool has threads, whatever they wait for."""
+
+    async def work(there):
+        process.first = b"late"
+        late = [PodNamespace(path) for _ in range(40)]
+        starts = [asyncio.ensure_future(each.start()) for each in late]
+        await until(lambda: len(process.started) == len(late))
+        process.first = None
+        await there.start()
+        for each in process.started:
+            each.say_ready()
+        await asyncio.gather(*starts)
+        for each in late:
+            each.close()
 
     run(work, path)
 

@@ -150,6 +150,7 @@ def test_any_text_is_a_rule_or_a_value_error(text):
         ("10.9.9.9", 15020, "ztunnel_port"),
         ("10.9.9.9", 15021, "ztunnel_port"),
         ("10.9.9.9", 15053, "ztunnel_port"),
+        ("10.9.9.9", 15080, "ztunnel_port"),
         ("::ffff:10.9.9.9", 15008, "ztunnel_port"),
         ("10.9.9.9", 80, None),
     ],

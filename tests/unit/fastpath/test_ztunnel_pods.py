@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import resource
 import socket
 from dataclasses import replace
 from ipaddress import ip_address
@@ -73,8 +74,9 @@ class FakeEngine:
     def __init__(self):
         self.said = []
 
-    def add_netns(self, maker, addresses):
+    def add_netns(self, maker, addresses, *, keep):
         self.said.append(("add", addresses))
+        self.keep = keep
         return self
 
     def renew(self, maker):
@@ -384,6 +386,94 @@ def test_sandboxes_share_a_namespace_and_hear_of_its_end_once(
     assert record.getMessage() == (
         "/run/netns/pod1 is gone: connections of a, b end, and no more are made"
     )
+
+
+def test_sandboxes_are_looked_at_again_when_there_is_another_process(monkeypatch):
+    spaces = Spaces()
+    monkeypatch.setattr(module, "PodNamespace", spaces)
+    there = config()
+
+    async def work():
+        pods = Pods(there, configuration.error)
+        await pods.start()
+        (space,) = spaces.opened
+        engine, told = FakeEngine(), []
+        pods.join(there.fastpath.sandboxes[0], cast("Any", engine))
+        pods.watch(lambda name: told.append((name, engine.said[-1])))
+        for call in space.restarted:
+            call()
+        assert told == [("box", "renew")]  # and the engine is asked first
+        pods.close()
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    ("limit", "sandboxes", "count"),
+    [
+        (1 << 20, 1, 32),
+        (1 << 20, 1023, 32),
+        (20000, 99, 12),
+        (4096, 99, 2),
+        (1024, 1023, 2),
+        (resource.RLIM_INFINITY, 1023, 32),
+    ],
+)
+def test_fewer_sockets_are_kept_where_descriptors_are_few(
+    monkeypatch, limit, sandboxes, count
+):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    assert module.kept(sandboxes) == count
+
+
+def own(pod, *destination):
+    """What the policy of a sandbox in a pod says to a destination."""
+    clients = LocalWorkloads(config())
+    box = clients.sandbox("box")
+    box.pod = pod
+    return clients.for_client(box, SandboxPolicy()).egress.check(destination)
+
+
+@pytest.mark.parametrize(
+    "port", [15000, 15001, 15006, 15008, 15020, 15021, 15053, 15080]
+)
+def test_ztunnels_ports_are_denied_on_the_addresses_of_the_pod(port):
+    class Elsewhere(FakeNamespace):
+        """Has 192.0.2.1 and, unlike the host, no other address."""
+
+        def make(self, family, kind):
+            self.made.append((family, kind))
+            return cast("Any", Probe())
+
+    class Probe:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exc):
+            pass
+
+        def bind(self, address):
+            if address != ("192.0.2.1", 0):
+                raise OSError(errno.EADDRNOTAVAIL, "not here")
+
+    there = Pod("box", cast("Any", Elsewhere()), (ip_address("10.0.0.5"),))
+    denial = own(there, "192.0.2.1", port)
+    assert denial
+    assert denial.reason == "ztunnel_port"
+    assert denial.text == f"port {port} of {PATH} is ztunnel's own"
+    assert own(there, "192.0.2.2", port) is None
+    assert own(there, "192.0.2.1", 80) is None
+
+
+def test_an_address_that_may_be_the_pods_own_is_taken_for_it():
+    class Silent(FakeNamespace):
+        def make(self, family, kind):
+            raise OSError(errno.EAGAIN, "not now")
+
+    there = Pod("box", cast("Any", Silent()), (ip_address("10.0.0.5"),))
+    denial = own(there, "192.0.2.2", 15008)
+    assert denial
+    assert denial.reason == "ztunnel_port"
 
 
 def test_two_namespaces_have_the_same_addresses(tmp_path):

@@ -314,6 +314,50 @@ def test_sockets_beyond_the_stock_are_closed():
     run(work)
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"\1",
+        bytes(100),
+        struct.pack("=iBBH", 0, 1, 5, 0),
+        struct.pack("=iBBH", 0, 2, 4, 0),
+    ],
+    ids=["short", "long", "version", "kind"],
+)
+def test_nobody_waits_for_a_maker_that_says_nonsense(message):
+    async def work(world):
+        await world.dial(3)
+        await world.asked()
+        await until(lambda: world.engine.stats().conns == 3)
+        world.maker.send(message)
+        assert await world.failed(3) == [errno.EPROTO] * 3
+        await world.dial()
+        await world.asked()  # it is asked again
+        world.answer(1)
+        assert await world.accept() == str(OURS)
+
+    run(work)
+
+
+def test_so_many_sockets_are_kept_as_one_says():
+    async def work(world):
+        maker, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        world.maker.close()
+        maker.setblocking(False)
+        world.maker = maker
+        world.netns = world.engine.add_netns(theirs, (OURS,), keep=4)
+        await world.dial()
+        assert (await world.asked())[:3] == (1, 4, 4)
+        world.answer(4)
+        await world.accept()
+        world.nothing_is_asked()
+        await world.dial()
+        await world.accept()
+        assert (await world.asked())[:3] == (1, 4, 2)
+
+    run(work)
+
+
 @pytest.mark.parametrize("message", [b"", b"\1", bytes(100)], ids=["end", "1", "100"])
 def test_garbage_from_the_maker_harms_nobody(message):
     async def work(world):

@@ -6,10 +6,10 @@
  * ===================
  *
  * This is the whole life of a process in a pod's namespace, behind its start
- * (fastpath/handoff/maker.py). It shares no memory with an engine: a message
- * asks for sockets, another one brings them, and so no fault here is one there.
- * It is C because a dial may not cost more than one in our own namespace: four
- * system calls for a socket, and one message for 16 of them.
+ * (main.c). It shares no memory with an engine: a message asks for sockets,
+ * another one brings them, and so no fault here is one there. A dial may not
+ * cost more than one in our own namespace: four system calls for a socket, and
+ * one message for 16 of them.
  */
 
 #include <errno.h>
@@ -92,6 +92,21 @@ static int make(const struct vu_netns_ask *ask)
 }
 
 /**
+ * fail() - Answer that there are no sockets
+ * @to:		Who asks
+ * @said:	The answer that could not be sent with them
+ * @error:	Why: too many are under way, or memory is short
+ *
+ * Returns: false if nobody takes it
+ */
+static bool fail(int to, struct vu_netns_answer *said, int error)
+{
+	said->error = error;
+	said->count = 0;
+	return send(to, said, sizeof(*said), MSG_NOSIGNAL) == sizeof(*said);
+}
+
+/**
  * answer() - Make the sockets of a message, and send them
  * @to:		Who asks
  * @ask:	What for
@@ -125,7 +140,8 @@ static bool answer(int to, const struct vu_netns_ask *ask)
 	} else {
 		said.error = -fd;
 	}
-	sent = sendmsg(to, &msg, MSG_NOSIGNAL) == sizeof(said);
+	sent = sendmsg(to, &msg, MSG_NOSIGNAL) == sizeof(said) ||
+	       (n && errno != EPIPE && fail(to, &said, errno));
 	while (n)
 		close(fds[--n]);
 	return sent;

@@ -28,7 +28,6 @@
 #include "side/netns.h"
 #include "side/stock.h"
 
-#define LOW    16 /* then it is filled up */
 #define FAILS  64 /* ends of those that wait, at once */
 #define ROUNDS 0x1fffffU
 
@@ -67,9 +66,9 @@ _Static_assert(sizeof(struct vu_netns_answer) == 8, "it writes 8");
  */
 static void ask(struct vu_netns *n, struct stock *k)
 {
-	if (n->fd < 0 || k->asked || k->n > LOW)
+	if (n->fd < 0 || k->asked || k->n > k->keep / 2)
 		return;
-	k->ask.count = (uint16_t)(STOCK - k->n);
+	k->ask.count = (uint16_t)(k->keep - k->n);
 	k->asked = send(n->fd, &k->ask, sizeof(k->ask),
 			MSG_DONTWAIT | MSG_NOSIGNAL) == sizeof(k->ask);
 }
@@ -120,15 +119,33 @@ void netns_run(struct core *core)
 }
 
 /**
+ * nonsense() - The maker's answer is none
+ * @n:		Namespace
+ * @msg:	Received
+ *
+ * It is our own process, so that is a bug, or its memory is broken. Nobody
+ * waits for what will not come.
+ */
+static void nonsense(struct vu_netns *n, struct msghdr *msg)
+{
+	struct stock *stocks[] = {&n->ipv4, &n->ipv6};
+
+	stock_put(NULL, msg);
+	for (unsigned i = 0; i < 2; i++) {
+		stocks[i]->asked = false;
+		stock_fail(stocks[i], EPROTO, FAILS);
+		serve(n, stocks[i]);
+	}
+}
+
+/**
  * netns_event() - Take an answer of the maker
  * @n:		Namespace
- *
- * One that says nonsense is as good as gone: it is our own process.
  */
 void netns_event(struct vu_netns *n)
 {
 	union {
-		char room[CMSG_SPACE(STOCK * sizeof(int))];
+		char room[CMSG_SPACE(VU_MAX_STOCK * sizeof(int))];
 		struct cmsghdr align;
 	} control;
 	struct vu_netns_answer answer = {0};
@@ -147,11 +164,13 @@ void netns_event(struct vu_netns *n)
 	len = recvmsg(n->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 	if (len < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
-	if (len != sizeof(answer) ||
-	    (answer.version != 4 && answer.version != 6)) {
-		if (len > 0)
-			stock_put(NULL, &msg);
+	if (len <= 0) {
 		lose(n);
+		return;
+	}
+	if (len != sizeof(answer) || answer.what != VU_NETNS_STREAM ||
+	    (answer.version != 4 && answer.version != 6)) {
+		nonsense(n, &msg);
 		return;
 	}
 	k = answer.version == 6 ? &n->ipv6 : &n->ipv4;
@@ -226,6 +245,8 @@ struct vu_netns *netns_new(struct core *core, uint32_t slot, int fd,
 	list_init(&n->ipv6.waiting);
 	n->ipv4.ask = n->ipv6.ask =
 	    (struct vu_netns_ask){.what = VU_NETNS_STREAM};
+	n->ipv4.keep = n->ipv6.keep =
+	    cfg->keep && cfg->keep < VU_MAX_STOCK ? cfg->keep : VU_MAX_STOCK;
 	if (cfg->has_ipv4) {
 		n->ipv4.ask.version = 4;
 		memcpy(n->ipv4.ask.ip, cfg->ipv4, sizeof(cfg->ipv4));

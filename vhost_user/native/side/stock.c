@@ -183,7 +183,7 @@ unsigned stock_put(struct stock *k, struct msghdr *msg)
 	unsigned count = 0;
 
 	for (; cmsg; cmsg = CMSG_NXTHDR(msg, cmsg)) {
-		int fds[STOCK];
+		int fds[VU_MAX_STOCK];
 
 		if (cmsg->cmsg_level != SOL_SOCKET ||
 		    cmsg->cmsg_type != SCM_RIGHTS)
@@ -192,7 +192,7 @@ unsigned stock_put(struct stock *k, struct msghdr *msg)
 		    (unsigned)((cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int));
 		memcpy(fds, CMSG_DATA(cmsg), count * sizeof(int));
 		for (unsigned i = 0; i < count; i++) {
-			if (k && k->n < STOCK)
+			if (k && k->n < VU_MAX_STOCK)
 				k->fds[k->n++] = fds[i];
 			else
 				close(fds[i]);

@@ -7,13 +7,12 @@
 
 #include "conn/conn.h"
 
-#define STOCK 32
-
 /**
  * struct stock - Sockets of one IP version
  * @waiting:	Dials that wait for one
  * @ask:	What the maker is asked; its version is 0 if there is no address
  * @asked:	It has yet to answer
+ * @keep:	Sockets to have; it is filled up when half of them are gone
  * @n:		Entries of @fds
  * @fds:	Sockets
  */
@@ -21,8 +20,9 @@ struct stock {
 	struct list waiting;
 	struct vu_netns_ask ask;
 	bool asked;
+	unsigned keep;
 	unsigned n;
-	int fds[STOCK];
+	int fds[VU_MAX_STOCK];
 };
 
 void stock_dial(struct vu_conn *c, struct stock *k, const struct sockaddr *addr,
