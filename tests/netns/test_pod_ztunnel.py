@@ -6,13 +6,9 @@ ztunnel's own. We are ztunnel's istio-cni: we tell it of the pod by ZDS.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
-import socket
 import struct
 import subprocess
-import threading
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -20,6 +16,7 @@ import pytest
 
 from fastpath.datapath.netns import Namespace
 from fastpath.ztunnel.model import ListenAddress
+from tests.netns.istio_world import IN_POD, Cni, access_line
 from tests.netns.pod_world import POD4, PUBLISHED, Echo, query, sandboxes
 from tests.support.limits import LIMIT_S, wait_until
 from tests.unit.fastpath.tsi_guest import Guest, run
@@ -30,29 +27,10 @@ GATEWAY, SERVER, VIP = "10.0.0.1", "10.0.1.1", "10.96.0.10"
 LISTENER = 0x100050
 LISTEN = struct.pack("<IIHHHH16s", LISTENER, 5, PUBLISHED, 4, 0, 0, bytes(16))
 
-# What istio-cni writes (reference: istio's in-pod iptables of the 1.2x releases)
 POD_SIDE = f"""
 ip link set lo up; ip link set e0 up
 ip addr add {POD4}/24 dev e0; ip route add default via {GATEWAY}
-ip rule add fwmark 0x111/0xfff pref 32764 lookup 100
-ip route add local 0.0.0.0/0 dev lo table 100
-for table in mangle nat; do
-  iptables -t $table -N ISTIO_PRERT; iptables -t $table -A PREROUTING -j ISTIO_PRERT
-  iptables -t $table -N ISTIO_OUTPUT; iptables -t $table -A OUTPUT -j ISTIO_OUTPUT
-done
-iptables -t mangle -A ISTIO_PRERT -m mark --mark 0x539/0xfff \
-  -j CONNMARK --set-xmark 0x111/0xfff
-iptables -t mangle -A ISTIO_OUTPUT -m connmark --mark 0x111/0xfff \
-  -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff
-add="iptables -t nat -A"
-ours="-m mark ! --mark 0x539/0xfff"
-$add ISTIO_PRERT ! -d 127.0.0.1/32 -p tcp ! --dport 15008 $ours \
-  -j REDIRECT --to-ports 15006
-$add ISTIO_OUTPUT -p udp $ours -m udp --dport 53 -j REDIRECT --to-ports 15053
-$add ISTIO_OUTPUT ! -d 127.0.0.1/32 -p tcp --dport 53 $ours -j REDIRECT --to-ports 15053
-$add ISTIO_OUTPUT -p tcp -m mark --mark 0x111/0xfff -j ACCEPT
-$add ISTIO_OUTPUT ! -d 127.0.0.1/32 -o lo -j ACCEPT
-$add ISTIO_OUTPUT ! -d 127.0.0.1/32 -p tcp $ours -j REDIRECT --to-ports 15001
+{IN_POD}
 """
 SERVER_SIDE = f"""
 ip link set lo up; ip link set e1 up
@@ -70,41 +48,6 @@ services:
 - {{name: web, namespace: default, hostname: web.default.svc.cluster.local,
    vips: [/{VIP}], ports: {{80: 8080}}}}
 """
-
-
-def field(number, data):
-    """A length-delimited field of protobuf."""
-    return bytes([number << 3 | 2, len(data)]) + data
-
-
-class Cni:
-    """The end of ZDS that istio-cni has: it tells of one pod."""
-
-    def __init__(self, path, namespace):
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._listener.bind(str(path))
-        self._listener.listen()
-        self._namespace = namespace
-        self.acks = []
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _serve(self):
-        with contextlib.suppress(OSError):
-            conn, _ = self._listener.accept()
-            with conn:
-                assert conn.recv(1024) == bytes([8, 1])  # hello, version 1
-                names = (b"pod1", b"default", b"pod1")
-                who = b"".join(field(i + 1, it) for i, it in enumerate(names))
-                add = field(1, field(1, b"uid1") + field(2, who))
-                socket.send_fds(conn, [add], [self._namespace.fileno()])
-                self.acks.append(conn.recv(1024))
-                conn.send(field(3, b""))
-                self.acks.append(conn.recv(1024))
-                conn.recv(1)
-
-    def close(self):
-        self._listener.close()
 
 
 @pytest.fixture
@@ -156,16 +99,6 @@ def ztunnel(request, pod, tmp_path):
             process.kill()
             process.wait(LIMIT_S)
             cni.close()
-
-
-def access_line(log, pattern):
-    """Wait for a line of its access log."""
-    return wait_until(
-        lambda: next(
-            (it for it in log.read_text().splitlines() if re.search(pattern, it)), None
-        ),
-        what=pattern,
-    )
 
 
 def play_in(tmp_path, pod, play):

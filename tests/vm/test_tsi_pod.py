@@ -18,6 +18,7 @@ import pytest
 from fastpath.datapath import netns
 from fastpath.vm.spec import VmSpec
 from fastpath.ztunnel.pods import LOOK_S
+from tests.netns.istio_world import IPS, TwoNodes
 from tests.netns.pod_world import POD4, POD6, SERVER4, SERVER6, NameServer, pod
 from tests.support.limits import GUEST_LIMIT_S, LIMIT_S
 from tests.vm.conftest import backend, boot
@@ -89,14 +90,15 @@ def namespace():
         yield there
 
 
-def test_curl_reaches_what_only_the_namespace_has(
-    apps_image, accelerator, vm_dir, namespace
-):
+def run_in(image, accelerator, vm_dir, work, **words):
+    """Boot a microVM whose sandbox `CONFIG` describes, and have `work` done."""
     config = vm_dir / "z.yaml"
-    text = CONFIG.replace("FOLDER", str(vm_dir)).replace("NETNS", namespace.path)
+    text = CONFIG.replace("FOLDER", str(vm_dir))
+    for word, value in words.items():
+        text = text.replace(word, value)
     config.write_text(text)
     spec = VmSpec(
-        image=apps_image,
+        image=image,
         accel=accelerator,
         vsock_socket=vm_dir / "vhost",
         console=vm_dir / "console",
@@ -104,6 +106,17 @@ def test_curl_reaches_what_only_the_namespace_has(
         memory_mib=512,
     )
 
+    async def main():
+        options = ("ztunnel", "--config", str(config))
+        async with asyncio.timeout(GUEST_LIMIT_S), backend("fastpath", *options):
+            await boot(spec, vm_dir / "vsock", work)
+
+    asyncio.run(main())
+
+
+def test_curl_reaches_what_only_the_namespace_has(
+    apps_image, accelerator, vm_dir, namespace
+):
     async def curl(guest, host):
         """What curl gets, or why not."""
         body, said = bytearray(), bytearray()
@@ -125,9 +138,70 @@ def test_curl_reaches_what_only_the_namespace_has(
             await asyncio.sleep(LOOK_S)
         assert await curl(guest, SERVER4) == errno.ENETUNREACH
 
-    async def main():
-        options = ("ztunnel", "--config", str(config))
-        async with asyncio.timeout(GUEST_LIMIT_S), backend("fastpath", *options):
-            await boot(spec, vm_dir / "vsock", work)
+    run_in(apps_image, accelerator, vm_dir, work, NETNS=namespace.path)
 
-    asyncio.run(main())
+
+@pytest.fixture
+def two_nodes(request, tmp_path):
+    if not netns.may_configure():
+        pytest.skip("CAP_NET_ADMIN is missing: run as root, or under unshare -Urn")
+    with contextlib.ExitStack() as stack:
+        yield TwoNodes(tmp_path, request.config.getoption("--ztunnel"), stack)
+
+
+@pytest.mark.ztunnel
+def test_programs_in_a_microvm_are_in_the_mesh(
+    apps_image, accelerator, vm_dir, two_nodes
+):
+    """Both ways by HBONE between two of Istio's ztunnels."""
+    (vm_dir / "policy.yaml").write_text(f'published: ["{PORT}"]\n')
+
+    async def out(guest):
+        body = bytearray()
+        argv = ["curl", "-s", "--noproxy", "*", f"http://{IPS['b']}:{PORT}/"]
+        assert await guest.run(argv, tsi=True, stdout=body.extend) == 0
+        assert body.decode() == IPS["a"]
+
+    def ask():
+        """A plain client in the other pod."""
+        with two_nodes.pods["b"].socket() as sock:
+            sock.settimeout(GUEST_LIMIT_S)
+            sock.connect((IPS["a"], PORT))
+            sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            found = b""
+            while data := sock.recv(4096):
+                found += data
+            return found
+
+    async def work(machine, guest):
+        await out(guest)
+        argv = ["busybox", "httpd", "-f", "-p", str(PORT)]
+        server = asyncio.create_task(guest.run(argv, tsi=True))
+        found = b""
+        for _ in range(round(GUEST_LIMIT_S / LOOK_S)):  # until it listens
+            found = await asyncio.to_thread(ask_or_nothing, ask)
+            if found:
+                break
+            await asyncio.sleep(LOOK_S)
+        assert found.startswith(b"HTTP/1.")
+        server.cancel()
+
+    with serving(two_nodes.pods["b"], IPS["b"]):
+        run_in(
+            apps_image,
+            accelerator,
+            vm_dir,
+            work,
+            NETNS=two_nodes.pods["a"].path + f"\n      policy: {vm_dir}/policy.yaml",
+            **{POD4: IPS["a"]},
+        )
+    two_nodes.tell_apart("a", "b")
+    two_nodes.tell_apart("b", "a")
+
+
+def ask_or_nothing(ask):
+    """What a server answers; before it listens, its proxy ends the connection."""
+    try:
+        return ask()
+    except OSError:
+        return b""
