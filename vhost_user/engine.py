@@ -22,7 +22,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Final, Self
 
-from vhost_user import events, targets
+from vhost_user import events, handoffs, targets
 from vhost_user._native import check, ffi, lib
 from vhost_user.counters import GAUGES, DeviceStats, EngineStats
 from vhost_user.errors import StateError
@@ -30,9 +30,11 @@ from vhost_user.events import ALL_EVENTS, ALL_QUEUES, Event, EventKind, Limit
 from vhost_user.handles import (
     MAX_CALLERS,
     DeviceHandle,
+    HandoffHandle,
     ListenerHandle,
     NetnsHandle,
 )
+from vhost_user.handoffs import Proxy, Socks5Proxy, UnixProxy
 from vhost_user.ringconfig import RingConfig
 from vhost_user.targets import (
     Ask,
@@ -78,14 +80,18 @@ __all__ = [
     "EngineStats",
     "Event",
     "EventKind",
+    "HandoffHandle",
     "Limit",
     "ListenerHandle",
     "NetnsHandle",
+    "Proxy",
     "Reset",
     "RingConfig",
     "SocketAddress",
+    "Socks5Proxy",
     "Target",
     "Unix",
+    "UnixProxy",
     "Vsock",
 ]
 
@@ -355,17 +361,20 @@ class Engine:
             OSError: the socket cannot be watched.
         """
         config = ffi.new("struct vu_netns_config *", {"keep": keep})
-        for ip in addresses:
-            if ip.version == 4 and not config.has_ipv4:
-                config.has_ipv4 = True
-                ffi.memmove(config.ipv4, ip.packed, 4)
-            elif ip.version == 6 and not config.has_ipv6:
-                config.has_ipv6 = True
-                ffi.memmove(config.ipv6, ip.packed, 16)
+        targets.put_addresses(config, addresses)
         ret = lib.vu_netns_add(self.native, maker.fileno(), config)
         netns = check(ret, "add network namespace")
         maker.detach()
         return NetnsHandle(self, netns)
+
+    def add_handoff(self, proxy: Proxy) -> HandoffHandle:
+        """Have `Dial` hand connections to another proxy.
+
+        Raises:
+            StateError: the engine has `MAX_DEVICES` of them, or `proxy` is malformed.
+        """
+        ret = lib.vu_handoff_add(self.native, handoffs.encode(proxy))
+        return HandoffHandle(self, check(ret, f"hand-off to {proxy}"))
 
     def answer(self, conn: int, target: Target) -> bool:
         """Give a held connection its far end.

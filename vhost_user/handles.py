@@ -322,3 +322,16 @@ class NetnsHandle:
     def close(self) -> None:
         """Dial there no more; such dials fail with ENETUNREACH. Once only."""
         check(lib.vu_netns_del(self._engine.native, self.id), "remove namespace")
+
+
+class HandoffHandle:
+    """Another proxy that connections are handed to; made by `Engine.add_handoff()`."""
+
+    def __init__(self, engine: Owner, handoff: int) -> None:
+        self._engine = engine
+        self.id = handoff
+        """What `Dial.handoff` is."""
+
+    def close(self) -> None:
+        """Hand nothing over any more: such dials fail with ENETUNREACH. Once only."""
+        check(lib.vu_handoff_del(self._engine.native, self.id), "remove hand-off")

@@ -14,6 +14,9 @@ from vhost_user._native import ffi, lib
 from vhost_user.errors import StateError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from ipaddress import IPv4Address, IPv6Address
+
     from vhost_user._vu import CStruct
 
 SocketAddress = tuple[str, int]
@@ -46,6 +49,9 @@ class Dial:
     address: SocketAddress
     netns: int = 0
     """`NetnsHandle.id` of the network namespace that it is dialled in; 0: our own."""
+    handoff: int = 0
+    """`HandoffHandle.id` of the proxy that is told of the address, and connected to in
+    its place; 0: none. `netns` is where a SOCKS5 proxy is; 0 with a unix socket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +102,11 @@ def encode(target: Target) -> CStruct:
         case Unix(path):
             raw.kind = lib.VU_TARGET_UNIX
             data = os.fsencode(path)
-        case Dial(address, netns):
+        case Dial(address, netns, handoff):
             raw.kind = lib.VU_TARGET_DIAL
             raw.netns = netns
-            data = _sockaddr(address)
+            raw.handoff = handoff
+            data = sockaddr(address)
         case Vsock(cid):
             raw.kind = lib.VU_TARGET_VSOCK
             # struct sockaddr_vm; the engine fills in the port
@@ -114,8 +121,12 @@ def encode(target: Target) -> CStruct:
     return raw
 
 
-def _sockaddr(address: SocketAddress) -> bytes:
-    """Return an address as the kernel's `sockaddr_in` or `sockaddr_in6`."""
+def sockaddr(address: SocketAddress) -> bytes:
+    """Return an address as the kernel's `sockaddr_in` or `sockaddr_in6`.
+
+    Raises:
+        StateError: it is no IP address.
+    """
     host, port = address
     try:
         ip = ipaddress.ip_address(host)
@@ -126,3 +137,14 @@ def _sockaddr(address: SocketAddress) -> bytes:
         return head + ip.packed + bytes(8)
     head = struct.pack("=H", socket.AF_INET6) + struct.pack("!HI", port, 0)
     return head + ip.packed + bytes(4)
+
+
+def put_addresses(raw: CStruct, addresses: Iterable[IPv4Address | IPv6Address]) -> None:
+    """Fill in `has_ipv4`, `ipv4` and the like, with the first of each version."""
+    for ip in addresses:
+        if ip.version == 4 and not raw.has_ipv4:
+            raw.has_ipv4 = True
+            ffi.memmove(raw.ipv4, ip.packed, 4)
+        elif ip.version == 6 and not raw.has_ipv6:
+            raw.has_ipv6 = True
+            ffi.memmove(raw.ipv6, ip.packed, 16)

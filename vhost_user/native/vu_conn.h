@@ -20,8 +20,9 @@
  * @VU_TARGET_ASK:	Post VU_EV_REQUEST and hold it for vu_conn_answer()
  * @VU_TARGET_UNIX:	Connect to the unix socket "<addr>_<port>", or RST; one
  *			that is full is dialled again every 5 ms
- * @VU_TARGET_DIAL:	Connect to the sockaddr in addr, from the namespace
- *			netns; the guest's RESPONSE waits until that settles
+ * @VU_TARGET_DIAL:	Connect to the sockaddr in addr, in the network
+ *			namespace netns, or by the proxy handoff; the guest's
+ *			RESPONSE waits until that settles
  * @VU_TARGET_ECHO:	Answered in the engine: every byte comes back (RFC 862)
  * @VU_TARGET_DISCARD:	Same: bytes are read and dropped; after the peer's
  *			FIN the engine closes its side (RFC 863)
@@ -52,6 +53,10 @@ enum vu_target_kind {
  *		else 0
  * @netns:	DIAL: id of vu_netns_add(): an IP address; one that is gone
  *		refuses with ENETUNREACH. 0: our own namespace
+ * @handoff:	DIAL: id of vu_handoff_add(): the proxy is connected to, and is
+ *		told of the IP address; one that is gone refuses with
+ *		ENETUNREACH. @netns is where a SOCKS5 proxy is; 0 for UNIX. 0:
+ *		none
  * @addr:	The address
  */
 struct vu_target {
@@ -59,6 +64,7 @@ struct vu_target {
 	int32_t error;
 	uint32_t addr_len;
 	uint32_t netns;
+	uint32_t handoff;
 	uint8_t addr[112];
 };
 

@@ -50,6 +50,7 @@ GONE = {
     "vu_dev_transport_reset",
     "vu_dev_unroute",
     "vu_dev_unroute_from",
+    "vu_handoff_del",
     "vu_listener_backlog",
     "vu_listener_caller",
     "vu_listener_del",

@@ -10,6 +10,7 @@
 #include <sys/eventfd.h>
 
 #include "api/api.h"
+#include "side/handoff.h"
 #include "side/netns.h"
 
 /**
@@ -57,6 +58,10 @@ void vu_engine_free(struct vu_engine *e)
 	for (uint32_t i = 0; i < VU_MAX_NETNS; i++) {
 		if (e->core.netns[i])
 			netns_free(e->core.netns[i]);
+	}
+	for (uint32_t i = 0; i < VU_MAX_HANDOFFS; i++) {
+		if (e->core.handoffs[i])
+			handoff_free(e->core.handoffs[i]);
 	}
 	core_free(&e->core);
 	outbox_free(&e->core.outbox);

@@ -4,6 +4,7 @@
  *
  * Each file knows only those above it:
  *
+ * pending.h	what a connection has before it is established
  * state.c	the one door through which a connection changes its state
  * table.c	where connections are: slabs, ids, the hash by addresses
  * conn.c	the life of a connection
@@ -22,6 +23,7 @@
 #include "base/list.h"
 #include "base/msgs.h"
 #include "base/outbox.h"
+#include "conn/pending.h"
 #include "vu.h"
 
 #define HOST_CID  2
@@ -31,6 +33,7 @@
 
 struct vu_conn;
 struct vu_dev;
+struct vu_handoff;
 struct vu_netns;
 struct waiter;
 struct side;
@@ -186,27 +189,6 @@ enum conn_state {
 #define OWE_ASK	     32U /* CREDIT_REQUEST: ours, or a sibling asks */
 
 /**
- * struct client - Who came by a listener for a guest that has yet to take it
- * @settled:	The guest took it, or it is over: let go of this
- * @refused:	The guest has no room: take the socket back. True: the
- *		connection is gone; false: it ends as any other
- * @tag:	What its listener stands for
- * @src_len:	Bytes used of @src
- * @dst_len:	Bytes used of @dst
- * @src:	Its address
- * @dst:	Where it connected to
- */
-struct client {
-	void (*settled)(struct client *client);
-	bool (*refused)(struct vu_conn *c);
-	uint32_t tag;
-	uint16_t src_len;
-	uint16_t dst_len;
-	uint8_t src[28];
-	uint8_t dst[28];
-};
-
-/**
  * struct vu_conn - A connection
  * @run:	On the list of those that have something to do, or its device's
  *		of those that wait for RX buffers or for a full listener
@@ -219,6 +201,7 @@ struct client {
  * @outbox:	Where its events go
  * @client:	Who has yet to be taken, or NULL
  * @waiter:	Its dial waits for a socket, or NULL; see side/stock.c
+ * @greeting:	What its far side has to hear first, or NULL; freed with it
  * @since_us:	When its deadline began to run
  * @type:	STREAM or SEQPACKET
  * @target:	enum vu_target_kind of the far side
@@ -264,6 +247,7 @@ struct vu_conn {
 	struct outbox_queue *outbox;
 	struct client *client;
 	struct waiter *waiter;
+	struct greeting *greeting;
 	uint64_t start_us;
 	uint64_t since_us;
 	uint32_t index;
@@ -307,6 +291,7 @@ enum deadline { DEADLINE_DIAL, DEADLINE_LINGER, DEADLINE_ORPHAN };
  * @by_cid:	Devices that are in groups, by their guests' CIDs
  * @netns:	Network namespaces that far sides are dialled in
  * @serving:	Of those, that have sockets for dials that wait
+ * @handoffs:	Other proxies that far sides may be
  * @thirsty:	Connections without credit
  * @thirsty_us:	Since when there is one
  * @refused:	Clients of listeners that found no room
@@ -331,6 +316,7 @@ struct core {
 	struct vu_dev *by_cid[VU_MAX_DEVICES];
 	struct vu_netns *netns[VU_MAX_NETNS];
 	struct list serving;
+	struct vu_handoff *handoffs[VU_MAX_HANDOFFS];
 	struct list thirsty;
 	uint64_t thirsty_us;
 	uint64_t refused;
@@ -363,6 +349,7 @@ void core_free(struct core *core);
 struct vu_conn *conn_new(struct core *core, struct outbox_queue *outbox);
 void conn_free(struct vu_conn *c);
 void conn_client_settled(struct vu_conn *c);
+void conn_greeted(struct vu_conn *c);
 uint64_t conn_id(const struct vu_conn *c);
 void conn_rename(struct vu_conn *c);
 struct vu_conn *conn_by_id(const struct core *core, uint64_t id);

@@ -160,6 +160,16 @@ void conn_client_settled(struct vu_conn *c)
 }
 
 /**
+ * conn_greeted() - A far side has said and heard all it has to
+ * @c:		Connection
+ */
+void conn_greeted(struct vu_conn *c)
+{
+	free(c->greeting);
+	c->greeting = NULL;
+}
+
+/**
  * conn_free() - Let go of everything a connection has
  * @c:		Connection
  */
@@ -175,6 +185,7 @@ void conn_free(struct vu_conn *c)
 		c->near.ops->freed(c);
 	close_side(c, &c->near);
 	close_side(c, &c->far);
+	conn_greeted(c);
 	bytes_free(&c->up.kept.bytes);
 	bytes_free(&c->down.kept.bytes);
 	outbox_unref(&core->outbox, c->outbox);

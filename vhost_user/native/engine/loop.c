@@ -120,15 +120,14 @@ static void client_left(struct vu_conn *c)
 static void conn_event(struct vu_engine *e, uint64_t tag, uint32_t events)
 {
 	struct vu_conn *c = conn_by_id(&e->core, tag & ~SOCKET_NEAR);
-	const uint32_t gone = EPOLLHUP | EPOLLERR;
 	bool near = tag & SOCKET_NEAR;
 
 	if (!c)
 		return;
 	socket_event(c, near ? &c->near : &c->far, events);
-	if (c->state == CONN_DIALING && !near && events & (EPOLLOUT | gone))
-		target_settled(c);
-	else if (c->state == CONN_REQUESTED && events & gone)
+	if (c->state == CONN_DIALING && !near)
+		target_event(c, events);
+	else if (c->state == CONN_REQUESTED && events & (EPOLLHUP | EPOLLERR))
 		client_left(c);
 }
 

@@ -7,6 +7,8 @@
 
 #include "conn/conn.h"
 
+void dial_here(struct vu_conn *c, const struct sockaddr *addr, socklen_t len);
 void dial_start(struct vu_conn *c, const struct sockaddr *addr, socklen_t len);
+void dial_connected(struct vu_conn *c);
 
 #endif /* DIAL_H */

@@ -15,12 +15,12 @@
 #include <string.h>
 
 #include <linux/vm_sockets.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
+#include <sys/epoll.h>
 #include <sys/un.h>
 
 #include "side/builtin.h"
 #include "side/dial.h"
+#include "side/handoff.h"
 #include "side/netns.h"
 #include "side/socket.h"
 #include "side/target.h"
@@ -35,7 +35,10 @@ bool target_valid(const struct vu_target *target)
 {
 	if (target->addr_len > sizeof(target->addr))
 		return false;
-	if (target->netns && target->kind != VU_TARGET_DIAL)
+	if ((target->netns || target->handoff) &&
+	    target->kind != VU_TARGET_DIAL)
+		return false;
+	if (target->handoff && target->addr_len > sizeof(union ip_port))
 		return false;
 	if (target->kind == VU_TARGET_DIAL)
 		return target->addr_len >= sizeof(sa_family_t);
@@ -45,49 +48,23 @@ bool target_valid(const struct vu_target *target)
 }
 
 /**
- * target_settled() - A far side's connect() succeeded or failed
+ * target_event() - A far side's socket is connected, or has news of that
  * @c:		Connection in CONN_DIALING
+ * @events:	EPOLL bits
  */
-void target_settled(struct vu_conn *c)
+void target_event(struct vu_conn *c, uint32_t events)
 {
 	int error = 0;
 	socklen_t len = sizeof(error);
 
+	if (!c->greeting && !(events & (EPOLLOUT | EPOLLHUP | EPOLLERR)))
+		return;
 	if (getsockopt(c->far.fd, SOL_SOCKET, SO_ERROR, &error, &len))
 		error = errno;
 	if (error)
 		conn_abort(c, error);
 	else
-		conn_opened(c);
-}
-
-/**
- * make_socket() - Make a far side's socket
- * @c:		Connection
- * @family:	AF_
- *
- * Returns: 0, or errno
- */
-static int make_socket(struct vu_conn *c, sa_family_t family)
-{
-	const int one = 1;
-	int kind = c->type == SEQPACKET ? SOCK_SEQPACKET : SOCK_STREAM;
-	int fd = socket(family, kind | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-	int fits;
-
-	if (fd < 0)
-		return errno;
-	c->far = (struct side){.ops = socket_ops(c), .fd = fd};
-	if (c->type == SEQPACKET) {
-		fits = message_fit(c, fd);
-		if (fits < 0)
-			return -fits;
-		if ((uint32_t)fits < c->credit.buf_alloc)
-			c->near.ops->shrink(c, (uint32_t)fits);
-	}
-	if (family == AF_INET || family == AF_INET6)
-		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-	return 0;
+		dial_connected(c);
 }
 
 /**
@@ -98,15 +75,9 @@ static int make_socket(struct vu_conn *c, sa_family_t family)
  */
 static void dial(struct vu_conn *c, const struct sockaddr *addr, socklen_t len)
 {
-	int error;
-
 	if (c->state != CONN_DIALING)
 		conn_set(c, CONN_DIALING);
-	error = make_socket(c, addr->sa_family);
-	if (error)
-		conn_abort(c, error);
-	else
-		dial_start(c, addr, len);
+	dial_here(c, addr, len);
 }
 
 /**
@@ -144,7 +115,9 @@ static void dial_address(struct vu_conn *c, const struct vu_target *target)
 	memcpy(&addr, target->addr, target->addr_len);
 	if (target->kind == VU_TARGET_VSOCK)
 		addr.vm.svm_port = c->port;
-	if (target->netns)
+	if (target->handoff)
+		handoff_dial(c, target);
+	else if (target->netns)
 		netns_dial(c, target->netns, &addr.any, target->addr_len);
 	else
 		dial(c, &addr.any, target->addr_len);
@@ -157,7 +130,9 @@ static void dial_address(struct vu_conn *c, const struct vu_target *target)
  */
 void target_retry(struct vu_conn *c, const struct vu_target *target)
 {
-	if (target->kind == VU_TARGET_UNIX)
+	if (c->greeting && c->greeting->again)
+		c->greeting->again(c);
+	else if (target->kind == VU_TARGET_UNIX)
 		dial_unix(c, target);
 	else
 		conn_abort(c, ECONNREFUSED);

@@ -11,6 +11,6 @@ bool target_valid(const struct vu_target *target);
 void target_reach(struct vu_conn *c, const struct vu_target *target);
 void target_retry(struct vu_conn *c, const struct vu_target *target);
 int target_socket(struct vu_conn *c, int fd);
-void target_settled(struct vu_conn *c);
+void target_event(struct vu_conn *c, uint32_t events);
 
 #endif /* TARGET_H */
