@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from fastpath.errors import FastpathError
+from fastpath.ztunnel import handoffs
 from fastpath.ztunnel.model import (
     Config,
     Fastpath,
@@ -216,6 +217,7 @@ def _sandbox_problems(config: Config) -> Iterator[Problem]:
         if sandbox.netns and not sandbox.netns.is_absolute():
             why = f"must be a path as /run/netns/NAME, not {str(sandbox.netns)!r}"
             yield (*here, "netns"), why
+        yield from handoffs.problems(sandbox, here)
     for group in (names, workloads, sockets, cids, places):
         yield from _repeated(group)
 

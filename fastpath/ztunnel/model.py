@@ -235,6 +235,16 @@ class Service:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Handoff:
+    """Another proxy that a sandbox's connections go to (docs/handoffs.md)."""
+
+    unix: Path | None = None
+    """Its stream unix socket; connections begin with a PROXY protocol v2 header."""
+    socks5: ListenAddress | None = None
+    """Where it speaks SOCKS5, in the sandbox's `netns` if it has one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
     """One VM: its vhost-user socket, and whose pod it is."""
 
@@ -257,6 +267,8 @@ class Sandbox:
     netns: Path | None = None
     """Its pod's network namespace: its connections are made there, and its listeners.
     None: in this process's own."""
+    handoff: Handoff | None = None
+    """None: its connections go where they are asked to."""
     egress: Egress | None = None
     """In its place, the `egress` part of one; neither: the default policy."""
 

@@ -292,6 +292,8 @@ class Outbound:
     ) -> None:
         refusal = decision.refusal
         error = refusal.text if refusal else _error_text(event.error)
+        if error and client.proxy and not established and not refusal:
+            error = f"hand-off to {client.proxy.name}: {error}"
         if refusal and established:
             cause = "" if refusal.reason == NETNS_GONE else " by a new policy"
             error = f"ended{cause}: {error}"

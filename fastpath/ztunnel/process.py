@@ -31,7 +31,7 @@ from fastpath.tsi.policy import ISTIO_PORTS
 from fastpath.tsi.policyfile import PolicyWatch
 from fastpath.tsi.service import TsiService
 from fastpath.ztunnel import config as configuration
-from fastpath.ztunnel import listener
+from fastpath.ztunnel import handoffs, listener
 from fastpath.ztunnel.access_log import AccessLog
 from fastpath.ztunnel.admin import AdminServer
 from fastpath.ztunnel.dns import Dns
@@ -223,6 +223,7 @@ class Ztunnel:
         for sandbox, at in zip(own.sandboxes, placed, strict=True):
             client = clients.sandbox(sandbox.name)
             client.pod = self._pods.join(sandbox, self._engines[at])
+            client.proxy = handoffs.join(sandbox, client.workload, self._engines[at])
             client.policy = self._policy_of(sandbox.name, client.policy)
             self.sandboxes[sandbox.name] = await self._start_sandbox(
                 sandbox,

@@ -4,6 +4,7 @@
                             service VIP       a weighted random healthy endpoint
                             workload IP       that workload
                             anything else     TCP passthrough
+                            but with a hand-off, all to the other proxy
                 --policy--> what was chosen
 
 Policy is asked twice: a service must not lead where a direct connection may not.
@@ -20,7 +21,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from fastpath.ztunnel.model import HealthStatus, Protocol
-from vhost_user.engine import Chargen, Dial, Discard, Echo, Reset
+from vhost_user.engine import Chargen, Discard, Echo, Reset
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -138,13 +139,32 @@ class Routes:
         address = ip_address(destination[0])
         if address == self._echo:
             return _answer_here(destination)
+        if client.proxy:
+            return self._hand_over(client, destination, address)
         if service := self._services.get(address):
             return self._balance(client, destination, address, service)
         workload = self._workloads.get(address)
         decision = self._direct(client, destination, destination, workload)
-        # whether ztunnel's ports are denied hangs on the addresses the host has now
-        fixed = not client.policy.egress.may_change(destination[1])
-        return replace(decision, cacheable=fixed and decision.refusal is None)
+        return replace(
+            decision,
+            cacheable=_stays(client, destination) and decision.refusal is None,
+        )
+
+    def _hand_over(
+        self, client: LocalWorkload, destination: SocketAddress, address: IpAddress
+    ) -> Decision:
+        """Leave it to the other proxy what a service or a workload is.
+
+        So a VIP arrives there as one.
+        """
+        return Decision(
+            destination,
+            client.dial(destination),
+            destination,
+            self._services.get(address),
+            self._workloads.get(address),
+            cacheable=_stays(client, destination),
+        )
 
     def _balance(
         self,
@@ -196,7 +216,7 @@ class Routes:
             return _refuse(destination, refusal, service, workload)
         return Decision(
             destination,
-            Dial(address, client.netns),
+            client.dial(address),
             address,
             service,
             workload,
@@ -228,6 +248,14 @@ class Routes:
         if workload.network != self._network:
             return RouteRefusal("network", f"{where} is on network {workload.network}")
         return None
+
+
+def _stays(client: LocalWorkload, destination: SocketAddress) -> bool:
+    """Whether what the policy says of a destination hangs on nothing else.
+
+    Whether ztunnel's ports are denied hangs on the addresses that the host has now.
+    """
+    return not client.policy.egress.may_change(destination[1])
 
 
 def format_address(address: SocketAddress) -> str:

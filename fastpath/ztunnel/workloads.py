@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING
 
 from fastpath.tsi.policy import ISTIO_PORTS, SandboxPolicy, Surroundings
 from fastpath.tsi.policyfile import Egress
+from vhost_user.engine import Dial
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from fastpath.identity import Identity
+    from fastpath.ztunnel.handoffs import Proxy
     from fastpath.ztunnel.model import Config, Workload
     from fastpath.ztunnel.pods import Pod
+    from vhost_user.engine import SocketAddress
     from vhost_user.schema import IpAddress
 
 
@@ -33,6 +36,16 @@ class LocalWorkload:
     """The current one: `Outbound.set_policy` puts another in its place."""
     pod: Pod | None = None
     """Where its connections are made; None: in our own network namespace."""
+    proxy: Proxy | None = None
+    """Where they go in place of their destinations; None: nowhere else."""
+
+    def dial(self, address: SocketAddress) -> Dial:
+        """How the engine reaches an address for it."""
+        return (
+            self.proxy.dial(address, self.netns)
+            if self.proxy
+            else Dial(address, self.netns)
+        )
 
     @property
     def netns(self) -> int:
@@ -72,8 +85,8 @@ class LocalWorkloads:
             client.policy = self.for_client(client, policy)
             if sandbox:
                 self._sandboxes[name] = client
-            if sandbox and sandbox.netns:
-                continue  # what leaves its pod is caught there, not here
+            if sandbox and (sandbox.netns or sandbox.handoff):
+                continue  # what leaves its pod is caught there, or handed over
             for address in config.addresses_here(workload):
                 self._addresses[address] = client
 

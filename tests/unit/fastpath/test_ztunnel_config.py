@@ -76,9 +76,12 @@ def test_the_documented_example_is_understood_in_full():
     assert second[0].destination_ports == (8080, 8443)
     assert example.fastpath.outbound
     assert str(example.fastpath.outbound.tproxy) == "0.0.0.0:15001"
-    sandbox, other = example.fastpath.sandboxes
+    sandbox, other, third = example.fastpath.sandboxes
     assert other.policy == Path("/etc/fastpath/web-1.policy.yaml")
     assert other.netns == Path("/run/netns/web-1")
+    assert other.handoff
+    assert str(other.handoff.socks5) == "127.0.0.1:15080"
+    assert third.handoff == model.Handoff(unix=Path("/run/envoy/sandboxes.sock"))
     assert sandbox.egress
     assert sandbox.egress.errno is DenialErrno.ECONNREFUSED
 
@@ -90,6 +93,7 @@ def test_the_documented_example_is_understood_in_full():
         model.Service,
         model.Fastpath,
         model.Sandbox,
+        model.Handoff,
         Egress,
         rbac.Authorization,
     ],

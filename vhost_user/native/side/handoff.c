@@ -43,11 +43,13 @@ struct vu_handoff {
  * struct header - A connection to a unix socket that gets a header first
  * @greeting:	What the engine knows of it
  * @handoff:	Id of the hand-off
+ * @src:	Whose it is
  * @dst:	Where it was to go
  */
 struct header {
 	struct greeting greeting;
 	uint32_t handoff;
+	union ip_port src;
 	union ip_port dst;
 };
 
@@ -102,16 +104,14 @@ static void say(struct vu_conn *c)
 	const struct header *header = (const struct header *)c->greeting;
 	const struct vu_handoff *h = handoff_by_id(c->core, header->handoff);
 	uint8_t bytes[PROXY_MOST];
-	union ip_port src;
-	int error = h ? source(c, &h->cfg, &header->dst, &src) : ENETUNREACH;
 	size_t len;
 	ssize_t n;
 
-	if (error) {
-		conn_abort(c, error);
+	if (!h) {
+		conn_abort(c, ENETUNREACH);
 		return;
 	}
-	len = proxy_header(bytes, &src, &header->dst, h->cfg.identity,
+	len = proxy_header(bytes, &header->src, &header->dst, h->cfg.identity,
 			   h->cfg.identity_len);
 	n = send(c->far.fd, bytes, len, MSG_NOSIGNAL | MSG_DONTWAIT);
 	if (n != (ssize_t)len) {
@@ -150,9 +150,11 @@ static void dial_unix(struct vu_conn *c, const struct vu_handoff *h,
 		      const union ip_port *dst)
 {
 	struct header *header = calloc(1, sizeof(*header));
+	int error = header ? source(c, &h->cfg, dst, &header->src) : ENOMEM;
 
-	if (!header) {
-		conn_abort(c, ENOMEM);
+	if (error) {
+		free(header);
+		conn_abort(c, error);
 		return;
 	}
 	header->greeting =
