@@ -99,6 +99,10 @@ class PodNamespace:
         self._restarted: list[Callable[[], None]] = []
         self._task: asyncio.Task[None] | None = None
 
+    def fileno(self) -> int:
+        """The namespace's descriptor; ours to close."""
+        return self._fd
+
     @property
     def state(self) -> State:
         """Of its process."""

@@ -8,6 +8,7 @@ through the same checks.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fastpath.errors import FastpathError
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from vhost_user.schema import IpAddress
 
 Problem = tuple["KeyPath", str]
+MakeError = Callable[["KeyPath", str, str | None], Exception]
+"""Makes an error of a key of the configuration, why it is wrong, and a hint."""
 
 
 def load(path: Path) -> Config:
@@ -186,6 +189,7 @@ def _sandbox_problems(config: Config) -> Iterator[Problem]:
     cids: list[tuple[KeyPath, object]] = []
     workloads: list[tuple[KeyPath, object]] = []
     places: list[tuple[KeyPath, object]] = []
+    namespaces: list[tuple[KeyPath, object]] = []
     for index, sandbox in enumerate(config.fastpath.sandboxes):
         here: KeyPath = ("fastpath", "sandboxes", index)
         names.append(((*here, "name"), sandbox.name))
@@ -218,7 +222,9 @@ def _sandbox_problems(config: Config) -> Iterator[Problem]:
             why = f"must be a path as /run/netns/NAME, not {str(sandbox.netns)!r}"
             yield (*here, "netns"), why
         yield from handoffs.problems(sandbox, here)
-    for group in (names, workloads, sockets, cids, places):
+        if sandbox.netns and sandbox.handoff and sandbox.handoff.inpod:
+            namespaces.append(((*here, "netns"), sandbox.netns))
+    for group in (names, workloads, sockets, cids, places, namespaces):
         yield from _repeated(group)
 
 

@@ -2,6 +2,7 @@
 
     unix      a stream unix socket, a PROXY protocol v2 header first
     socks5    SOCKS5, in the pod's network namespace if the sandbox has one
+    inpod     connections in the pod's namespace, where a ztunnel takes them: `inpod.py`
 
 What a sandbox may reach its policy has decided before; the other proxy is told of the
 destination that the program asked for, and decides the rest. The engine says and hears
@@ -34,7 +35,7 @@ class Proxy:
     name: str
     """For the log."""
     handoff: int
-    """`Dial.handoff` on the sandbox's engine."""
+    """`Dial.handoff` on the sandbox's engine; 0: it is not told of destinations."""
     in_netns: bool
     """Whether it is in the pod's network namespace, if there is one."""
 
@@ -53,13 +54,16 @@ def problems(sandbox: Sandbox, here: KeyPath) -> Iterator[tuple[KeyPath, str]]:
     handoff, where = sandbox.handoff, (*here, "handoff")
     if handoff is None:
         return
-    if handoff.unix and handoff.socks5:
-        yield where, "names two proxies, unix and socks5; leave one of them out"
-    elif not (handoff.unix or handoff.socks5):
-        yield where, "names no proxy: unix or socks5"
-    if handoff.unix and len(os.fsencode(handoff.unix)) > MAX_PATH:
-        why = f"is longer than the {MAX_PATH} bytes that a unix socket takes"
-        yield (*where, "unix"), why
+    if handoff.unix and (handoff.socks5 or handoff.inpod):
+        yield where, "names two proxies, by unix and another; leave one of them out"
+    elif not (handoff.unix or handoff.socks5 or handoff.inpod):
+        yield where, "names no proxy: unix, socks5 or inpod"
+    for key, path in (("unix", handoff.unix), ("inpod", handoff.inpod)):
+        if path and len(os.fsencode(path)) > MAX_PATH:
+            why = f"is longer than the {MAX_PATH} bytes that a unix socket takes"
+            yield (*where, key), why
+    if handoff.inpod and not sandbox.netns:
+        yield (*where, "inpod"), "is for a pod's network namespace: add netns"
     if handoff.socks5 and handoff.socks5.port == 0:
         yield (*where, "socks5"), f"{handoff.socks5}: port 0 is none"
 
@@ -82,4 +86,6 @@ def join(sandbox: Sandbox, workload: Workload, engine: Engine) -> Proxy | None:
         at = handoff.socks5
         there = Socks5Proxy((str(at.host), at.port))
         return Proxy(f"socks5 {at}", engine.add_handoff(there).id, in_netns=True)
+    if handoff:  # its rules are there already
+        return Proxy(f"the ztunnel in {sandbox.netns}", 0, in_netns=True)
     return None

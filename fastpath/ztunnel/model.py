@@ -242,6 +242,8 @@ class Handoff:
     """Its stream unix socket; connections begin with a PROXY protocol v2 header."""
     socks5: ListenAddress | None = None
     """Where it speaks SOCKS5, in the sandbox's `netns` if it has one."""
+    inpod: Path | None = None
+    """The unix socket by which we tell an Istio ztunnel of `netns`: its `INPOD_UDS`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,17 +24,16 @@ from typing import TYPE_CHECKING, Final
 
 from fastpath import resolvconf
 from fastpath.handoff.namespace import NamespaceError, PodNamespace
+from fastpath.ztunnel.inpod import Inpod
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from fastpath.ztunnel.config import MakeError
     from fastpath.ztunnel.model import Config, Sandbox
     from vhost_user.decode import KeyPath
     from vhost_user.engine import Engine, NetnsHandle
     from vhost_user.schema import IpAddress
-
-    MakeError = Callable[[KeyPath, str, str | None], Exception]
-    """Makes an error of a key of the configuration, why it is wrong, and a hint."""
 
 LOOK_S: Final = 1.0
 KEPT: Final = 32
@@ -185,14 +184,16 @@ class Pods:
         self._etc = etc
         self._namespaces: dict[Path, PodNamespace] = {}
         self._pods: dict[str, Pod] = {}
+        self._inpod = Inpod(config, error)
         self._timer: asyncio.TimerHandle | None = None
         self._on_change: Callable[[str], None]
 
     async def start(self) -> None:
-        """Enter all namespaces, at once.
+        """Enter all namespaces, at once, and tell ztunnels of those that they serve.
 
         Raises:
-            FastpathError: one can't be entered; `close` leaves the others.
+            FastpathError: one can't be entered, or a ztunnel not be told; `close`
+                leaves the others.
         """
         keys: dict[Path, KeyPath] = {}
         for index, sandbox in enumerate(self._config.fastpath.sandboxes):
@@ -211,6 +212,7 @@ class Pods:
                 raise self._error(keys[path], result.why, result.hint) from result
             if isinstance(result, BaseException):
                 raise result
+        await self._inpod.start(self._namespaces)
 
     def join(self, sandbox: Sandbox, engine: Engine) -> Pod | None:
         """Have a sandbox's engine dial in its namespace; None: that is our own.
@@ -245,6 +247,7 @@ class Pods:
         """End all processes in namespaces; again: nothing."""
         if self._timer is not None:
             self._timer.cancel()
+        self._inpod.close()
         for namespace in self._namespaces.values():
             namespace.close()
         self._namespaces.clear()
@@ -271,6 +274,7 @@ class Pods:
         )
         for pod in pods:
             pod.leave()
+            self._inpod.leave(pod.name)
             self._on_change(pod.name)
         namespace.close()
 

@@ -67,8 +67,8 @@ if TYPE_CHECKING:
     from fastpath.tsi.datagram_limits import DatagramStats
     from fastpath.tsi.policy import SandboxPolicy
     from fastpath.tsi.service import TsiStats
+    from fastpath.ztunnel.config import MakeError
     from fastpath.ztunnel.model import Config, Sandbox
-    from fastpath.ztunnel.pods import MakeError
     from fastpath.ztunnel.workloads import LocalWorkload
     from vhost_user.engine import DeviceStats, EngineStats
 

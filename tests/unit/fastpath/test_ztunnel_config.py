@@ -81,6 +81,7 @@ def test_the_documented_example_is_understood_in_full():
     assert other.netns == Path("/run/netns/web-1")
     assert other.handoff
     assert str(other.handoff.socks5) == "127.0.0.1:15080"
+    assert other.handoff.inpod == Path("/run/fastpath/zds.sock")
     assert third.handoff == model.Handoff(unix=Path("/run/envoy/sandboxes.sock"))
     assert sandbox.egress
     assert sandbox.egress.errno is DenialErrno.ECONNREFUSED

@@ -190,7 +190,10 @@ def test_a_service_and_hbone_are_the_other_proxys_business(tmp_path, kind):
 @pytest.mark.parametrize(
     ("handoff", "key", "why"),
     [
-        (Handoff(), "handoff", "names no proxy: unix or socks5"),
+        (Handoff(), "handoff", "names no proxy: unix, socks5 or inpod"),
+        (Handoff(unix=Path("x"), inpod=Path("y")), "handoff", "names two proxies"),
+        (Handoff(inpod=Path("x")), "handoff.inpod", "add netns"),
+        (Handoff(inpod=Path("x" * 108)), "handoff.inpod", "longer than the 107"),
         (Handoff(unix=Path("x"), socks5=AT), "handoff", "names two proxies"),
         (Handoff(unix=Path("x" * 108)), "handoff.unix", "longer than the 107 bytes"),
         (Handoff(socks5=replace(AT, port=0)), "handoff.socks5", "port 0 is none"),
