@@ -29,10 +29,10 @@ PACKAGES := gcc libc6-dev make python3-venv python3-dev ca-certificates \
             qemu-system-x86 busybox-static iproute2 iptables procps clang \
             libclang-rt-dev golang-go libelf-dev
 
-NATIVE   := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch]) \
-            vhost_user/native/build.py
+NATIVE   := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
+            lib/ring/*.[ch]) vhost_user/native/build.py
 C_FILES  := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
-            guest/*.[ch] guest/*/*.[ch] \
+            lib/ring/*.[ch] lib/ring/examples/*.[ch] guest/*.[ch] guest/*/*.[ch] \
             fastpath/datapath/bpf/*.c tests/vm/*.[ch] tests/vm/*/*.[ch] \
             tests/fuzz/*.[ch] \
             tests/unit/vhost_user/*.[ch] tests/unit/vhost_user/native/*.[ch] \
@@ -125,7 +125,7 @@ compat-doc: setup
 # would find the package in the working directory first.
 define sanitized-copy
 	rm -rf build/$(1) && mkdir -p build/$(1)
-	cp -r pyproject.toml README.md vhost_user build/$(1)/
+	cp -r pyproject.toml README.md vhost_user lib build/$(1)/
 	rm -f build/$(1)/vhost_user/_vu*.so build/$(1)/vhost_user/_maker
 	cd build/$(1) && VU_SANITIZE=$(2) ../../$(BIN)/python vhost_user/native/build.py
 endef

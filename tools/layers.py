@@ -32,6 +32,7 @@ PACKAGES = ("vhost_user", "fastpath")
 SUFFIXES = (".c", ".h", ".py")
 
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
+_RINGS = f"-I{HERE.parent / 'lib' / 'ring'}"  # a library: whoever likes includes it
 _COMPILE = ("-std=gnu11", "-D_GNU_SOURCE", "-O0", "-w", "-c")
 
 
@@ -115,7 +116,7 @@ def symbols(native: Path) -> Iterator[Arrow]:
 def _nm(native: Path, source: Path, compiled: Path) -> list[tuple[str, str]]:
     compiler = os.environ.get("CC", "gcc")
     subprocess.run(
-        [compiler, *_COMPILE, f"-I{native}", str(source), "-o", str(compiled)],
+        [compiler, *_COMPILE, f"-I{native}", _RINGS, str(source), "-o", str(compiled)],
         check=True,
     )
     nm = ["nm", "--format=posix", str(compiled)]

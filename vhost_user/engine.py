@@ -33,6 +33,7 @@ from vhost_user.handles import (
     HandoffHandle,
     ListenerHandle,
     NetnsHandle,
+    PeerHandle,
 )
 from vhost_user.handoffs import Proxy, Socks5Proxy, UnixProxy
 from vhost_user.ringconfig import RingConfig
@@ -43,6 +44,7 @@ from vhost_user.targets import (
     Discard,
     Echo,
     Reset,
+    Ring,
     SocketAddress,
     Target,
     Unix,
@@ -52,10 +54,12 @@ from vhost_user.targets import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from ipaddress import IPv4Address, IPv6Address
+    from pathlib import Path
     from types import TracebackType
 
     from cffi import FFI
 
+    from vhost_user._vu import CStruct
     from vhost_user.events import Handler
 
 __all__ = [
@@ -64,6 +68,7 @@ __all__ = [
     "DEFAULT_BUF_ALLOC",
     "DEFAULT_MAX_CONNS",
     "DEFAULT_MAX_QUEUED_BYTES",
+    "DEFAULT_RING_BYTES",
     "FIRST_OPENED_PORT",
     "GAUGES",
     "MAX_CALLERS",
@@ -85,7 +90,9 @@ __all__ = [
     "ListenerHandle",
     "NetnsHandle",
     "Proxy",
+    "PeerHandle",
     "Reset",
+    "Ring",
     "RingConfig",
     "SocketAddress",
     "Socks5Proxy",
@@ -103,6 +110,8 @@ DEFAULT_MAX_CONNS: Final = 65536
 DEFAULT_BUF_ALLOC: Final = 1 << 20
 """Receive window of a connection, once it has used it, bytes."""
 DEFAULT_MAX_QUEUED_BYTES: Final = 256 << 20
+DEFAULT_RING_BYTES: Final = 256 << 10
+"""Of each of a connection's two rings of shared memory, bytes."""
 MAX_DEVICES: Final = 1024
 """Devices of an engine; VU_MAX_DEVICES."""
 MAX_QUEUE_SIZE: Final = 32768
@@ -375,6 +384,39 @@ class Engine:
         """
         ret = lib.vu_handoff_add(self.native, handoffs.encode(proxy))
         return HandoffHandle(self, check(ret, f"hand-off to {proxy}"))
+
+    def add_peer(
+        self,
+        path: Path,
+        *,
+        identity: str,
+        addresses: Iterable[IPv4Address | IPv6Address] = (),
+        ring_bytes: int = DEFAULT_RING_BYTES,
+    ) -> PeerHandle:
+        """Have `Ring` reach another process (docs/ring.md).
+
+        Args:
+            path: unix SOCK_SEQPACKET socket that it listens on.
+            identity: SPIFFE ID of the workload whose connections these are.
+            addresses: what they come from, the first of each version.
+            ring_bytes: of each of a connection's two rings, a power of two from 4 KiB
+                to 1 GiB; fewer if that is much of the device's `max_queued_bytes`.
+
+        Raises:
+            StateError: the path or identity is too long or empty, the size out of
+                range, or the engine has `MAX_DEVICES` of them.
+        """
+        config = ffi.new("struct vu_peer_config *")
+        where, who = os.fsencode(path), identity.encode()
+        if len(where) >= len(config.path) or len(who) > len(config.identity):
+            raise StateError(f"process at {path}: its path or identity is too long")
+        ffi.memmove(config.path, where, len(where))
+        ffi.memmove(config.identity, who, len(who))
+        config.identity_len = len(who)
+        config.ring_bytes = ring_bytes
+        targets.put_addresses(config, addresses)
+        peer = check(lib.vu_peer_add(self.native, config), f"process at {path}")
+        return PeerHandle(self, peer)
 
     def answer(self, conn: int, target: Target) -> bool:
         """Give a held connection its far end.

@@ -1,6 +1,6 @@
-"""A device and a listener in the engine: what Python asks of each.
+"""Devices, listeners and what else the engine has: what Python asks of each.
 
-Made by `Engine.add_device()` and `Engine.add_listener()`; threads as for `Engine`.
+Made by `Engine.add_device()`, `add_listener()` and so on; threads as for `Engine`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 MAX_CALLERS: Final = 1024
 """IPs whose clients a listener may offer to a guest; VU_MAX_CALLERS."""
+
+MAX_IDENTITY: Final = 936
+"""Bytes of the longest SPIFFE ID that a process can be told."""
 
 _PORT_ANY: Final = 0xFFFFFFFF  # VU_PORT_ANY
 
@@ -335,3 +338,16 @@ class HandoffHandle:
     def close(self) -> None:
         """Hand nothing over any more: such dials fail with ENETUNREACH. Once only."""
         check(lib.vu_handoff_del(self._engine.native, self.id), "remove hand-off")
+
+
+class PeerHandle:
+    """A process that takes connections by rings; made by `Engine.add_peer()`."""
+
+    def __init__(self, engine: Owner, peer: int) -> None:
+        self._engine = engine
+        self.id = peer
+        """What `Ring.peer` is."""
+
+    def close(self) -> None:
+        """Offer it no more; such connections fail with ECONNREFUSED. Once only."""
+        check(lib.vu_peer_del(self._engine.native, self.id), "remove process")

@@ -76,7 +76,17 @@ class Vsock:
     cid: int
 
 
-Target = Reset | Ask | Unix | Dial | Echo | Discard | Chargen | Vsock
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """Offer it to a process, by rings of shared memory (docs/ring.md)."""
+
+    peer: int
+    """`PeerHandle.id`."""
+    address: SocketAddress
+    """Where the program connected to."""
+
+
+Target = Reset | Ask | Unix | Dial | Echo | Discard | Chargen | Vsock | Ring
 """Where the other end of a connection is; `enum vu_target_kind`."""
 
 _SIMPLE: Final[dict[type, int]] = {
@@ -106,6 +116,10 @@ def encode(target: Target) -> CStruct:
             raw.kind = lib.VU_TARGET_DIAL
             raw.netns = netns
             raw.handoff = handoff
+            data = sockaddr(address)
+        case Ring(peer, address):
+            raw.kind = lib.VU_TARGET_RING
+            raw.peer = peer
             data = sockaddr(address)
         case Vsock(cid):
             raw.kind = lib.VU_TARGET_VSOCK

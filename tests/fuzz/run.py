@@ -23,6 +23,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 NATIVE = ROOT / "vhost_user" / "native"
+RINGS = ROOT / "lib" / "ring"
 OUT = ROOT / "out" / "fuzz"
 COPY = ROOT / "build" / "fuzz"
 
@@ -54,8 +55,9 @@ EXECUTIONS = re.compile(r"^stat::number_of_executed_units: *(\d+)$", re.MULTILIN
 def build_c(name: str) -> tuple[list[str], dict[str, str]]:
     """Compile one harness; return how to start it: command and environment."""
     binary = OUT / f"fuzz_{name}"
-    sources = sorted(set(NATIVE.rglob("*.c")) - {NATIVE / "maker/main.c"})
-    command = ["clang", *CFLAGS, f"-I{NATIVE}", str(HERE / f"fuzz_{name}.c")]
+    sources = [*sorted(set(NATIVE.rglob("*.c")) - {NATIVE / "maker/main.c"}), *RINGS.glob("*.c")]
+    command = ["clang", *CFLAGS, f"-I{NATIVE}", f"-I{RINGS}"]
+    command.append(str(HERE / f"fuzz_{name}.c"))
     hook = HERE / f"fuzz_{name}.h"
     if hook.exists():
         command += ["-include", str(hook)]
@@ -69,7 +71,7 @@ def build_python(name: str) -> tuple[list[str], dict[str, str]]:
 
     shutil.rmtree(COPY, ignore_errors=True)
     ignore = shutil.ignore_patterns("_vu*.so", "__pycache__")
-    for package in ("vhost_user", "fastpath"):
+    for package in ("vhost_user", "fastpath", "lib"):
         shutil.copytree(ROOT / package, COPY / package, ignore=ignore)
     sanitize = {"CC": "clang", "VU_SANITIZE": "fuzzer-no-link,address,undefined"}
     subprocess.run(

@@ -20,10 +20,11 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+RINGS = ROOT / "lib" / "ring"  # a library that is also for others
 MAIN = HERE / "maker" / "main.c"
 MAKER = (MAIN, HERE / "maker" / "maker.c")
-SOURCES = sorted(set(HERE.rglob("*.c")) - {MAIN})
-HEADERS = sorted(HERE.rglob("*.h"))
+SOURCES = sorted({*HERE.rglob("*.c"), *RINGS.glob("*.c")} - {MAIN})
+HEADERS = sorted([*HERE.rglob("*.h"), *RINGS.glob("*.h")])
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
 # cffi's own generated file: its conversions are not ours to fix
 GENERATED = ["-Wno-conversion", "-Wno-sign-conversion", "-Wno-unused-parameter"]
@@ -102,7 +103,7 @@ ffibuilder.set_source(
     '#include "vu.h"',
     sources=[str(path.relative_to(ROOT)) for path in SOURCES],
     depends=[str(path.relative_to(ROOT)) for path in HEADERS],
-    include_dirs=[str(HERE.relative_to(ROOT))],
+    include_dirs=[str(folder.relative_to(ROOT)) for folder in (HERE, RINGS)],
     extra_compile_args=flags(),
     extra_link_args=linked_whole()
     + [f"-fsanitize={kind}" for kind in [os.environ.get("VU_SANITIZE")] if kind],

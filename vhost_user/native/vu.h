@@ -27,6 +27,7 @@
 #include "vu_handoff.h"
 #include "vu_mem.h"
 #include "vu_netns.h"
+#include "vu_peer.h"
 #include "vu_ring.h"
 
 #endif /* VU_H */

@@ -29,9 +29,13 @@
  * @VU_TARGET_CHARGEN:	Same: bytes are sent until the peer closes (RFC 864)
  * @VU_TARGET_VSOCK:	Connect to the same port of the CID in addr, a
  *			sockaddr_vm: a vsock socket of the host, or behind it
+ * @VU_TARGET_RING:	Offer it to the process peer, by rings of shared memory;
+ *			addr is the sockaddr that the program asked for. The
+ *			guest's RESPONSE waits until the process answers
  *
- * A SEQPACKET connection is refused by ASK and DIAL, and by VSOCK: a socket of
- * Linux that doesn't block may send a part of a message there and say EAGAIN.
+ * A SEQPACKET connection is refused by ASK, DIAL and RING, and by VSOCK: a
+ * socket of Linux that doesn't block may send a part of a message there and say
+ * EAGAIN.
  * With UNIX its socket is a SOCK_SEQPACKET one; ECHO and CHARGEN send messages.
  */
 enum vu_target_kind {
@@ -43,20 +47,23 @@ enum vu_target_kind {
 	VU_TARGET_DISCARD = 5,
 	VU_TARGET_CHARGEN = 6,
 	VU_TARGET_VSOCK = 7,
+	VU_TARGET_RING = 8,
 };
 
 /**
  * struct vu_target - See enum vu_target_kind
  * @kind:	enum vu_target_kind
  * @error:	RESET: errno of VU_EV_FAILED; 0: ECONNREFUSED
- * @addr_len:	Bytes used of @addr: a sockaddr (DIAL, VSOCK), a path (UNIX),
- *		else 0
+ * @addr_len:	Bytes used of @addr: a sockaddr (DIAL, VSOCK, RING), a path
+ *		(UNIX), else 0
  * @netns:	DIAL: id of vu_netns_add(): an IP address; one that is gone
  *		refuses with ENETUNREACH. 0: our own namespace
  * @handoff:	DIAL: id of vu_handoff_add(): the proxy is connected to, and is
  *		told of the IP address; one that is gone refuses with
  *		ENETUNREACH. @netns is where a SOCKS5 proxy is; 0 for UNIX. 0:
  *		none
+ * @peer:	RING: id of vu_peer_add(); one that is gone refuses with
+ *		ECONNREFUSED. Else 0
  * @addr:	The address
  */
 struct vu_target {
@@ -65,6 +72,7 @@ struct vu_target {
 	uint32_t addr_len;
 	uint32_t netns;
 	uint32_t handoff;
+	uint32_t peer;
 	uint8_t addr[112];
 };
 

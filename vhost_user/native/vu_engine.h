@@ -4,6 +4,7 @@
  *
  * vu_conn.h	targets, listeners, connections
  * vu_netns.h	network namespaces that far sides are dialled in
+ * vu_peer.h	processes that take connections by rings of shared memory
  * vu_dev.h	devices, their rings and routes
  */
 #ifndef VU_ENGINE_H

@@ -12,6 +12,7 @@
 #include "api/api.h"
 #include "side/handoff.h"
 #include "side/netns.h"
+#include "side/peer.h"
 
 /**
  * vu_engine_new() - see vu_engine.h
@@ -62,6 +63,10 @@ void vu_engine_free(struct vu_engine *e)
 	for (uint32_t i = 0; i < VU_MAX_HANDOFFS; i++) {
 		if (e->core.handoffs[i])
 			handoff_free(e->core.handoffs[i]);
+	}
+	for (uint32_t i = 0; i < VU_MAX_PEERS; i++) {
+		if (e->core.peers[i])
+			peer_free(&e->core, e->core.peers[i]);
 	}
 	core_free(&e->core);
 	outbox_free(&e->core.outbox);

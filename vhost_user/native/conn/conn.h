@@ -5,6 +5,7 @@
  * Each file knows only those above it:
  *
  * pending.h	what a connection has before it is established
+ * side.h	what a kind of side can do
  * state.c	the one door through which a connection changes its state
  * table.c	where connections are: slabs, ids, the hash by addresses
  * conn.c	the life of a connection
@@ -24,6 +25,7 @@
 #include "base/msgs.h"
 #include "base/outbox.h"
 #include "conn/pending.h"
+#include "conn/side.h"
 #include "vu.h"
 
 #define HOST_CID  2
@@ -36,97 +38,8 @@ struct vu_dev;
 struct vu_handoff;
 struct vu_netns;
 struct waiter;
-struct side;
-struct room;
-
-/* ---- sides ---- */
-
-/**
- * struct side_ops - What a kind of side can do; NULL: nothing
- * @message:	Sink: it takes whole messages only
- * @give:	Sink: take bytes, or a message with its flags. Returns how many
- *		it took; -EAGAIN: none now, it runs the connection when it can;
- *		-EMSGSIZE: never this one; another -errno: it takes no more
- * @room:	Sink: lend buffers to read into; false: none now, same
- * @fill:	Sink: @len bytes are in them
- * @pull:	Source: move what it has to the sink, for a turn
- * @taken:	Source: the sink took so many bytes of it
- * @shut:	SHUT_WR: nothing more will be given; SHUT_RD: nothing more is
- *		taken
- * @close:	Let go of it; an errno: its peer must see an error
- * @opened:	The connection is established
- *
- * Of the near side, which the connection is accounted to:
- * @later:	Wait until the host's listener has room; false: it can't
- * @over:	The connection ends, or never was, because of an errno, or 0
- * @finished:	Both directions ended in good order
- * @reset:	It is over; say so. The connection is gone, or stays CONN_DEAD
- *		until that is said
- * @freed:	It is being freed
- * @kept:	Other bytes are kept than before
- * @window:	Bytes that its far side's socket may hold, 0: as usual
- * @shrink:	Offer a smaller window: its far side holds so little
- * @fault:	A system call found no guest memory
- * @misfit:	A message can't be delivered
- */
-struct side_ops {
-	bool message;
-	ssize_t (*give)(struct vu_conn *c, struct side *s,
-			const struct iovec *iov, unsigned n_iov, size_t len,
-			uint32_t flags);
-	bool (*room)(struct vu_conn *c, size_t most, struct room *ret);
-	void (*fill)(struct vu_conn *c, const struct room *room, size_t len,
-		     uint32_t flags);
-	void (*pull)(struct vu_conn *c, struct side *s);
-	void (*taken)(struct vu_conn *c, size_t n);
-	void (*shut)(struct vu_conn *c, struct side *s, int how);
-	void (*close)(struct vu_conn *c, struct side *s, int error);
-	void (*opened)(struct vu_conn *c, struct side *s);
-	bool (*later)(struct vu_conn *c);
-	void (*over)(struct vu_conn *c, int error);
-	void (*finished)(struct vu_conn *c);
-	void (*reset)(struct vu_conn *c);
-	void (*freed)(struct vu_conn *c);
-	void (*kept)(struct vu_conn *c);
-	uint32_t (*window)(struct vu_conn *c);
-	void (*shrink)(struct vu_conn *c, uint32_t most);
-	void (*fault)(struct vu_conn *c);
-	void (*misfit)(struct vu_conn *c);
-};
-
-/**
- * struct side - One side of a connection
- * @ops:	What it is
- * @fd:		Its socket, or -1
- * @readable:	read() may have bytes; cleared when it had none
- * @writable:	write() may take bytes; cleared when it took none
- * @fills:	It was full once: epoll reports when it is writable again
- * @more:	A short read doesn't mean that it is empty
- * @hup:	Its peer neither sends nor takes any more
- */
-struct side {
-	const struct side_ops *ops;
-	int fd;
-	bool readable : 1;
-	bool writable : 1;
-	bool fills : 1;
-	bool more : 1;
-	bool hup : 1;
-};
-
-/**
- * struct room - Buffers that a sink lends
- * @n_chains:	RX chains that they are in
- * @n_iov:	Entries of core.rx_iov: the chains' segments as they are
- * @n_payload:	Entries of core.rx_payload: the same behind the headers
- * @len:	Bytes of payload that fit
- */
-struct room {
-	unsigned n_chains;
-	unsigned n_iov;
-	unsigned n_payload;
-	size_t len;
-};
+struct shm;
+struct vu_peer;
 
 /* ---- pipes ---- */
 
@@ -202,6 +115,7 @@ enum conn_state {
  * @client:	Who has yet to be taken, or NULL
  * @waiter:	Its dial waits for a socket, or NULL; see side/stock.c
  * @greeting:	What its far side has to hear first, or NULL; freed with it
+ * @shm:	Its far side's memory, or NULL; see side/ring.c
  * @since_us:	When its deadline began to run
  * @type:	STREAM or SEQPACKET
  * @target:	enum vu_target_kind of the far side
@@ -210,11 +124,12 @@ enum conn_state {
  * @guest_shut:	Same, that it sent
  * @rx_chains:	RX buffers to take for the next read
  * @want:	VU_WANT_ bits of the device or listener
- * @closed:	Its guest has closed it, and all bytes are out
+ * @closed:	It is over, with @error: its guest has closed it and all bytes
+ *		are out, or its far side breaks the rules
  * @reported:	Its end was posted
  * @ranged:	It is counted among those of its port's range
- * @enlarged:	Its socket holds a window, and so much is in its device's
- *		enlarged_bytes
+ * @enlarged:	Bytes that its far side may hold more than a socket usually
+ *		does; in its device's enlarged_bytes
  * @asks:	Times that credit was due and didn't come
  * @asked_at:	credit.tx_cnt when it was asked for last, if @asks
  * @held:	Bytes of it in its device's queued_bytes
@@ -246,13 +161,17 @@ struct vu_conn {
 	struct list timer;
 	struct outbox_queue *outbox;
 	struct client *client;
-	struct waiter *waiter;
+	union {
+		struct waiter *waiter;
+		struct shm *shm;
+	};
 	struct greeting *greeting;
 	uint64_t start_us;
 	uint64_t since_us;
 	uint32_t index;
 	uint32_t generation;
 	uint32_t asked_at;
+	uint32_t enlarged;
 	uint16_t asks;
 	uint16_t error;
 	uint8_t guest_shut;
@@ -263,7 +182,6 @@ struct vu_conn {
 	bool reported : 1;
 	bool hashed : 1;
 	bool ranged : 1;
-	bool enlarged : 1;
 };
 
 /**
@@ -292,6 +210,9 @@ enum deadline { DEADLINE_DIAL, DEADLINE_LINGER, DEADLINE_ORPHAN };
  * @netns:	Network namespaces that far sides are dialled in
  * @serving:	Of those, that have sockets for dials that wait
  * @handoffs:	Other proxies that far sides may be
+ * @peers:	Processes that take connections by rings of shared memory
+ * @dials:	Connections to them that wait: their listeners are full
+ * @awake:	Memory of connections that is looked at without a wake-up
  * @thirsty:	Connections without credit
  * @thirsty_us:	Since when there is one
  * @refused:	Clients of listeners that found no room
@@ -317,6 +238,9 @@ struct core {
 	struct vu_netns *netns[VU_MAX_NETNS];
 	struct list serving;
 	struct vu_handoff *handoffs[VU_MAX_HANDOFFS];
+	struct vu_peer *peers[VU_MAX_PEERS];
+	struct list dials;
+	struct list awake;
 	struct list thirsty;
 	uint64_t thirsty_us;
 	uint64_t refused;

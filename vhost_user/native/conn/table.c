@@ -42,6 +42,8 @@ void core_init(struct core *core, uint32_t max_conns)
 	list_init(&core->forsaken);
 	list_init(&core->retrying);
 	list_init(&core->serving);
+	list_init(&core->dials);
+	list_init(&core->awake);
 	list_init(&core->thirsty);
 	for (unsigned i = 0; i < DEADLINES; i++)
 		list_init(&core->deadlines[i]);

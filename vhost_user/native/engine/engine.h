@@ -130,7 +130,7 @@ static inline uint32_t name_new(struct vu_engine *e, uint32_t slot)
 int timers_run(struct vu_engine *e);
 
 /* poll.c */
-bool poll_pending(const struct vu_engine *e);
+bool poll_pending(struct vu_engine *e);
 bool poll_give_way(struct vu_engine *e);
 bool poll_spin(struct vu_engine *e, bool (*look)(struct vu_engine *e));
 void poll_adapt(struct poller *p, bool spun, uint64_t blocked_us);

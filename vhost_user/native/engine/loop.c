@@ -25,11 +25,11 @@
 #include <unistd.h>
 
 #include <sys/epoll.h>
-#include <sys/ioctl.h>
 
 #include "base/clock.h"
 #include "engine/engine.h"
 #include "side/netns.h"
+#include "side/peer.h"
 #include "side/socket.h"
 #include "side/target.h"
 
@@ -97,21 +97,6 @@ static void yield_lock(struct vu_engine *e)
 /* ---- what epoll reports ---- */
 
 /**
- * client_left() - A host client hung up before the guest answered
- * @c:		Connection in CONN_REQUESTED; may be gone afterwards
- *
- * One that has sent its bytes before, and is a unix socket, meant it.
- */
-static void client_left(struct vu_conn *c)
-{
-	int queued = 0;
-
-	if (c->far.ops != &client_hybrid ||
-	    ioctl(c->far.fd, FIONREAD, &queued) || !queued)
-		conn_abort(c, ECONNABORTED);
-}
-
-/**
  * conn_event() - Note what happened to a connection's socket
  * @e:		Engine
  * @tag:	Which connection and side
@@ -121,10 +106,16 @@ static void conn_event(struct vu_engine *e, uint64_t tag, uint32_t events)
 {
 	struct vu_conn *c = conn_by_id(&e->core, tag & ~SOCKET_NEAR);
 	bool near = tag & SOCKET_NEAR;
+	struct side *s;
 
 	if (!c)
 		return;
-	socket_event(c, near ? &c->near : &c->far, events);
+	s = near ? &c->near : &c->far;
+	if (s->ops->event) {
+		s->ops->event(c, s, events);
+		return;
+	}
+	socket_event(c, s, events);
 	if (c->state == CONN_DIALING && !near)
 		target_event(c, events);
 	else if (c->state == CONN_REQUESTED && events & (EPOLLHUP | EPOLLERR))
@@ -230,6 +221,7 @@ static void block(struct vu_engine *e, int timeout_ms)
 			turn_show(d);
 		ready |= rest(d);
 	}
+	ready |= ring_rest(&e->core);
 	e->blocked = true;
 	pthread_mutex_unlock(&e->lock);
 	n = epoll_wait(e->core.epoll_fd, events, EVENTS,
@@ -363,6 +355,7 @@ void loop_turn(struct vu_engine *e)
 
 	begin(e);
 	netns_run(core);
+	ring_turn(core);
 	run(e);
 	for (struct list *at = head->next, *next; at != head; at = next) {
 		struct vu_dev *d = container_of(at, struct vu_dev, active);

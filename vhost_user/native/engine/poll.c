@@ -21,6 +21,7 @@
 
 #include "base/clock.h"
 #include "engine/engine.h"
+#include "side/peer.h"
 
 #define WINDOW_MIN_US 4
 #define PENALTY_MIN   8
@@ -29,15 +30,17 @@
 #define SPINS	      16   /* looks at the rings between looks at epoll */
 
 /**
- * poll_pending() - Does any ring have work?
+ * poll_pending() - Does any ring have work, a guest's or a process's?
  * @e:		Engine
  *
  * Returns: true if one of an active device does; the others' would kick us
  */
-bool poll_pending(const struct vu_engine *e)
+bool poll_pending(struct vu_engine *e)
 {
 	const struct list *head = &e->core.active;
 
+	if (ring_look(&e->core))
+		return true;
 	for (const struct list *n = head->next; n != head; n = n->next) {
 		if (turn_pending(container_of(n, struct vu_dev, active)))
 			return true;

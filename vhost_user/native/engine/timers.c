@@ -14,6 +14,7 @@
 
 #include "base/clock.h"
 #include "engine/engine.h"
+#include "side/peer.h"
 
 #define RETRY_US  5000	   /* unix listeners that were full, paused ones */
 #define ASK_US	  200000   /* a guest that gives no credit */
@@ -62,11 +63,24 @@ static void retry(struct vu_engine *e)
 		if (turn_retry(d))
 			list_add(&e->core.retrying, &d->retrying);
 	}
+	offer_retry(&e->core);
 	list_splice(&now, &e->paused);
 	while (!list_empty(&now))
 		listener_resume(
 		    container_of(now.next, struct vu_listener, paused),
 		    &e->paused);
+}
+
+/**
+ * waits() - Does anything wait for the host?
+ * @e:		Engine
+ *
+ * Returns: true if something is to be tried again
+ */
+static bool waits(const struct vu_engine *e)
+{
+	return !list_empty(&e->core.retrying) || !list_empty(&e->paused) ||
+	       !list_empty(&e->core.dials);
 }
 
 /**
@@ -86,11 +100,11 @@ int timers_run(struct vu_engine *e)
 	expire(&core->deadlines[DEADLINE_LINGER], dial_us);
 	if (later && clock_us() - core->thirsty_us >= ASK_US)
 		owe_ask(core);
-	soon = !list_empty(&core->retrying) || !list_empty(&e->paused);
+	soon = waits(e);
 	if (soon && clock_us() - e->retried_us >= RETRY_US) {
 		e->retried_us = clock_us();
 		retry(e);
-		soon = !list_empty(&core->retrying) || !list_empty(&e->paused);
+		soon = waits(e);
 	}
 	for (struct list *n = core->active.next; n != &core->active;
 	     n = n->next) {

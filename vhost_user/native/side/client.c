@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 
 #include "side/socket.h"
 
@@ -93,6 +94,21 @@ static void offered_close(struct vu_conn *c, struct side *s, int error)
 	epoll_ctl(c->core->epoll_fd, EPOLL_CTL_DEL, s->fd, NULL);
 	close(s->fd);
 	*s = (struct side){.ops = s->ops, .fd = -1};
+}
+
+/**
+ * client_left() - A host client hung up before the guest answered
+ * @c:		Connection in CONN_REQUESTED; may be gone afterwards
+ *
+ * One that has sent its bytes before, and is a unix socket, meant it.
+ */
+void client_left(struct vu_conn *c)
+{
+	int queued = 0;
+
+	if (c->far.ops != &client_hybrid ||
+	    ioctl(c->far.fd, FIONREAD, &queued) || !queued)
+		conn_abort(c, ECONNABORTED);
 }
 
 const struct side_ops client_hybrid = {

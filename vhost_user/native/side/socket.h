@@ -58,6 +58,9 @@ void socket_shut(struct vu_conn *c, struct side *s, int how);
 void socket_close(struct vu_conn *c, struct side *s, int error);
 void socket_opened(struct vu_conn *c, struct side *s);
 
+/* client.c */
+void client_left(struct vu_conn *c);
+
 /* message.c */
 int message_fit(struct vu_conn *c, int fd);
 

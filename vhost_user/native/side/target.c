@@ -22,6 +22,7 @@
 #include "side/dial.h"
 #include "side/handoff.h"
 #include "side/netns.h"
+#include "side/peer.h"
 #include "side/socket.h"
 #include "side/target.h"
 
@@ -40,11 +41,13 @@ bool target_valid(const struct vu_target *target)
 		return false;
 	if (target->handoff && target->addr_len > sizeof(union ip_port))
 		return false;
-	if (target->kind == VU_TARGET_DIAL)
+	if (target->peer && target->kind != VU_TARGET_RING)
+		return false;
+	if (target->kind == VU_TARGET_DIAL || target->kind == VU_TARGET_RING)
 		return target->addr_len >= sizeof(sa_family_t);
 	if (target->kind == VU_TARGET_VSOCK)
 		return target->addr_len == sizeof(struct sockaddr_vm);
-	return target->kind <= VU_TARGET_VSOCK;
+	return target->kind < VU_TARGET_VSOCK;
 }
 
 /**
@@ -159,7 +162,8 @@ void target_reach(struct vu_conn *c, const struct vu_target *target)
 	c->target = (uint8_t)target->kind;
 	if (c->type == SEQPACKET &&
 	    (target->kind == VU_TARGET_ASK || target->kind == VU_TARGET_DIAL ||
-	     target->kind == VU_TARGET_VSOCK)) {
+	     target->kind == VU_TARGET_VSOCK ||
+	     target->kind == VU_TARGET_RING)) {
 		conn_abort(c, EPROTOTYPE);
 		return;
 	}
@@ -174,6 +178,9 @@ void target_reach(struct vu_conn *c, const struct vu_target *target)
 	case VU_TARGET_DIAL:
 	case VU_TARGET_VSOCK:
 		dial_address(c, target);
+		break;
+	case VU_TARGET_RING:
+		offer_make(c, target);
 		break;
 	case VU_TARGET_ECHO:
 		builtin(c, &builtin_echo);

@@ -130,7 +130,7 @@ struct rst {
  * @doing:	What it is counted for at the moment, besides WORK_RX
  * @unlooked:	Calls that moved bytes, since the clock was looked at
  * @calls_us:	When that was, the first time for this kind of work
- * @enlarged_bytes: Sum of the windows that sockets were enlarged for
+ * @enlarged_bytes: Bytes that far sides may hold: enlarged sockets, rings
  * @ranges:	By ranges of ports on our side: connections that Python or a
  *		listener chose the port of; NULL: there was none
  * @doors:	Listeners whose clients are its guest's
@@ -317,6 +317,7 @@ void limit_whole(struct vu_conn *c);
 void limit_close(struct vu_conn *c);
 int limit_range(struct vu_conn *c);
 uint32_t limit_enlarge(struct vu_conn *c);
+uint32_t limit_ring(struct vu_conn *c, uint32_t want);
 void limit_shrink(struct vu_conn *c, uint32_t most);
 void limit_queued(struct vu_conn *c);
 

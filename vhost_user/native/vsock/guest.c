@@ -147,6 +147,17 @@ static void misfit(struct vu_conn *c)
 	c->dev->stats.message_errors++;
 }
 
+/**
+ * lost() - Is what was read from its memory what the guest sent?
+ * @c:		Connection
+ *
+ * Returns: true if it may be something else
+ */
+static bool lost(struct vu_conn *c)
+{
+	return c->dev && dev_failed(c->dev);
+}
+
 const struct side_ops guest_ops = {
     .give = rx_give,
     .room = rx_room,
@@ -162,6 +173,8 @@ const struct side_ops guest_ops = {
     .kept = kept,
     .window = limit_enlarge,
     .shrink = limit_shrink,
+    .ring = limit_ring,
+    .lost = lost,
     .fault = fault,
     .misfit = misfit,
 };

@@ -42,6 +42,8 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include <fastpath_ring.h>
+
 #include "base/clock.h"
 #include "vsock/dev.h"
 
@@ -240,8 +242,7 @@ void limit_close(struct vu_conn *c)
 	stats->conns--;
 	stats->window_bytes -= c->credit.buf_alloc;
 	stats->queued_bytes -= c->held;
-	if (c->enlarged)
-		c->dev->enlarged_bytes -= c->dev->cfg.buf_alloc;
+	c->dev->enlarged_bytes -= c->enlarged;
 	if (c->ranged)
 		c->dev->ranges[c->port >> RANGE_BITS]--;
 }
@@ -283,8 +284,34 @@ uint32_t limit_enlarge(struct vu_conn *c)
 		return 0;
 	if (!c->enlarged)
 		d->enlarged_bytes += d->cfg.buf_alloc;
-	c->enlarged = true;
+	c->enlarged = d->cfg.buf_alloc;
 	return d->cfg.buf_alloc;
+}
+
+/**
+ * limit_ring() - How much may each ring of a connection's far side hold?
+ * @c:		Connection of a guest, new
+ * @want:	Bytes, a power of two
+ *
+ * Rings are what a socket's buffer is, and count with those: an eighth of what
+ * is free goes to one at most, but the least that rings can be always does.
+ *
+ * Returns: a power of two, counted twice
+ */
+uint32_t limit_ring(struct vu_conn *c, uint32_t want)
+{
+	struct vu_dev *d = c->dev;
+	uint64_t fits = quota_share(d->cfg.max_queued_bytes, d->enlarged_bytes,
+				    2 * (uint64_t)want);
+	uint32_t got = want;
+
+	while (got > FPRING_MIN && 2 * (uint64_t)got > fits)
+		got /= 2;
+	if (got < want)
+		limit_hit(d, VU_LIMIT_BYTES);
+	c->enlarged = 2 * got;
+	d->enlarged_bytes += c->enlarged;
+	return got;
 }
 
 /**
