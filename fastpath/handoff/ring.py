@@ -75,6 +75,7 @@ class Ring:
     def __init__(
         self, sock: socket.socket, bell: int, memory: mmap.mmap, hello: Hello
     ) -> None:
+        sock.setblocking(False)
         self._sock = sock
         self._bell = bell
         self._memory = memory

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import socket
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from vhost_user.engine import (
     Echo,
     Engine,
     Reset,
+    Ring,
     Unix,
 )
 from vhost_user.message import Feature
@@ -32,6 +34,9 @@ from vhost_user.vsock.packet import Type
 
 ECHO, DISCARD, CHARGEN = 7, 9, 19
 REFUSED = 1
+DESTINATION = ("192.0.2.80", 8080)
+SOURCES = (ip_address("10.0.0.5"), ip_address("fd00::5"))
+IDENTITY = "spiffe://cluster.local/ns/default/sa/box"
 LEDGER = pytest.StashKey[ledger.Ledger]()
 
 
@@ -139,6 +144,19 @@ class Host(InThread):
         sock.settimeout(TIMEOUT_S)
         self.call(self.device.handle.route, port, Dial(sock.getsockname()))
         return ledger.listening(sock, port)
+
+    def listen_ring(self, port, **options):
+        """Listen as a process does that guest connections to `port` are offered."""
+        path = self.uds_path.with_name(f"ring{port}")
+        options = {"identity": IDENTITY, "addresses": SOURCES} | options
+        self.peer = self.call(lambda: self.engine.add_peer(path, **options))
+        target = Ring(self.peer.id, DESTINATION)
+        self.call(self.device.handle.route, port, target)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.settimeout(TIMEOUT_S)
+        sock.bind(str(path))
+        sock.listen()
+        return sock
 
     def pair(self):
         """Return two connected unix sockets, one of them to be offered."""

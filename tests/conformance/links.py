@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tests.conformance import ledger
+from tests.conformance.ringend import RingEnd
 from tests.conformance.threads import TIMEOUT_S
 from vhost_user.vsock.packet import Op, Seq, Shutdown, Type
 
@@ -41,8 +42,10 @@ WAYS: Final = (
     Way("tcp", seqpacket=False, unix=False),
     Way("connect", seqpacket=True, unix=True),
     Way("offer", seqpacket=False, unix=True),
+    Way("ring", seqpacket=False, unix=True),
 )
-"""From the guest to a unix socket, to TCP; to the guest with CONNECT, and by offer."""
+"""From the guest to a unix socket, to TCP; to the guest with CONNECT, and by offer;
+from the guest to a process, by rings of shared memory."""
 
 
 def pairs(*, unix: bool = False) -> list[tuple[Way, Type]]:
@@ -79,6 +82,7 @@ def connect(
         "tcp": _tcp,
         "connect": _connect,
         "offer": _offer,
+        "ring": _ring,
     }
     return make[way.id](host, guest, kind, buf_alloc)
 
@@ -125,6 +129,17 @@ def _offer(host, guest, kind, buf_alloc):
         conn = guest.accept(buf_alloc=buf_alloc)
         guest.fence()  # the RESPONSE has come
     return conn, sock
+
+
+def _ring(host, guest, kind, buf_alloc):
+    assert kind is Type.STREAM
+    port = next(_PORTS)
+    with host.listen_ring(port) as listener:
+        conn = guest.request(port, buf_alloc=buf_alloc)
+        sock, _ = listener.accept()
+        end = RingEnd(sock)
+    conn.expect(Op.RESPONSE)
+    return conn, ledger.watch(end, ("host", port))
 
 
 # ---- what both ends do and see ----

@@ -236,8 +236,7 @@ static void pull(struct vu_conn *c, struct side *s)
 	struct shm *m = c->shm;
 	size_t total = 0;
 
-	(void)s;
-	m->stuck = false;
+	m->stuck = s->readable = false;
 	while (total < SCRATCH) {
 		struct iovec iov[2];
 		ssize_t n = fpring_readable(&m->ring, iov), took;
@@ -260,7 +259,8 @@ static void pull(struct vu_conn *c, struct side *s)
 			return;
 		}
 		if (took < n) {
-			m->stuck = true; /* the near side runs us when it can */
+			/* the near side runs us when it can */
+			m->stuck = s->readable = true;
 			return;
 		}
 	}
