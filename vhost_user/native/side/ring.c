@@ -174,6 +174,21 @@ static void broken(struct vu_conn *c, int error)
 }
 
 /**
+ * refusal() - What does a write get, now that the process is gone?
+ * @m:		Memory
+ *
+ * Returns: -EPIPE; -ECONNRESET: there are bytes that it will never read
+ */
+static int refusal(const struct shm *m)
+{
+	const struct fpring_way *out = &m->ring.out;
+	uint32_t read =
+	    __atomic_load_n(&out->theirs->position, __ATOMIC_ACQUIRE);
+
+	return read == out->position ? -EPIPE : -ECONNRESET;
+}
+
+/**
  * give() - Write bytes into the ring
  * @c:		Connection
  * @s:		Its far side
@@ -193,6 +208,8 @@ static ssize_t give(struct vu_conn *c, struct side *s, const struct iovec *iov,
 
 	(void)s;
 	(void)flags;
+	if (m->gone)
+		return refusal(m);
 	wake(m); /* an answer may come */
 	m->full = n == -EAGAIN || (n >= 0 && (size_t)n < len);
 	if (n == -EAGAIN || n == -EPIPE)
@@ -218,12 +235,15 @@ static ssize_t give(struct vu_conn *c, struct side *s, const struct iovec *iov,
  */
 static void nothing(struct vu_conn *c, ssize_t n)
 {
-	if (n == 0)
+	if (n == 0) {
 		pipe_end(c, &c->down);
-	else if (n != -EAGAIN)
+		if (c->shm->gone)
+			pipe_break(c, &c->up, -refusal(c->shm));
+	} else if (n != -EAGAIN) {
 		conn_abort(c, (int)-n);
-	else if (c->shm->gone)
+	} else if (c->shm->gone) {
 		conn_abort(c, ECONNRESET); /* it was killed */
+	}
 }
 
 /**
@@ -289,23 +309,17 @@ static void opened(struct vu_conn *c, struct side *s)
 static void event(struct vu_conn *c, struct side *s, uint32_t events)
 {
 	struct shm *m = c->shm;
-	struct iovec unused[2];
-	bool unread;
 
 	(void)s;
 	if (!conn_flows(c))
 		return;
 	wake(m);
 	conn_hurry(c);
-	if (fpring_room(&m->ring, unused) == -EPIPE)
-		pipe_break(c, &c->up, 0);
 	if (m->gone || !(events & (EPOLLHUP | EPOLLRDHUP | EPOLLERR)))
 		return;
 	m->gone = true;
-	unread =
-	    m->ring.out.position !=
-	    __atomic_load_n(&m->ring.out.theirs->position, __ATOMIC_ACQUIRE);
-	pipe_break(c, &c->up, unread ? ECONNRESET : EPIPE);
+	if (c->down.state != PIPE_FLOWS) /* else a read or a write tells */
+		pipe_break(c, &c->up, -refusal(m));
 }
 
 /**
