@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from fastpath.handoff import ring as rings
 from fastpath.handoff.ring import READ, WRITE
@@ -38,7 +38,7 @@ class RingEnd:
         self._final: int | None = None
         self.ring.answer(error)
 
-    def __enter__(self) -> RingEnd:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
