@@ -8,17 +8,21 @@ dataclass may raise ValueError for values that do not fit together.
 Understood are: `str`, `bool`, enums (by value), `Annotated[T, Parsed(...)]` and the
 other constraints of `schema.py`, dataclasses, `tuple[T, ...]`, `Mapping[K, V]`,
 `T | None`, the types in `_PARSERS`, types with a `parse` class method (a plain scalar)
-and types with a `from_tag` class method (a scalar with a YAML tag, such as `!Exact a`).
+and types with a `from_tag` class method (a YAML tag and a scalar, such as `!Exact a`,
+or an empty list, which is None).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import difflib
 import enum
 import functools
+import gc
 import operator
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import (
     Annotated,
@@ -50,8 +54,15 @@ _PARSERS: Mapping[object, Callable[[str], object]] = {
     IpPrefix: parse_prefix,
     Path: Path,
 }
+REQUIRED: Mapping[str, bool] = types.MappingProxyType({"required": True})
+"""Metadata of a field that has a default in code, but none in a file."""
+ALIASED_VALUES = 100_000
+"""Values that aliases of a document may add to as many as it has bytes."""
 _TAG = "tag:yaml.org,2002:"
 _NULL = f"{_TAG}null"
+_Parser: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SMALL = 1 << 16
+"""Bytes of a document that PyYAML's own, slow parser may read for its better errors."""
 _KINDS = {
     yaml.ScalarNode: "a single value",
     yaml.SequenceNode: "a list",
@@ -59,6 +70,7 @@ _KINDS = {
 }
 
 
+@functools.cache
 def camel_case(name: str) -> str:
     """The key that a field has in the file: `workload_ips` is `workloadIps`."""
     head, *tail = name.split("_")
@@ -88,6 +100,7 @@ class Document:
         error: makes the errors.
         hints: the hint for a wrong value, by its key.
         spelling: of its keys.
+        columns: whether messages also have the column.
     """
 
     def __init__(
@@ -97,20 +110,22 @@ class Document:
         *,
         hints: Mapping[str, str] | None = None,
         spelling: Spelling = CAMEL_CASE,
+        columns: bool = False,
     ) -> None:
         self.name = name
         self.spelling = spelling
         self.make_error = error
         self._hints = hints or {}
-        self._lines: dict[KeyPath, int] = {}
+        self._columns = columns
+        self._marks: dict[KeyPath, yaml.Mark] = {}
 
     def note(self, path: KeyPath, node: yaml.Node) -> None:
         """Remember `node` as what stands at `path`: a key where there is one."""
-        self._lines[path] = node.start_mark.line + 1
+        self._marks[path] = node.start_mark
 
     def note_first(self, path: KeyPath, node: yaml.Node) -> None:
         """The same, unless something is known of `path` already."""
-        self._lines.setdefault(path, node.start_mark.line + 1)
+        self._marks.setdefault(path, node.start_mark)
 
     def error(self, path: KeyPath, why: str, hint: str | None = None) -> Exception:
         """`FILE:LINE: key.path: what is wrong; hint: what to do`.
@@ -119,23 +134,31 @@ class Document:
         gets the line of what would contain it. Without `hint`, the innermost key that
         has one says it.
         """
-        keys = [key for key in path if isinstance(key, str) and key in self._hints]
-        if hint is None and keys:
-            hint = self._hints[keys[-1]]
+        hint = hint or self.hint(path)
         where = self.where(path)
         what = f"{where}: {format_path(path)}" if path else where
         return self.make_error(what, why, hint)
 
-    def error_at(self, line: int, why: str) -> Exception:
-        """`FILE:LINE: what is wrong`."""
-        return self.make_error(f"{self.name}:{line}", why, None)
+    def hint(self, path: KeyPath) -> str | None:
+        """The hint of the innermost key that has one."""
+        keys = [key for key in path if isinstance(key, str) and key in self._hints]
+        return self._hints[keys[-1]] if keys else None
+
+    def error_at(self, line: int, column: int, why: str) -> Exception:
+        """`FILE:LINE: what is wrong`; both count from 0."""
+        return self.make_error(self._place(line, column), why, None)
 
     def where(self, path: KeyPath) -> str:
         """`FILE:LINE` of what stands at `path`, or of what would contain it."""
         known = path
-        while known and known not in self._lines:
+        while known and known not in self._marks:
             known = known[:-1]
-        return f"{self.name}:{self._lines.get(known, 1)}"
+        mark = self._marks.get(known)
+        return self._place(mark.line, mark.column) if mark else self._place(0, 0)
+
+    def _place(self, line: int, column: int) -> str:
+        place = f"{self.name}:{line + 1}"
+        return f"{place}:{column + 1}" if self._columns else place
 
 
 def format_path(path: KeyPath) -> str:
@@ -171,40 +194,108 @@ def loads(data: bytes, schema: type[T], document: Document) -> T:
     Raises:
         Exception: the document's: they are not YAML, or do not fit.
     """
-    node = _compose(data, document)
-    try:
-        value: T = _Decoder(document).decode(node, schema, ())
-    except RecursionError:
-        raise document.error((), "is nested too deeply") from None
+    with _without_gc():
+        node = _compose(data, document)
+        try:
+            decoder = _Decoder(document, len(data) + ALIASED_VALUES)
+            value: T = decoder.decode(node, schema, ())
+        except RecursionError:
+            raise document.error((), "is nested too deeply") from None
     return value
+
+
+@contextlib.contextmanager
+def _without_gc() -> Iterator[None]:
+    """Nodes are many, and none is garbage before the end: looking is half the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class _Loader(_Parser):  # type: ignore[misc]
+    """Finds the tag of a scalar once for all that are spelled alike; that is slow."""
+
+    def __init__(self, stream: bytes) -> None:
+        super().__init__(stream)
+        self._tags: dict[str, str] = {}
+
+    def resolve(self, kind: type[yaml.Node], value: Value, implicit: Value) -> str:
+        """Return the tag of a node without one."""
+        if kind is not yaml.ScalarNode or not implicit[0]:
+            return str(super().resolve(kind, value, implicit))
+        tag = self._tags.get(value)
+        if tag is None:
+            tag = self._tags[value] = super().resolve(kind, value, implicit)
+        return tag
 
 
 def _compose(data: bytes, document: Document) -> yaml.Node:
     try:
-        node = yaml.compose(data, Loader=yaml.SafeLoader)
+        node = _parse(data)
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
-        line = mark.line + 1 if mark else 1
+        line, column = (mark.line, mark.column) if mark else (0, 0)
         why = exc.problem or "is not YAML"
-        raise document.error_at(line, why) from exc
+        if "nesting depth" in why:  # libyaml's words
+            why = "is nested too deeply"
+        raise document.error_at(line, column, why) from exc
     except yaml.reader.ReaderError as exc:
-        line = data.count(b"\n", 0, exc.position) + 1
-        raise document.error_at(line, str(exc.reason)) from exc
+        before = data[: exc.position]
+        column = len(before) - before.rfind(b"\n") - 1
+        raise document.error_at(before.count(b"\n"), column, str(exc.reason)) from exc
     except RecursionError:
-        raise document.error_at(1, "is nested too deeply") from None
+        raise document.error_at(0, 0, "is nested too deeply") from None
     if node is None:
-        raise document.error_at(1, "the file is empty")
+        raise document.error_at(0, 0, "the file is empty")
     return node
+
+
+def _parse(data: bytes) -> yaml.Node | None:
+    try:
+        return yaml.compose(data, Loader=_Loader)
+    except yaml.YAMLError:
+        if len(data) > _SMALL:
+            raise
+    return yaml.compose(data, Loader=yaml.SafeLoader)
+
+
+@functools.cache
+def _fields_of(schema: type[Any]) -> Mapping[str, tuple[Schema, str | None]]:
+    """By a field's name: its type, and what to write if a file has to have it."""
+    hints = get_type_hints(schema, include_extras=True)
+    return {
+        field.name: (hints[field.name], _required(field))
+        for field in dataclasses.fields(schema)
+    }
+
+
+def _required(field: dataclasses.Field[Any]) -> str | None:
+    if field.default is field.default_factory is dataclasses.MISSING:
+        return ""
+    if not field.metadata.get("required"):
+        return None
+    key, default = camel_case(field.name), field.default
+    if default is dataclasses.MISSING:
+        return f"write {key}: {{}} for none"
+    return f"write {key}: {'[]' if default == () else str(default).lower()}"
 
 
 class _Decoder:
     """Walks a node tree along a type."""
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, values: int) -> None:
         self._document = document
+        self._left = values
 
     def decode(self, node: yaml.Node, schema: Schema, path: KeyPath) -> Value:
         self._document.note_first(path, node)
+        self._left -= 1
+        if self._left < 0:  # aliases of aliases: few lines, any number of values
+            raise self._document.error(path, "is repeated too often by aliases")
         origin: object = get_origin(schema)
         args = get_args(schema)
         if origin is Annotated:
@@ -267,7 +358,7 @@ class _Decoder:
 
     def _tagged(self, node: yaml.Node, schema: Schema, path: KeyPath) -> Value:
         empty_list = isinstance(node, yaml.SequenceNode) and not node.value
-        text = "" if empty_list else self._text(node, path)
+        text = None if empty_list else self._text(node, path)
         try:
             return schema.from_tag(node.tag, text)
         except ValueError as exc:
@@ -304,23 +395,28 @@ class _Decoder:
 
     def _fields(self, node: yaml.Node, schema: Schema, path: KeyPath) -> Value:
         spelling = self._document.spelling
-        fields = {spelling.of_field(f.name): f for f in dataclasses.fields(schema)}
-        hints = get_type_hints(schema, include_extras=True)
+        fields = {spelling.of_field(name): name for name in _fields_of(schema)}
         values = {}
         for key, _, value_node in self._items(node, path, spelling.of_key):
             if key not in fields:
-                hint = f"use one of {', '.join(fields)}"
-                raise self._document.error((*path, key), "unknown field", hint)
-            name = fields[key].name
-            values[name] = self.decode(value_node, hints[name], (*path, key))
-        for key, field in fields.items():
-            required = field.default is field.default_factory is dataclasses.MISSING
-            if required and field.name not in values:
-                raise self._document.error((*path, key), "is missing")
+                raise self._unknown((*path, key), fields)
+            of_field, _ = _fields_of(schema)[fields[key]]
+            values[fields[key]] = self.decode(value_node, of_field, (*path, key))
+        for key, name in fields.items():
+            hint = _fields_of(schema)[name][1]
+            if hint is not None and name not in values:
+                raise self._document.error((*path, key), "is missing", hint)
         try:
             return schema(**values)
         except ValueError as exc:
             raise self._document.error(path, str(exc)) from exc
+
+    def _unknown(self, path: KeyPath, fields: Iterable[str]) -> Exception:
+        near = difflib.get_close_matches(str(path[-1]), fields, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        hint += f"use one of {', '.join(fields)}"
+        known = self._document.hint(path[-1:])
+        return self._document.error(path, "unknown field", known or hint)
 
     def _items(
         self, node: yaml.Node, path: KeyPath, of_key: Callable[[str], str] = str

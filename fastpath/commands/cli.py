@@ -237,7 +237,7 @@ def compare(
 
 @app.command()
 def ztunnel(
-    config: Annotated[Path, typer.Option(help="Istio's local configuration format.")],
+    config: Annotated[Path, typer.Option(help="Our settings; they name Istio's file.")],
     ready_fd: Annotated[
         int | None, typer.Option(help="Write a line to this descriptor when ready.")
     ] = None,

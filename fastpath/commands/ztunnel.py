@@ -19,7 +19,7 @@ def run(config: Path, ready_fd: int | None) -> int:
     """Serve, and return the exit status.
 
     Args:
-        config: Istio's local configuration format.
+        config: our settings, which name Istio's local file.
         ready_fd: gets a line when the process is ready.
 
     Raises:

@@ -56,8 +56,7 @@ class AdminServer:
             raise FastpathError(
                 f"cannot listen on {address}",
                 exc.strerror or str(exc),
-                "name a free address of this host in fastpath.metrics"
-                " and fastpath.readiness",
+                "name a free address of this host in metrics and readiness",
             ) from exc
         self.port = self._server.address[1]
         """The port that was taken."""

@@ -1,65 +1,127 @@
 """Reading the configuration, and what must hold between its parts.
 
+Our own file names Istio's local file, so that Istio's ztunnel can read the same one.
 `decode` has checked each value by itself; here are names that refer to nothing
 and things that must be unique. A configuration that was built in code goes
-through the same checks.
+through the same checks; in its errors our own part is `fastpath`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 from fastpath.errors import FastpathError
 from fastpath.ztunnel import handoffs
+from fastpath.ztunnel.istio import file as istio
+from fastpath.ztunnel.istio.file import repeated
 from fastpath.ztunnel.model import (
     Config,
     Fastpath,
-    NetworkMode,
     Publication,
     Sandbox,
     Workload,
 )
-from fastpath.ztunnel.rbac import Scope
 from vhost_user import decode
 from vhost_user.engine import MAX_DEVICES
+from vhost_user.errors import StateError
 from vhost_user.sockets import MAX_PATH
 from vhost_user.vsock.hybrid import MAX_UDS_PATH
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from fastpath.tsi.policyfile import Egress
+    from fastpath.ztunnel.istio.file import Problem
+    from fastpath.ztunnel.istio.model import LocalFile
     from vhost_user.decode import KeyPath
     from vhost_user.schema import IpAddress
 
-Problem = tuple["KeyPath", str]
 MakeError = Callable[["KeyPath", str, str | None], Exception]
 """Makes an error of a key of the configuration, why it is wrong, and a hint."""
+_ISTIOS: Final = "it belongs into Istio's file, which `mesh: FILE` here names"
+HINTS: Final = {
+    "fastpath": "what was below it is this file's top level now",
+    "workloads": _ISTIOS,
+    "services": _ISTIOS,
+    "policies": _ISTIOS,
+}
+"""By key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A configuration, and where all of it stands, for what shows only when it runs."""
+
+    config: Config
+    own: decode.Document
+    mesh: decode.Document | None
+    """None: our file names none."""
+
+    def error(self, key_path: KeyPath, why: str, hint: str | None = None) -> Exception:
+        """What is wrong, in whichever of the two files it stands."""
+        if key_path[:1] == ("fastpath",) or self.mesh is None:
+            return self.own.error(key_path[1:], why, hint)
+        return self.mesh.error(key_path, why, hint)
+
+    def with_mesh(self, data: bytes) -> Loaded:
+        """The same, with another content of Istio's file.
+
+        Raises:
+            FastpathError: `FILE:LINE:COLUMN: key.path: what is wrong`.
+        """
+        own = self.config.fastpath
+        if own.mesh is None:
+            raise StateError("there is no file of Istio's")
+        file, mesh = istio.parse(data, f"{own.mesh}")
+        return _checked(Loaded(_joined(own, file), self.own, mesh))
 
 
 def load(path: Path) -> Config:
-    """Read and check a configuration file.
+    """Read and check our file, and Istio's that it names.
 
     Raises:
-        FastpathError: `FILE:LINE: key.path: what is wrong`.
+        FastpathError: `FILE:LINE:COLUMN: key.path: what is wrong`.
     """
-    return load_with_lines(path)[0]
+    return load_with_lines(path).config
 
 
-def load_with_lines(path: Path) -> tuple[Config, decode.Document]:
-    """The same, and where all of it stands, for what shows only when it runs.
+def load_with_lines(path: Path) -> Loaded:
+    """The same, and where all of it stands.
 
     Raises:
         FastpathError: as `load` does.
     """
-    document = decode.Document(str(path), FastpathError)
-    config = decode.load(path, Config, document)
-    for key_path, why in _problems(config):
-        raise document.error(key_path, why)
-    return config, document
+    document = decode.Document(str(path), FastpathError, hints=HINTS, columns=True)
+    own = decode.load(path, Fastpath, document)
+    if own.mesh is None:
+        return _checked(Loaded(Config(fastpath=own), document, None))
+    try:
+        data = istio.read(own.mesh)
+    except OSError as exc:
+        why = f"{own.mesh}: {exc.strerror or exc}"
+        hint = "name Istio's local file: workloads, services, policies"
+        raise document.error(("mesh",), why, hint) from exc
+    file, mesh = istio.parse(data, f"{own.mesh}")
+    return _checked(Loaded(_joined(own, file), document, mesh))
+
+
+def _joined(own: Fastpath, file: LocalFile) -> Config:
+    return Config(
+        workloads=file.workloads,
+        services=file.services,
+        policies=file.policies,
+        fastpath=own,
+    )
+
+
+def _checked(loaded: Loaded) -> Loaded:
+    for key_path, why in _problems(loaded.config):
+        raise loaded.error(key_path, why)
+    return loaded
 
 
 def error(key_path: KeyPath, why: str, hint: str | None) -> Exception:
@@ -122,65 +184,10 @@ def for_sandbox(
 
 
 def _problems(config: Config) -> Iterator[Problem]:
-    yield from _workload_problems(config)
-    yield from _service_problems(config)
-    yield from _policy_problems(config)
+    yield from istio.problems(config)
     yield from _sandbox_problems(config)
     yield from _thread_problems(config.fastpath)
     yield from _echo_problems(config)
-
-
-def _workload_problems(config: Config) -> Iterator[Problem]:
-    services = {service.key for service in config.services}
-    policies = {policy.key: policy for policy in config.policies}
-    uids: list[tuple[KeyPath, object]] = []
-    addresses: list[tuple[KeyPath, object]] = []
-    for index, workload in enumerate(config.workloads):
-        here: KeyPath = ("workloads", index)
-        if workload.uid:
-            uids.append(((*here, "uid"), workload.uid))
-        if workload.network_mode is NetworkMode.STANDARD:
-            addresses += [
-                ((*here, "workloadIps", i), f"{workload.network}/{address}")
-                for i, address in enumerate(workload.workload_ips)
-            ]
-        for service in workload.services:
-            if service not in services:
-                yield (*here, "services", str(service)), "names no service of this file"
-        for i, name in enumerate(workload.authorization_policies):
-            where = (*here, "authorizationPolicies", i)
-            if name not in policies:
-                yield where, f"names no policy of this file: {name}"
-            elif policies[name].scope is not Scope.WORKLOAD_SELECTOR:
-                yield where, f"names a policy of another scope: {name}"
-    yield from _repeated(uids)
-    yield from _repeated(addresses)
-
-
-def _service_problems(config: Config) -> Iterator[Problem]:
-    keys: list[tuple[KeyPath, object]] = []
-    vips: list[tuple[KeyPath, object]] = []
-    for index, service in enumerate(config.services):
-        here: KeyPath = ("services", index)
-        keys.append(((*here, "hostname"), str(service.key)))
-        vips += [
-            ((*here, "vips", i), f"{vip.network}/{vip.address}")
-            for i, vip in enumerate(service.vips)
-        ]
-    yield from _repeated(keys)
-    yield from _repeated(vips)
-
-
-def _policy_problems(config: Config) -> Iterator[Problem]:
-    keys: list[tuple[KeyPath, object]] = []
-    for index, policy in enumerate(config.policies):
-        here: KeyPath = ("policies", index)
-        keys.append(((*here, "name"), policy.key))
-        if not policy.name:
-            yield (*here, "name"), "must not be empty"
-        if not policy.namespace and policy.scope is not Scope.GLOBAL:
-            yield (*here, "namespace"), f"scope {policy.scope.value} needs one"
-    yield from _repeated(keys)
 
 
 def _sandbox_problems(config: Config) -> Iterator[Problem]:
@@ -209,7 +216,7 @@ def _sandbox_problems(config: Config) -> Iterator[Problem]:
         found = config.find_workload(sandbox.workload)
         if len(found) != 1:
             what = "several workloads" if found else "no workload"
-            yield (*here, "workload"), f"names {what} of this file: {sandbox.workload}"
+            yield (*here, "workload"), f"names {what} of `mesh`: {sandbox.workload}"
         elif not found[0].workload_ips:
             yield (*here, "workload"), "names a workload without workloadIps"
         else:
@@ -225,7 +232,7 @@ def _sandbox_problems(config: Config) -> Iterator[Problem]:
         if sandbox.netns and sandbox.handoff and sandbox.handoff.inpod:
             namespaces.append(((*here, "netns"), sandbox.netns))
     for group in (names, workloads, sockets, cids, places, namespaces):
-        yield from _repeated(group)
+        yield from repeated(group)
 
 
 def _place(sandbox: Sandbox, item: Publication) -> str:
@@ -253,11 +260,3 @@ def _echo_problems(config: Config) -> Iterator[Problem]:
     pods = {ip for workload in config.workloads for ip in workload.workload_ips}
     if echo in vips | pods:
         yield ("fastpath", "echo"), f"{echo} belongs to a service or a workload"
-
-
-def _repeated(values: Iterable[tuple[KeyPath, object]]) -> Iterator[Problem]:
-    first: dict[object, KeyPath] = {}
-    for where, value in values:
-        if value in first:
-            yield where, f"{value} is also at {decode.format_path(first[value])}"
-        first.setdefault(value, where)

@@ -30,7 +30,7 @@ _HINTS = {
     errno.EPERM: "give the process CAP_NET_ADMIN, or run it in a user and network"
     " namespace of its own: unshare -Urn",
     errno.EADDRINUSE: "end the process that listens there, or name another port in"
-    " fastpath.outbound.tproxy",
+    " outbound.tproxy",
 }
 
 

@@ -1,117 +1,56 @@
-"""The configuration as data: Istio's local format and our own `fastpath` section.
+"""The configuration as data: our own settings, and Istio's file that they name.
 
-These classes are the whole description of the format: `config.load` fills them
-from a file, and they can be built in code. Field `workload_ips` is the key
-`workloadIps`. What each key means stands in docs/ztunnel-config.md.
-
-Spec: istio/ztunnel, local configuration (`LOCAL_XDS_PATH`).
+These classes are the whole description of our file: `config.load` fills them, and they
+can be built in code. Field `uds_path` is the key `udsPath`. What each key means stands
+in docs/ztunnel-config.md. Istio's file is `istio.model`.
 """
 
 # ruff: noqa: TC001, TC003 - `decode` reads the annotations when it runs
 from __future__ import annotations
 
-import enum
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Self
 
-from fastpath.identity import (
-    NAMESPACE,
-    SERVICE_ACCOUNT,
-    TRUST_DOMAIN,
-    Identity,
-)
 from fastpath.tsi.policyfile import Egress
-from fastpath.ztunnel.rbac import Authorization, Port
+from fastpath.ztunnel.istio.model import (
+    ApplicationTunnel,
+    GatewayAddress,
+    GatewayDestination,
+    HealthStatus,
+    LocalFile,
+    NamespacedHostname,
+    NetworkAddress,
+    NetworkMode,
+    Protocol,
+    Service,
+    TunnelProtocol,
+    Workload,
+)
 from vhost_user.schema import Between, IpAddress, Matches, Parsed, parse_ip
 from vhost_user.sockets import DEFAULT_SOCKET_MODE, Access, parse_group, parse_mode
 from vhost_user.vsock.config import MAX_THREADS
 
-Namespace = Annotated[str, Matches(NAMESPACE, "a namespace name")]
-Hostname = Annotated[str, Matches(r"[A-Za-z0-9*][A-Za-z0-9*._-]*", "a host name")]
-TargetPort = Annotated[int, Between(0, 65535)]
-"""0: the other side of the mapping, workload or service, says it."""
-
-
-class Protocol(enum.Enum):
-    """How a workload takes connections from the mesh."""
-
-    TCP = "TCP"
-    HBONE = "HBONE"
-
-
-class NetworkMode(enum.Enum):
-    """Whether a workload's IPs are its own."""
-
-    STANDARD = "Standard"
-    HOST_NETWORK = "HostNetwork"
-    """They are the node's, so an IP does not tell which workload it is."""
-
-
-class HealthStatus(enum.Enum):
-    """Whether a workload may be chosen for a service."""
-
-    HEALTHY = "Healthy"
-    UNHEALTHY = "Unhealthy"
-
-
-class TunnelProtocol(enum.Enum):
-    """What precedes the bytes of an inbound connection."""
-
-    NONE = "NONE"
-    PROXY = "PROXY"
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkAddress:
-    """An IP on a network: `network/IP`; the network's name may be empty."""
-
-    network: str
-    address: IpAddress
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read `network/IP`, or raise `ValueError`."""
-        network, slash, address = text.partition("/")
-        if not slash:
-            raise ValueError(f"must be network/IP or /IP, not {text!r}")
-        return cls(network, parse_ip(address))
-
-
-@dataclass(frozen=True, slots=True)
-class NamespacedHostname:
-    """A service: `namespace/hostname`."""
-
-    namespace: str
-    hostname: str
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read `namespace/hostname`, or raise `ValueError`."""
-        namespace, _, hostname = text.partition("/")
-        if not namespace or not hostname or "/" in hostname:
-            raise ValueError(f"must be namespace/hostname, not {text!r}")
-        return cls(namespace, hostname)
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.hostname}"
-
-
-@dataclass(frozen=True, slots=True)
-class GatewayDestination:
-    """A gateway: `network/IP` or `namespace/hostname`."""
-
-    address: NetworkAddress | None = None
-    hostname: NamespacedHostname | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read either form, or raise `ValueError`."""
-        try:
-            return cls(address=NetworkAddress.parse(text))
-        except ValueError:
-            return cls(hostname=NamespacedHostname.parse(text))
+__all__ = [
+    "ApplicationTunnel",
+    "Config",
+    "Fastpath",
+    "GatewayAddress",
+    "GatewayDestination",
+    "Handoff",
+    "HealthStatus",
+    "ListenAddress",
+    "NamespacedHostname",
+    "NetworkAddress",
+    "NetworkMode",
+    "OutboundListener",
+    "Protocol",
+    "Publication",
+    "Sandbox",
+    "Service",
+    "TunnelProtocol",
+    "Workload",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,82 +95,6 @@ class Publication:
         if at.port == 0:
             raise ValueError(f"{text!r}: port 0 is none")
         return cls(at, Between(1, 65535).parse(port))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ApplicationTunnel:
-    """How an inbound connection is handed to the workload."""
-
-    protocol: TunnelProtocol
-    port: Port | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GatewayAddress:
-    """A waypoint."""
-
-    destination: GatewayDestination
-    hbone_mtls_port: Port
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Workload:
-    """One pod, virtual machine or external endpoint."""
-
-    workload_ips: tuple[IpAddress, ...]
-    namespace: Namespace
-    uid: str = ""
-    name: str = ""
-    trust_domain: Annotated[str, Matches(TRUST_DOMAIN, "a trust domain")] = (
-        "cluster.local"
-    )
-    service_account: Annotated[
-        str, Matches(SERVICE_ACCOUNT, "a service account name")
-    ] = "default"
-    network: str = ""
-    node: str = ""
-    cluster_id: str = "Kubernetes"
-    protocol: Protocol = Protocol.TCP
-    network_mode: NetworkMode = NetworkMode.STANDARD
-    status: HealthStatus = HealthStatus.HEALTHY
-    capacity: Annotated[int, Between(0, 2**32 - 1)] = 1
-    workload_name: str = ""
-    workload_type: str = ""
-    canonical_name: str = ""
-    canonical_revision: str = ""
-    application_tunnel: ApplicationTunnel | None = None
-    waypoint: GatewayAddress | None = None
-    authorization_policies: tuple[str, ...] = ()
-    services: Mapping[NamespacedHostname, Mapping[Port, TargetPort]] = field(
-        default_factory=dict
-    )
-
-    @property
-    def identity(self) -> Identity:
-        """What the workload's certificate would say."""
-        return Identity(self.trust_domain, self.namespace, self.service_account)
-
-    @property
-    def key(self) -> str:
-        """`namespace/name`."""
-        return f"{self.namespace}/{self.name}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Service:
-    """A name with virtual IPs in front of workloads."""
-
-    name: str
-    namespace: Namespace
-    hostname: Hostname
-    vips: tuple[NetworkAddress, ...]
-    ports: Mapping[Port, TargetPort]
-    subject_alt_names: tuple[Identity, ...] = ()
-
-    @property
-    def key(self) -> NamespacedHostname:
-        """How workloads refer to it."""
-        return NamespacedHostname(self.namespace, self.hostname)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,8 +152,10 @@ class OutboundListener:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fastpath:
-    """Our own section. Addresses that are None: that part is not there."""
+    """Our own file. Addresses that are None: that part is not there."""
 
+    mesh: Path | None = None
+    """Istio's local file; None: there are no workloads, services and policies."""
     sandboxes: tuple[Sandbox, ...] = ()
     outbound: OutboundListener | None = None
     metrics: ListenAddress | None = None
@@ -308,12 +173,9 @@ class Fastpath:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
+class Config(LocalFile):
     """All of it; `config.check` says whether it makes sense."""
 
-    workloads: tuple[Workload, ...] = ()
-    services: tuple[Service, ...] = ()
-    policies: tuple[Authorization, ...] = ()
     fastpath: Fastpath = field(default_factory=Fastpath)
 
     def find_workload(self, name: str) -> list[Workload]:

@@ -433,13 +433,14 @@ async def serve(config_path: Path, *, ready_fd: int | None = None) -> int:
     Raises:
         FastpathError: before it is ready; nothing is left running.
     """
-    config, document = configuration.load_with_lines(config_path)
+    loaded = configuration.load_with_lines(config_path)
+    config = loaded.config
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signo in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signo, stop.set)
     try:
-        async with Ztunnel(config, error=document.error) as ztunnel:
+        async with Ztunnel(config, error=loaded.error) as ztunnel:
             loop.add_signal_handler(signal.SIGHUP, ztunnel.reload)
             with contextlib.suppress(OSError):  # nobody may read it any more
                 sys.stderr.write(f"{_ready_line(config)}\n")

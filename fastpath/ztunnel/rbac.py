@@ -10,12 +10,24 @@ Spec: istio/ztunnel, local configuration, `policies`.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Self
 
-from vhost_user.schema import Between, IpPrefix
+from vhost_user.decode import REQUIRED
+from vhost_user.schema import Between, IpPrefix, Parsed, parse_prefix
 
 Port = Annotated[int, Between(1, 65535)]
+
+
+def parse_net(text: str) -> IpPrefix:
+    """Read `IP/LENGTH`, or raise `ValueError`; Istio's ztunnel takes no bare IP."""
+    net = parse_prefix(text)
+    if "/" not in text:
+        raise ValueError(f"must be IP/LENGTH, not {text!r}; write {net}")
+    return net
+
+
+Net = Annotated[IpPrefix, Parsed(parse_net)]
 
 
 class Scope(enum.Enum):
@@ -51,8 +63,8 @@ class StringMatch:
     value: str = ""
 
     @classmethod
-    def from_tag(cls, tag: str, value: str) -> Self:
-        """Build it from a YAML tag and the scalar behind it.
+    def from_tag(cls, tag: str, value: str | None) -> Self:
+        """Build it from a YAML tag and the scalar behind it; None: an empty list.
 
         Raises:
             ValueError: another tag or none, or a value that does not go with it.
@@ -62,10 +74,11 @@ class StringMatch:
         except ValueError:
             tags = " ".join(kind.value for kind in MatchKind)
             raise ValueError(f"must have one of the tags {tags}") from None
-        if (kind is MatchKind.PRESENCE) is bool(value):
-            wanted = "no value" if value else "a value"
-            raise ValueError(f"{tag} takes {wanted}")
-        return cls(kind, value)
+        if kind is MatchKind.PRESENCE and value is not None:
+            raise ValueError(f"{tag} takes no value; write {tag} []")
+        if kind is not MatchKind.PRESENCE and not value:
+            raise ValueError(f"{tag} takes a value")
+        return cls(kind, value or "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +99,10 @@ class Match:
     not_service_accounts: tuple[ServiceAccountMatch, ...] = ()
     principals: tuple[StringMatch, ...] = ()
     not_principals: tuple[StringMatch, ...] = ()
-    source_ips: tuple[IpPrefix, ...] = ()
-    not_source_ips: tuple[IpPrefix, ...] = ()
-    destination_ips: tuple[IpPrefix, ...] = ()
-    not_destination_ips: tuple[IpPrefix, ...] = ()
+    source_ips: tuple[Net, ...] = ()
+    not_source_ips: tuple[Net, ...] = ()
+    destination_ips: tuple[Net, ...] = ()
+    not_destination_ips: tuple[Net, ...] = ()
     destination_ports: tuple[Port, ...] = ()
     not_destination_ports: tuple[Port, ...] = ()
 
@@ -102,8 +115,10 @@ class Authorization:
     namespace: str
     scope: Scope
     action: Action
-    rules: tuple[tuple[tuple[Match, ...], ...], ...] = ()
-    dry_run: bool = False
+    rules: tuple[tuple[tuple[Match, ...], ...], ...] = field(
+        default=(), metadata=REQUIRED
+    )
+    dry_run: bool = field(default=False, metadata=REQUIRED)
 
     @property
     def key(self) -> str:

@@ -27,20 +27,22 @@ def namespace():
 
 @pytest.fixture
 def config(tmp_path):
-    """Write a configuration with one sandbox; the path is on its line 9."""
+    """Write a configuration with one sandbox; the path is on its line 7."""
 
     def write(path):
         file = tmp_path / "z.yaml"
-        file.write_text(
+        (tmp_path / "mesh.yaml").write_text(
             "workloads:\n"
-            "  - {name: a, namespace: d, workloadIps: [10.0.0.5]}\n"
-            "fastpath:\n"
-            "  sandboxes:\n"
-            "    - name: a\n"
-            "      workload: d/a\n"
-            f"      socket: {tmp_path}/s\n"
-            "      cid: 3\n"
-            f"      netns: {path}\n"
+            "  - {name: a, namespace: d, workloadIps: [10.0.0.5], services: {}}\n"
+        )
+        file.write_text(
+            f"mesh: {tmp_path}/mesh.yaml\n"
+            "sandboxes:\n"
+            "  - name: a\n"
+            "    workload: d/a\n"
+            f"    socket: {tmp_path}/s\n"
+            "    cid: 3\n"
+            f"    netns: {path}\n"
         )
         return file
 
@@ -85,7 +87,7 @@ def test_a_bad_path_is_named_with_its_line_and_nothing_is_left(
     )
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2
-    assert f"{tmp_path}/z.yaml:9: fastpath.sandboxes[0].netns: " in line
+    assert f"{tmp_path}/z.yaml:7:5: sandboxes[0].netns: " in line
     assert why in line
     assert not (tmp_path / "s").exists()
 
@@ -101,7 +103,7 @@ def test_a_namespace_that_may_not_be_entered_is_an_error(config, namespace):
     )
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert "fastpath.sandboxes[0].netns: " in line
+    assert "sandboxes[0].netns: " in line
     assert "hint: run as root" in line
 
 

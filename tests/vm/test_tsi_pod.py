@@ -29,19 +29,24 @@ PORT = 8080
 TRIES = round(LIMIT_S / LOOK_S)
 NAMED = "192.0.2.7"
 """What the resolver in the namespace says to each name."""
-CONFIG = f"""
+MESH = f"""
 workloads:
-  - {{name: box, namespace: default, workloadIps: [{POD4}, "{POD6}"]}}
-fastpath:
-  sandboxes:
-    - name: box
-      workload: default/box
-      socket: FOLDER/vhost
-      udsPath: FOLDER/vsock
-      cid: 3
-      netns: NETNS
-  resolvers: ["{SERVER4}:53"]
-  accessLog: FOLDER/access.log
+  - name: box
+    namespace: default
+    workloadIps: [{POD4}, "{POD6}"]
+    services: {{}}
+"""
+CONFIG = f"""
+mesh: FOLDER/mesh.yaml
+sandboxes:
+  - name: box
+    workload: default/box
+    socket: FOLDER/vhost
+    udsPath: FOLDER/vsock
+    cid: 3
+    netns: NETNS
+resolvers: ["{SERVER4}:53"]
+accessLog: FOLDER/access.log
 """
 
 
@@ -97,6 +102,7 @@ def run_in(image, accelerator, vm_dir, work, **words):
     for word, value in words.items():
         text = text.replace(word, value)
     config.write_text(text)
+    (vm_dir / "mesh.yaml").write_text(MESH)
     spec = VmSpec(
         image=image,
         accel=accelerator,

@@ -61,6 +61,11 @@ class Plan:
         return self.folder / "access.log"
 
     @property
+    def mesh(self) -> Path:
+        """Istio's local file."""
+        return self.folder / "mesh.yaml"
+
+    @property
     def console(self) -> Path:
         """The guest's console log."""
         return self.folder / CONSOLE
@@ -76,6 +81,7 @@ async def running(plan: Plan) -> AsyncIterator[tuple[Bench, GuestInfo]]:
     site, folder, pinning = plan.site, plan.folder, plan.pinning
     config = folder / "ztunnel.yaml"
     config.write_text(yaml.safe_dump(ztunnel_config(plan)), encoding="utf-8")
+    plan.mesh.write_text(yaml.safe_dump(mesh_config(site)), encoding="utf-8")
     python = (sys.executable, "-m")
     server = (
         *python,
@@ -136,19 +142,28 @@ def ztunnel_config(plan: Plan) -> dict[str, Any]:
         "egress": {"allow": allow},
     }
     own: dict[str, Any] = {
+        "mesh": str(plan.mesh),
         "sandboxes": [sandbox],
         "echo": ECHO,
         "accessLog": str(plan.access_log),
     }
     if site.tproxy_port is not None:
         own["outbound"] = {"tproxy": f"0.0.0.0:{site.tproxy_port}"}
+    return own
+
+
+def mesh_config(site: Site) -> dict[str, Any]:
+    """Make Istio's local file for this scenario."""
     workload = {
+        "uid": "sandbox",
         "name": "sandbox",
         "namespace": "compare",
         "serviceAccount": "sandbox",
+        "trustDomain": "cluster.local",
         "workloadIps": [site.pod_ip],
+        "services": {},
     }
-    config: dict[str, Any] = {"workloads": [workload], "fastpath": own}
+    config: dict[str, Any] = {"workloads": [workload]}
     if site.server != site.listen:
         _add_service(config, site)
     return config
@@ -168,6 +183,7 @@ def _add_service(config: dict[str, Any], site: Site) -> None:
     ]
     config["workloads"].append(
         {
+            "uid": "server",
             "name": "server",
             "namespace": "compare",
             "workloadIps": [site.listen],

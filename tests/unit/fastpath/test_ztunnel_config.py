@@ -13,54 +13,39 @@ from fastpath.errors import FastpathError
 from fastpath.identity import Identity
 from fastpath.tsi.policyfile import DenialErrno, Egress
 from fastpath.ztunnel import config, model, rbac
+from fastpath.ztunnel.istio import model as istio
+from tests.unit.fastpath.config_errors import (
+    ERRORS,
+    OWN_ERRORS,
+    POLICY,
+    SANDBOX,
+    SERVICE,
+    TWO,
+    WORKLOAD,
+)
 from vhost_user.decode import camel_case
 
 DOCS = Path(__file__).parents[3] / "docs"
 
-WORKLOAD = """\
-workloads:
-  - name: a
-    namespace: default
-    workloadIps: [10.0.0.1]
-"""
-SANDBOX = f"""{WORKLOAD}\
-fastpath:
-  sandboxes:
-    - name: a
-      workload: default/a
-      socket: /run/a.sock
-      cid: 3
-"""
-SERVICE = """\
-services:
-  - name: web
-    namespace: default
-    hostname: web
-    vips: [/10.96.0.1]
-    ports: {80: 8080}
-"""
-POLICY = """\
-policies:
-  - name: p
-    namespace: default
-    scope: WorkloadSelector
-    action: Allow
-"""
-
 
 @pytest.fixture
 def load(tmp_path):
-    def load(text):
+    """Load Istio's file `mesh.yaml`, and ours, `z.yaml`, which names it."""
+
+    def load(mesh, own=""):
         path = tmp_path / "z.yaml"
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        path.write_text(f"{own}mesh: {tmp_path / 'mesh.yaml'}\n")
+        mesh = mesh if isinstance(mesh, bytes) else mesh.encode()
+        (tmp_path / "mesh.yaml").write_bytes(mesh)
         return config.load(path)
 
     return load
 
 
-def test_the_documented_example_is_understood_in_full():
+def test_the_documented_example_is_understood_in_full(monkeypatch):
+    monkeypatch.chdir(DOCS.parent)
     example = config.load(DOCS / "ztunnel.example.yaml")
-    client, web, sick, meshed = example.workloads
+    client, web, sick, meshed, *_ = example.workloads
     assert client.identity == Identity("cluster.local", "default", "client")
     assert client.workload_ips == (ip_address("10.0.0.2"), ip_address("fd00::2"))
     assert web.capacity == 3
@@ -68,7 +53,7 @@ def test_the_documented_example_is_understood_in_full():
     assert web.services == {key: {80: 8080}}
     assert sick.status is model.HealthStatus.UNHEALTHY
     assert meshed.protocol is model.Protocol.HBONE
-    (policy,) = example.policies
+    policy, _ = example.policies
     first, second = policy.rules[0]
     exact = rbac.StringMatch(rbac.MatchKind.EXACT, "cluster.local/ns/default/sa/client")
     assert first[0].principals == (exact,)
@@ -90,17 +75,28 @@ def test_the_documented_example_is_understood_in_full():
 @pytest.mark.parametrize(
     "schema",
     [
-        model.Workload,
-        model.Service,
+        istio.ApplicationTunnel,
+        istio.Endpoint,
+        istio.GatewayAddress,
+        istio.LoadBalancer,
+        istio.LocalFile,
+        istio.Locality,
+        istio.NetworkCidr,
+        istio.Service,
+        istio.WeightedWaypoint,
+        istio.Workload,
         model.Fastpath,
         model.Sandbox,
         model.Handoff,
         Egress,
         rbac.Authorization,
+        rbac.Match,
+        rbac.ServiceAccountMatch,
     ],
 )
 def test_every_key_is_in_the_example_and_in_the_page(schema):
-    example = (DOCS / "ztunnel.example.yaml").read_text()
+    files = ("ztunnel.example.yaml", "mesh.example.yaml")
+    example = "".join((DOCS / name).read_text() for name in files)
     page = (DOCS / "ztunnel-config.md").read_text()
     for field in dataclasses.fields(schema):
         key = camel_case(field.name)
@@ -108,250 +104,13 @@ def test_every_key_is_in_the_example_and_in_the_page(schema):
         assert re.search(rf"\b{key}\b", page), key
 
 
-ERRORS = {
-    "empty-file": ("", 1, "", "the file is empty"),
-    "not-yaml": ("workloads:\n  - [\n", 3, "", "expected the node content"),
-    "not-utf8": (b"a: b\nc: \xff\n", 2, "", "invalid start byte"),
-    "two-documents": ("{}\n---\n{}\n", 2, "", "but found another document"),
-    "too-deep": ("workloads: " + "[" * 5000, 1, "", "nested too deeply"),
-    "top-is-a-list": ("- a\n", 1, "", "must be a mapping, not a list"),
-    "unknown-section": ("workload: []\n", 1, "workload", "unknown field"),
-    "unknown-key": (
-        WORKLOAD + "    nodes: x\n",
-        5,
-        "workloads[0].nodes",
-        "unknown field",
-    ),
-    "snake-case-is-unknown": (
-        WORKLOAD + "    trust_domain: x\n",
-        5,
-        "workloads[0].trust_domain",
-        "unknown field",
-    ),
-    "key-twice": (WORKLOAD + "    name: b\n", 5, "workloads[0].name", "given twice"),
-    "missing-key": (
-        "workloads:\n  - name: a\n    namespace: b\n",
-        2,
-        "workloads[0].workloadIps",
-        "is missing",
-    ),
-    "not-an-ip": (
-        WORKLOAD.replace("10.0.0.1", "10.0.0"),
-        4,
-        "workloads[0].workloadIps[0]",
-        "does not appear to be an IPv4 or IPv6 address",
-    ),
-    "ip-with-scope": (
-        WORKLOAD.replace("10.0.0.1", "fe80::1%eth0"),
-        4,
-        "workloads[0].workloadIps[0]",
-        "an IP without a scope",
-    ),
-    "ips-not-a-list": (
-        WORKLOAD.replace("[10.0.0.1]", "10.0.0.1"),
-        4,
-        "workloads[0].workloadIps",
-        "must be a list, not a single value",
-    ),
-    "string-is-a-number": (
-        WORKLOAD.replace("name: a", "name: 12"),
-        2,
-        "workloads[0].name",
-        'must be a string, not 12; write "12"',
-    ),
-    "string-is-null": (
-        WORKLOAD.replace("name: a", "name:"),
-        2,
-        "workloads[0].name",
-        "must be a string, not empty",
-    ),
-    "bad-namespace": (
-        WORKLOAD.replace("namespace: default", "namespace: a/b"),
-        3,
-        "workloads[0].namespace",
-        "must be a namespace name, not 'a/b'",
-    ),
-    "bad-trust-domain": (
-        WORKLOAD + "    trustDomain: Cluster.local\n",
-        5,
-        "workloads[0].trustDomain",
-        "must be a trust domain",
-    ),
-    "bad-enum": (
-        WORKLOAD + "    protocol: hbone\n",
-        5,
-        "workloads[0].protocol",
-        "must be one of TCP, HBONE, not hbone",
-    ),
-    "capacity-too-large": (
-        WORKLOAD + "    capacity: 4294967296\n",
-        5,
-        "workloads[0].capacity",
-        "must be a number from 0 to 4294967295",
-    ),
-    "capacity-negative": (
-        WORKLOAD + "    capacity: -1\n",
-        5,
-        "workloads[0].capacity",
-        "must be a number",
-    ),
-    "unknown-service": (
-        WORKLOAD + "    services:\n      default/web: {80: 80}\n",
-        6,
-        'workloads[0].services["default/web"]',
-        "names no service",
-    ),
-    "service-key-without-namespace": (
-        WORKLOAD + "    services: {web: {80: 80}}\n",
-        5,
-        "workloads[0].services.web",
-        "must be namespace/hostname",
-    ),
-    "service-port-zero": (
-        SERVICE.replace("80: 8080", "0: 8080"),
-        6,
-        'services[0].ports["0"]',
-        "must be a number from 1 to 65535, not 0",
-    ),
-    "vip-without-network": (
-        SERVICE.replace("/10.96.0.1", "10.96.0.1"),
-        5,
-        "services[0].vips[0]",
-        "must be network/IP or /IP",
-    ),
-    "bad-identity": (
-        SERVICE + "    subjectAltNames: [spiffe://a/b]\n",
-        7,
-        "services[0].subjectAltNames[0]",
-        "must be spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/ACCOUNT",
-    ),
-    "unknown-policy": (
-        WORKLOAD + "    authorizationPolicies: [default/p]\n",
-        5,
-        "workloads[0].authorizationPolicies[0]",
-        "names no policy",
-    ),
-    "policy-of-another-scope": (
-        WORKLOAD
-        + "    authorizationPolicies: [default/p]\n"
-        + POLICY.replace("WorkloadSelector", "Namespace"),
-        5,
-        "workloads[0].authorizationPolicies[0]",
-        "names a policy of another scope",
-    ),
-    "policy-namespace-empty": (
-        POLICY.replace("namespace: default", 'namespace: ""'),
-        3,
-        "policies[0].namespace",
-        "scope WorkloadSelector needs one",
-    ),
-    "match-without-tag": (
-        POLICY + "    rules:\n      - - - namespaces: [a]\n",
-        7,
-        "policies[0].rules[0][0][0].namespaces[0]",
-        "must have one of the tags !Exact !Prefix !Suffix !Presence",
-    ),
-    "presence-with-value": (
-        POLICY + "    rules:\n      - - - namespaces: [!Presence a]\n",
-        7,
-        "policies[0].rules[0][0][0].namespaces[0]",
-        "!Presence takes no value",
-    ),
-    "bad-prefix": (
-        POLICY + "    rules:\n      - - - sourceIps: [10.0.0.0/33]\n",
-        7,
-        "policies[0].rules[0][0][0].sourceIps[0]",
-        "does not appear to be an IPv4 or IPv6 network",
-    ),
-    "dry-run-not-a-bool": (
-        POLICY + "    dryRun: maybe\n",
-        6,
-        "policies[0].dryRun",
-        "must be true or false, not maybe",
-    ),
-    "same-uid": (
-        WORKLOAD
-        + "    uid: u\n  - {namespace: default, uid: u, workloadIps: [10.0.0.2]}\n",
-        6,
-        "workloads[1].uid",
-        "u is also at workloads[0].uid",
-    ),
-    "same-ip": (
-        WORKLOAD + "  - namespace: default\n    workloadIps:\n      - 10.0.0.1\n",
-        7,
-        "workloads[1].workloadIps[0]",
-        "/10.0.0.1 is also at workloads[0].workloadIps[0]",
-    ),
-    "same-vip": (
-        SERVICE.replace("[/10.96.0.1]", "[/10.96.0.1, /10.96.0.1]"),
-        5,
-        "services[0].vips[1]",
-        "/10.96.0.1 is also at services[0].vips[0]",
-    ),
-    "sandbox-of-nobody": (
-        SANDBOX.replace("default/a", "default/b"),
-        8,
-        "fastpath.sandboxes[0].workload",
-        "names no workload of this file: default/b",
-    ),
-    "sandbox-of-two": (
-        SANDBOX.replace(
-            "fastpath:",
-            "  - {name: a, namespace: default, workloadIps: [10.0.0.9]}\nfastpath:",
-        ),
-        9,
-        "fastpath.sandboxes[0].workload",
-        "names several workloads",
-    ),
-    "cid-of-the-host": (
-        SANDBOX.replace("cid: 3", "cid: 2"),
-        10,
-        "fastpath.sandboxes[0].cid",
-        "must be a number from 3 to 4294967294, not 2",
-    ),
-    "socket-path-too-long": (
-        SANDBOX.replace("/run/a.sock", f"/run/{'a' * 103}"),
-        9,
-        "fastpath.sandboxes[0].socket",
-        "longer than the 107 bytes",
-    ),
-    "egress-rule-without-effect": (
-        SANDBOX + "      egress: {allow: [10.1.0.0/16], deny: [10.0.0.0/8]}\n",
-        11,
-        "fastpath.sandboxes[0].egress.allow[0]",
-        "can never match: deny[0], 10.0.0.0/8, denies what it allows",
-    ),
-    "bad-egress-rule": (
-        SANDBOX + "      egress: {allow: [10.0.0.0/8, nowhere]}\n",
-        11,
-        "fastpath.sandboxes[0].egress.allow[1]",
-        "nowhere",
-    ),
-    "bad-errno": (
-        SANDBOX + "      egress: {errno: EPERM}\n",
-        11,
-        "fastpath.sandboxes[0].egress.errno",
-        "must be one of ECONNREFUSED, EACCES, not EPERM",
-    ),
-    "listen-address-without-port": (
-        "fastpath: {outbound: {tproxy: 0.0.0.0}}\n",
-        1,
-        "fastpath.outbound.tproxy",
-        "must be IP:PORT or [IPv6]:PORT",
-    ),
-    "listen-address-ipv6-bare": (
-        "fastpath: {metrics: '::1:80'}\n",
-        1,
-        "fastpath.metrics",
-        "must be IP:PORT or [IPv6]:PORT",
-    ),
-    "echo-is-a-workload": (
-        WORKLOAD + "fastpath: {echo: 10.0.0.1}\n",
-        5,
-        "fastpath.echo",
-        "10.0.0.1 belongs to a service or a workload",
-    ),
-}
+def check_error(caught, file, line, key, why):
+    """The error is at a line, and a column, of the file."""
+    where = (
+        re.escape(f"{file}:{line}:") + r"\d+" + (re.escape(f": {key}") if key else "")
+    )
+    assert re.fullmatch(where, caught.value.what)
+    assert why in caught.value.why
 
 
 @pytest.mark.parametrize(
@@ -360,9 +119,91 @@ ERRORS = {
 def test_an_error_names_file_line_and_key(load, tmp_path, text, line, key, why):
     with pytest.raises(FastpathError) as caught:
         load(text)
-    where = f"{tmp_path / 'z.yaml'}:{line}" + (f": {key}" if key else "")
-    assert caught.value.what == where
-    assert why in caught.value.why
+    check_error(caught, tmp_path / "mesh.yaml", line, key, why)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key", "why"), OWN_ERRORS.values(), ids=OWN_ERRORS.keys()
+)
+def test_an_error_in_our_file_names_it(load, tmp_path, text, line, key, why):
+    with pytest.raises(FastpathError) as caught:
+        load(WORKLOAD, text)
+    check_error(caught, tmp_path / "z.yaml", line, key, why)
+
+
+def test_a_sandbox_is_one_workload(load, tmp_path):
+    with pytest.raises(FastpathError) as caught:
+        load(TWO.replace("name: b", "name: a"), SANDBOX)
+    why = "names several workloads"
+    check_error(caught, tmp_path / "z.yaml", 3, "sandboxes[0].workload", why)
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "hint"),
+    [
+        (
+            WORKLOAD + "    nodes: x\n",
+            "6:5",
+            "did you mean node? use one of workloadIps",
+        ),
+        (
+            WORKLOAD + "fastpath: {}\n",
+            "6:1",
+            "our own settings are a file of their own",
+        ),
+        (
+            WORKLOAD.replace("    services: {}\n", ""),
+            "2:5",
+            "write services: {} for none",
+        ),
+        (POLICY, "2:5", "write rules: []"),
+    ],
+    ids=["unknown", "ours", "missing-mapping", "missing-list"],
+)
+def test_what_is_wrong_has_its_column_and_what_mends_it(
+    load, tmp_path, text, place, hint
+):
+    with pytest.raises(FastpathError) as caught:
+        load(text)
+    assert caught.value.what.startswith(f"{tmp_path / 'mesh.yaml'}:{place}: ")
+    assert f"{caught.value.hint}".startswith(hint)
+
+
+def test_what_aliases_repeat_is_bounded(load, tmp_path):
+    """Four lists of a hundred, each of the one before it: 10**8 values."""
+    text = f"{{sourceIps: [{', '.join(['10.0.0.0/8'] * 100)}]}}"
+    for name in "mcr":
+        text = f"[&{name} {text}{f', *{name}' * 99}]"
+    with pytest.raises(
+        FastpathError, match="is repeated too often by aliases"
+    ) as error:
+        load(f"{POLICY}    rules: {text}\n")
+    assert error.value.what.startswith(f"{tmp_path / 'mesh.yaml'}:7:")
+
+
+def test_an_alias_stands_for_what_it_names(load):
+    text = "workloads:\n"
+    text += "  - {name: a, namespace: &ns default, workloadIps: [], services: &s {}}\n"
+    text += "  - {name: b, namespace: *ns, workloadIps: [], services: *s}\n"
+    assert [each.key for each in load(text).workloads] == ["default/a", "default/b"]
+
+
+def test_services_of_two_namespaces_may_share_a_vip(load):
+    other = SERVICE.replace("services:\n", "").replace(
+        "namespace: default", "namespace: b"
+    )
+    assert len(load(SERVICE + other).services) == 2
+
+
+def test_ten_thousand_workloads_are_read(load):
+    """Each with what it has in a cluster; PyYAML's own parser needs minutes."""
+    text = "workloads:\n"
+    for i in range(10_000):
+        ip = f"10.1.{i // 256}.{i % 256}"
+        text += f"- {{uid: cluster1//v1/Pod/ns/pod-{i}, name: pod-{i}, namespace: ns,"
+        text += f" workloadIps: [{ip}], trustDomain: cluster.local, node: node,"
+        text += " protocol: HBONE, canonicalName: pod, services: {}}\n"
+    assert len(load(text).workloads) == 10_000
 
 
 @pytest.mark.parametrize("key", ["name", "workload", "socket", "cid"])
@@ -370,16 +211,13 @@ def test_two_sandboxes_share_nothing(load, key):
     other = {"name": "b", "workload": "default/b", "socket": "/run/b", "cid": "4"}
     first = {"name": "a", "workload": "default/a", "socket": "/run/a.sock", "cid": "3"}
     other[key] = first[key]
-    lines = [f"      {name}: {value}\n" for name, value in other.items()]
-    text = SANDBOX.replace(
-        "fastpath:",
-        "  - {name: b, namespace: default, workloadIps: [10.0.0.2]}\nfastpath:",
-    )
-    text += "    - " + "".join(lines).lstrip()
+    lines = [f"    {name}: {value}\n" for name, value in other.items()]
+    text = f"{SANDBOX}  - {''.join(lines).lstrip()}"
     line = text[: text.rindex(f"{key}: {other[key]}")].count("\n") + 1
     with pytest.raises(FastpathError, match="is also at fastpath") as caught:
-        load(text)
-    assert caught.value.what.endswith(f":{line}: fastpath.sandboxes[1].{key}")
+        load(TWO, text)
+    where = rf".*:{line}:\d+: sandboxes\[1\]\.{key}"
+    assert re.fullmatch(where, caught.value.what)
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -388,13 +226,15 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_the_same_ip_on_two_networks_is_two_addresses(load):
-    text = WORKLOAD + "  - {namespace: a, network: n, workloadIps: [10.0.0.1]}\n"
+    text = WORKLOAD
+    text += "  - {namespace: a, network: n, workloadIps: [10.0.0.1], services: {}}\n"
     assert len(load(text).workloads) == 2
 
 
 def test_a_host_network_workload_has_no_ip_of_its_own(load):
     text = WORKLOAD + (
-        "  - {namespace: a, networkMode: HostNetwork, workloadIps: [10.0.0.1]}\n"
+        "  - {namespace: a, networkMode: HostNetwork, workloadIps: [10.0.0.1],"
+        " services: {}}\n"
     )
     loaded = load(text)
     assert loaded.addresses_here(loaded.workloads[1]) == ()

@@ -297,16 +297,20 @@ def two(tmp_path, first, second):
     """A file with two sandboxes, and the error that it gives, if any."""
     file = tmp_path / "z.yaml"
     file.write_text(
-        "workloads:\n"
-        "  - {name: a, namespace: d, workloadIps: [10.0.0.5]}\n"
-        "  - {name: b, namespace: d, workloadIps: [10.0.0.6]}\n"
-        "fastpath:\n  sandboxes:\n"
-        "    - {name: a, workload: d/a, socket: /s/a, cid: 3, publish: ['8080:80'],\n"
-        f"       netns: {first}}}\n"
-        "    - {name: b, workload: d/b, socket: /s/b, cid: 4, publish: ['8080:80'],\n"
-        f"       netns: {second}}}\n"
+        f"mesh: {tmp_path / 'mesh.yaml'}\n"
+        "sandboxes:\n"
+        "  - {name: a, workload: d/a, socket: /s/a, cid: 3, publish: ['8080:80'],\n"
+        f"     netns: {first}}}\n"
+        "  - {name: b, workload: d/b, socket: /s/b, cid: 4, publish: ['8080:80'],\n"
+        f"     netns: {second}}}\n"
     )
-    return configuration.load_with_lines(file)
+    (tmp_path / "mesh.yaml").write_text(
+        "workloads:\n"
+        "  - {name: a, namespace: d, workloadIps: [10.0.0.5], services: {}}\n"
+        "  - {name: b, namespace: d, workloadIps: [10.0.0.6], services: {}}\n"
+    )
+    loaded = configuration.load_with_lines(file)
+    return loaded.config, loaded
 
 
 def start_error(there, document):
@@ -326,7 +330,7 @@ def test_a_path_that_is_none_names_its_line_and_all_is_closed(tmp_path, monkeypa
     spaces = Spaces(Path("/run/netns/b"))
     monkeypatch.setattr(module, "PodNamespace", spaces)
     error = start_error(*two(tmp_path, "/run/netns/a", "/run/netns/b"))
-    assert error.what == f"{tmp_path / 'z.yaml'}:9: fastpath.sandboxes[1].netns"
+    assert error.what == f"{tmp_path / 'z.yaml'}:6:6: sandboxes[1].netns"
     assert error.why == "/run/netns/b: No such file or directory"
     assert error.hint == "make it first"
     assert [space.closed for space in spaces.opened] == [True]
@@ -341,7 +345,7 @@ def test_one_that_may_not_be_entered_names_its_line(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PodNamespace", spaces)
     monkeypatch.setattr(FakeNamespace, "start", start)
     error = start_error(*two(tmp_path, "/run/netns/a", "/run/netns/b"))
-    assert error.what == f"{tmp_path / 'z.yaml'}:9: fastpath.sandboxes[1].netns"
+    assert error.what == f"{tmp_path / 'z.yaml'}:6:6: sandboxes[1].netns"
     assert error.why == "can't be entered: not permitted"
     assert [space.closed for space in spaces.opened] == [True, True]
 

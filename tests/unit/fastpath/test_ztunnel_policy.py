@@ -249,12 +249,15 @@ def test_a_policy_file_and_rules_contradict_each_other(tmp_path):
 
 def test_sighup_reads_all_policy_files_again(tmp_path, caplog):
     document, policy = tmp_path / "z.yaml", tmp_path / "p.yaml"
+    (tmp_path / "mesh.yaml").write_text(
+        "workloads:\n"
+        "- {name: a, namespace: default, workloadIps: [10.0.0.2], services: {}}\n"
+    )
     document.write_text(
-        "workloads: [{name: a, namespace: default, workloadIps: [10.0.0.2]}]\n"
-        "fastpath:\n"
-        f"  sandboxes: [{{name: a, workload: default/a, socket: {tmp_path}/s, cid: 3,"
+        f"mesh: {tmp_path}/mesh.yaml\n"
+        f"sandboxes: [{{name: a, workload: default/a, socket: {tmp_path}/s, cid: 3,"
         f" policy: {policy}}}]\n"
-        f"  accessLog: {tmp_path}/log\n"
+        f"accessLog: {tmp_path}/log\n"
     )
     policy.write_text("{}")
     reader, writer = os.pipe()

@@ -412,10 +412,12 @@ def test_the_transparent_listener_accepts(host):
 
 def test_policies_are_announced_once(tmp_path, caplog):
     document = tmp_path / "z.yaml"
-    document.write_text(
+    document.write_text(f"mesh: {tmp_path}/mesh.yaml")
+    more = "namespace: a, scope: Namespace, dryRun: false, rules: []"
+    (tmp_path / "mesh.yaml").write_text(
         "policies:\n"
-        "  - {name: p, namespace: a, scope: Namespace, action: Deny}\n"
-        "  - {name: q, namespace: a, scope: Namespace, action: Allow}\n"
+        f"  - {{name: p, action: Deny, {more}}}\n"
+        f"  - {{name: q, action: Allow, {more}}}\n"
     )
 
     async def main():
@@ -430,12 +432,15 @@ def test_policies_are_announced_once(tmp_path, caplog):
 @pytest.mark.parametrize("signo", [signal.SIGTERM, signal.SIGINT])
 def test_serve_says_ready_and_ends_on_a_signal(tmp_path, signo, capfd):
     document = tmp_path / "z.yaml"
+    (tmp_path / "mesh.yaml").write_text(
+        "workloads:\n"
+        "- {name: a, namespace: default, workloadIps: [10.0.0.2], services: {}}\n"
+    )
     document.write_text(
-        "workloads: [{name: a, namespace: default, workloadIps: [10.0.0.2]}]\n"
-        "fastpath:\n"
-        "  sandboxes:\n"
-        f"    - {{name: a, workload: default/a, socket: {tmp_path}/s, cid: 3}}\n"
-        f"  accessLog: {tmp_path}/log\n"
+        f"mesh: {tmp_path}/mesh.yaml\n"
+        "sandboxes:\n"
+        f"  - {{name: a, workload: default/a, socket: {tmp_path}/s, cid: 3}}\n"
+        f"accessLog: {tmp_path}/log\n"
     )
     reader, writer = os.pipe()
 
