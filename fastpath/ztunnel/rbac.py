@@ -106,6 +106,14 @@ class Match:
     destination_ports: tuple[Port, ...] = ()
     not_destination_ports: tuple[Port, ...] = ()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no field; such a one matches nothing."""
+        return self == _EMPTY
+
+
+_EMPTY = Match()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Authorization:
