@@ -35,7 +35,8 @@ from fastpath.tsi.protocol import source_port
 from fastpath.tsi.router import Here, Routed
 from fastpath.ztunnel import dns
 from fastpath.ztunnel.access_log import Party, Record
-from fastpath.ztunnel.routing import Decision, RouteRefusal, format_address, unmap
+from fastpath.ztunnel.istio.outbound import RouteRefusal
+from fastpath.ztunnel.routing import Decision, format_address, unmap
 from vhost_user.engine import EventKind, Reset
 
 if TYPE_CHECKING:

@@ -1,30 +1,36 @@
 """Where an outbound TCP connection goes: the decision, without any I/O.
 
     destination --policy--> echo address      an engine service, by port
-                            service VIP       a weighted random healthy endpoint
-                            workload IP       that workload
-                            anything else     TCP passthrough
+                            anything else     `istio.outbound`: an endpoint, a workload,
+                                              TCP passthrough
                             but with a hand-off, all to the other proxy
                 --policy--> what was chosen
 
 Policy is asked twice: a service must not lead where a direct connection may not.
-Workloads that speak HBONE only, and waypoints, are refused: this process has no
-HBONE client, and plain TCP in its place would drop their mutual TLS.
+What needs HBONE is refused (`_unsupported`): this process has no HBONE client, and
+plain TCP in its place would drop its mutual TLS.
 """
 
 from __future__ import annotations
 
-import errno
 import random
-from dataclasses import dataclass, replace
-from ipaddress import ip_address
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fastpath.ztunnel.model import HealthStatus, Protocol
+from fastpath.ztunnel.istio.outbound import (
+    Lookup,
+    Route,
+    RouteRefusal,
+    Transport,
+    outbound,
+    parse_destination,
+)
+from fastpath.ztunnel.istio.services import Balancer
+from fastpath.ztunnel.istio.state import MeshState
 from vhost_user.engine import Chargen, Discard, Echo, Reset
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from fastpath.ztunnel.model import Config, Service, Workload
     from fastpath.ztunnel.workloads import LocalWorkload
@@ -35,17 +41,6 @@ ECHO_PORTS: Mapping[int, Target] = {7: Echo(), 9: Discard(), 19: Chargen()}
 """RFC 862, RFC 863, RFC 864."""
 MAX_FIXED = 4096
 """Decisions that are kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class RouteRefusal:
-    """Why a connection is not made."""
-
-    reason: str
-    """A label: few values, no addresses."""
-    text: str
-    """For the log: one line, with the particulars."""
-    errno: int = errno.ECONNREFUSED
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,26 +76,16 @@ class Routes:
         rng: random.Random | None = None,
     ) -> None:
         self._echo = config.fastpath.echo
-        self._network = config.fastpath.network
         self._listener = listener
         self._rng = rng or random.Random()  # noqa: S311 - balances load, no secret
+        self.set_mesh(MeshState(config, config.fastpath.network))
+
+    def set_mesh(self, state: MeshState) -> None:
+        """Decide by another mesh from now on."""
+        self._state = state
+        self._balancer = Balancer(state, self._rng)
         self._fixed: dict[tuple[LocalWorkload, SocketAddress], Decision] = {}
         """Decisions that stay; a guest can name any number of destinations."""
-        self._services = {
-            vip.address: service
-            for service in config.services
-            for vip in service.vips
-            if vip.network == self._network
-        }
-        self._workloads = {
-            address: workload
-            for workload in config.workloads
-            for address in config.addresses_here(workload)
-        }
-        self._members = {
-            service.key: [w for w in config.workloads if service.key in w.services]
-            for service in config.services
-        }
 
     def decide(self, client: LocalWorkload, destination: SocketAddress) -> Decision:
         """Decide on one connection of `client`.
@@ -136,19 +121,18 @@ class Routes:
         refusal = self._denied(client, destination)
         if refusal:
             return _refuse(destination, refusal)
-        address = ip_address(destination[0])
-        if address == self._echo:
+        where = parse_destination(destination)
+        if where[0] == self._echo:
             return _answer_here(destination)
         if client.proxy:
-            return self._hand_over(client, destination, address)
-        if service := self._services.get(address):
-            return self._balance(client, destination, address, service)
-        workload = self._workloads.get(address)
-        decision = self._direct(client, destination, destination, workload)
-        return replace(
-            decision,
-            cacheable=_stays(client, destination) and decision.refusal is None,
-        )
+            return self._hand_over(client, destination, where[0])
+        route = outbound(self._state, self._balancer, client.workload, where)
+        if isinstance(route, RouteRefusal):
+            service = self._state.service_at(
+                self._state.network, where[0], client.workload.namespace
+            )
+            return _refuse(destination, route, service)
+        return self._carried(client, destination, route)
 
     def _hand_over(
         self, client: LocalWorkload, destination: SocketAddress, address: IpAddress
@@ -157,69 +141,43 @@ class Routes:
 
         So a VIP arrives there as one.
         """
+        network = self._state.network
+        namespace = client.workload.namespace
         return Decision(
             destination,
             client.dial(destination),
             destination,
-            self._services.get(address),
-            self._workloads.get(address),
+            self._state.service_at(network, address, namespace),
+            self._state.workload_at(network, address),
             cacheable=_stays(client, destination),
         )
 
-    def _balance(
-        self,
-        client: LocalWorkload,
-        destination: SocketAddress,
-        vip: IpAddress,
-        service: Service,
+    def _carried(
+        self, client: LocalWorkload, destination: SocketAddress, route: Route | Lookup
     ) -> Decision:
-        endpoints = list(self._endpoints(service, vip, destination[1]))
-        weights = [workload.capacity for workload, _ in endpoints]
-        if not any(weights):
-            refusal = RouteRefusal(
-                "no_endpoint", f"no healthy endpoint for {service.key}"
-            )
-            return _refuse(destination, refusal, service)
-        (choice,) = self._rng.choices(endpoints, weights)
-        workload, address = choice
-        refused = self._denied(client, address)
+        """What the engine does for a route, if it can and may."""
+        if isinstance(route, Lookup):
+            text = f"its IP is that of {route.hostname}: not supported"
+            return _refuse(destination, RouteRefusal("hostname", text))
+        refused = _unsupported(destination, route)
         if refused:
-            return _refuse(destination, refused, service, workload)
-        return self._direct(client, destination, address, workload, service)
-
-    def _endpoints(
-        self, service: Service, vip: IpAddress, port: int
-    ) -> Iterator[tuple[Workload, SocketAddress]]:
-        """Healthy members that serve `port`, each with the address to dial."""
-        if port not in service.ports:
-            return
-        for workload in self._members[service.key]:
-            target_port = workload.services[service.key].get(port, 0)
-            target_port = target_port or service.ports[port]
-            healthy = workload.status is HealthStatus.HEALTHY
-            if not healthy or not target_port or not workload.workload_ips:
-                continue
-            ips = workload.workload_ips
-            same_family = [ip for ip in ips if ip.version == vip.version]
-            yield workload, (str((same_family or ips)[0]), target_port)
-
-    def _direct(
-        self,
-        client: LocalWorkload,
-        destination: SocketAddress,
-        address: SocketAddress,
-        workload: Workload | None,
-        service: Service | None = None,
-    ) -> Decision:
-        refusal = self._unreachable(address, workload)
-        if refusal:
-            return _refuse(destination, refusal, service, workload)
+            return _refuse(destination, refused, route.service, route.workload)
+        address = route.address
+        refused = self._denied(client, address) if address != destination else None
+        if address == self._listener:
+            text = f"{format_address(address)} is this process's own listener"
+            refused = RouteRefusal("self_call", text)
+        if refused:
+            return _refuse(destination, refused, route.service, route.workload)
+        target = client.dial(address)
+        cacheable = _stays(client, destination) and route.service is None
         return Decision(
             destination,
-            client.dial(address),
+            target,
             address,
-            service,
-            workload,
+            route.service,
+            route.workload,
+            cacheable=cacheable,
         )
 
     def _denied(
@@ -231,23 +189,19 @@ class Routes:
         text = f"{format_address(address)}: {denial.text}"
         return RouteRefusal(denial.reason, text, denial.error)
 
-    def _unreachable(
-        self, address: SocketAddress, workload: Workload | None
-    ) -> RouteRefusal | None:
-        where = format_address(address)
-        if address == self._listener:
-            return RouteRefusal("self_call", f"{where} is this process's own listener")
-        if workload is None:
-            return None
-        if workload.waypoint:
-            return RouteRefusal(
-                "waypoint", f"{where} is behind a waypoint: not supported"
-            )
-        if workload.protocol is Protocol.HBONE:
-            return RouteRefusal("hbone", f"{where} takes HBONE only: not supported yet")
-        if workload.network != self._network:
-            return RouteRefusal("network", f"{where} is on network {workload.network}")
+
+def _unsupported(destination: SocketAddress, route: Route) -> RouteRefusal | None:
+    """Why the engine can't carry a connection as the mesh wants it."""
+    if route.transport is Transport.TCP:
         return None
+    if route.waypoint:
+        where = format_address(destination)
+        return RouteRefusal("waypoint", f"{where} is behind a waypoint: not supported")
+    if route.transport is Transport.DOUBLE_HBONE:
+        text = f"{route.authority} is on another network: not supported"
+        return RouteRefusal("network", text)
+    text = f"{route.authority} takes HBONE only: not supported yet"
+    return RouteRefusal("hbone", text)
 
 
 def _stays(client: LocalWorkload, destination: SocketAddress) -> bool:
@@ -266,10 +220,8 @@ def format_address(address: SocketAddress) -> str:
 
 def unmap(address: SocketAddress) -> SocketAddress:
     """An IPv4 address in IPv6 form (`::ffff:192.0.2.1`) as an IPv4 address."""
-    host, port = address
-    parsed = ip_address(host)
-    mapped = parsed.ipv4_mapped if parsed.version == 6 else None
-    return (str(mapped), port) if mapped else (str(parsed), port)
+    ip, port = parse_destination(address)
+    return str(ip), port
 
 
 def _answer_here(destination: SocketAddress) -> Decision:

@@ -1,8 +1,8 @@
 """Istio's own ztunnel decides from the same file as we do: `--ztunnel BIN`.
 
 It runs in dedicated mode, for `client` of the file, in a namespace where nothing can be
-reached. Its SOCKS5 listener takes destinations; its access log says what it made of them.
-`tests/unit/fastpath/test_istio_outbound.py` holds ours to the same table.
+reached. Its SOCKS5 listener takes destinations; its access log says what it made of
+them. tests/unit/fastpath/test_istio_outbound.py holds ours to the same table.
 """
 
 from __future__ import annotations

@@ -211,11 +211,35 @@ WAYPOINT = GatewayAddress(
     "host", [pytest.param("10.0.0.11", id="direct"), pytest.param(VIP, id="by-vip")]
 )
 def test_what_needs_hbone_is_never_plain_text(world, fields, reason, host):
-    there = world(endpoint("a", "10.0.0.11", **fields), services=[web()])
+    """A waypoint is the workload's or, by the VIP, the service's."""
+    service = web()
+    if reason == "waypoint" and host == VIP:
+        fields, service = {}, dataclasses.replace(service, waypoint=WAYPOINT)
+    server = endpoint("a", "10.0.0.11", **fields)
+    there = world(server, workload("waypoint", "10.0.0.30"), services=[service])
     decision = there.decide(host, 80)
     assert decision.target == Reset(errno.ECONNREFUSED)
     assert decision.refusal.reason == reason
     assert "not supported" in decision.refusal.text
+
+
+def test_a_workloads_waypoint_is_not_on_the_way_of_a_service(world):
+    there = world(endpoint("a", "10.0.0.11", waypoint=WAYPOINT), services=[web()])
+    assert there.decide(VIP, 80).target == Dial(("10.0.0.11", 8080))
+
+
+def test_an_unknown_waypoint_is_unreachable(world):
+    there = world(workload("a", "10.0.0.11", waypoint=WAYPOINT))
+    decision = there.decide("10.0.0.11", 80)
+    assert decision.target == Reset(errno.EHOSTUNREACH)
+    assert decision.refusal.reason == "no_waypoint"
+
+
+def test_a_name_that_has_to_be_looked_up_is_refused(world):
+    server = workload("a", hostname="db.example", services={WEB: {80: 80}})
+    decision = world(server, services=[web()]).decide(VIP, 80)
+    assert decision.refusal.reason == "hostname"
+    assert "db.example" in decision.refusal.text
 
 
 def test_an_endpoint_on_another_network_is_refused(world):
