@@ -39,6 +39,10 @@ class Client:
     """Whom the engine may offer others of its IP to, from its range."""
     ended: bool = False
     """By the policy."""
+    denial: str = ""
+    """Why an authorization policy denies it; empty: none does."""
+    told: bool = False
+    """Whether it was said what policies would do that are only tried."""
 
     @classmethod
     def of(cls, event: Event, *, deadline: float = 0.0) -> Client:
@@ -89,6 +93,10 @@ class Publisher(Protocol[Place]):
         """
         ...
 
+    def denial(self, client: Client) -> str:
+        """Return why a client may not connect; empty: it may. Asked again later."""
+        ...
+
     def opened(self) -> None:
         """The guest took a client."""
         ...
@@ -97,8 +105,11 @@ class Publisher(Protocol[Place]):
         """A client never got through; `error` is an errno."""
         ...
 
-    def ended(self) -> None:
-        """An established connection is ended: its port is not published any more."""
+    def ended(self, client: Client) -> None:
+        """An established connection is ended: its port is not published any more.
+
+        Or, with a `denial` of the client, that is why.
+        """
         ...
 
     def closed(self, client: Client, event: Event) -> None:

@@ -196,7 +196,7 @@ class Inbound:
             except OSError as problem:
                 self.warn(number, problem)
         for conn, client in list(self._live.items()):
-            if not self._publishes(client.port):
+            if not self._publishes(client.port) or self._denies(client):
                 self._end(conn, client)
 
     def close(self) -> None:
@@ -284,6 +284,8 @@ class Inbound:
         published = port is not None and port.is_open
         if not published and not self._publishes(client.port):
             self._end(conn, client)  # the policy changed meanwhile
+        elif self._denies(client):
+            self._end(conn, client)  # the engine had its IP from another door
 
     def warn(self, port: int, problem: object) -> None:
         """Log what went wrong at a port, unless there were many such lines."""
@@ -293,11 +295,15 @@ class Inbound:
     def _publishes(self, port: int) -> bool:
         return bool(self.addresses(port, (4, 6)))
 
+    def _denies(self, client: Client) -> bool:
+        client.denial = self.publisher.denial(client)
+        return bool(client.denial)
+
     def _end(self, conn: int, client: Client) -> None:
         """End a connection that the policy has come to deny."""
         if not client.ended:
             client.ended = True
-            self.publisher.ended()
+            self.publisher.ended(client)
             self.engine.reset(conn, errno.ECONNRESET)
 
     def _knows(self, agent: Announcer, number: int) -> bool:

@@ -250,6 +250,11 @@ class Port:
         client.sock.setblocking(False)
         if event.error:
             self._pause()  # as the door is
+        client.denial = self._offerer.publisher.denial(client)
+        if client.denial:
+            self._refuse(client, errno.EACCES)
+            self._go_on()
+            return
         if event.error == errno.ECONNREFUSED and self.listeners:
             self._hold(client)
         else:

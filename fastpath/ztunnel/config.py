@@ -8,6 +8,7 @@ through the same checks; in its errors our own part is `fastpath`.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
     from fastpath.tsi.policyfile import Egress
     from fastpath.ztunnel.istio.file import Problem
-    from fastpath.ztunnel.istio.model import LocalFile
     from vhost_user.decode import KeyPath
     from vhost_user.schema import IpAddress
 
@@ -58,8 +58,10 @@ class Loaded:
 
     config: Config
     own: decode.Document
-    mesh: decode.Document | None
+    mesh: decode.Document | None = None
     """None: our file names none."""
+    digest: bytes = b""
+    """Of the content of Istio's file."""
 
     def error(self, key_path: KeyPath, why: str, hint: str | None = None) -> Exception:
         """What is wrong, in whichever of the two files it stands."""
@@ -76,8 +78,7 @@ class Loaded:
         own = self.config.fastpath
         if own.mesh is None:
             raise StateError("there is no file of Istio's")
-        file, mesh = istio.parse(data, f"{own.mesh}")
-        return _checked(Loaded(_joined(own, file), self.own, mesh))
+        return _with_mesh(own, self.own, data)
 
 
 def load(path: Path) -> Config:
@@ -98,24 +99,27 @@ def load_with_lines(path: Path) -> Loaded:
     document = decode.Document(str(path), FastpathError, hints=HINTS, columns=True)
     own = decode.load(path, Fastpath, document)
     if own.mesh is None:
-        return _checked(Loaded(Config(fastpath=own), document, None))
+        return _checked(Loaded(Config(fastpath=own), document))
     try:
         data = istio.read(own.mesh)
     except OSError as exc:
         why = f"{own.mesh}: {exc.strerror or exc}"
         hint = "name Istio's local file: workloads, services, policies"
         raise document.error(("mesh",), why, hint) from exc
+    return _with_mesh(own, document, data)
+
+
+def _with_mesh(own: Fastpath, document: decode.Document, data: bytes) -> Loaded:
+    """Put both together, and check it."""
     file, mesh = istio.parse(data, f"{own.mesh}")
-    return _checked(Loaded(_joined(own, file), document, mesh))
-
-
-def _joined(own: Fastpath, file: LocalFile) -> Config:
-    return Config(
+    config = Config(
         workloads=file.workloads,
         services=file.services,
         policies=file.policies,
         fastpath=own,
     )
+    digest = hashlib.sha256(data).digest()
+    return _checked(Loaded(config, document, mesh, digest))
 
 
 def _checked(loaded: Loaded) -> Loaded:

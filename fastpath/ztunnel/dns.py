@@ -29,6 +29,7 @@ import contextlib
 import logging
 import socket
 import struct
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -46,14 +47,14 @@ from fastpath.ztunnel.dnswire import (
     Type,
     UnservedError,
 )
-from fastpath.ztunnel.model import HealthStatus
+from fastpath.ztunnel.istio.state import MeshState, best_of
 from fastpath.ztunnel.upstream import Exchange
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from fastpath.ztunnel.model import Config, Service
+    from fastpath.ztunnel.model import Config, NamespacedHostname, Service
     from fastpath.ztunnel.pods import Pod
     from vhost_user.engine import SocketAddress
     from vhost_user.schema import IpAddress
@@ -133,22 +134,20 @@ class Names:
 
     Args:
         config: checked.
+        state: of its mesh.
     """
 
-    def __init__(self, config: Config) -> None:
-        self._exact: dict[str, Service] = {}
-        self._wildcards: dict[str, Service] = {}
+    def __init__(self, config: Config, state: MeshState | None = None) -> None:
+        self._state = state or MeshState(config, config.fastpath.network)
+        self._exact: defaultdict[str, list[Service]] = defaultdict(list)
+        self._wildcards: defaultdict[str, list[Service]] = defaultdict(list)
         for service in config.services:
             hostname = service.hostname.lower()
             if hostname.startswith("*."):
-                self._wildcards[hostname[2:]] = service
+                self._wildcards[hostname[2:]].append(service)
             else:
-                self._exact[hostname] = service
-        self._network = config.fastpath.network
-        self._addresses = {
-            service.key: self._addresses_of(service, config)[:MAX_ADDRESSES]
-            for service in config.services
-        }
+                self._exact[hostname].append(service)
+        self._addresses: dict[NamespacedHostname, tuple[IpAddress, ...]] = {}
 
     def find(self, name: str, namespace: str) -> tuple[IpAddress, ...] | None:
         """Return the addresses behind a name; None: it is no service's.
@@ -162,28 +161,35 @@ class Names:
         parent = name
         while parent and service is None and self._wildcards:
             parent = parent.partition(".")[2]
-            service = self._wildcards.get(parent)
-        return None if service is None else self._addresses[service.key]
+            service = best_of(self._wildcards.get(parent, ()), namespace)
+        if service is None:
+            return None
+        if service.key not in self._addresses:
+            found = self._addresses_of(service)[:MAX_ADDRESSES]
+            self._addresses[service.key] = found
+        return self._addresses[service.key]
 
     def lists(self, name: str, namespace: str) -> bool:
         """Whether a service has this very name, not a wildcard above it."""
         return self._named(name.lower(), namespace) is not None
 
     def _named(self, name: str, namespace: str) -> Service | None:
-        aliases = _aliases(name, namespace)
-        return next((self._exact[a] for a in aliases if a in self._exact), None)
+        for alias in _aliases(name, namespace):
+            service = best_of(self._exact.get(alias, ()), namespace)
+            if service is not None:
+                return service
+        return None
 
-    def _addresses_of(self, service: Service, config: Config) -> tuple[IpAddress, ...]:
-        vips = tuple(v.address for v in service.vips if v.network == self._network)
+    def _addresses_of(self, service: Service) -> tuple[IpAddress, ...]:
+        network = self._state.network
+        vips = tuple(v.address for v in service.vips if v.network == network)
         if vips or service.hostname.startswith("*."):
             return vips
         return tuple(
             address
-            for workload in config.workloads
-            if service.key in workload.services
-            and workload.status is HealthStatus.HEALTHY
-            and workload.network == self._network
-            for address in workload.workload_ips
+            for member in self._state.members_of(service)
+            if member.workload.network == network
+            for address in member.workload.workload_ips
         )
 
 
@@ -208,6 +214,10 @@ class Dns:
         """Whose each is."""
         self._clients: dict[str, _Client] = {}
         """By sandbox."""
+
+    def set_names(self, names: Names) -> None:
+        """Answer by the names of another mesh from now on."""
+        self._names = names
 
     def stats(self) -> DnsStats:
         """Return the counters; the object stays current."""

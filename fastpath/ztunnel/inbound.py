@@ -7,10 +7,12 @@ does the rest.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from fastpath.throttle import Throttle
 from fastpath.ztunnel import listener
 from fastpath.ztunnel.access_log import Party, Record
 from fastpath.ztunnel.model import ListenAddress
@@ -21,10 +23,16 @@ if TYPE_CHECKING:
 
     from fastpath.tsi.clients import Client
     from fastpath.ztunnel.access_log import AccessLog
+    from fastpath.ztunnel.authorization import Authorizer
     from fastpath.ztunnel.metrics import Metrics
-    from fastpath.ztunnel.model import Sandbox
+    from fastpath.ztunnel.model import Sandbox, Workload
     from fastpath.ztunnel.workloads import LocalWorkload
     from vhost_user.engine import Event
+
+MAX_PARTIES: Final = 4096
+"""Of a sandbox, as log lines have it."""
+
+_log = logging.getLogger(__name__)
 
 
 class SandboxPublisher:
@@ -35,6 +43,7 @@ class SandboxPublisher:
         server: the same one; who it is.
         access_log: gets one line a connection.
         metrics: get the counts.
+        authorizer: asks the policies; None: there are none.
     """
 
     def __init__(
@@ -43,12 +52,19 @@ class SandboxPublisher:
         server: LocalWorkload,
         access_log: AccessLog,
         metrics: Metrics,
+        authorizer: Authorizer | None = None,
     ) -> None:
         self._sandbox = sandbox
         self._server = server
         self._access_log = access_log
         self._metrics = metrics
-        self._parties: dict[tuple[int, bool], Party] = {}
+        self._authorizer = authorizer
+        self._parties: dict[tuple[int, bool, Workload], Party] = {}
+        self._lines = Throttle(
+            lambda count: _log.warning(
+                "%s: %d denials are not in the access log", sandbox.name, count
+            )
+        )
 
     def addresses(
         self, port: int, version: int, *, covered: bool
@@ -73,18 +89,32 @@ class SandboxPublisher:
         pod = self._server.pod
         return listener.published(address, backlog, pod.make if pod else socket.socket)
 
+    def denial(self, client: Client) -> str:
+        """Why a client may not connect; empty: it may."""
+        if self._authorizer is None:
+            return ""
+        return self._authorizer.denial(self._server, client)
+
+    def close(self) -> None:
+        """Say what has not been said."""
+        self._lines.flush()
+
     def opened(self) -> None:
         """The guest took a client."""
         self._metrics.inbound_opened(self._server)
 
     def failed(self, client: Client, error: int) -> None:
         """A client never got through."""
+        if client.denial:
+            self._denied(client)
+            return
         self._metrics.denied(self._server.name, "inbound")
         self._write(client, None, error)
 
-    def ended(self) -> None:
+    def ended(self, client: Client) -> None:
         """The policy ends an established connection."""
-        self._metrics.ended(self._server.name, "unpublished")
+        reason = "authorization" if client.denial else "unpublished"
+        self._metrics.ended(self._server.name, reason)
 
     def closed(self, client: Client, event: Event) -> None:
         """An established connection ended."""
@@ -93,16 +123,31 @@ class SandboxPublisher:
         )
         self._write(client, event, event.error)
 
+    def _denied(self, client: Client) -> None:
+        """An authorization policy denied it; the lines are bounded."""
+        self._metrics.denied(self._server.name, "authorization")
+        self._metrics.inbound_denied(self._server)
+        if not self._lines.admits():
+            self._metrics.unlogged(self._server.name)
+            return
+        self._write(client, None, 0)
+
     def _write(self, client: Client, event: Event | None, error: int) -> None:
         what = f"{os.strerror(error)} (os error {error})" if error else ""
-        if client.ended:
+        if client.denial:
+            what = f"connection closed due to policy rejection: {client.denial}"
+            if event:
+                what = "connection closed due to policy change"
+        elif client.ended:
             what = f"ended by a new policy: port {client.port} is not published"
             if self._server.pod and self._server.pod.gone:
                 what = f"ended: {self._server.pod.namespace} is gone"
         self._access_log.write(
             Record(
-                level="error" if error else "info",
-                message="connection complete" if event else "connection failed",
+                level="error" if error or client.denial else "info",
+                message="connection complete"
+                if event or client.denial
+                else "connection failed",
                 direction="inbound",
                 src=Party(addr=format_address(client.address)),
                 dst=self._destination(client),
@@ -115,10 +160,12 @@ class SandboxPublisher:
 
     def _destination(self, client: Client) -> Party:
         """The sandbox, as clients of an IP version reach it."""
-        key = client.port, ":" in client.reached[0]
+        workload = self._server.workload
+        key = client.port, ":" in client.reached[0], workload
         party = self._parties.get(key)
         if party is None:
-            workload = self._server.workload
+            if len(self._parties) >= MAX_PARTIES:
+                self._parties.clear()
             ips = workload.workload_ips
             version = 6 if key[1] else 4
             pod = next((ip for ip in ips if ip.version == version), ips[0])

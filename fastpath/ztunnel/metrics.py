@@ -102,6 +102,12 @@ class Metrics:
             ("sandbox", "result"),
             registry=self.registry,
         )
+        self._meshes = Counter(
+            "fastpath_mesh_reloads",
+            "New contents of Istio's file, good ones and those with an error",
+            ("result",),
+            registry=self.registry,
+        )
         self._denied = Counter(
             "fastpath_denied",
             "Connections refused before any dial",
@@ -154,6 +160,17 @@ class Metrics:
         series.received.inc(received)
         series.sent.inc(sent)
 
+    def inbound_denied(self, server: LocalWorkload) -> None:
+        """An authorization policy denied a connection to a sandbox."""
+        labels = _server_labels(server, "DENY")
+        self._opened.labels(*_server_labels(server)).inc()
+        self._closed.labels(*labels).inc()
+
+    def forget(self) -> None:
+        """Look labels up anew: workloads and services may have others."""
+        self._series.clear()
+        self._inbound.clear()
+
     def denied(self, sandbox: str, reason: str) -> None:
         """A connection was refused; `sandbox` is empty when there is none."""
         self._denied.labels(sandbox, reason).inc()
@@ -169,6 +186,10 @@ class Metrics:
     def reloaded(self, sandbox: str, *, good: bool) -> None:
         """A policy file has another content."""
         self._reloads.labels(sandbox, "good" if good else "error").inc()
+
+    def mesh_reloaded(self, *, good: bool) -> None:
+        """Istio's file has another content."""
+        self._meshes.labels("good" if good else "error").inc()
 
     def text(self) -> bytes:
         """All of it in Prometheus's text format; callable on any thread."""
@@ -331,14 +352,14 @@ def _labels(client: LocalWorkload, decision: Decision, flag: Flag) -> tuple[str,
     )
 
 
-def _server_labels(server: LocalWorkload) -> tuple[str, ...]:
+def _server_labels(server: LocalWorkload, flag: Flag = "-") -> tuple[str, ...]:
     return (
         "destination",
         *_end(None),
         *_service(None),
         *_end(server.workload),
         "tcp",
-        "-",
+        flag,
         _UNKNOWN,
     )
 

@@ -8,7 +8,7 @@
       admin                     metrics and readiness, if configured
 
 What is opened first is closed last. A sandbox's sockets exist before `ready`. Its
-policy is read before that too; a policy file is followed from then on.
+policy is read before that too; a policy file is followed from then on, and Istio's.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ import contextlib
 import errno
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from fastpath.errors import FastpathError
@@ -34,6 +33,7 @@ from fastpath.ztunnel import config as configuration
 from fastpath.ztunnel import handoffs, listener
 from fastpath.ztunnel.access_log import AccessLog
 from fastpath.ztunnel.admin import AdminServer
+from fastpath.ztunnel.authorization import Authorizer, announce
 from fastpath.ztunnel.dns import Dns
 from fastpath.ztunnel.inbound import SandboxPublisher
 from fastpath.ztunnel.metrics import (
@@ -44,12 +44,13 @@ from fastpath.ztunnel.metrics import (
 )
 from fastpath.ztunnel.outbound import Capture, Outbound, SandboxRouter
 from fastpath.ztunnel.pods import Pods
+from fastpath.ztunnel.reload import Mesh, MeshWatch
 from fastpath.ztunnel.routing import Routes
+from fastpath.ztunnel.shares import raise_file_limit, share, within_share
 from fastpath.ztunnel.workloads import LocalWorkloads
 from vhost_user.backend import Backend
 from vhost_user.engine import (
     ALL_EVENTS,
-    DEFAULT_MAX_CONNS,
     Ask,
     Engine,
     Reset,
@@ -67,21 +68,13 @@ if TYPE_CHECKING:
     from fastpath.tsi.datagram_limits import DatagramStats
     from fastpath.tsi.policy import SandboxPolicy
     from fastpath.tsi.service import TsiStats
-    from fastpath.ztunnel.config import MakeError
+    from fastpath.ztunnel.config import Loaded, MakeError
     from fastpath.ztunnel.model import Config, Sandbox
     from fastpath.ztunnel.workloads import LocalWorkload
     from vhost_user.engine import DeviceStats, EngineStats
 
 DRAIN_TIMEOUT_S = 1.0
 """How long the ends of open connections may take when the process stops."""
-OWN_FDS = 256
-"""Descriptors that each sandbox, and the process, take besides connections and UDP
-sockets: for control and datagram streams, and DNS queries that are under way."""
-MAX_SHARE = 1 << 20
-"""Connections that a sandbox may have where descriptors are no bound."""
-LEAST_SHARE = 16
-"""Connections that a sandbox gets however few descriptors there are."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -127,9 +120,13 @@ class Ztunnel:
         self._outbounds: list[Outbound] = []
         """Of each engine: a connection's number is one of its engine."""
         self._watches: dict[str, PolicyWatch] = {}
+        self._mesh_watch: MeshWatch | None = None
         self._ports = set(ISTIO_PORTS)
         """Those that no sandbox may reach on the host: of any ztunnel, and ours."""
         self._clients: LocalWorkloads
+        self._routes: Routes
+        self._dns: Dns
+        self._authorizer: Authorizer
         self._engines: list[Engine] = []
         self._ready = False
         self._stack = contextlib.AsyncExitStack()
@@ -187,13 +184,34 @@ class Ztunnel:
         }
 
     def reload(self) -> None:
-        """Read all policy files again, changed or not."""
+        """Read all policy files and Istio's again, changed or not."""
         for watch in self._watches.values():
             watch.reload()
+        if self._mesh_watch:
+            self._mesh_watch.reload()
+
+    async def follow(self, loaded: Loaded) -> None:
+        """Follow Istio's file, if there is one.
+
+        Args:
+            loaded: what we run with.
+
+        Raises:
+            FastpathError: its directory can't be watched.
+        """
+        if loaded.mesh is None:
+            return
+        self._mesh_watch = MeshWatch(
+            loaded,
+            self._set_mesh,
+            lambda good: self.metrics.mesh_reloaded(good=good),
+        )
+        self._stack.push_async_callback(self._mesh_watch.close)
+        self._mesh_watch.start()
 
     async def _start(self) -> None:
         own = self.config.fastpath
-        _raise_file_limit()
+        raise_file_limit()
         for sandbox in own.sandboxes:
             if sandbox.policy:
                 watch = PolicyWatch(sandbox.policy, name=sandbox.name)
@@ -211,11 +229,15 @@ class Ztunnel:
         self._stack.callback(_close, capture)
         address = capture.getsockname()[:2] if capture else None
         self._ports |= {it.port for it in (own.metrics, own.readiness) if it}
-        routes = Routes(self.config, listener=address)
+        mesh = Mesh.of(self.config)
+        routes = self._routes = Routes(self.config, listener=address)
+        routes.set_mesh(mesh.state)
         policies = {name: watch.policy for name, watch in self._watches.items()}
         clients = LocalWorkloads(self.config, policies, ports=self._ports)
         self._clients = clients
-        dns = Dns(self.config)
+        authorizer = self._authorizer = Authorizer(mesh.state)
+        self._stack.callback(authorizer.close)
+        dns = self._dns = Dns(self.config)
         self._stack.push_async_callback(dns.close)
         placed = place([frozenset()] * len(own.sandboxes), own.threads)
         for at in range(max(placed, default=0) + 1):
@@ -225,14 +247,18 @@ class Ztunnel:
             client.pod = self._pods.join(sandbox, self._engines[at])
             client.proxy = handoffs.join(sandbox, client.workload, self._engines[at])
             client.policy = self._policy_of(sandbox.name, client.policy)
+            publisher = SandboxPublisher(
+                sandbox, client, access_log, self.metrics, authorizer
+            )
+            self._stack.callback(publisher.close)
             self.sandboxes[sandbox.name] = await self._start_sandbox(
                 sandbox,
                 self._engines[at],
                 SandboxRouter(self._outbounds[at], client, dns),
-                SandboxPublisher(sandbox, client, access_log, self.metrics),
+                publisher,
                 client,
             )
-        self._pods.watch(self._decide_again)
+        self._pods.watch(self._judge_again)
         self._stack.callback(self._pods.close)  # before the engines
         if capture:
             events = Capture(self._engines[0], self._outbounds[0], clients)
@@ -245,7 +271,7 @@ class Ztunnel:
             DatagramCollector(self.datagram_stats, dns.stats)
         )
         self._start_admin(access_log)
-        self._announce_policies()
+        announce(self.config, mesh.state)
 
     async def _start_engine(
         self, sandboxes: int, routes: Routes, access_log: AccessLog
@@ -256,7 +282,7 @@ class Ztunnel:
                 poll_us=own.poll_us,
                 cpu=own.cpu,
                 # the sum: what one sandbox has can't be another's
-                max_conns=(sandboxes + 1) * self._share(),
+                max_conns=(sandboxes + 1) * share(self.config),
             )
         )
         outbound = Outbound(routes, access_log, self.metrics, engine.reset)
@@ -272,46 +298,8 @@ class Ztunnel:
             policy: as its file has it.
         """
         client = self._clients.sandbox(name)
-        return self._within_share(name, self._clients.for_client(client, policy))
-
-    def _share(self) -> int:
-        """Connections and UDP sockets that each sandbox, and the captured, can have.
-
-        Each takes a descriptor: without this, one VM could take those of all.
-        """
-        _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if limit == resource.RLIM_INFINITY:
-            return MAX_SHARE
-        users = len(self.config.fastpath.sandboxes) + 1
-        share = (limit - users * OWN_FDS) // users
-        return min(max(share, LEAST_SHARE), MAX_SHARE)
-
-    def _within_share(self, name: str, policy: SandboxPolicy) -> SandboxPolicy:
-        """A policy whose connections and sockets can be had all at once."""
-        limits, share = policy.limits, self._share()
-        sockets = min(limits.max_udp_sockets, share // 4)
-        places = self._places(name)
-        listeners = min(limits.max_listeners, share // 4 // max(places, 1))
-        taken = sockets if policy.udp else 0
-        taken += listeners * places if policy.published.ranges else 0
-        conns = min(limits.max_conns, share - taken)
-        if conns < limits.max_conns != DEFAULT_MAX_CONNS:
-            _log.warning(
-                "%s: maxConns is %d: open files are limited (ulimit -Hn)", name, conns
-            )
-        limits = replace(
-            limits,
-            max_conns=conns,
-            max_udp_sockets=sockets,
-            max_listeners=listeners,
-        )
-        return replace(policy, limits=limits)
-
-    def _places(self, name: str) -> int:
-        """Addresses that a published port of a sandbox has, at most."""
-        sandbox = next(it for it in self.config.fastpath.sandboxes if it.name == name)
-        ips = self.config.workload(sandbox.workload).workload_ips
-        return len(sandbox.publish) + (len(ips) if sandbox.pod_listeners else 0)
+        policy = self._clients.for_client(client, policy)
+        return within_share(self.config, name, policy)
 
     async def _start_sandbox(
         self,
@@ -377,8 +365,12 @@ class Ztunnel:
         if len(self._outbounds) > 1:
             self._outbounds[0].set_policy(self._clients.sandbox(name), policy)
 
-    def _decide_again(self, name: str) -> None:
-        """A sandbox's network namespace is gone, or gives sockets again."""
+    def _judge_again(self, name: str) -> None:
+        """Ask about all that a sandbox has, as when its policy is another one.
+
+        Its network namespace may be gone, or give sockets again, or its mesh have
+        changed.
+        """
         service = self.sandboxes[name].service
         self._set_policy(name, service, service.policy)
 
@@ -407,20 +399,22 @@ class Ztunnel:
             self._ports.add(server.port)  # port 0 was any
             self.admin.append(server)
 
-    def _announce_policies(self) -> None:
-        names = ", ".join(policy.key for policy in self.config.policies)
-        if names:
-            _log.warning(
-                "authorization policies take effect at the destination's proxy,"
-                " not here: %s",
-                names,
-            )
+    def _set_mesh(self, mesh: Mesh) -> None:
+        """Let another content of Istio's file hold, and judge all that is live."""
+        self.config = mesh.config
+        self._routes.set_mesh(mesh.state)
+        self._clients.set_mesh(mesh.config)
+        self._dns.set_names(mesh.names)
+        self._authorizer.state = mesh.state
+        self.metrics.forget()
+        for name in self.sandboxes:
+            self._judge_again(name)
 
 
 async def serve(config_path: Path, *, ready_fd: int | None = None) -> int:
     """Run until SIGTERM or SIGINT; the body of `fastpath ztunnel`.
 
-    SIGHUP makes it read all policy files again, those that changed or not.
+    SIGHUP makes it read all policy files and Istio's again, those that changed or not.
     Says `ready` in one line on stderr when everything listens.
 
     Args:
@@ -441,6 +435,7 @@ async def serve(config_path: Path, *, ready_fd: int | None = None) -> int:
         loop.add_signal_handler(signo, stop.set)
     try:
         async with Ztunnel(config, error=loaded.error) as ztunnel:
+            await ztunnel.follow(loaded)
             loop.add_signal_handler(signal.SIGHUP, ztunnel.reload)
             with contextlib.suppress(OSError):  # nobody may read it any more
                 sys.stderr.write(f"{_ready_line(config)}\n")
@@ -474,12 +469,6 @@ def _ready_line(config: Config) -> str:
     if own.metrics:
         parts.append(f"metrics on {own.metrics}")
     return f"fastpath ztunnel: ready: {', '.join(parts) or 'nothing configured'}"
-
-
-def _raise_file_limit() -> None:
-    """Take as many descriptors as we may: each relayed connection needs one."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _close(sock: socket.socket | None) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from fastpath.identity import Identity
     from fastpath.ztunnel.handoffs import Proxy
-    from fastpath.ztunnel.model import Config, Workload
+    from fastpath.ztunnel.model import Config, Sandbox, Workload
     from fastpath.ztunnel.pods import Pod
     from vhost_user.engine import SocketAddress
     from vhost_user.schema import IpAddress
@@ -70,25 +70,45 @@ class LocalWorkloads:
         ports: Collection[int] = ISTIO_PORTS,
     ) -> None:
         self._ports = ports
+        self._policies = policies or {}
         self._sandboxes: dict[str, LocalWorkload] = {}
+        self._captured: dict[str, LocalWorkload] = {}
+        """Those that are no sandbox's; by uid, or namespace and name."""
         self._addresses: dict[IpAddress, LocalWorkload] = {}
+        self.set_mesh(config)
+
+    def set_mesh(self, config: Config) -> None:
+        """Know the workloads of another mesh; who was there stays the same object."""
+        before, self._captured = self._captured, {}
+        self._addresses = {}
         sandboxes = {
             config.workload(sandbox.workload): sandbox
             for sandbox in config.fastpath.sandboxes
         }
         for workload in config.workloads:
             sandbox = sandboxes.get(workload)
-            egress = (sandbox.egress if sandbox else None) or Egress()
+            key = workload.uid or workload.key
             name = sandbox.name if sandbox else ""
-            policy = (policies or {}).get(name) or SandboxPolicy(egress=egress.policy())
-            client = LocalWorkload(name, workload, workload.identity, policy)
-            client.policy = self.for_client(client, policy)
+            client = self._sandboxes.get(name) if sandbox else before.get(key)
+            if client is None:
+                client = self._new(workload, sandbox)
+            client.workload, client.identity = workload, workload.identity
             if sandbox:
                 self._sandboxes[name] = client
+            else:
+                self._captured[key] = client
             if sandbox and (sandbox.netns or sandbox.handoff):
                 continue  # what leaves its pod is caught there, or handed over
             for address in config.addresses_here(workload):
                 self._addresses[address] = client
+
+    def _new(self, workload: Workload, sandbox: Sandbox | None) -> LocalWorkload:
+        egress = (sandbox.egress if sandbox else None) or Egress()
+        name = sandbox.name if sandbox else ""
+        policy = self._policies.get(name) or SandboxPolicy(egress=egress.policy())
+        client = LocalWorkload(name, workload, workload.identity, policy)
+        client.policy = self.for_client(client, policy)
+        return client
 
     def sandbox(self, name: str) -> LocalWorkload:
         """The sandbox with this name; the caller got it from the same config."""

@@ -106,7 +106,10 @@ class Publisher:
     def failed(self, client, error):
         pass
 
-    def ended(self):
+    def denial(self, client):
+        return ""
+
+    def ended(self, client):
         pass
 
     def closed(self, client, event):

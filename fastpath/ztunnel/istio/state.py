@@ -91,7 +91,7 @@ class MeshState:
         self, network: str, ip: IpAddress, namespace: str | None
     ) -> Service | None:
         """The service that has a VIP, as a namespace sees it; None: as nobody does."""
-        found = _best(self._by_vip.get((network, ip), ()), namespace)
+        found = best_of(self._by_vip.get((network, ip), ()), namespace)
         return found or self._service_around(network, ip, namespace)
 
     def find(self, destination: GatewayDestination) -> Service | Workload | None:
@@ -113,7 +113,7 @@ class MeshState:
 
     def service_named(self, hostname: str, namespace: str) -> Service | None:
         """The service of a host name, as a namespace sees it."""
-        return _best(self._by_name.get(hostname, ()), namespace)
+        return best_of(self._by_name.get(hostname, ()), namespace)
 
     def services_of(self, workload: Workload) -> list[Service]:
         """Those that a workload is an endpoint of, as it says."""
@@ -169,7 +169,7 @@ def _takes(service: Service, workload: Workload) -> bool:
     return bool(any_health) or workload.status is HealthStatus.HEALTHY
 
 
-def _best(services: Iterable[Service], namespace: str | None) -> Service | None:
+def best_of(services: Iterable[Service], namespace: str | None) -> Service | None:
     """Of those that a namespace sees: its own, else a canonical one, else the first."""
     best = None
     for service in services:

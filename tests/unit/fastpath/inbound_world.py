@@ -175,7 +175,10 @@ class FakePublisher:
     def failed(self, client, error):
         self.said.append(("failed", client.address, error))
 
-    def ended(self):
+    def denial(self, client):
+        return ""
+
+    def ended(self, client):
         self.said.append("ended")
 
     def closed(self, client, event):

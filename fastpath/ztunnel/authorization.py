@@ -1,0 +1,90 @@
+"""Istio's policies for clients of sandboxes, as they are now.
+
+They come in plain text, so nobody's identity is known: what policies say of IPs and
+ports counts, and what they want of identities none has. Of a sandbox whose connections
+are made in its pod's network namespace (`netns`) the mesh's proxy there has decided
+already, and knows more.
+"""
+
+from __future__ import annotations
+
+import logging
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+from fastpath.throttle import Throttle
+from fastpath.ztunnel.istio.authorize import Connection, judge
+
+if TYPE_CHECKING:
+    from fastpath.tsi.clients import Client
+    from fastpath.ztunnel.istio.state import MeshState
+    from fastpath.ztunnel.model import Config
+    from fastpath.ztunnel.workloads import LocalWorkload
+
+_log = logging.getLogger(__name__)
+
+
+def announce(config: Config, state: MeshState) -> None:
+    """Say once which policies are for no sandbox of ours."""
+    ours = {
+        policy.key
+        for sandbox in config.fastpath.sandboxes
+        if not sandbox.netns
+        for policy in state.policies_of(config.workload(sandbox.workload))
+    }
+    keys = (policy.key for policy in config.policies)
+    names = ", ".join(key for key in keys if key not in ours)
+    if names:
+        _log.warning(
+            "authorization policies take effect at the destination's proxy,"
+            " not here: %s",
+            names,
+        )
+
+
+class Authorizer:
+    """Asks the policies.
+
+    Args:
+        state: has them; another one takes its place.
+    """
+
+    def __init__(self, state: MeshState) -> None:
+        self.state = state
+        self._throttles: dict[LocalWorkload, Throttle] = {}
+
+    def denial(self, server: LocalWorkload, client: Client) -> str:
+        """Why a client may not connect to a sandbox; empty: it may."""
+        if server.pod is not None:
+            return ""
+        policies = self.state.policies_of(server.workload)
+        if not policies:
+            return ""
+        ips = server.workload.workload_ips
+        reached = ip_address(client.reached[0].partition("%")[0])
+        if reached not in ips:  # an address of the host: the pod's stands for it
+            same = (ip for ip in ips if ip.version == reached.version)
+            reached = next(same, reached)
+        asked = Connection(client.ip, reached, client.port)
+        verdict = judge(policies, asked)
+        if verdict.dry_run and not client.told:
+            client.told = True
+            self._tell(server, client, verdict.dry_run)
+        return verdict.text
+
+    def close(self) -> None:
+        """Say what has not been said."""
+        for throttle in self._throttles.values():
+            throttle.flush()
+
+    def _tell(
+        self, server: LocalWorkload, client: Client, notes: tuple[str, ...]
+    ) -> None:
+        if server not in self._throttles:
+            name = server.name
+            self._throttles[server] = Throttle(
+                lambda count: _log.info("%s: %d more lines of dry runs", name, count)
+            )
+        if self._throttles[server].admits():
+            who = f"{client.ip} to port {client.port}"
+            _log.info("%s: %s: %s", server.name, who, "; ".join(notes))

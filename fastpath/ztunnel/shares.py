@@ -1,0 +1,73 @@
+"""What one sandbox may have of the process's descriptors, so that others have theirs.
+
+Each connection and each UDP socket takes one: without this, one VM could take those of
+all.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from vhost_user.engine import DEFAULT_MAX_CONNS
+
+if TYPE_CHECKING:
+    from fastpath.tsi.policy import SandboxPolicy
+    from fastpath.ztunnel.model import Config
+
+OWN_FDS: Final = 256
+"""Descriptors that each sandbox, and the process, take besides connections and UDP
+sockets: for control and datagram streams, and DNS queries that are under way."""
+MAX_SHARE: Final = 1 << 20
+"""Connections that a sandbox may have where descriptors are no bound."""
+LEAST_SHARE: Final = 16
+"""Connections that a sandbox gets however few descriptors there are."""
+
+_log = logging.getLogger(__name__)
+
+
+def raise_file_limit() -> None:
+    """Take as many descriptors as we may: each relayed connection needs one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def share(config: Config) -> int:
+    """Connections and UDP sockets that each sandbox, and the captured, can have."""
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return MAX_SHARE
+    users = len(config.fastpath.sandboxes) + 1
+    found = (limit - users * OWN_FDS) // users
+    return min(max(found, LEAST_SHARE), MAX_SHARE)
+
+
+def within_share(config: Config, name: str, policy: SandboxPolicy) -> SandboxPolicy:
+    """A sandbox's policy whose connections and sockets can be had all at once."""
+    limits, most = policy.limits, share(config)
+    sockets = min(limits.max_udp_sockets, most // 4)
+    places = _places(config, name)
+    listeners = min(limits.max_listeners, most // 4 // max(places, 1))
+    taken = sockets if policy.udp else 0
+    taken += listeners * places if policy.published.ranges else 0
+    conns = min(limits.max_conns, most - taken)
+    if conns < limits.max_conns != DEFAULT_MAX_CONNS:
+        _log.warning(
+            "%s: maxConns is %d: open files are limited (ulimit -Hn)", name, conns
+        )
+    limits = replace(
+        limits,
+        max_conns=conns,
+        max_udp_sockets=sockets,
+        max_listeners=listeners,
+    )
+    return replace(policy, limits=limits)
+
+
+def _places(config: Config, name: str) -> int:
+    """Addresses that a published port of a sandbox has, at most."""
+    sandbox = next(it for it in config.fastpath.sandboxes if it.name == name)
+    ips = config.workload(sandbox.workload).workload_ips
+    return len(sandbox.publish) + (len(ips) if sandbox.pod_listeners else 0)
