@@ -59,7 +59,6 @@ if TYPE_CHECKING:
 
     from cffi import FFI
 
-    from vhost_user._vu import CStruct
     from vhost_user.events import Handler
 
 __all__ = [
@@ -89,8 +88,8 @@ __all__ = [
     "Limit",
     "ListenerHandle",
     "NetnsHandle",
-    "Proxy",
     "PeerHandle",
+    "Proxy",
     "Reset",
     "Ring",
     "RingConfig",

@@ -55,7 +55,10 @@ EXECUTIONS = re.compile(r"^stat::number_of_executed_units: *(\d+)$", re.MULTILIN
 def build_c(name: str) -> tuple[list[str], dict[str, str]]:
     """Compile one harness; return how to start it: command and environment."""
     binary = OUT / f"fuzz_{name}"
-    sources = [*sorted(set(NATIVE.rglob("*.c")) - {NATIVE / "maker/main.c"}), *RINGS.glob("*.c")]
+    sources = [
+        *sorted(set(NATIVE.rglob("*.c")) - {NATIVE / "maker/main.c"}),
+        *RINGS.glob("*.c"),
+    ]
     command = ["clang", *CFLAGS, f"-I{NATIVE}", f"-I{RINGS}"]
     command.append(str(HERE / f"fuzz_{name}.c"))
     hook = HERE / f"fuzz_{name}.h"

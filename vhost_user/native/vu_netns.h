@@ -91,8 +91,8 @@ struct vu_netns_config {
  * @cfg:	Addresses, copied
  *
  * Sockets of an IP version are kept once there was a dial. Without a maker
- *dials wait for vu_netns_renew() until they time out; where it answers
- *nonsense, those that wait fail with EPROTO.
+ * dials wait for vu_netns_renew() until they time out; where it answers
+ * nonsense, those that wait fail with EPROTO.
  *
  * Returns: the namespace's id, not 0,
  *	-VU_ERR_FULL, if there are VU_MAX_NETNS

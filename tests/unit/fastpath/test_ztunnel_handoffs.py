@@ -210,10 +210,10 @@ def test_a_handoff_that_makes_no_sense_is_an_error_of_its_key(
 @pytest.mark.parametrize(
     ("text", "line", "why"),
     [
-        ("{ring: /run/x}", 5, "ring"),
-        ("{embedded: true}", 5, "embedded"),
-        ("{socks5: localhost}", 5, "IP:PORT"),
-        ("unix", 5, "mapping"),
+        ("{ring: /run/x}", 2, "ring"),
+        ("{embedded: true}", 2, "embedded"),
+        ("{socks5: localhost}", 2, "IP:PORT"),
+        ("unix", 2, "mapping"),
     ],
 )
 def test_a_handoff_that_is_not_there_is_refused_with_its_line(
@@ -221,11 +221,8 @@ def test_a_handoff_that_is_not_there_is_refused_with_its_line(
 ):
     path = tmp_path / "z.yaml"
     path.write_text(
-        "workloads:\n"
-        "- {workloadIps: [10.0.0.5], namespace: d, name: p}\n"
-        "fastpath:\n"
-        "  sandboxes:\n"
-        f"  - {{name: a, workload: d/p, socket: s, cid: 3, handoff: {text}}}\n"
+        "sandboxes:\n"
+        f"- {{name: a, workload: d/p, socket: s, cid: 3, handoff: {text}}}\n"
     )
-    with pytest.raises(FastpathError, match=f"z.yaml:{line}: .*{why}"):
+    with pytest.raises(FastpathError, match=rf"z.yaml:{line}:\d+: .*{why}"):
         configuration.load(path)

@@ -51,6 +51,7 @@ GONE = {
     "vu_dev_unroute",
     "vu_dev_unroute_from",
     "vu_handoff_del",
+    "vu_peer_del",
     "vu_listener_backlog",
     "vu_listener_caller",
     "vu_listener_del",
