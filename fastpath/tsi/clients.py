@@ -43,6 +43,10 @@ class Client:
     """Why an authorization policy denies it; empty: none does."""
     told: bool = False
     """Whether it was said what policies would do that are only tried."""
+    identity: str = ""
+    """A SPIFFE ID, if a proxy that it came by said so."""
+    tunnelled: bool = False
+    """It came by a proxy: its port may be that of others of its IP."""
 
     @classmethod
     def of(cls, event: Event, *, deadline: float = 0.0) -> Client:
@@ -82,6 +86,23 @@ class Publisher(Protocol[Place]):
             port: in the guest.
             version: 4 or 6: of the clients.
             covered: whether the policy publishes it.
+        """
+        ...
+
+    @property
+    def gone(self) -> bool:
+        """Whether nothing is reachable any more, ever."""
+        ...
+
+    def publishes(self, port: int, *, covered: bool) -> bool:
+        """Whether a guest's TCP port is reachable, by an address or by the tunnel."""
+        ...
+
+    def tunnel(self) -> socket.socket | None:
+        """Open the listener of clients that come with a header; None: there is none.
+
+        Raises:
+            FastpathError: it cannot be opened.
         """
         ...
 

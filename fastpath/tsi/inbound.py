@@ -12,6 +12,9 @@ program's backlog or resets it. A full backlog is a reset, too: the client is ke
 offered again, and until the guest takes it, no other client is accepted; the TCP
 listener's own backlog is then what makes clients wait. `port.py` has all that.
 
+Clients that come by another proxy have a listener of their own (`tunnel.py`), and from
+then on are as any.
+
 Most clients the engine accepts and offers by itself: of IPs that the guest knows, to
 what is published. Here they are counted, logged, and ended when the policy changes.
 
@@ -38,8 +41,9 @@ from typing import TYPE_CHECKING, Any, Final
 from fastpath.throttle import Throttle
 from fastpath.tsi.clients import Client
 from fastpath.tsi.peers import Peers, first_port, range_number
-from fastpath.tsi.port import Port
+from fastpath.tsi.port import OFFER_S, Port
 from fastpath.tsi.protocol import Caller, Listening
+from fastpath.tsi.tunnel import Tunnel
 from vhost_user.engine import EventKind
 from vhost_user.errors import StateError
 
@@ -59,6 +63,7 @@ INTRODUCE_S: Final = 5.0
 """How long an agent may take to learn of an IP."""
 
 _ALIASES: Final = 4
+_LAST_PORT: Final = 65535
 
 
 @dataclass(slots=True, eq=False)
@@ -104,6 +109,9 @@ class Inbound:
         self._lines = Throttle(
             lambda count: log.warning("%s: %d more lines about listeners", name, count)
         )
+        self._next_port = 0
+        listener = publisher.tunnel()
+        self.tunnel = listener and Tunnel(listener, self.take_in, name=name)
 
     @property
     def listeners(self) -> int:
@@ -188,6 +196,8 @@ class Inbound:
         A lower limit ends nothing.
         """
         self._policy = policy
+        if self.tunnel and self.publisher.gone:
+            self.tunnel.close()
         for port in self._ports.values():
             port.forget_all()  # whom the engine takes in now is decided below
         for number, port in list(self._ports.items()):
@@ -201,6 +211,8 @@ class Inbound:
 
     def close(self) -> None:
         """Close all doors; connections live on, but those that are on offer."""
+        if self.tunnel:
+            self.tunnel.close()
         for port in self._ports.values():
             port.close()
         self._ports.clear()
@@ -212,6 +224,16 @@ class Inbound:
                 client.reset()
         self._introductions.clear()
         self._lines.flush()
+
+    def take_in(self, client: Client) -> None:
+        """Offer a client that came by the tunnel to the guest, or refuse it."""
+        client.deadline = asyncio.get_running_loop().time() + OFFER_S
+        port = self._ports.get(client.port)
+        if port is None or not self._publishes(client.port):
+            client.reset()
+            self.publisher.failed(client, errno.ECONNREFUSED)
+        else:
+            port.admit(client)
 
     def offer(
         self, port: Port, agent: Announcer, listen: Listen, client: Client
@@ -228,9 +250,8 @@ class Inbound:
                 introduction.clients.append((port, listen, client))
                 self._remember(client, number, ip)
                 return True
-            source = first_port(number) | client.address[1]
             try:
-                conn = self.guest.offer(listen.listener, client.sock, port=source)
+                conn = self._ask(first_port(number), listen, client)
             except StateError:
                 continue
             except OSError as error:
@@ -242,6 +263,27 @@ class Inbound:
                 client.taker = (agent, listen)
             return True
         return False
+
+    def _ask(self, first: int, listen: Listen, client: Client) -> int:
+        """Ask the guest for a connection from a client's port of a range.
+
+        Many that come by one tunnel have one port. The first has it, the others the
+        next that is free.
+
+        Raises:
+            StateError: the port is in use, or the VM may have no more.
+            OSError: no descriptor is left.
+        """
+        assert client.sock is not None
+        try:
+            source = first | client.address[1]
+            return self.guest.offer(listen.listener, client.sock, port=source)
+        except StateError:
+            if not client.tunnelled:
+                raise
+        self._next_port = self._next_port % _LAST_PORT + 1
+        source = first | self._next_port
+        return self.guest.offer(listen.listener, client.sock, port=source)
 
     def handle_event(self, event: Event) -> None:
         """Handle an event of a connection from one of our ports."""
@@ -292,8 +334,13 @@ class Inbound:
         if self._lines.admits():
             log.warning("%s: port %d: %s", self._name, port, problem)
 
+    def tunnels(self, port: int) -> bool:
+        """Whether clients of a TCP port may come by the tunnel."""
+        return self.tunnel is not None and self._publishes(port)
+
     def _publishes(self, port: int) -> bool:
-        return bool(self.addresses(port, (4, 6)))
+        covered = self._policy.published.covers(port)
+        return self.publisher.publishes(port, covered=covered)
 
     def _denies(self, client: Client) -> bool:
         client.denial = self.publisher.denial(client)

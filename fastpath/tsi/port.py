@@ -64,6 +64,10 @@ class Offerer(Protocol):
         """Where a TCP port is reachable, for clients of some IP versions."""
         ...
 
+    def tunnels(self, port: int) -> bool:
+        """Whether clients may come by another way than doors."""
+        ...
+
     def offer(
         self, port: Port, agent: Announcer, listen: Listen, client: Client
     ) -> bool:
@@ -136,11 +140,13 @@ class Port:
                     self._doors[address].listener.set_backlog(self._backlog)
             except OSError as error:
                 problem = error
-        if not self._doors:
+        tunnelled = self._offerer.tunnels(self._number)
+        if not self._doors and not tunnelled:
             self._refuse_all()
         if problem is not None:
             raise problem
-        return next((door.port for door in self._doors.values()), 0)
+        other = self._number if tunnelled else 0
+        return next((door.port for door in self._doors.values()), other)
 
     def close(self) -> None:
         """Close the doors; who waits is refused."""
@@ -164,6 +170,14 @@ class Port:
             self._hold(client)
         else:
             self._refuse(client, error)
+        self._go_on()
+
+    def admit(self, client: Client) -> None:
+        """Offer a client that came by no door; it waits for its turn, or is refused."""
+        if len(self._queue) >= MAX_PENDING:
+            self._refuse(client, errno.EAGAIN)
+            return
+        self._queue.append(client)
         self._go_on()
 
     def introduced(self, agent: Announcer, listen: Listen, client: Client) -> None:

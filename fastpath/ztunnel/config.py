@@ -23,6 +23,7 @@ from fastpath.ztunnel.model import (
     Fastpath,
     Publication,
     Sandbox,
+    TunnelProtocol,
     Workload,
 )
 from vhost_user import decode
@@ -233,6 +234,11 @@ def _sandbox_problems(config: Config) -> Iterator[Problem]:
             why = f"must be a path as /run/netns/NAME, not {str(sandbox.netns)!r}"
             yield (*here, "netns"), why
         yield from handoffs.problems(sandbox, here)
+        tunnel = found[0].application_tunnel if found else None
+        proxied = tunnel and tunnel.protocol is TunnelProtocol.PROXY
+        if sandbox.netns and tunnel and proxied and tunnel.port is None:
+            why = "names a workload whose applicationTunnel has no port"
+            yield (*here, "workload"), why
         if sandbox.netns and sandbox.handoff and sandbox.handoff.inpod:
             namespaces.append(((*here, "netns"), sandbox.netns))
     for group in (names, workloads, sockets, cids, places, namespaces):

@@ -10,12 +10,14 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Final
 
+from fastpath.errors import FastpathError
 from fastpath.throttle import Throttle
 from fastpath.ztunnel import listener
 from fastpath.ztunnel.access_log import Party, Record
-from fastpath.ztunnel.model import ListenAddress
+from fastpath.ztunnel.model import ListenAddress, TunnelProtocol
 from fastpath.ztunnel.routing import format_address
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ class SandboxPublisher:
         self, port: int, version: int, *, covered: bool
     ) -> Sequence[ListenAddress]:
         """Where a port of the guest is reachable."""
-        if self._server.pod and self._server.pod.gone:
+        if self.gone:
             return []
         found = []
         if covered and self._sandbox.pod_listeners:
@@ -79,6 +81,46 @@ class SandboxPublisher:
         if covered or not self._sandbox.policy:
             found += [it.at for it in self._sandbox.publish if it.port == port]
         return [address for address in found if address.host.version == version]
+
+    def publishes(self, port: int, *, covered: bool) -> bool:
+        """Whether a port of the guest is reachable."""
+        if covered and self._tunnel_port and not self.gone:
+            return True
+        return any(self.addresses(port, version, covered=covered) for version in (4, 6))
+
+    def tunnel(self) -> socket.socket | None:
+        """Open the listener of the application tunnel, in the pod's namespace.
+
+        Raises:
+            FastpathError: it cannot be opened.
+        """
+        pod, port = self._server.pod, self._tunnel_port
+        if pod is None or not port:
+            return None
+        address = ListenAddress(IPv4Address("127.0.0.1"), port)
+        try:
+            sock = listener.published(address, listener.BACKLOG, pod.make)
+        except OSError as error:
+            raise FastpathError(
+                f"{self._server.name}: cannot listen on {address} in {pod.namespace}",
+                f"{error.strerror}",
+                "name a port that is free there in the workload's applicationTunnel",
+            ) from error
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setblocking(False)
+        return sock
+
+    @property
+    def _tunnel_port(self) -> int:
+        """Of the pod's loopback, where its proxy hands clients over; 0: none."""
+        tunnel = self._server.workload.application_tunnel
+        proxied = tunnel and tunnel.protocol is TunnelProtocol.PROXY
+        return (tunnel.port or 0) if tunnel and proxied and self._server.pod else 0
+
+    @property
+    def gone(self) -> bool:
+        """Whether the pod's namespace is."""
+        return self._server.pod is not None and self._server.pod.gone
 
     def listen(self, address: ListenAddress, backlog: int) -> socket.socket:
         """Open a listener.
@@ -149,7 +191,9 @@ class SandboxPublisher:
                 if event or client.denial
                 else "connection failed",
                 direction="inbound",
-                src=Party(addr=format_address(client.address)),
+                src=Party(
+                    addr=format_address(client.address), identity=client.identity
+                ),
                 dst=self._destination(client),
                 bytes_sent=event.up_bytes if event else None,
                 bytes_recv=event.down_bytes if event else None,

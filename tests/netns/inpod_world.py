@@ -76,8 +76,8 @@ def pod_and_server():
 
 
 @contextlib.contextmanager
-def istios_ztunnel(binary, folder, zds, config=CONFIG, **settings):
-    """Run it in a namespace of its own; yields its log."""
+def istios_ztunnel(binary, folder, zds, config=CONFIG, *, own=None, **settings):
+    """Run it in a namespace of its own, or `own`; yields its log."""
     (folder / "istio.yaml").write_text(config)
     log = folder / "istio.log"
     make_root = ["openssl", "req", "-x509", "-newkey", "ec", "-nodes", "-subj", "/O=t"]
@@ -94,7 +94,9 @@ def istios_ztunnel(binary, folder, zds, config=CONFIG, **settings):
         "CA_ADDRESS": "https://127.0.0.1:1",  # nobody's: there is no HBONE here
         "CA_ROOT_CA": f"{folder}/ca",
     }
-    with Namespace() as own, log.open("a") as out:
+    with contextlib.ExitStack() as stack:
+        out = stack.enter_context(log.open("a"))
+        own = own or stack.enter_context(Namespace())
         run_in(own, "ip link set lo up")
         argv = own.command([str(binary.resolve()), "proxy", "ztunnel"])
         process = subprocess.Popen(argv, env=env | settings, stdout=out, stderr=out)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import socket
 import struct
@@ -262,6 +263,10 @@ def snapshots(log):
     return log.read_text().count("received snapshot sent")
 
 
+def has_snapshots(log, count):
+    return snapshots(log) == count
+
+
 @pytest.mark.ztunnel
 @pytest.mark.parametrize("socks5", [None, SOCKS5], ids=["redirect", "socks5"])
 def test_istios_ztunnel_serves_a_sandbox_without_kubernetes(
@@ -337,7 +342,7 @@ def test_istios_ztunnel_comes_back_to_us_and_we_to_it(request, tmp_path, spaces)
             assert guest.refused(echo.address) == errno.ECONNREFUSED  # there is none
             for number in (1, 2):  # each a new process
                 with istios_ztunnel(binary, tmp_path, tmp_path / "zds") as log:
-                    wait_until(lambda n=number: snapshots(log) == n)
+                    wait_until(functools.partial(has_snapshots, log, number))
                     guest.echoes(guest.connect(echo.address))
 
     def play_again(ztunnel):

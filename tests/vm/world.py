@@ -93,6 +93,14 @@ class Router:
 class Publisher:
     """Publishes what the policy says at the pod's IPv4 address."""
 
+    gone = False
+
+    def publishes(self, port, *, covered):
+        return covered
+
+    def tunnel(self):
+        return None
+
     def addresses(self, port, version, *, covered):
         there = covered and version == 4
         return [ListenAddress(ip_address(POD4), port)] if there else []

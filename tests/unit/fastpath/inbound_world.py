@@ -148,6 +148,8 @@ class FakeListener:
 class FakePublisher:
     """Publishes ports on 127.0.0.1 and ::1, at a port that the kernel chooses."""
 
+    gone = False
+
     def __init__(self):
         self.error = None
         self.doors = {}
@@ -156,6 +158,12 @@ class FakePublisher:
 
     def addresses(self, port, version, *, covered):
         return [(port, version)] if covered else []
+
+    def publishes(self, port, *, covered):
+        return covered
+
+    def tunnel(self):
+        return None
 
     def listen(self, address, backlog):
         self.backlogs.append(backlog)
