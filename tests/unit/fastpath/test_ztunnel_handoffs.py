@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import socket
+import struct
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -23,13 +26,21 @@ from fastpath.ztunnel.model import (
     Workload,
 )
 from fastpath.ztunnel.process import Ztunnel
-from tests.unit.fastpath.handoff_world import POD, HeaderReader, Socks5, handed
-from tests.unit.fastpath.tsi_guest import ECHO, Guest, run
+from tests.support.limits import LIMIT_S
+from tests.unit.fastpath.handoff_world import (
+    POD,
+    SIGNATURE,
+    HeaderReader,
+    Socks5,
+    handed,
+)
+from tests.unit.fastpath.tsi_guest import ECHO, Guest, message, run
 from vhost_user.vsock.packet import Op, Shutdown
 
 THERE, THERE6 = ("192.0.2.7", 8080), ("2001:db8::7", 8080)
 IDENTITY = b"spiffe://cluster.local/ns/default/sa/a"
 AT = ListenAddress(ip_address("127.0.0.1"), 15080)
+LISTEN = struct.pack("<IIHHHH16s", 0x100050, 5, 80, 4, 0, 0, bytes(16))
 KINDS = pytest.mark.parametrize("kind", [HeaderReader, Socks5], ids=["unix", "socks5"])
 
 
@@ -114,6 +125,36 @@ def test_a_proxy_that_is_not_there_refuses_until_it_is(tmp_path):
     assert f"hand-off to {tmp_path}/proxy: Connection refused" in first
     assert "connection complete" in second
     assert "hand-off" not in second
+
+
+def test_a_unix_listener_that_is_full_is_dialled_again(tmp_path):
+    with contextlib.ExitStack() as stack:
+        listener, *others = (stack.enter_context(unix_socket()) for _ in range(4))
+        listener.bind(str(tmp_path / "proxy"))
+        listener.listen(0)
+        listener.settimeout(LIMIT_S)
+        for other in others:
+            other.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                other.connect(str(tmp_path / "proxy"))
+
+        def play(ztunnel):
+            (first, _) = ztunnel.config.fastpath.sandboxes
+            with Guest(first) as guest:
+                conn = guest.request(THERE)
+                guest.control.send(message(16, LISTEN))  # it is behind the request
+                guest.control.receive()
+                assert ztunnel.device_stats()["a"].backlog_full
+                stack.enter_context(listener.accept()[0])
+                conn.expect(Op.RESPONSE)
+                ours = stack.enter_context(listener.accept()[0])
+                assert ours.recv(13) == SIGNATURE + b"\x21"
+
+        run(handed(tmp_path, Handoff(unix=tmp_path / "proxy")), play)
+
+
+def unix_socket():
+    return socket.socket(socket.AF_UNIX)
 
 
 def test_a_destination_of_a_version_that_the_pod_lacks_is_unreachable_by_header(

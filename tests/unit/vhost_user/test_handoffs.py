@@ -12,8 +12,11 @@ import errno
 import ipaddress
 import socket
 import struct
+from pathlib import Path
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from tests.support.limits import LIMIT_S, until
 from vhost_user.engine import (
@@ -335,6 +338,65 @@ def test_what_a_socks5_proxy_refuses_with_is_the_connects_errno(
         assert world.engine.stats().conns == 0
 
     run(tmp_path, work)
+
+
+def outcome(answer):
+    """What RFC 1928 makes of an answer: the errno of connect(), or the bytes after it.
+
+    A model of its own, by the whole answer and not piece by piece.
+    """
+    errors = [0, errno.ECONNREFUSED, errno.EACCES, errno.ENETUNREACH]
+    errors += [errno.EHOSTUNREACH, errno.ECONNREFUSED, errno.ETIMEDOUT]
+    errors += [errno.EOPNOTSUPP, errno.EAFNOSUPPORT]
+    for index, byte in enumerate(answer[:6]):
+        if index in (0, 2) and byte != 5:
+            return errno.EPROTO
+        if index == 1 and byte:
+            return errno.EACCES if byte == 255 else errno.EPROTO
+        if index == 3 and byte:
+            return errors[byte] if byte < len(errors) else errno.EPROTO
+        if index == 5 and byte not in (1, 3, 4):
+            return errno.EPROTO
+    if len(answer) < 7:
+        return errno.ECONNRESET
+    size = {1: 12, 4: 24, 3: 9 + answer[6]}[answer[5]]
+    return answer[size:] if len(answer) >= size else errno.ECONNRESET
+
+
+ANSWERS = st.builds(
+    lambda head, kind, size, rest: head + bytes([kind, size]) + rest,
+    st.sampled_from([METHOD + b"\5\0\0", METHOD + b"\5\5\0", b"\5\xff\5\0\0", b""]),
+    st.sampled_from([1, 3, 4, 2]),
+    st.integers(0, 12),
+    st.binary(max_size=30),
+)
+
+
+@hypothesis.settings(max_examples=60)
+@hypothesis.given(ANSWERS, st.lists(st.integers(1, 8), max_size=12))
+def test_any_answer_in_any_pieces_is_what_the_rfc_makes_of_it(answer, pieces):
+    async def work(world):
+        world.socks5()
+        client = await world.client()
+        proxy = await world.accept()
+        proxy.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await read(proxy, len(ASKED4))
+        rest = answer
+        for size in pieces:
+            with contextlib.suppress(ConnectionError):  # it may be refused by now
+                await send(proxy, rest[:size])
+            rest = rest[size:]
+            await asyncio.sleep(0)
+        with contextlib.suppress(ConnectionError):
+            await send(proxy, rest)
+            proxy.shutdown(socket.SHUT_WR)
+        expected = outcome(answer)
+        if isinstance(expected, int):
+            assert await world.failed() == [expected]
+        else:
+            assert await read(client, len(expected) + 1) == expected
+
+    run(Path("/nowhere"), work)
 
 
 @pytest.mark.parametrize("said", [b"", METHOD[:1], METHOD, METHOD + GRANTED[:-1]])

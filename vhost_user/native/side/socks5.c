@@ -120,10 +120,8 @@ static void hear(struct vu_conn *c)
 
 		if (n < 0 && error == EINTR)
 			continue;
-		if (n < 0 && error == EAGAIN) {
-			c->far.readable = false;
+		if (n < 0 && error == EAGAIN)
 			return;
-		}
 		if (n > 0) {
 			s->have = (uint16_t)(s->have + n);
 			error = verdict(s);
@@ -134,8 +132,7 @@ static void hear(struct vu_conn *c)
 		}
 	}
 	conn_greeted(c);
-	c->far.readable = true; /* its bytes may be behind the answer */
-	conn_opened(c);
+	conn_opened(c); /* still readable: bytes may be behind the answer */
 }
 
 /**
