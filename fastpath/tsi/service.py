@@ -117,6 +117,8 @@ class TsiStats:
     """FAILED messages that the guest had left no room for."""
     listeners: int = 0
     """Published now."""
+    refused_headers: int = 0
+    """Clients of the application tunnel that had no good header."""
 
 
 class TsiService:
@@ -213,7 +215,10 @@ class TsiService:
         """Return the counters; the object stays current."""
         self._stats.streams = sum(a.stream is not None for a in self._agents.values())
         self._stats.tokens = len(self._tokens)
-        self._stats.listeners = self.inbound.listeners if self.inbound else 0
+        if self.inbound:
+            tunnel = self.inbound.tunnel
+            self._stats.listeners = self.inbound.listeners
+            self._stats.refused_headers = tunnel.refused if tunnel else 0
         self._stats.held = self._held_count
         return self._stats
 

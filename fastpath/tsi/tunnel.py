@@ -47,6 +47,8 @@ class Tunnel:
     def __init__(
         self, sock: socket.socket, take: Callable[[Client], None], *, name: str
     ) -> None:
+        self.refused = 0
+        """Clients without a good header so far."""
         self._take = take
         self._name = name
         self._waiting: dict[asyncio.Task[None], None] = {}  # by age
@@ -77,7 +79,7 @@ class Tunnel:
             oldest = next(iter(self._waiting))
             del self._waiting[oldest]  # it ends with its next turn
             oldest.cancel()
-            self._warn(f"{MAX_WAITING} clients without a header: the oldest goes")
+            self._refused(f"{MAX_WAITING} clients without a header: the oldest goes")
 
     def _done(self, task: asyncio.Task[None], client: Client) -> None:
         self._waiting.pop(task, None)
@@ -93,17 +95,18 @@ class Tunnel:
             header = proxy_protocol.parse(head, rest)
         except TimeoutError:
             client.reset()
-            self._warn(f"a client is refused: no header within {HEADER_S:g} s")
+            self._refused(f"a client is refused: no header within {HEADER_S:g} s")
         except (HeaderError, OSError) as error:
             client.reset()
-            self._warn(f"a client is refused: {error}")
+            self._refused(f"a client is refused: {error}")
         else:
             client.address, client.reached = header.source, header.destination
             client.port, client.identity = header.destination[1], header.identity
             client.tunnelled = True
             self._take(client)
 
-    def _warn(self, why: str) -> None:
+    def _refused(self, why: str) -> None:
+        self.refused += 1
         if self._lines.admits():
             log.warning("%s: application tunnel: %s", self._name, why)
 

@@ -8,6 +8,7 @@ import struct
 import threading
 from dataclasses import replace
 from ipaddress import ip_address
+from pathlib import Path
 
 from fastpath.ztunnel.model import Handoff, ListenAddress
 from tests.support.limits import LIMIT_S
@@ -62,6 +63,8 @@ class Proxy:
     def __exit__(self, *exc):
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        if isinstance(self.address, str):
+            Path(self.address).unlink()
         for thread in self._threads:
             thread.join(LIMIT_S)
 

@@ -189,8 +189,10 @@ def test_a_client_without_a_good_header_is_reset(run, data, caplog):
         world.listen()
         sock = await connect(world, data)
         await is_reset(sock)
+        assert world.inbound.tunnel.refused == 1
         await connect(world, header())
         await world.offered(1)
+        assert world.inbound.tunnel.refused == 1
 
     run(work)
     assert "test: application tunnel: a client is refused" in caplog.text

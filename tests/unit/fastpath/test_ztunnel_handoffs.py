@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-import struct
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -26,7 +25,7 @@ from fastpath.ztunnel.model import (
     Workload,
 )
 from fastpath.ztunnel.process import Ztunnel
-from tests.support.limits import LIMIT_S
+from tests.support.limits import LIMIT_S, wait_until
 from tests.unit.fastpath.handoff_world import (
     POD,
     SIGNATURE,
@@ -34,13 +33,12 @@ from tests.unit.fastpath.handoff_world import (
     Socks5,
     handed,
 )
-from tests.unit.fastpath.tsi_guest import ECHO, Guest, message, run
+from tests.unit.fastpath.tsi_guest import ECHO, Guest, run
 from vhost_user.vsock.packet import Op, Shutdown
 
 THERE, THERE6 = ("192.0.2.7", 8080), ("2001:db8::7", 8080)
 IDENTITY = b"spiffe://cluster.local/ns/default/sa/a"
 AT = ListenAddress(ip_address("127.0.0.1"), 15080)
-LISTEN = struct.pack("<IIHHHH16s", 0x100050, 5, 80, 4, 0, 0, bytes(16))
 KINDS = pytest.mark.parametrize("kind", [HeaderReader, Socks5], ids=["unix", "socks5"])
 
 
@@ -142,9 +140,7 @@ def test_a_unix_listener_that_is_full_is_dialled_again(tmp_path):
             (first, _) = ztunnel.config.fastpath.sandboxes
             with Guest(first) as guest:
                 conn = guest.request(THERE)
-                guest.control.send(message(16, LISTEN))  # it is behind the request
-                guest.control.receive()
-                assert ztunnel.device_stats()["a"].backlog_full
+                wait_until(lambda: ztunnel.device_stats()["a"].backlog_full)
                 stack.enter_context(listener.accept()[0])
                 conn.expect(Op.RESPONSE)
                 ours = stack.enter_context(listener.accept()[0])
