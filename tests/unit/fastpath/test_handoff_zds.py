@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from fastpath.handoff import zds
-from fastpath.handoff.zds import Server, Workload
+from fastpath.handoff.zds import ANSWER_S, HELLO_S, Server, Workload
+from tests.support import clock
 from tests.support.limits import LIMIT_S, until
 
 POD1 = Workload("uid1", "pod1", "default", "sa1")
@@ -73,7 +74,7 @@ async def readable(sock):
         loop.remove_reader(sock)
 
 
-def run(tmp_path, work):
+def run(tmp_path, work, runner=asyncio.run):
     """Run `work(server, connect, namespaces)`; files stand for namespaces."""
     path = tmp_path / "zds"
 
@@ -94,7 +95,7 @@ def run(tmp_path, work):
                 await until(lambda: not server.peers)
         assert not path.exists()
 
-    asyncio.run(main())
+    runner(main())
 
 
 def descriptors():
@@ -255,11 +256,11 @@ def test_fields_that_we_do_not_know_are_skipped(tmp_path):
     run(tmp_path, work)
 
 
-@pytest.mark.parametrize("said", [None, HELLO])
-def test_one_that_says_nothing_is_left(tmp_path, monkeypatch, said):
-    monkeypatch.setattr(zds, "HELLO_S", 0.05)
-    monkeypatch.setattr(zds, "ANSWER_S", 0.05)
-
+@pytest.mark.parametrize(
+    ("said", "limit_s"),
+    [pytest.param(None, HELLO_S, id="hello"), pytest.param(HELLO, ANSWER_S, id="ack")],
+)
+def test_one_that_says_nothing_is_left(tmp_path, said, limit_s):
     async def work(server, connect, files):
         server.add(POD1, files[0].fileno())
         ztunnel = connect()
@@ -267,8 +268,9 @@ def test_one_that_says_nothing_is_left(tmp_path, monkeypatch, said):
             ztunnel.says(said)
             await ztunnel.hears()
         assert await ztunnel.is_left()
+        assert asyncio.get_running_loop().time() == limit_s
 
-    run(tmp_path, work)
+    run(tmp_path, work, clock.run)
 
 
 def test_one_more_than_there_may_be_is_sent_away(tmp_path, monkeypatch):

@@ -13,6 +13,8 @@ import pytest
 from fastpath.tsi import port as port_module
 from fastpath.tsi import tunnel as module
 from fastpath.tsi.peers import first_port, range_number
+from fastpath.tsi.tunnel import HEADER_S, Tunnel
+from tests.support import clock
 from tests.support.limits import until
 from tests.unit.fastpath import inbound_world
 from tests.unit.fastpath.inbound_world import (
@@ -209,15 +211,30 @@ def test_one_that_leaves_within_its_header_is_forgotten(run):
     run(work)
 
 
-def test_one_that_is_too_slow_is_cut(run, monkeypatch):
-    monkeypatch.setattr(module, "HEADER_S", 0.05)
+def test_one_that_is_too_slow_is_cut(tmp_path):
+    """Over a unix socket, in a loop whose clock passes when nothing else happens."""
 
-    async def work(world):
-        world.listen()
-        sock = await connect(world, header()[:-1])
-        await is_reset(sock)
+    async def main():
+        loop, taken = asyncio.get_running_loop(), []
+        with (
+            socket.socket(socket.AF_UNIX) as listener,
+            socket.socket(socket.AF_UNIX) as client,
+        ):
+            listener.bind(str(tmp_path / "tunnel"))
+            listener.listen()
+            listener.setblocking(False)
+            tunnel = Tunnel(listener, taken.append, name="test")
+            client.connect(str(tmp_path / "tunnel"))
+            client.setblocking(False)
+            for byte in header()[:9]:  # one a second
+                client.send(bytes([byte]))
+                await asyncio.sleep(1)
+            assert await loop.sock_recv(client, 1) == b""
+            assert loop.time() == HEADER_S
+            assert (taken, tunnel.refused) == ([], 1)
+            tunnel.close()
 
-    run(work)
+    clock.run(main())
 
 
 def test_a_flood_of_silent_clients_makes_room_for_itself(run, monkeypatch):

@@ -10,7 +10,7 @@
  * which Python sets once, hands over any number of connections.
  *
  * Such a connection is dialled as any other (dial.c, netns.c). But when its
- * socket is connected it has a greeting (conn.h): what is to be said, and
+ * socket is connected it has a greeting (pending.h): what is to be said, and
  * heard, in CONN_DIALING still. Then the socket is one as any other, and what
  * follows costs what it does without a hand-off.
  */

@@ -135,7 +135,7 @@ void target_retry(struct vu_conn *c, const struct vu_target *target)
 {
 	if (c->greeting && c->greeting->again)
 		c->greeting->again(c);
-	else if (target->kind == VU_TARGET_UNIX)
+	else if (!c->greeting && target->kind == VU_TARGET_UNIX)
 		dial_unix(c, target);
 	else
 		conn_abort(c, ECONNREFUSED);
