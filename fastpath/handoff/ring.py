@@ -75,7 +75,6 @@ class Ring:
     def __init__(
         self, sock: socket.socket, bell: int, memory: mmap.mmap, hello: Hello
     ) -> None:
-        sock.setblocking(False)
         self._sock = sock
         self._bell = bell
         self._memory = memory
@@ -347,14 +346,16 @@ def take(sock: socket.socket) -> tuple[Ring, Hello]:
     """Take the memory of a connection; answer it then.
 
     Args:
-        sock: unix SOCK_SEQPACKET socket from accept(), taken over on success.
+        sock: unix SOCK_SEQPACKET socket from accept(), taken over on success; it never
+            blocks from now on.
 
     Raises:
         BlockingIOError: its message has yet to come.
         OSError: that isn't one (EPROTO), is of another version (EPROTONOSUPPORT), or
             the memory can't be mapped.
     """
-    data, fds, _, _ = socket.recv_fds(sock, HELLO.size, 2, socket.MSG_DONTWAIT)
+    sock.setblocking(False)
+    data, fds, _, _ = socket.recv_fds(sock, HELLO.size, 2)
     try:
         hello = Hello.decode(data)
         memory = _map(fds, hello)
