@@ -50,6 +50,18 @@ class Between:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class PowerOfTwo(Between):
+    """One of these within bounds, both included."""
+
+    def parse(self, text: str) -> int:
+        """Read a decimal number, or raise `ValueError`."""
+        value = Between.parse(self, text)
+        if value & (value - 1):
+            raise ValueError(f"must be a power of two, as 65536 is, not {text}")
+        return value
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Matches:
     """What all of a string must match, and what to call that."""
 

@@ -3,29 +3,36 @@
     unix      a stream unix socket, a PROXY protocol v2 header first
     socks5    SOCKS5, in the pod's network namespace if the sandbox has one
     inpod     connections in the pod's namespace, where a ztunnel takes them: `inpod.py`
+    ring      rings of shared memory to another process (docs/ring.md)
 
 What a sandbox may reach its policy has decided before; the other proxy is told of the
 destination that the program asked for, and decides the rest. The engine says and hears
-it all (vhost_user/native/side/handoff.c).
+it all (vhost_user/native/side/handoff.c). A process that isn't there yet, or comes
+back, takes the connections from then on: they are refused meanwhile.
 
 Spec: docs/handoffs.md.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vhost_user.engine import Dial, Socks5Proxy, UnixProxy
+from vhost_user.engine import Dial, Ring, Socks5Proxy, UnixProxy
 from vhost_user.sockets import MAX_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from fastpath.ztunnel.model import Sandbox, Workload
     from vhost_user.decode import KeyPath
     from vhost_user.engine import Engine, SocketAddress
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +41,17 @@ class Proxy:
 
     name: str
     """For the log."""
-    handoff: int
+    handoff: int = 0
     """`Dial.handoff` on the sandbox's engine; 0: it is not told of destinations."""
-    in_netns: bool
+    in_netns: bool = False
     """Whether it is in the pod's network namespace, if there is one."""
+    peer: int = 0
+    """`Ring.peer` on the sandbox's engine; 0: no rings lead to it."""
 
-    def dial(self, address: SocketAddress, netns: int) -> Dial:
+    def dial(self, address: SocketAddress, netns: int) -> Dial | Ring:
         """How the engine hands a connection over."""
+        if self.peer:
+            return Ring(self.peer, address)
         return Dial(address, netns if self.in_netns else 0, self.handoff)
 
 
@@ -54,11 +65,13 @@ def problems(sandbox: Sandbox, here: KeyPath) -> Iterator[tuple[KeyPath, str]]:
     handoff, where = sandbox.handoff, (*here, "handoff")
     if handoff is None:
         return
-    if handoff.unix and (handoff.socks5 or handoff.inpod):
-        yield where, "names two proxies, by unix and another; leave one of them out"
-    elif not (handoff.unix or handoff.socks5 or handoff.inpod):
-        yield where, "names no proxy: unix, socks5 or inpod"
-    for key, path in (("unix", handoff.unix), ("inpod", handoff.inpod)):
+    ways = (handoff.unix, handoff.ring, handoff.socks5 or handoff.inpod)
+    if sum(way is not None for way in ways) > 1:
+        yield where, "names two proxies; leave one of them out"
+    elif not any(ways):
+        yield where, "names no proxy: unix, socks5, inpod or ring"
+    paths = {"unix": handoff.unix, "inpod": handoff.inpod, "ring": handoff.ring}
+    for key, path in paths.items():
         if path and len(os.fsencode(path)) > MAX_PATH:
             why = f"is longer than the {MAX_PATH} bytes that a unix socket takes"
             yield (*where, key), why
@@ -76,16 +89,39 @@ def join(sandbox: Sandbox, workload: Workload, engine: Engine) -> Proxy | None:
         workload: the same one; who it is.
         engine: its engine.
     """
-    handoff = sandbox.handoff
-    if handoff and handoff.unix:
-        proxy = UnixProxy(
-            str(handoff.unix), workload.workload_ips, str(workload.identity)
+    handoff, who = sandbox.handoff, str(workload.identity)
+    if handoff is None:
+        return None
+    if handoff.unix:
+        proxy = UnixProxy(str(handoff.unix), workload.workload_ips, who)
+        return Proxy(f"{handoff.unix}", engine.add_handoff(proxy).id)
+    if handoff.ring:
+        peer = engine.add_peer(
+            handoff.ring,
+            identity=who,
+            addresses=workload.workload_ips,
+            ring_bytes=handoff.ring_bytes,
         )
-        return Proxy(f"{handoff.unix}", engine.add_handoff(proxy).id, in_netns=False)
-    if handoff and handoff.socks5:
+        _say_if_absent(sandbox.name, handoff.ring)
+        return Proxy(f"{handoff.ring}", peer=peer.id)
+    if handoff.socks5:
         at = handoff.socks5
         there = Socks5Proxy((str(at.host), at.port))
         return Proxy(f"socks5 {at}", engine.add_handoff(there).id, in_netns=True)
-    if handoff:  # its rules are there already
-        return Proxy(f"the ztunnel in {sandbox.netns}", 0, in_netns=True)
-    return None
+    return Proxy(f"the ztunnel in {sandbox.netns}", in_netns=True)  # by its rules
+
+
+def _say_if_absent(name: str, path: Path) -> None:
+    """Say that nobody can be reached at a path, and why.
+
+    Nobody is connected to: that would be taken for a connection of the sandbox.
+    """
+    if path.is_socket():
+        return
+    log.warning(
+        "%s: nobody takes its connections at %s yet (%s); they are refused until a"
+        " process listens there",
+        name,
+        path,
+        "it is no socket" if path.exists() else "there is no such file",
+    )

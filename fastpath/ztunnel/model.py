@@ -27,7 +27,15 @@ from fastpath.ztunnel.istio.model import (
     TunnelProtocol,
     Workload,
 )
-from vhost_user.schema import Between, IpAddress, Matches, Parsed, parse_ip
+from vhost_user.engine import DEFAULT_RING_BYTES
+from vhost_user.schema import (
+    Between,
+    IpAddress,
+    Matches,
+    Parsed,
+    PowerOfTwo,
+    parse_ip,
+)
 from vhost_user.sockets import DEFAULT_SOCKET_MODE, Access, parse_group, parse_mode
 from vhost_user.vsock.config import MAX_THREADS
 
@@ -107,6 +115,10 @@ class Handoff:
     """Where it speaks SOCKS5, in the sandbox's `netns` if it has one."""
     inpod: Path | None = None
     """The unix socket by which we tell an Istio ztunnel of `netns`: its `INPOD_UDS`."""
+    ring: Path | None = None
+    """The unix socket of a process that takes them by rings of shared memory."""
+    ring_bytes: Annotated[int, PowerOfTwo(4096, 1 << 30)] = DEFAULT_RING_BYTES
+    """Of each of a connection's two rings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from vhost_user.engine import DEFAULT_MAX_CONNS
 
 if TYPE_CHECKING:
     from fastpath.tsi.policy import SandboxPolicy
-    from fastpath.ztunnel.model import Config
+    from fastpath.ztunnel.model import Config, Sandbox
 
 OWN_FDS: Final = 256
 """Descriptors that each sandbox, and the process, take besides connections and UDP
@@ -48,11 +48,12 @@ def within_share(config: Config, name: str, policy: SandboxPolicy) -> SandboxPol
     """A sandbox's policy whose connections and sockets can be had all at once."""
     limits, most = policy.limits, share(config)
     sockets = min(limits.max_udp_sockets, most // 4)
-    places = _places(config, name)
+    sandbox = next(it for it in config.fastpath.sandboxes if it.name == name)
+    places = _places(config, sandbox)
     listeners = min(limits.max_listeners, most // 4 // max(places, 1))
     taken = sockets if policy.udp else 0
     taken += listeners * places if policy.published.ranges else 0
-    conns = min(limits.max_conns, most - taken)
+    conns = min(limits.max_conns, (most - taken) // descriptors(sandbox))
     if conns < limits.max_conns != DEFAULT_MAX_CONNS:
         _log.warning(
             "%s: maxConns is %d: open files are limited (ulimit -Hn)", name, conns
@@ -66,8 +67,12 @@ def within_share(config: Config, name: str, policy: SandboxPolicy) -> SandboxPol
     return replace(policy, limits=limits)
 
 
-def _places(config: Config, name: str) -> int:
+def descriptors(sandbox: Sandbox) -> int:
+    """How many one of its connections takes."""
+    return 2 if sandbox.handoff and sandbox.handoff.ring else 1
+
+
+def _places(config: Config, sandbox: Sandbox) -> int:
     """Addresses that a published port of a sandbox has, at most."""
-    sandbox = next(it for it in config.fastpath.sandboxes if it.name == name)
     ips = config.workload(sandbox.workload).workload_ips
     return len(sandbox.publish) + (len(ips) if sandbox.pod_listeners else 0)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fastpath.ztunnel.handoffs import Proxy
     from fastpath.ztunnel.model import Config, Sandbox, Workload
     from fastpath.ztunnel.pods import Pod
-    from vhost_user.engine import SocketAddress
+    from vhost_user.engine import Ring, SocketAddress
     from vhost_user.schema import IpAddress
 
 
@@ -39,7 +39,7 @@ class LocalWorkload:
     proxy: Proxy | None = None
     """Where they go in place of their destinations; None: nowhere else."""
 
-    def dial(self, address: SocketAddress) -> Dial:
+    def dial(self, address: SocketAddress) -> Dial | Ring:
         """How the engine reaches an address for it."""
         return (
             self.proxy.dial(address, self.netns)

@@ -13,6 +13,7 @@ import pytest
 
 from tests.conformance import ledger, links
 from tests.conformance.doors import Door
+from tests.conformance.ringhand import HandMade
 from tests.conformance.threads import TIMEOUT_S, InThread
 from vhost_user.backend import Backend
 from vhost_user.engine import (
@@ -30,7 +31,7 @@ from vhost_user.message import Feature
 from vhost_user.vsock.device import VsockDevice
 from vhost_user.vsock.driver import GUEST_FEATURES, VsockGuest
 from vhost_user.vsock.hybrid import SEQPACKET_SUFFIX, HybridListener
-from vhost_user.vsock.packet import Type
+from vhost_user.vsock.packet import Op, Type
 
 ECHO, DISCARD, CHARGEN = 7, 9, 19
 REFUSED = 1
@@ -307,3 +308,31 @@ def door(host):
     """A listener on the host whose clients are the guest's."""
     with contextlib.closing(Door(host)) as door:
         yield door
+
+
+@pytest.fixture
+def ask(host, guest):
+    """Return what has the guest ask for a connection by rings.
+
+    That gives the connection and the process, which has yet to answer.
+    """
+    made = []
+
+    def ask_for(port=5000, **options):
+        with host.listen_ring(port, **options) as listener:
+            conn = guest.request(port)
+            made.append(HandMade(listener.accept()[0]))
+        return conn, made[-1]
+
+    yield ask_for
+    for process in made:
+        process.close()
+
+
+@pytest.fixture
+def pair(ask):
+    """Return a connection by rings, and the process that has taken it."""
+    conn, process = ask()
+    process.answer()
+    conn.expect(Op.RESPONSE)
+    return conn, process

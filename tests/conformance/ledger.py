@@ -28,7 +28,7 @@ import termios
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from vhost_user.errors import VhostUserError
 from vhost_user.vsock.packet import CID_HOST, HDR_SIZE, Header, Op, Shutdown
@@ -46,6 +46,17 @@ WAIT_S: Final = 2.0
 
 Key = tuple[str, int]
 """A host port ("host"), or one of the guest ("guest") that a host client asked for."""
+
+
+class Taker(Protocol):
+    """What takes a guest's bytes."""
+
+    @property
+    def taken(self) -> float:
+        """Bytes that it took, read or not."""
+
+
+S = TypeVar("S", bound=Taker)
 
 
 class Sink(socket.socket):
@@ -171,7 +182,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.flows: list[Flow] = []
-        self.sinks: dict[Key, list[Sink]] = defaultdict(list)
+        self.sinks: dict[Key, list[Taker]] = defaultdict(list)
         self._current: dict[tuple[VsockGuest, int, int, int], Flow] = {}
         self._faults: list[str] = []
 
@@ -318,7 +329,7 @@ def kept() -> Iterator[Ledger]:
         _active.remove(ledger)
 
 
-def watch(sink: Sink, key: Key) -> Sink:
+def watch(sink: S, key: Key) -> S:
     """Note a host socket that takes the bytes of connections of `key`."""
     if _active:
         _active[-1].sinks[key].append(sink)
