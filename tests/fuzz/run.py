@@ -28,7 +28,7 @@ OUT = ROOT / "out" / "fuzz"
 COPY = ROOT / "build" / "fuzz"
 
 # Linked with all of native/. A header of the harness comes before all of them.
-C_HARNESSES = ["engine", "ring"]
+C_HARNESSES = ["engine", "ring", "shm"]
 PYTHON_HARNESSES = ["session", "tsi", "dns", "frames"]
 HARNESSES = [*C_HARNESSES, *PYTHON_HARNESSES]
 
@@ -40,7 +40,15 @@ SEEDS = {
         "40 01000000 0700 07 0100187f00 0305 07 01000aff00 07 01003600 07",
         # one whose socket is closed before the guest writes
         "50 01080000 0700 07 010818ff00 0306 07 01081eff00 07",
-    ]
+    ],
+    "shm": [
+        # a client writes, the process takes it, reads and writes back
+        "01 00 00 0200 00 41 41 00 02f0 02f0 02f3 00 47 47 0f",
+        # one that is killed with bytes unread, and one that resets
+        "01 00 00 0200 00 c1 00 021c 00 01 00 00 0200 00 41 00 02a7 00 47",
+        # positions of both sides that change as they are loaded
+        "01 00 00 0200 00 41 020f0712345678 00 02f0 02f3 00 47 02ff07deadbeef 00",
+    ],
 }
 """What a corpus begins with; a harness in Python has its own."""
 
