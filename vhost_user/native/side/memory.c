@@ -87,7 +87,7 @@ int shm_make(struct shm *m, uint32_t ring_bytes, int ret_fds[2])
 {
 	struct epoll_event ev = {.events = EPOLLIN | EPOLLET,
 				 .data.u64 = conn_id(m->c)};
-	int epoll_fd = m->c->core->epoll_fd, fd, error;
+	int epoll_fd = m->c->core->epoll_fd, fd = -1, error;
 
 	error = map(m, ring_bytes, &fd);
 	if (error)

@@ -100,7 +100,7 @@ static int ours(int error)
 static int introduce(struct vu_conn *c, const struct vu_peer *p)
 {
 	uint32_t bytes = p->cfg.ring_bytes;
-	int fds[2], error;
+	int fds[2] = {-1, -1}, error;
 
 	if (c->near.ops->ring)
 		bytes = c->near.ops->ring(c, bytes);
