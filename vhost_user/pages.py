@@ -102,12 +102,13 @@ async def send(sock: socket.socket, data: bytes) -> None:
 
 
 class PageServer:
-    """Answers GET on a TCP address.
+    """Answers GET, and POST where that is asked for, on a TCP address.
 
     Args:
         name: for messages.
         address: IP address and port; port 0 takes a free one.
         page: makes the page of a path.
+        post: does what is asked for by POST, by path and query; None: nothing is.
     """
 
     def __init__(
@@ -115,10 +116,12 @@ class PageServer:
         name: str,
         address: tuple[str, int],
         page: Callable[[str], Awaitable[Page]],
+        post: Callable[[str, str], Awaitable[Page]] | None = None,
     ) -> None:
         self.address = address
         """Where it listens; with the real port after `start()`."""
         self._page = page
+        self._post = post
         self._clients = ClientTasks(name, self._serve)
         self._listener = Listener(name, self._clients.add)
 
@@ -155,9 +158,12 @@ class PageServer:
         words = head.partition(b"\r\n")[0].decode("latin-1").split()
         if len(words) != 3:
             return Page(b"no HTTP request\n", status=HTTPStatus.BAD_REQUEST)
+        path, _, query = words[1].partition("?")
+        if words[0] == "POST" and self._post is not None:
+            return await self._post(path, query)
         if words[0] != "GET":
             return Page(b"GET it\n", status=HTTPStatus.METHOD_NOT_ALLOWED)
-        return await self._page(words[1].partition("?")[0])
+        return await self._page(path)
 
 
 async def _head(sock: socket.socket) -> bytes | None:

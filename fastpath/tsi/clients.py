@@ -118,7 +118,7 @@ class Publisher(Protocol[Place]):
         """Return why a client may not connect; empty: it may. Asked again later."""
         ...
 
-    def opened(self) -> None:
+    def opened(self, client: Client) -> None:
         """The guest took a client."""
         ...
 

@@ -102,6 +102,7 @@ class Inbound:
         self._name = name
         self._ports: dict[int, Port] = {}
         self._count = 0
+        self._draining = False
         self._peers = Peers(in_use=self._in_use)
         self._offered: dict[int, tuple[Port, Client]] = {}  # by connection
         self._live: dict[int, Client] = {}  # by connection
@@ -112,6 +113,11 @@ class Inbound:
         self._next_port = 0
         listener = publisher.tunnel()
         self.tunnel = listener and Tunnel(listener, self.take_in, name=name)
+
+    @property
+    def clients(self) -> int:
+        """How many are connected, or about to be."""
+        return len(self._live) + len(self._offered)
 
     @property
     def listeners(self) -> int:
@@ -183,6 +189,9 @@ class Inbound:
 
     def addresses(self, port: int, versions: Sequence[int]) -> list[Hashable]:
         """Where a TCP port is reachable, for clients of some IP versions."""
+        return [] if self._draining else self._addresses(port, versions)
+
+    def _addresses(self, port: int, versions: Sequence[int]) -> list[Hashable]:
         covered = self._policy.published.covers(port)
         return [
             address
@@ -208,6 +217,17 @@ class Inbound:
         for conn, client in list(self._live.items()):
             if not self._publishes(client.port) or self._denies(client):
                 self._end(conn, client)
+
+    def drain(self) -> None:
+        """Close all doors for good; who is in stays."""
+        self._draining = True
+        if self.tunnel:
+            self.tunnel.close()
+        for number, port in self._ports.items():
+            try:
+                port.update()
+            except OSError as problem:
+                self.warn(number, problem)
 
     def close(self) -> None:
         """Close all doors; connections live on, but those that are on offer."""
@@ -321,7 +341,7 @@ class Inbound:
     def _opened(self, conn: int, client: Client) -> None:
         """The guest took a client."""
         self._live[conn] = client
-        self.publisher.opened()
+        self.publisher.opened(client)
         port = self._ports.get(client.port)
         published = port is not None and port.is_open
         if not published and not self._publishes(client.port):

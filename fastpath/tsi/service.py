@@ -211,6 +211,18 @@ class TsiService:
         if self._datagrams is not None:
             self._datagrams.set_policy(policy)
 
+    @property
+    def clients(self) -> int:
+        """How many connections to the guest's listeners there are."""
+        return self.inbound.clients if self.inbound else 0
+
+    def drain(self) -> None:
+        """Let no more connections in or out by itself; the router is asked of each."""
+        self._device.handle.unroute_from(FIRST_TOKEN)
+        self._routed.clear()
+        if self.inbound:
+            self.inbound.drain()
+
     def stats(self) -> TsiStats:
         """Return the counters; the object stays current."""
         self._stats.streams = sum(a.stream is not None for a in self._agents.values())

@@ -29,10 +29,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fastpath.errors import FastpathError
+from fastpath.ztunnel.model import LogFormat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from fastpath.identity import Identity
+    from fastpath.ztunnel.istio.model import Workload
+    from vhost_user.engine import SocketAddress
 
 STDERR = 2
 FLUSH_S = 0.1
@@ -52,6 +57,7 @@ class Party:
     workload: str = ""
     namespace: str = ""
     identity: str = ""
+    cluster: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +79,33 @@ class Record:
     error: str = ""
 
 
+_STAMP = "%Y-%m-%dT%H:%M:%S.%fZ"
 _Batch = list[tuple[Record, datetime.datetime]]
+
+
+def party(
+    address: SocketAddress,
+    workload: Workload | None = None,
+    identity: Identity | None = None,
+) -> Party:
+    """One end, as far as it is known.
+
+    Args:
+        address: its.
+        workload: whose that is.
+        identity: whom it is known to be, by mutual TLS or by what the host says.
+    """
+    host, port = address
+    addr = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if workload is None:
+        return Party(addr=addr)
+    return Party(
+        addr=addr,
+        workload=workload.name,
+        namespace=workload.namespace,
+        identity=f"{identity}" if identity else "",
+        cluster=workload.cluster_id,
+    )
 
 
 def format_line(record: Record, time: datetime.datetime) -> str:
@@ -83,40 +115,55 @@ def format_line(record: Record, time: datetime.datetime) -> str:
         record: what to say.
         time: in UTC.
     """
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    fields = " ".join(_fields(record))
+    stamp = time.strftime(_STAMP)
+    fields = " ".join(
+        f"{name}={value if plain else _quote(value)}"
+        for name, value, plain in _fields(record)
+    )
     return f"{stamp}\t{record.level}\taccess\t{record.message}\t{fields}"
 
 
-def _fields(record: Record) -> Iterator[str]:
+def format_json(record: Record, time: datetime.datetime) -> str:
+    """The same as an object, as of Istio's ztunnel with `LOG_FORMAT=json`."""
+    line: dict[str, str | int] = {
+        "level": record.level,
+        "time": time.strftime(_STAMP),
+        "scope": "access",
+        "message": record.message,
+    }
+    line |= {name: value for name, value, _ in _fields(record)}
+    return json.dumps(line, separators=(",", ":"))
+
+
+def _fields(record: Record) -> Iterator[tuple[str, str | int, bool]]:
+    """Name, value, and whether text has it bare; what is empty is left out."""
     src, dst = record.src, record.dst
-    yield f"src.addr={src.addr}"
-    yield from _quoted("src.workload", src.workload)
-    yield from _quoted("src.namespace", src.namespace)
-    yield from _quoted("src.identity", src.identity)
-    yield f"dst.addr={dst.addr}"
-    if record.hbone_addr:
-        yield f"dst.hbone_addr={record.hbone_addr}"
-    yield from _quoted("dst.service", record.service)
-    yield from _quoted("dst.workload", dst.workload)
-    yield from _quoted("dst.namespace", dst.namespace)
-    yield from _quoted("dst.identity", dst.identity)
-    yield from _quoted("direction", record.direction)
-    if record.bytes_sent is not None:
-        yield f"bytes_sent={record.bytes_sent}"
-    if record.bytes_recv is not None:
-        yield f"bytes_recv={record.bytes_recv}"
-    if record.duration_ms is not None:
-        yield f'duration="{record.duration_ms}ms"'
-    yield from _quoted("error", record.error)
+    duration = record.duration_ms
+    values: tuple[tuple[str, str | int | None, bool], ...] = (
+        ("src.addr", src.addr, True),
+        ("src.workload", src.workload, False),
+        ("src.namespace", src.namespace, False),
+        ("src.identity", src.identity, False),
+        ("src.cluster", src.cluster, False),
+        ("dst.addr", dst.addr, True),
+        ("dst.hbone_addr", record.hbone_addr, True),
+        ("dst.service", record.service, False),
+        ("dst.workload", dst.workload, False),
+        ("dst.namespace", dst.namespace, False),
+        ("dst.identity", dst.identity, False),
+        ("dst.cluster", dst.cluster, False),
+        ("direction", record.direction, False),
+        ("bytes_sent", record.bytes_sent, True),
+        ("bytes_recv", record.bytes_recv, True),
+        ("duration", None if duration is None else f"{duration}ms", False),
+        ("error", record.error, False),
+    )
+    for name, value, plain in values:
+        if value is not None and value != "":
+            yield name, value, plain
 
 
 _quote = functools.lru_cache(json.dumps)  # most values are the same few
-
-
-def _quoted(name: str, value: str) -> Iterator[str]:
-    if value:
-        yield f"{name}={_quote(value)}"
 
 
 class AccessLog:
@@ -126,12 +173,14 @@ class AccessLog:
 
     Args:
         path: appended to; None: stderr.
+        form: of its lines.
 
     Raises:
         FastpathError: the file cannot be opened.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, form: LogFormat = LogFormat.PLAIN) -> None:
+        self._format = format_json if form is LogFormat.JSON else format_line
         try:
             self._fd = _open(path) if path else os.dup(STDERR)
         except OSError as exc:
@@ -184,7 +233,7 @@ class AccessLog:
         """Run the thread, which owns the file."""
         lost, told = 0, 0
         while (batch := self._batches.get()) is not None:
-            data = "".join(f"{format_line(*line)}\n" for line in batch).encode()
+            data = "".join(f"{self._format(*line)}\n" for line in batch).encode()
             try:
                 self._follow()
                 while data:

@@ -9,16 +9,18 @@ already, and knows more.
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from fastpath.throttle import Throttle
 from fastpath.ztunnel.istio.authorize import Connection, judge
+from fastpath.ztunnel.istio.inbound import guess
 
 if TYPE_CHECKING:
     from fastpath.tsi.clients import Client
     from fastpath.ztunnel.istio.state import MeshState
-    from fastpath.ztunnel.model import Config
+    from fastpath.ztunnel.model import Config, Service, Workload
     from fastpath.ztunnel.workloads import LocalWorkload
 
 _log = logging.getLogger(__name__)
@@ -42,8 +44,16 @@ def announce(config: Config, state: MeshState) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Whose:
+    """What the mesh knows of a client in plain text: what its IP and port say."""
+
+    workload: Workload | None = None
+    service: Service | None = None
+
+
 class Authorizer:
-    """Asks the policies.
+    """Asks the policies, and who is who.
 
     Args:
         state: has them; another one takes its place.
@@ -60,17 +70,17 @@ class Authorizer:
         policies = self.state.policies_of(server.workload)
         if not policies:
             return ""
-        ips = server.workload.workload_ips
-        reached = ip_address(client.reached[0].partition("%")[0])
-        if reached not in ips:  # an address of the host: the pod's stands for it
-            same = (ip for ip in ips if ip.version == reached.version)
-            reached = next(same, reached)
-        asked = Connection(client.ip, reached, client.port)
-        verdict = judge(policies, asked)
+        verdict = judge(policies, _connection(server, client))
         if verdict.dry_run and not client.told:
             client.told = True
             self._tell(server, client, verdict.dry_run)
         return verdict.text
+
+    def whose(self, server: LocalWorkload, client: Client) -> Whose:
+        """Who a client is, and which service it probably wants."""
+        source = self.state.workload_at(self.state.network, client.ip)
+        service = guess(self.state, server.workload, client.port)
+        return Whose(source, service)
 
     def close(self) -> None:
         """Say what has not been said."""
@@ -88,3 +98,13 @@ class Authorizer:
         if self._throttles[server].admits():
             who = f"{client.ip} to port {client.port}"
             _log.info("%s: %s: %s", server.name, who, "; ".join(notes))
+
+
+def _connection(server: LocalWorkload, client: Client) -> Connection:
+    """What policies are asked about: an address of the host stands for the pod's."""
+    ips = server.workload.workload_ips
+    reached = ip_address(client.reached[0].partition("%")[0])
+    if reached not in ips:
+        same = (ip for ip in ips if ip.version == reached.version)
+        reached = next(same, reached)
+    return Connection(client.ip, reached, client.port)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from fastpath.tsi.policy import SandboxPolicy
     from fastpath.tsi.policyfile import Egress
     from fastpath.ztunnel.istio.file import Problem
     from vhost_user.decode import KeyPath
@@ -142,6 +143,21 @@ def check(config: Config) -> None:
     """
     for key_path, why in _problems(config):
         raise error(key_path, why, None)
+
+
+def check_publications(sandbox: Sandbox, policy: SandboxPolicy) -> None:
+    """Check that a policy publishes what is to be reachable at the host's addresses.
+
+    Raises:
+        FastpathError: it doesn't.
+    """
+    for item in sandbox.publish:
+        if not policy.published.covers(item.port):
+            raise FastpathError(
+                f"{sandbox.name}: publish {item.at}:{item.port}",
+                f"{sandbox.policy} does not publish port {item.port}",
+                "add it to `published` there",
+            )
 
 
 def for_sandbox(

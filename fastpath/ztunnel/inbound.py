@@ -10,15 +10,16 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Final
 
 from fastpath.errors import FastpathError
 from fastpath.throttle import Throttle
 from fastpath.ztunnel import listener
-from fastpath.ztunnel.access_log import Party, Record
+from fastpath.ztunnel.access_log import Party, Record, party
+from fastpath.ztunnel.authorization import Whose
 from fastpath.ztunnel.model import ListenAddress, TunnelProtocol
-from fastpath.ztunnel.routing import format_address
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from fastpath.ztunnel.workloads import LocalWorkload
     from vhost_user.engine import Event
 
+NOBODY: Final = Whose()
 MAX_PARTIES: Final = 4096
 """Of a sandbox, as log lines have it."""
 
@@ -141,9 +143,9 @@ class SandboxPublisher:
         """Say what has not been said."""
         self._lines.flush()
 
-    def opened(self) -> None:
+    def opened(self, client: Client) -> None:
         """The guest took a client."""
-        self._metrics.inbound_opened(self._server)
+        self._metrics.inbound_opened(self._server, self._whose(client))
 
     def failed(self, client: Client, error: int) -> None:
         """A client never got through."""
@@ -161,18 +163,26 @@ class SandboxPublisher:
     def closed(self, client: Client, event: Event) -> None:
         """An established connection ended."""
         self._metrics.inbound_closed(
-            self._server, received=event.up_bytes, sent=event.down_bytes
+            self._server,
+            self._whose(client),
+            received=event.up_bytes,
+            sent=event.down_bytes,
         )
         self._write(client, event, event.error)
 
     def _denied(self, client: Client) -> None:
         """An authorization policy denied it; the lines are bounded."""
         self._metrics.denied(self._server.name, "authorization")
-        self._metrics.inbound_denied(self._server)
+        self._metrics.inbound_denied(self._server, self._whose(client))
         if not self._lines.admits():
             self._metrics.unlogged(self._server.name)
             return
         self._write(client, None, 0)
+
+    def _whose(self, client: Client) -> Whose:
+        if self._authorizer is None:
+            return NOBODY
+        return self._authorizer.whose(self._server, client)
 
     def _write(self, client: Client, event: Event | None, error: int) -> None:
         what = f"{os.strerror(error)} (os error {error})" if error else ""
@@ -184,6 +194,7 @@ class SandboxPublisher:
             what = f"ended by a new policy: port {client.port} is not published"
             if self._server.pod and self._server.pod.gone:
                 what = f"ended: {self._server.pod.namespace} is gone"
+        whose = self._whose(client)
         self._access_log.write(
             Record(
                 level="error" if error or client.denial else "info",
@@ -191,10 +202,11 @@ class SandboxPublisher:
                 if event or client.denial
                 else "connection failed",
                 direction="inbound",
-                src=Party(
-                    addr=format_address(client.address), identity=client.identity
+                src=replace(
+                    party(client.address, whose.workload), identity=client.identity
                 ),
                 dst=self._destination(client),
+                service=whose.service.hostname if whose.service else "",
                 bytes_sent=event.up_bytes if event else None,
                 bytes_recv=event.down_bytes if event else None,
                 duration_ms=event.duration_us // 1000 if event else None,
@@ -206,17 +218,13 @@ class SandboxPublisher:
         """The sandbox, as clients of an IP version reach it."""
         workload = self._server.workload
         key = client.port, ":" in client.reached[0], workload
-        party = self._parties.get(key)
-        if party is None:
+        found = self._parties.get(key)
+        if found is None:
             if len(self._parties) >= MAX_PARTIES:
                 self._parties.clear()
             ips = workload.workload_ips
             version = 6 if key[1] else 4
             pod = next((ip for ip in ips if ip.version == version), ips[0])
-            party = self._parties[key] = Party(
-                addr=format_address((str(pod), client.port)),
-                workload=workload.name,
-                namespace=workload.namespace,
-                identity=str(self._server.identity),
-            )
-        return party
+            there = (str(pod), client.port)
+            found = self._parties[key] = party(there, workload, self._server.identity)
+        return found

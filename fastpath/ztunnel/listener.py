@@ -13,8 +13,11 @@ from fastpath.errors import FastpathError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from fastpath.ztunnel.model import ListenAddress
+    from vhost_user.backend import Backend
+    from vhost_user.vsock.hybrid import HybridListener
 
 IP_FREEBIND = 15
 """linux/in.h; Python's socket module has no name for it."""
@@ -96,3 +99,25 @@ def published(
         sock.close()
         raise
     return sock
+
+
+def close(sock: socket.socket | None) -> None:
+    """Close a socket that the engine has not taken over."""
+    if sock is not None:
+        sock.close()
+
+
+async def listen(server: Backend | HybridListener, path: Path) -> None:
+    """Have a server of a unix socket listen.
+
+    Raises:
+        FastpathError: it can't.
+    """
+    try:
+        await server.start()
+    except OSError as exc:
+        raise FastpathError(
+            f"cannot listen on {path}",
+            exc.strerror or str(exc),
+            "name a path in a directory of yours, used by no other process",
+        ) from exc

@@ -2,7 +2,8 @@
 
 As in Istio, "received" is client to server and "sent" is server to client, for
 both reporters. The engine tells the bytes of a connection when it ends, so the
-byte counters move then.
+byte counters move then. Unlike in Istio's ztunnel, `source_principal` is known for
+plain text too: who a sandbox is, its socket says.
 
 Spec: Istio, "Standard Metrics", TCP; istio/ztunnel for the labels' values.
 """
@@ -10,10 +11,11 @@ Spec: Istio, "Standard Metrics", TCP; istio/ztunnel for the labels' values.
 from __future__ import annotations
 
 import dataclasses
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Literal
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from fastpath.tsi.datagram_limits import DatagramStats
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
+    from fastpath.ztunnel.authorization import Whose
     from fastpath.ztunnel.dns import DnsStats
     from fastpath.ztunnel.model import Service, Workload
     from fastpath.ztunnel.routing import Decision
@@ -59,6 +62,10 @@ LABELS = (
     "request_protocol",
     "response_flags",
     "connection_security_policy",
+    "source_region",
+    "source_zone",
+    "destination_region",
+    "destination_zone",
 )
 
 
@@ -78,12 +85,32 @@ class Metrics:
     def __init__(self) -> None:
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
-        self._opened = self._counter("connections_opened", "TCP connections opened")
-        self._closed = self._counter("connections_closed", "TCP connections closed")
-        self._received = self._counter("received_bytes", "Bytes client to server")
-        self._sent = self._counter("sent_bytes", "Bytes server to client")
+        total = "The total number of TCP connections"
+        size = "The size of total bytes"
+        case = "in case of a TCP connection"
+        self._opened = self._counter("connections_opened", f"{total} opened")
+        self._closed = self._counter("connections_closed", f"{total} closed")
+        self._failed = self._counter(
+            "connections_failed", f"{total} that failed to establish (unstable)"
+        )
+        self._received = self._counter(
+            "received_bytes", f"{size} received during request {case}"
+        )
+        self._sent = self._counter("sent_bytes", f"{size} sent during response {case}")
+        self._sockets = Gauge(
+            "istio_tcp_sockets_open",
+            "The current number of open TCP sockets (unstable)",
+            ("reporter",),
+            registry=self.registry,
+        )
+        Gauge(
+            "istio_build",
+            "Istio component build info",
+            ("component", "tag"),
+            registry=self.registry,
+        ).labels("ztunnel", f"fastpath-{version('vsock-fastpath')}").set(1)
         self._series: dict[_Key, _Series] = {}
-        self._inbound: dict[LocalWorkload, _Series] = {}
+        self._inbound: dict[_Key, _Series] = {}
         self._unlogged = Counter(
             "fastpath_denied_unlogged",
             "Of those, not in the access log: there were too many at once",
@@ -118,6 +145,7 @@ class Metrics:
     def opened(self, client: LocalWorkload, decision: Decision) -> None:
         """A connection is established, or at least its dial was tried."""
         self._series_of(client, decision).opened.inc()
+        self._sockets.labels("source").inc()
 
     def closed(
         self, client: LocalWorkload, decision: Decision, *, received: int, sent: int
@@ -131,6 +159,7 @@ class Metrics:
             sent: bytes to the client.
         """
         series = self._series_of(client, decision)
+        self._sockets.labels("source").dec()
         series.closed.inc()
         series.received.inc(received)
         series.sent.inc(sent)
@@ -139,32 +168,38 @@ class Metrics:
         """A dial was tried and failed."""
         self.opened(client, decision)
         labels = _labels(client, decision, "CONNECT")
+        self._sockets.labels("source").dec()
         self._closed.labels(*labels).inc()
+        self._failed.labels(*labels).inc()
 
-    def inbound_opened(self, server: LocalWorkload) -> None:
+    def inbound_opened(self, server: LocalWorkload, whose: Whose) -> None:
         """A sandbox took a connection."""
-        self._inbound_series(server).opened.inc()
+        self._inbound_series(server, whose).opened.inc()
+        self._sockets.labels("destination").inc()
 
     def inbound_closed(
-        self, server: LocalWorkload, *, received: int, sent: int
+        self, server: LocalWorkload, whose: Whose, *, received: int, sent: int
     ) -> None:
         """A connection that a sandbox took ended.
 
         Args:
             server: the sandbox.
+            whose: the client, and the service that it is of.
             received: bytes from the client.
             sent: bytes to the client.
         """
-        series = self._inbound_series(server)
+        series = self._inbound_series(server, whose)
+        self._sockets.labels("destination").dec()
         series.closed.inc()
         series.received.inc(received)
         series.sent.inc(sent)
 
-    def inbound_denied(self, server: LocalWorkload) -> None:
+    def inbound_denied(self, server: LocalWorkload, whose: Whose) -> None:
         """An authorization policy denied a connection to a sandbox."""
-        labels = _server_labels(server, "DENY")
-        self._opened.labels(*_server_labels(server)).inc()
+        labels = _server_labels(server, whose, "DENY")
+        self._inbound_series(server, whose).opened.inc()
         self._closed.labels(*labels).inc()
+        self._failed.labels(*labels).inc()
 
     def forget(self) -> None:
         """Look labels up anew: workloads and services may have others."""
@@ -195,10 +230,12 @@ class Metrics:
         """All of it in Prometheus's text format; callable on any thread."""
         return prometheus_client.generate_latest(self.registry)
 
-    def _inbound_series(self, server: LocalWorkload) -> _Series:
-        series = self._inbound.get(server)
+    def _inbound_series(self, server: LocalWorkload, whose: Whose) -> _Series:
+        key = (server, whose.workload, whose.service)
+        series = self._inbound.get(key)
         if series is None:
-            series = self._inbound[server] = self._make_series(_server_labels(server))
+            labels = _server_labels(server, whose)
+            series = self._inbound[key] = self._make_series(labels)
         return series
 
     def _make_series(self, labels: tuple[str, ...]) -> _Series:
@@ -349,19 +386,34 @@ def _labels(client: LocalWorkload, decision: Decision, flag: Flag) -> tuple[str,
         "tcp",
         flag,
         _UNKNOWN,
+        *_place(client.workload),
+        *_place(decision.workload),
     )
 
 
-def _server_labels(server: LocalWorkload, flag: Flag = "-") -> tuple[str, ...]:
+def _server_labels(
+    server: LocalWorkload, whose: Whose, flag: Flag = "-"
+) -> tuple[str, ...]:
+    """Who a client in plain text is, its IP says: not proved, so no principal."""
+    client = list(_end(whose.workload))
+    client[_END_LABELS.index("principal")] = _UNKNOWN
     return (
         "destination",
-        *_end(None),
-        *_service(None),
+        *client,
+        *_service(whose.service),
         *_end(server.workload),
         "tcp",
         flag,
         _UNKNOWN,
+        *_place(whose.workload),
+        *_place(server.workload),
     )
+
+
+def _place(workload: Workload | None) -> tuple[str, str]:
+    locality = workload.locality if workload else None
+    region, zone = (locality.region, locality.zone) if locality else ("", "")
+    return region or _UNKNOWN, zone or _UNKNOWN
 
 
 def _end(workload: Workload | None) -> tuple[str, ...]:

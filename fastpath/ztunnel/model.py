@@ -8,6 +8,7 @@ in docs/ztunnel-config.md. Istio's file is `istio.model`.
 # ruff: noqa: TC001, TC003 - `decode` reads the annotations when it runs
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Self
@@ -48,6 +49,7 @@ __all__ = [
     "Handoff",
     "HealthStatus",
     "ListenAddress",
+    "LogFormat",
     "NamespacedHostname",
     "NetworkAddress",
     "NetworkMode",
@@ -59,6 +61,13 @@ __all__ = [
     "TunnelProtocol",
     "Workload",
 ]
+
+
+class LogFormat(enum.Enum):
+    """How a line of the access log is written."""
+
+    PLAIN = "plain"
+    JSON = "json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +185,13 @@ class Fastpath:
     network: str = ""
     resolvers: tuple[ListenAddress, ...] = ()
     """Where names go that are no service's; empty: to those of /etc/resolv.conf."""
+    admin: ListenAddress | None = None
+    """For who runs the process: what it has, and its log's level."""
     access_log: Path | None = None
     """None: stderr."""
+    access_log_format: LogFormat = LogFormat.PLAIN
+    drain_s: Annotated[int, Between(0, 3600)] = 5
+    """How long connections that are open may go on when the process is to end."""
     threads: Annotated[int, Between(1, MAX_THREADS)] = 1
     """Engines; sandboxes are spread over them."""
     poll_us: Annotated[int, Between(0, 1_000_000)] = 200

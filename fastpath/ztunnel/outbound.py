@@ -34,7 +34,8 @@ from fastpath.tsi.policy import NETNS_GONE
 from fastpath.tsi.protocol import source_port
 from fastpath.tsi.router import Here, Routed
 from fastpath.ztunnel import dns
-from fastpath.ztunnel.access_log import Party, Record
+from fastpath.ztunnel.access_log import Party, Record, party
+from fastpath.ztunnel.configdump import LiveConnection
 from fastpath.ztunnel.istio.outbound import RouteRefusal
 from fastpath.ztunnel.routing import Decision, format_address, unmap
 from vhost_user.engine import EventKind, Reset
@@ -81,6 +82,7 @@ class Outbound:
         self.idle = asyncio.Event()
         """Set while no connection is live."""
         self.idle.set()
+        self._draining = False
         self._decisions: dict[int, tuple[LocalWorkload, Decision]] = {}
         """By connection; an entry lives as long as the engine knows it."""
         self._throttles: dict[LocalWorkload | None, Throttle] = {}
@@ -93,6 +95,13 @@ class Outbound:
     def live(self) -> Sequence[int]:
         """The connections that we know of and that have not ended."""
         return tuple(self._decisions)
+
+    def connections(self) -> Sequence[LiveConnection]:
+        """Those that we know of and that have not ended; callable on any thread."""
+        return [
+            LiveConnection(client.name, decision.destination, decision.address)
+            for client, decision in list(self._decisions.values())
+        ]
 
     def decide(
         self, client: LocalWorkload, destination: SocketAddress, conn: int
@@ -112,6 +121,10 @@ class Outbound:
         client.policy = policy
         self._routes.forget(client)
         self._recheck(client, iter(self.live))
+
+    def drain(self) -> None:
+        """Refuse all connections from now on."""
+        self._draining = True
 
     def close(self) -> None:
         """Say what has not been said."""
@@ -195,11 +208,8 @@ class Outbound:
             Record(
                 level="warn",
                 message="datagrams denied",
-                src=Party(
-                    addr=source,
-                    workload=client.workload.name,
-                    namespace=client.workload.namespace,
-                    identity=str(client.identity),
+                src=replace(
+                    party(("", 0), client.workload, client.identity), addr=source
                 ),
                 dst=Party(addr=format_address(destination)),
                 error=f"{format_address(destination)}: {denial.text}",
@@ -266,6 +276,9 @@ class Outbound:
         return False
 
     def _decide(self, client: LocalWorkload, destination: SocketAddress) -> Decision:
+        if self._draining:
+            refusal = RouteRefusal("draining", "ztunnel is about to end")
+            return Decision(destination, Reset(refusal.errno), refusal=refusal)
         try:
             return self._routes.decide(client, destination)
         except Exception:
@@ -304,17 +317,8 @@ class Outbound:
             Record(
                 level="warn" if refusal else "error" if error else "info",
                 message="connection complete" if tried else "connection failed",
-                src=Party(
-                    addr=format_address(source),
-                    workload=client.workload.name,
-                    namespace=client.workload.namespace,
-                    identity=str(client.identity),
-                ),
-                dst=Party(
-                    addr=format_address(decision.address or decision.destination),
-                    workload=workload.name if workload else "",
-                    namespace=workload.namespace if workload else "",
-                ),
+                src=party(source, client.workload, client.identity),
+                dst=party(decision.address or decision.destination, workload),
                 service=service.hostname if service else "",
                 bytes_sent=event.up_bytes if tried else None,
                 bytes_recv=event.down_bytes if tried else None,

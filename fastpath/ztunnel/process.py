@@ -24,18 +24,19 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from fastpath.errors import FastpathError
 from fastpath.tsi.datagram import DatagramService
 from fastpath.tsi.policy import ISTIO_PORTS
 from fastpath.tsi.policyfile import PolicyWatch
 from fastpath.tsi.service import TsiService
 from fastpath.ztunnel import config as configuration
-from fastpath.ztunnel import handoffs, listener
+from fastpath.ztunnel import configdump, handoffs, listener
 from fastpath.ztunnel.access_log import AccessLog
-from fastpath.ztunnel.admin import AdminServer
+from fastpath.ztunnel.admin import AdminServer, Tools
 from fastpath.ztunnel.authorization import Authorizer, announce
 from fastpath.ztunnel.dns import Dns
+from fastpath.ztunnel.drain import drained
 from fastpath.ztunnel.inbound import SandboxPublisher
+from fastpath.ztunnel.loglevel import LogLevel
 from fastpath.ztunnel.metrics import (
     DatagramCollector,
     EngineCollector,
@@ -69,11 +70,11 @@ if TYPE_CHECKING:
     from fastpath.tsi.policy import SandboxPolicy
     from fastpath.tsi.service import TsiStats
     from fastpath.ztunnel.config import Loaded, MakeError
-    from fastpath.ztunnel.model import Config, Sandbox
+    from fastpath.ztunnel.model import Config, ListenAddress, Sandbox
     from fastpath.ztunnel.workloads import LocalWorkload
     from vhost_user.engine import DeviceStats, EngineStats
 
-DRAIN_TIMEOUT_S = 1.0
+END_TIMEOUT_S = 1.0
 """How long the ends of open connections may take when the process stops."""
 _log = logging.getLogger(__name__)
 
@@ -124,11 +125,14 @@ class Ztunnel:
         self._ports = set(ISTIO_PORTS)
         """Those that no sandbox may reach on the host: of any ztunnel, and ours."""
         self._clients: LocalWorkloads
+        self._mesh: Mesh
         self._routes: Routes
         self._dns: Dns
         self._authorizer: Authorizer
         self._engines: list[Engine] = []
         self._ready = False
+        self._accepting = contextlib.ExitStack()
+        """What stops to take connections, before those that there are end."""
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -209,6 +213,26 @@ class Ztunnel:
         self._stack.push_async_callback(self._mesh_watch.close)
         self._mesh_watch.start()
 
+    async def drain(self, limit_s: float, hurry: asyncio.Event) -> None:
+        """Take no new connections, and wait for the end of those that there are.
+
+        Args:
+            limit_s: how long, at most.
+            hurry: set: wait no longer.
+        """
+        self._ready = False
+        self._accepting.close()
+        for outbound in self._outbounds:
+            outbound.drain()
+        for sandbox in self.sandboxes.values():
+            sandbox.service.drain()
+
+        def live() -> int:
+            clients = sum(it.service.clients for it in self.sandboxes.values())
+            return clients + len(self.live)
+
+        await drained(live, limit_s, hurry)
+
     async def _start(self) -> None:
         own = self.config.fastpath
         raise_file_limit()
@@ -217,19 +241,19 @@ class Ztunnel:
                 watch = PolicyWatch(sandbox.policy, name=sandbox.name)
                 self._watches[sandbox.name] = watch
                 self._stack.callback(watch.close)
-                _check_publications(sandbox, watch.policy)
+                configuration.check_publications(sandbox, watch.policy)
         self._stack.callback(self._pods.close)
         await self._pods.start()
-        access_log = AccessLog(own.access_log)
+        access_log = AccessLog(own.access_log, own.access_log_format)
         self._stack.push_async_callback(access_log.close)
         capture = self._capture
         if capture is None and own.outbound:
             capture = listener.transparent(own.outbound.tproxy)
             self._ports.add(capture.getsockname()[1])
-        self._stack.callback(_close, capture)
+        self._stack.callback(listener.close, capture)
         address = capture.getsockname()[:2] if capture else None
-        self._ports |= {it.port for it in (own.metrics, own.readiness) if it}
-        mesh = Mesh.of(self.config)
+        self._ports |= {it.port for it in (own.metrics, own.readiness, own.admin) if it}
+        mesh = self._mesh = Mesh.of(self.config)
         routes = self._routes = Routes(self.config, listener=address)
         routes.set_mesh(mesh.state)
         policies = {name: watch.policy for name, watch in self._watches.items()}
@@ -265,8 +289,9 @@ class Ztunnel:
             handle = self._engines[0].add_listener(
                 capture, Ask(), on_event=events.handle_event, want=ALL_EVENTS
             )
-            self._stack.callback(handle.close)
-        self._stack.push_async_callback(self._drain)
+            self._accepting.callback(handle.close)
+        self._stack.callback(self._accepting.close)
+        self._stack.push_async_callback(self._end_all)
         self.metrics.registry.register(
             DatagramCollector(self.datagram_stats, dns.stats)
         )
@@ -345,12 +370,12 @@ class Ztunnel:
         if sandbox.uds_path:
             hybrid = HybridListener(device, sandbox.uds_path, access=sandbox.access)
             self._stack.push_async_callback(hybrid.close)
-            await _listen(hybrid, sandbox.uds_path)
+            await listener.listen(hybrid, sandbox.uds_path)
         backend = Backend(
             sandbox.socket, device, name=sandbox.name, access=sandbox.access
         )
         self._stack.push_async_callback(backend.close)
-        await _listen(backend, sandbox.socket)
+        await listener.listen(backend, sandbox.socket)
         if watch := self._watches.get(sandbox.name):
             watch.start(
                 lambda new: self._set_policy(sandbox.name, service, new),
@@ -374,13 +399,13 @@ class Ztunnel:
         service = self.sandboxes[name].service
         self._set_policy(name, service, service.policy)
 
-    async def _drain(self) -> None:
+    async def _end_all(self) -> None:
         """End what is left, so that each connection gets its line in the log."""
         for engine, outbound in zip(self._engines, self._outbounds, strict=True):
             for conn in outbound.live:
                 engine.reset(conn, errno.ECANCELED)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_TIMEOUT_S):
+            async with asyncio.timeout(END_TIMEOUT_S):
                 for outbound in self._outbounds:
                     await outbound.idle.wait()
 
@@ -390,18 +415,26 @@ class Ztunnel:
             EngineCollector(self.stats, self.device_stats, lambda: access_log.dropped)
         )
         self.metrics.registry.register(TsiCollector(self.tsi_stats))
+        tools = Tools(self._dump, LogLevel())
+        addresses: dict[ListenAddress | None, Tools | None]
         addresses = {own.metrics: None, own.readiness: None}  # in order, each once
-        for address in addresses:
+        for address, more in [*addresses.items(), (own.admin, tools)]:
             if address is None:
                 continue
-            server = AdminServer(address, self.metrics.text, lambda: self._ready)
+            ready = lambda: self._ready  # noqa: E731
+            server = AdminServer(address, self.metrics.text, ready, tools=more)
             self._stack.callback(server.close)
             self._ports.add(server.port)  # port 0 was any
             self.admin.append(server)
 
+    def _dump(self) -> bytes:
+        """Return `/config_dump`; on any thread."""
+        live = [it for each in self._outbounds for it in each.connections()]
+        return configdump.dump(self._mesh.state, self.config, live)
+
     def _set_mesh(self, mesh: Mesh) -> None:
         """Let another content of Istio's file hold, and judge all that is live."""
-        self.config = mesh.config
+        self.config, self._mesh = mesh.config, mesh
         self._routes.set_mesh(mesh.state)
         self._clients.set_mesh(mesh.config)
         self._dns.set_names(mesh.names)
@@ -413,6 +446,8 @@ class Ztunnel:
 
 async def serve(config_path: Path, *, ready_fd: int | None = None) -> int:
     """Run until SIGTERM or SIGINT; the body of `fastpath ztunnel`.
+
+    Open connections have `drainS` then; a second signal ends them at once.
 
     SIGHUP makes it read all policy files and Istio's again, those that changed or not.
     Says `ready` in one line on stderr when everything listens.
@@ -445,20 +480,12 @@ async def serve(config_path: Path, *, ready_fd: int | None = None) -> int:
                     os.write(ready_fd, b"\n")
                 os.close(ready_fd)
             await stop.wait()
+            stop.clear()
+            await ztunnel.drain(config.fastpath.drain_s, stop)
     finally:
         for signo in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.remove_signal_handler(signo)
     return 0
-
-
-def _check_publications(sandbox: Sandbox, policy: SandboxPolicy) -> None:
-    for item in sandbox.publish:
-        if not policy.published.covers(item.port):
-            raise FastpathError(
-                f"{sandbox.name}: publish {item.at}:{item.port}",
-                f"{sandbox.policy} does not publish port {item.port}",
-                "add it to `published` there",
-            )
 
 
 def _ready_line(config: Config) -> str:
@@ -469,20 +496,3 @@ def _ready_line(config: Config) -> str:
     if own.metrics:
         parts.append(f"metrics on {own.metrics}")
     return f"fastpath ztunnel: ready: {', '.join(parts) or 'nothing configured'}"
-
-
-def _close(sock: socket.socket | None) -> None:
-    """Close a socket that the engine has not taken over."""
-    if sock is not None:
-        sock.close()
-
-
-async def _listen(server: Backend | HybridListener, path: Path) -> None:
-    try:
-        await server.start()
-    except OSError as exc:
-        raise FastpathError(
-            f"cannot listen on {path}",
-            exc.strerror or str(exc),
-            "name a path in a directory of yours, used by no other process",
-        ) from exc

@@ -108,7 +108,7 @@ class Publisher:
     def listen(self, address, backlog):
         return listener.published(address, backlog)
 
-    def opened(self):
+    def opened(self, client):
         pass
 
     def failed(self, client, error):

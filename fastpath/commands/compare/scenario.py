@@ -146,6 +146,7 @@ def ztunnel_config(plan: Plan) -> dict[str, Any]:
         "sandboxes": [sandbox],
         "echo": ECHO,
         "accessLog": str(plan.access_log),
+        "drainS": 0,
     }
     if site.tproxy_port is not None:
         own["outbound"] = {"tproxy": f"0.0.0.0:{site.tproxy_port}"}

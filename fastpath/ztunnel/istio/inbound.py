@@ -110,25 +110,6 @@ class Accepted:
     verdict: Verdict
 
 
-def plain_text(
-    state: MeshState, workload: Workload, connection: Connection
-) -> Accepted | Rejected:
-    """Decide on a connection without HBONE."""
-    if connection.port in OWN_PORTS:
-        return Rejected(status=UNAVAILABLE, text=SELF_CALL)
-    verdict = judge(state.policies_of(workload), connection)
-    if not verdict.allowed:
-        return _denied(verdict)
-    services = state.services_of(workload)
-    return Accepted(
-        ip=connection.destination,
-        port=connection.port,
-        service=_guess(state, services, connection.port, workload, ""),
-        connection=connection,
-        verdict=verdict,
-    )
-
-
 def inbound(
     state: MeshState, workload: Workload, request: Request
 ) -> Accepted | Rejected:
@@ -229,6 +210,11 @@ def _asked_for(
         key=lambda vip: (vip.network != state.network, vip.address.version),
     )
     return (vips[0].address, authority.port) if vips else None
+
+
+def guess(state: MeshState, workload: Workload, port: int) -> Service | None:
+    """Which of a workload's services a connection to one of its ports is for."""
+    return _guess(state, state.services_of(workload), port, workload, "")
 
 
 def _guess(

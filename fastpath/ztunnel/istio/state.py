@@ -41,6 +41,8 @@ class Member:
     workload: Workload
     ports: Mapping[int, int]
     """Of the service: its target ports here."""
+    status: HealthStatus = HealthStatus.HEALTHY
+    """As whoever names it has it."""
 
 
 class MeshState:
@@ -139,11 +141,11 @@ class MeshState:
             for endpoint in service.endpoints.values():
                 workload = self._by_uid.get(endpoint.workload_uid)
                 if workload is not None:
-                    named[workload] = Member(workload, endpoint.port)
+                    named[workload] = Member(workload, endpoint.port, endpoint.status)
         for workload in self.file.workloads:
             for key, ports in workload.services.items():
                 if _takes(self._services[key], workload):
-                    found[key][workload] = Member(workload, ports)
+                    found[key][workload] = Member(workload, ports, workload.status)
         return {key: tuple(members.values()) for key, members in found.items()}
 
     def _service_around(

@@ -177,7 +177,7 @@ class FakePublisher:
         self.doors[address] = door.getsockname()[:2]
         return door
 
-    def opened(self):
+    def opened(self, client):
         self.said.append("opened")
 
     def failed(self, client, error):

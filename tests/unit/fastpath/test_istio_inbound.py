@@ -8,15 +8,14 @@ import pytest
 
 from fastpath.identity import Identity
 from fastpath.ztunnel.istio import file
-from fastpath.ztunnel.istio.authorize import Connection
 from fastpath.ztunnel.istio.inbound import (
     Accepted,
     Authority,
     Rejected,
     Request,
     Tunnel,
+    guess,
     inbound,
-    plain_text,
 )
 from fastpath.ztunnel.istio.state import MeshState
 
@@ -163,12 +162,14 @@ def test_the_service_is_the_one_that_the_peer_names(state):
     assert ask(state, "web", "10.0.0.11:8080", host="nobody").service.name == "web"
 
 
-@pytest.mark.parametrize(("port", "allowed"), [(80, False), (15008, False)])
-def test_plain_text_has_no_identity(state, port, allowed):
-    workload = next(it for it in state.file.workloads if it.name == "guarded")
-    source, reached = ip_address("10.0.0.2"), ip_address("10.0.0.40")
-    found = plain_text(state, workload, Connection(source, reached, port))
-    assert isinstance(found, Accepted) is allowed
+@pytest.mark.parametrize(
+    ("name", "port", "service"),
+    [("web", 8080, "web"), ("web", 9090, "named"), ("web", 1, ""), ("passing", 80, "")],
+)
+def test_the_service_of_plain_text_is_guessed(state, name, port, service):
+    workload = next(it for it in state.file.workloads if it.name == name)
+    found = guess(state, workload, port)
+    assert (found.name if found else "") == service
 
 
 def test_a_dry_run_is_told(state):

@@ -45,12 +45,14 @@ def test_a_connection_to_a_service(way, world):
         "client-1",
         "default",
         PRINCIPAL,
+        "Kubernetes",
     )
     assert dataclasses.astuple(record.dst) == (
         "10.0.0.11:8080",
         "web-1",
         "default",
         "",
+        "Kubernetes",
     )
     assert record.service == "web"
     assert (record.bytes_sent, record.bytes_recv, record.duration_ms) == (79, 4839, 2)
@@ -85,6 +87,10 @@ def test_the_metrics_are_istios(way, world):
         "request_protocol": "tcp",
         "response_flags": "-",
         "connection_security_policy": "unknown",
+        "source_region": "unknown",
+        "source_zone": "unknown",
+        "destination_region": "unknown",
+        "destination_zone": "unknown",
     }
     for name, value in {
         "istio_tcp_connections_opened_total": 1,

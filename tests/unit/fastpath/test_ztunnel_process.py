@@ -180,8 +180,10 @@ def test_a_captured_connection_reaches_the_service(tmp_path):
         f'src.addr=127.0.0.2:{local[1]} src.workload="client" '
         'src.namespace="default" '
         'src.identity="spiffe://cluster.local/ns/default/sa/client" '
+        'src.cluster="Kubernetes" '
         f'dst.addr=127.0.0.1:{upstream} dst.service="web" dst.workload="web-1" '
-        'dst.namespace="default" direction="outbound" bytes_sent=5 bytes_recv=5'
+        'dst.namespace="default" dst.cluster="Kubernetes" direction="outbound" '
+        "bytes_sent=5 bytes_recv=5"
     )
     assert fields[1].startswith('duration="')
 

@@ -72,6 +72,7 @@ class World:
         """Run `play(guest, control, ztunnel)` on a thread; return the metrics."""
 
         async def main():
+            self.loop = asyncio.get_running_loop()
             loaded = configuration.load_with_lines(self.file)
             async with asyncio.timeout(LIMIT_S), Ztunnel(loaded.config) as ztunnel:
                 await ztunnel.follow(loaded)
@@ -307,3 +308,24 @@ def test_a_sandbox_in_its_pods_namespace_is_judged_there(world):
     assert authorizer.denial(server, client)
     server.pod = cast("Pod", object())
     assert authorizer.denial(server, client) == ""
+
+
+def test_a_drain_closes_the_doors_and_keeps_clients(world):
+    world.write("")
+
+    def play(guest, control, ztunnel):
+        with world.connect(ALLOWED) as client:
+            greeted(guest, control, client)
+            world.loop.call_soon_threadsafe(ztunnel.sandboxes["box"].service.drain)
+            wait_until(refused_by_tcp)
+            client.sendall(b"still here")
+            assert ztunnel.sandboxes["box"].service.clients == 1
+
+    def refused_by_tcp():
+        try:
+            world.connect(OTHER).close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    world.run(play)
