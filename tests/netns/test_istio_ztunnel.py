@@ -12,6 +12,7 @@ import datetime as dt
 import http.client
 import json
 import os
+import socket
 import ssl
 import subprocess
 import sys
@@ -76,17 +77,18 @@ class World:
         path.write_text(text)
         return path
 
-    def start(self, name, command, env=None):
-        """Run a command inside; what it says is in the file `name`."""
-        output = self._stack.enter_context((self.folder / name).open("w"))
+    def start(self, name, command, env=None, stack=None):
+        """Run a command inside until `stack` ends; the file `name` is its output."""
+        stack = stack or self._stack
+        output = stack.enter_context((self.folder / name).open("w"))
         process = subprocess.Popen(
             self._namespace.command(list(map(str, command))),
             stdout=output,
             stderr=output,
             env=env,
         )
-        self._stack.callback(process.wait, LIMIT_S)
-        self._stack.callback(process.terminate)
+        stack.callback(process.wait, LIMIT_S)
+        stack.callback(process.terminate)
 
     def said(self, name):
         return (self.folder / name).read_text()
@@ -100,7 +102,14 @@ class World:
         self.start("ca.log", [*command, *tokens, *options])
         self.wait_for("ca.log", "fastpath ca: ready: https://127.0.0.1:15012")
 
-    def ztunnel(self, token=TOKEN, **more):
+    def listen(self, address):
+        """A listener inside, until the end."""
+        sock = self._stack.enter_context(self._namespace.socket())
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(512)
+
+    def ztunnel(self, token=TOKEN, stack=None, **more):
         (self.folder / "token").write_text(token)
         env = {
             "PATH": os.environ["PATH"],
@@ -113,7 +122,7 @@ class World:
             "INPOD_UDS": str(self.folder / "nobody.sock"),
             "ZTUNNEL_WORKER_THREADS": "1",
         }
-        self.start("ztunnel.log", [self._binary], env | more)
+        self.start("ztunnel.log", [self._binary], env | more, stack)
 
     def certificates(self):
         """Identity -> leaf, of those that ztunnel has now."""
