@@ -97,8 +97,15 @@ WORKLOADS = "".join(
         _workload(
             "abroad",
             ips=["10.0.0.23"],
-            services=_of("near", "abroad", "strict", "none"),
+            services=_of("near", "abroad", "strict", "none", "home"),
             locality=_locality("us", "us-1"),
+        ),
+        _workload(
+            "remote",
+            services=_of("home"),
+            network="far",
+            locality=_locality("eu", "eu-1"),
+            networkGateway=_gateway("/10.0.0.40"),
         ),
         _workload(
             "weightless", ips=["10.0.0.24"], services=_of("weightless"), capacity=0
@@ -164,6 +171,11 @@ SERVICES = "".join(
         ),
         _service("strict", "/10.96.0.26", loadBalancer=_balancer("Strict", "Zone")),
         _service("none", "/10.96.0.27", loadBalancer=_balancer("Strict", "Region")),
+        _service(
+            "home",
+            "/10.96.0.40",
+            loadBalancer=_balancer("Failover", "Network", "Region", "Zone"),
+        ),
         _service("through", "/10.96.0.28", loadBalancer=_balancer("Passthrough")),
         _service("weightless", "/10.96.0.29"),
         _service("named", "/10.96.0.30", ports="{80: 0}"),
@@ -289,6 +301,9 @@ OUTBOUND = {
     ),
     "strict": Case(
         "10.96.0.26:80", "10.0.0.21:8080", "", "strict.default", "same-zone"
+    ),
+    "network-first": Case(
+        "10.96.0.40:80", "10.0.0.23:8080", "", "home.default", "abroad"
     ),
     "strict-nobody": Case("10.96.0.27:80", refused="no_endpoint"),
     "passthrough": Case("10.96.0.28:80", "10.96.0.28:80"),

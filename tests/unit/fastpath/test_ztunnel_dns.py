@@ -18,6 +18,7 @@ import pytest
 
 from fastpath.ztunnel import dns as module
 from fastpath.ztunnel.dns import Dns, Names
+from fastpath.ztunnel.istio import file
 from fastpath.ztunnel.model import (
     Config,
     NetworkAddress,
@@ -266,3 +267,22 @@ def test_what_goes_to_a_resolver_is_written_anew():
         assert [*sent.answer, *sent.authority, *sent.additional] == []
 
     run(work, respond)
+
+
+def test_a_name_of_several_namespaces_is_the_clients_or_the_canonical_one():
+    """As a VIP of several is; one that a namespace doesn't see it doesn't find."""
+    text = "services:\n"
+    for namespace, vip, more in (
+        ("a", 1, ""),
+        ("b", 2, ", canonical: true"),
+        ("c", 3, ", visibility: Namespace"),
+    ):
+        text += f"- {{name: n, namespace: {namespace}, hostname: n.example,"
+        text += f" vips: [/10.96.0.{vip}], ports: {{}}{more}}}\n"
+    loaded, _ = file.parse(text.encode(), "mesh.yaml")
+    names = Names(Config(services=loaded.services))
+    found = {it: names.find("n.example", it) for it in ("a", "b", "c", "d")}
+    last = {it: str(ips[0])[-1] for it, ips in found.items() if ips}
+    assert last == {"a": "1", "b": "2", "c": "3", "d": "2"}
+    hidden = Config(services=loaded.services[2:])
+    assert Names(hidden).find("n.example", "d") is None

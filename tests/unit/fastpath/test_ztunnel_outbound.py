@@ -102,6 +102,14 @@ def test_the_metrics_are_istios(way, world):
     assert b"_created" not in world.metrics.text()
 
 
+def test_nothing_is_connected_to_once_the_process_is_to_end(way, world):
+    world.outbound.drain()
+    assert way.ask(VIP) == Reset(errno.ECONNREFUSED)
+    way.tell(EventKind.FAILED, VIP, error=errno.ECONNREFUSED)
+    (record,) = world.log.records
+    assert record.error == "ztunnel is about to end"
+
+
 def test_a_dial_that_fails(way, world):
     way.ask(VIP)
     way.tell(EventKind.FAILED, VIP, error=errno.ECONNREFUSED)

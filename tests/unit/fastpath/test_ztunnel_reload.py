@@ -310,6 +310,16 @@ def test_a_sandbox_in_its_pods_namespace_is_judged_there(world):
     assert authorizer.denial(server, client) == ""
 
 
+def test_it_is_read_again_when_that_is_asked_for(world, caplog):
+    world.write("")
+
+    def play(_guest, _control, ztunnel):
+        world.loop.call_soon_threadsafe(ztunnel.reload)
+        wait_until(lambda: "new mesh from" in caplog.text)
+
+    world.run(play)
+
+
 def test_a_drain_closes_the_doors_and_keeps_clients(world):
     world.write("")
 
