@@ -160,6 +160,19 @@ def check_publications(sandbox: Sandbox, policy: SandboxPolicy) -> None:
             )
 
 
+def ready_line(config: Config) -> str:
+    """What is said when everything listens."""
+    own = config.fastpath
+    parts = [f"sandbox {item.name} on {item.socket}" for item in own.sandboxes]
+    if own.outbound:
+        parts.append(f"TPROXY on {own.outbound.tproxy}")
+    if own.metrics:
+        parts.append(f"metrics on {own.metrics}")
+    if own.admin:
+        parts.append(f"admin on {own.admin}")
+    return f"fastpath ztunnel: ready: {', '.join(parts) or 'nothing configured'}"
+
+
 def for_sandbox(
     *,
     socket: Path,

@@ -63,6 +63,8 @@ class SandboxPublisher:
         self._access_log = access_log
         self._metrics = metrics
         self._authorizer = authorizer
+        self._clients: dict[Client, Whose] = {}
+        """Who those are that are connected: the mesh may change meanwhile."""
         self._parties: dict[tuple[int, bool, Workload], Party] = {}
         self._lines = Throttle(
             lambda count: _log.warning(
@@ -145,7 +147,8 @@ class SandboxPublisher:
 
     def opened(self, client: Client) -> None:
         """The guest took a client."""
-        self._metrics.inbound_opened(self._server, self._whose(client))
+        whose = self._clients[client] = self._whose(client)
+        self._metrics.inbound_opened(self._server, whose)
 
     def failed(self, client: Client, error: int) -> None:
         """A client never got through."""
@@ -169,6 +172,7 @@ class SandboxPublisher:
             sent=event.down_bytes,
         )
         self._write(client, event, event.error)
+        self._clients.pop(client, None)
 
     def _denied(self, client: Client) -> None:
         """An authorization policy denied it; the lines are bounded."""
@@ -182,6 +186,8 @@ class SandboxPublisher:
     def _whose(self, client: Client) -> Whose:
         if self._authorizer is None:
             return NOBODY
+        if client in self._clients:
+            return self._clients[client]
         return self._authorizer.whose(self._server, client)
 
     def _write(self, client: Client, event: Event | None, error: int) -> None:

@@ -246,46 +246,13 @@ class Ztunnel:
         await self._pods.start()
         access_log = AccessLog(own.access_log, own.access_log_format)
         self._stack.push_async_callback(access_log.close)
-        capture = self._capture
-        if capture is None and own.outbound:
-            capture = listener.transparent(own.outbound.tproxy)
-            self._ports.add(capture.getsockname()[1])
-        self._stack.callback(listener.close, capture)
-        address = capture.getsockname()[:2] if capture else None
-        self._ports |= {it.port for it in (own.metrics, own.readiness, own.admin) if it}
-        mesh = self._mesh = Mesh.of(self.config)
-        routes = self._routes = Routes(self.config, listener=address)
-        routes.set_mesh(mesh.state)
-        policies = {name: watch.policy for name, watch in self._watches.items()}
-        clients = LocalWorkloads(self.config, policies, ports=self._ports)
-        self._clients = clients
-        authorizer = self._authorizer = Authorizer(mesh.state)
-        self._stack.callback(authorizer.close)
-        dns = self._dns = Dns(self.config)
-        self._stack.push_async_callback(dns.close)
-        placed = place([frozenset()] * len(own.sandboxes), own.threads)
-        for at in range(max(placed, default=0) + 1):
-            await self._start_engine(placed.count(at), routes, access_log)
-        for sandbox, at in zip(own.sandboxes, placed, strict=True):
-            client = clients.sandbox(sandbox.name)
-            client.pod = self._pods.join(sandbox, self._engines[at])
-            client.proxy = handoffs.join(sandbox, client.workload, self._engines[at])
-            client.policy = self._policy_of(sandbox.name, client.policy)
-            publisher = SandboxPublisher(
-                sandbox, client, access_log, self.metrics, authorizer
-            )
-            self._stack.callback(publisher.close)
-            self.sandboxes[sandbox.name] = await self._start_sandbox(
-                sandbox,
-                self._engines[at],
-                SandboxRouter(self._outbounds[at], client, dns),
-                publisher,
-                client,
-            )
+        capture = self._open_capture()
+        self._start_mesh(capture)
+        await self._start_sandboxes(access_log)
         self._pods.watch(self._judge_again)
         self._stack.callback(self._pods.close)  # before the engines
         if capture:
-            events = Capture(self._engines[0], self._outbounds[0], clients)
+            events = Capture(self._engines[0], self._outbounds[0], self._clients)
             handle = self._engines[0].add_listener(
                 capture, Ask(), on_event=events.handle_event, want=ALL_EVENTS
             )
@@ -293,14 +260,60 @@ class Ztunnel:
         self._stack.callback(self._accepting.close)
         self._stack.push_async_callback(self._end_all)
         self.metrics.registry.register(
-            DatagramCollector(self.datagram_stats, dns.stats)
+            DatagramCollector(self.datagram_stats, self._dns.stats)
         )
         self._start_admin(access_log)
-        announce(self.config, mesh.state)
+        announce(self.config, self._mesh.state)
 
-    async def _start_engine(
-        self, sandboxes: int, routes: Routes, access_log: AccessLog
-    ) -> None:
+    def _open_capture(self) -> socket.socket | None:
+        """Open the listener of captured connections, if there is one."""
+        own = self.config.fastpath
+        capture = self._capture
+        if capture is None and own.outbound:
+            capture = listener.transparent(own.outbound.tproxy)
+            self._ports.add(capture.getsockname()[1])
+        self._stack.callback(listener.close, capture)
+        return capture
+
+    def _start_mesh(self, capture: socket.socket | None) -> None:
+        """Make what is asked about the mesh."""
+        own = self.config.fastpath
+        address = capture.getsockname()[:2] if capture else None
+        self._ports |= {it.port for it in (own.metrics, own.readiness, own.admin) if it}
+        self._mesh = Mesh.of(self.config)
+        self._routes = Routes(self.config, listener=address)
+        self._routes.set_mesh(self._mesh.state)
+        policies = {name: watch.policy for name, watch in self._watches.items()}
+        self._clients = LocalWorkloads(self.config, policies, ports=self._ports)
+        self._authorizer = Authorizer(self._mesh.state)
+        self._stack.callback(self._authorizer.close)
+        self._dns = Dns(self.config)
+        self._stack.push_async_callback(self._dns.close)
+
+    async def _start_sandboxes(self, access_log: AccessLog) -> None:
+        """Start the engines, and what runs for each sandbox."""
+        sandboxes = self.config.fastpath.sandboxes
+        placed = place([frozenset()] * len(sandboxes), self.config.fastpath.threads)
+        for at in range(max(placed, default=0) + 1):
+            await self._start_engine(placed.count(at), access_log)
+        for sandbox, at in zip(sandboxes, placed, strict=True):
+            client = self._clients.sandbox(sandbox.name)
+            client.pod = self._pods.join(sandbox, self._engines[at])
+            client.proxy = handoffs.join(sandbox, client.workload, self._engines[at])
+            client.policy = self._policy_of(sandbox.name, client.policy)
+            publisher = SandboxPublisher(
+                sandbox, client, access_log, self.metrics, self._authorizer
+            )
+            self._stack.callback(publisher.close)
+            self.sandboxes[sandbox.name] = await self._start_sandbox(
+                sandbox,
+                self._engines[at],
+                SandboxRouter(self._outbounds[at], client, self._dns),
+                publisher,
+                client,
+            )
+
+    async def _start_engine(self, sandboxes: int, access_log: AccessLog) -> None:
         own = self.config.fastpath
         engine = await self._stack.enter_async_context(
             Engine(
@@ -310,7 +323,7 @@ class Ztunnel:
                 max_conns=(sandboxes + 1) * share(self.config),
             )
         )
-        outbound = Outbound(routes, access_log, self.metrics, engine.reset)
+        outbound = Outbound(self._routes, access_log, self.metrics, engine.reset)
         self._stack.callback(outbound.close)
         self._engines.append(engine)
         self._outbounds.append(outbound)
@@ -473,7 +486,7 @@ async def serve(config_path: Path, *, ready_fd: int | None = None) -> int:
             await ztunnel.follow(loaded)
             loop.add_signal_handler(signal.SIGHUP, ztunnel.reload)
             with contextlib.suppress(OSError):  # nobody may read it any more
-                sys.stderr.write(f"{_ready_line(config)}\n")
+                sys.stderr.write(f"{configuration.ready_line(config)}\n")
                 sys.stderr.flush()
             if ready_fd is not None:
                 with contextlib.suppress(BrokenPipeError):  # nor wait for it
@@ -486,13 +499,3 @@ async def serve(config_path: Path, *, ready_fd: int | None = None) -> int:
         for signo in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.remove_signal_handler(signo)
     return 0
-
-
-def _ready_line(config: Config) -> str:
-    own = config.fastpath
-    parts = [f"sandbox {item.name} on {item.socket}" for item in own.sandboxes]
-    if own.outbound:
-        parts.append(f"TPROXY on {own.outbound.tproxy}")
-    if own.metrics:
-        parts.append(f"metrics on {own.metrics}")
-    return f"fastpath ztunnel: ready: {', '.join(parts) or 'nothing configured'}"
