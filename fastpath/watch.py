@@ -2,7 +2,8 @@
 
 A change is seen by inotify on each file's directory, so that it does not matter
 whether a file is written in place, replaced by a rename, or reached through a symlink
-that moves (as in a mounted ConfigMap).
+that moves (as in a mounted ConfigMap). Of a directory that takes the place of another
+one it doesn't tell: that is looked for every `LOOK_S`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ CHANGES: Final = (
     Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.DELETE | Mask.ONLYDIR
 )
 """After each of these the file may be another one, and is whole."""
+LOOK_S: Final = 60.0
+"""How often it is looked whether a directory is still the same."""
 
 
 class FilesWatch:
@@ -42,7 +45,8 @@ class FilesWatch:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = tuple(paths)
-        self._following = False
+        self._folders = {each.parent: _which(each.parent) for each in self._paths}
+        self._timer: asyncio.TimerHandle | None = None
         self._changed: Callable[[], None]
         self._inotify = Inotify(sync_timeout=0)  # `sync_get` never waits
         try:
@@ -55,20 +59,31 @@ class FilesWatch:
     def start(self, changed: Callable[[], None]) -> None:
         """Call `changed` in the event loop; what happened since `__init__` counts."""
         self._changed = changed
-        self._following = True
-        asyncio.get_running_loop().add_reader(self._inotify.fd, self._on_change)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._inotify.fd, self._on_change)
+        self._timer = loop.call_later(LOOK_S, self._look)
 
-    def renew(self) -> None:
-        """Watch the directories that are there now."""
-        for path in self._paths:
+    def renew(self) -> bool:
+        """Watch the directories that are there now; True: one is another one."""
+        before = dict(self._folders)
+        for folder in self._folders:
+            self._folders[folder] = _which(folder)
             with contextlib.suppress(OSError):  # whoever reads will say it
-                self._inotify.add_watch(path.parent, CHANGES)
+                self._inotify.add_watch(folder, CHANGES)
+        return before != self._folders
 
     def close(self) -> None:
         """Watch no more."""
-        if self._following:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
             asyncio.get_running_loop().remove_reader(self._inotify.fd)
         self._inotify.close()
+
+    def _look(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look)
+        if self.renew():
+            self._changed()
 
     def _on_change(self) -> None:
         while (event := self._inotify.sync_get()) is not None:
@@ -77,6 +92,15 @@ class FilesWatch:
                 name in (None, path.name) or path.is_symlink() for path in self._paths
             ):
                 self._changed()
+
+
+def _which(folder: Path) -> tuple[int, int] | None:
+    """Which directory a path names; None: none."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 class Followed(Generic[T]):

@@ -8,6 +8,7 @@
     wire, service, client   Istio's IstioCertificateService: messages, server, caller
     sources       where else a workload's material comes from
     rotation      keeps it fresh
+    feed          the same with revocation lists, as PEM, for a TLS stack in C
     contexts      as TLS contexts of Python's, and as PEM files
     revocation, peers       revocation lists; whose certificate a peer has shown
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from fastpath.mesh.authority import Authority
     from fastpath.mesh.tokens import Entry, Tokens
 
+_JWT: Final = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)
+"""The form of a Kubernetes service account's token: JSON, as base64url."""
 _BEARER: Final = re.compile(r"Bearer +(\S+)", re.ASCII | re.IGNORECASE)
 
 
@@ -159,6 +161,13 @@ class Issuer:
             why = "the authorization header is no bearer token"
             raise RefusedError(Reason.UNAUTHENTICATED, why, hint)
         entry = self._tokens().find(Token.of(match[1]))
+        if entry is None and _JWT.fullmatch(match[1]):
+            raise RefusedError(
+                Reason.UNAUTHENTICATED,
+                "the token is not known, and a JWT, as Kubernetes' are, which only a"
+                " cluster's own CA can judge",
+                "send one of those in the CA's --token-file, or ask istiod",
+            )
         if entry is None:
             raise RefusedError(
                 Reason.UNAUTHENTICATED,

@@ -81,9 +81,15 @@ class Material:
         return cls(private_pem(key), chain, roots, identity_of(chain[0]))
 
     @property
+    def not_before(self) -> datetime:
+        """When the last of the chain's certificates begins."""
+        return max(each.not_valid_before_utc for each in self.chain)
+
+    @property
     def not_after(self) -> datetime:
-        """When the first of the chain's certificates ends."""
-        return min(each.not_valid_after_utc for each in self.chain)
+        """When the first of the chain's certificates ends, or the last of the roots."""
+        last = max(each.not_valid_after_utc for each in self.roots)
+        return min(last, *(each.not_valid_after_utc for each in self.chain))
 
     @property
     def half_life(self) -> datetime:
@@ -109,9 +115,9 @@ class Material:
         """
         if now >= self.not_after:
             raise ValueError(f"the certificate was valid until {stamp(self.not_after)}")
-        begin = max(each.not_valid_before_utc for each in self.chain)
-        if now < begin:
-            raise ValueError(f"the certificate is valid from {stamp(begin)} on only")
+        if now < self.not_before:
+            begin = stamp(self.not_before)
+            raise ValueError(f"the certificate is valid from {begin} on only")
 
 
 def certificates(what: str, data: bytes) -> tuple[x509.Certificate, ...]:

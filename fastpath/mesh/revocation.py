@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
 
 from fastpath import files
 from fastpath.errors import FastpathError
@@ -48,6 +49,12 @@ class Revocations:
 
     def __len__(self) -> int:
         return sum(map(len, self._lists.values()))
+
+    @property
+    def pem(self) -> bytes:
+        """The lists one after another."""
+        lists = itertools.chain.from_iterable(self._lists.values())
+        return b"".join(each.public_bytes(serialization.Encoding.PEM) for each in lists)
 
     def find(self, chain: Sequence[x509.Certificate]) -> x509.Certificate | None:
         """The first certificate of a chain that is revoked, or None.

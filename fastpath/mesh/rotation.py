@@ -7,15 +7,16 @@ ztunnel does it.
 
     FRESH    the last fetch went well           -> half-life, or a change of files
     STALE    a fetch failed, the old one holds  -> retry
-    EXPIRED  the old one is over                -> retry
+    EXPIRED  it is not the old one's time       -> retry
 
 The wall clock decides and is passed in; it is looked at every minute, since it may be
-set, or the machine sleep.
+set, forward or back, or the machine sleep. Rests between retries go by the loop's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import logging
 from datetime import UTC, datetime, timedelta
@@ -56,7 +57,8 @@ class Rotation:
         source: where it comes from; closed by `close()`.
         name: the workload's, for the log.
         now: the wall clock.
-        changed: gets each new material but the first, in the event loop.
+        changed: gets each new material but the first, in the event loop. With a
+            FastpathError it refuses: then that counts as none.
 
     Use: `await start()`, then `await run()` in a task of its own, at last `close()`.
     """
@@ -76,7 +78,7 @@ class Rotation:
         self._phase = Phase.FRESH
         self._retry = FIRST_RETRY
         self._current: Material
-        self._due: datetime | None = None
+        self._retry_at: float | None = None
         self._files_changed = asyncio.Event()
         self._watch: FilesWatch | None = None
 
@@ -107,6 +109,7 @@ class Rotation:
         try:
             now = self._now()
             self._take(await self._source.fetch(now), now)
+            self._look(now)
         except BaseException:
             await self.close()
             raise
@@ -118,15 +121,15 @@ class Rotation:
             now = self._now()
             try:
                 material = await self._source.fetch(now)
+                # the same: the files were touched
+                if material != self._current or self._phase is not Phase.FRESH:
+                    self._changed(material)
+                    until = stamp(material.not_after)
+                    _log.info("%s: certificate until %s", self._name, until)
             except FastpathError as exc:
                 self._fail(exc)
-                continue
-            same = material == self._current and self._phase is Phase.FRESH
-            self._take(material, now)
-            if same:  # the files were touched
-                continue
-            _log.info("%s: certificate until %s", self._name, stamp(material.not_after))
-            self._changed(material)
+            else:
+                self._take(material, now)
 
     async def close(self) -> None:
         """Follow nothing any more."""
@@ -140,42 +143,60 @@ class Rotation:
         while not self._files_changed.is_set():
             now = self._now()
             self._look(now)
-            if self._due is not None and now >= self._due:
+            rest = self._rest(now)
+            if rest <= timedelta():
                 return
-            rest = LOOK if self._due is None else min(self._due - now, LOOK)
-            try:
-                async with asyncio.timeout(rest.total_seconds()):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(rest, LOOK).total_seconds()):
                     await self._files_changed.wait()
-            except TimeoutError:
-                continue
         await asyncio.sleep(SETTLE_S)
         self._files_changed.clear()
+
+    def _rest(self, now: datetime) -> timedelta:
+        """How long to wait for the next fetch; not more than nothing: it is time."""
+        if self._retry_at is not None:
+            return timedelta(seconds=self._retry_at - _clock_s())
+        if self._source.paths:
+            return LOOK
+        if now < self._current.not_before:  # the clock was set back
+            return timedelta()
+        return self._current.half_life - now
 
     def _take(self, material: Material, now: datetime) -> None:
         self._current = material
         self._phase = Phase.FRESH
-        self._due = None if self._source.paths else material.half_life
-        if self._due is None or self._due > now:
+        self._retry_at = None
+        if self._source.paths or material.half_life > now:
             self._retry = FIRST_RETRY
         else:  # the clocks differ: don't ask all the time
-            self._back_off(now)
+            self._back_off()
 
     def _fail(self, why: FastpathError) -> None:
         """Say it once, and try again later."""
-        now = self._now()
         if self._phase is Phase.FRESH:
             self._phase = Phase.STALE
             until = stamp(self._current.not_after)
             _log.error("%s: keeps the certificate until %s: %s", self._name, until, why)
-        self._look(now)
-        self._back_off(now)
+        self._look(self._now())
+        self._back_off()
 
-    def _back_off(self, now: datetime) -> None:
-        self._due = now + self._retry
+    def _back_off(self) -> None:
+        self._retry_at = _clock_s() + self._retry.total_seconds()
         self._retry = min(self._retry * 2, LAST_RETRY)
 
     def _look(self, now: datetime) -> None:
-        """Say once that what there is is over."""
-        if now >= self._current.not_after and self._phase is not Phase.EXPIRED:
+        """Say once that it is not the time of what there is."""
+        wrong = ""
+        if now >= self._current.not_after:
+            wrong = "has expired"
+        elif now < self._current.not_before:
+            wrong = f"is valid from {stamp(self._current.not_before)} on only"
+        if wrong and self._phase is not Phase.EXPIRED:
             self._phase = Phase.EXPIRED
-            _log.error("%s: the certificate has expired, peers refuse it", self._name)
+            _log.error("%s: the certificate %s, peers refuse it", self._name, wrong)
+        elif not wrong and self._phase is Phase.EXPIRED:  # the clock was set
+            self._phase = Phase.FRESH if self._retry_at is None else Phase.STALE
+
+
+def _clock_s() -> float:
+    return asyncio.get_running_loop().time()

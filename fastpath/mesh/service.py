@@ -48,9 +48,11 @@ class Limits:
     """What clients together may take; `issuing.Shares` is what one token may."""
 
     connections: int = 64
-    """One that floods takes some 100 MiB of gRPC's core while it lasts."""
     handshake_s: float = 10.0
     """From accept() to the end of the handshake."""
+    settings_s: float = 2.0
+    """From then to the acknowledgement of our SETTINGS. gRPC's core keeps headers that
+    come before it, as many as come: this is what bounds them."""
     idle_s: float = 60.0
     """A connection without a request for so long is closed."""
     streams: int = 256
@@ -70,7 +72,7 @@ class Limits:
             ("grpc.so_reuseport", 0),  # else a second server shares the port unseen
             ("grpc.max_allowed_incoming_connections", self.connections),
             ("grpc.server_handshake_timeout_ms", _ms(self.handshake_s)),
-            ("grpc.http2.settings_timeout", _ms(self.handshake_s)),
+            ("grpc.http2.settings_timeout", _ms(self.settings_s)),
             ("grpc.max_connection_idle_ms", _ms(self.idle_s)),
             ("grpc.max_concurrent_streams", self.streams),
             ("grpc.max_receive_message_length", self.message_bytes),
@@ -104,7 +106,7 @@ class Server:
         self._hosts = tuple(hosts)
         self._limits = limits or Limits()
         self._now = now
-        self._renew_at = now()
+        self._made_at = now()
         self._throttle = Throttle(_left_out)
         self._server: aio.Server | None = None
 
@@ -176,13 +178,17 @@ class Server:
 
     def _certificate(self) -> grpc.ServerCertificateConfiguration:
         now = self._now()
-        self._renew_at = now + SERVER_LIFE / 2
+        self._made_at = now
         key, chain = self._authority.server(self._hosts, SERVER_LIFE, now)
         return grpc.ssl_server_certificate_configuration([(key, chain)])
 
     def _renewed(self) -> grpc.ServerCertificateConfiguration | None:
-        """A new certificate if it is time; gRPC asks at each handshake."""
-        return self._certificate() if self._now() >= self._renew_at else None
+        """A new certificate if it is time; gRPC asks at each handshake.
+
+        It is, too, when the clock was set back to before there was one.
+        """
+        age = self._now() - self._made_at
+        return None if timedelta() <= age < SERVER_LIFE / 2 else self._certificate()
 
 
 def _left_out(lines: int) -> None:

@@ -6,7 +6,8 @@ a while, with material that is whole; what is wrong is a `FastpathError` for the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from fastpath import files
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
     from fastpath.identity import Identity
     from fastpath.mesh.authority import Authority
+
+
+_log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -70,6 +74,8 @@ class FileSource:
     chain: Path
     """Leaf first, then intermediates."""
     roots: Path
+    _told: set[int] = field(default_factory=set, init=False, compare=False, repr=False)
+    """Modes of the key's file that were warned of."""
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -85,6 +91,7 @@ class FileSource:
         """
         try:
             parts = [files.read(each, MAX_PEM_BYTES) for each in self.paths]
+            self._warn()
             material = Material.parse(*parts)
             material.check(now)
         except OSError as exc:
@@ -98,3 +105,19 @@ class FileSource:
 
     async def close(self) -> None:
         """Nothing is held."""
+
+    def _warn(self) -> None:
+        """Say once that others may read the key, as those of a mounted Secret may.
+
+        Raises:
+            OSError: it is gone.
+        """
+        mode = self.key.stat().st_mode & 0o777
+        if mode & 0o077 and mode not in self._told:
+            self._told.add(mode)
+            _log.warning(
+                "%s: others can use it (mode %04o); hint: chmod 600, or"
+                " defaultMode: 0400 of a Secret",
+                self.key,
+                mode,
+            )

@@ -111,6 +111,7 @@ class Node:
         folder: the node's own.
         ca: the directory of the CA's root, all nodes'.
         workloads: Istio's local file.
+        ttl_s: seconds that a certificate is valid.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Node:
     folder: Path
     ca: Path
     workloads: str
+    ttl_s: int
 
     def start(self, binary: Path, stack: Any) -> None:
         """Start the CA and ztunnel; return when the pod is served."""
@@ -129,7 +131,8 @@ class Node:
         self._write("token", TOKEN)
         tokens = self._write("tokens.yaml", TOKENS)
         ca = [sys.executable, "-m", "fastpath", "ca", "--dir", str(self.ca)]
-        self._run(stack, own, "ca", [*ca, "--token-file", str(tokens)])
+        ca += ["--ttl", str(self.ttl_s), "--token-file", str(tokens)]
+        self._run(stack, own, "ca", ca)
         self._wait_for("ca", "fastpath ca: ready")
         cni = Cni(self.folder / "zds", self.namespace, self.pod)
         stack.callback(cni.close)
@@ -140,6 +143,15 @@ class Node:
     def log(self) -> Path:
         """What ztunnel says."""
         return self.folder / "ztunnel.log"
+
+    @property
+    def issued(self) -> int:
+        """Certificates that the CA has issued here."""
+        return (self.folder / "ca.log").read_text().count(f"/sa/{self.pod} until ")
+
+    def has_issued(self, count: int) -> bool:
+        """Whether it has issued so many."""
+        return self.issued >= count
 
     def _write(self, name: str, text: str) -> Path:
         path = self.folder / name
@@ -198,7 +210,7 @@ def identity(name):
 class TwoNodes:
     """Both nodes, and the namespaces of their pods."""
 
-    def __init__(self, folder, binary, stack):
+    def __init__(self, folder, binary, stack, ttl_s=3600):
         self.pods = {name: stack.enter_context(Namespace()) for name in IPS}
         self.nodes = {}
         a, b = (self.pods[name].path for name in IPS)
@@ -219,6 +231,7 @@ class TwoNodes:
                 folder=folder / name,
                 ca=folder / "ca",
                 workloads=WORKLOADS + SERVICES,
+                ttl_s=ttl_s,
             )
             self.nodes[name].start(binary, stack)
 

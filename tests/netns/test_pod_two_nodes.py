@@ -10,6 +10,7 @@ Certificates are `fastpath ca`'s. Run with `--ztunnel BIN`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import struct
 from dataclasses import replace
 from ipaddress import ip_address
@@ -18,6 +19,7 @@ import pytest
 
 from tests.netns.istio_world import IPS, VIP, TwoNodes
 from tests.netns.pod_world import PUBLISHED, Echo, sandboxes
+from tests.support.limits import wait_until
 from tests.unit.fastpath.tsi_guest import Guest, run
 
 pytestmark = [pytest.mark.netns, pytest.mark.ztunnel]
@@ -28,7 +30,9 @@ LISTEN = struct.pack("<IIHHHH16s", 0x100050, 5, PUBLISHED, 4, 0, 0, bytes(16))
 @pytest.fixture
 def world(request, tmp_path):
     with contextlib.ExitStack() as stack:
-        yield TwoNodes(tmp_path, request.config.getoption("--ztunnel"), stack)
+        ttl_s = getattr(request, "param", 3600)
+        binary = request.config.getoption("--ztunnel")
+        yield TwoNodes(tmp_path, binary, stack, ttl_s)
 
 
 def play_in(tmp_path, world, play):
@@ -102,3 +106,21 @@ def test_a_program_in_one_sandbox_reaches_one_in_the_other(
 
     play_in(tmp_path, world, play)
     world.tell_apart(client, server)
+
+
+@pytest.mark.parametrize("world", [10], ids=["ttl-10"], indirect=True)
+def test_a_connection_goes_on_while_certificates_are_renewed(tmp_path, world):
+    """Past the end of those that its tunnel was made with; and there are new ones."""
+    with Echo(world.pods["b"], IPS["b"]) as echo:
+
+        def play(guests):
+            guest = guests["a"]
+            conn = guest.echoes(guest.connect(echo.address))
+            for node in world.nodes.values():
+                most = node.issued + 3  # two half-lives later the first one is over
+                wait_until(functools.partial(node.has_issued, most))
+                guest.echoes(conn)
+            for _ in range(3):
+                guest.echoes(guest.connect(echo.address))
+
+        play_in(tmp_path, world, play)

@@ -161,6 +161,22 @@ def test_without_a_known_token_nobody_is_anybody(headers, tmp_path):
     assert WEB_TOKEN not in str(caught.value)
 
 
+JWT = "eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJrdWJlcm5ldGVzIn0.c2ln-bmF0_dXJl"
+
+
+def test_a_kubernetes_token_is_refused_with_where_it_belongs(tmp_path):
+    with (
+        pytest.raises(RefusedError, match="a JWT, as Kubernetes' are") as caught,
+        issuer(tmp_path).caller([f"Bearer {JWT}"], 0.0),
+    ):
+        pass
+    assert caught.value.reason is Reason.UNAUTHENTICATED
+    assert "hint: send one of those in the CA's --token-file, or ask istiod" in str(
+        caught.value
+    )
+    assert JWT not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("asked", "given"),
     [(0, 3600), (-5, 3600), (60, 60), (86400, 3600), ((1 << 63) - 1, 3600)],

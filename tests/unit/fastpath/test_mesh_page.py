@@ -35,7 +35,8 @@ def test_the_page_has_the_limits_that_are_so():
     limits, shares = Limits(), Shares()
     for words in (
         f"| connections | {limits.connections} |",
-        f"SETTINGS | {limits.handshake_s:g} s |",
+        f"| handshake | {limits.handshake_s:g} s |",
+        f"of our SETTINGS | {limits.settings_s:g} s |",
         f"without a request | {limits.idle_s:g} s |",
         f"| {limits.streams}, {shares.at_once}, {limits.requests} |",
         f"| headers | {limits.metadata_bytes >> 10} KiB |",

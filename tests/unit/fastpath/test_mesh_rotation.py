@@ -339,3 +339,143 @@ def test_a_chain_ends_with_the_first_of_its_certificates():
     ]
     assert material.not_after == T0 + HOUR / 2
     assert material.half_life == T0 + HOUR / 4
+
+
+def test_retries_go_on_when_the_clock_is_set_back(tmp_path):
+    """They do not wait for the time that it was."""
+    source = Failing(tmp_path)
+    ahead = [0 * SECOND]
+
+    async def main():
+        rotation = Rotation(source, name="web", now=lambda: now() + ahead[0])
+        await rotation.start()
+        task = asyncio.create_task(rotation.run())
+        source.broken = True
+        await asyncio.sleep(40 * 60)
+        assert phase(rotation) is Phase.STALE
+        ahead[0] = -300 * 24 * HOUR
+        source.broken = False
+        await asyncio.sleep(200)
+        task.cancel()
+        return rotation.current.not_after, phase(rotation)
+
+    until, at_last = clock.run(main())
+    assert (until < T0, at_last) == (True, Phase.FRESH)
+
+
+def test_a_clock_that_is_set_back_before_the_certificate_gets_another(tmp_path, caplog):
+    source = Failing(tmp_path)
+    ahead = [0 * SECOND]
+
+    async def main():
+        rotation = Rotation(source, name="web", now=lambda: now() + ahead[0])
+        await rotation.start()
+        task = asyncio.create_task(rotation.run())
+        await asyncio.sleep(1)
+        ahead[0] = -24 * HOUR
+        await asyncio.sleep(61)
+        task.cancel()
+        return len(source.asked), rotation.current.not_before < T0 - 23 * HOUR
+
+    assert clock.run(main()) == (2, True)
+    begin = "2029-12-31T23:58:00Z"
+    assert lines(caplog) == [
+        f"web: the certificate is valid from {begin} on only, peers refuse it"
+    ]
+
+
+def test_files_are_good_again_when_the_clock_is(tmp_path, caplog):
+    pems, source = files_of(tmp_path / "pems")
+    pems.write(authority(tmp_path).workload(WEB, HOUR, T0))
+    ahead = [0 * SECOND]
+
+    async def main():
+        rotation = Rotation(source, name="web", now=lambda: now() + ahead[0])
+        await rotation.start()
+        task = asyncio.create_task(rotation.run())
+        found = []
+        for ahead[0] in (-24 * HOUR, 0 * HOUR, 24 * HOUR, 0 * HOUR):
+            await asyncio.sleep(121)
+            found.append(phase(rotation))
+        task.cancel()
+        return found
+
+    assert clock.run(main()) == [Phase.EXPIRED, Phase.FRESH] * 2
+    assert len(lines(caplog)) == 2
+
+
+def test_a_directory_in_the_place_of_another_is_a_change(tmp_path):
+    ca = authority(tmp_path)
+    pems, source = files_of(tmp_path / "pems")
+    pems.write(ca.workload(WEB, HOUR, T0))
+
+    async def body(rotation, seen):
+        second = ca.workload(WEB, HOUR, now())
+        PemDirectory(tmp_path / "new").write(second)
+        (tmp_path / "pems").rename(tmp_path / "old")
+        (tmp_path / "new").rename(tmp_path / "pems")
+        await asyncio.sleep(70)
+        assert seen == [second]
+        third = ca.workload(WEB, HOUR, now())
+        pems.write(third)  # and it is followed
+        await asyncio.sleep(10)
+        assert seen == [second, third]
+
+    rotate(source, body)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o400, 0o640, 0o644])
+def test_a_key_that_others_can_read_is_warned_of_once(mode, tmp_path, caplog):
+    material = authority(tmp_path).workload(WEB, HOUR, T0)
+    source = FileSource(*(tmp_path / name for name in ("key", "chain", "roots")))
+    source.key.write_bytes(material.key_pem)
+    source.chain.write_bytes(material.chain_pem)
+    source.roots.write_bytes(material.roots_pem)
+    source.key.chmod(mode)
+
+    async def body(rotation, seen):
+        for _ in range(2):
+            source.chain.write_bytes(material.chain_pem)
+            await asyncio.sleep(10)
+
+    rotate(source, body)
+    said = lines(caplog, logging.WARNING)
+    want = f"{source.key}: others can use it (mode {mode:04o}); hint: chmod 600, or"
+    assert [it[: len(want)] for it in said] == [want] * bool(mode & 0o077)
+
+
+def test_material_is_over_with_the_last_of_its_roots():
+    top, old = root(life=2 * HOUR), root(life=HOUR)
+    leaf = top.issue(WEB, life=HOUR * 24)
+    material = leaf.material(roots=[top, old])
+    assert material.not_after == T0 + 2 * HOUR
+    with pytest.raises(ValueError, match="was valid until 2030-01-01T02:00:00Z"):
+        material.check(T0 + 3 * HOUR)
+
+
+def test_material_that_is_refused_counts_as_none(tmp_path, caplog):
+    source = Failing(tmp_path)
+    seen: list[Material] = []
+    refuses = [True]
+
+    def changed(material):
+        if refuses[0]:
+            raise FastpathError("TLS", "takes no such key")
+        seen.append(material)
+
+    async def main():
+        rotation = Rotation(source, name="web", now=now, changed=changed)
+        await rotation.start()
+        task = asyncio.create_task(rotation.run())
+        first = rotation.current
+        await asyncio.sleep(40 * 60)
+        assert rotation.current == first
+        assert phase(rotation) is Phase.STALE
+        refuses[0] = False
+        await asyncio.sleep(200)
+        assert seen == [rotation.current] != [first]
+        task.cancel()
+
+    clock.run(main())
+    (line,) = lines(caplog)
+    assert line.endswith("TLS: takes no such key")

@@ -135,6 +135,19 @@ def test_the_servers_own_certificate_is_renewed(tmp_path):
     assert run(tmp_path, body, now=lambda: clock[0]).identity == WEB
 
 
+def test_the_servers_own_certificate_is_renewed_when_its_clock_was_ahead(tmp_path):
+    clock = [wall_clock() + SERVER_LIFE / 4]
+
+    async def body(server):
+        with pytest.raises(FastpathError):
+            await server.source().fetch(wall_clock())
+        clock[0] = wall_clock()
+        return await server.source().fetch(wall_clock())
+
+    found = run(tmp_path, body, now=lambda: clock[0], root_now=wall_clock())
+    assert found.identity == WEB
+
+
 def test_a_port_that_another_has_is_said(tmp_path):
     async def body(server):
         ca = authority(tmp_path, now=wall_clock())

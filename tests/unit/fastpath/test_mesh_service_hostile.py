@@ -266,3 +266,17 @@ def test_a_client_without_tls_is_cut_off(tmp_path):
         return await server.call()
 
     assert is_chain(run(tmp_path, body))
+
+
+def test_a_client_that_does_not_acknowledge_settings_is_cut_off(tmp_path):
+    """Until then gRPC's core keeps the headers that come."""
+
+    async def body(server):
+        reader, writer = await open_raw(server)
+        writer.write(PREFACE)
+        await asyncio.wait_for(reader.read(), LIMIT_S)
+        writer.close()
+        return await server.call()
+
+    limits = {"settings_s": 1.0, "handshake_s": 2 * LIMIT_S, "idle_s": 2 * LIMIT_S}
+    assert is_chain(run(tmp_path, body, **limits))
