@@ -50,13 +50,7 @@ from fastpath.ztunnel.routing import Routes
 from fastpath.ztunnel.shares import raise_file_limit, share, within_share
 from fastpath.ztunnel.workloads import LocalWorkloads
 from vhost_user.backend import Backend
-from vhost_user.engine import (
-    ALL_EVENTS,
-    Ask,
-    Engine,
-    Reset,
-    Unix,
-)
+from vhost_user.engine import ALL_EVENTS, Ask, Engine, Reset, Unix
 from vhost_user.vsock.device import VsockDevice
 from vhost_user.vsock.hybrid import HybridListener
 from vhost_user.vsock.placement import place

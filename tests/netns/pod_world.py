@@ -10,12 +10,14 @@ import socket
 import struct
 import subprocess
 import threading
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
 from fastpath.datapath.netns import Namespace
 from fastpath.ztunnel.model import Config, Fastpath, Sandbox, Workload
 from tests.support.limits import LIMIT_S
+from tests.unit.fastpath.tsi_guest import Guest
 
 POD4, POD6 = "10.0.0.5", "fd00::5"
 SERVER4, SERVER6 = "10.0.1.1", "fd00:1::1"
@@ -28,6 +30,8 @@ ip route add prohibit 198.51.100.1
 PUBLISHED = 8080
 POLICY = f'published: ["{PUBLISHED}"]\nudp: true\n'
 LISTENER = 0x100050
+LISTEN = struct.pack("<IIHHHH16s", LISTENER, 5, PUBLISHED, 6, 0, 0, bytes(16))
+DATAGRAM_PORT = 21588
 
 
 def pod():
@@ -151,3 +155,25 @@ def sandboxes(tmp_path, **paths):
         )
     own = Fastpath(sandboxes=tuple(found), access_log=tmp_path / "access.log")
     return Config(workloads=tuple(workloads), fastpath=own)
+
+
+def sandbox(ztunnel, name="box"):
+    """A guest in user space, in place of a sandbox's VM."""
+    return Guest(next(s for s in ztunnel.config.fastpath.sandboxes if s.name == name))
+
+
+def makers(ztunnel):
+    """The processes in namespaces."""
+    return [each.pid for each in ztunnel._pods._namespaces.values()]
+
+
+def with_ips(there, *ips):
+    """The same, its one sandbox's pod has other addresses."""
+    (workload,) = there.workloads
+    found = tuple(map(ip_address, ips))
+    return replace(there, workloads=(replace(workload, workload_ips=found),))
+
+
+def is_over(pid):
+    """Whether a process has ended and is reaped."""
+    return not Path(f"/proc/{pid}").exists()

@@ -177,9 +177,11 @@ def test_ctrl_c_during_import_shows_no_traceback(tmp_path):
 def test_a_line_of_the_log_says_when_and_how_grave(tmp_path):
     policies = """
         policies:
-        - {name: p, namespace: default, scope: Namespace, action: Allow, rules: []}
+        - {name: p, namespace: default, scope: Namespace, action: Allow, rules: [],
+           dryRun: false}
     """
-    (tmp_path / "c.yaml").write_text(textwrap.dedent(policies))
+    (tmp_path / "mesh.yaml").write_text(textwrap.dedent(policies))
+    (tmp_path / "c.yaml").write_text(f"mesh: {tmp_path}/mesh.yaml\n")
     with subprocess.Popen(
         [*FASTPATH, "ztunnel", "--config", tmp_path / "c.yaml"],
         stderr=subprocess.PIPE,
@@ -191,7 +193,8 @@ def test_a_line_of_the_log_says_when_and_how_grave(tmp_path):
         assert process.stderr.readline().startswith("fastpath ztunnel: ready")
         process.terminate()
         assert process.wait(LIMIT_S) == 0
-    stamp = re.match(r"(\S+)\.\d{3}Z WARNING fastpath\.ztunnel\.process: auth", line)
+    shape = r"(\S+)\.\d{3}Z WARNING fastpath\.ztunnel\.authorization: auth"
+    stamp = re.match(shape, line)
     assert stamp, line
     told = time.strptime(stamp[1], "%Y-%m-%dT%H:%M:%S")
     assert abs(time.mktime(told) - time.mktime(time.gmtime())) < 3600

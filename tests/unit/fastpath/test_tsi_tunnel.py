@@ -215,7 +215,8 @@ def test_one_that_is_too_slow_is_cut(tmp_path):
     """Over a unix socket, in a loop whose clock passes when nothing else happens."""
 
     async def main():
-        loop, taken = asyncio.get_running_loop(), []
+        loop = asyncio.get_running_loop()
+        taken: list[object] = []
         with (
             socket.socket(socket.AF_UNIX) as listener,
             socket.socket(socket.AF_UNIX) as client,

@@ -227,11 +227,13 @@ def test_a_service_and_hbone_are_the_other_proxys_business(tmp_path, kind):
 @pytest.mark.parametrize(
     ("handoff", "key", "why"),
     [
-        (Handoff(), "handoff", "names no proxy: unix, socks5 or inpod"),
+        (Handoff(), "handoff", "names no proxy: unix, socks5, inpod or ring"),
         (Handoff(unix=Path("x"), inpod=Path("y")), "handoff", "names two proxies"),
         (Handoff(inpod=Path("x")), "handoff.inpod", "add netns"),
         (Handoff(inpod=Path("x" * 108)), "handoff.inpod", "longer than the 107"),
         (Handoff(unix=Path("x"), socks5=AT), "handoff", "names two proxies"),
+        (Handoff(unix=Path("x"), ring=Path("y")), "handoff", "names two proxies"),
+        (Handoff(ring=Path("x" * 108)), "handoff.ring", "longer than the 107"),
         (Handoff(unix=Path("x" * 108)), "handoff.unix", "longer than the 107 bytes"),
         (Handoff(socks5=replace(AT, port=0)), "handoff.socks5", "port 0 is none"),
     ],
@@ -247,7 +249,6 @@ def test_a_handoff_that_makes_no_sense_is_an_error_of_its_key(
 @pytest.mark.parametrize(
     ("text", "line", "why"),
     [
-        ("{ring: /run/x}", 2, "ring"),
         ("{embedded: true}", 2, "embedded"),
         ("{socks5: localhost}", 2, "IP:PORT"),
         ("unix", 2, "mapping"),

@@ -233,7 +233,7 @@ def test_without_a_process_connections_are_refused_and_the_log_says_so(
             assert guest.refused(WEB) == errno.ECONNREFUSED
 
     (line,) = run(there, play)
-    assert 'error="Connection refused' in line
+    assert f"hand-off to {tmp_path}/ring: Connection refused" in line
     assert "a: nobody takes its connections at" in caplog.text
 
 
