@@ -30,7 +30,7 @@ NOT_A_GUESTS = {
     "ztunnel/shares.py:within_share": "once for each policy",
     "ztunnel/authorization.py:announce": "once, at the start",
     "ztunnel/handoffs.py:_say_if_absent": "once for each sandbox, at the start",
-    "ztunnel/reload.py:_read": "once: it ends there",
+    "ztunnel/reload.py:_read": "once for each content of the host's file",
     "ztunnel/reload.py:_read_once": "once for each content of the host's file",
     "ztunnel/drain.py:drained": "once, at the end",
     "ztunnel/access_log.py:_follow": "once for each rename of the host's file",
