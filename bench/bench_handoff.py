@@ -4,6 +4,9 @@ One guest in user space, one engine, one run: the ways take turns, in turned ord
 the end of each is the same server, on the engine's CPU; what it does in place of a
 proxy is nothing (bench/host/proxy.c). So what differs is the way to it, and what has to
 be said first. `pod` is behind a loopback interface, as Istio's ztunnel is in its pod.
+
+With `--ztunnel BIN` there are two ways more, through Istio's ztunnel to a server: what
+that proxy does is in their figures.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.handoff_backend import Deed, Way, port
+from bench.handoff_backend import ISTIOS, OURS, Deed, Way, port
 from bench.harness import TWO_CORES, Guest, awake, pinned, process, program
 from fastpath.datapath import netns
 
@@ -77,7 +80,7 @@ MEASURES: dict[str, tuple[Callable[[Guest, Way], float], str]] = {
 
 
 @contextmanager
-def one_guest(pins: Pins) -> Iterator[Guest]:
+def one_guest(pins: Pins, ztunnel: Path | None) -> Iterator[Guest]:
     """Run the back-end in a network namespace of its own, and a guest on it."""
     own = ("unshare", "--net") if netns.may_configure() else netns.UNSHARE
     with contextlib.ExitStack() as stack:
@@ -87,16 +90,19 @@ def one_guest(pins: Pins) -> Iterator[Guest]:
         socket = Path(folder) / "s"
         argv = [*own, "--", sys.executable, "-m", "bench.handoff_backend"]
         argv += [str(socket), str(program("proxy"))]
+        argv += [str(ztunnel.resolve())] if ztunnel else []
         stack.enter_context(process(argv, pins.backend))
         guest = Guest(socket)
         stack.callback(guest.close)
         yield guest
 
 
-def bench_handoff(bench):
-    with one_guest(TWO_CORES) as guest:
+def bench_handoff(bench, pytestconfig):
+    ztunnel = pytestconfig.getoption("--ztunnel")
+    ways = [*OURS, *(ISTIOS if ztunnel else ())]
+    with one_guest(TWO_CORES, ztunnel) as guest:
 
-        def round_of(order: list[Way] = list(Way)) -> dict[tuple[str, Way], float]:  # noqa: B006
+        def round_of(order: list[Way] = ways[:]) -> dict[tuple[str, Way], float]:
             order.reverse()
             return {
                 (what, way): measure(guest, way)
@@ -107,9 +113,7 @@ def bench_handoff(bench):
         round_of()
         rounds = bench.each(round_of, rounds=SHORT_ROUNDS if bench.short else ROUNDS)
     for what, (_, unit) in MEASURES.items():
-        for way in Way:
-            if way is Way.PASSTHROUGH:
-                continue
+        for way in ways[1:]:
             bench.note(
                 key=f"handoff-{way.name.lower()}-{what}",
                 group="Hand-offs beside passthrough, two cores",

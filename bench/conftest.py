@@ -59,6 +59,9 @@ def pytest_addoption(parser):
         metavar="DIR",
         help="not the peer, but this checkout's build of ours (after its make setup)",
     )
+    group.addoption(
+        "--ztunnel", type=Path, metavar="BIN", help="Istio's, for bench_handoff.py"
+    )
     group.addoption("--out", type=Path, metavar="FILE", help="write the summary")
 
 

@@ -111,6 +111,8 @@ class Server:
         self._changed = asyncio.Event()
         """Set, and replaced, with each change of `_pods`."""
         self._peers: set[asyncio.Task[None]] = set()
+        self.complete = 0
+        """How often a ztunnel has had all pods."""
         self._lines = Throttle(
             lambda count: log.warning("%s: %d more lines", path, count)
         )
@@ -205,7 +207,9 @@ class Server:
                 conn.send(SNAPSHOT)
                 await self._answer(conn, name, "the snapshot")
                 complete = True
-                log.info("%s: %s has all pods: %d", self._path, name, len(told))
+                self.complete += 1
+                if self._lines.admits():
+                    log.info("%s: %s has all pods: %d", self._path, name, len(told))
             else:
                 await _idle(conn, changed)
 
