@@ -34,7 +34,7 @@ from fastpath.datapath.netns import Namespace
 from fastpath.handoff.namespace import PodNamespace
 from fastpath.handoff.zds import Server, Workload
 from fastpath.ztunnel.pods import Pod
-from tests.netns.istio_world import SERVER, istios_ztunnel, pod_and_server
+from tests.netns.inpod_world import SERVER, istios_ztunnel, pod_and_server
 from tests.netns.pod_world import POD4
 from tests.support.limits import until
 from vhost_user.backend import Backend
