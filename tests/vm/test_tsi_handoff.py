@@ -15,20 +15,27 @@ pytestmark = pytest.mark.vm
 
 POD4, POD6 = "10.0.0.5", "fd00::5"
 SOMEWHERE = "192.0.2.7", "2001:db8::7"
-CONFIG = f"""
+MESH = f"""
 workloads:
-  - {{name: box, namespace: default, workloadIps: [{POD4}, "{POD6}"]}}
-fastpath:
-  sandboxes:
-    - name: box
-      workload: default/box
-      socket: FOLDER/vhost
-      udsPath: FOLDER/vsock
-      cid: 3
-      handoff: {{unix: FOLDER/proxy}}
-  accessLog: FOLDER/access.log
+  - name: box
+    namespace: default
+    serviceAccount: box
+    trustDomain: cluster.local
+    workloadIps: [{POD4}, "{POD6}"]
+    services: {{}}
 """
-IDENTITY = b"spiffe://cluster.local/ns/default/sa/default"
+CONFIG = """
+mesh: FOLDER/mesh.yaml
+sandboxes:
+  - name: box
+    workload: default/box
+    socket: FOLDER/vhost
+    udsPath: FOLDER/vsock
+    cid: 3
+    handoff: {unix: FOLDER/proxy}
+accessLog: FOLDER/access.log
+"""
+IDENTITY = b"spiffe://cluster.local/ns/default/sa/box"
 
 
 class Web(HeaderReader):
@@ -44,6 +51,7 @@ class Web(HeaderReader):
 def test_the_proxy_hears_the_address_that_the_program_has(
     apps_image, accelerator, vm_dir
 ):
+    (vm_dir / "mesh.yaml").write_text(MESH)
     config = vm_dir / "z.yaml"
     config.write_text(CONFIG.replace("FOLDER", str(vm_dir)))
     spec = VmSpec(
