@@ -170,6 +170,7 @@ class SandboxPublisher:
             self._whose(client),
             received=event.up_bytes,
             sent=event.down_bytes,
+            flag="DENY" if client.ended else "CONNECT" if event.error else "-",
         )
         self._write(client, event, event.error)
         self._clients.pop(client, None)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     _Key = tuple[LocalWorkload, Workload | None, Service | None]
 
 Flag = Literal["-", "DENY", "CONNECT"]
-"""`response_flags`: fine, denied by policy, upstream not reached."""
+"""`response_flags`: fine, denied by policy, not reached or ended with an error."""
 
 _UNKNOWN = "unknown"
 _CURRENT = frozenset({"streams", "flows", "tokens", "held", "listeners"})
@@ -148,7 +148,13 @@ class Metrics:
         self._sockets.labels("source").inc()
 
     def closed(
-        self, client: LocalWorkload, decision: Decision, *, received: int, sent: int
+        self,
+        client: LocalWorkload,
+        decision: Decision,
+        *,
+        received: int,
+        sent: int,
+        flag: Flag = "-",
     ) -> None:
         """An established connection ended.
 
@@ -157,20 +163,23 @@ class Metrics:
             decision: where it went.
             received: bytes from the client.
             sent: bytes to the client.
+            flag: how it ended; with an error it has failed, as in Istio's ztunnel.
         """
         series = self._series_of(client, decision)
         self._sockets.labels("source").dec()
-        series.closed.inc()
         series.received.inc(received)
         series.sent.inc(sent)
+        if flag == "-":
+            series.closed.inc()
+        else:
+            self._count_failed(_labels(client, decision, flag))
 
     def failed(self, client: LocalWorkload, decision: Decision) -> None:
         """A dial was tried and failed."""
         self.opened(client, decision)
         labels = _labels(client, decision, "CONNECT")
         self._sockets.labels("source").dec()
-        self._closed.labels(*labels).inc()
-        self._failed.labels(*labels).inc()
+        self._count_failed(labels)
 
     def inbound_opened(self, server: LocalWorkload, whose: Whose) -> None:
         """A sandbox took a connection."""
@@ -178,7 +187,13 @@ class Metrics:
         self._sockets.labels("destination").inc()
 
     def inbound_closed(
-        self, server: LocalWorkload, whose: Whose, *, received: int, sent: int
+        self,
+        server: LocalWorkload,
+        whose: Whose,
+        *,
+        received: int,
+        sent: int,
+        flag: Flag = "-",
     ) -> None:
         """A connection that a sandbox took ended.
 
@@ -187,19 +202,22 @@ class Metrics:
             whose: the client, and the service that it is of.
             received: bytes from the client.
             sent: bytes to the client.
+            flag: see `closed`.
         """
         series = self._inbound_series(server, whose)
         self._sockets.labels("destination").dec()
-        series.closed.inc()
         series.received.inc(received)
         series.sent.inc(sent)
+        if flag == "-":
+            series.closed.inc()
+        else:
+            self._count_failed(_server_labels(server, whose, flag))
 
     def inbound_denied(self, server: LocalWorkload, whose: Whose) -> None:
         """An authorization policy denied a connection to a sandbox."""
         labels = _server_labels(server, whose, "DENY")
         self._inbound_series(server, whose).opened.inc()
-        self._closed.labels(*labels).inc()
-        self._failed.labels(*labels).inc()
+        self._count_failed(labels)
 
     def forget(self) -> None:
         """Look labels up anew: workloads and services may have others."""
@@ -229,6 +247,10 @@ class Metrics:
     def text(self) -> bytes:
         """All of it in Prometheus's text format; callable on any thread."""
         return prometheus_client.generate_latest(self.registry)
+
+    def _count_failed(self, labels: tuple[str, ...]) -> None:
+        self._closed.labels(*labels).inc()
+        self._failed.labels(*labels).inc()
 
     def _inbound_series(self, server: LocalWorkload, whose: Whose) -> _Series:
         key = (server, whose.workload, whose.service)

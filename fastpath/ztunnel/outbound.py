@@ -173,7 +173,11 @@ class Outbound:
         with self.contained(event.conn):
             decision = self._forget(client, event, destination)
             self._metrics.closed(
-                client, decision, received=event.up_bytes, sent=event.down_bytes
+                client,
+                decision,
+                received=event.up_bytes,
+                sent=event.down_bytes,
+                flag="DENY" if decision.refusal else "CONNECT" if event.error else "-",
             )
             if decision.refusal:
                 self._metrics.ended(client.name, decision.refusal.reason)

@@ -130,6 +130,10 @@ def test_a_connection_that_breaks(way, world):
     (record,) = world.log.records
     assert (record.level, record.bytes_sent) == ("error", 1)
     assert record.error == "Connection reset by peer (os error 104)"
+    for name in ("closed", "failed"):
+        ((labels, value),) = world.samples(f"istio_tcp_connections_{name}_total")
+        assert (labels["response_flags"], value) == ("CONNECT", 1)
+    assert world.value("istio_tcp_sockets_open") == 0
 
 
 def test_the_echo_address(way, world):
