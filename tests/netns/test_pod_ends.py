@@ -246,6 +246,8 @@ def test_a_namespace_that_goes_away_under_load_ends_all_that_is_there(
                 namespace.close()
                 for conn in (*live, *dialling):
                     conn.expect(Op.RST)
+                errors = {guest.failed() for _ in dialling}
+                assert errors == {errno.ENETUNREACH}  # at once, no time-out
                 assert guest.refused((SERVER6, 9)) == errno.ENETUNREACH
                 other.echoes(stays)
                 wait_until(lambda: ztunnel.stats()[0].conns <= 6)

@@ -119,8 +119,8 @@ int vu_netns_renew(struct vu_engine *engine, uint32_t netns, int fd);
  * @engine:	Engine
  * @netns:	Id
  *
- * Its established connections stay. Other dials to it, those that wait
- * included, fail with ENETUNREACH.
+ * Its established connections stay. Dials to it, those that are under way and
+ * those that come, fail with ENETUNREACH.
  *
  * Returns: 0 on success,
  *	-VU_ERR_GONE, if there is no such namespace

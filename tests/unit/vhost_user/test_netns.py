@@ -266,6 +266,41 @@ def test_a_namespace_that_is_closed_refuses():
     run(work)
 
 
+def test_a_namespace_that_is_closed_ends_what_is_being_dialled():
+    async def work(world):
+        with contextlib.ExitStack() as stack:
+            full = stack.enter_context(
+                socket.create_server(("127.0.0.1", 0), backlog=0)
+            )
+            waits = stack.enter_context(socket.create_connection(full.getsockname()))
+            assert waits
+            world.listen(full.getsockname())
+            await world.dial(3)  # nobody answers their SYN
+            await world.asked()
+            world.answer(STOCK)
+            await until(lambda: world.engine.stats().conns == 3)
+            elsewhere = await own_dial(world)
+            world.netns.close()
+            assert await world.failed(3) == [errno.ENETUNREACH] * 3
+            await elsewhere
+
+    run(work)
+
+
+async def own_dial(world):
+    """A dial of our own namespace's; return what waits for its answer."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = listener.getsockname()
+    world.engine.add_listener(
+        listener, Dial(world.destination), on_event=lambda event: None
+    )
+    client = socket.socket()
+    client.setblocking(False)
+    world.clients.append(client)
+    await asyncio.get_running_loop().sock_connect(client, address)
+    return world.accept()
+
+
 def test_an_id_is_not_given_again():
     async def work(world):
         old = world.netns.id

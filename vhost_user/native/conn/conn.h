@@ -116,6 +116,7 @@ enum conn_state {
  * @waiter:	Its dial waits for a socket, or NULL; see side/stock.c
  * @greeting:	What its far side has to hear first, or NULL; freed with it
  * @shm:	Its far side's memory, or NULL; see side/ring.c
+ * @netns:	Namespace that its far side was dialled in; 0: our own
  * @since_us:	When its deadline began to run
  * @type:	STREAM or SEQPACKET
  * @target:	enum vu_target_kind of the far side
@@ -166,6 +167,7 @@ struct vu_conn {
 		struct shm *shm;
 	};
 	struct greeting *greeting;
+	uint32_t netns;
 	uint64_t start_us;
 	uint64_t since_us;
 	uint32_t index;

@@ -196,6 +196,7 @@ void netns_dial(struct vu_conn *c, uint32_t id, const struct sockaddr *addr,
 	struct vu_netns *n = netns_by_id(c->core, id);
 	struct stock *k = NULL;
 
+	c->netns = id;
 	if (c->state != CONN_DIALING)
 		conn_set(c, CONN_DIALING);
 	if (n)
@@ -286,10 +287,30 @@ int netns_renew(struct vu_netns *n, int fd)
 }
 
 /**
- * netns_free() - Forget a network namespace; its connections stay
+ * end_dials() - End connections that are being dialled
  * @n:		Namespace
  *
- * Dials that wait for a socket, and all that come, fail with ENETUNREACH.
+ * Else they had as long as a dial may take, and kept the namespace. This looks
+ * at all engine's that aren't established, once in a namespace's life.
+ */
+static void end_dials(const struct vu_netns *n)
+{
+	struct list *head = &n->core->deadlines[DEADLINE_DIAL];
+
+	for (struct list *at = head->next, *next; at != head; at = next) {
+		struct vu_conn *c = container_of(at, struct vu_conn, timer);
+
+		next = at->next;
+		if (c->netns == n->id && c->state == CONN_DIALING)
+			conn_abort(c, ENETUNREACH);
+	}
+}
+
+/**
+ * netns_free() - Forget a network namespace; what is established stays
+ * @n:		Namespace
+ *
+ * All dials, those that come later too, fail with ENETUNREACH.
  */
 void netns_free(struct vu_netns *n)
 {
@@ -298,6 +319,7 @@ void netns_free(struct vu_netns *n)
 	lose(n);
 	stock_empty(&n->ipv4);
 	stock_empty(&n->ipv6);
+	end_dials(n);
 	free(n);
 }
 
