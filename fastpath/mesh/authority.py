@@ -18,6 +18,7 @@ from __future__ import annotations
 import fcntl
 import ipaddress
 import os
+import stat
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, Self
@@ -75,10 +76,14 @@ class Authority:
 
         Raises:
             FastpathError: what is there is no root, another trust domain's, over, or
-                readable for others.
+                readable for others; others can put another one there.
             OSError: the directory can't be used; `filename` says which.
         """
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = stat.S_IMODE(directory.stat().st_mode)
+        if mode & 0o002:  # whoever else has it can put a root of theirs there
+            why = f"others can write to it (mode {mode:04o})"
+            raise FastpathError(f"{directory}", why, f"chmod 700 {directory}")
         cert_path, key_path = directory / ROOT_CERT, directory / ROOT_KEY
         with (directory / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

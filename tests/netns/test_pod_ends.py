@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import signal
+import socket
 import struct
 import subprocess
 from ipaddress import ip_address
@@ -120,6 +122,25 @@ def test_a_process_that_is_stopped_is_replaced_and_dials_wait_for_that(
         run(there, play)
     (line,) = [r.getMessage() for r in caplog.records if "is lost" in r.getMessage()]
     assert "(it is silent)" in line
+
+
+def test_a_process_that_may_not_send_sockets_says_so_and_goes_on(tmp_path, namespace):
+    """Its user has more under way than its limit allows, which the kernel refuses."""
+    there = sandboxes(tmp_path, box=namespace.path)
+    with Echo(namespace) as echo:
+
+        def play(ztunnel):
+            (pid,) = makers(ztunnel)
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (16, 16))
+            near, far = socket.socketpair()
+            with sandbox(ztunnel) as guest, near, far:
+                socket.send_fds(near, [b"x"], [near.fileno()] * 40)
+                assert guest.refused(echo.address) == errno.ETOOMANYREFS
+                far.close()
+                guest.echoes(guest.connect(echo.address))
+            assert makers(ztunnel) == [pid]
+
+        run(there, play)
 
 
 def test_a_process_that_is_stopped_stalls_no_other_sandbox(tmp_path, namespace):

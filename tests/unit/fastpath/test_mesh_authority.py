@@ -269,3 +269,12 @@ def test_a_trust_domain_may_be_as_long_as_spiffe_allows(tmp_path):
     name = "a" * 255
     ca = Authority.open(tmp_path, name, T0)
     assert Authority.open(tmp_path, name, T0).root == ca.root
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o702])
+def test_a_directory_that_others_can_write_to_is_refused(mode, tmp_path):
+    (tmp_path / "cluster.local").mkdir()
+    (tmp_path / "cluster.local").chmod(mode)
+    with pytest.raises(FastpathError, match=f"mode {mode:04o}.*chmod 700"):
+        authority(tmp_path)
+    assert list((tmp_path / "cluster.local").iterdir()) == []
