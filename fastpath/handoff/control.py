@@ -1,10 +1,12 @@
 """What is asked of the process in a pod's network namespace, and its answers.
 
 It is asked for sockets before they are needed, so whoever takes one doesn't wait. Only
-when more are taken at once than there are, the loop waits for it, and once it has been
-waited for in vain nobody does until it has answered: one sandbox's process must not
-stall others. Answers come in the order of the questions. A process whose next answer
-doesn't come in `TICK_S` or two, or is none, is *lost*: `namespace.py` replaces it.
+when more are taken at once than there are, the loop waits for it: 50 ms at most, and
+then a 20th of the time. Once it has been waited for in vain nobody does until it has
+answered: one sandbox's process must not stall others.
+
+Answers come in the order of the questions. A process whose next answer doesn't come in
+`TICK_S` or two, or is none, is *lost*: `namespace.py` replaces it.
 
     ours --- ASK ------------------> process      on the control socket,
          <-- ANSWER + sockets ------              and on each channel
@@ -36,7 +38,9 @@ ANSWER: Final = struct.Struct("=iBBH")
 """errno, what, IP version, count."""
 
 WAIT_S: Final = 0.05
-"""The longest that the loop waits for a socket."""
+"""The longest that the loop waits, for one socket or for several on end."""
+WAIT_SHARE: Final = 0.05
+"""Of time, in the long run."""
 TICK_S: Final = 5.0
 """How often it is looked whether the process answers; without a question it is asked
 whether it is there."""
@@ -100,6 +104,8 @@ class Control:
         self._answers = 0
         self._silent = False
         """It was waited for in vain."""
+        self._may_wait_s = WAIT_S
+        self._waited_at = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(TICK_S, self._tick, -1)
         self._loop.add_reader(sock, self._readable)
@@ -175,7 +181,9 @@ class Control:
 
     def _wait(self, stock: _Stock) -> None:
         """Wait for an answer, but not for one that is late."""
-        end = time.monotonic() + WAIT_S
+        begin = time.monotonic()
+        gained = (begin - self._waited_at) * WAIT_SHARE
+        end = begin + min(WAIT_S, self._may_wait_s + gained)
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         while stock.asked and not self._silent and self._lost is not None:
@@ -184,6 +192,8 @@ class Control:
                 self._receive()
             elif not rest:
                 self._silent = True
+        self._waited_at = time.monotonic()
+        self._may_wait_s = max(0.0, end - self._waited_at)
 
     def _readable(self) -> None:
         for _ in range(_AT_ONCE):

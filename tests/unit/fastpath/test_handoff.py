@@ -290,6 +290,12 @@ def test_a_process_that_dies_is_replaced_and_its_users_are_told(path, process, c
     assert record.getMessage().startswith(f"{path}: its process is lost")
 
 
+def use_up(there):
+    """Take what a process has made, and one more."""
+    for _ in range(2 * control.KEPT + 1):
+        there.make(socket.AF_INET, socket.SOCK_STREAM).close()
+
+
 def test_a_process_that_is_found_dead_is_no_socket_now(path, process):
     async def work(there):
         await there.start()
@@ -297,7 +303,7 @@ def test_a_process_that_is_found_dead_is_no_socket_now(path, process):
         process.started[0].wait()
         for _ in range(2):
             with pytest.raises(OSError, match="temporarily unavailable") as caught:
-                there.make(socket.AF_INET, socket.SOCK_STREAM)
+                use_up(there)
             assert caught.value.errno == errno.EAGAIN
         await until(lambda: there.state is State.RUNNING)
 
