@@ -69,6 +69,28 @@ def test_an_ipv6_destination_comes_with_the_ipv6_source(host, guest):
             assert process.hello[64:80] == ip_address("fd00::5").packed
 
 
+def test_a_listeners_client_is_where_its_connection_comes_from(host):
+    with host.listen_ring(PORT) as listener:
+        front = socket.create_server(("127.0.0.1", 0))
+        where = front.getsockname()
+        target = Ring(host.peer.id, DESTINATION)
+        host.call(
+            lambda: host.engine.add_listener(front, target, on_event=host.events.append)
+        )
+        with socket.create_connection(where) as client:
+            with HandMade(listener.accept()[0]) as process:
+                ip = ip_address("127.0.0.1").packed + bytes(12)
+                port = client.getsockname()[1]
+                assert process.hello[56:80] == struct.pack("=HHI16s", 4, port, 0, ip)
+                process.answer()
+                client.send(b"up")
+                assert process.take(2) == b"up"
+                process.put(b"down")
+                process.end()
+                assert client.recv(10) == b"down"
+                assert client.recv(10) == b""
+
+
 def test_a_source_that_is_not_known_is_not_said(ask):
     _, process = ask(addresses=())
     assert process.hello[56:80] == bytes(24)
