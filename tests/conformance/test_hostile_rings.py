@@ -243,3 +243,30 @@ def test_a_hundred_processes_that_lie_at_once_harm_nobody(host, guest, others):
     for process in made:
         process.close()
     wait_for(lambda: len(host.events_of(EventKind.CLOSED)) == 100)
+
+
+def test_processes_that_go_on_writing_keep_no_connection_of_a_guest_that_left(
+    make_host, make_guest_of
+):
+    """More than a turn closes: some wait for that while their rings have bytes.
+
+    The engine spins for so long that all of them are awake.
+    """
+    host = make_host(poll_us=1_000_000)
+    guest, made = make_guest_of(host, queue_size=1024, rx_buffers=1000), []
+    with host.listen_ring(PORT, ring_bytes=4096) as listener:
+        listener.listen(256)
+        for _ in range(200):
+            conn = guest.request(PORT)
+            made.append(HandMade(listener.accept()[0]))
+            made[-1].answer()
+            conn.expect(Op.RESPONSE)
+    for process in made:
+        process.put(b"awake")
+    guest.vmm.close()
+    for _ in range(100):
+        for process in made:
+            process.put(b"x")
+    wait_for(lambda: host.engine_stats().conns == 0, "the end of all connections")
+    for process in made:
+        process.close()

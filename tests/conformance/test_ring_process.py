@@ -77,18 +77,18 @@ def test_a_listeners_client_is_where_its_connection_comes_from(host):
         host.call(
             lambda: host.engine.add_listener(front, target, on_event=host.events.append)
         )
-        with socket.create_connection(where) as client:
-            with HandMade(listener.accept()[0]) as process:
-                ip = ip_address("127.0.0.1").packed + bytes(12)
-                port = client.getsockname()[1]
-                assert process.hello[56:80] == struct.pack("=HHI16s", 4, port, 0, ip)
-                process.answer()
-                client.send(b"up")
-                assert process.take(2) == b"up"
-                process.put(b"down")
-                process.end()
-                assert client.recv(10) == b"down"
-                assert client.recv(10) == b""
+        client = socket.create_connection(where)
+        with client, HandMade(listener.accept()[0]) as process:
+            ip = ip_address("127.0.0.1").packed + bytes(12)
+            port = client.getsockname()[1]
+            assert process.hello[56:80] == struct.pack("=HHI16s", 4, port, 0, ip)
+            process.answer()
+            client.send(b"up")
+            assert process.take(2) == b"up"
+            process.put(b"down")
+            process.end()
+            assert client.recv(10) == b"down"
+            assert client.recv(10) == b""
 
 
 def test_a_source_that_is_not_known_is_not_said(ask):

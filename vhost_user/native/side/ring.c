@@ -82,11 +82,13 @@ static unsigned wants(const struct shm *m)
  * works() - Has a connection work? It runs then
  * @m:		Its memory
  *
+ * One whose guest is gone has none: it waits to be closed (conn_forsake()).
+ *
  * Returns: true if it has
  */
 static bool works(struct shm *m)
 {
-	if (!fpring_ready(&m->ring, wants(m)))
+	if (!conn_flows(m->c) || !fpring_ready(&m->ring, wants(m)))
 		return false;
 	m->idle = 0;
 	conn_hurry(m->c);

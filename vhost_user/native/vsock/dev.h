@@ -54,6 +54,7 @@
 #define WORK_BURST  8U	 /* to find a connection that is in no cache */
 #define WORK_KEEP   12U	 /* to keep what isn't taken */
 #define WORK_SOCKET 128U /* to make a socket or to close one */
+#define WORK_RINGS  512U /* to make a connection's rings */
 #define WORK_RUNS   4U	 /* to look what a connection has to do */
 #define WORK_TX_US  90U	 /* for the calls of each kind of work */
 #define WORK_RUN_US 60U

@@ -309,6 +309,7 @@ uint32_t limit_ring(struct vu_conn *c, uint32_t want)
 		got /= 2;
 	if (got < want)
 		limit_hit(d, VU_LIMIT_BYTES);
+	d->work[d->doing] += WORK_RINGS;
 	c->enlarged = 2 * got;
 	d->enlarged_bytes += c->enlarged;
 	return got;
