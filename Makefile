@@ -36,6 +36,7 @@ C_FILES  := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
             fastpath/datapath/bpf/*.c tests/vm/*.[ch] tests/vm/*/*.[ch] \
             tests/fuzz/*.[ch] \
             tests/unit/vhost_user/*.[ch] tests/unit/vhost_user/native/*.[ch] \
+            tests/unit/lib/*.[ch] \
             bench/guest/*.[ch] bench/host/*.c)
 
 .PHONY: setup packages compare test lint types unit conformance \

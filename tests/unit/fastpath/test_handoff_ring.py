@@ -86,7 +86,7 @@ def test_one_task_reads_while_another_one_writes(tmp_path):
 
 
 def test_a_read_that_is_cancelled_loses_nothing(tmp_path):
-    cancelled = []
+    cancelled: list[object] = []
 
     async def handle(ring, hello):
         task = asyncio.create_task(ring.read())
