@@ -53,6 +53,8 @@ WRITE: Final = 2
 """There is room, or nobody reads."""
 POLL_US: Final = 50
 """Longest that `Ring.wait` spins."""
+REST_S: Final = 0.1
+"""Between two tries to accept, where descriptors are short."""
 HELLO_S: Final = 10.0
 """One who connects has to say in this time what for."""
 
@@ -92,7 +94,13 @@ class Ring:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: object, tb: object
+    ) -> None:
+        """Close it; after an exception the program in the guest sees a reset."""
+        del exc, tb
+        if exc_type is not None and not self.closed:
+            self.reset()
         self.close()
 
     def fileno(self) -> int:
@@ -390,13 +398,18 @@ async def serve(
 
     Args:
         listener: of `listen`; stays the caller's.
-        handle: handles one. The ring is closed when it is done; an OSError of the ring
-            ends it silently.
+        handle: handles one. The ring is closed when it is done, and reset if it
+            raises: an OSError is none of its faults, another error is logged.
     """
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as tasks:
         while True:
-            sock, _ = await loop.sock_accept(listener)
+            try:
+                sock, _ = await loop.sock_accept(listener)
+            except OSError as error:  # no descriptors: others may end meanwhile
+                log.warning("no connection is taken for a while: %s", error)
+                await asyncio.sleep(REST_S)
+                continue
             tasks.create_task(_serve_one(sock, handle))
 
 
@@ -411,9 +424,14 @@ async def _serve_one(
         log.warning("a connection that is none of ours: %s", error)
         sock.close()
         return
-    with ring, contextlib.suppress(OSError):
-        ring.answer()
-        await handle(ring, hello)
+    try:
+        with ring:
+            ring.answer()
+            await handle(ring, hello)
+    except OSError:
+        pass  # the other end's
+    except Exception:
+        log.exception("connection %d: its handler failed", hello.conn)
 
 
 async def _readable(sock: socket.socket) -> None:

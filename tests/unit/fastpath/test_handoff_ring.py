@@ -156,6 +156,23 @@ def test_a_handler_that_meets_a_reset_ends_alone(tmp_path):
     asyncio.run(work())
 
 
+def test_a_handler_that_fails_is_a_reset_of_its_connection_only(tmp_path, caplog):
+    async def handle(ring, hello):
+        if await ring.read(1) == b"!":
+            raise ValueError("of its own")
+        await ring.write(b"fine")
+
+    async def work():
+        path = tmp_path / "ring"
+        async with front(path) as address, serving(path, handle):
+            with pytest.raises(ConnectionResetError):
+                await exchange(address, b"!")
+            assert await exchange(address, b".") == b"fine"
+
+    asyncio.run(work())
+    assert "its handler failed" in caplog.text
+
+
 def test_bytes_that_a_closed_ring_wrote_arrive(tmp_path):
     async def handle(ring, hello):
         while await ring.read():

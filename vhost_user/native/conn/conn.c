@@ -19,6 +19,8 @@
 #include "base/clock.h"
 #include "conn/conn.h"
 
+#define SHARED 4 /* sockets that take as long to close as memory to unmap */
+
 /**
  * conn_wake() - A connection has something to do
  * @c:		Connection
@@ -248,14 +250,16 @@ void conn_forsake(struct vu_conn *c, int error)
 /**
  * conn_reap() - Close connections whose guest is gone
  * @core:	Table
- * @most:	So many
+ * @most:	So many; shared memory counts for several
  */
 void conn_reap(struct core *core, unsigned most)
 {
-	while (most-- && !list_empty(&core->forsaken)) {
+	while (most && !list_empty(&core->forsaken)) {
 		struct vu_conn *c =
 		    container_of(core->forsaken.next, struct vu_conn, run);
+		unsigned cost = c->shm ? SHARED : 1;
 
+		most = most > cost ? most - cost : 0;
 		close_far(c, ECONNRESET);
 		conn_free(c);
 	}
