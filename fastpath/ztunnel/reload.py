@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastpath.ztunnel.config import Loaded
-    from fastpath.ztunnel.model import Config
+    from fastpath.ztunnel.model import Config, Workload
 
 _log = logging.getLogger(__name__)
 
@@ -150,9 +150,25 @@ class MeshWatch:
         for sandbox in self._loaded.config.fastpath.sandboxes:
             old_one = self._loaded.config.workload(sandbox.workload)
             new_one = new.config.workload(sandbox.workload)
-            if old_one.workload_ips != new_one.workload_ips:
+            key = _changed(old_one, new_one)
+            if key:
                 index = new.config.workloads.index(new_one)
-                why = f"are not those that sandbox {sandbox.name} was started with"
-                raise new.error(("workloads", index, "workloadIps"), why, _START)
+                why = f"is not what sandbox {sandbox.name} was started with"
+                raise new.error(("workloads", index, key), why, _START)
         self._loaded = new
         return Mesh.of(new.config)
+
+
+def _changed(old: Workload, new: Workload) -> str:
+    """The key by which a sandbox's workload is another one; empty: none.
+
+    Its guest and the proxies that it is handed to have been told of it.
+    """
+    if old.workload_ips != new.workload_ips:
+        return "workloadIps"
+    if old.identity != new.identity:
+        other = old.trust_domain != new.trust_domain
+        return "trustDomain" if other else "serviceAccount"
+    return (
+        "applicationTunnel" if old.application_tunnel != new.application_tunnel else ""
+    )

@@ -231,7 +231,14 @@ def test_a_wrong_file_leaves_the_old_one_and_is_said_once(world, caplog, text, w
 @pytest.mark.parametrize(
     ("old", "new", "why"),
     [
-        (POD, "127.0.0.8", "are not those that sandbox box was started with"),
+        (POD, "127.0.0.8", "workloadIps: is not what sandbox box was started with"),
+        ("services", "serviceAccount: other, services", "serviceAccount: is not what"),
+        ("services", "trustDomain: other, services", "trustDomain: is not what"),
+        (
+            "services",
+            "applicationTunnel: {protocol: NONE}, services",
+            "applicationTunnel: is not what",
+        ),
         ("name: server", "name: other", "names no workload of `mesh`: default/server"),
     ],
 )
