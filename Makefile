@@ -147,7 +147,8 @@ tsan: setup
 	$(call sanitized-copy,tsan,thread)
 	status=0; LD_PRELOAD="$$(gcc -print-file-name=libtsan.so)" \
 	  TSAN_OPTIONS=exitcode=66:suppressions=tests/tsan.supp:log_path=$(CURDIR)/build/tsan/race \
-	  $(call SANITIZED,tsan) $(WORKERS) tests/conformance tests/unit/vhost_user/test_netns.py || status=$$?; \
+	  $(call SANITIZED,tsan) $(WORKERS) tests/conformance tests/unit/vhost_user/test_netns.py \
+	  tests/unit/vhost_user/test_handoffs.py tests/unit/vhost_user/test_handoffs_socks5.py || status=$$?; \
 	  cat build/tsan/race.* 2>/dev/null && status=66; exit $$status
 
 netns: setup

@@ -39,6 +39,7 @@ pytestmark = pytest.mark.netns
 
 SO_ORIGINAL_DST = 80
 SOCKS5 = ListenAddress(ip_address("127.0.0.1"), 15080)
+ASKED = bytes([5, 1, 0, 5, 1, 0])
 LISTENER = 0x100050
 LISTEN = struct.pack("<IIHHHH16s", LISTENER, 5, PUBLISHED, 4, 0, 0, bytes(16))
 
@@ -177,6 +178,22 @@ def test_with_socks5_there_are_no_rules(tmp_path):
     with pod() as there:
         run(handed(tmp_path, socks5=SOCKS5, box=there.path), lambda _: None)
         assert not any("FASTPATH" in line for line in rules(there))
+
+
+def test_who_waits_for_socks5_is_told_when_the_namespace_goes_away(tmp_path):
+    with pod() as there, listening(there, SOCKS5.port) as proxy:
+
+        def play(ztunnel):
+            with guest_of(ztunnel, "box") as guest:
+                conn = guest.request((SERVER, 8080))
+                with proxy.accept()[0] as ours:
+                    ours.settimeout(LIMIT_S)
+                    assert ours.recv(13, socket.MSG_WAITALL)[:6] == ASKED
+                    there.close()
+                    conn.expect(Op.RST)
+                    assert guest.failed() == errno.ENETUNREACH
+
+        run(handed(tmp_path, socks5=SOCKS5, box=there.path), play)
 
 
 def test_a_pod_without_ipv6_gets_no_rules_for_it(tmp_path):
