@@ -87,6 +87,7 @@ def install(namespace: int, versions: Collection[int]) -> None:
     Raises:
         RulesError: a program or a right is missing, or the kernel has no such rules.
     """
+    _must(namespace, ["ip", "link", "set", "lo", "up"])  # REDIRECT is to it
     for version in sorted(versions):
         iptables = "iptables" if version == 4 else "ip6tables"
         rules = RULES.format(lo=_LO[version])

@@ -51,11 +51,19 @@ class Inpod:
         Raises:
             FastpathError: the rules or a socket can't be had.
         """
+        served: list[tuple[Sandbox, Handoff, int, KeyPath]] = []
         for index, sandbox in enumerate(self._config.fastpath.sandboxes):
             handoff, path = sandbox.handoff, sandbox.netns
             if handoff and handoff.inpod and path:
                 here: KeyPath = ("fastpath", "sandboxes", index)
-                await self._start(sandbox, handoff, namespaces[path].fileno(), here)
+                served.append((sandbox, handoff, namespaces[path].fileno(), here))
+        installs = (self._install(*each) for each in served)
+        results = await asyncio.gather(*installs, return_exceptions=True)
+        for result in results:
+            if result is not None:
+                raise result
+        for each in served:
+            await self._add(*each)
 
     def leave(self, name: str) -> None:
         """Take a sandbox back, if it was told of."""
@@ -70,9 +78,24 @@ class Inpod:
         self._servers.clear()
         self._told.clear()
 
-    async def _start(
+    async def _install(
         self, sandbox: Sandbox, handoff: Handoff, namespace: int, here: KeyPath
     ) -> None:
+        """Write a sandbox's rules, if it needs any; some at a time."""
+        if handoff.socks5:
+            return
+        ips = self._config.workload(sandbox.workload).workload_ips
+        versions = {ip.version for ip in ips}
+        try:
+            await asyncio.to_thread(rules.install, namespace, versions)
+        except rules.RulesError as error:
+            why = f"{sandbox.netns}: {error.why}"
+            raise self._error((*here, "netns"), why, error.hint) from error
+
+    async def _add(
+        self, sandbox: Sandbox, handoff: Handoff, namespace: int, here: KeyPath
+    ) -> None:
+        """Tell of a sandbox from now on."""
         workload = self._config.workload(sandbox.workload)
         who = Workload(
             uid=workload.uid or workload.key,
@@ -83,13 +106,6 @@ class Inpod:
         if (size := len(who.add())) > MAX_MESSAGE:
             why = f"has names too long for ZDS: {size} bytes of {MAX_MESSAGE}"
             raise self._error((*here, "workload"), why, "shorten its uid")
-        if not handoff.socks5:
-            versions = {ip.version for ip in workload.workload_ips}
-            try:
-                await asyncio.to_thread(rules.install, namespace, versions)
-            except rules.RulesError as error:
-                why = f"{sandbox.netns}: {error.why}"
-                raise self._error((*here, "netns"), why, error.hint) from error
         assert handoff.inpod
         server = await self._server(handoff.inpod, (*here, "handoff", "inpod"))
         server.add(who, namespace)

@@ -18,7 +18,9 @@ from ipaddress import ip_address
 
 import pytest
 
+from fastpath import tools
 from fastpath.datapath import inpod
+from fastpath.datapath.netns import Namespace
 from fastpath.errors import FastpathError
 from fastpath.ztunnel.model import Handoff, ListenAddress
 from fastpath.ztunnel.process import Ztunnel
@@ -174,6 +176,14 @@ def test_the_rules_are_written_once_and_stay(tmp_path):
         assert "local default dev lo scope host" in " ".join(found)
 
 
+def test_a_namespace_whose_lo_is_down_gets_it_up():
+    with Namespace() as bare:
+        inpod.install(bare.fileno(), {4, 6})
+        assert sum("--to-ports 15001" in line for line in rules(bare)) == 2
+        with listening(bare, 15001) as there, bare.socket() as client:
+            client.connect(there.getsockname())
+
+
 def test_with_socks5_there_are_no_rules(tmp_path):
     with pod() as there:
         run(handed(tmp_path, socks5=SOCKS5, box=there.path), lambda _: None)
@@ -248,11 +258,19 @@ def test_rules_that_can_not_be_had_stop_the_start(tmp_path, monkeypatch):
     assert not (tmp_path / "zds").exists()
 
 
-def test_a_missing_program_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastpath.tools.find", lambda name: None)
-    with pod() as there, pytest.raises(FastpathError, match="not installed") as caught:
+@pytest.mark.parametrize(
+    ("program", "package"),
+    [("ip", "iproute2"), ("iptables-restore", "iptables"), ("ip6tables", "iptables")],
+)
+def test_a_missing_program_is_said(tmp_path, monkeypatch, program, package):
+    find = tools.find
+    monkeypatch.setattr(
+        tools, "find", lambda name: None if name == program else find(name)
+    )
+    with pod() as there, pytest.raises(FastpathError) as caught:
         run(handed(tmp_path, box=there.path), lambda _: None)
-    assert caught.value.hint == "sudo apt-get install iptables"
+    assert f"{program} is not installed" in str(caught.value)
+    assert caught.value.hint == f"sudo apt-get install {package}"
 
 
 def test_two_sandboxes_in_one_namespace_are_refused(tmp_path):
