@@ -25,7 +25,6 @@ NOT_A_GUESTS = {
     "ztunnel/pods.py:_leave": "once for each namespace",
     "ztunnel/pods.py:_renew": "once for each process that starts",
     "tsi/policyfile.py:_read": "once for each content of the host's file",
-    "handoff/zds.py:_converse": "once for each ztunnel that comes to root's socket",
     "handoff/ring.py:_serve_one": "another process's; its socket is the host's",
     "ztunnel/shares.py:within_share": "once for each policy",
     "ztunnel/authorization.py:announce": "once, at the start",
