@@ -25,6 +25,7 @@ NOT_A_GUESTS = {
     "ztunnel/pods.py:_leave": "once for each namespace",
     "ztunnel/pods.py:_renew": "once for each process that starts",
     "tsi/policyfile.py:_read": "once for each content of the host's file",
+    "handoff/ring.py:serve": "another process's; it rests after each",
     "handoff/ring.py:_serve_one": "another process's; its socket is the host's",
     "ztunnel/shares.py:within_share": "once for each policy",
     "ztunnel/authorization.py:announce": "once, at the start",
