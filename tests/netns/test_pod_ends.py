@@ -62,7 +62,7 @@ def test_a_namespace_that_goes_away_ends_its_connections(tmp_path, namespace, ca
             wait_until(lambda: is_over(pid))
 
         lines = run(there, play)
-    gone = [r.getMessage() for r in caplog.records if "is gone" in r.getMessage()]
+    gone = [r.getMessage() for r in caplog.records if "is gone: conn" in r.getMessage()]
     assert len(gone) == 1
     assert gone[0].endswith(
         "is gone: connections of box, same end, and no more are made"
@@ -221,7 +221,7 @@ def test_a_path_that_comes_to_name_another_namespace_is_another_pods(
 
         run(there, play)
         assert new.peers == []
-    assert len([r for r in caplog.records if "is gone" in r.getMessage()]) == 1
+    assert len([r for r in caplog.records if "is gone: conn" in r.getMessage()]) == 1
 
 
 @pytest.mark.parametrize("reaped", [True, False], ids=["reaped", "zombie"])
@@ -274,7 +274,7 @@ def test_a_namespace_that_goes_away_under_load_ends_all_that_is_there(
                 wait_until(lambda: ztunnel.stats()[0].conns <= 6)
 
         lines = run(there, play)
-    assert len([r for r in caplog.records if "is gone" in r.getMessage()]) == 1
+    assert len([r for r in caplog.records if "is gone: conn" in r.getMessage()]) == 1
     assert sum("is gone" in line for line in lines) >= 300
 
 
