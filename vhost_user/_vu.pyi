@@ -20,6 +20,7 @@ class _Ffi(Protocol):
     def addressof(self, cdata: FFI.CData, /) -> FFI.CData: ...
     def cast(self, cdecl: str, value: object, /) -> FFI.CData: ...
     def buffer(self, cdata: FFI.CData, size: int = ..., /) -> memoryview: ...
+    def string(self, cdata: FFI.CData, /) -> bytes: ...
     def memmove(self, dest: FFI.CData, src: bytes, n: int, /) -> None: ...
 
 class _Lib(Protocol):
@@ -45,6 +46,7 @@ class _Lib(Protocol):
     VU_EV_REQUEST: int
     VU_HANDOFF_SOCKS5: int
     VU_HANDOFF_UNIX: int
+    VU_EV_TUNNEL: int
     VU_LIMIT_BACKLOG: int
     VU_LIMIT_BYTES: int
     VU_LIMIT_CONNS: int
@@ -56,11 +58,40 @@ class _Lib(Protocol):
     VU_NETNS_READY: int
     VU_NETNS_SOCKET: int
     VU_NETNS_STREAM: int
+    VU_REASON_400: int
+    VU_REASON_401: int
+    VU_REASON_503: int
+    VU_REASON_ALERT: int
+    VU_REASON_ALPN: int
+    VU_REASON_CHAIN: int
+    VU_REASON_CLOSED: int
+    VU_REASON_DIAL: int
+    VU_REASON_DRAINED: int
+    VU_REASON_EXPIRED: int
+    VU_REASON_FLOOD: int
+    VU_REASON_GOAWAY: int
+    VU_REASON_HTTP2: int
+    VU_REASON_IDENTITY: int
+    VU_REASON_IDLE: int
+    VU_REASON_LOST: int
+    VU_REASON_MANY: int
+    VU_REASON_NAME: int
+    VU_REASON_NOCERT: int
+    VU_REASON_NONE: int
+    VU_REASON_PING: int
+    VU_REASON_REFUSED: int
+    VU_REASON_RESET: int
+    VU_REASON_REVOKED: int
+    VU_REASON_SHORT: int
+    VU_REASON_STATUS: int
+    VU_REASON_TIME: int
+    VU_REASON_TLS: int
     VU_TARGET_ASK: int
     VU_TARGET_CHARGEN: int
     VU_TARGET_DIAL: int
     VU_TARGET_DISCARD: int
     VU_TARGET_ECHO: int
+    VU_TARGET_HBONE: int
     VU_TARGET_RESET: int
     VU_TARGET_RING: int
     VU_TARGET_UNIX: int
@@ -150,6 +181,30 @@ class _Lib(Protocol):
     def vu_handoff_del(self, engine: FFI.CData, handoff: int, /) -> int: ...
     def vu_peer_add(self, engine: FFI.CData, cfg: FFI.CData, /) -> int: ...
     def vu_peer_del(self, engine: FFI.CData, peer: int, /) -> int: ...
+    def vu_tls_add(self, engine: FFI.CData, cfg: FFI.CData, /) -> int: ...
+    def vu_tls_del(self, engine: FFI.CData, tls: int, /) -> int: ...
+    def vu_headers_add(self, engine: FFI.CData, cfg: FFI.CData, /) -> int: ...
+    def vu_headers_del(self, engine: FFI.CData, headers: int, /) -> int: ...
+    def vu_pool_add(self, engine: FFI.CData, cfg: FFI.CData, /) -> int: ...
+    def vu_pool_tls(self, engine: FFI.CData, pool: int, tls: int, /) -> int: ...
+    def vu_pool_del(self, engine: FFI.CData, pool: int, /) -> int: ...
+    def vu_hbone_listen(self, engine: FFI.CData, fd: int, cfg: FFI.CData, /) -> int: ...
+    def vu_hbone_tls(self, engine: FFI.CData, listener: int, tls: int, /) -> int: ...
+    def vu_hbone_drain(
+        self, engine: FFI.CData, source: int, deadline_ms: int, /
+    ) -> int: ...
+    def vu_hbone_request(
+        self, engine: FFI.CData, conn: int, ret: FFI.CData, /
+    ) -> int: ...
+    def vu_hbone_respond(
+        self, engine: FFI.CData, conn: int, headers: int, /
+    ) -> int: ...
+    def vu_hbone_stats(
+        self, engine: FFI.CData, source: int, ret: FFI.CData, /
+    ) -> int: ...
+    def vu_hbone_peer(
+        self, engine: FFI.CData, source: int, ret: FFI.CData, size: int, /
+    ) -> int: ...
     def vu_listener_add(
         self, engine: FFI.CData, fd: int, want: int, target: FFI.CData, /
     ) -> int: ...

@@ -43,6 +43,7 @@ from vhost_user.targets import (
     Dial,
     Discard,
     Echo,
+    Hbone,
     Reset,
     Ring,
     SocketAddress,
@@ -85,6 +86,7 @@ __all__ = [
     "Event",
     "EventKind",
     "HandoffHandle",
+    "Hbone",
     "Limit",
     "ListenerHandle",
     "NetnsHandle",
@@ -477,6 +479,10 @@ class Engine:
         raw = ffi.new("struct vu_engine_stats *")
         lib.vu_engine_stats(self.native, raw)
         return EngineStats(*(getattr(raw, name) for name in EngineStats.__slots__))
+
+    def hear(self, source: int, handler: Handler) -> None:
+        """Call a handler for the events of a source that C knows by this id."""
+        self._handlers[source] = handler
 
     def forget(self, source: int) -> None:
         """Call no handler any more for a device or listener that is closed."""

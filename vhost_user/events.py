@@ -29,7 +29,9 @@ class EventKind(enum.IntEnum):
     BROKEN = 5
     LIMIT = 6
     GONE = 7
-    """The last of a closed listener; no handler gets it."""
+    """The last of a closed listener or pool; no handler gets it."""
+    TUNNEL = 8
+    """A tunnel is there, failed (`tag` 0) or has ended (`tag` 1): `reason` says why."""
 
 
 class Limit(enum.IntEnum):
@@ -78,6 +80,8 @@ class Event(NamedTuple):
     """Listener: the client; without `tag` None once it has hung up."""
     dst: SocketAddress | None = None
     """Listener: the socket's own name; with TPROXY, the original destination."""
+    reason: int = 0
+    """Why a tunnel or a stream failed; `hbone.Reason`."""
 
 
 if TYPE_CHECKING:
@@ -90,7 +94,7 @@ def want_bits(kinds: frozenset[EventKind]) -> int:
 
 
 _KINDS: Final = {kind.value: kind for kind in EventKind}
-_FIELDS: Final = struct.Struct("=QQQQIIiIIIIHH28s28s")
+_FIELDS: Final = struct.Struct("=QQQQIIiIIIIHH28s28sI4x")
 """Those of `struct vu_event`, in its order; `test_engine_events.py` compares."""
 
 
@@ -112,6 +116,7 @@ def decode(raw: CStruct) -> Event:
         dst_len,
         src,
         dst,
+        reason,
     ) = _FIELDS.unpack_from(ffi.buffer(ffi.addressof(raw)))
     return Event(
         _KINDS[kind],
@@ -126,6 +131,7 @@ def decode(raw: CStruct) -> Event:
         tag,
         _address(src, src_len) if src_len else None,
         _address(dst, dst_len) if dst_len else None,
+        reason,
     )
 
 

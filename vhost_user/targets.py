@@ -86,7 +86,17 @@ class Ring:
     """Where the program connected to."""
 
 
-Target = Reset | Ask | Unix | Dial | Echo | Discard | Chargen | Vsock | Ring
+@dataclass(frozen=True, slots=True)
+class Hbone:
+    """Open a stream of a tunnel."""
+
+    pool: int
+    """`Pool.id`."""
+    headers: int
+    """`Headers.id`, of the request."""
+
+
+Target = Reset | Ask | Unix | Dial | Echo | Discard | Chargen | Vsock | Ring | Hbone
 """Where the other end of a connection is; `enum vu_target_kind`."""
 
 _SIMPLE: Final[dict[type, int]] = {
@@ -121,6 +131,9 @@ def encode(target: Target) -> CStruct:
             raw.kind = lib.VU_TARGET_RING
             raw.peer = peer
             data = sockaddr(address)
+        case Hbone(pool, headers):
+            raw.kind = lib.VU_TARGET_HBONE
+            data = struct.pack("=II", pool, headers)  # struct vu_hbone_target
         case Vsock(cid):
             raw.kind = lib.VU_TARGET_VSOCK
             # struct sockaddr_vm; the engine fills in the port

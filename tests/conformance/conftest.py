@@ -15,6 +15,7 @@ from tests.conformance import ledger, links
 from tests.conformance.doors import Door
 from tests.conformance.ringhand import HandMade
 from tests.conformance.threads import TIMEOUT_S, InThread
+from tests.conformance.tunnels import Mesh
 from vhost_user.backend import Backend
 from vhost_user.engine import (
     ALL_EVENTS,
@@ -210,6 +211,12 @@ def make_host(tmp_path):
 @pytest.fixture
 def host(make_host):
     return make_host()
+
+
+@pytest.fixture
+def mesh(host, tmp_path):
+    with Mesh(host, tmp_path) as mesh:
+        yield mesh
 
 
 RINGS_OF_BOTH_KINDS = {

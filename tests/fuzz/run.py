@@ -72,7 +72,8 @@ def build_c(name: str) -> tuple[list[str], dict[str, str]]:
     hook = HERE / f"fuzz_{name}.h"
     if hook.exists():
         command += ["-include", str(hook)]
-    subprocess.run([*command, *map(str, sources), "-o", str(binary)], check=True)
+    command += [*map(str, sources), "-lssl", "-lcrypto", "-lnghttp2"]
+    subprocess.run([*command, "-o", str(binary)], check=True)
     return [str(binary)], {}
 
 

@@ -20,6 +20,7 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+LIBRARIES = ["ssl", "crypto", "nghttp2"]
 RINGS = ROOT / "lib" / "ring"  # a library that is also for others
 MAIN = HERE / "maker" / "main.c"
 MAKER = (MAIN, HERE / "maker" / "maker.c")
@@ -104,6 +105,7 @@ ffibuilder.set_source(
     sources=[str(path.relative_to(ROOT)) for path in SOURCES],
     depends=[str(path.relative_to(ROOT)) for path in HEADERS],
     include_dirs=[str(folder.relative_to(ROOT)) for folder in (HERE, RINGS)],
+    libraries=LIBRARIES,
     extra_compile_args=flags(),
     extra_link_args=linked_whole()
     + [f"-fsanitize={kind}" for kind in [os.environ.get("VU_SANITIZE")] if kind],

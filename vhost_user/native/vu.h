@@ -9,9 +9,10 @@
  *
  * Threads. vu_engine_run() is called on one thread, the engine thread, and
  * stays there until vu_engine_stop(). Every other vu_engine_, vu_dev_,
- * vu_conn_, vu_listener_, vu_netns_ and vu_handoff_ function may be called on
- * any other thread, never on that one: see struct vu_engine. vu_maker_run() is
- * another process's.
+ * vu_conn_, vu_listener_, vu_netns_, vu_handoff_, vu_peer_, vu_tls_,
+ * vu_headers_, vu_pool_ and vu_hbone_ function may be called on any other
+ * thread, never on that one: see struct vu_engine. vu_maker_run() is another
+ * process's.
  *
  * Ownership. Python owns memory maps and ring eventfds; C borrows them until
  * vu_dev_set_mem(NULL), vu_dev_stop_ring() or vu_dev_del(). A connection owns
@@ -25,9 +26,11 @@
 #include "vu_engine.h"
 #include "vu_err.h"
 #include "vu_handoff.h"
+#include "vu_hbone.h"
 #include "vu_mem.h"
 #include "vu_netns.h"
 #include "vu_peer.h"
+#include "vu_reason.h"
 #include "vu_ring.h"
 
 #endif /* VU_H */

@@ -32,10 +32,12 @@
  * @VU_TARGET_RING:	Offer it to the process peer, by rings of shared memory;
  *			addr is the sockaddr that the program asked for. The
  *			guest's RESPONSE waits until the process answers
+ * @VU_TARGET_HBONE:	Open a stream of a tunnel; addr is a struct
+ *			vu_hbone_target
  *
- * A SEQPACKET connection is refused by ASK, DIAL and RING, and by VSOCK: a
- * socket of Linux that doesn't block may send a part of a message there and say
- * EAGAIN.
+ * A SEQPACKET connection is refused by ASK, DIAL, RING and HBONE, and by VSOCK:
+ * a socket of Linux that doesn't block may send a part of a message there and
+ * say EAGAIN.
  * With UNIX its socket is a SOCK_SEQPACKET one; ECHO and CHARGEN send messages.
  */
 enum vu_target_kind {
@@ -48,6 +50,7 @@ enum vu_target_kind {
 	VU_TARGET_CHARGEN = 6,
 	VU_TARGET_VSOCK = 7,
 	VU_TARGET_RING = 8,
+	VU_TARGET_HBONE = 9,
 };
 
 /**

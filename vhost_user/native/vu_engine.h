@@ -5,6 +5,7 @@
  * vu_conn.h	targets, listeners, connections
  * vu_netns.h	network namespaces that far sides are dialled in
  * vu_peer.h	processes that take connections by rings of shared memory
+ * vu_hbone.h	tunnels of mutual TLS and HTTP/2
  * vu_dev.h	devices, their rings and routes
  */
 #ifndef VU_ENGINE_H
@@ -53,8 +54,12 @@ struct vu_engine_config {
  * @VU_EV_LIMIT:	A device met a limit; @port is the enum vu_limit,
  *			@up_bytes how often so far. Comes at most once a
  *			minute for each
- * @VU_EV_GONE:		A listener was deleted, and its last connection has
- *			ended: nothing comes from @source any more
+ * @VU_EV_GONE:		A listener or pool was deleted, and the last connection
+ *			or tunnel of it has ended: nothing comes from @source
+ *			any more
+ * @VU_EV_TUNNEL:	A tunnel of a pool or listener is there (@reason is
+ *			VU_REASON_NONE), failed, or has ended (@tag is 1), which
+ *			@reason and @error tell of; see vu_reason.h
  */
 enum vu_event_kind {
 	VU_EV_REQUEST = 1,
@@ -64,26 +69,29 @@ enum vu_event_kind {
 	VU_EV_BROKEN = 5,
 	VU_EV_LIMIT = 6,
 	VU_EV_GONE = 7,
+	VU_EV_TUNNEL = 8,
 };
 
 /**
  * struct vu_event - One event
- * @conn:	Connection's id; 0 for VU_EV_BROKEN, VU_EV_LIMIT, VU_EV_GONE
+ * @conn:	Connection's id; 0 for VU_EV_BROKEN, VU_EV_LIMIT, VU_EV_GONE and
+ *		VU_EV_TUNNEL
  * @up_bytes:	Bytes from the side that opened the connection, so far
  * @down_bytes:	Bytes back to it, so far
  * @duration_us: Since the request, us
  * @kind:	enum vu_event_kind
- * @source:	Device's or listener's id
+ * @source:	Device's, listener's or pool's id
  * @error:	errno, or enum vu_err for VU_EV_BROKEN
  * @peer_port:	vsock: the guest's port
  * @port:	vsock: the port on our side (the requested one, or of an
  *		opened connection the one we chose); VU_EV_BROKEN: the queue
  * @cid:	vsock: the CID on our side: 2, or a sibling's
  * @tag:	vu_listener_guest(): of a client, until VU_EV_OPENED; else 0
+ * @reason:	enum vu_reason, or 0
  * @src_len:	Bytes used of @src: 0 for vsock
  * @dst_len:	Bytes used of @dst: 0 for vsock
- * @src:	Listener: the client's sockaddr; without @tag empty once it has
- *		hung up
+ * @src:	Listener: the client's sockaddr, or its tunnel's; without @tag
+ *		empty once it has hung up
  * @dst:	Listener: getsockname(), with TPROXY the original destination
  */
 struct vu_event {
@@ -102,6 +110,7 @@ struct vu_event {
 	uint16_t dst_len;
 	uint8_t src[28];
 	uint8_t dst[28];
+	uint32_t reason;
 };
 
 /* Event classes a device or listener wants, or'ed (the others always come) */
@@ -141,7 +150,7 @@ struct vu_engine_stats {
  *
  * Ids. A device and a listener are named by ids of 31 bits, a connection by one
  * of 63. Each is for one thing: whoever still has the id of something that is
- * gone gets -VU_ERR_GONE, not another one's. Only after 2^21 more devices and
+ * gone gets -VU_ERR_GONE, not another one's. Only after 2^20 more devices and
  * listeners, and for a connection after 2^31 more in its slot, may one come
  * again.
  *

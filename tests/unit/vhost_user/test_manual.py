@@ -6,6 +6,7 @@ or why there are none. _vu.pyi has the same names for mypy.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,18 @@ GONE = {
     "vu_listener_pause",
     "vu_netns_del",
     "vu_netns_renew",
+    "vu_hbone_drain",
+    "vu_hbone_listen",
+    "vu_hbone_peer",
+    "vu_hbone_request",
+    "vu_hbone_respond",
+    "vu_hbone_stats",
+    "vu_hbone_tls",
+    "vu_headers_del",
+    "vu_pool_add",
+    "vu_pool_del",
+    "vu_pool_tls",
+    "vu_tls_del",
 }
 """Functions about something that may be gone."""
 
@@ -166,6 +179,30 @@ def engine():
     lib.vu_engine_free(engine)
 
 
+NAME = ffi.new("char[]", b"cluster.local")
+NAMES = ffi.new("const char *[]", [NAME])
+TIMES = {"connect_ms": 1, "ping_ms": 1, "silence_ms": 1}
+POOL = {"tls": 1, "names": NAMES, "n_names": 1, "max_streams": 1, "max_tunnels": 1}
+GATE = {"tls": 1, "trust_domain": NAME, "max_streams": 1, "max_tunnels": 1}
+ADDR = list(targets.sockaddr(("127.0.0.1", 80)))
+OWN = {
+    "vu_pool_add": {
+        "cfg": ffi.new(
+            "struct vu_pool_config *",
+            POOL | TIMES | {"addr_len": len(ADDR), "addr": ADDR, "idle_ms": 1},
+        )
+    },
+    "vu_hbone_listen": {
+        "cfg": ffi.new("struct vu_hbone_config *", GATE | TIMES | {"max_shakes": 1}),
+        "fd": os.eventfd(0),
+    },
+    "vu_hbone_stats": {"ret": ffi.new("struct vu_hbone_stats *")},
+    "vu_hbone_request": {"ret": ffi.new("struct vu_hbone_request *")},
+    "vu_hbone_peer": {"ret": ffi.new("char[1]")},
+}
+"""Arguments of some functions that differ from the others'."""
+
+
 @pytest.mark.parametrize("name", sorted(GONE))
 def test_what_was_never_there_is_gone(engine, name):
     values = {
@@ -178,6 +215,6 @@ def test_what_was_never_there_is_gone(engine, name):
         "ret": ffi.new("struct vu_dev_stats *"),
         "fd": -1,
         "hybrid": False,
-    }
+    } | OWN.get(name, {})
     args = (values.get(arg, 1) for arg in MANUAL[name].args[1:])
     assert getattr(lib, name)(engine, *args) == -lib.VU_ERR_GONE

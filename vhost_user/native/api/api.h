@@ -7,6 +7,8 @@
  * rings.c	their rings
  * route.c	which far side a device's ports have
  * listener.c	listening sockets
+ * tls.c	certificates and headers for tunnels
+ * hbone.c	pools and listeners of tunnels
  * netns.c	network namespaces that far sides are dialled in
  * conn.c	connections
  *
@@ -36,6 +38,8 @@ typedef int64_t dev_fn(struct vu_engine *e, struct vu_dev *d, void *arg);
 int64_t with_dev(struct vu_engine *e, uint32_t dev, dev_fn *fn, void *arg);
 int64_t aside_dev(struct vu_engine *e, uint32_t dev, dev_fn *fn, void *arg);
 void device_remove(struct vu_engine *e, uint32_t slot);
+int listener_make(struct vu_engine *e, int fd, uint32_t want,
+		  const struct vu_target *target, struct vu_listener **ret);
 void listener_remove(struct vu_engine *e, uint32_t slot);
 
 #endif /* API_H */

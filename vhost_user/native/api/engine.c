@@ -11,6 +11,7 @@
 
 #include "api/api.h"
 #include "side/handoff.h"
+#include "side/hbone.h"
 #include "side/netns.h"
 #include "side/peer.h"
 
@@ -35,7 +36,8 @@ struct vu_engine *vu_engine_new(const struct vu_engine_config *cfg)
 	core_init(&e->core, cfg->max_conns);
 	e->core.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	e->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (outbox_init(&e->core.outbox) || e->core.epoll_fd < 0 ||
+	if (hbone_new(&e->core, TAG_SHAKEN, TAG_TUNNEL) ||
+	    outbox_init(&e->core.outbox) || e->core.epoll_fd < 0 ||
 	    e->wake_fd < 0 ||
 	    epoll_ctl(e->core.epoll_fd, EPOLL_CTL_ADD, e->wake_fd, &ev)) {
 		vu_engine_free(e);
@@ -67,6 +69,13 @@ void vu_engine_free(struct vu_engine *e)
 	for (uint32_t i = 0; i < VU_MAX_PEERS; i++) {
 		if (e->core.peers[i])
 			peer_free(&e->core, e->core.peers[i]);
+	}
+	if (e->core.hbone) {
+		struct ids *pools = &e->core.hbone->pools;
+
+		for (uint32_t id; (id = ids_any(pools));)
+			pool_close(ids_get(pools, id));
+		hbone_free(e->core.hbone);
 	}
 	core_free(&e->core);
 	outbox_free(&e->core.outbox);

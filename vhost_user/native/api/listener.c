@@ -6,6 +6,7 @@
 #include <errno.h>
 
 #include "api/api.h"
+#include "side/hbone.h"
 #include "side/target.h"
 
 /**
@@ -21,11 +22,12 @@ void listener_remove(struct vu_engine *e, uint32_t slot)
 		return;
 	e->listeners[slot] = NULL;
 	door_close(l);
+	gate_close(l);
 	listener_free(l);
 }
 
 /**
- * add() - Make a listener
+ * listener_make() - Make a listener
  * @e:		Engine, stopped
  * @fd:		Listening socket, taken over on success
  * @want:	VU_WANT_ bits
@@ -34,8 +36,8 @@ void listener_remove(struct vu_engine *e, uint32_t slot)
  *
  * Returns: its id, or a negated enum vu_err
  */
-static int add(struct vu_engine *e, int fd, uint32_t want,
-	       const struct vu_target *target, struct vu_listener **ret)
+int listener_make(struct vu_engine *e, int fd, uint32_t want,
+		  const struct vu_target *target, struct vu_listener **ret)
 {
 	uint32_t slot = 0, id;
 
@@ -71,7 +73,7 @@ int vu_listener_add(struct vu_engine *e, int fd, uint32_t want,
 	    target->kind == VU_TARGET_VSOCK)
 		return -VU_ERR_INVAL;
 	loop_enter(e);
-	ret = add(e, fd, want, target, &l);
+	ret = listener_make(e, fd, want, target, &l);
 	loop_leave(e);
 	return ret;
 }
@@ -99,7 +101,7 @@ int vu_listener_guest(struct vu_engine *e, int fd, int backlog, uint32_t dev,
 	loop_enter(e);
 	d = dev_by_id(e, dev);
 	if (d)
-		ret = add(e, fd, VU_WANT_FAILED, &ask, &l);
+		ret = listener_make(e, fd, VU_WANT_FAILED, &ask, &l);
 	if (ret >= 0 && door_open(l, d, backlog, tag)) {
 		l->fd = -1; /* not taken over */
 		listener_remove(e, (uint32_t)(l->tag >> TAG_SLOT));

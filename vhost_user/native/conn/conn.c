@@ -42,11 +42,11 @@ void conn_hurry(struct vu_conn *c)
 /* ---- events ---- */
 
 /**
- * put_names() - Give an event a socket's two addresses
+ * conn_names() - Give an event a socket's two addresses
  * @event:	Event
- * @fd:		The near side's socket
+ * @fd:		Its near side's socket
  */
-static void put_names(struct vu_event *event, int fd)
+void conn_names(struct vu_event *event, int fd)
 {
 	struct sockaddr_storage name;
 	socklen_t len = sizeof(name);
@@ -95,7 +95,10 @@ void conn_post(struct vu_conn *c, enum vu_event_kind kind, int error)
 	    .peer_port = c->peer_port,
 	    .port = c->port,
 	    .cid = c->dev ? c->cid : 0,
+	    .reason = c->reason,
 	};
+	int fd =
+	    c->near.ops->socket ? c->near.ops->socket(&c->near) : c->near.fd;
 
 	if (kind == VU_EV_FAILED || kind == VU_EV_CLOSED) {
 		if (c->reported)
@@ -107,8 +110,8 @@ void conn_post(struct vu_conn *c, enum vu_event_kind kind, int error)
 	event.duration_us = clock_us() - c->start_us;
 	if (c->client)
 		put_client(&event, c->client);
-	else if (c->near.fd >= 0)
-		put_names(&event, c->near.fd);
+	else if (fd >= 0)
+		conn_names(&event, fd);
 	outbox_push(&c->core->outbox, c->outbox, &event,
 		    kind == VU_EV_REQUEST || kind == VU_EV_FAILED);
 }

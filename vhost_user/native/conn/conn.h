@@ -24,22 +24,19 @@
 #include "base/list.h"
 #include "base/msgs.h"
 #include "base/outbox.h"
+#include "conn/core.h"
 #include "conn/pending.h"
 #include "conn/side.h"
 #include "vu.h"
 
 #define HOST_CID  2
-#define SCRATCH	  (256 * 1024) /* one turn of one direction, bytes */
-#define STREAM	  1	       /* VIRTIO_VSOCK_TYPE_ */
+#define STREAM	  1 /* VIRTIO_VSOCK_TYPE_ */
 #define SEQPACKET 2
 
 struct vu_conn;
 struct vu_dev;
-struct vu_handoff;
-struct vu_netns;
 struct waiter;
 struct shm;
-struct vu_peer;
 
 /* ---- pipes ---- */
 
@@ -125,6 +122,7 @@ enum conn_state {
  * @guest_shut:	Same, that it sent
  * @rx_chains:	RX buffers to take for the next read
  * @want:	VU_WANT_ bits of the device or listener
+ * @reason:	enum vu_reason
  * @closed:	It is over, with @error: its guest has closed it and all bytes
  *		are out, or its far side breaks the rules
  * @reported:	Its end was posted
@@ -180,89 +178,11 @@ struct vu_conn {
 	uint8_t told;
 	uint8_t rx_chains;
 	uint8_t want;
+	uint8_t reason;
 	bool closed : 1;
 	bool reported : 1;
 	bool hashed : 1;
 	bool ranged : 1;
-};
-
-/**
- * enum deadline - What ends when its time is up; one list each, by age
- * @DEADLINE_DIAL: A connection that isn't established
- * @DEADLINE_LINGER: A guest that doesn't let go of its ports
- * @DEADLINE_ORPHAN: Bytes that a host program doesn't take, of a guest that
- *		left
- */
-enum deadline { DEADLINE_DIAL, DEADLINE_LINGER, DEADLINE_ORPHAN };
-
-#define DEADLINES (DEADLINE_ORPHAN + 1)
-
-#define BATCH_IOV    1024 /* IOV_MAX */
-#define BATCH_CHAINS 256
-
-/**
- * struct core - What all connections of an engine share
- * @epoll_fd:	Reports what happens to sockets
- * @active:	Devices that a turn looks at
- * @run:	Connections that have something to do
- * @forsaken:	Connections to close; their guests are gone
- * @deadlines:	Connections that have one
- * @retrying:	Devices with connections that wait for a full listener
- * @by_cid:	Devices that are in groups, by their guests' CIDs
- * @netns:	Network namespaces that far sides are dialled in
- * @serving:	Of those, that have sockets for dials that wait
- * @handoffs:	Other proxies that far sides may be
- * @peers:	Processes that take connections by rings of shared memory
- * @dials:	Connections to them that wait: their listeners are full
- * @awake:	Memory of connections that is looked at without a wake-up
- * @thirsty:	Connections without credit
- * @thirsty_us:	Since when there is one
- * @refused:	Clients of listeners that found no room
- * @slabs:	Where connections live
- * @free:	Slots without one
- * @buckets:	Guests' connections, by their addresses
- * @tx_iov:	One batch; nothing in it outlives a turn: payload from the guest
- * @rx_iov:	Same: buffers of the guest
- * @rx_payload:	Same: they behind the headers
- * @scratch:	Same: what a socket had
- * @chargen:	RFC 864's bytes
- */
-struct core {
-	int epoll_fd;
-	uint32_t max_conns;
-	uint64_t conns;
-	struct list active;
-	struct list run;
-	struct list forsaken;
-	struct list deadlines[DEADLINES];
-	struct list retrying;
-	struct vu_dev *by_cid[VU_MAX_DEVICES];
-	struct vu_netns *netns[VU_MAX_NETNS];
-	struct list serving;
-	struct vu_handoff *handoffs[VU_MAX_HANDOFFS];
-	struct vu_peer *peers[VU_MAX_PEERS];
-	struct list dials;
-	struct list awake;
-	struct list thirsty;
-	uint64_t thirsty_us;
-	uint64_t refused;
-	struct outbox outbox;
-
-	struct vu_conn **slabs;
-	unsigned n_slabs;
-	struct vu_conn *free;
-	struct vu_conn **buckets;
-	uint32_t n_buckets;
-	uint32_t n_hashed;
-	uint64_t hash_seed;
-
-	struct iovec tx_iov[BATCH_IOV];
-	struct iovec rx_iov[BATCH_IOV];
-	struct iovec rx_payload[BATCH_IOV];
-	struct vu_chain tx_chains[BATCH_CHAINS];
-	struct vu_chain rx_chains[BATCH_CHAINS];
-	char scratch[SCRATCH];
-	char chargen[SCRATCH];
 };
 
 /* state.c */
@@ -289,6 +209,7 @@ void conn_wake(struct vu_conn *c);
 void conn_hurry(struct vu_conn *c);
 void conn_post(struct vu_conn *c, enum vu_event_kind kind, int error);
 void conn_opened(struct vu_conn *c);
+void conn_names(struct vu_event *event, int fd);
 void conn_abort(struct vu_conn *c, int error);
 void conn_drop(struct vu_conn *c, int error);
 void conn_finish(struct vu_conn *c);
@@ -303,6 +224,7 @@ struct pipe *pipe_from(struct vu_conn *c, const struct side *source);
 struct pipe *pipe_to(struct vu_conn *c, const struct side *sink);
 void pipe_put(struct vu_conn *c, struct pipe *p, const struct iovec *iov,
 	      unsigned n_iov, size_t len, uint32_t flags);
+void pipe_keep(struct vu_conn *c, struct pipe *p, const struct iovec *iov);
 void pipe_end(struct vu_conn *c, struct pipe *p);
 void pipe_break(struct vu_conn *c, struct pipe *p, int error);
 void pipe_run(struct vu_conn *c, struct pipe *p);

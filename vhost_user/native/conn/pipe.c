@@ -161,10 +161,10 @@ static void took(struct vu_conn *c, struct pipe *p, size_t n)
 
 	if (p == &c->up)
 		c->up_bytes += n;
-	else if (c->near.fd >= 0) /* a guest counts what it is sent */
+	else if (!c->dev) /* a guest counts what it is sent */
 		c->down_bytes += n;
 	if (source->ops->taken)
-		source->ops->taken(c, n);
+		source->ops->taken(c, source, n);
 }
 
 /**
@@ -230,6 +230,17 @@ static void keep(struct vu_conn *c, struct pipe *p, const struct iovec *iov,
 		return;
 	}
 	recount(c);
+}
+
+/**
+ * pipe_keep() - Keep what a source has before there is a sink
+ * @c:		Connection, a stream; gone if it can't
+ * @p:		Its pipe
+ * @iov:	Bytes
+ */
+void pipe_keep(struct vu_conn *c, struct pipe *p, const struct iovec *iov)
+{
+	keep(c, p, iov, 1, 0, 0);
 }
 
 /**

@@ -15,6 +15,7 @@
 struct vu_conn;
 struct side;
 struct room;
+struct stream;
 
 /**
  * struct side_ops - What a kind of side can do; NULL: nothing
@@ -30,6 +31,7 @@ struct room;
  *		taken
  * @close:	Let go of it; an errno: its peer must see an error
  * @opened:	The connection is established
+ * @socket:	Socket with the names of its peer; NULL: @fd
  * @event:	What epoll says of its descriptors; NULL: as of a socket
  *
  * Of the near side, which the connection is accounted to:
@@ -57,10 +59,11 @@ struct side_ops {
 	void (*fill)(struct vu_conn *c, const struct room *room, size_t len,
 		     uint32_t flags);
 	void (*pull)(struct vu_conn *c, struct side *s);
-	void (*taken)(struct vu_conn *c, size_t n);
+	void (*taken)(struct vu_conn *c, struct side *s, size_t n);
 	void (*shut)(struct vu_conn *c, struct side *s, int how);
 	void (*close)(struct vu_conn *c, struct side *s, int error);
 	void (*opened)(struct vu_conn *c, struct side *s);
+	int (*socket)(const struct side *s);
 	void (*event)(struct vu_conn *c, struct side *s, uint32_t events);
 	bool (*later)(struct vu_conn *c);
 	void (*over)(struct vu_conn *c, int error);
@@ -79,6 +82,7 @@ struct side_ops {
 /**
  * struct side - One side of a connection
  * @ops:	What it is
+ * @stream:	Its stream of a tunnel, or NULL; see side/hbone.c
  * @fd:		Its socket, or -1
  * @readable:	read() may have bytes; cleared when it had none
  * @writable:	write() may take bytes; cleared when it took none
@@ -88,6 +92,7 @@ struct side_ops {
  */
 struct side {
 	const struct side_ops *ops;
+	struct stream *stream;
 	int fd;
 	bool readable : 1;
 	bool writable : 1;

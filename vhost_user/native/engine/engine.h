@@ -3,11 +3,14 @@
  * engine.h - the engine thread
  *
  * timers.c	what is due
+ * collect.c	what epoll reports
  * poll.c	adaptive polling
  * loop.c	turns, and the lock
  */
 #ifndef ENGINE_H
 #define ENGINE_H
+
+#include <sys/epoll.h>
 
 #include "side/listener.h"
 #include "vsock/dev.h"
@@ -21,6 +24,8 @@
 #define TAG_KICK     (2ULL << 32) /* + the device's slot << TAG_SLOT */
 #define TAG_LISTENER (3ULL << 32) /* + the listener's slot << TAG_SLOT */
 #define TAG_NETNS    (4ULL << 32) /* + the namespace's slot << TAG_SLOT */
+#define TAG_TUNNEL   (5ULL << 32) /* + a part of the tunnel's id << TAG_SLOT */
+#define TAG_SHAKEN   (6ULL << 32)
 #define TAG_SLOT     40
 
 /**
@@ -120,7 +125,7 @@ static inline uint32_t name_new(struct vu_engine *e, uint32_t slot)
 	uint32_t id;
 
 	do
-		id = (e->named++ & 0x1fffffU) * VU_MAX_DEVICES +
+		id = (e->named++ & 0xfffffU) * VU_MAX_DEVICES +
 		     slot % VU_MAX_DEVICES;
 	while (dev_by_id(e, id) || listener_by_id(e, id));
 	return id;
@@ -128,6 +133,9 @@ static inline uint32_t name_new(struct vu_engine *e, uint32_t slot)
 
 /* timers.c */
 int timers_run(struct vu_engine *e);
+
+/* collect.c */
+void collect(struct vu_engine *e, const struct epoll_event *events, int n);
 
 /* poll.c */
 bool poll_pending(struct vu_engine *e);

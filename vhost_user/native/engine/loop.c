@@ -28,10 +28,9 @@
 
 #include "base/clock.h"
 #include "engine/engine.h"
+#include "side/hbone.h"
 #include "side/netns.h"
 #include "side/peer.h"
-#include "side/socket.h"
-#include "side/target.h"
 
 #define REAPS	   32	       /* closes, in one turn */
 #define CACHED	   (512 << 10) /* what a core's cache holds, in bytes */
@@ -92,78 +91,6 @@ static void yield_lock(struct vu_engine *e)
 {
 	while (__atomic_load_n(&e->waiting, __ATOMIC_SEQ_CST))
 		pthread_cond_wait(&e->resumed, &e->lock);
-}
-
-/* ---- what epoll reports ---- */
-
-/**
- * conn_event() - Note what happened to a connection's socket
- * @e:		Engine
- * @tag:	Which connection and side
- * @events:	EPOLL bits
- */
-static void conn_event(struct vu_engine *e, uint64_t tag, uint32_t events)
-{
-	struct vu_conn *c = conn_by_id(&e->core, tag & ~SOCKET_NEAR);
-	bool near = tag & SOCKET_NEAR;
-	struct side *s;
-
-	if (!c)
-		return;
-	s = near ? &c->near : &c->far;
-	if (s->ops->event) {
-		s->ops->event(c, s, events);
-		return;
-	}
-	socket_event(c, s, events);
-	if (c->state == CONN_DIALING && !near)
-		target_event(c, events);
-	else if (c->state == CONN_REQUESTED && events & (EPOLLHUP | EPOLLERR))
-		client_left(c);
-}
-
-/**
- * collect() - Take what epoll has
- * @e:		Engine
- * @events:	From epoll_wait()
- * @n:		How many
- */
-static void collect(struct vu_engine *e, const struct epoll_event *events,
-		    int n)
-{
-	for (int i = 0; i < n; i++) {
-		uint64_t tag = events[i].data.u64, drained;
-		struct vu_listener *l;
-		struct vu_netns *n;
-		struct vu_dev *d;
-
-		if ((uint32_t)tag) {
-			conn_event(e, tag, events[i].events);
-			continue;
-		}
-		switch (tag & 0xffffffffffULL) {
-		case TAG_WAKE:
-			if (read(e->wake_fd, &drained, sizeof(drained)) < 0)
-				errno = 0; /* nothing to drain */
-			break;
-		case TAG_KICK:
-			d = e->devs[tag >> TAG_SLOT];
-			if (d) {
-				d->stats.kicks++;
-				list_add(&e->core.active, &d->active);
-			}
-			break;
-		case TAG_NETNS:
-			n = e->core.netns[tag >> TAG_SLOT];
-			if (n)
-				netns_event(n);
-			break;
-		default:
-			l = e->listeners[tag >> TAG_SLOT];
-			if (l)
-				listener_accept(l, &e->paused);
-		}
-	}
 }
 
 /**
@@ -245,7 +172,7 @@ static void block(struct vu_engine *e, int timeout_ms)
 static bool work_left(const struct core *core)
 {
 	return !list_empty(&core->run) || !list_empty(&core->forsaken) ||
-	       !list_empty(&core->serving);
+	       !list_empty(&core->serving) || hbone_busy(core->hbone);
 }
 
 /**
@@ -356,6 +283,7 @@ void loop_turn(struct vu_engine *e)
 	begin(e);
 	netns_run(core);
 	ring_turn(core);
+	hbone_run(core->hbone);
 	run(e);
 	for (struct list *at = head->next, *next; at != head; at = next) {
 		struct vu_dev *d = container_of(at, struct vu_dev, active);
@@ -364,6 +292,7 @@ void loop_turn(struct vu_engine *e)
 		turn_feed(d);
 		turn_end(d);
 	}
+	hbone_flush(core->hbone);
 	conn_reap(core, REAPS);
 }
 

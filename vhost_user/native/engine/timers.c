@@ -14,6 +14,7 @@
 
 #include "base/clock.h"
 #include "engine/engine.h"
+#include "side/hbone.h"
 #include "side/peer.h"
 
 #define RETRY_US  5000	   /* unix listeners that were full, paused ones */
@@ -93,6 +94,7 @@ int timers_run(struct vu_engine *e)
 {
 	struct core *core = &e->core;
 	uint64_t dial_us = (uint64_t)e->cfg.dial_timeout_ms * 1000;
+	int tunnels_ms = hbone_timers(core->hbone);
 	bool soon, held = false, later = !list_empty(&core->thirsty);
 
 	expire(&core->deadlines[DEADLINE_DIAL], dial_us);
@@ -120,5 +122,7 @@ int timers_run(struct vu_engine *e)
 		return RETRY_US / 1000;
 	for (unsigned i = 0; i < DEADLINES; i++)
 		later |= !list_empty(&core->deadlines[i]);
-	return later ? TICK_MS : -1;
+	if (later && (tunnels_ms < 0 || tunnels_ms > TICK_MS))
+		return TICK_MS;
+	return tunnels_ms;
 }

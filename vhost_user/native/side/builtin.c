@@ -39,7 +39,7 @@ static ssize_t echo_give(struct vu_conn *c, struct side *s,
 	ssize_t n = c->near.ops->give(c, &c->near, iov, n_iov, len, flags);
 
 	(void)s;
-	if (n > 0 && c->near.fd >= 0)
+	if (n > 0 && !c->dev)
 		c->down_bytes += (size_t)n;
 	return n;
 }
@@ -126,7 +126,7 @@ static void chargen_pull(struct vu_conn *c, struct side *s)
 		n = c->near.ops->give(c, &c->near, &iov, 1, iov.iov_len, 0);
 		if (n < 0 && n != -EAGAIN)
 			pipe_break(c, &c->down, (int)-n);
-		else if (n > 0 && c->near.fd >= 0)
+		else if (n > 0 && !c->dev)
 			c->down_bytes += (size_t)n;
 		if (n < (ssize_t)iov.iov_len)
 			return;

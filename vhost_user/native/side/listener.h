@@ -8,6 +8,7 @@
 #include "conn/conn.h"
 
 struct door;
+struct gate;
 struct vu_listener;
 
 /* Why a listener doesn't accept, or'ed */
@@ -36,6 +37,7 @@ struct listener_ops {
  * @outbox:	Where their events go
  * @ops:	What becomes of its clients
  * @door:	Its clients are a guest's; see vsock/door.c
+ * @gate:	Its clients are tunnels; see gate.c
  * @target:	Where its connections go otherwise
  * @want:	VU_WANT_ bits
  * @closed:	LISTENER_ bits
@@ -47,6 +49,7 @@ struct vu_listener {
 	struct outbox_queue *outbox;
 	const struct listener_ops *ops;
 	struct door *door;
+	struct gate *gate;
 	struct vu_target target;
 	uint64_t tag;
 	uint32_t want;

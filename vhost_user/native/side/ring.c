@@ -270,8 +270,7 @@ static void pull(struct vu_conn *c, struct side *s)
 		took = c->near.ops->give(c, &c->near, iov,
 					 iov[1].iov_len ? 2 : 1, (size_t)n, 0);
 		if (took > 0) {
-			if (c->near.fd >=
-			    0) /* a guest counts what it is sent */
+			if (!c->dev) /* a guest counts what it is sent */
 				c->down_bytes += (size_t)took;
 			total += (size_t)took;
 			if (fpring_consumed(&m->ring, (size_t)took))

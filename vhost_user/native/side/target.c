@@ -21,6 +21,7 @@
 #include "side/builtin.h"
 #include "side/dial.h"
 #include "side/handoff.h"
+#include "side/hbone.h"
 #include "side/netns.h"
 #include "side/peer.h"
 #include "side/socket.h"
@@ -47,6 +48,8 @@ bool target_valid(const struct vu_target *target)
 		return target->addr_len >= sizeof(sa_family_t);
 	if (target->kind == VU_TARGET_VSOCK)
 		return target->addr_len == sizeof(struct sockaddr_vm);
+	if (target->kind == VU_TARGET_HBONE)
+		return target->addr_len == sizeof(struct vu_hbone_target);
 	return target->kind < VU_TARGET_VSOCK;
 }
 
@@ -163,7 +166,8 @@ void target_reach(struct vu_conn *c, const struct vu_target *target)
 	if (c->type == SEQPACKET &&
 	    (target->kind == VU_TARGET_ASK || target->kind == VU_TARGET_DIAL ||
 	     target->kind == VU_TARGET_VSOCK ||
-	     target->kind == VU_TARGET_RING)) {
+	     target->kind == VU_TARGET_RING ||
+	     target->kind == VU_TARGET_HBONE)) {
 		conn_abort(c, EPROTOTYPE);
 		return;
 	}
@@ -181,6 +185,9 @@ void target_reach(struct vu_conn *c, const struct vu_target *target)
 		break;
 	case VU_TARGET_RING:
 		offer_make(c, target);
+		break;
+	case VU_TARGET_HBONE:
+		pool_reach(c, target);
 		break;
 	case VU_TARGET_ECHO:
 		builtin(c, &builtin_echo);

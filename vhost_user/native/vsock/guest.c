@@ -25,15 +25,17 @@
 /**
  * taken() - Bytes from the guest have left us
  * @c:		Connection
+ * @s:		Its near side
  * @n:		How many
  *
  * The guest hears of it with the next packet, at the latest when it is due.
  */
-static void taken(struct vu_conn *c, size_t n)
+static void taken(struct vu_conn *c, struct side *s, size_t n)
 {
 	const struct credit *far = c->twin ? &c->twin->credit : NULL;
 	struct vu_dev *d = c->dev;
 
+	(void)s;
 	dev_worked(d, d->doing, n);
 	if (!far)
 		c->credit.fwd_cnt += (uint32_t)n;

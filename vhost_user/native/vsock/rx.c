@@ -193,6 +193,7 @@ void rx_fill(struct vu_conn *c, const struct room *room, size_t len,
 
 	if (!room->n_chains)
 		return;
+	list_add(&core->active, &d->active); /* whoever fills them: show it */
 	adapt(c, room, len);
 	dev_worked(d, WORK_RX, len);
 	for (; i < room->n_chains && left; i++) {

@@ -1,0 +1,407 @@
+"""HBONE: connections as HTTP/2 CONNECT streams in tunnels of mutual TLS.
+
+C makes the tunnels and moves the bytes (native/vu_hbone.h). Python says with which
+certificates, to whom and with which headers, and where a CONNECT of another node goes.
+A target `Hbone` in a route needs no answer of Python's.
+
+Threads as for `Engine`.
+
+Spec: RFC 9113, section 8.5; RFC 8446; SPIFFE X.509-SVID.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from vhost_user import events, targets
+from vhost_user._native import check, ffi, lib
+from vhost_user.events import ALL_EVENTS, EventKind
+from vhost_user.handles import ListenerHandle, Owner
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Sequence
+
+    from vhost_user._vu import CStruct
+    from vhost_user.events import Handler
+    from vhost_user.targets import SocketAddress
+
+MAX_STREAMS: Final = 100
+"""Streams of a tunnel that we make."""
+SERVER_STREAMS: Final = 200
+"""Streams of a tunnel that others make."""
+_PEER_MAX: Final = 2048  # VU_MAX_PEER
+
+
+class Reason(enum.IntEnum):
+    """Why a tunnel or a stream failed, or ended; `enum vu_reason`."""
+
+    NONE = 0
+    DIAL = 1
+    TIME = 2
+    CLOSED = 3
+    ALERT = 4
+    TLS = 5
+    ALPN = 6
+    NOCERT = 7
+    CHAIN = 8
+    EXPIRED = 9
+    REVOKED = 10
+    IDENTITY = 11
+    NAME = 12
+    HTTP2 = 13
+    FLOOD = 14
+    PING = 15
+    LOST = 16
+    GOAWAY = 17
+    IDLE = 18
+    DRAINED = 19
+    STATUS = 20
+    BAD_REQUEST = 21
+    UNAUTHORIZED = 22
+    UNAVAILABLE = 23
+    RESET = 24
+    REFUSED = 25
+    MANY = 26
+    SHORT = 27
+
+    @property
+    def text(self) -> str:
+        """What a log line says."""
+        return _TEXTS[self]
+
+
+_TEXTS: Final = {
+    Reason.NONE: "",
+    Reason.DIAL: "the peer cannot be reached",
+    Reason.TIME: "the peer did not finish TLS and HTTP/2 in time",
+    Reason.CLOSED: "the peer closed before HTTP/2 began: it dislikes our certificate",
+    Reason.ALERT: "the peer refused by a TLS alert",
+    Reason.TLS: "the peer speaks no TLS 1.3 of ours",
+    Reason.ALPN: "the peer speaks another protocol than h2",
+    Reason.NOCERT: "the peer showed no certificate",
+    Reason.CHAIN: "the peer's certificate does not come from our roots",
+    Reason.EXPIRED: "the peer's certificate is not valid now",
+    Reason.REVOKED: "the peer's certificate is revoked",
+    Reason.IDENTITY: "the peer's certificate has not exactly one SPIFFE identity",
+    Reason.NAME: "the peer has another identity",
+    Reason.HTTP2: "the peer broke HTTP/2",
+    Reason.FLOOD: "the peer flooded us",
+    Reason.PING: "the peer did not answer a PING",
+    Reason.LOST: "the tunnel was lost",
+    Reason.GOAWAY: "the peer takes no more streams",
+    Reason.IDLE: "nobody used it",
+    Reason.DRAINED: "it was drained",
+    Reason.STATUS: "the peer answered CONNECT by another status",
+    Reason.BAD_REQUEST: "the peer answered CONNECT by 400",
+    Reason.UNAUTHORIZED: "the peer answered CONNECT by 401",
+    Reason.UNAVAILABLE: "the peer answered CONNECT by 503",
+    Reason.RESET: "the peer reset the stream",
+    Reason.REFUSED: "the peer refused the stream",
+    Reason.MANY: "too many tunnels",
+    Reason.SHORT: "out of memory or descriptors",
+}
+
+
+class TunnelOwner(Owner, Protocol):
+    """The engine, as far as tunnels need it."""
+
+    def hear(self, source: int, handler: Handler) -> None:
+        """Call a handler for the events of a listener or a pool."""
+
+
+class Tls:
+    """Certificates in an engine; those that use them keep them.
+
+    Args:
+        engine: whose tunnels use them.
+        chain: ours and those above it, PEM.
+        key: its private key, PEM.
+        roots: what peers' chains end in, PEM.
+        crls: revocation lists, PEM; empty: none.
+
+    Raises:
+        StateError: a PEM has nothing that fits, or the key is another one's.
+        OSError: the thread for handshakes cannot be started.
+    """
+
+    def __init__(
+        self,
+        engine: Owner,
+        *,
+        chain: bytes,
+        key: bytes,
+        roots: bytes,
+        crls: bytes = b"",
+    ) -> None:
+        config = ffi.new("struct vu_tls_config *")
+        texts = [_text(each) for each in (chain, key, roots, crls)]
+        config.chain, config.key, config.roots, config.crls = texts
+        self._engine = engine
+        self.id = check(lib.vu_tls_add(engine.native, config), "certificates")
+
+    def close(self) -> None:
+        """Forget them. Once only."""
+        check(lib.vu_tls_del(self._engine.native, self.id), "forget certificates")
+
+
+class Headers:
+    """Headers of requests or responses in an engine.
+
+    Args:
+        engine: whose tunnels send them.
+        authority: of a request.
+        baggage: of a request or a response.
+        forwarded: of a request: what is before the client's port and behind it.
+
+    Raises:
+        StateError: a value is no header's, or they are longer than 8 KiB.
+    """
+
+    def __init__(
+        self,
+        engine: Owner,
+        *,
+        authority: str | None = None,
+        baggage: str | None = None,
+        forwarded: tuple[str, str] | None = None,
+    ) -> None:
+        config = ffi.new("struct vu_headers_config *")
+        before, after = forwarded or (None, None)
+        texts = [_text_of(each) for each in (authority, baggage, before, after)]
+        config.authority, config.baggage = texts[:2]
+        config.forwarded_before, config.forwarded_after = texts[2:]
+        self._engine = engine
+        self.id = check(lib.vu_headers_add(engine.native, config), "headers")
+
+    def close(self) -> None:
+        """Forget them. Once only."""
+        check(lib.vu_headers_del(self._engine.native, self.id), "forget headers")
+
+
+@dataclass(frozen=True, slots=True)
+class HboneStats:
+    """Counters of a pool or listener; `struct vu_hbone_stats`."""
+
+    tunnels: int
+    streams: int
+    opened: int
+    failed: int
+    shakes: int
+    requests: int
+    floods: int
+    silent: int
+    sent_bytes: int
+    read_bytes: int
+
+
+class Tunnels:
+    """Tunnels of a pool or a listener."""
+
+    def __init__(self, engine: TunnelOwner, source: int) -> None:
+        self._engine = engine
+        self.id = source
+        """`Event`s come from this source; what `Hbone.pool` is."""
+
+    def drain(self, deadline_s: float) -> None:
+        """Tell peers to open no more streams; what is left at the deadline is cut."""
+        ret = lib.vu_hbone_drain(self._engine.native, self.id, round(deadline_s * 1000))
+        check(ret, "drain")
+
+    def stats(self) -> HboneStats:
+        """Read the counters."""
+        raw = ffi.new("struct vu_hbone_stats *")
+        check(lib.vu_hbone_stats(self._engine.native, self.id, raw), "read counters")
+        return HboneStats(*(getattr(raw, name) for name in HboneStats.__slots__))
+
+    def failed_peer(self) -> str:
+        """Return who was at the other end of the last tunnel that failed, or ""."""
+        raw = ffi.new("char[]", _PEER_MAX)
+        ret = lib.vu_hbone_peer(self._engine.native, self.id, raw, _PEER_MAX)
+        check(ret, "read peer")
+        return _str(raw)
+
+
+class Pool(Tunnels):
+    """Tunnels to one address, made as they are needed.
+
+    Args:
+        engine: whose connections use them.
+        tls: certificates.
+        address: where to.
+        names: SPIFFE identities of which the peer must have one.
+        on_event: hears of tunnels (TUNNEL).
+        source: address of ours to come from.
+        max_streams: of a tunnel.
+        max_tunnels: at a time.
+        idle_s: a tunnel without streams ends after so long.
+        connect_s: TCP, TLS and HTTP/2 have to be there by then.
+        ping_s: a PING each so often.
+        silence_s: a tunnel whose PING isn't answered for so long ends.
+
+    Raises:
+        StateError: a value is out of range.
+    """
+
+    def __init__(
+        self,
+        engine: TunnelOwner,
+        tls: Tls,
+        address: SocketAddress,
+        names: Sequence[str],
+        *,
+        on_event: Handler,
+        source: SocketAddress | None = None,
+        max_streams: int = MAX_STREAMS,
+        max_tunnels: int = 256,
+        idle_s: float = 300.0,
+        connect_s: float = 10.0,
+        ping_s: float = 10.0,
+        silence_s: float = 20.0,
+    ) -> None:
+        config = ffi.new("struct vu_pool_config *")
+        texts = [ffi.new("char[]", name.encode()) for name in names]
+        array = ffi.new("const char *[]", texts)
+        config.tls = tls.id
+        config.names, config.n_names = array, len(texts)
+        config.max_streams, config.max_tunnels = max_streams, max_tunnels
+        _set_times(config, connect_s, ping_s, silence_s)
+        config.idle_ms = round(idle_s * 1000)
+        raw = targets.sockaddr(address)
+        ffi.memmove(config.addr, raw, len(raw))
+        config.addr_len = len(raw)
+        if source is not None:
+            raw = targets.sockaddr(source)
+            ffi.memmove(config.src, raw, len(raw))
+            config.src_len = len(raw)
+        super().__init__(engine, check(lib.vu_pool_add(engine.native, config), "pool"))
+        engine.hear(self.id, on_event)
+
+    def renew(self, tls: Tls) -> None:
+        """Have other certificates for tunnels that are yet to be made."""
+        check(lib.vu_pool_tls(self._engine.native, self.id, tls.id), "rotate")
+
+    def close(self) -> None:
+        """Make no more tunnels; streams go on. Once only.
+
+        The engine forgets the handler after the last of them.
+        """
+        check(lib.vu_pool_del(self._engine.native, self.id), "remove pool")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a CONNECT said; what it didn't is empty."""
+
+    peer: str
+    """The client's SPIFFE identity, by its certificate."""
+    authority: str
+    baggage: str
+    forwarded: str
+    traceparent: str
+
+
+class Gate(Tunnels):
+    """Tunnels that others make; each CONNECT is a REQUEST event.
+
+    Args:
+        engine: whose connections they become.
+        sock: listening, taken over; set to non-blocking.
+        tls: certificates.
+        trust_domain: of which a client must be.
+        on_event: hears of connections and tunnels.
+        want: which events to post besides REQUEST and TUNNEL.
+        max_tunnels: at a time; one more is closed.
+        max_shakes: of them, such as shake hands; others wait in the backlog.
+        max_streams: of a tunnel; one more is refused.
+        connect_s: TLS and HTTP/2 have to be there by then.
+        ping_s: a PING each so often.
+        silence_s: a tunnel whose PING isn't answered for so long ends.
+
+    Raises:
+        StateError: a value is out of range, or the engine has 65536 listeners.
+        OSError: the socket cannot be watched.
+    """
+
+    def __init__(
+        self,
+        engine: TunnelOwner,
+        sock: socket.socket,
+        tls: Tls,
+        trust_domain: str,
+        *,
+        on_event: Handler,
+        want: frozenset[EventKind] = ALL_EVENTS,
+        max_tunnels: int = 4096,
+        max_shakes: int = 64,
+        max_streams: int = SERVER_STREAMS,
+        connect_s: float = 10.0,
+        ping_s: float = 10.0,
+        silence_s: float = 20.0,
+    ) -> None:
+        config = ffi.new("struct vu_hbone_config *")
+        domain = ffi.new("char[]", trust_domain.encode())
+        config.tls, config.trust_domain = tls.id, domain
+        config.want = events.want_bits(want)
+        config.max_tunnels, config.max_shakes = max_tunnels, max_shakes
+        config.max_streams = max_streams
+        _set_times(config, connect_s, ping_s, silence_s)
+        sock.setblocking(False)
+        ret = lib.vu_hbone_listen(engine.native, sock.fileno(), config)
+        super().__init__(engine, check(ret, "listen for HBONE"))
+        sock.detach()
+        self.listener = ListenerHandle(engine, self.id)
+        engine.hear(self.id, on_event)
+
+    def renew(self, tls: Tls) -> None:
+        """Have other certificates for tunnels that are yet to come."""
+        check(lib.vu_hbone_tls(self._engine.native, self.id, tls.id), "rotate")
+
+    def request(self, conn: int) -> Request | None:
+        """Return what a CONNECT said; None if the connection has ended meanwhile."""
+        raw = ffi.new("struct vu_hbone_request *")
+        ret = lib.vu_hbone_request(self._engine.native, conn, raw)
+        if ret == -lib.VU_ERR_GONE:
+            return None
+        check(ret, "read request")
+        return Request(*(_str(getattr(raw, name)) for name in Request.__slots__))
+
+    def respond(self, conn: int, headers: Headers) -> bool:
+        """Say which headers the answer has; before `Engine.answer()`.
+
+        Returns:
+            False if the connection, or the headers, are gone.
+        """
+        ret = lib.vu_hbone_respond(self._engine.native, conn, headers.id)
+        if ret == -lib.VU_ERR_GONE:
+            return False
+        check(ret, "respond")
+        return True
+
+    def close(self) -> None:
+        """Take no more tunnels; those that there are go on."""
+        self.listener.close()
+
+
+def _set_times(
+    config: CStruct, connect_s: float, ping_s: float, silence_s: float
+) -> None:
+    config.connect_ms = round(connect_s * 1000)
+    config.ping_ms = round(ping_s * 1000)
+    config.silence_ms = round(silence_s * 1000)
+
+
+def _text(data: bytes) -> CStruct:
+    """Return bytes with a NUL, as C has them while this is referred to."""
+    return ffi.new("char[]", data) if data else ffi.NULL
+
+
+def _text_of(text: str | None) -> CStruct:
+    return ffi.NULL if text is None else ffi.new("char[]", text.encode())
+
+
+def _str(raw: CStruct) -> str:
+    """Return a text of C's; bytes that are no UTF-8 are escaped."""
+    return ffi.string(raw).decode(errors="backslashreplace")

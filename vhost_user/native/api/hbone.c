@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * hbone.c - an engine's tunnels: pools and listeners
+ */
+
+#include <string.h>
+
+#include <netinet/in.h>
+
+#include "api/api.h"
+#include "base/clock.h"
+#include "side/hbone.h"
+
+/* ---- pools ---- */
+
+/**
+ * pool_by_id() - Find a pool
+ * @e:		Engine
+ * @id:		Its id
+ *
+ * Returns: the pool; NULL if it is gone
+ */
+static struct vu_pool *pool_by_id(const struct vu_engine *e, uint32_t id)
+{
+	return id & POOL_ID ? ids_get(&e->core.hbone->pools, id & ~POOL_ID)
+			    : NULL;
+}
+
+/**
+ * is_address() - Is this an address?
+ * @addr:	A sockaddr
+ * @len:	Bytes of it
+ *
+ * Returns: true if it is one of IPv4 or IPv6
+ */
+static bool is_address(const uint8_t *addr, size_t len)
+{
+	sa_family_t family;
+
+	memcpy(&family, addr, sizeof(family));
+	return (family == AF_INET && len == sizeof(struct sockaddr_in)) ||
+	       (family == AF_INET6 && len == sizeof(struct sockaddr_in6));
+}
+
+/**
+ * vu_pool_add() - see vu_hbone.h
+ * @e:		Engine
+ * @cfg:	Configuration
+ *
+ * Returns: the pool's id, or a negated enum vu_err
+ */
+int vu_pool_add(struct vu_engine *e, const struct vu_pool_config *cfg)
+{
+	int ret;
+
+	if (!is_address(cfg->addr, cfg->addr_len) ||
+	    (cfg->src_len && !is_address(cfg->src, cfg->src_len)) ||
+	    !cfg->n_names || !cfg->max_streams || !cfg->max_tunnels ||
+	    !cfg->idle_ms || !cfg->connect_ms || !cfg->ping_ms ||
+	    !cfg->silence_ms)
+		return -VU_ERR_INVAL;
+	loop_enter(e);
+	ret = pool_new(e->core.hbone, cfg);
+	loop_leave(e);
+	return ret;
+}
+
+/**
+ * vu_pool_tls() - see vu_hbone.h
+ * @e:		Engine
+ * @pool:	Id
+ * @tls:	Id
+ *
+ * Returns: 0, or -VU_ERR_GONE
+ */
+int vu_pool_tls(struct vu_engine *e, uint32_t pool, uint32_t tls)
+{
+	struct vu_pool *p;
+	struct vu_tls *c;
+
+	loop_enter(e);
+	p = pool_by_id(e, pool);
+	c = ids_get(&e->core.hbone->tls, tls);
+	if (p && c)
+		group_tls(pool_group(p), c);
+	loop_leave(e);
+	return p && c ? 0 : -VU_ERR_GONE;
+}
+
+/**
+ * vu_pool_del() - see vu_hbone.h
+ * @e:		Engine
+ * @pool:	Id
+ *
+ * Returns: 0, or -VU_ERR_GONE
+ */
+int vu_pool_del(struct vu_engine *e, uint32_t pool)
+{
+	struct vu_pool *p;
+
+	loop_enter(e);
+	p = pool_by_id(e, pool);
+	if (p)
+		pool_close(p);
+	loop_leave(e);
+	return p ? 0 : -VU_ERR_GONE;
+}
+
+/* ---- listeners ---- */
+
+/**
+ * vu_hbone_listen() - see vu_hbone.h
+ * @e:		Engine
+ * @fd:		Listening socket
+ * @cfg:	Configuration
+ *
+ * Returns: the listener's id, or a negated enum vu_err
+ */
+int vu_hbone_listen(struct vu_engine *e, int fd,
+		    const struct vu_hbone_config *cfg)
+{
+	const struct vu_target ask = {.kind = VU_TARGET_ASK};
+	struct vu_listener *l;
+	int ret, err;
+
+	if (!cfg->trust_domain || !*cfg->trust_domain || !cfg->max_tunnels ||
+	    !cfg->max_shakes || !cfg->max_streams || !cfg->connect_ms ||
+	    !cfg->ping_ms || !cfg->silence_ms)
+		return -VU_ERR_INVAL;
+	loop_enter(e);
+	ret = listener_make(e, fd, cfg->want, &ask, &l);
+	if (ret >= 0) {
+		err = gate_open(l, e->core.hbone, cfg);
+		if (err) {
+			l->fd = -1; /* not taken over */
+			listener_remove(e, (uint32_t)(l->tag >> TAG_SLOT));
+			ret = err;
+		}
+	}
+	loop_leave(e);
+	return ret;
+}
+
+/**
+ * group_by_id() - Find what tunnels of a pool or listener have in common
+ * @e:		Engine, stopped
+ * @source:	Its id
+ * @ret:	That
+ *
+ * Returns: 0, -VU_ERR_GONE or -VU_ERR_STATE
+ */
+static int group_by_id(const struct vu_engine *e, uint32_t source,
+		       struct group **ret)
+{
+	struct vu_pool *p = pool_by_id(e, source);
+	struct vu_listener *l;
+
+	if (p) {
+		*ret = pool_group(p);
+		return 0;
+	}
+	l = source & POOL_ID ? NULL : listener_by_id(e, source);
+	if (!l)
+		return -VU_ERR_GONE;
+	*ret = gate_group(l);
+	return *ret ? 0 : -VU_ERR_STATE;
+}
+
+/**
+ * vu_hbone_tls() - see vu_hbone.h
+ * @e:		Engine
+ * @listener:	Id
+ * @tls:	Id
+ *
+ * Returns: 0, or a negated enum vu_err
+ */
+int vu_hbone_tls(struct vu_engine *e, uint32_t listener, uint32_t tls)
+{
+	struct vu_tls *c;
+	struct group *g;
+	int ret;
+
+	loop_enter(e);
+	ret = group_by_id(e, listener, &g);
+	c = ids_get(&e->core.hbone->tls, tls);
+	if (!ret && !c)
+		ret = -VU_ERR_GONE;
+	if (!ret)
+		group_tls(g, c);
+	loop_leave(e);
+	return ret;
+}
+
+/**
+ * vu_hbone_drain() - see vu_hbone.h
+ * @e:		Engine
+ * @source:	Id
+ * @deadline_ms: When the rest is cut
+ *
+ * Returns: 0, or a negated enum vu_err
+ */
+int vu_hbone_drain(struct vu_engine *e, uint32_t source, uint32_t deadline_ms)
+{
+	struct group *g;
+	int ret;
+
+	loop_enter(e);
+	ret = group_by_id(e, source, &g);
+	if (!ret) {
+		uint64_t deadline_us = clock_us() + deadline_ms * 1000ULL;
+		struct list *head = &g->all;
+
+		if (g->server)
+			listener_close(listener_by_id(e, source),
+				       LISTENER_PAUSED, true);
+		for (struct list *at = head->next; at != head; at = at->next)
+			tunnel_drain(container_of(at, struct tunnel, link),
+				     deadline_us);
+	}
+	loop_leave(e);
+	return ret;
+}
+
+/* ---- requests ---- */
+
+/**
+ * stream_by_id() - Find the stream that a connection came by
+ * @e:		Engine, stopped
+ * @conn:	Its id
+ * @ret:	The stream
+ *
+ * Returns: 0, -VU_ERR_GONE or -VU_ERR_STATE
+ */
+static int stream_by_id(const struct vu_engine *e, uint64_t conn,
+			struct stream **ret)
+{
+	struct vu_conn *c = conn_by_id(&e->core, conn);
+
+	if (!c)
+		return -VU_ERR_GONE;
+	*ret = c->near.stream;
+	return *ret ? 0 : -VU_ERR_STATE;
+}
+
+/**
+ * put() - Copy a part of a request
+ * @to:		Where to
+ * @room:	Bytes there
+ * @text:	Part, or NULL
+ */
+static void put(char *to, size_t room, const char *text)
+{
+	size_t len = text ? strlen(text) : 0;
+
+	if (len >= room)
+		len = room - 1;
+	if (len)
+		memcpy(to, text, len);
+	to[len] = 0;
+}
+
+/**
+ * vu_hbone_request() - see vu_hbone.h
+ * @e:		Engine
+ * @conn:	Id from VU_EV_REQUEST
+ * @ret:	What the CONNECT said
+ *
+ * Returns: 0, or a negated enum vu_err
+ */
+int vu_hbone_request(struct vu_engine *e, uint64_t conn,
+		     struct vu_hbone_request *ret)
+{
+	struct stream *s;
+	int err;
+
+	loop_enter(e);
+	err = stream_by_id(e, conn, &s);
+	if (!err) {
+		const struct h2_fields *f = &s->request;
+
+		put(ret->peer, sizeof(ret->peer), s->tunnel->tls->peer);
+		put(ret->authority, sizeof(ret->authority), f->authority);
+		put(ret->baggage, sizeof(ret->baggage), f->baggage);
+		put(ret->forwarded, sizeof(ret->forwarded), f->forwarded);
+		put(ret->traceparent, sizeof(ret->traceparent), f->traceparent);
+	}
+	loop_release(e);
+	return err;
+}
+
+/**
+ * vu_hbone_respond() - see vu_hbone.h
+ * @e:		Engine
+ * @conn:	Id from VU_EV_REQUEST
+ * @headers:	Id
+ *
+ * Returns: 0, or a negated enum vu_err
+ */
+int vu_hbone_respond(struct vu_engine *e, uint64_t conn, uint32_t headers)
+{
+	struct vu_headers *h;
+	struct stream *s;
+	int err;
+
+	loop_enter(e);
+	err = stream_by_id(e, conn, &s);
+	h = ids_get(&e->core.hbone->headers, headers);
+	if (!err && !h)
+		err = -VU_ERR_GONE;
+	if (!err) {
+		h->refs++;
+		if (s->headers)
+			headers_unref(s->headers);
+		s->headers = h;
+	}
+	loop_release(e);
+	return err;
+}
+
+/* ---- counters ---- */
+
+/**
+ * vu_hbone_stats() - see vu_hbone.h
+ * @e:		Engine
+ * @source:	Id
+ * @ret:	Counters
+ *
+ * Returns: 0, or a negated enum vu_err
+ */
+int vu_hbone_stats(struct vu_engine *e, uint32_t source,
+		   struct vu_hbone_stats *ret)
+{
+	struct group *g;
+	int err;
+
+	loop_enter(e);
+	err = group_by_id(e, source, &g);
+	if (!err) {
+		const struct list *head = &g->all;
+
+		*ret = g->stats;
+		ret->streams = 0;
+		for (const struct list *at = head->next; at != head;
+		     at = at->next) {
+			const struct tunnel *t =
+			    container_of(at, struct tunnel, link);
+
+			ret->streams += t->h2 ? t->h2->streams : 0;
+		}
+	}
+	loop_release(e);
+	return err;
+}
+
+/**
+ * vu_hbone_peer() - see vu_hbone.h
+ * @e:		Engine
+ * @source:	Id
+ * @ret:	Identity
+ * @size:	Of @ret, bytes
+ *
+ * Returns: 0, or a negated enum vu_err
+ */
+int vu_hbone_peer(struct vu_engine *e, uint32_t source, char *ret, size_t size)
+{
+	struct group *g;
+	int err;
+
+	loop_enter(e);
+	err = group_by_id(e, source, &g);
+	if (!err)
+		put(ret, size, g->peer);
+	loop_release(e);
+	return err;
+}

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * flood.c - what a peer may say a second
+ *
+ * Theory of operation
+ * ===================
+ *
+ * A frame costs its sender less than it may cost us: a stream that is opened
+ * and reset, a SETTINGS or PING that we answer, frames that carry nothing. So
+ * each kind has a token bucket of a second's worth, far above what an honest
+ * peer sends. Payload needs none: it is paced by windows. WINDOW_UPDATEs are
+ * earned by the DATA that we send.
+ *
+ * Spec: RFC 9113, section 10.5 "Denial-of-Service Considerations".
+ */
+
+#include "h2/h2.h"
+
+#define BLOCK_MOST (2 * H2_LIST_MOST) /* bytes of a header block */
+
+/* A second */
+static const uint32_t rates[FLOODS] = {
+    [FLOOD_OPEN] = 10000,  [FLOOD_RESET] = 1000, [FLOOD_ACK] = 200,
+    [FLOOD_WINDOW] = 2000, [FLOOD_EMPTY] = 1000,
+};
+
+/**
+ * kind_of() - What may a frame be a flood of?
+ * @h:		Session, with the frame's header
+ *
+ * Returns: enum flood; -1: nothing
+ */
+static int kind_of(const struct h2 *h)
+{
+	switch (h->head[3]) {
+	case NGHTTP2_DATA:
+		if (h->left || h->head[4] & NGHTTP2_FLAG_END_STREAM)
+			return -1;
+		return FLOOD_EMPTY;
+	case NGHTTP2_HEADERS:
+		return FLOOD_OPEN;
+	case NGHTTP2_RST_STREAM:
+		return FLOOD_RESET;
+	case NGHTTP2_SETTINGS:
+	case NGHTTP2_PING:
+		return FLOOD_ACK;
+	case NGHTTP2_WINDOW_UPDATE:
+		return FLOOD_WINDOW;
+	default:
+		return FLOOD_EMPTY;
+	}
+}
+
+/**
+ * flood_of() - Count a frame
+ * @h:		Session, with the frame's header
+ * @now_us:	What time it is
+ *
+ * Returns: true if it is one too many
+ */
+bool flood_of(struct h2 *h, uint64_t now_us)
+{
+	uint8_t type = h->head[3];
+	int kind = kind_of(h);
+
+	if (type == NGHTTP2_HEADERS)
+		h->block = 0;
+	if (type == NGHTTP2_HEADERS || type == NGHTTP2_CONTINUATION) {
+		h->block += h->left;
+		if (h->block > BLOCK_MOST)
+			return true;
+	}
+	if (kind < 0)
+		return false;
+	if (kind == FLOOD_WINDOW && h->earned) {
+		h->earned--;
+		return false;
+	}
+	return !bucket_take(&h->floods[kind], rates[kind], now_us);
+}

@@ -1,0 +1,235 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * h2.h - HTTP/2 sessions whose streams are tunnels (CONNECT), by nghttp2
+ *
+ * Each file knows only those above it:
+ *
+ * fields.c	what a request or a response says
+ * flood.c	what a peer may say a second
+ * send.c	frames to the peer
+ * hear.c	what nghttp2 tells of the peer's frames
+ * frames.c	bytes of the peer, by frames
+ * session.c	one session
+ *
+ * No sockets and no TLS: bytes in by frames.c, out by h2->out.
+ */
+#ifndef H2_H
+#define H2_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include <sys/uio.h>
+
+#include <nghttp2/nghttp2.h>
+
+#include "base/quota.h"
+
+#define H2_HEAD	      9	    /* bytes of a frame's header */
+#define H2_PREFACE    24    /* of a client's first words */
+#define H2_DATA_MOST  16384 /* of a DATA frame of ours, bytes of payload */
+#define H2_OUT_FULL   65536 /* bytes that wait; then sources do */
+#define H2_OUT_SIZE   (H2_OUT_FULL + 3 * (H2_HEAD + H2_DATA_MOST))
+#define H2_WINDOW     (4 << 20)	 /* of a stream */
+#define H2_WINDOW_ALL (16 << 20) /* of a session */
+#define H2_FRAME_MOST (1 << 20)	 /* that we take */
+#define H2_LIST_OURS  16384	 /* header list: of a client */
+#define H2_LIST_MOST  65536	 /* of a server */
+#define H2_QUEUE_MOST 256	 /* frames of ours that wait to be sent */
+
+/**
+ * struct h2_fields - What a request or a response says
+ * @status:	":status", 0: none
+ * @size:	Of all, as RFC 9113 section 6.5.2 counts it
+ * @method:	":method"
+ * @authority:	":authority"
+ * @baggage:	"baggage"
+ * @forwarded:	"forwarded"
+ * @traceparent: "traceparent"
+ * @bad:	No HTTP, or more than we take
+ */
+struct h2_fields {
+	int status;
+	size_t size;
+	char *method;
+	char *authority;
+	char *baggage;
+	char *forwarded;
+	char *traceparent;
+	bool bad;
+};
+
+/**
+ * struct h2_stream - A stream
+ * @id:		Its number; 0: none, or no more
+ * @iov:	What is sent now
+ * @n_iov:	Its segments
+ * @off:	Bytes of it that were
+ * @len:	Of so many
+ * @ends:	END_STREAM comes behind what is sent
+ * @ended:	It was sent
+ * @heard:	Final headers of the peer have come
+ * @over:	The peer's END_STREAM has
+ */
+struct h2_stream {
+	int32_t id;
+	const struct iovec *iov;
+	unsigned n_iov;
+	size_t off;
+	size_t len;
+	bool ends;
+	bool ended;
+	bool heard;
+	bool over;
+};
+
+struct h2;
+
+/**
+ * struct h2_ops - What a session tells its owner
+ *
+ * None may call h2_send(), h2_produce(), h2_feed(), h2_pass() or h2_free():
+ * nghttp2 is at work.
+ *
+ * @request:	Server: a stream was opened. Returns it, with its number; NULL:
+ *		it is refused. The owner may take texts out of @f
+ * @unsent:	Client: a request wasn't sent: its stream never was
+ * @status:	Client: a stream's final status
+ * @data:	Bytes that didn't go by h2_pass()
+ * @ended:	A stream's END_STREAM
+ * @closed:	A stream is no more; enum nghttp2_error_code
+ * @room:	The peer takes more: of a stream, NULL: of all
+ * @settled:	The peer's first SETTINGS
+ * @pong:	A PING was answered
+ * @goaway:	The peer takes no new streams
+ */
+struct h2_ops {
+	struct h2_stream *(*request)(void *owner, int32_t id,
+				     struct h2_fields *f);
+	void (*unsent)(void *owner, int32_t id);
+	void (*status)(void *owner, struct h2_stream *s, int status);
+	void (*data)(void *owner, struct h2_stream *s, const uint8_t *data,
+		     size_t len);
+	void (*ended)(void *owner, struct h2_stream *s);
+	void (*closed)(void *owner, struct h2_stream *s, uint32_t error);
+	void (*room)(void *owner, struct h2_stream *s);
+	void (*settled)(void *owner);
+	void (*pong)(void *owner);
+	void (*goaway)(void *owner);
+};
+
+/**
+ * enum flood - What a peer says that costs us and not it
+ */
+enum flood { FLOOD_OPEN, FLOOD_RESET, FLOOD_ACK, FLOOD_WINDOW, FLOOD_EMPTY };
+
+#define FLOODS (FLOOD_EMPTY + 1)
+
+/**
+ * struct h2 - A session
+ * @session:	nghttp2's
+ * @ops:	What its owner is told
+ * @owner:	For them
+ * @server:	The peer is the client
+ * @max_streams: Server: streams at a time
+ * @streams:	That there are
+ * @earned:	WINDOW_UPDATEs that the peer may send for our DATA
+ * @floods:	What else it may say
+ * @fields:	Header block that comes in
+ * @head:	Header of the frame that comes in
+ * @have:	Bytes of it
+ * @left:	Bytes of its payload that have yet to come
+ * @block:	Bytes of the header block's frames so far
+ * @direct:	Its payload goes by h2_pass() to this stream
+ * @passed:	Bytes that nghttp2 took of the last h2_pass()
+ * @passing:	It is at that: what comes of it is told by h2_passed()
+ * @late_end:	Stream that ended meanwhile, or NULL
+ * @late_close:	Stream that was closed meanwhile, or NULL
+ * @late_error:	Why
+ * @settled:	The peer's SETTINGS have come
+ * @broken:	It broke HTTP/2, and was told so
+ * @quits:	It opens, or takes, no more streams
+ * @from:	First byte of @out that has yet to be sent
+ * @to:		Behind the last
+ * @out:	Bytes for the peer
+ */
+struct h2 {
+	nghttp2_session *session;
+	const struct h2_ops *ops;
+	void *owner;
+	bool server;
+	bool settled;
+	bool quits;
+	bool broken;
+	uint32_t max_streams;
+	uint32_t streams;
+	uint32_t earned;
+	struct bucket floods[FLOODS];
+	struct h2_fields fields;
+	uint8_t head[H2_HEAD];
+	uint32_t have;
+	uint32_t left;
+	uint32_t block;
+	struct h2_stream *direct;
+	size_t passed;
+	bool passing;
+	struct h2_stream *late_end;
+	struct h2_stream *late_close;
+	uint32_t late_error;
+	size_t from;
+	size_t to;
+	uint8_t out[H2_OUT_SIZE];
+};
+
+/* fields.c */
+void fields_add(struct h2_fields *f, const uint8_t *name, size_t name_len,
+		const uint8_t *value, size_t len);
+bool fields_connect(const struct h2_fields *f);
+void fields_clear(struct h2_fields *f);
+
+/* flood.c */
+bool flood_of(struct h2 *h, uint64_t now_us);
+
+/* send.c */
+void send_setup(nghttp2_session_callbacks *calls);
+size_t h2_send(struct h2 *h, struct h2_stream *s, const struct iovec *iov,
+	       unsigned n_iov, size_t off, size_t len);
+bool h2_produce(struct h2 *h);
+bool h2_busy(const struct h2 *h);
+bool h2_over(const struct h2 *h);
+int h2_request(struct h2 *h, struct h2_stream *s, const nghttp2_nv *nv,
+	       size_t n);
+void h2_respond(struct h2 *h, struct h2_stream *s, int status,
+		const char *baggage);
+void h2_end(struct h2 *h, struct h2_stream *s);
+void h2_reset(struct h2 *h, struct h2_stream *s, uint32_t error);
+void h2_taken(struct h2 *h, struct h2_stream *s, size_t n);
+void h2_taken_all(struct h2 *h, size_t n);
+void h2_ping(struct h2 *h);
+void h2_notice(struct h2 *h);
+void h2_goaway(struct h2 *h, uint32_t error);
+
+/* hear.c */
+void hear_setup(nghttp2_session_callbacks *calls);
+
+/**
+ * enum h2_in - What a peer's bytes were
+ * @H2_GOES:	Good
+ * @H2_BAD:	No HTTP/2, and there is nobody to tell; or out of memory
+ * @H2_FLOOD:	Too much: the peer is told, and h2_over() once that is sent
+ */
+enum h2_in { H2_GOES, H2_BAD, H2_FLOOD };
+
+/* frames.c */
+enum h2_in h2_head(struct h2 *h, uint64_t now_us);
+enum h2_in h2_feed(struct h2 *h, const uint8_t *data, size_t len);
+enum h2_in h2_pass(struct h2 *h, size_t len);
+void h2_passed(struct h2 *h);
+
+/* session.c */
+struct h2 *h2_new(const struct h2_ops *ops, void *owner, bool server,
+		  uint32_t max_streams);
+void h2_free(struct h2 *h);
+uint32_t h2_most(const struct h2 *h, uint32_t most);
+
+#endif /* H2_H */

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * ask.c - CONNECTs of ours
+ *
+ * Theory of operation
+ * ===================
+ *
+ * Python makes the headers once for a destination. A connection adds what is
+ * its own: a traceparent (W3C Trace Context, section 3.2), and in "forwarded"
+ * (RFC 7239) its client's port.
+ */
+
+#include <stdio.h>
+#include <string.h>
+
+#include <netinet/in.h>
+
+#include "side/hbone.h"
+
+#define TRACE_LEN 56
+#define PORT_LEN  6
+#define FORWARDED 8192
+#define HEADERS	  5
+
+/**
+ * next_random() - Make a number for a traceparent
+ * @hb:		Tunnels
+ *
+ * Returns: it (splitmix64)
+ */
+static uint64_t next_random(struct hbone *hb)
+{
+	uint64_t z = hb->random += 0x9e3779b97f4a7c15ULL;
+
+	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ULL;
+	z = (z ^ z >> 27) * 0x94d049bb133111ebULL;
+	return z ^ z >> 31;
+}
+
+/**
+ * client_port() - Which port does a connection's client have?
+ * @c:		Connection
+ *
+ * Returns: its TCP port; of a guest, what its vsock port ends with
+ */
+static unsigned client_port(const struct vu_conn *c)
+{
+	union {
+		struct sockaddr_storage storage;
+		struct sockaddr_in in; /* as IPv6's, up to the port */
+	} name = {0};
+	socklen_t len = sizeof(name);
+	int fd =
+	    c->near.ops->socket ? c->near.ops->socket(&c->near) : c->near.fd;
+
+	if (c->dev)
+		return (uint16_t)c->peer_port;
+	if (fd < 0 || getpeername(fd, (struct sockaddr *)&name, &len) ||
+	    (name.in.sin_family != AF_INET && name.in.sin_family != AF_INET6))
+		return 0;
+	return ntohs(name.in.sin_port);
+}
+
+/**
+ * add() - Add a header
+ * @nv:		Headers
+ * @n:		How many there are
+ * @name:	Its name
+ * @value:	Its value, or NULL: none
+ *
+ * Returns: how many there are now
+ */
+static size_t add(nghttp2_nv *nv, size_t n, const char *name, const char *value)
+{
+	if (!value)
+		return n;
+	nv[n] = (nghttp2_nv){
+	    .name = (uint8_t *)(uintptr_t)name,
+	    .value = (uint8_t *)(uintptr_t)value,
+	    .namelen = strlen(name),
+	    .valuelen = strlen(value),
+	};
+	return n + 1;
+}
+
+/**
+ * stream_request() - Open a connection's stream
+ * @t:		Tunnel with room for one
+ * @s:		Stream of a connection
+ *
+ * Returns: 0; -1 if it can't be
+ */
+int stream_request(struct tunnel *t, struct stream *s)
+{
+	char forwarded[FORWARDED + PORT_LEN];
+	struct hbone *hb = t->group->hbone;
+	const struct vu_headers *h = s->headers;
+	char trace[TRACE_LEN];
+	nghttp2_nv nv[HEADERS];
+	size_t n;
+
+	snprintf(trace, sizeof(trace), "00-%016llx%016llx-%016llx-00",
+		 (unsigned long long)next_random(hb),
+		 (unsigned long long)next_random(hb),
+		 (unsigned long long)(next_random(hb) | 1));
+	if (h->before)
+		snprintf(forwarded, sizeof(forwarded), "%s%u%s", h->before,
+			 client_port(s->c), h->after ? h->after : "");
+	n = add(nv, 0, ":method", "CONNECT");
+	n = add(nv, n, ":authority", h->authority);
+	n = add(nv, n, "baggage", h->baggage);
+	n = add(nv, n, "forwarded", h->before ? forwarded : NULL);
+	n = add(nv, n, "traceparent", trace);
+	t->group->stats.requests++;
+	return h2_request(t->h2, &s->h2, nv, n);
+}

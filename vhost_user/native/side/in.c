@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * in.c - a tunnel's bytes from its peer
+ *
+ * Theory of operation
+ * ===================
+ *
+ * Frame by frame: its header, then its payload, decrypted straight into the
+ * sink's buffers if that can be (stream_pull()), else into scratch memory for
+ * nghttp2. A turn reads a bounded number of bytes and of pieces: tunnels take
+ * turns, and devices come in between. A peer that doesn't read what we have to
+ * say isn't heard either.
+ */
+
+#include <errno.h>
+
+#include "base/clock.h"
+#include "side/hbone.h"
+
+#define READ_MOST  (128U << 10) /* bytes, in one turn */
+#define READ_CALLS 512		/* calls of TLS, of which each may be small */
+
+/* ---- what the session tells ---- */
+
+/**
+ * on_request() - A CONNECT of the peer
+ * @owner:	Tunnel
+ * @id:		Stream's number
+ * @f:		What it says
+ *
+ * Returns: the stream; NULL: refuse it
+ */
+static struct h2_stream *on_request(void *owner, int32_t id,
+				    struct h2_fields *f)
+{
+	struct tunnel *t = owner;
+
+	t->group->stats.requests++;
+	return t->group->ops->request(t, id, f);
+}
+
+/**
+ * on_unsent() - A request of ours was never sent
+ * @owner:	Tunnel
+ * @id:		Stream's number
+ */
+static void on_unsent(void *owner, int32_t id)
+{
+	struct tunnel *t = owner;
+	const struct list *head = &t->streams;
+
+	for (const struct list *at = head->next; at != head; at = at->next) {
+		struct stream *s = container_of(at, struct stream, link);
+
+		if (s->h2.id == id) {
+			s->h2.id = 0;
+			stream_closed(s, NGHTTP2_REFUSED_STREAM);
+			return;
+		}
+	}
+}
+
+/**
+ * stream_of() - Which stream is it?
+ * @h:		As HTTP/2 has it
+ *
+ * Returns: the stream
+ */
+static struct stream *stream_of(struct h2_stream *h)
+{
+	return container_of(h, struct stream, h2);
+}
+
+/**
+ * on_status() - A CONNECT of ours was answered
+ * @owner:	Tunnel
+ * @h:		Stream
+ * @status:	":status"
+ */
+static void on_status(void *owner, struct h2_stream *h, int status)
+{
+	(void)owner;
+	stream_status(stream_of(h), status);
+}
+
+/**
+ * on_data() - Bytes of a stream
+ * @owner:	Tunnel
+ * @h:		Stream
+ * @data:	Bytes
+ * @len:	How many
+ */
+static void on_data(void *owner, struct h2_stream *h, const uint8_t *data,
+		    size_t len)
+{
+	(void)owner;
+	stream_keep(stream_of(h), data, len);
+}
+
+/**
+ * on_ended() - A stream's END_STREAM
+ * @owner:	Tunnel
+ * @h:		Stream
+ */
+static void on_ended(void *owner, struct h2_stream *h)
+{
+	(void)owner;
+	stream_ended(stream_of(h));
+}
+
+/**
+ * on_closed() - A stream is no more
+ * @owner:	Tunnel
+ * @h:		Stream
+ * @error:	enum nghttp2_error_code
+ */
+static void on_closed(void *owner, struct h2_stream *h, uint32_t error)
+{
+	(void)owner;
+	stream_closed(stream_of(h), error);
+}
+
+/**
+ * on_room() - The peer takes more
+ * @owner:	Tunnel
+ * @h:		Stream; NULL: all of them
+ */
+static void on_room(void *owner, struct h2_stream *h)
+{
+	struct stream *s = h ? stream_of(h) : NULL;
+	struct tunnel *t = owner;
+
+	if (!s) {
+		tunnel_unblock(&t->blocked);
+	} else if (!list_empty(&s->blocked)) {
+		list_del(&s->blocked);
+		if (s->c)
+			conn_wake(s->c);
+	}
+}
+
+/**
+ * on_settled() - The peer's first SETTINGS
+ * @owner:	Tunnel
+ */
+static void on_settled(void *owner)
+{
+	struct tunnel *t = owner;
+
+	tunnel_busy(t); /* it is there: Python hears of it */
+	t->group->ops->spare(t->group, t);
+}
+
+/**
+ * on_pong() - A PING was answered
+ * @owner:	Tunnel
+ */
+static void on_pong(void *owner)
+{
+	struct tunnel *t = owner;
+
+	t->asked_us = 0;
+	if (t->state == TUNNEL_DRAINS && !t->h2->quits)
+		h2_goaway(t->h2, NGHTTP2_NO_ERROR);
+	tunnel_later(t);
+}
+
+/**
+ * on_goaway() - The peer takes no new streams
+ * @owner:	Tunnel
+ */
+static void on_goaway(void *owner)
+{
+	struct tunnel *t = owner;
+
+	if (t->state == TUNNEL_OPEN)
+		t->state = TUNNEL_DRAINS;
+	tunnel_busy(t);
+}
+
+const struct h2_ops tunnel_hears = {
+    .request = on_request,
+    .unsent = on_unsent,
+    .status = on_status,
+    .data = on_data,
+    .ended = on_ended,
+    .closed = on_closed,
+    .room = on_room,
+    .settled = on_settled,
+    .pong = on_pong,
+    .goaway = on_goaway,
+};
+
+/* ---- reading ---- */
+
+/**
+ * read_head() - Read a frame's header, or a part of it
+ * @t:		Tunnel
+ *
+ * Returns: bytes; as tls_read(); -EBADMSG: no HTTP/2
+ */
+static ssize_t read_head(struct tunnel *t)
+{
+	struct h2 *h = t->h2;
+	ssize_t n = tls_read(t->tls, h->head + h->have, H2_HEAD - h->have);
+	enum h2_in in;
+
+	if (n <= 0)
+		return n;
+	h->have += (uint32_t)n;
+	if (h->have < H2_HEAD)
+		return n;
+	in = h2_head(h, clock_us());
+	if (in == H2_FLOOD) {
+		t->group->stats.floods++;
+		tunnel_send(t); /* why, if it takes that */
+		tunnel_doom(t, VU_REASON_FLOOD, 0);
+	}
+	return in == H2_BAD ? -EBADMSG : n;
+}
+
+/**
+ * read_piece() - Read once
+ * @t:		Tunnel
+ *
+ * Returns: bytes; as tls_read(); -EBADMSG: no HTTP/2
+ */
+static ssize_t read_piece(struct tunnel *t)
+{
+	struct core *core = t->group->hbone->core;
+	struct h2 *h = t->h2;
+	ssize_t n;
+
+	if (h->have < H2_HEAD)
+		return read_head(t);
+	if (h->direct)
+		return stream_pull(container_of(h->direct, struct stream, h2),
+				   h->left);
+	n = tls_read(t->tls, core->scratch,
+		     h->left < SCRATCH ? h->left : SCRATCH);
+	if (n > 0 &&
+	    h2_feed(h, (const uint8_t *)core->scratch, (size_t)n) != H2_GOES)
+		return -EBADMSG;
+	return n;
+}
+
+/**
+ * ended() - There is nothing more to read, ever
+ * @t:		Tunnel
+ * @n:		As read_piece() has it: 0, or -errno
+ */
+static void ended(struct tunnel *t, ssize_t n)
+{
+	enum vu_reason reason = t->tls->reason;
+
+	t->readable = false;
+	if (n == -EBADMSG || n == -EPROTO)
+		reason = reason ? reason : VU_REASON_HTTP2;
+	else if (!reason)
+		reason = t->h2->settled ? VU_REASON_LOST : VU_REASON_CLOSED;
+	tunnel_doom(t, reason, n == -ECONNRESET ? ECONNRESET : 0);
+}
+
+/**
+ * tunnel_read() - Take what the peer says, for a turn
+ * @t:		Tunnel with a session
+ */
+void tunnel_read(struct tunnel *t)
+{
+	size_t bytes = 0;
+
+	for (unsigned i = 0; t->readable && t->state != TUNNEL_DOOMED; i++) {
+		ssize_t n;
+
+		if (bytes >= READ_MOST || i == READ_CALLS) {
+			tunnel_busy(t);
+			break;
+		}
+		if (h2_busy(t->h2) && !tunnel_send(t))
+			break; /* goes on once it was sent */
+		n = read_piece(t);
+		if (n > 0)
+			bytes += (size_t)n;
+		else if (n != -EAGAIN)
+			ended(t, n);
+		else if (t->tls->drained)
+			t->readable = false;
+	}
+	t->group->stats.read_bytes += bytes;
+	tunnel_later(t);
+}

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * out.c - a tunnel's bytes to its peer
+ *
+ * Theory of operation
+ * ===================
+ *
+ * What streams give is put into the session's buffer, and sent at the end of
+ * the turn, or when the buffer is full: streams of one turn share TLS records
+ * and system calls. A socket that takes no more makes the streams wait that
+ * have more (t->stuck), and so does a window that is used up (t->blocked).
+ *
+ * A tunnel that is over is only marked (tunnel_doom()), wherever that is found
+ * out: in the middle of nghttp2's work nothing may be freed. The next turn ends
+ * it.
+ */
+
+#include <errno.h>
+
+#include <sys/epoll.h>
+
+#include "side/hbone.h"
+
+/**
+ * tunnel_busy() - A tunnel has something to do
+ * @t:		Tunnel
+ */
+void tunnel_busy(struct tunnel *t)
+{
+	list_add(&t->group->hbone->busy, &t->busy);
+}
+
+/**
+ * tunnel_doom() - A tunnel is over
+ * @t:		Tunnel; the next turn ends it
+ * @reason:	Why
+ * @error:	errno, or 0
+ */
+void tunnel_doom(struct tunnel *t, enum vu_reason reason, int error)
+{
+	if (t->state == TUNNEL_DOOMED)
+		return;
+	t->state = TUNNEL_DOOMED;
+	t->reason = (uint8_t)reason;
+	t->error = error;
+	tunnel_busy(t);
+}
+
+/**
+ * tunnel_watch() - Have epoll report what happens to a tunnel's socket
+ * @t:		Tunnel
+ * @op:		EPOLL_CTL_ADD or EPOLL_CTL_MOD
+ * @room:	Report room for writing too
+ *
+ * Returns: 0, or -1 with errno
+ */
+int tunnel_watch(struct tunnel *t, int op, bool room)
+{
+	struct hbone *hb = t->group->hbone;
+	struct epoll_event ev = {
+	    .events = EPOLLIN | EPOLLRDHUP | EPOLLET | (room ? EPOLLOUT : 0U),
+	    .data.u64 = hb->tunnel_tag | (uint64_t)(t->id & IDS_SHORT) << 40,
+	};
+
+	t->fills = room;
+	return epoll_ctl(hb->core->epoll_fd, op, t->fd, &ev);
+}
+
+/**
+ * tunnel_later() - Send what there is when the turn ends
+ * @t:		Tunnel
+ */
+void tunnel_later(struct tunnel *t)
+{
+	list_add(&t->group->hbone->flushes, &t->flush);
+}
+
+/**
+ * tunnel_unblock() - Have streams go on that waited to send
+ * @waiting:	A tunnel's list of them
+ */
+void tunnel_unblock(struct list *waiting)
+{
+	while (!list_empty(waiting)) {
+		struct stream *s =
+		    container_of(waiting->next, struct stream, blocked);
+
+		list_del(&s->blocked);
+		if (s->c)
+			conn_wake(s->c);
+	}
+}
+
+/**
+ * full() - The socket took no more: have epoll report when it does
+ * @t:		Tunnel
+ */
+static void full(struct tunnel *t)
+{
+	t->writable = false;
+	if (!t->fills && tunnel_watch(t, EPOLL_CTL_MOD, true))
+		tunnel_doom(t, VU_REASON_SHORT, errno);
+}
+
+/**
+ * tunnel_send() - Send what there is, as far as the socket takes it
+ * @t:		Tunnel with a session
+ *
+ * Returns: true if all of it was sent
+ */
+bool tunnel_send(struct tunnel *t)
+{
+	struct h2 *h = t->h2;
+
+	while (t->writable && t->state != TUNNEL_DOOMED) {
+		ssize_t n;
+
+		if (!h2_produce(h)) {
+			tunnel_doom(t, VU_REASON_SHORT, ENOMEM);
+			return false;
+		}
+		if (h->from == h->to)
+			return true;
+		n = tls_write(t->tls, h->out + h->from, h->to - h->from);
+		if (n == -EAGAIN) {
+			full(t);
+		} else if (n < 0) {
+			/* what it said before, and why, is still to be read */
+			t->writable = false;
+			t->readable = true;
+			tunnel_busy(t);
+		} else {
+			h->from += (size_t)n;
+			t->group->stats.sent_bytes += (uint64_t)n;
+		}
+	}
+	return false;
+}

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * told.c - what a tunnel tells its streams
+ *
+ * Theory of operation
+ * ===================
+ *
+ * An answer, an end, a loss: here it becomes what the connection goes through.
+ * All of it is told while nghttp2 is at work, so that bytes only move later.
+ */
+
+#include <errno.h>
+
+#include "base/clock.h"
+#include "side/hbone.h"
+
+/**
+ * stream_status() - A CONNECT of ours was answered
+ * @s:		Stream
+ * @status:	":status"
+ */
+void stream_status(struct stream *s, int status)
+{
+	struct vu_conn *c = s->c;
+	enum vu_reason reason = VU_REASON_STATUS;
+
+	if (!c || c->state != CONN_DIALING)
+		return;
+	if (status < 300) {
+		conn_opened(c);
+		return;
+	}
+	if (status == 400)
+		reason = VU_REASON_400;
+	else if (status == 401)
+		reason = VU_REASON_401;
+	else if (status == 503)
+		reason = VU_REASON_503;
+	c->reason = (uint8_t)reason;
+	conn_abort(c, reason_errno(reason, 0));
+}
+
+/**
+ * stream_ended() - The peer's END_STREAM
+ * @s:		Stream
+ */
+void stream_ended(struct stream *s)
+{
+	if (!s->c || !conn_flows(s->c))
+		return;
+	pipe_end(s->c, pipe_from(s->c, stream_side(s)));
+	conn_hurry(s->c);
+}
+
+/**
+ * stream_lost() - A stream is no more, and its connection neither
+ * @s:		Stream that HTTP/2 has no more; freed
+ * @reason:	Why
+ * @error:	errno of what failed, or 0
+ */
+void stream_lost(struct stream *s, enum vu_reason reason, int error)
+{
+	struct vu_conn *c = stream_part(s);
+
+	if (c) {
+		c->reason = (uint8_t)reason;
+		conn_abort(c, reason_errno(reason, error));
+	}
+	stream_free(s);
+}
+
+/**
+ * stream_closed() - A stream is no more
+ * @s:		Stream
+ * @error:	enum nghttp2_error_code
+ *
+ * Without an error both have ended, and the connection goes on by itself: bytes
+ * may be kept for its other side.
+ */
+void stream_closed(struct stream *s, uint32_t error)
+{
+	struct tunnel *t = s->tunnel;
+	struct group *g = s->group;
+
+	group_ref(g);
+	if (error == NGHTTP2_REFUSED_STREAM && s->c && !g->server &&
+	    s->c->state == CONN_DIALING) {
+		if (!g->ops->refused(g, s))
+			stream_lost(s, VU_REASON_REFUSED, 0);
+	} else if (error || !s->h2.over || !s->h2.ends) {
+		stream_lost(s, VU_REASON_RESET, 0);
+	} else {
+		stream_part(s);
+		stream_free(s);
+	}
+	if (list_empty(&t->streams))
+		t->idle_us = clock_us();
+	if (t->state != TUNNEL_DOOMED)
+		g->ops->spare(g, t);
+	group_unref(g);
+}
+
+/**
+ * stream_reap() - Reset streams that nobody has and that the peer doesn't end
+ * @t:		Tunnel
+ * @now_us:	What time it is
+ */
+void stream_reap(struct tunnel *t, uint64_t now_us)
+{
+	const struct list *head = &t->streams;
+
+	if (!t->parted)
+		return;
+	for (const struct list *at = head->next; at != head; at = at->next) {
+		struct stream *s = container_of(at, struct stream, link);
+
+		if (s->parted_us && now_us - s->parted_us >= PART_US)
+			h2_reset(t->h2, &s->h2, NGHTTP2_CANCEL);
+	}
+	tunnel_later(t);
+}
