@@ -50,7 +50,10 @@ class Peer:
             validate_outbound_headers=False,
         )
         self.h2 = h2.connection.H2Connection(config)
-        self.h2.local_settings.update(settings or {})
+        values = {CODES.ENABLE_PUSH: 0} if client else {}
+        self.h2.local_settings = h2.settings.Settings(
+            client=client, initial_values=values | (settings or {})
+        )
         self.h2.initiate_connection()
         if window:
             self.h2.increment_flow_control_window(window)
@@ -75,6 +78,11 @@ class Peer:
             raise GoneError("end")
         self.events += self.h2.receive_data(data)
         self.flush()
+
+    def raw(self, kind: int, flags: int, stream: int, payload: bytes = b"") -> None:
+        """Send a frame that h2 knows nothing of."""
+        head = len(payload).to_bytes(3, "big") + bytes((kind, flags))
+        self.sock.sendall(head + stream.to_bytes(4, "big") + payload)
 
     def until(self, kind: type, true: Callable[..., bool] = lambda _event: True) -> Any:
         """Read until there is an event of a kind, and take it out."""
@@ -108,6 +116,15 @@ class Peer:
             h2.events.ResponseReceived, lambda event: event.stream_id == stream
         )
         return str(dict(event.headers)[":status"])
+
+    def connect_raw(
+        self,
+        stream: int,
+        headers: Sequence[tuple[str, str]] = CONNECT,
+        flags: int = 0x4,
+    ) -> None:
+        """Send HEADERS on a stream that h2 knows nothing of."""
+        self.raw(0x1, flags, stream, self.h2.encoder.encode(headers))
 
     # ---- as a server ----
 

@@ -70,6 +70,7 @@ struct h2_fields {
  * @ended:	It was sent
  * @heard:	Final headers of the peer have come
  * @over:	The peer's END_STREAM has
+ * @bad:	What it said was no HTTP: it is reset
  */
 struct h2_stream {
 	int32_t id;
@@ -81,6 +82,7 @@ struct h2_stream {
 	bool ended;
 	bool heard;
 	bool over;
+	bool bad;
 };
 
 struct h2;

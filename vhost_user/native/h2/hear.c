@@ -152,6 +152,7 @@ static void asked(struct h2 *h, int32_t id)
 static void answered(struct h2 *h, struct h2_stream *s)
 {
 	if (h->fields.bad || s->heard || !h->fields.status) {
+		s->bad = true;
 		refuse(h, s->id, NGHTTP2_PROTOCOL_ERROR);
 	} else if (h->fields.status >= 200) {
 		s->heard = true;
@@ -169,12 +170,14 @@ static void on_headers(struct h2 *h, const nghttp2_frame *frame)
 	int32_t id = frame->hd.stream_id;
 	struct h2_stream *s = stream_of(h, id);
 
-	if (s && !h->server)
+	if (s && !h->server) {
 		answered(h, s);
-	else if (frame->headers.cat == NGHTTP2_HCAT_REQUEST)
+	} else if (frame->headers.cat == NGHTTP2_HCAT_REQUEST) {
 		asked(h, id);
-	else if (s)
+	} else if (s) {
+		s->bad = true;
 		refuse(h, id, NGHTTP2_PROTOCOL_ERROR);
+	}
 	fields_clear(&h->fields);
 }
 
@@ -220,7 +223,7 @@ static int on_frame(nghttp2_session *session, const nghttp2_frame *frame,
 		on_headers(h, frame);
 	s = frame->hd.stream_id ? stream_of(h, frame->hd.stream_id) : NULL;
 	if ((type == NGHTTP2_HEADERS || type == NGHTTP2_DATA) && s &&
-	    frame->hd.flags & NGHTTP2_FLAG_END_STREAM && !s->over) {
+	    frame->hd.flags & NGHTTP2_FLAG_END_STREAM && !s->over && !s->bad) {
 		s->over = true;
 		if (h->passing)
 			h->late_end = s;
