@@ -199,6 +199,15 @@ class _Lib(Protocol):
     def vu_hbone_respond(
         self, engine: FFI.CData, conn: int, headers: int, /
     ) -> int: ...
+    def vu_hbone_guest(
+        self,
+        engine: FFI.CData,
+        conn: int,
+        dev: int,
+        guest_port: int,
+        port: int,
+        /,
+    ) -> int: ...
     def vu_hbone_stats(
         self, engine: FFI.CData, source: int, ret: FFI.CData, /
     ) -> int: ...

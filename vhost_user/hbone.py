@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from vhost_user._vu import CStruct
     from vhost_user.events import Handler
+    from vhost_user.handles import DeviceHandle
     from vhost_user.targets import SocketAddress
 
 MAX_STREAMS: Final = 100
@@ -379,6 +380,30 @@ class Gate(Tunnels):
             return False
         check(ret, "respond")
         return True
+
+    def offer(
+        self, conn: int, device: DeviceHandle, guest_port: int, *, port: int
+    ) -> int | None:
+        """Answer a CONNECT with a program in a guest; 503 if that fails.
+
+        The connection is the device's from now on: its handler hears the rest.
+
+        Args:
+            conn: of a REQUEST.
+            device: the guest's.
+            guest_port: where the program listens.
+            port: on our side, not 0.
+
+        Returns:
+            The connection's new id; None if it, or the device, is gone.
+
+        Raises:
+            StateError: too many connections, or the two ports have one.
+        """
+        ret = lib.vu_hbone_guest(self._engine.native, conn, device.id, guest_port, port)
+        if ret == -lib.VU_ERR_GONE:
+            return None
+        return check(ret, f"offer a CONNECT to guest port {guest_port}")
 
     def close(self) -> None:
         """Take no more tunnels; those that there are go on."""

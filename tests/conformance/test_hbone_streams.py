@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
 import socket
@@ -82,10 +83,8 @@ def test_a_megabyte_goes_both_ways_with_small_windows(pool):
     sock.settimeout(0)
     sent, got = 0, b""
     while len(got) < len(DATA):
-        try:
+        with contextlib.suppress(BlockingIOError):
             sent += sock.send(DATA[sent : sent + 65536]) if sent < len(DATA) else 0
-        except BlockingIOError:
-            pass
         got += peer.read(stream, 1)
         while any(isinstance(each, h2.events.DataReceived) for each in peer.events):
             got += peer.read(stream, 1)
@@ -318,8 +317,8 @@ def test_a_stream_whose_peer_takes_nothing_waits_alone(pool):
         peer.answer(stream)
     pool.conns.wait(EventKind.OPENED, 2)
     stuck.settimeout(0)
-    with pytest.raises(BlockingIOError):
-        for _ in range(1000):
+    with contextlib.suppress(BlockingIOError):
+        while True:
             stuck.send(DATA)
     other.sendall(b"through")
     by_port = peer.until(

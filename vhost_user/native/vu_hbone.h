@@ -313,6 +313,30 @@ int vu_hbone_request(struct vu_engine *engine, uint64_t conn,
 int vu_hbone_respond(struct vu_engine *engine, uint64_t conn, uint32_t headers);
 
 /**
+ * vu_hbone_guest() - Give a CONNECT a program in a guest as its far side
+ * @engine:	Engine
+ * @conn:	Id from VU_EV_REQUEST of a vu_hbone_listen()
+ * @dev:	The guest's device
+ * @guest_port:	Port that the program listens on
+ * @port:	Port on our side, not 0
+ *
+ * As vu_conn_offer() for a socket: the connection is the device's from now on,
+ * with an id of its own, and nothing more is told of @conn. Should it fail, the
+ * CONNECT is answered by 503.
+ *
+ * Returns: the connection's id,
+ *	-VU_ERR_GONE, if the connection has ended meanwhile, or there is no such
+ *		device
+ *	-VU_ERR_INVAL, if @port is 0
+ *	-VU_ERR_STATE, if it came by no tunnel or was answered, or the two ports
+ *		have a connection
+ *	-VU_ERR_FULL, as vu_conn_open()
+ *	-VU_ERR_NOMEM, if out of memory
+ */
+int64_t vu_hbone_guest(struct vu_engine *engine, uint64_t conn, uint32_t dev,
+		       uint32_t guest_port, uint32_t port);
+
+/**
  * struct vu_hbone_stats - Counters of a pool's or a listener's tunnels
  * @tunnels:	That are there now, or shake hands
  * @streams:	On them now

@@ -62,6 +62,7 @@ GONE = {
     "vu_netns_del",
     "vu_netns_renew",
     "vu_hbone_drain",
+    "vu_hbone_guest",
     "vu_hbone_listen",
     "vu_hbone_peer",
     "vu_hbone_request",

@@ -9,6 +9,7 @@
  * listener.c	listening sockets
  * tls.c	certificates and headers for tunnels
  * hbone.c	pools and listeners of tunnels
+ * request.c	CONNECTs of others
  * netns.c	network namespaces that far sides are dialled in
  * conn.c	connections
  *

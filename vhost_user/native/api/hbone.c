@@ -3,6 +3,7 @@
  * hbone.c - an engine's tunnels: pools and listeners
  */
 
+#include <stdio.h>
 #include <string.h>
 
 #include <netinet/in.h>
@@ -221,102 +222,6 @@ int vu_hbone_drain(struct vu_engine *e, uint32_t source, uint32_t deadline_ms)
 	return ret;
 }
 
-/* ---- requests ---- */
-
-/**
- * stream_by_id() - Find the stream that a connection came by
- * @e:		Engine, stopped
- * @conn:	Its id
- * @ret:	The stream
- *
- * Returns: 0, -VU_ERR_GONE or -VU_ERR_STATE
- */
-static int stream_by_id(const struct vu_engine *e, uint64_t conn,
-			struct stream **ret)
-{
-	struct vu_conn *c = conn_by_id(&e->core, conn);
-
-	if (!c)
-		return -VU_ERR_GONE;
-	*ret = c->near.stream;
-	return *ret ? 0 : -VU_ERR_STATE;
-}
-
-/**
- * put() - Copy a part of a request
- * @to:		Where to
- * @room:	Bytes there
- * @text:	Part, or NULL
- */
-static void put(char *to, size_t room, const char *text)
-{
-	size_t len = text ? strlen(text) : 0;
-
-	if (len >= room)
-		len = room - 1;
-	if (len)
-		memcpy(to, text, len);
-	to[len] = 0;
-}
-
-/**
- * vu_hbone_request() - see vu_hbone.h
- * @e:		Engine
- * @conn:	Id from VU_EV_REQUEST
- * @ret:	What the CONNECT said
- *
- * Returns: 0, or a negated enum vu_err
- */
-int vu_hbone_request(struct vu_engine *e, uint64_t conn,
-		     struct vu_hbone_request *ret)
-{
-	struct stream *s;
-	int err;
-
-	loop_enter(e);
-	err = stream_by_id(e, conn, &s);
-	if (!err) {
-		const struct h2_fields *f = &s->request;
-
-		put(ret->peer, sizeof(ret->peer), s->tunnel->tls->peer);
-		put(ret->authority, sizeof(ret->authority), f->authority);
-		put(ret->baggage, sizeof(ret->baggage), f->baggage);
-		put(ret->forwarded, sizeof(ret->forwarded), f->forwarded);
-		put(ret->traceparent, sizeof(ret->traceparent), f->traceparent);
-	}
-	loop_release(e);
-	return err;
-}
-
-/**
- * vu_hbone_respond() - see vu_hbone.h
- * @e:		Engine
- * @conn:	Id from VU_EV_REQUEST
- * @headers:	Id
- *
- * Returns: 0, or a negated enum vu_err
- */
-int vu_hbone_respond(struct vu_engine *e, uint64_t conn, uint32_t headers)
-{
-	struct vu_headers *h;
-	struct stream *s;
-	int err;
-
-	loop_enter(e);
-	err = stream_by_id(e, conn, &s);
-	h = ids_get(&e->core.hbone->headers, headers);
-	if (!err && !h)
-		err = -VU_ERR_GONE;
-	if (!err) {
-		h->refs++;
-		if (s->headers)
-			headers_unref(s->headers);
-		s->headers = h;
-	}
-	loop_release(e);
-	return err;
-}
-
 /* ---- counters ---- */
 
 /**
@@ -369,7 +274,7 @@ int vu_hbone_peer(struct vu_engine *e, uint32_t source, char *ret, size_t size)
 	loop_enter(e);
 	err = group_by_id(e, source, &g);
 	if (!err)
-		put(ret, size, g->peer);
+		snprintf(ret, size, "%s", g->peer ? g->peer : "");
 	loop_release(e);
 	return err;
 }

@@ -281,6 +281,7 @@ ssize_t stream_pull(struct stream *s, size_t most);
 
 /* hbone.c */
 extern const struct side_ops hbone_side;
+void stream_move(struct vu_conn *from, struct vu_conn *to);
 void stream_refuse(struct stream *s, int status);
 
 /* told.c */

@@ -93,8 +93,10 @@ void stream_closed(struct stream *s, uint32_t error)
 		stream_part(s);
 		stream_free(s);
 	}
-	if (list_empty(&t->streams))
+	if (list_empty(&t->streams)) {
 		t->idle_us = clock_us();
+		tunnel_busy(t); /* its time as an idle one runs */
+	}
 	if (t->state != TUNNEL_DOOMED)
 		g->ops->spare(g, t);
 	group_unref(g);

@@ -348,6 +348,8 @@ unsigned rx_payload(const struct iovec *iov, unsigned n, size_t max,
 extern const struct side_ops guest_ops;
 int64_t guest_open(struct vu_dev *d, uint32_t guest_port, uint32_t port, int fd,
 		   const struct side_ops *client);
+int64_t guest_adopt(struct vu_dev *d, uint32_t guest_port, uint32_t port,
+		    struct vu_conn *from);
 void guest_shutdown(struct vu_conn *c, uint32_t flags);
 void guest_gone(struct vu_conn *c);
 

@@ -19,6 +19,7 @@
 
 #include <sys/socket.h>
 
+#include "side/hbone.h"
 #include "side/socket.h"
 #include "vsock/dev.h"
 
@@ -321,6 +322,35 @@ int64_t guest_open(struct vu_dev *d, uint32_t guest_port, uint32_t port, int fd,
 	limit_shrink(c, (uint32_t)fits);
 	if (client)
 		c->far.ops = client;
+	conn_set(c, CONN_REQUESTED);
+	owe(c, OWE_REQUEST);
+	return (int64_t)conn_id(c);
+}
+
+/**
+ * guest_adopt() - Ask the guest for a connection that came by a tunnel
+ * @d:		Device
+ * @guest_port:	Port to ask for
+ * @port:	Port on our side
+ * @from:	Connection that is HELD; freed on success
+ *
+ * Returns: as vu_hbone_guest()
+ */
+int64_t guest_adopt(struct vu_dev *d, uint32_t guest_port, uint32_t port,
+		    struct vu_conn *from)
+{
+	struct vu_conn *c;
+
+	if (conn_find(d->core, d, guest_port, HOST_CID, port))
+		return -VU_ERR_STATE;
+	c = make(d, VIRTIO_VSOCK_TYPE_STREAM, guest_port, port);
+	if (!c)
+		return -VU_ERR_FULL;
+	if (limit_range(c) || conn_hash(c)) {
+		conn_free(c);
+		return -VU_ERR_NOMEM;
+	}
+	stream_move(from, c);
 	conn_set(c, CONN_REQUESTED);
 	owe(c, OWE_REQUEST);
 	return (int64_t)conn_id(c);
