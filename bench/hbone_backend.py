@@ -1,0 +1,103 @@
+"""A back-end whose guest reaches another engine by HBONE, and by plain TCP.
+
+    python -m bench.hbone_backend SOCKET
+
+Two engines, of two nodes: the guest's, with a pool, and one with a gate and plain
+listeners. What the second one does by itself (echo, discard, chargen) is behind both
+ways, so what differs is TLS and HTTP/2, on both nodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tests.support import pki
+from vhost_user.backend import Backend
+from vhost_user.engine import Chargen, Dial, Discard, Echo, Engine, EventKind, Hbone
+from vhost_user.hbone import Gate, Headers, Pool, Tls
+from vhost_user.vsock.device import VsockDevice
+
+if TYPE_CHECKING:
+    from vhost_user.engine import Event, Target
+
+CID: Final = 3
+TCP, HBONE = 3000, 4000
+"""To be added to what the other engine does: a vsock port."""
+ECHO, DISCARD, CHARGEN = 7, 9, 19
+DOES: Final[dict[int, Target]] = {
+    ECHO: Echo(),
+    DISCARD: Discard(),
+    CHARGEN: Chargen(),
+}
+
+
+def listening() -> socket.socket:
+    """Return a socket that listens on a port of its own."""
+    return socket.create_server(("127.0.0.1", 0), backlog=4096)
+
+
+def certificates(engine: Engine, ca: pki.Ca, uri: str) -> Tls:
+    """Put a certificate of a CA into an engine."""
+    leaf = ca.issue(uri)
+    return Tls(engine, chain=leaf.chain, key=leaf.key, roots=ca.roots)
+
+
+def open_gate(engine: Engine, ca: pki.Ca) -> tuple[str, int]:
+    """Take tunnels, and answer each CONNECT by its port."""
+
+    def on_event(event: Event) -> None:
+        if event.kind is EventKind.REQUEST:
+            request = gate.request(event.conn)
+            assert request is not None
+            port = int(request.authority.rpartition(":")[2])
+            engine.answer(event.conn, DOES[port])
+
+    sock = listening()
+    address: tuple[str, int] = sock.getsockname()
+    gate = Gate(
+        engine,
+        sock,
+        certificates(engine, ca, pki.DB),
+        "cluster.local",
+        on_event=on_event,
+    )
+    return address
+
+
+def ignore(_event: Event) -> None:
+    """Nobody wants to know."""
+
+
+async def serve(path: Path) -> None:
+    """Run until SIGTERM."""
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    ca = pki.Ca()
+    async with contextlib.AsyncExitStack() as stack:
+        near = await stack.enter_async_context(Engine())
+        far = await stack.enter_async_context(Engine())
+        gate = open_gate(far, ca)
+        device = VsockDevice(near, guest_cid=CID, on_event=ignore)
+        stack.callback(device.close)
+        tls = certificates(near, ca, pki.WEB)
+        pool = Pool(near, tls, gate, [pki.DB], on_event=ignore)
+        for port, target in DOES.items():
+            sock = listening()
+            device.handle.route(TCP + port, Dial(sock.getsockname()))
+            far.add_listener(sock, target, on_event=ignore, want=frozenset())
+            headers = Headers(near, authority=f"10.0.0.9:{port}")
+            device.handle.route(HBONE + port, Hbone(pool.id, headers.id))
+        backend = Backend(path, device, name="bench")
+        stack.push_async_callback(backend.close)
+        await backend.start()
+        await stop.wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(Path(sys.argv[1])))
