@@ -27,9 +27,9 @@
 
 #define H2_HEAD	      9	    /* bytes of a frame's header */
 #define H2_PREFACE    24    /* of a client's first words */
-#define H2_DATA_MOST  16384 /* of a DATA frame of ours, bytes of payload */
+#define H2_DATA_MOST  16375 /* of a DATA frame of ours: a whole TLS record */
 #define H2_OUT_FULL   65536 /* bytes that wait; then sources do */
-#define H2_OUT_SIZE   (H2_OUT_FULL + 3 * (H2_HEAD + H2_DATA_MOST))
+#define H2_OUT_SIZE   (H2_OUT_FULL + 3 * (H2_HEAD + 16384))
 #define H2_WINDOW     (4 << 20)	 /* of a stream */
 #define H2_WINDOW_ALL (16 << 20) /* of a session */
 #define H2_FRAME_MOST (1 << 20)	 /* that we take */

@@ -21,9 +21,10 @@
 
 #include "h2/h2.h"
 
-#define ENTRY  6     /* bytes of one of SETTINGS */
-#define RESETS 10000 /* a second, at once: flood.c counts them, nghttp2 less   \
-		      */
+#define ENTRY 6 /* bytes of one of SETTINGS */
+#define RESETS                                                                 \
+	10000 /* a second, at once: flood.c counts them, nghttp2 less          \
+	       */
 
 /**
  * say_limit() - Write the number of streams into our SETTINGS

@@ -50,7 +50,8 @@ static ssize_t give(struct vu_conn *c, struct side *side,
 		return -EAGAIN; /* it ends with its tunnel */
 	for (;;) {
 		done += h2_send(t->h2, &s->h2, iov, n_iov, done, len);
-		if (done == len || t->h2->to < H2_OUT_FULL || !tunnel_send(t))
+		if (done == len || t->h2->to < H2_OUT_FULL ||
+		    !tunnel_send(t, false))
 			break;
 	}
 	tunnel_later(t);

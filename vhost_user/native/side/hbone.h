@@ -265,7 +265,7 @@ void tunnel_doom(struct tunnel *t, enum vu_reason reason, int error);
 int tunnel_watch(struct tunnel *t, int op, bool room);
 void tunnel_later(struct tunnel *t);
 void tunnel_unblock(struct list *waiting);
-bool tunnel_send(struct tunnel *t);
+bool tunnel_send(struct tunnel *t, bool all);
 
 /* source.c */
 struct stream *stream_new(struct group *g, struct tunnel *t, struct vu_conn *c);

@@ -213,7 +213,7 @@ static ssize_t read_head(struct tunnel *t)
 	in = h2_head(h, clock_us());
 	if (in == H2_FLOOD) {
 		t->group->stats.floods++;
-		tunnel_send(t); /* why, if it takes that */
+		tunnel_send(t, true); /* why, if it takes that */
 		tunnel_doom(t, VU_REASON_FLOOD, 0);
 	}
 	return in == H2_BAD ? -EBADMSG : n;
@@ -276,7 +276,7 @@ void tunnel_read(struct tunnel *t)
 			tunnel_busy(t);
 			break;
 		}
-		if (h2_busy(t->h2) && !tunnel_send(t))
+		if (h2_busy(t->h2) && !tunnel_send(t, true))
 			break; /* goes on once it was sent */
 		n = read_piece(t);
 		if (n > 0)

@@ -105,23 +105,28 @@ static void full(struct tunnel *t)
 /**
  * tunnel_send() - Send what there is, as far as the socket takes it
  * @t:		Tunnel with a session
+ * @all:	All of it; false: there is more to come, so whole records only
  *
- * Returns: true if all of it was sent
+ * Returns: true if that was sent
  */
-bool tunnel_send(struct tunnel *t)
+bool tunnel_send(struct tunnel *t, bool all)
 {
 	struct h2 *h = t->h2;
 
 	while (t->writable && t->state != TUNNEL_DOOMED) {
+		size_t len;
 		ssize_t n;
 
 		if (!h2_produce(h)) {
 			tunnel_doom(t, VU_REASON_SHORT, ENOMEM);
 			return false;
 		}
-		if (h->from == h->to)
+		len = h->to - h->from;
+		if (!all)
+			len -= len % TLS_RECORD;
+		if (!len)
 			return true;
-		n = tls_write(t->tls, h->out + h->from, h->to - h->from);
+		n = tls_write(t->tls, h->out + h->from, len);
 		if (n == -EAGAIN) {
 			full(t);
 		} else if (n < 0) {

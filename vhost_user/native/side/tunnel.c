@@ -268,7 +268,7 @@ static void say_goodbye(struct tunnel *t)
 	if (!t->h2->broken && t->reason != VU_REASON_FLOOD)
 		h2_goaway(t->h2, NGHTTP2_NO_ERROR);
 	t->state = TUNNEL_DRAINS; /* so that it is sent */
-	tunnel_send(t);
+	tunnel_send(t, true);
 	tls_bye(t->tls);
 	t->state = TUNNEL_DOOMED;
 }

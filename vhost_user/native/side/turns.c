@@ -69,7 +69,7 @@ void hbone_flush(struct hbone *hb)
 		list_del(&t->flush);
 		if (!t->h2 || t->state == TUNNEL_DOOMED)
 			continue;
-		if (tunnel_send(t)) {
+		if (tunnel_send(t, true)) {
 			tunnel_unblock(&t->stuck);
 			if (t->readable)
 				tunnel_busy(t); /* it was too busy to hear */

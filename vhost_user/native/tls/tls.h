@@ -28,6 +28,8 @@
 #include "base/list.h"
 #include "vu_hbone.h"
 
+#define TLS_RECORD 16384 /* bytes of plaintext in a full one */
+
 /**
  * struct vu_tls - Certificates
  * @ctx:	They as OpenSSL has them
