@@ -21,7 +21,7 @@ static uint8_t byte(struct input *in)
 	return *in->at++;
 }
 
-static uint32_t word(struct input *in)
+static uint32_t __attribute__((unused)) word(struct input *in)
 {
 	uint32_t v = byte(in);
 

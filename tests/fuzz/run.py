@@ -28,7 +28,7 @@ OUT = ROOT / "out" / "fuzz"
 COPY = ROOT / "build" / "fuzz"
 
 # Linked with all of native/. A header of the harness comes before all of them.
-C_HARNESSES = ["engine", "ring", "shm"]
+C_HARNESSES = ["engine", "ring", "shm", "hbone"]
 PYTHON_HARNESSES = ["session", "tsi", "dns", "frames"]
 HARNESSES = [*C_HARNESSES, *PYTHON_HARNESSES]
 
@@ -48,6 +48,12 @@ SEEDS = {
         "01 00 00 0200 00 c1 00 021c 00 01 00 00 0200 00 41 00 02a7 00 47",
         # positions of both sides that change as they are loaded
         "01 00 00 0200 00 41 020f0712345678 00 02f0 02f3 00 47 02ff07deadbeef 00",
+    ],
+    "hbone": [
+        # a gate: SETTINGS, a CONNECT, an echo behind it, DATA and its end
+        "01 0004000000 0d 0301 0d 0604 0d 0000000105 68656c6c6f 0d 09 0000010100 0d",
+        # a pool: SETTINGS, 200, bytes of the client, DATA, RST_STREAM
+        "00 0004000000 0d 0381 0d 0700 0d 0000000105 68656c6c6f 0d 0003000104 0008 0d",
     ],
 }
 """What a corpus begins with; a harness in Python has its own."""

@@ -104,11 +104,13 @@ enum h2_in h2_pass(struct h2 *h, size_t len)
 		enum h2_in in = h2_feed(h, nothing, n);
 
 		if (in != H2_GOES) {
+			h->passing = false;
 			h->passed = 0;
 			return in;
 		}
 		len -= n;
 	}
+	h->passing = false;
 	if (h->passed < all)
 		h->passed = 0;
 	return H2_GOES;
@@ -122,7 +124,6 @@ void h2_passed(struct h2 *h)
 {
 	struct h2_stream *end = h->late_end, *closed = h->late_close;
 
-	h->passing = false;
 	h->late_end = h->late_close = NULL;
 	if (end)
 		h->ops->ended(h->owner, end);

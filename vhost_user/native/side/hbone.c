@@ -44,18 +44,21 @@ static ssize_t give(struct vu_conn *c, struct side *side,
 
 	(void)c;
 	(void)flags;
+	if (t && (s->closed || t->state == TUNNEL_DOOMED))
+		return -EAGAIN; /* it hears of that soon */
 	if (!t || !s->h2.id)
 		return -EPIPE;
-	if (t->state == TUNNEL_DOOMED)
-		return -EAGAIN; /* it ends with its tunnel */
+	t->giving = true;
 	for (;;) {
 		done += h2_send(t->h2, &s->h2, iov, n_iov, done, len);
 		if (done == len || t->h2->to < H2_OUT_FULL ||
 		    !tunnel_send(t, false))
 			break;
 	}
+	t->giving = false;
 	tunnel_later(t);
-	if (done < len) /* the socket takes no more, or a window */
+	if (done < len &&
+	    !s->closed) /* the socket takes no more, or a window */
 		list_add(t->h2->to >= H2_OUT_FULL ? &t->stuck : &t->blocked,
 			 &s->blocked);
 	return done ? (ssize_t)done : -EAGAIN;

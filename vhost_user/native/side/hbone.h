@@ -161,6 +161,7 @@ enum tunnel_state {
  * @streams:	Its streams
  * @blocked:	Of them, that wait until the peer's windows let more
  * @stuck:	Of them, that wait until the socket takes more
+ * @closed:	Streams that were closed while a connection gave them bytes
  * @tls:	TLS, or NULL
  * @h2:		HTTP/2, or NULL
  * @id:		Its id
@@ -173,6 +174,7 @@ enum tunnel_state {
  * @readable:	TLS may have bytes
  * @writable:	The socket may take bytes
  * @fills:	It was full once: epoll reports when it is writable again
+ * @giving:	A connection gives bytes: it may not end meanwhile
  * @was_open:	It was there
  * @counted:	Its pool counts on it no more as one that comes
  * @parted:	Streams of it that nobody has any more
@@ -194,6 +196,7 @@ struct tunnel {
 	struct list streams;
 	struct list blocked;
 	struct list stuck;
+	struct list closed;
 	struct tls *tls;
 	struct h2 *h2;
 	uint32_t id;
@@ -206,6 +209,7 @@ struct tunnel {
 	bool readable;
 	bool writable;
 	bool fills;
+	bool giving;
 	bool was_open;
 	bool counted;
 	uint32_t parted;
@@ -231,6 +235,8 @@ struct tunnel {
  * @request:	Server: what the CONNECT said
  * @tries:	Tunnels that refused it
  * @answered:	Server: the response was sent
+ * @closed:	It is no more, which its connection has yet to hear
+ * @error:	Why, enum nghttp2_error_code
  * @kept:	Bytes of the peer that its sink has yet to take
  * @parted_us:	Since when it has no connection
  */
@@ -245,6 +251,8 @@ struct stream {
 	struct h2_fields request;
 	uint8_t tries;
 	bool answered;
+	bool closed;
+	uint32_t error;
 	uint32_t kept;
 	uint64_t parted_us;
 };
@@ -289,6 +297,7 @@ void stream_ended(struct stream *s);
 void stream_closed(struct stream *s, uint32_t error);
 void stream_lost(struct stream *s, enum vu_reason reason, int error);
 void stream_status(struct stream *s, int status);
+void stream_hear(struct tunnel *t);
 void stream_reap(struct tunnel *t, uint64_t now_us);
 
 /* ask.c */

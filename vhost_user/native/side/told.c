@@ -75,13 +75,22 @@ void stream_lost(struct stream *s, enum vu_reason reason, int error)
  * @error:	enum nghttp2_error_code
  *
  * Without an error both have ended, and the connection goes on by itself: bytes
- * may be kept for its other side.
+ * may be kept for its other side. A connection that is just giving bytes hears
+ * of it later: it can't end in the middle of that.
  */
 void stream_closed(struct stream *s, uint32_t error)
 {
 	struct tunnel *t = s->tunnel;
 	struct group *g = s->group;
 
+	if (t->giving) {
+		s->closed = true;
+		s->error = error;
+		list_del(&s->blocked);
+		list_move(&t->closed, &s->link);
+		tunnel_busy(t);
+		return;
+	}
 	group_ref(g);
 	if (error == NGHTTP2_REFUSED_STREAM && s->c && !g->server &&
 	    s->c->state == CONN_DIALING) {
@@ -100,6 +109,22 @@ void stream_closed(struct stream *s, uint32_t error)
 	if (t->state != TUNNEL_DOOMED)
 		g->ops->spare(g, t);
 	group_unref(g);
+}
+
+/**
+ * stream_hear() - Tell connections of streams that were closed meanwhile
+ * @t:		Tunnel
+ */
+void stream_hear(struct tunnel *t)
+{
+	while (!list_empty(&t->closed)) {
+		struct stream *s =
+		    container_of(t->closed.next, struct stream, link);
+
+		list_del(&s->link);
+		s->closed = false;
+		stream_closed(s, s->error);
+	}
 }
 
 /**

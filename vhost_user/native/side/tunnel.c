@@ -104,6 +104,7 @@ struct tunnel *tunnel_new(struct group *g, int fd, bool dials)
 	list_init(&t->streams);
 	list_init(&t->blocked);
 	list_init(&t->stuck);
+	list_init(&t->closed);
 	t->start_us = clock_us();
 	t->state = TUNNEL_DIALS;
 	if (tunnel_watch(t, EPOLL_CTL_ADD, dials)) {
@@ -313,6 +314,7 @@ void tunnel_end(struct tunnel *t)
 	if (t->tls && !t->h2)
 		g->stats.shakes--;
 	say_goodbye(t);
+	stream_hear(t);
 	while (!list_empty(&t->streams)) {
 		struct stream *s =
 		    container_of(t->streams.next, struct stream, link);

@@ -20,6 +20,7 @@
  */
 static void turn(struct tunnel *t)
 {
+	stream_hear(t);
 	if (t->state == TUNNEL_OPEN || t->state == TUNNEL_DRAINS) {
 		tunnel_read(t);
 		if (t->h2->settled && !t->was_open) {
