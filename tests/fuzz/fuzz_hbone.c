@@ -16,6 +16,7 @@
  */
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -481,7 +482,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		stats.conns += tunnels(&w, w.gate) + tunnels(&w, w.pool);
 		poll(NULL, 0, i > 20);
 	}
-	if (stats.conns)
+	if (stats.conns) {
+		fprintf(stderr, "left: %llu, tunnels %llu %llu\n",
+			(unsigned long long)stats.conns,
+			(unsigned long long)tunnels(&w, w.gate),
+			(unsigned long long)tunnels(&w, w.pool));
 		abort();
+	}
 	return 0;
 }

@@ -174,6 +174,8 @@ enum tunnel_state {
  * @readable:	TLS may have bytes
  * @writable:	The socket may take bytes
  * @fills:	It was full once: epoll reports when it is writable again
+ * @mute:	It takes nothing any more: what the peer said is read, to its
+ * end
  * @giving:	A connection gives bytes: it may not end meanwhile
  * @was_open:	It was there
  * @counted:	Its pool counts on it no more as one that comes
@@ -209,6 +211,7 @@ struct tunnel {
 	bool readable;
 	bool writable;
 	bool fills;
+	bool mute;
 	bool giving;
 	bool was_open;
 	bool counted;

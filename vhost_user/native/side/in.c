@@ -276,7 +276,7 @@ void tunnel_read(struct tunnel *t)
 			tunnel_busy(t);
 			break;
 		}
-		if (h2_busy(t->h2) && !tunnel_send(t, true))
+		if (!t->mute && h2_busy(t->h2) && !tunnel_send(t, true))
 			break; /* goes on once it was sent */
 		n = read_piece(t);
 		if (n > 0)

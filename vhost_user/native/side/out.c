@@ -132,7 +132,7 @@ bool tunnel_send(struct tunnel *t, bool all)
 		} else if (n < 0) {
 			/* what it said before, and why, is still to be read */
 			t->writable = false;
-			t->readable = true;
+			t->readable = t->mute = true;
 			tunnel_busy(t);
 		} else {
 			h->from += (size_t)n;
