@@ -285,9 +285,7 @@ class TimeIsUpInTheBoot(Deadline):
 
 @pytest.mark.usefixtures("host")
 @pytest.mark.parametrize("limit", ["timeout_s", "boot_timeout_s"])
-def test_a_guest_that_does_not_boot_says_what_its_console_said_last(
-    tmp_path, monkeypatch, capsys, limit
-):
+def test_no_boot_says_what_the_console_said_last(tmp_path, monkeypatch, capsys, limit):
     monkeypatch.setattr(run, "Machine", Stuck)
     options = run.RunOptions(argv=("true",), files={}, env={})
     if limit == "timeout_s":

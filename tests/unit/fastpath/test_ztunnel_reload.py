@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from fastpath import files
 from fastpath.tsi.clients import Client
 from fastpath.ztunnel import config as configuration
 from fastpath.ztunnel.authorization import Authorizer
@@ -66,7 +67,8 @@ class World:
         )
 
     def write(self, text):
-        self.mesh.write_text(WORKLOAD + text)
+        """Whole at once: a file that is written in place is read half at times."""
+        files.replace(self.mesh, WORKLOAD + text)
 
     def run(self, play):
         """Run `play(guest, control, ztunnel)` on a thread; return the metrics."""
@@ -246,7 +248,7 @@ def test_a_sandboxs_workload_stays(world, caplog, old, new, why):
     world.write("")
 
     def play(_guest, _control, ztunnel):
-        world.mesh.write_text(WORKLOAD.replace(old, new))
+        files.replace(world.mesh, WORKLOAD.replace(old, new))
         wait_until(lambda: why in caplog.text)
         assert ztunnel.config.workloads[0].name == "server"
 
