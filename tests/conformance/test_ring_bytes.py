@@ -158,6 +158,29 @@ def test_bytes_that_the_guest_has_no_credit_for_stay_in_the_ring(guest, ask):
     conn.buf_alloc = 65536
     conn.say(Op.CREDIT_UPDATE)
     assert conn.receive().payload == b"y" * 900
+    # it waits for the process again, no longer for the guest
+    wait_for(
+        lambda: process.get(DOWN_CONSUMER, SLEEP) & 1, "a sleep until there is more"
+    )
+
+
+def test_a_connection_that_waited_for_its_guest_waits_for_its_process_again(guest, ask):
+    """The engine left its rings alone meanwhile; then it asks to be woken anew."""
+    conn, process = ask()
+    process.answer()
+    conn.buf_alloc = 100
+    conn.expect(Op.RESPONSE)
+    conn.say(Op.CREDIT_UPDATE)
+    process.put(b"y" * 1000)
+    assert conn.receive(consume=False).payload == b"y" * 100
+    wait_for(lambda: not process.get(DOWN_CONSUMER, SLEEP) & 1, "no sleep")
+    guest.fence()
+    conn.buf_alloc = 65536
+    conn.say(Op.CREDIT_UPDATE)
+    assert conn.receive().payload == b"y" * 900
+    wait_for(
+        lambda: process.get(DOWN_CONSUMER, SLEEP) & 1, "a sleep until there is more"
+    )
 
 
 # ---- the end ----

@@ -98,6 +98,24 @@ void loaded(const volatile void *at)
 	*here = change & 1U << 30 ? change >> 8 : *here + 1;
 }
 
+/* A connection that waits for its process is looked at, or will be woken */
+static void check_sleep(const struct core *core)
+{
+	for (unsigned i = 0; core->n_slabs && i < 64; i++) {
+		const struct vu_conn *c = &core->slabs[0][i];
+		const struct shm *m = c->far.ops == &ring_ops ? c->shm : NULL;
+
+		/* a client's socket that holds little is full soon */
+		if (m)
+			setsockopt(c->near.fd, SOL_SOCKET, SO_SNDBUF, &(int){1},
+				   sizeof(int));
+		if (m && conn_flows(c) && !c->closed && !m->stuck && !m->gone &&
+		    c->down.state == PIPE_FLOWS && list_empty(&m->awake) &&
+		    !(m->ring.in.sleep & 1))
+			abort();
+	}
+}
+
 static void turn(struct world *w)
 {
 	struct vu_event ev[16];
@@ -110,6 +128,7 @@ static void turn(struct world *w)
 	}
 	poll_pending(w->e);
 	ring_rest(&w->e->core);
+	check_sleep(&w->e->core);
 	pthread_mutex_unlock(&w->e->lock);
 	while (vu_engine_events(w->e, ev, 16) == 16)
 		;

@@ -258,6 +258,7 @@ static void pull(struct vu_conn *c, struct side *s)
 	struct shm *m = c->shm;
 	size_t total = 0;
 
+	wake(m); /* it may have been left alone while the near side took none */
 	m->stuck = s->readable = false;
 	while (total < SCRATCH) {
 		struct iovec iov[2];
