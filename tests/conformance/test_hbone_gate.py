@@ -6,12 +6,14 @@ import contextlib
 import errno
 import socket
 import struct
+import subprocess
 
 import h2.events
 import pytest
 
 from tests.conformance.conftest import read_exactly
 from tests.conformance.peers import CONNECT
+from tests.conformance.threads import TIMEOUT_S
 from tests.support import pki
 from vhost_user.engine import Dial, Discard, Echo, EventKind, Reset
 from vhost_user.errors import StateError
@@ -199,6 +201,24 @@ def reset_of(peer, stream):
         if frame[3] == 0x3 and int.from_bytes(frame[5:9], "big") == stream:
             return int.from_bytes(frame[9:13], "big")
     raise AssertionError("the tunnel ended")
+
+
+def test_nghttp_shakes_hands_and_its_get_is_400(gate, mesh):
+    """nghttp2's own client."""
+    mesh.context(pki.WEB)  # leaves chain.pem and key.pem
+    folder = mesh.folder
+    host, port = gate.address
+    argv = ["nghttp", "-v", f"https://{host}:{port}/", f"--cert={folder}/chain.pem"]
+    done = subprocess.run(
+        [*argv, f"--key={folder}/key.pem"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert ":status: 400" in done.stdout, done.stdout + done.stderr
+    assert "SETTINGS_MAX_CONCURRENT_STREAMS(0x03):200" in done.stdout
+    assert "WINDOW_UPDATE" in done.stdout
 
 
 # ---- bytes and ends ----

@@ -30,6 +30,13 @@ def pool(mesh):
     return mesh.pool()
 
 
+@pytest.fixture
+def aside():
+    """Run the other end in a thread, while the guest waits for it."""
+    with ThreadPoolExecutor(1) as threads:
+        yield threads.submit
+
+
 def test_a_connect_says_where_to_who_asks_and_for_whom(pool):
     sock = pool.client()
     _, headers = pool.accept().request()
@@ -283,6 +290,29 @@ def test_trailers_are_a_stream_error(pool):
         sock.recv(1)
 
 
+def test_a_stream_that_is_reset_while_its_client_sends_ends_once(pool, aside):
+    """The reset goes out when the next bytes do: in the middle of those."""
+    first = pool.client()
+    peer = pool.accept(settings={CODES.INITIAL_WINDOW_SIZE: WINDOW})
+    pool.pair(peer, first)
+    for _ in range(30):
+        sock = pool.client()
+        _, stream = pool.pair(peer, sock)
+        sending = aside(_send_for_ever, sock)
+        peer.read(stream, 1)
+        peer.raw(0x1, 0x5, stream, peer.h2.encoder.encode([("x", "y")]))
+        assert isinstance(sending.result(), ConnectionError)
+    peer.fence()
+
+
+def _send_for_ever(sock):
+    try:
+        while True:
+            sock.sendall(b"x" * 300)
+    except OSError as error:
+        return error
+
+
 def test_a_refused_stream_is_tried_on_another_tunnel(mesh):
     pool = mesh.pool(max_streams=1)
     sock = pool.client()
@@ -376,13 +406,6 @@ def guest_pool(mesh, host):
     pool = mesh.pool()
     host.call(host.device.handle.route, 7000, pool.target)
     return pool
-
-
-@pytest.fixture
-def aside():
-    """Run the other end in a thread, while the guest waits for it."""
-    with ThreadPoolExecutor(1) as threads:
-        yield threads.submit
 
 
 def served(pool):
