@@ -20,19 +20,21 @@ pytestmark = pytest.mark.vm
 NOWHERE = "192.0.2.80"
 PORT = 8080
 SIZE = 3_000_000
-CONFIG = """
+MESH = """
 workloads:
-  - {name: box, namespace: default, workloadIps: [10.0.0.5]}
-fastpath:
-  sandboxes:
-    - name: box
-      workload: default/box
-      socket: FOLDER/vhost
-      udsPath: FOLDER/vsock
-      cid: 3
-      egress: {deny: ["192.0.2.99/32"]}
-      handoff: {ring: FOLDER/ring, ringBytes: 65536}
-  accessLog: FOLDER/access.log
+  - {name: box, namespace: default, workloadIps: [10.0.0.5], services: {}}
+"""
+CONFIG = """
+mesh: FOLDER/mesh.yaml
+sandboxes:
+  - name: box
+    workload: default/box
+    socket: FOLDER/vhost
+    udsPath: FOLDER/vsock
+    cid: 3
+    egress: {deny: ["192.0.2.99/32"]}
+    handoff: {ring: FOLDER/ring, ringBytes: 65536}
+accessLog: FOLDER/access.log
 """
 
 
@@ -40,6 +42,7 @@ def test_curl_exchanges_bytes_with_a_process_without_a_socket(
     apps_image, accelerator, vm_dir
 ):
     config = vm_dir / "z.yaml"
+    (vm_dir / "mesh.yaml").write_text(MESH)
     config.write_text(CONFIG.replace("FOLDER", str(vm_dir)))
     spec = VmSpec(
         image=apps_image,
