@@ -75,10 +75,12 @@ def serving(namespace, host):
     server.socket.listen()
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @pytest.fixture
@@ -160,6 +162,7 @@ def test_programs_in_a_microvm_are_in_the_mesh(
     apps_image, accelerator, vm_dir, two_nodes
 ):
     """Both ways by HBONE between two of Istio's ztunnels."""
+    assert IPS["a"] == POD4
     (vm_dir / "policy.yaml").write_text(f'published: ["{PORT}"]\n')
 
     async def out(guest):
@@ -198,8 +201,7 @@ def test_programs_in_a_microvm_are_in_the_mesh(
             accelerator,
             vm_dir,
             work,
-            NETNS=two_nodes.pods["a"].path + f"\n      policy: {vm_dir}/policy.yaml",
-            **{POD4: IPS["a"]},
+            NETNS=two_nodes.pods["a"].path + f"\n    policy: {vm_dir}/policy.yaml",
         )
     two_nodes.tell_apart("a", "b")
     two_nodes.tell_apart("b", "a")
