@@ -284,8 +284,9 @@ class TimeIsUpInTheBoot(Deadline):
 
 
 @pytest.mark.usefixtures("host")
-@pytest.mark.parametrize("limit", ["timeout_s", "boot_timeout_s"])
-def test_no_boot_says_what_the_console_said_last(tmp_path, monkeypatch, capsys, limit):
+@pytest.mark.parametrize("limit", ["timeout_s", "boot_timeout_s"], ids=["run", "boot"])
+def test_no_boot_is_said(tmp_path, monkeypatch, capsys, limit):
+    """With what the console said last. A short name: a socket's path has it in it."""
     monkeypatch.setattr(run, "Machine", Stuck)
     options = run.RunOptions(argv=("true",), files={}, env={})
     if limit == "timeout_s":
