@@ -226,6 +226,29 @@ def test_it_shakes_hands_with_our_client(world):
     assert judge.server([leaf], [WEB], dt.datetime.now(dt.UTC)) == WEB
 
 
+def test_the_engines_streams_go_through_it(world):
+    """HBONE by the C engine: bytes, half-close, 503, and who it is."""
+    world.serve()
+    world.ztunnel(**DEDICATED)
+    material = client_of(world.authority())
+    for name in ("chain", "key", "roots"):
+        (world.folder / f"{name}.pem").write_bytes(getattr(material, f"{name}_pem"))
+    world.connect(HBONE_PORT).close()
+    peer = [sys.executable, "-m", "tests.netns.hbone_peer", world.folder, str(WEB)]
+    world.start("peer.log", peer)
+    world.wait_for("peer.log", f"not {WEB}")
+    said = world.said("peer.log").splitlines()
+    assert said == [
+        "TUNNEL NONE 0",
+        "echoed over 1 tunnel",
+        "FAILED UNAVAILABLE ECONNREFUSED",
+        "refused",
+        "TUNNEL NAME 0",
+        "FAILED NAME ECONNREFUSED",
+        f"not {WEB}",
+    ]
+
+
 def test_it_and_we_refuse_what_the_same_list_revokes(world):
     world.serve()
     ca = world.authority()
