@@ -74,7 +74,6 @@ class _Lib(Protocol):
     VU_REASON_IDENTITY: int
     VU_REASON_IDLE: int
     VU_REASON_LOST: int
-    VU_REASON_MANY: int
     VU_REASON_NAME: int
     VU_REASON_NOCERT: int
     VU_REASON_NONE: int

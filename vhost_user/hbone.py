@@ -65,8 +65,7 @@ class Reason(enum.IntEnum):
     UNAVAILABLE = 23
     RESET = 24
     REFUSED = 25
-    MANY = 26
-    SHORT = 27
+    SHORT = 26
 
     @property
     def text(self) -> str:
@@ -101,7 +100,6 @@ _TEXTS: Final = {
     Reason.UNAVAILABLE: "the peer answered CONNECT by 503",
     Reason.RESET: "the peer reset the stream",
     Reason.REFUSED: "the peer refused the stream",
-    Reason.MANY: "too many tunnels",
     Reason.SHORT: "out of memory or descriptors",
 }
 

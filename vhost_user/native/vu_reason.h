@@ -36,7 +36,6 @@
  * @VU_REASON_503:	Same: by 503, its far side can't be reached
  * @VU_REASON_RESET:	Same: RST_STREAM
  * @VU_REASON_REFUSED:	Same: each tunnel that was tried refused the stream
- * @VU_REASON_MANY:	Too many tunnels, or too many that shake hands
  * @VU_REASON_SHORT:	We are out of memory or descriptors
  */
 enum vu_reason {
@@ -66,8 +65,7 @@ enum vu_reason {
 	VU_REASON_503 = 23,
 	VU_REASON_RESET = 24,
 	VU_REASON_REFUSED = 25,
-	VU_REASON_MANY = 26,
-	VU_REASON_SHORT = 27,
+	VU_REASON_SHORT = 26,
 };
 
 #endif /* VU_REASON_H */
