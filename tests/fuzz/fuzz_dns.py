@@ -110,7 +110,7 @@ class Target:
         self.sent = []
         self.answers = []
 
-    async def ask(self, asked, host, port):
+    async def ask(self, asked, host, port, make):
         """Be the network: hand the query what is there, as the sockets' code does."""
         number = 7
         self.sent.append(dnswire.question_for(asked, number))

@@ -176,7 +176,7 @@ class Engine:
 class Udp:
     """A UDP socket on the host, and the network behind it."""
 
-    def __init__(self, world, family):
+    def __init__(self, world, family, make):
         self.world = world
         self.family = family
         self.sock, self.network = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
