@@ -357,8 +357,12 @@ def fetched(port):
         return None
 
 
-def eventually(port, wanted):
-    wait_until(lambda: fetched(port) == wanted, limit_s=TIMEOUT_S)
+def eventually(process, port, wanted):
+    def is_so():
+        assert process.poll() is None
+        return fetched(port) == wanted
+
+    wait_until(is_so, limit_s=TIMEOUT_S)
 
 
 @pytest.mark.parametrize("with_policy", [False, True], ids=["alone", "policy"])
@@ -376,12 +380,12 @@ def test_a_published_port_is_reachable(tmp_path, with_policy):
     )
     with process:
         try:
-            eventually(port, b"hello\n")
+            eventually(process, port, b"hello\n")
             if with_policy:
                 policy.write_text("{}\n")
-                eventually(port, None)
+                eventually(process, port, None)
                 policy.write_text("published: [80]\n")
-                eventually(port, b"hello\n")
+                eventually(process, port, b"hello\n")
             process.terminate()
             process.wait(TIMEOUT_S)
         finally:
