@@ -109,6 +109,22 @@ bool agents_add(pid_t pid, int sock)
 }
 
 /**
+ * find() - Find an agent
+ * @pid:	Its process
+ *
+ * Returns: it; NULL if there is no such agent
+ */
+static struct agent *find(pid_t pid)
+{
+	struct agent *agent;
+
+	LIST_FOREACH(agent, &agents, link)
+	if (agent->pid == pid)
+		break;
+	return agent;
+}
+
+/**
  * agents_command() - Find the command of an agent that is not yet reaped
  * @pid:	Its process
  *
@@ -118,12 +134,9 @@ bool agents_add(pid_t pid, int sock)
  */
 pid_t agents_command(pid_t pid)
 {
-	struct agent *agent;
+	const struct agent *agent = find(pid);
 	pid_t command = 0;
 
-	LIST_FOREACH(agent, &agents, link)
-	if (agent->pid == pid)
-		break;
 	if (!agent || agent->sock < 0 ||
 	    recv(agent->sock, &command, sizeof(command),
 		 MSG_PEEK | MSG_DONTWAIT) != (ssize_t)sizeof(command))
@@ -228,11 +241,8 @@ static bool start_next(struct agent *agent)
  */
 enum agents_end agents_ended(pid_t pid, pid_t *ret_command)
 {
-	struct agent *agent;
+	struct agent *agent = find(pid);
 
-	LIST_FOREACH(agent, &agents, link)
-	if (agent->pid == pid)
-		break;
 	if (!agent)
 		return AGENTS_NOT;
 	if (agent->sock >= 0)
