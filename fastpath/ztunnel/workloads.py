@@ -38,6 +38,8 @@ class LocalWorkload:
     """Where its connections are made; None: in our own network namespace."""
     proxy: Proxy | None = None
     """Where they go in place of their destinations; None: nowhere else."""
+    meshed: bool = False
+    """Whether this process speaks HBONE for it."""
 
     def dial(self, address: SocketAddress) -> Dial | Ring:
         """How the engine reaches an address for it."""
