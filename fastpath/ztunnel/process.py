@@ -17,10 +17,7 @@ import asyncio
 import contextlib
 import errno
 import logging
-import os
-import signal
 import socket
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -33,6 +30,7 @@ from fastpath.ztunnel import configdump, handoffs, listener
 from fastpath.ztunnel.access_log import AccessLog
 from fastpath.ztunnel.admin import AdminServer, Tools
 from fastpath.ztunnel.authorization import Authorizer, announce
+from fastpath.ztunnel.certificates import Certificates
 from fastpath.ztunnel.dns import Dns
 from fastpath.ztunnel.drain import drained
 from fastpath.ztunnel.inbound import SandboxPublisher
@@ -57,7 +55,6 @@ from vhost_user.vsock.placement import place
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
     from types import TracebackType
 
     from fastpath.tsi.datagram_limits import DatagramStats
@@ -106,6 +103,7 @@ class Ztunnel:
     ) -> None:
         configuration.check(config)
         self._pods = Pods(config, error)
+        self._certificates = Certificates(config.fastpath.certificates, error)
         self.config = config
         self.metrics = Metrics()
         self.sandboxes: dict[str, RunningSandbox] = {}
@@ -236,6 +234,7 @@ class Ztunnel:
                 self._watches[sandbox.name] = watch
                 self._stack.callback(watch.close)
                 configuration.check_publications(sandbox, watch.policy)
+        await self._start_certificates()
         self._stack.callback(self._pods.close)
         await self._pods.start()
         access_log = AccessLog(own.access_log, own.access_log_format)
@@ -245,6 +244,7 @@ class Ztunnel:
         await self._start_sandboxes(access_log)
         self._pods.watch(self._judge_again)
         self._stack.callback(self._pods.close)  # before the engines
+        self._stack.callback(self._certificates.stop)
         if capture:
             events = Capture(self._engines[0], self._outbounds[0], self._clients)
             handle = self._engines[0].add_listener(
@@ -258,6 +258,16 @@ class Ztunnel:
         )
         self._start_admin(access_log)
         announce(self.config, self._mesh.state)
+
+    async def _start_certificates(self) -> None:
+        """Have one for each sandbox that this process is the mesh endpoint of."""
+        self._stack.push_async_callback(self._certificates.close)
+        config = self.config
+        await self._certificates.start(
+            config.workload(sandbox.workload).identity
+            for sandbox in config.fastpath.sandboxes
+            if config.meshed(sandbox)
+        )
 
     def _open_capture(self) -> socket.socket | None:
         """Open the listener of captured connections, if there is one."""
@@ -437,7 +447,8 @@ class Ztunnel:
     def _dump(self) -> bytes:
         """Return `/config_dump`; on any thread."""
         live = [it for each in self._outbounds for it in each.connections()]
-        return configdump.dump(self._mesh.state, self.config, live)
+        held = self._certificates.dump()
+        return configdump.dump(self._mesh.state, self.config, live, held)
 
     def _set_mesh(self, mesh: Mesh) -> None:
         """Let another content of Istio's file hold, and judge all that is live."""
@@ -449,47 +460,3 @@ class Ztunnel:
         self.metrics.forget()
         for name in self.sandboxes:
             self._judge_again(name)
-
-
-async def serve(config_path: Path, *, ready_fd: int | None = None) -> int:
-    """Run until SIGTERM or SIGINT; the body of `fastpath ztunnel`.
-
-    Open connections have `drainS` then; a second signal ends them at once.
-
-    SIGHUP makes it read all policy files and Istio's again, those that changed or not.
-    Says `ready` in one line on stderr when everything listens.
-
-    Args:
-        config_path: see docs/ztunnel-config.md.
-        ready_fd: also gets a newline then, and is closed.
-
-    Returns:
-        0, the exit status.
-
-    Raises:
-        FastpathError: before it is ready; nothing is left running.
-    """
-    loaded = configuration.load_with_lines(config_path)
-    config = loaded.config
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for signo in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signo, stop.set)
-    try:
-        async with Ztunnel(config, error=loaded.error) as ztunnel:
-            await ztunnel.follow(loaded)
-            loop.add_signal_handler(signal.SIGHUP, ztunnel.reload)
-            with contextlib.suppress(OSError):  # nobody may read it any more
-                sys.stderr.write(f"{configuration.ready_line(config)}\n")
-                sys.stderr.flush()
-            if ready_fd is not None:
-                with contextlib.suppress(BrokenPipeError):  # nor wait for it
-                    os.write(ready_fd, b"\n")
-                os.close(ready_fd)
-            await stop.wait()
-            stop.clear()
-            await ztunnel.drain(config.fastpath.drain_s, stop)
-    finally:
-        for signo in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            loop.remove_signal_handler(signo)
-    return 0
