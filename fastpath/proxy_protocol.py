@@ -1,4 +1,4 @@
-"""PROXY protocol v2 headers, read and written: whose a connection is, and where it goes.
+"""PROXY protocol v2 headers, read and written: whose a connection is, and where to.
 
 Pure: whoever has the socket reads `HEAD` bytes, asks `length` for the rest, and has
 `parse` read both. Whoever writes headers may be hostile; what is read is bounded.

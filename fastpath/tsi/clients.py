@@ -87,7 +87,7 @@ class Client:
         assert self.sock is not None
         return guest.offer(listener, self.sock, port=port)
 
-    def reset(self, error: int = errno.ECONNREFUSED) -> None:
+    def reset(self, error: int = errno.ECONNREFUSED) -> None:  # noqa: ARG002
         """End it, as TCP does when nobody listens.
 
         Args:
@@ -129,8 +129,12 @@ class Publisher(Protocol[Place]):
         """Whether a guest's TCP port is reachable, by an address or by the tunnel."""
         ...
 
-    def gated(self, port: int, *, covered: bool) -> bool:
-        """Whether clients may come to a guest's TCP port by HBONE."""
+    def gated(self, *, covered: bool) -> bool:
+        """Whether clients may come to a guest's TCP port by HBONE.
+
+        Args:
+            covered: whether the policy publishes it.
+        """
         ...
 
     def tunnel(self) -> socket.socket | None:

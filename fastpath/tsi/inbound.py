@@ -12,9 +12,8 @@ program's backlog or resets it. A full backlog is a reset, too: the client is ke
 offered again, and until the guest takes it, no other client is accepted; the TCP
 listener's own backlog is then what makes clients wait. `port.py` has all that.
 
-Clients that come by another proxy have a listener of their own (`tunnel.py`), those that
-come by HBONE are handed over by who has its listener (`take_in`); from then on they are
-as any.
+Clients that come by another proxy have a listener of their own (`tunnel.py`), those by
+HBONE are handed over by who has its listener (`take_in`); then they are as any.
 
 Most clients the engine accepts and offers by itself: of IPs that the guest knows, to
 what is published. Here they are counted, logged, and ended when the policy changes.
@@ -371,7 +370,7 @@ class Inbound:
 
     def _gated(self, port: int) -> bool:
         covered = self._policy.published.covers(port)
-        return self.publisher.gated(port, covered=covered)
+        return self.publisher.gated(covered=covered)
 
     def _reaches(self, client: Client) -> bool:
         """Whether the port of a client is published the way that it came by."""

@@ -3,8 +3,8 @@
 Of those that come by HBONE (`gate`) the identity is proved. The others come in plain
 text, so nobody's identity is known: what policies say of IPs and ports counts, and what
 they want of identities none has. Of a sandbox whose connections are made in its pod's
-network namespace (`netns`), and whose mesh endpoint isn't this process, the mesh's proxy
-there has decided already, and knows more.
+network namespace (`netns`), and that another proxy is the mesh endpoint of, that one
+has decided already, and knows more.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     peer === mutual TLS ===> POD_IP:15008     the engine: tunnels, CONNECTs
                                | REQUEST
                                v
-                             SandboxGate ---> istio.inbound     400, 401, 503 or where to
+                             SandboxGate ---> istio.inbound   400, 401, 503, where to
                                | client
                                v
                              tsi.inbound  --- offer ---> the guest; 200 once it took it
@@ -63,8 +63,6 @@ if TYPE_CHECKING:
     from vhost_user.schema import IpAddress
 
 PORT: Final = 15008
-MAX_TUNNELS: Final = 4096
-"""Of a gate, where descriptors are no bound."""
 
 _ERRNOS: Final = {BAD_REQUEST: errno.EINVAL, UNAUTHORIZED: errno.EACCES}
 """By which the engine answers with a status; any other: 503."""
@@ -102,7 +100,7 @@ class Surroundings:
 
     certificates: Certificates
     authorizer: Authorizer
-    max_tunnels: int = MAX_TUNNELS
+    max_tunnels: int
 
 
 class SandboxGate:
@@ -133,7 +131,9 @@ class SandboxGate:
         self._unsubscribe: Callable[[], None] = lambda: None
         self._open = False
         self._lines = Throttle(
-            lambda count: log.warning("%s: %d more lines about HBONE", server.name, count)
+            lambda count: log.warning(
+                "%s: %d more lines about HBONE", server.name, count
+            )
         )
 
     def open(self, inbound_: Inbound) -> None:
@@ -188,10 +188,11 @@ class SandboxGate:
         self._lines.flush()
 
     def stats(self) -> HboneStats | None:
-        """The counters of all its gates; None: they are closed."""
-        if not self._open:
+        """The counters of all its gates; None: they are closed. On any thread."""
+        try:
+            each = [gate.stats() for gate in self._gates]
+        except StateError:
             return None
-        each = [gate.stats() for gate in self._gates]
         names = HboneStats.__slots__
         return HboneStats(*(sum(getattr(it, name) for it in each) for name in names))
 
@@ -210,7 +211,9 @@ class SandboxGate:
         try:
             self._engine.answer(client.conn, Reset(error if denied else errno.ENETDOWN))
         except StateError:
-            log.debug("%s: %d is on offer, and ends by that", self._server.name, client.conn)
+            log.debug(
+                "%s: %d is on offer, and ends by that", self._server.name, client.conn
+            )
 
     def let_go(self, client: GateClient) -> None:
         """The guest has it."""

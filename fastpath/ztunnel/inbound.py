@@ -2,9 +2,9 @@
 
 A port that the policy publishes is reachable at the pod's IPs, in plain text and by
 HBONE (`gate`), and at addresses of the host that the configuration names; these need no
-policy file. A port that is told of its clients by PROXY headers (`applicationTunnel`) is
-not reachable at the pod's IPs: there, anyone could write them. `fastpath.tsi.inbound` does
-the rest.
+policy file. A port that is told of its clients by PROXY headers (`applicationTunnel`)
+is not reachable at the pod's IPs in plain text: there, anyone could write them.
+`fastpath.tsi.inbound` does the rest.
 """
 
 from __future__ import annotations
@@ -96,11 +96,11 @@ class SandboxPublisher:
         """Whether a port of the guest is reachable."""
         if covered and self._tunnel_port and not self.gone:
             return True
-        if self.gated(port, covered=covered):
+        if self.gated(covered=covered):
             return True
         return any(self.addresses(port, version, covered=covered) for version in (4, 6))
 
-    def gated(self, port: int, *, covered: bool) -> bool:
+    def gated(self, *, covered: bool) -> bool:
         """Whether clients may come to a port of the guest by HBONE."""
         return covered and self.gate_is_open and not self.gone
 
@@ -281,7 +281,7 @@ class SandboxPublisher:
         )
 
     def _destination(self, client: Client) -> Party:
-        """The sandbox, as clients of an IP version reach it; HBONE's port if by that."""
+        """The sandbox, as clients of an IP version reach it, or HBONE's."""
         workload = self._server.workload
         port = client.reached[1] if client.gated else client.port
         key = port, ":" in client.reached[0], workload
@@ -298,6 +298,6 @@ class SandboxPublisher:
 
 
 def _sent(client: Client, event: Event) -> int:
-    """Bytes of the client's that the guest got; what we wrote before is none of them."""
+    """Bytes of the client's that the guest got; the preface is none of them."""
     ours = len(client.preface) if isinstance(client, GateClient) else 0
     return max(event.up_bytes - ours, 0)

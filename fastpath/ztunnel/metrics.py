@@ -396,7 +396,9 @@ class GateCollector:
 def _of_sandboxes(
     part: str,
     kind: type[DatagramStats | TsiStats | HboneStats],
-    stats: Mapping[str, DatagramStats] | Mapping[str, TsiStats] | Mapping[str, HboneStats],
+    stats: Mapping[str, DatagramStats]
+    | Mapping[str, TsiStats]
+    | Mapping[str, HboneStats],
     where: str,
 ) -> Iterator[Metric]:
     for field in dataclasses.fields(kind):

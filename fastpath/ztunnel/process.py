@@ -33,11 +33,13 @@ from fastpath.ztunnel.authorization import Authorizer, announce
 from fastpath.ztunnel.certificates import Certificates
 from fastpath.ztunnel.dns import Dns
 from fastpath.ztunnel.drain import drained
+from fastpath.ztunnel.gates import Gates
 from fastpath.ztunnel.inbound import SandboxPublisher
 from fastpath.ztunnel.loglevel import LogLevel
 from fastpath.ztunnel.metrics import (
     DatagramCollector,
     EngineCollector,
+    GateCollector,
     Metrics,
     TsiCollector,
 )
@@ -121,6 +123,7 @@ class Ztunnel:
         self._routes: Routes
         self._dns: Dns
         self._authorizer: Authorizer
+        self._gates: Gates
         self._engines: list[Engine] = []
         self._ready = False
         self._accepting = contextlib.ExitStack()
@@ -214,6 +217,7 @@ class Ztunnel:
         """
         self._ready = False
         self._accepting.close()
+        self._gates.drain(limit_s)
         for outbound in self._outbounds:
             outbound.drain()
         for sandbox in self.sandboxes.values():
@@ -291,6 +295,7 @@ class Ztunnel:
         self._clients = LocalWorkloads(self.config, policies, ports=self._ports)
         self._authorizer = Authorizer(self._mesh.state)
         self._stack.callback(self._authorizer.close)
+        self._gates = Gates(self.config, self._certificates, self._authorizer)
         self._dns = Dns(self.config)
         self._stack.push_async_callback(self._dns.close)
 
@@ -300,8 +305,10 @@ class Ztunnel:
         placed = place([frozenset()] * len(sandboxes), self.config.fastpath.threads)
         for at in range(max(placed, default=0) + 1):
             await self._start_engine(placed.count(at), access_log)
+        self._stack.callback(self._gates.close)
         for sandbox, at in zip(sandboxes, placed, strict=True):
             client = self._clients.sandbox(sandbox.name)
+            client.meshed = self.config.meshed(sandbox)
             client.pod = self._pods.join(sandbox, self._engines[at])
             client.proxy = handoffs.join(sandbox, client.workload, self._engines[at])
             client.policy = self._policy_of(sandbox.name, client.policy)
@@ -383,6 +390,7 @@ class Ztunnel:
             publisher=publisher,
         )
         self._stack.callback(service.close)
+        self._gates.open(sandbox, client, engine, publisher, service.inbound)
         hybrid = None
         if sandbox.uds_path:
             hybrid = HybridListener(device, sandbox.uds_path, access=sandbox.access)
@@ -414,6 +422,7 @@ class Ztunnel:
         changed.
         """
         service = self.sandboxes[name].service
+        self._gates.judge_again(name)
         self._set_policy(name, service, service.policy)
 
     async def _end_all(self) -> None:
@@ -432,6 +441,7 @@ class Ztunnel:
             EngineCollector(self.stats, self.device_stats, lambda: access_log.dropped)
         )
         self.metrics.registry.register(TsiCollector(self.tsi_stats))
+        self.metrics.registry.register(GateCollector(self._gates.stats))
         tools = Tools(self._dump, LogLevel())
         addresses: dict[ListenAddress | None, Tools | None]
         addresses = {own.metrics: None, own.readiness: None}  # in order, each once

@@ -98,7 +98,7 @@ class Publisher:
     def publishes(self, port, *, covered):
         return covered
 
-    def gated(self, port, *, covered):
+    def gated(self, *, covered):
         return False
 
     def tunnel(self):

@@ -162,7 +162,7 @@ class FakePublisher:
     def publishes(self, port, *, covered):
         return covered
 
-    def gated(self, port, *, covered):
+    def gated(self, *, covered):
         return False
 
     def tunnel(self):

@@ -65,6 +65,7 @@ GONE = {
     "vu_hbone_guest",
     "vu_hbone_listen",
     "vu_hbone_peer",
+    "vu_hbone_preface",
     "vu_hbone_request",
     "vu_hbone_respond",
     "vu_hbone_stats",
