@@ -215,6 +215,7 @@ def test_what_was_never_there_is_gone(engine, name):
         "mem": ffi.NULL,
         "caller": ffi.new("struct vu_caller *", {"version": 4}),
         "ret": ffi.new("struct vu_dev_stats *"),
+        "data": b"",
         "fd": -1,
         "hybrid": False,
     } | OWN.get(name, {})
