@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 AT_ONCE: Final = 16
 """Certificates that are asked for at a time."""
+REST_S: Final = 1.0
+"""After one that was not to be had, before that is asked for again."""
 
 
 @dataclass(slots=True)
@@ -66,6 +68,7 @@ class Certificates:
         self._issuers: Issuers | None = None
         self._held: dict[Identity, _Held] = {}
         self._asked: dict[Identity, asyncio.Task[None]] = {}
+        self._failed: dict[Identity, tuple[float, FastpathError]] = {}
         self._room = asyncio.Semaphore(AT_ONCE)
 
     def __bool__(self) -> bool:
@@ -101,6 +104,9 @@ class Certificates:
         """
         if identity in self._held:
             return
+        until, failed = self._failed.get(identity, (0.0, None))
+        if failed is not None and asyncio.get_running_loop().time() < until:
+            raise failed
         task = self._asked.get(identity)
         if task is None:
             task = asyncio.create_task(self._add(identity), name=f"{identity}")
@@ -186,9 +192,17 @@ class Certificates:
 
     async def _add(self, identity: Identity) -> None:
         assert self._issuers is not None
-        async with self._room:
-            feed = self._issuers.feed(identity, lambda it: self._renew(identity, it))
-            pems = await self._issuers.first(identity, feed)
+        self._failed.pop(identity, None)
+        try:
+            async with self._room:
+                feed = self._issuers.feed(
+                    identity, lambda it: self._renew(identity, it)
+                )
+                pems = await self._issuers.first(identity, feed)
+        except FastpathError as exc:
+            until = asyncio.get_running_loop().time() + REST_S
+            self._failed[identity] = until, exc
+            raise
         task = asyncio.create_task(feed.run(), name=f"certificates of {identity}")
         self._held[identity] = _Held(feed, pems, task=task)
 

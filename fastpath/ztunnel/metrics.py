@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from fastpath.ztunnel.workloads import LocalWorkload
     from vhost_user.engine import DeviceStats, EngineStats
 
-    _Key = tuple[LocalWorkload, Workload | None, Service | None]
+    _Key = tuple[LocalWorkload, Workload | None, Service | None, bool]
 
 Flag = Literal["-", "DENY", "CONNECT"]
 """`response_flags`: fine, denied by policy, not reached or ended with an error."""
 
-_UNKNOWN, _MUTUAL = "unknown", "mutual_tls"
+_UNKNOWN, _MUTUAL_TLS = "unknown", "mutual_tls"
 _CURRENT = frozenset(
     {"streams", "flows", "tokens", "held", "listeners", "tunnels", "shakes"}
 )
@@ -278,7 +278,8 @@ class Metrics:
 
     def _series_of(self, client: LocalWorkload, decision: Decision) -> _Series:
         """The counters with these labels; as many as workloads and services allow."""
-        key = (client, decision.workload, decision.service)
+        tunnelled = decision.connect is not None
+        key = (client, decision.workload, decision.service, tunnelled)
         series = self._series.get(key)
         if series is None:
             labels = _labels(client, decision, "-")
@@ -433,7 +434,7 @@ def _labels(client: LocalWorkload, decision: Decision, flag: Flag) -> tuple[str,
         *_end(decision.workload),
         "tcp",
         flag,
-        _UNKNOWN,
+        _MUTUAL_TLS if decision.connect else _UNKNOWN,
         *_place(client.workload),
         *_place(decision.workload),
     )
@@ -452,7 +453,7 @@ def _server_labels(
         *_end(server.workload),
         "tcp",
         flag,
-        _MUTUAL if whose.principal else _UNKNOWN,
+        _MUTUAL_TLS if whose.principal else _UNKNOWN,
         *_place(whose.workload),
         *_place(server.workload),
     )

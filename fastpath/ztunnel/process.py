@@ -30,6 +30,7 @@ from fastpath.ztunnel import configdump, handoffs, listener
 from fastpath.ztunnel.access_log import AccessLog
 from fastpath.ztunnel.admin import AdminServer, Tools
 from fastpath.ztunnel.authorization import Authorizer, announce
+from fastpath.ztunnel.capture import Capture
 from fastpath.ztunnel.certificates import Certificates
 from fastpath.ztunnel.dns import Dns
 from fastpath.ztunnel.drain import drained
@@ -43,8 +44,9 @@ from fastpath.ztunnel.metrics import (
     Metrics,
     TsiCollector,
 )
-from fastpath.ztunnel.outbound import Capture, Outbound, SandboxRouter
+from fastpath.ztunnel.outbound import Outbound, SandboxRouter
 from fastpath.ztunnel.pods import Pods
+from fastpath.ztunnel.pools import Pools
 from fastpath.ztunnel.reload import Mesh, MeshWatch
 from fastpath.ztunnel.routing import Routes
 from fastpath.ztunnel.shares import raise_file_limit, share, within_share
@@ -222,6 +224,8 @@ class Ztunnel:
             outbound.drain()
         for sandbox in self.sandboxes.values():
             sandbox.service.drain()
+        for outbound in self._outbounds:
+            outbound.drain_tunnels(limit_s)
 
         def live() -> int:
             clients = sum(it.service.clients for it in self.sandboxes.values())
@@ -251,6 +255,7 @@ class Ztunnel:
         self._stack.callback(self._certificates.stop)
         if capture:
             events = Capture(self._engines[0], self._outbounds[0], self._clients)
+            self._stack.callback(events.close)
             handle = self._engines[0].add_listener(
                 capture, Ask(), on_event=events.handle_event, want=ALL_EVENTS
             )
@@ -334,7 +339,9 @@ class Ztunnel:
                 max_conns=(sandboxes + 1) * share(self.config),
             )
         )
-        outbound = Outbound(self._routes, access_log, self.metrics, engine.reset)
+        pools = Pools(engine, self._certificates, self._forget_routes)
+        self._stack.callback(pools.close)
+        outbound = Outbound(self._routes, access_log, self.metrics, engine.reset, pools)
         self._stack.callback(outbound.close)
         self._engines.append(engine)
         self._outbounds.append(outbound)
@@ -415,6 +422,12 @@ class Ztunnel:
         if len(self._outbounds) > 1:
             self._outbounds[0].set_policy(self._clients.sandbox(name), policy)
 
+    def _forget_routes(self, client: LocalWorkload) -> None:
+        """Have a client's next connections decided anew."""
+        self._routes.forget(client)
+        if client.name in self.sandboxes:
+            self.sandboxes[client.name].service.forget_routes()
+
     def _judge_again(self, name: str) -> None:
         """Ask about all that a sandbox has, as when its policy is another one.
 
@@ -470,3 +483,5 @@ class Ztunnel:
         self.metrics.forget()
         for name in self.sandboxes:
             self._judge_again(name)
+        for outbound in self._outbounds:
+            outbound.set_mesh(mesh.state)

@@ -121,6 +121,10 @@ struct vu_hbone_target {
  * struct vu_pool_config - Tunnels to one address
  * @tls:	Id of vu_tls_add()
  * @addr_len:	Bytes used of @addr
+ * @netns:	Id of vu_netns_add(): the tunnels are made in that namespace, from
+ *		its address, and @src_len is 0; one that is gone, and one that
+ *		has no address of @addr's IP version, fails them with
+ *		ENETUNREACH. 0: our own namespace
  * @src_len:	Bytes used of @src; 0: any address of ours
  * @addr:	Where to: a sockaddr_in or sockaddr_in6
  * @src:	Address to come from, same
@@ -135,6 +139,7 @@ struct vu_hbone_target {
  */
 struct vu_pool_config {
 	uint32_t tls;
+	uint32_t netns;
 	uint16_t addr_len;
 	uint16_t src_len;
 	uint8_t addr[28];
@@ -159,7 +164,8 @@ struct vu_pool_config {
  * it. VU_EV_TUNNEL tells of each that is there, failed or ended.
  *
  * Returns: the pool's id, and source of its events,
- *	-VU_ERR_INVAL, if a number is 0, an address is none, or no name is given
+ *	-VU_ERR_INVAL, if a number is 0, an address is none, no name is given, or
+ *		there is an address to come from in another namespace
  *	-VU_ERR_GONE, if there are no such certificates
  *	-VU_ERR_FULL, if there are 65536 pools
  *	-VU_ERR_NOMEM, if out of memory

@@ -132,7 +132,7 @@ int stream_preface(struct stream *s, const void *data, uint32_t len)
 	    .iov_base = (void *)(uintptr_t)data,
 	    .iov_len = len,
 	}};
-	unsigned n = 1 + bytes_peek(kept, 0, kept->len, iov + 1);
+	unsigned n = 1 + bytes_peek(kept, 0, bytes_len(kept), iov + 1);
 
 	if (s->preface)
 		return -VU_ERR_STATE;
