@@ -115,7 +115,6 @@ class Pools:
                 decision,
                 target=Reset(refusal.errno),
                 address=None,
-                connect=None,
                 refusal=refusal,
                 cacheable=False,
             )

@@ -15,6 +15,8 @@ import socket
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Self
 
+import pytest
+
 from fastpath.identity import Identity
 from fastpath.mesh.authority import Authority
 from fastpath.mesh.contexts import server_context
@@ -63,11 +65,11 @@ def own_address() -> str:
 class Server:
     """A peer's port 15008."""
 
-    def __init__(self, ca: Authority, identity: Identity = WEB) -> None:
+    def __init__(self, ca: Authority, identity: Identity = WEB, ip: str = "") -> None:
         self.material: Material = ca.workload(identity, LIFE, dt.datetime.now(dt.UTC))
         self._context = server_context(self.material)
         self._stack = contextlib.ExitStack()
-        self._sock = self._stack.enter_context(_listening())
+        self._sock = self._stack.enter_context(_listening(ip))
         self._sock.settimeout(LIMIT_S)
         self.ip: str = self._sock.getsockname()[0]
 
@@ -92,10 +94,10 @@ class Server:
         self._stack.close()
 
 
-def _listening() -> socket.socket:
+def _listening(ip: str) -> socket.socket:
     while True:
         with contextlib.suppress(OSError):
-            return socket.create_server((own_address(), HBONE_PORT), backlog=64)
+            return socket.create_server((ip or own_address(), HBONE_PORT), backlog=64)
 
 
 class World:
@@ -249,3 +251,15 @@ class Run:
         assert peer.read(stream, len(data)) == data
         peer.send(stream, data[::-1])
         assert conn.receive_bytes(len(data)) == data[::-1]
+
+
+def only(lines):
+    """The one line of the access log, without its time."""
+    (line,) = lines
+    return line.partition("\t")[2]
+
+
+@pytest.fixture
+def world(tmp_path):
+    with World(tmp_path) as world:
+        yield world

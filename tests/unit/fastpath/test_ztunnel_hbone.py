@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import errno
 import json
 from ipaddress import ip_address
@@ -20,27 +21,20 @@ from tests.unit.fastpath.hbone_world import (
     WEB,
     Server,
     World,
+    only,
+    world,
 )
+from tests.unit.fastpath.mesh_pki import Ca
 from tests.unit.fastpath.tsi_guest import sample
 from vhost_user.vsock.packet import Op, Shutdown
+
+__all__ = ["world"]
 
 PING, GOAWAY = 6, 7
 BAGGAGE = (
     "k8s.cluster.name=Kubernetes,k8s.namespace.name=default,"
     "k8s.deployment.name=client,service.name=client-app,service.version=v1"
 )
-
-
-@pytest.fixture
-def world(tmp_path):
-    with World(tmp_path) as world:
-        yield world
-
-
-def only(lines):
-    """The one line of the access log, without its time."""
-    (line,) = lines
-    return line.partition("\t")[2]
 
 
 def test_a_workload_is_reached_by_a_stream_of_a_tunnel(world):
@@ -415,3 +409,26 @@ def test_connections_go_on_when_certificates_rotate(tmp_path):
             assert other.sock.getpeercert()["serialNumber"] != before
 
         world.run(play)
+
+
+def test_a_peer_that_is_revoked_loses_its_connections(tmp_path, caplog):
+    path = tmp_path / "crl.pem"
+    with World(tmp_path, crls=path) as world:
+        serial = world.server.material.chain[0].serial_number
+
+        def play(run):
+            conn, peer, _ = run.connect()
+            lists = Ca(world.ca.root, world.ca.key)
+            now = dt.datetime.now(dt.UTC)
+            path.write_bytes(lists.crl(serial, begin=now))
+            assert peer.gone()
+            conn.expect(Op.RST)
+            run.guest.request(world.there)
+            world.server.refuse()
+            assert run.guest.failed() == errno.ECONNREFUSED
+
+        lines = world.run(play)
+    assert len(lines) == 2
+    why = "the peer's certificate is revoked"
+    assert all(f'error="{why}: ' in line for line in lines)
+    assert why in caplog.text
