@@ -23,8 +23,7 @@
  * listed() - Is a certificate on a list of its issuer?
  * @store:	Lists
  * @cert:	Certificate
- * @issuer:	Whose signature such a list has; NULL: a list of its name will
- * do
+ * @issuer:	Who signed it; NULL: a list of its name will do
  *
  * Returns: true if it is
  */
