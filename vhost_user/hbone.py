@@ -283,7 +283,10 @@ class Pool(Tunnels):
         engine.hear(self.id, on_event)
 
     def renew(self, tls: Tls) -> None:
-        """Have other certificates for tunnels that are yet to be made."""
+        """Have other certificates for tunnels that are yet to be made.
+
+        One whose peer the new revocation lists name ends (`Reason.REVOKED`).
+        """
         check(lib.vu_pool_tls(self._engine.native, self.id, tls.id), "rotate")
 
     def close(self) -> None:
@@ -359,7 +362,10 @@ class Gate(Tunnels):
         engine.hear(self.id, on_event)
 
     def renew(self, tls: Tls) -> None:
-        """Have other certificates for tunnels that are yet to come."""
+        """Have other certificates for tunnels that are yet to come.
+
+        One whose peer the new revocation lists name ends (`Reason.REVOKED`).
+        """
         check(lib.vu_hbone_tls(self._engine.native, self.id, tls.id), "rotate")
 
     def request(self, conn: int) -> Request | None:

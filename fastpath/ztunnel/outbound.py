@@ -43,7 +43,7 @@ from vhost_user.hbone import Reason
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from fastpath.identity import Identity
     from fastpath.tsi.policy import Denial, SandboxPolicy
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from fastpath.ztunnel.routing import Routes
     from fastpath.ztunnel.workloads import LocalWorkload
     from vhost_user.engine import Event, SocketAddress
+    from vhost_user.hbone import HboneStats
     from vhost_user.schema import IpAddress
 
 CHECKED_AT_ONCE = 512
@@ -158,6 +159,10 @@ class Outbound:
         """Have it, if it can be had."""
         if self._pools:
             await self._pools.add(identity)
+
+    def tunnels(self) -> Mapping[Identity, HboneStats]:
+        """Counters of tunnels to other nodes, by our identity; on any thread."""
+        return self._pools.stats() if self._pools else {}
 
     def drain(self) -> None:
         """Refuse all connections from now on."""

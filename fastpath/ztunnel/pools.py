@@ -21,15 +21,16 @@ import contextlib
 import errno
 import logging
 import os
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from fastpath.errors import FastpathError
 from fastpath.throttle import Throttle
 from fastpath.ztunnel.connect import leads_to
+from fastpath.ztunnel.hbone_metrics import NONE, add
 from fastpath.ztunnel.istio.outbound import RouteRefusal
 from vhost_user.errors import StateError
-from vhost_user.hbone import HboneStats, Headers, Pool, Reason
+from vhost_user.hbone import Headers, Pool, Reason
 from vhost_user.targets import Hbone, Reset
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from fastpath.ztunnel.routing import Decision
     from fastpath.ztunnel.workloads import LocalWorkload
     from vhost_user.engine import Engine, Event
+    from vhost_user.hbone import HboneStats
 
     _Key = tuple[PoolKey, int]
 
@@ -54,7 +56,6 @@ MAX_HEADERS: Final = 1024
 UNUSED_S: Final = 600.0
 """A pool that nobody has asked for in so long, and that has no tunnel, is closed."""
 LOOK_S: Final = 60.0
-NO_STATS: Final = HboneStats(*(0 for _ in fields(HboneStats)))
 _ORDINARY: Final = frozenset({Reason.NONE, Reason.IDLE, Reason.DRAINED, Reason.GOAWAY})
 """Why tunnels end that were not lost."""
 
@@ -114,7 +115,6 @@ class Pools:
                 decision,
                 target=Reset(refusal.errno),
                 address=None,
-                connect=None,
                 refusal=refusal,
                 cacheable=False,
             )
@@ -159,8 +159,8 @@ class Pools:
         found = dict(self._closed)
         for (key, _), pooled in list(self._pools.items()):
             with contextlib.suppress(StateError):  # it has just been closed
-                found[key.source] = _sum(
-                    found.get(key.source, NO_STATS), pooled.pool.stats()
+                found[key.source] = add(
+                    found.get(key.source, NONE), pooled.pool.stats()
                 )
         return found
 
@@ -266,7 +266,7 @@ class Pools:
         pooled = self._pools.pop(key)
         source = key[0].source
         counted = replace(pooled.pool.stats(), tunnels=0, streams=0, shakes=0)
-        self._closed[source] = _sum(self._closed.get(source, NO_STATS), counted)
+        self._closed[source] = add(self._closed.get(source, NONE), counted)
         pooled.stop()
         pooled.pool.close()
 
@@ -294,8 +294,3 @@ class Pools:
                 )
             )
         return self._throttles[source].admits()
-
-
-def _sum(one: HboneStats, other: HboneStats) -> HboneStats:
-    names = (each.name for each in fields(HboneStats))
-    return HboneStats(*(getattr(one, name) + getattr(other, name) for name in names))

@@ -178,6 +178,9 @@ int vu_pool_add(struct vu_engine *engine, const struct vu_pool_config *cfg);
  * @pool:	Id
  * @tls:	Id of vu_tls_add()
  *
+ * Tunnels that there are go on with theirs; one whose peer the new revocation
+ * lists name ends (VU_REASON_REVOKED).
+ *
  * Returns: 0 on success,
  *	-VU_ERR_GONE, if there is no such pool, or are no such certificates
  */
@@ -248,6 +251,8 @@ int vu_hbone_listen(struct vu_engine *engine, int fd,
  * @engine:	Engine
  * @listener:	Id of vu_hbone_listen()
  * @tls:	Id of vu_tls_add()
+ *
+ * Tunnels that there are are as of vu_pool_tls().
  *
  * Returns: 0 on success,
  *	-VU_ERR_GONE, if there is no such listener, or are no such certificates

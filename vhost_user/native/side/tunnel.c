@@ -151,7 +151,9 @@ static void enter(struct tunnel *t)
 	g->stats.shakes--;
 	tunnel_busy(t);
 	tunnel_later(t);
-	g->ops->spare(g, t);
+	group_judge(t); /* lists may have come meanwhile */
+	if (t->state == TUNNEL_OPEN)
+		g->ops->spare(g, t);
 }
 
 /**
