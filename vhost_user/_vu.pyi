@@ -198,6 +198,9 @@ class _Lib(Protocol):
     def vu_hbone_respond(
         self, engine: FFI.CData, conn: int, headers: int, /
     ) -> int: ...
+    def vu_hbone_preface(
+        self, engine: FFI.CData, conn: int, data: bytes, size: int, /
+    ) -> int: ...
     def vu_hbone_guest(
         self,
         engine: FFI.CData,

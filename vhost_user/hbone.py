@@ -389,12 +389,31 @@ class Gate(Tunnels):
         check(ret, "respond")
         return True
 
+    def preface(self, conn: int, data: bytes) -> bool:
+        """Have the far side get bytes before those of the peer; before the answer.
+
+        Events count them as the peer's.
+
+        Returns:
+            False if the connection is gone.
+
+        Raises:
+            StateError: it was answered, is on offer or has some already.
+        """
+        ret = lib.vu_hbone_preface(self._engine.native, conn, data, len(data))
+        if ret == -lib.VU_ERR_GONE:
+            return False
+        check(ret, "bytes before the peer's")
+        return True
+
     def offer(
         self, conn: int, device: DeviceHandle, guest_port: int, *, port: int
     ) -> int | None:
-        """Answer a CONNECT with a program in a guest; 503 if that fails.
+        """Offer a CONNECT to a program in a guest; 200 once that takes it.
 
-        The connection is the device's from now on: its handler hears the rest.
+        The device's handler hears the rest. After FAILED with ECONNREFUSED the guest
+        had no room, and the CONNECT can be offered again, or answered. After another
+        error it is 503. FAILED of the gate's own says that its time is over.
 
         Args:
             conn: of a REQUEST.
@@ -406,7 +425,7 @@ class Gate(Tunnels):
             The connection's new id; None if it, or the device, is gone.
 
         Raises:
-            StateError: too many connections, or the two ports have one.
+            StateError: too many connections, the two ports have one, or it is on offer.
         """
         ret = lib.vu_hbone_guest(self._engine.native, conn, device.id, guest_port, port)
         if ret == -lib.VU_ERR_GONE:

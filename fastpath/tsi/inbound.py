@@ -12,8 +12,8 @@ program's backlog or resets it. A full backlog is a reset, too: the client is ke
 offered again, and until the guest takes it, no other client is accepted; the TCP
 listener's own backlog is then what makes clients wait. `port.py` has all that.
 
-Clients that come by another proxy have a listener of their own (`tunnel.py`), and from
-then on are as any.
+Clients that come by another proxy have a listener of their own (`tunnel.py`), those by
+HBONE are handed over by who has its listener (`take_in`); then they are as any.
 
 Most clients the engine accepts and offers by itself: of IPs that the guest knows, to
 what is published. Here they are counted, logged, and ended when the policy changes.
@@ -215,7 +215,7 @@ class Inbound:
             except OSError as problem:
                 self.warn(number, problem)
         for conn, client in list(self._live.items()):
-            if not self._publishes(client.port) or self._denies(client):
+            if not self._reaches(client) or self._denies(client):
                 self._end(conn, client)
 
     def drain(self) -> None:
@@ -246,11 +246,11 @@ class Inbound:
         self._lines.flush()
 
     def take_in(self, client: Client) -> None:
-        """Offer a client that came by the tunnel to the guest, or refuse it."""
+        """Offer a client that came by no door to the guest, or refuse it."""
         client.deadline = asyncio.get_running_loop().time() + OFFER_S
         port = self._ports.get(client.port)
-        if port is None or not self._publishes(client.port):
-            client.reset()
+        if port is None or self._draining or not self._reaches(client):
+            client.reset(errno.ECONNREFUSED)
             self.publisher.failed(client, errno.ECONNREFUSED)
         else:
             port.admit(client)
@@ -258,8 +258,11 @@ class Inbound:
     def offer(
         self, port: Port, agent: Announcer, listen: Listen, client: Client
     ) -> bool:
-        """Ask the guest to take a client; False: not now."""
-        assert client.sock is not None
+        """Ask the guest to take a client; False: not now.
+
+        Raises:
+            ConnectionResetError: the client has left.
+        """
         ip = listen.shows(client.ip)
         for alias in range(_ALIASES):
             number = self._peers.range_of(ip, alias)
@@ -274,6 +277,8 @@ class Inbound:
                 conn = self._ask(first_port(number), listen, client)
             except StateError:
                 continue
+            except ConnectionResetError:
+                raise
             except OSError as error:
                 self.warn(listen.port, error)
                 return False
@@ -292,18 +297,17 @@ class Inbound:
 
         Raises:
             StateError: the port is in use, or the VM may have no more.
-            OSError: no descriptor is left.
+            OSError: no descriptor is left, or the client has left.
         """
-        assert client.sock is not None
         try:
             source = first | client.address[1]
-            return self.guest.offer(listen.listener, client.sock, port=source)
+            return client.offer(self.guest, listen.listener, port=source)
         except StateError:
             if not client.tunnelled:
                 raise
         self._next_port = self._next_port % _LAST_PORT + 1
         source = first | self._next_port
-        return self.guest.offer(listen.listener, client.sock, port=source)
+        return client.offer(self.guest, listen.listener, port=source)
 
     def handle_event(self, event: Event) -> None:
         """Handle an event of a connection from one of our ports."""
@@ -343,8 +347,8 @@ class Inbound:
         self._live[conn] = client
         self.publisher.opened(client)
         port = self._ports.get(client.port)
-        published = port is not None and port.is_open
-        if not published and not self._publishes(client.port):
+        published = port is not None and port.is_open and not client.gated
+        if not published and not self._reaches(client):
             self._end(conn, client)  # the policy changed meanwhile
         elif self._denies(client):
             self._end(conn, client)  # the engine had its IP from another door
@@ -355,12 +359,24 @@ class Inbound:
             log.warning("%s: port %d: %s", self._name, port, problem)
 
     def tunnels(self, port: int) -> bool:
-        """Whether clients of a TCP port may come by the tunnel."""
-        return self.tunnel is not None and self._publishes(port)
+        """Whether clients of a TCP port may come by no door of its own."""
+        if self.tunnel is not None and self._publishes(port):
+            return True
+        return self._gated(port)
 
     def _publishes(self, port: int) -> bool:
         covered = self._policy.published.covers(port)
         return self.publisher.publishes(port, covered=covered)
+
+    def _gated(self, port: int) -> bool:
+        covered = self._policy.published.covers(port)
+        return self.publisher.gated(covered=covered)
+
+    def _reaches(self, client: Client) -> bool:
+        """Whether the port of a client is published the way that it came by."""
+        if client.gated:
+            return self._gated(client.port)
+        return self._publishes(client.port)
 
     def _denies(self, client: Client) -> bool:
         client.denial = self.publisher.denial(client)

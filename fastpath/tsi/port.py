@@ -71,7 +71,11 @@ class Offerer(Protocol):
     def offer(
         self, port: Port, agent: Announcer, listen: Listen, client: Client
     ) -> bool:
-        """Ask the guest to take a client; False: not now."""
+        """Ask the guest to take a client; False: not now.
+
+        Raises:
+            ConnectionResetError: the client has left.
+        """
         ...
 
     def warn(self, port: int, problem: object) -> None:
@@ -281,15 +285,21 @@ class Port:
         """Ask the guest to take a client; in turn, where several listen."""
         version = client.ip.version
         able = [entry for entry in self.listeners if entry[1].takes(version)]
-        if not able:
-            self._refuse(client, errno.ECONNREFUSED)
+        if client.gone or not able:
+            error = errno.ECONNRESET if client.gone else errno.ECONNREFUSED
+            self._refuse(client, error)
             return
         self._turn += 1
         self._ask(able[self._turn % len(able)], client)
 
     def _ask(self, entry: tuple[Announcer, Listen], client: Client) -> None:
         """Ask the guest for one listener."""
-        if self._offerer.offer(self, *entry, client):
+        try:
+            asked = self._offerer.offer(self, *entry, client)
+        except ConnectionResetError:
+            self._refuse(client, errno.ECONNRESET)
+            return
+        if asked:
             self._pending += 1
         else:
             self._hold(client)
@@ -311,7 +321,7 @@ class Port:
         self._go_on()
 
     def _refuse(self, client: Client, error: int) -> None:
-        client.reset()
+        client.reset(error)
         self._offerer.publisher.failed(client, error)
 
     def _refuse_all(self) -> None:

@@ -157,7 +157,7 @@ class TsiService:
         self._device = device
         self._router = router
         self._name = name
-        self._policy = policy or SandboxPolicy()
+        self._policy = policy = policy or SandboxPolicy()
         self._datagrams = datagrams
         self._other = other
         self._stats = TsiStats()
@@ -179,9 +179,9 @@ class TsiService:
         ips = [ipaddress.ip_address(address) for address in addresses]
         self._ipv4 = next((ip for ip in ips if ip.version == 4), None)
         self._ipv6 = next((ip for ip in ips if ip.version == 6), None)
-        self.inbound = publisher and Inbound(
-            engine, device, publisher, policy=self._policy, name=name
-        )
+        self.inbound: Inbound | None = None
+        if publisher:
+            self.inbound = Inbound(engine, device, publisher, policy=policy, name=name)
         device.handle.route(TSI_PORT, Ask())
         device.handle.route(None, Ask())
 

@@ -34,12 +34,14 @@ from fastpath.ztunnel.capture import Capture
 from fastpath.ztunnel.certificates import Certificates
 from fastpath.ztunnel.dns import Dns
 from fastpath.ztunnel.drain import drained
-from fastpath.ztunnel.hbone_metrics import NONE, HboneCollector, add
+from fastpath.ztunnel.gates import Gates
+from fastpath.ztunnel.hbone_metrics import PoolCollector
 from fastpath.ztunnel.inbound import SandboxPublisher
 from fastpath.ztunnel.loglevel import LogLevel
 from fastpath.ztunnel.metrics import (
     DatagramCollector,
     EngineCollector,
+    GateCollector,
     Metrics,
     TsiCollector,
 )
@@ -60,7 +62,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
-    from fastpath.identity import Identity
     from fastpath.tsi.datagram_limits import DatagramStats
     from fastpath.tsi.policy import SandboxPolicy
     from fastpath.tsi.service import TsiStats
@@ -68,7 +69,6 @@ if TYPE_CHECKING:
     from fastpath.ztunnel.model import Config, ListenAddress, Sandbox
     from fastpath.ztunnel.workloads import LocalWorkload
     from vhost_user.engine import DeviceStats, EngineStats
-    from vhost_user.hbone import HboneStats
 
 END_TIMEOUT_S = 1.0
 """How long the ends of open connections may take when the process stops."""
@@ -126,6 +126,7 @@ class Ztunnel:
         self._routes: Routes
         self._dns: Dns
         self._authorizer: Authorizer
+        self._gates: Gates
         self._engines: list[Engine] = []
         self._ready = False
         self._accepting = contextlib.ExitStack()
@@ -184,14 +185,6 @@ class Ztunnel:
             name: sandbox.service.stats() for name, sandbox in self.sandboxes.items()
         }
 
-    def hbone_stats(self) -> Mapping[str, Mapping[Identity, HboneStats]]:
-        """Counters of tunnels, by side and by our identity."""
-        made: dict[Identity, HboneStats] = {}
-        for outbound in self._outbounds:
-            for identity, stats in outbound.tunnels().items():
-                made[identity] = add(made.get(identity, NONE), stats)
-        return {"client": made}
-
     def reload(self) -> None:
         """Read all policy files and Istio's again, changed or not."""
         for watch in self._watches.values():
@@ -227,6 +220,7 @@ class Ztunnel:
         """
         self._ready = False
         self._accepting.close()
+        self._gates.drain(limit_s)
         for outbound in self._outbounds:
             outbound.drain()
         for sandbox in self.sandboxes.values():
@@ -307,6 +301,7 @@ class Ztunnel:
         self._clients = LocalWorkloads(self.config, policies, ports=self._ports)
         self._authorizer = Authorizer(self._mesh.state)
         self._stack.callback(self._authorizer.close)
+        self._gates = Gates(self.config, self._certificates, self._authorizer)
         self._dns = Dns(self.config)
         self._stack.push_async_callback(self._dns.close)
 
@@ -316,8 +311,10 @@ class Ztunnel:
         placed = place([frozenset()] * len(sandboxes), self.config.fastpath.threads)
         for at in range(max(placed, default=0) + 1):
             await self._start_engine(placed.count(at), access_log)
+        self._stack.callback(self._gates.close)
         for sandbox, at in zip(sandboxes, placed, strict=True):
             client = self._clients.sandbox(sandbox.name)
+            client.meshed = self.config.meshed(sandbox)
             client.pod = self._pods.join(sandbox, self._engines[at])
             client.proxy = handoffs.join(sandbox, client.workload, self._engines[at])
             client.policy = self._policy_of(sandbox.name, client.policy)
@@ -401,6 +398,7 @@ class Ztunnel:
             publisher=publisher,
         )
         self._stack.callback(service.close)
+        self._gates.open(sandbox, client, engine, publisher, service.inbound)
         hybrid = None
         if sandbox.uds_path:
             hybrid = HybridListener(device, sandbox.uds_path, access=sandbox.access)
@@ -438,6 +436,7 @@ class Ztunnel:
         changed.
         """
         service = self.sandboxes[name].service
+        self._gates.judge_again(name)
         self._set_policy(name, service, service.policy)
 
     async def _end_all(self) -> None:
@@ -456,7 +455,9 @@ class Ztunnel:
             EngineCollector(self.stats, self.device_stats, lambda: access_log.dropped)
         )
         self.metrics.registry.register(TsiCollector(self.tsi_stats))
-        self.metrics.registry.register(HboneCollector(self.hbone_stats))
+        self.metrics.registry.register(GateCollector(self._gates.stats))
+        pools = lambda: [it.tunnels() for it in self._outbounds]  # noqa: E731
+        self.metrics.registry.register(PoolCollector(pools))
         tools = Tools(self._dump, LogLevel())
         addresses: dict[ListenAddress | None, Tools | None]
         addresses = {own.metrics: None, own.readiness: None}  # in order, each once

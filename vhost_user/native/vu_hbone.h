@@ -324,6 +324,24 @@ int vu_hbone_request(struct vu_engine *engine, uint64_t conn,
 int vu_hbone_respond(struct vu_engine *engine, uint64_t conn, uint32_t headers);
 
 /**
+ * vu_hbone_preface() - Have the far side get bytes before those of the peer
+ * @engine:	Engine
+ * @conn:	Id from VU_EV_REQUEST of a vu_hbone_listen()
+ * @data:	Bytes, copied
+ * @len:	How many
+ *
+ * Events count them as the peer's. Call it before the CONNECT is answered.
+ *
+ * Returns: 0 on success,
+ *	-VU_ERR_GONE, if the connection has ended meanwhile
+ *	-VU_ERR_STATE, if it came by no tunnel, was answered, is on offer or has
+ *		some already
+ *	-VU_ERR_NOMEM, if out of memory
+ */
+int vu_hbone_preface(struct vu_engine *engine, uint64_t conn, const void *data,
+		     uint32_t len);
+
+/**
  * vu_hbone_guest() - Give a CONNECT a program in a guest as its far side
  * @engine:	Engine
  * @conn:	Id from VU_EV_REQUEST of a vu_hbone_listen()
@@ -331,16 +349,20 @@ int vu_hbone_respond(struct vu_engine *engine, uint64_t conn, uint32_t headers);
  * @guest_port:	Port that the program listens on
  * @port:	Port on our side, not 0
  *
- * As vu_conn_offer() for a socket: the connection is the device's from now on,
- * with an id of its own, and nothing more is told of @conn. Should it fail, the
- * CONNECT is answered by 503.
+ * As vu_conn_offer() for a socket: what becomes of it is told of a connection
+ * of the device's, with an id of its own. If the guest has no room (a RST:
+ * VU_EV_FAILED with ECONNREFUSED), @conn is held again, and may be offered
+ * again or answered. Should it fail otherwise, the CONNECT is answered by 503.
+ * Nothing more is told of @conn then, nor when the guest takes it. As long as
+ * it is on offer, its time runs: VU_EV_FAILED of @conn means that it will not
+ * be held again.
  *
  * Returns: the connection's id,
  *	-VU_ERR_GONE, if the connection has ended meanwhile, or there is no such
  *		device
  *	-VU_ERR_INVAL, if @port is 0
- *	-VU_ERR_STATE, if it came by no tunnel or was answered, or the two ports
- *		have a connection
+ *	-VU_ERR_STATE, if it came by no tunnel, was answered or is on offer, or
+ *		the two ports have a connection
  *	-VU_ERR_FULL, as vu_conn_open()
  *	-VU_ERR_NOMEM, if out of memory
  */

@@ -65,6 +65,7 @@ GONE = {
     "vu_hbone_guest",
     "vu_hbone_listen",
     "vu_hbone_peer",
+    "vu_hbone_preface",
     "vu_hbone_request",
     "vu_hbone_respond",
     "vu_hbone_stats",
@@ -214,6 +215,7 @@ def test_what_was_never_there_is_gone(engine, name):
         "mem": ffi.NULL,
         "caller": ffi.new("struct vu_caller *", {"version": 4}),
         "ret": ffi.new("struct vu_dev_stats *"),
+        "data": b"",
         "fd": -1,
         "hybrid": False,
     } | OWN.get(name, {})

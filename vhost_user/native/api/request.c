@@ -102,6 +102,31 @@ int vu_hbone_respond(struct vu_engine *e, uint64_t conn, uint32_t headers)
 }
 
 /**
+ * vu_hbone_preface() - see vu_hbone.h
+ * @e:		Engine
+ * @conn:	Id from VU_EV_REQUEST
+ * @data:	Bytes
+ * @len:	How many
+ *
+ * Returns: 0, or a negated enum vu_err
+ */
+int vu_hbone_preface(struct vu_engine *e, uint64_t conn, const void *data,
+		     uint32_t len)
+{
+	struct stream *s;
+	int err;
+
+	loop_enter(e);
+	err = stream_by_id(e, conn, &s);
+	if (!err && s->c->state != CONN_HELD)
+		err = -VU_ERR_STATE;
+	if (!err)
+		err = stream_preface(s, data, len);
+	loop_release(e);
+	return err;
+}
+
+/**
  * struct guest_arg - A CONNECT for a guest
  */
 struct guest_arg {

@@ -195,20 +195,3 @@ const struct side_ops hbone_side = {
     .finished = conn_free,
     .reset = conn_free,
 };
-
-/**
- * stream_move() - Make a near side another connection's far side
- * @from:	Connection that a tunnel's peer asked for, HELD; freed
- * @to:		New connection, whose near side is a guest
- */
-void stream_move(struct vu_conn *from, struct vu_conn *to)
-{
-	struct stream *s = from->near.stream;
-
-	from->near.stream = NULL;
-	s->c = to;
-	to->far = (struct side){.ops = &hbone_side, .stream = s, .fd = -1};
-	to->down.kept = from->up.kept; /* what came before the answer */
-	from->up.kept = (struct msgs){0};
-	conn_free(from);
-}

@@ -8,6 +8,7 @@
  * out.c	a tunnel's bytes to its peer
  * source.c	a stream, and its bytes from the peer
  * hbone.c	a stream as a side of a connection
+ * loan.c	a CONNECT on offer to a guest
  * told.c	what a tunnel tells its streams
  * ask.c	CONNECTs of ours
  * in.c		a tunnel's bytes from its peer
@@ -264,6 +265,7 @@ struct tunnel {
  * @closed:	It is no more, which its connection has yet to hear
  * @error:	Why, enum nghttp2_error_code
  * @kept:	Bytes of the peer that its sink has yet to take
+ * @preface:	Before those, bytes that are ours
  * @parted_us:	Since when it has no connection
  */
 struct stream {
@@ -280,6 +282,7 @@ struct stream {
 	bool closed;
 	uint32_t error;
 	uint32_t kept;
+	uint32_t preface;
 	uint64_t parted_us;
 };
 
@@ -316,8 +319,12 @@ ssize_t stream_pull(struct stream *s, size_t most);
 
 /* hbone.c */
 extern const struct side_ops hbone_side;
-void stream_move(struct vu_conn *from, struct vu_conn *to);
 void stream_refuse(struct stream *s, int status);
+
+/* loan.c */
+bool stream_lent(const struct vu_conn *c);
+bool stream_lend(struct vu_conn *from, struct vu_conn *to);
+int stream_preface(struct stream *s, const void *data, uint32_t len);
 
 /* told.c */
 void stream_ended(struct stream *s);

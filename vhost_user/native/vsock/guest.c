@@ -276,6 +276,7 @@ static struct vu_conn *make(struct vu_dev *d, uint16_t type,
 	c->near.ops = &guest_ops;
 	c->peer_port = guest_port;
 	c->port = port;
+	c->asked = true;
 	while (!c->port || conn_find(d->core, d, guest_port, c->cid, c->port))
 		/* ports above 2^30, as the guest's own are below */
 		c->port = d->next_port++ | 1U << 30;
@@ -332,7 +333,7 @@ int64_t guest_open(struct vu_dev *d, uint32_t guest_port, uint32_t port, int fd,
  * @d:		Device
  * @guest_port:	Port to ask for
  * @port:	Port on our side
- * @from:	Connection that is HELD; freed on success
+ * @from:	Connection that is HELD
  *
  * Returns: as vu_hbone_guest()
  */
@@ -346,11 +347,10 @@ int64_t guest_adopt(struct vu_dev *d, uint32_t guest_port, uint32_t port,
 	c = make(d, VIRTIO_VSOCK_TYPE_STREAM, guest_port, port);
 	if (!c)
 		return -VU_ERR_FULL;
-	if (limit_range(c) || conn_hash(c)) {
+	if (limit_range(c) || conn_hash(c) || !stream_lend(from, c)) {
 		conn_free(c);
 		return -VU_ERR_NOMEM;
 	}
-	stream_move(from, c);
 	conn_set(c, CONN_REQUESTED);
 	owe(c, OWE_REQUEST);
 	return (int64_t)conn_id(c);
