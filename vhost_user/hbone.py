@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vhost_user._vu import CStruct
     from vhost_user.events import Handler
     from vhost_user.handles import DeviceHandle
-    from vhost_user.targets import SocketAddress
+    from vhost_user.targets import SocketAddress, Target
 
 MAX_STREAMS: Final = 100
 """Streams of a tunnel that we make."""
@@ -190,6 +190,7 @@ class HboneStats:
     failed: int
     shakes: int
     requests: int
+    decided: int
     floods: int
     silent: int
     sent_bytes: int
@@ -306,8 +307,20 @@ class Request:
     traceparent: str
 
 
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A program in a guest, for `Gate.decide()`."""
+
+    device: DeviceHandle
+    guest_port: int
+    """Where the program listens."""
+    first_port: int
+    """Of 65536 on our side: a connection comes from the one that is further by the
+    client's port in `forwarded`, or from another one if that is taken or unknown."""
+
+
 class Gate(Tunnels):
-    """Tunnels that others make; each CONNECT is a REQUEST event.
+    """Tunnels that others make; each CONNECT is a REQUEST event, until it is decided.
 
     Args:
         engine: whose connections they become.
@@ -382,6 +395,53 @@ class Gate(Tunnels):
             return False
         check(ret, "respond")
         return True
+
+    def decide(
+        self,
+        conn: int,
+        where: Target | Guest,
+        *,
+        tag: int,
+        headers: Headers | None = None,
+    ) -> bool:
+        """Have all CONNECTs that say what this one says go one way, without REQUEST.
+
+        The same is said by whom has the same identity, by a tunnel from the same IP to
+        the same address of ours, with the same authority, baggage and forwarded, but
+        for the client's port in that. Events of theirs, OPENED or FAILED, have the tag;
+        those of a guest's are its device's. This one is still to be answered.
+
+        Args:
+            conn: of a REQUEST that isn't answered.
+            where: what they are answered by.
+            tag: not 0; FORGOT, from the same source, is the last event with it.
+            headers: of their answers.
+
+        Returns:
+            False if the connection, the device, the headers or the gate are gone.
+
+        Raises:
+            StateError: it was answered, or a value is out of range.
+        """
+        raw = ffi.new("struct vu_hbone_decision *")
+        raw.tag, raw.headers = tag, headers.id if headers else 0
+        if isinstance(where, Guest):
+            raw.dev, raw.guest_port = where.device.id, where.guest_port
+            raw.first_port = where.first_port
+        else:
+            raw.target = targets.encode(where)[0]
+        ret = lib.vu_hbone_decide(self._engine.native, conn, raw)
+        if ret == -lib.VU_ERR_GONE:
+            return False
+        check(ret, f"decide {where}")
+        return True
+
+    def forget(self) -> None:
+        """Hear of all CONNECTs again; what was decided stays for those that are open.
+
+        A closed gate has forgotten.
+        """
+        check(lib.vu_hbone_forget(self._engine.native, self.id), "forget decisions")
 
     def offer(
         self, conn: int, device: DeviceHandle, guest_port: int, *, port: int

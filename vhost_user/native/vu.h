@@ -22,6 +22,7 @@
 #define VU_H
 
 #include "vu_conn.h"
+#include "vu_decide.h"
 #include "vu_dev.h"
 #include "vu_engine.h"
 #include "vu_err.h"

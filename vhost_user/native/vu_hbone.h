@@ -120,11 +120,10 @@ struct vu_hbone_target {
 /**
  * struct vu_pool_config - Tunnels to one address
  * @tls:	Id of vu_tls_add()
+ * @netns:	Id of vu_netns_add(): they are made in that namespace, from its
+ *		address, with @src_len 0. One that is gone or has no address of
+ *		that IP version fails them with ENETUNREACH. 0: our own
  * @addr_len:	Bytes used of @addr
- * @netns:	Id of vu_netns_add(): the tunnels are made in that namespace, from
- *		its address, and @src_len is 0; one that is gone, and one that
- *		has no address of @addr's IP version, fails them with
- *		ENETUNREACH. 0: our own namespace
  * @src_len:	Bytes used of @src; 0: any address of ours
  * @addr:	Where to: a sockaddr_in or sockaddr_in6
  * @src:	Address to come from, same
@@ -164,8 +163,8 @@ struct vu_pool_config {
  * it. VU_EV_TUNNEL tells of each that is there, failed or ended.
  *
  * Returns: the pool's id, and source of its events,
- *	-VU_ERR_INVAL, if a number is 0, an address is none, no name is given, or
- *		there is an address to come from in another namespace
+ *	-VU_ERR_INVAL, if a number is 0, an address is none, no name is given,
+ *		or there is both a namespace and an address to come from
  *	-VU_ERR_GONE, if there are no such certificates
  *	-VU_ERR_FULL, if there are 65536 pools
  *	-VU_ERR_NOMEM, if out of memory
@@ -337,7 +336,6 @@ int vu_hbone_respond(struct vu_engine *engine, uint64_t conn, uint32_t headers);
  *	-VU_ERR_STATE, if it came by no tunnel or was answered, or the two ports
  *		have a connection
  *	-VU_ERR_FULL, as vu_conn_open()
- *	-VU_ERR_NOMEM, if out of memory
  */
 int64_t vu_hbone_guest(struct vu_engine *engine, uint64_t conn, uint32_t dev,
 		       uint32_t guest_port, uint32_t port);
@@ -350,6 +348,7 @@ int64_t vu_hbone_guest(struct vu_engine *engine, uint64_t conn, uint32_t dev,
  * @failed:	That never were
  * @shakes:	Handshakes under way
  * @requests:	Streams that were opened
+ * @decided:	Of them, that vu_hbone_decide() had decided about
  * @floods:	Tunnels that were ended: VU_REASON_FLOOD
  * @silent:	Same: VU_REASON_PING
  * @sent_bytes:	Plaintext that TLS took, bytes
@@ -362,6 +361,7 @@ struct vu_hbone_stats {
 	uint64_t failed;
 	uint64_t shakes;
 	uint64_t requests;
+	uint64_t decided;
 	uint64_t floods;
 	uint64_t silent;
 	uint64_t sent_bytes;

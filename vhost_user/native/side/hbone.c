@@ -197,6 +197,17 @@ const struct side_ops hbone_side = {
 };
 
 /**
+ * stream_join() - Be a connection's far side
+ * @s:		Stream
+ * @c:		Connection
+ */
+void stream_join(struct stream *s, struct vu_conn *c)
+{
+	s->c = c;
+	c->far = (struct side){.ops = &hbone_side, .stream = s, .fd = -1};
+}
+
+/**
  * stream_move() - Make a near side another connection's far side
  * @from:	Connection that a tunnel's peer asked for, HELD; freed
  * @to:		New connection, whose near side is a guest
@@ -206,8 +217,7 @@ void stream_move(struct vu_conn *from, struct vu_conn *to)
 	struct stream *s = from->near.stream;
 
 	from->near.stream = NULL;
-	s->c = to;
-	to->far = (struct side){.ops = &hbone_side, .stream = s, .fd = -1};
+	stream_join(s, to);
 	to->down.kept = from->up.kept; /* what came before the answer */
 	from->up.kept = (struct msgs){0};
 	conn_free(from);

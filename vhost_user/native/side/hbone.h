@@ -16,6 +16,8 @@
  * remote.c	its TCP connection, if we make it
  * turns.c	tunnels take turns
  * pool.c	tunnels that we make
+ * saying.c	what a CONNECT says, as a key; decision.h
+ * decision.c	where those go that say what one said before
  * gate.c	tunnels that others make
  */
 #ifndef HBONE_H
@@ -27,6 +29,7 @@
 #include "side/listener.h"
 #include "side/stock.h"
 #include "tls/tls.h"
+#include "vu_decide.h"
 #include "vu_hbone.h"
 
 #define PART_US 10000000 /* a peer may end a stream that we have let go */
@@ -170,6 +173,16 @@ enum tunnel_state {
 };
 
 /**
+ * struct tunnel_name - An address of a tunnel's socket
+ * @len:	Bytes used of @addr; 0: none
+ * @addr:	A sockaddr_in or sockaddr_in6
+ */
+struct tunnel_name {
+	uint16_t len;
+	uint8_t addr[28];
+};
+
+/**
  * struct tunnel - TCP, TLS and HTTP/2 to a peer
  * @group:	Whose it is
  * @link:	In that
@@ -179,6 +192,8 @@ enum tunnel_state {
  * @waiter:	It waits for a socket of another network namespace, or dials
  *		there
  * @remote:	Where it goes, of a pool
+ * @src:	Its client's address, of a gate
+ * @dst:	Where that connected to
  * @streams:	Its streams
  * @blocked:	Of them, that wait until the peer's windows let more
  * @stuck:	Of them, that wait until the socket takes more
@@ -218,6 +233,8 @@ struct tunnel {
 	struct list timer;
 	struct waiter waiter;
 	const struct remote *remote;
+	struct tunnel_name src;
+	struct tunnel_name dst;
 	struct list streams;
 	struct list blocked;
 	struct list stuck;
@@ -315,6 +332,7 @@ ssize_t stream_pull(struct stream *s, size_t most);
 
 /* hbone.c */
 extern const struct side_ops hbone_side;
+void stream_join(struct stream *s, struct vu_conn *c);
 void stream_move(struct vu_conn *from, struct vu_conn *to);
 void stream_refuse(struct stream *s, int status);
 
@@ -368,5 +386,7 @@ int gate_open(struct vu_listener *l, struct hbone *hb,
 	      const struct vu_hbone_config *cfg);
 void gate_close(struct vu_listener *l);
 struct group *gate_group(const struct vu_listener *l);
+struct decisions *gate_decisions(const struct group *g);
+void gate_forget(struct vu_listener *l);
 
 #endif /* HBONE_H */
