@@ -24,7 +24,7 @@ from fastpath.ztunnel.model import (
 )
 from fastpath.ztunnel.process import Ztunnel
 from fastpath.ztunnel.reload import Mesh
-from tests.conformance.peers import Peer
+from tests.conformance.peers import GoneError, Peer
 from tests.support import pki
 from tests.support.limits import LIMIT_S
 from tests.unit.fastpath.tsi_guest import Stream, settled
@@ -193,6 +193,13 @@ class World:
     def tunnel(self, *uris, **options):
         """Make a tunnel."""
         return Peer(self.dial(*uris, **options), client=True)
+
+    def turned_away(self, *uris, **options):
+        """Whether a tunnel ends before anything is said."""
+        with contextlib.suppress(GoneError, OSError):
+            self.tunnel(*uris, **options).fence()
+            return False
+        return True
 
 
 def asks(authority, **headers):

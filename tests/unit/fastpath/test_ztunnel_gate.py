@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import socket
 
 import h2.events
 import pytest
 
-from tests.conformance.peers import GoneError
 from tests.support.limits import wait_until
 from tests.unit.fastpath.gate_world import (
     CLIENT,
@@ -304,13 +302,7 @@ def test_a_revoked_peer_makes_no_more_tunnels(tmp_path):
         served(world, guest, world.tunnel(leaf=leaf))
         world.crls.write_bytes(world.ca.crl(leaf.serial))
 
-        def refused():
-            with contextlib.suppress(GoneError, ConnectionError):
-                world.tunnel(leaf=leaf).fence()
-                return False
-            return True
-
-        wait_until(refused)
+        wait_until(lambda: world.turned_away(leaf=leaf))
         served(world, guest, world.tunnel(), first=False)
 
     lines = [fields(line) for line in world.run(play)]

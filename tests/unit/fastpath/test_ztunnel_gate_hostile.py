@@ -28,7 +28,7 @@ def test_who_has_no_identity_of_the_mesh_gets_no_tunnel(tmp_path, uri, why):
     world = World(tmp_path)
 
     def play(world):
-        world.tunnel(leaf=world.ca.issue(*([uri] if uri else []))).gone()
+        assert world.turned_away(leaf=world.ca.issue(*([uri] if uri else [])))
         wait_until(lambda: world.stats().failed == 1)
         world.deliver()
 
