@@ -87,6 +87,15 @@ class Client:
         assert self.sock is not None
         return guest.offer(listener, self.sock, port=port)
 
+    def decide(self, guest: DeviceHandle, listener: int, first_port: int) -> None:
+        """The engine may offer others like it by itself, now that it is offered.
+
+        Args:
+            guest: as of `offer`.
+            listener: the same; no other one listens on that port.
+            first_port: of the client's IP, which the guest knows.
+        """
+
     def reset(self, error: int = errno.ECONNREFUSED) -> None:  # noqa: ARG002
         """End it, as TCP does when nobody listens.
 
@@ -174,6 +183,26 @@ class Publisher(Protocol[Place]):
 
     def closed(self, client: Client, event: Event) -> None:
         """An established connection ended."""
+        ...
+
+
+DECIDED: Final = 1 << 31
+"""`Event.tag` of clients that the engine offers by a `Client.decide` has this bit."""
+
+
+class Decider(Protocol):
+    """Knows which clients the engine offers by itself, of those without a door."""
+
+    def client(self, event: Event) -> Client:
+        """The client that an event with one of its tags is about."""
+        ...
+
+    def forget_all(self) -> None:
+        """Have the engine offer nobody by itself."""
+        ...
+
+    def forgot(self, tag: int) -> None:
+        """No event has that tag any more."""
         ...
 
 

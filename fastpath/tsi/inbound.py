@@ -39,7 +39,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from fastpath.throttle import Throttle
-from fastpath.tsi.clients import Client
+from fastpath.tsi.clients import DECIDED, Client
 from fastpath.tsi.peers import Peers, first_port, range_number
 from fastpath.tsi.port import OFFER_S, Port
 from fastpath.tsi.protocol import Caller, Listening
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
     from fastpath.tsi.addresses import Address
-    from fastpath.tsi.clients import Announcer, Publisher
+    from fastpath.tsi.clients import Announcer, Decider, Publisher
     from fastpath.tsi.policy import SandboxPolicy
     from fastpath.tsi.protocol import Listen
     from vhost_user.engine import Engine, Event
@@ -111,6 +111,8 @@ class Inbound:
             lambda count: log.warning("%s: %d more lines about listeners", name, count)
         )
         self._next_port = 0
+        self.decider: Decider | None = None
+        """Of clients that come by no door."""
         listener = publisher.tunnel()
         self.tunnel = Tunnel(listener, self.take_in, name=name) if listener else None
 
@@ -205,6 +207,7 @@ class Inbound:
         A lower limit ends nothing.
         """
         self._policy = policy
+        self.forget_decided()
         if self.tunnel and self.publisher.gone:
             self.tunnel.close()
         for port in self._ports.values():
@@ -273,6 +276,9 @@ class Inbound:
                 introduction.clients.append((port, listen, client))
                 self._remember(client, number, ip)
                 return True
+            named = alias == 0 and self._peers.owner(number)
+            if named and port.alone(agent, listen, client.ip.version):
+                client.decide(self.guest, listen.listener, first_port(number))
             try:
                 conn = self._ask(first_port(number), listen, client)
             except StateError:
@@ -284,7 +290,7 @@ class Inbound:
                 return False
             self._offered[conn] = (port, client)
             self._remember(client, number, ip)
-            if alias == 0 and self._peers.owner(number):
+            if named:
                 client.taker = (agent, listen)
             return True
         return False
@@ -334,7 +340,8 @@ class Inbound:
 
     def _let_in(self, event: Event) -> None:
         """Note what became of a client that the engine has offered."""
-        client = Client.of(event)
+        decider = self.decider if event.tag & DECIDED else None
+        client = decider.client(event) if decider else Client.of(event)
         if event.kind is EventKind.OPENED:
             number = range_number(event.port)
             self._remember(client, number, self._peers.ip_of(number))
@@ -357,6 +364,16 @@ class Inbound:
         """Log what went wrong at a port, unless there were many such lines."""
         if self._lines.admits():
             log.warning("%s: port %d: %s", self._name, port, problem)
+
+    def forget_decided(self) -> None:
+        """Have the engine offer no clients but those of doors by itself."""
+        if self.decider:
+            self.decider.forget_all()
+
+    def forgot(self, tag: int) -> None:
+        """No event has a tag of the decider's any more."""
+        if self.decider:
+            self.decider.forgot(tag)
 
     def tunnels(self, port: int) -> bool:
         """Whether clients of a TCP port may come by no door of its own."""
@@ -441,6 +458,7 @@ class Inbound:
         """Whether the engine has connections from a range; it makes no more."""
         for port in self._ports.values():
             port.forget(number)
+        self.forget_decided()
         return self.guest.conns_from(first_port(number)) > 0
 
     def _tidy(self, number: int) -> None:

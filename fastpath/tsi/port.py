@@ -78,6 +78,10 @@ class Offerer(Protocol):
         """
         ...
 
+    def forget_decided(self) -> None:
+        """Have the engine offer no clients but those of doors by itself."""
+        ...
+
     def warn(self, port: int, problem: object) -> None:
         """Log what went wrong at a port, unless there were many such lines."""
         ...
@@ -195,14 +199,20 @@ class Port:
 
     # What the engine knows
 
+    def alone(self, agent: Announcer, listen: Listen, version: int) -> bool:
+        """Whether a listener is the only one for clients of an IP version."""
+        able = [entry for entry in self.listeners if entry[1].takes(version)]
+        return able == [(agent, listen)]
+
     def know(self, client: Client) -> None:
         """Have the engine offer others of a client's IP as it was, if it may.
 
         Only the one listener that takes it: several take turns.
         """
-        number, version = client.range, client.ip.version
-        able = [entry for entry in self.listeners if entry[1].takes(version)]
-        if number is None or number in self._known or able != [client.taker]:
+        number, taker = client.range, client.taker
+        if number is None or number in self._known or taker is None:
+            return
+        if not self.alone(*taker, client.ip.version):
             return
         if len(self._known) == MAX_CALLERS:
             self.forget(next(iter(self._known)))
@@ -210,7 +220,7 @@ class Port:
         for door in self._doors.values():
             door.listener.know(
                 client.ip,
-                guest_port=able[0][1].listener,
+                guest_port=taker[1].listener,
                 first_port=first_port(number),
             )
 
@@ -223,6 +233,7 @@ class Port:
 
     def forget_all(self) -> None:
         """Have the engine offer no more clients."""
+        self._offerer.forget_decided()
         if self._known:
             self._known.clear()
             for door in self._doors.values():

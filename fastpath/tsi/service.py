@@ -193,8 +193,7 @@ class TsiService:
     def set_policy(self, policy: SandboxPolicy) -> None:
         """Put `policy` in force, for requests that wait and for all that come.
 
-        What it denies of the connections that there are is ended by the router, of
-        peers that datagrams go to by `datagrams`.
+        The router and `datagrams` end what it denies of what there is.
         """
         self._policy = policy
         limits = policy.limits
@@ -240,8 +239,10 @@ class TsiService:
     def handle_event(self, event: Event) -> None:
         """Handle an event of the device."""
         asked = event.kind is EventKind.REQUEST
-        if event.kind is EventKind.BROKEN:
-            return  # the back-end's business
+        if event.kind is EventKind.FORGOT and self.inbound:
+            self.inbound.forgot(event.tag)
+        if event.kind in (EventKind.BROKEN, EventKind.FORGOT):
+            return  # BROKEN: the back-end's business
         if event.port >= FIRST_OPENED_PORT and not asked:
             if self.inbound and event.port >= FIRST_PEER_PORT:
                 self.inbound.handle_event(event)
@@ -288,8 +289,7 @@ class TsiService:
             self._live.pop(event.conn, None)
             if destination is not None:
                 self._router.failed(event, destination)
-        elif destination is None:
-            # cannot be: it was known when the request was answered
+        elif destination is None:  # cannot be: it was known at the answer
             if self._lines.admits():
                 log.error("%s: event of unknown token %d", self._name, event.port)
         elif event.kind is EventKind.OPENED:

@@ -21,8 +21,10 @@ Spec: istio/ztunnel, inbound; docs/hbone.md.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import functools
+import itertools
 import logging
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -32,6 +34,7 @@ from fastpath import proxy_protocol
 from fastpath.errors import FastpathError
 from fastpath.identity import Identity
 from fastpath.throttle import Throttle
+from fastpath.tsi.clients import DECIDED
 from fastpath.ztunnel import listener
 from fastpath.ztunnel.gateclient import GateClient
 from fastpath.ztunnel.istio import headers
@@ -47,7 +50,7 @@ from fastpath.ztunnel.model import ListenAddress
 from fastpath.ztunnel.routing import unmap
 from vhost_user.engine import EventKind, Reset
 from vhost_user.errors import StateError
-from vhost_user.hbone import Gate, HboneStats, Headers, Reason
+from vhost_user.hbone import Gate, Guest, HboneStats, Headers, Reason
 
 if TYPE_CHECKING:
     import socket
@@ -127,6 +130,11 @@ class SandboxGate:
         self._inbound: Inbound
         self._gates: list[Gate] = []
         self._waiting: dict[int, GateClient] = {}  # by the gate's connection
+        self._decided: dict[int, GateClient] = {}
+        """By tag: the first of those that the engine offers by itself."""
+        self._tags = itertools.count()
+        self._told = False
+        """The engine was told of some since all were forgotten."""
         self._headers: Headers | None = None
         self._unsubscribe: Callable[[], None] = lambda: None
         self._open = False
@@ -146,6 +154,7 @@ class SandboxGate:
             FastpathError: at one it can't.
         """
         self._inbound = inbound_
+        inbound_.decider = self
         self._open = True
         try:
             for ip in self._server.workload.workload_ips:
@@ -162,6 +171,7 @@ class SandboxGate:
         """Answer as another content of Istio's file has it."""
         if not self._open:
             return
+        self.forget_all()
         old, says = self._headers, headers.baggage(self._server.workload)
         self._headers = Headers(self._engine, baggage=says) if says else None
         if old:
@@ -195,6 +205,51 @@ class SandboxGate:
             return None
         names = HboneStats.__slots__
         return HboneStats(*(sum(getattr(it, name) for it in each) for name in names))
+
+    # What the engine does by itself (`tsi.clients.Decider`)
+
+    def client(self, event: Event) -> GateClient:
+        """The client that an event with one of our tags is about."""
+        first = self._decided[event.tag]
+        assert event.src is not None
+        source = unmap(event.src)
+        return dataclasses.replace(
+            first,
+            address=(source[0], event.port & 0xFFFF),
+            source=source,
+            conn=event.conn,
+            range=None,
+            shown=None,
+            taker=None,
+            ended=False,
+            denial="",
+            gone=False,
+        )
+
+    def forget_all(self) -> None:
+        """Have the engine ask us of all."""
+        if self._told and self._open:
+            self._told = False
+            for gate in self._gates:
+                gate.forget()
+
+    def forgot(self, tag: int) -> None:
+        """No event has that tag any more."""
+        self._decided.pop(tag, None)
+
+    def decide(
+        self, client: GateClient, guest: DeviceHandle, listener_: int, first_port: int
+    ) -> None:
+        """Have the engine offer others that say the same by itself."""
+        if not self._open:
+            return
+        where = Guest(guest, listener_, first_port)
+        tag = DECIDED | next(self._tags) % DECIDED
+        self._decided[tag] = client
+        self._told = True
+        gate, says = self._gates[0], self._headers
+        if not gate.decide(client.conn, where, tag=tag, headers=says):
+            del self._decided[tag]
 
     # What clients ask of it (`gateclient.Holder`)
 
@@ -287,6 +342,8 @@ class SandboxGate:
 
     def _request(self, gate: Gate, event: Event) -> None:
         """A CONNECT: decide, and hand it over."""
+        if event.error:  # the guest has no room: nobody overtakes
+            self.forget_all()
         said = gate.request(event.conn) if event.src and event.dst else None
         if said is None:  # or the peer has left
             self._engine.answer(event.conn, Reset(errno.ECONNABORTED))
@@ -345,6 +402,7 @@ class SandboxGate:
             ip, port = tunnel.destination
             preface = proxy_protocol.header(source, (f"{ip}", port), said.peer)
         told = headers.forwarded_port(said.forwarded, ip_address(source[0]))
+        alike = not preface and not accepted.verdict.dry_run
         return GateClient(
             (source[0], told or source[1]),
             reached,
@@ -357,6 +415,7 @@ class SandboxGate:
             authority=said.authority,
             accepted=accepted,
             preface=preface,
+            alike=alike and bool(told or not said.forwarded),
         )
 
 

@@ -30,6 +30,12 @@ class Holder(Protocol):
         """Answer it by the status for an errno."""
         ...
 
+    def decide(
+        self, client: GateClient, guest: DeviceHandle, listener: int, first_port: int
+    ) -> None:
+        """Have the engine offer others that ask the same by itself."""
+        ...
+
     def let_go(self, client: GateClient) -> None:
         """The guest has it."""
         ...
@@ -50,6 +56,8 @@ class GateClient(Client):
     """Where it goes, and what policies are asked about."""
     preface: bytes = b""
     """What the program gets before the peer's bytes."""
+    alike: bool = False
+    """Others that say the same may go the same way, unasked."""
 
     @property
     def gated(self) -> bool:
@@ -70,6 +78,15 @@ class GateClient(Client):
             self.gone = True
             raise ConnectionResetError(errno.ECONNRESET, "the peer reset the stream")
         return found
+
+    def decide(self, guest: DeviceHandle, listener: int, first_port: int) -> None:
+        """Others that ask the same may be offered by the engine itself.
+
+        Not, if the guest has refused this one: it is offered again from here.
+        """
+        if self.alike:
+            self.alike = False
+            self.holder.decide(self, guest, listener, first_port)
 
     def reset(self, error: int = errno.ECONNREFUSED) -> None:
         """Answer it by a status: there is no connection."""

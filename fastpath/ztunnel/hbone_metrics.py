@@ -1,6 +1,6 @@
-"""Counters of tunnels: those that we make (`client`), those that others do (`server`).
+"""Counters of the tunnels that we make, summed up for each identity of ours.
 
-They are the engine's (`struct vu_hbone_stats`), summed up for each identity of ours.
+They are the engine's (`struct vu_hbone_stats`).
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from vhost_user.hbone import HboneStats
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from prometheus_client.core import Metric
 
     from fastpath.identity import Identity
-
-    Sides = Mapping[str, Mapping[Identity, HboneStats]]
 
 GAUGES: Final = frozenset({"tunnels", "streams", "shakes"})
 """Values that also fall."""
@@ -32,26 +30,28 @@ def add(one: HboneStats, other: HboneStats) -> HboneStats:
     return HboneStats(*(getattr(one, name) + getattr(other, name) for name in names))
 
 
-class HboneCollector:
+class PoolCollector:
     """Reads them when somebody asks.
 
     Args:
-        sides: gives each side's, by its name; callable on any thread.
+        engines: gives each engine's, by identity; callable on any thread.
     """
 
-    def __init__(self, sides: Callable[[], Sides]) -> None:
-        self._sides = sides
+    def __init__(
+        self, engines: Callable[[], Iterable[Mapping[Identity, HboneStats]]]
+    ) -> None:
+        self._engines = engines
 
     def collect(self) -> Iterator[Metric]:
-        """One family a counter, one sample a side and an identity."""
-        sides = self._sides()
+        """One family a counter, one sample an identity."""
+        sums: dict[Identity, HboneStats] = {}
+        for engine in self._engines():
+            for identity, stats in engine.items():
+                sums[identity] = add(sums.get(identity, NONE), stats)
         for each in fields(HboneStats):
             kind = GaugeMetricFamily if each.name in GAUGES else CounterMetricFamily
-            what = f"{each.name} of tunnels, as in vhost_user/native/vu_hbone.h"
-            name = f"fastpath_hbone_{each.name}"
-            family = kind(name, what, labels=("side", "identity"))
-            for side, stats in sides.items():
-                for identity, of_it in stats.items():
-                    value = getattr(of_it, each.name)
-                    family.add_metric((side, f"{identity}"), value)
+            what = f"{each.name} of the pool, as in vhost_user/native/vu_hbone.h"
+            family = kind(f"fastpath_pool_{each.name}", what, labels=("identity",))
+            for identity, stats in sums.items():
+                family.add_metric((f"{identity}",), getattr(stats, each.name))
             yield family

@@ -35,7 +35,7 @@ from fastpath.ztunnel.certificates import Certificates
 from fastpath.ztunnel.dns import Dns
 from fastpath.ztunnel.drain import drained
 from fastpath.ztunnel.gates import Gates
-from fastpath.ztunnel.hbone_metrics import NONE, HboneCollector, add
+from fastpath.ztunnel.hbone_metrics import PoolCollector
 from fastpath.ztunnel.inbound import SandboxPublisher
 from fastpath.ztunnel.loglevel import LogLevel
 from fastpath.ztunnel.metrics import (
@@ -62,7 +62,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
-    from fastpath.identity import Identity
     from fastpath.tsi.datagram_limits import DatagramStats
     from fastpath.tsi.policy import SandboxPolicy
     from fastpath.tsi.service import TsiStats
@@ -70,7 +69,6 @@ if TYPE_CHECKING:
     from fastpath.ztunnel.model import Config, ListenAddress, Sandbox
     from fastpath.ztunnel.workloads import LocalWorkload
     from vhost_user.engine import DeviceStats, EngineStats
-    from vhost_user.hbone import HboneStats
 
 END_TIMEOUT_S = 1.0
 """How long the ends of open connections may take when the process stops."""
@@ -186,14 +184,6 @@ class Ztunnel:
         return {
             name: sandbox.service.stats() for name, sandbox in self.sandboxes.items()
         }
-
-    def hbone_stats(self) -> Mapping[str, Mapping[Identity, HboneStats]]:
-        """Counters of tunnels, by side and by our identity."""
-        made: dict[Identity, HboneStats] = {}
-        for outbound in self._outbounds:
-            for identity, stats in outbound.tunnels().items():
-                made[identity] = add(made.get(identity, NONE), stats)
-        return {"client": made}
 
     def reload(self) -> None:
         """Read all policy files and Istio's again, changed or not."""
@@ -466,7 +456,8 @@ class Ztunnel:
         )
         self.metrics.registry.register(TsiCollector(self.tsi_stats))
         self.metrics.registry.register(GateCollector(self._gates.stats))
-        self.metrics.registry.register(HboneCollector(self.hbone_stats))
+        pools = lambda: [it.tunnels() for it in self._outbounds]  # noqa: E731
+        self.metrics.registry.register(PoolCollector(pools))
         tools = Tools(self._dump, LogLevel())
         addresses: dict[ListenAddress | None, Tools | None]
         addresses = {own.metrics: None, own.readiness: None}  # in order, each once

@@ -120,11 +120,10 @@ struct vu_hbone_target {
 /**
  * struct vu_pool_config - Tunnels to one address
  * @tls:	Id of vu_tls_add()
+ * @netns:	Id of vu_netns_add(): they are made in that namespace, from its
+ *		address, with @src_len 0. One that is gone or has no address of
+ *		that IP version fails them with ENETUNREACH. 0: our own
  * @addr_len:	Bytes used of @addr
- * @netns:	Id of vu_netns_add(): the tunnels are made in that namespace, from
- *		its address, and @src_len is 0; one that is gone, and one that
- *		has no address of @addr's IP version, fails them with
- *		ENETUNREACH. 0: our own namespace
  * @src_len:	Bytes used of @src; 0: any address of ours
  * @addr:	Where to: a sockaddr_in or sockaddr_in6
  * @src:	Address to come from, same
@@ -164,8 +163,8 @@ struct vu_pool_config {
  * it. VU_EV_TUNNEL tells of each that is there, failed or ended.
  *
  * Returns: the pool's id, and source of its events,
- *	-VU_ERR_INVAL, if a number is 0, an address is none, no name is given, or
- *		there is an address to come from in another namespace
+ *	-VU_ERR_INVAL, if a number is 0, an address is none, no name is given,
+ *		or there is both a namespace and an address to come from
  *	-VU_ERR_GONE, if there are no such certificates
  *	-VU_ERR_FULL, if there are 65536 pools
  *	-VU_ERR_NOMEM, if out of memory
@@ -277,99 +276,6 @@ int vu_hbone_drain(struct vu_engine *engine, uint32_t source,
 		   uint32_t deadline_ms);
 
 /**
- * struct vu_hbone_request - What a CONNECT said; what it didn't is ""
- *
- * A request with a part that has no room here gets 400.
- *
- * @peer:	The client's SPIFFE identity, by its certificate
- * @authority:	":authority", with a host and a port
- * @baggage:	"baggage"
- * @forwarded:	"forwarded"
- * @traceparent: "traceparent"
- */
-struct vu_hbone_request {
-	char peer[2048];
-	char authority[264];
-	char baggage[8192];
-	char forwarded[1024];
-	char traceparent[256];
-};
-
-/**
- * vu_hbone_request() - Read what a CONNECT said
- * @engine:	Engine
- * @conn:	Id from VU_EV_REQUEST of a vu_hbone_listen()
- * @ret:	That
- *
- * Returns: 0 on success,
- *	-VU_ERR_GONE, if the connection has ended meanwhile
- *	-VU_ERR_STATE, if it came by no tunnel
- */
-int vu_hbone_request(struct vu_engine *engine, uint64_t conn,
-		     struct vu_hbone_request *ret);
-
-/**
- * vu_hbone_respond() - Say which headers the answer to a CONNECT has
- * @engine:	Engine
- * @conn:	Id from VU_EV_REQUEST of a vu_hbone_listen()
- * @headers:	Id of vu_headers_add(); its baggage is sent
- *
- * Call it before vu_conn_answer().
- *
- * Returns: 0 on success,
- *	-VU_ERR_GONE, if the connection has ended meanwhile, or there are no
- *		such headers
- *	-VU_ERR_STATE, if it came by no tunnel
- */
-int vu_hbone_respond(struct vu_engine *engine, uint64_t conn, uint32_t headers);
-
-/**
- * vu_hbone_preface() - Have the far side get bytes before those of the peer
- * @engine:	Engine
- * @conn:	Id from VU_EV_REQUEST of a vu_hbone_listen()
- * @data:	Bytes, copied
- * @len:	How many
- *
- * Events count them as the peer's. Call it before the CONNECT is answered.
- *
- * Returns: 0 on success,
- *	-VU_ERR_GONE, if the connection has ended meanwhile
- *	-VU_ERR_STATE, if it came by no tunnel, was answered, is on offer or has
- *		some already
- *	-VU_ERR_NOMEM, if out of memory
- */
-int vu_hbone_preface(struct vu_engine *engine, uint64_t conn, const void *data,
-		     uint32_t len);
-
-/**
- * vu_hbone_guest() - Give a CONNECT a program in a guest as its far side
- * @engine:	Engine
- * @conn:	Id from VU_EV_REQUEST of a vu_hbone_listen()
- * @dev:	The guest's device
- * @guest_port:	Port that the program listens on
- * @port:	Port on our side, not 0
- *
- * As vu_conn_offer() for a socket: what becomes of it is told of a connection
- * of the device's, with an id of its own. If the guest has no room (a RST:
- * VU_EV_FAILED with ECONNREFUSED), @conn is held again, and may be offered
- * again or answered. Should it fail otherwise, the CONNECT is answered by 503.
- * Nothing more is told of @conn then, nor when the guest takes it. As long as
- * it is on offer, its time runs: VU_EV_FAILED of @conn means that it will not
- * be held again.
- *
- * Returns: the connection's id,
- *	-VU_ERR_GONE, if the connection has ended meanwhile, or there is no such
- *		device
- *	-VU_ERR_INVAL, if @port is 0
- *	-VU_ERR_STATE, if it came by no tunnel, was answered or is on offer, or
- *		the two ports have a connection
- *	-VU_ERR_FULL, as vu_conn_open()
- *	-VU_ERR_NOMEM, if out of memory
- */
-int64_t vu_hbone_guest(struct vu_engine *engine, uint64_t conn, uint32_t dev,
-		       uint32_t guest_port, uint32_t port);
-
-/**
  * struct vu_hbone_stats - Counters of a pool's or a listener's tunnels
  * @tunnels:	That are there now, or shake hands
  * @streams:	On them now
@@ -377,6 +283,7 @@ int64_t vu_hbone_guest(struct vu_engine *engine, uint64_t conn, uint32_t dev,
  * @failed:	That never were
  * @shakes:	Handshakes under way
  * @requests:	Streams that were opened
+ * @decided:	Of them, that vu_hbone_decide() had decided about
  * @floods:	Tunnels that were ended: VU_REASON_FLOOD
  * @silent:	Same: VU_REASON_PING
  * @sent_bytes:	Plaintext that TLS took, bytes
@@ -389,6 +296,7 @@ struct vu_hbone_stats {
 	uint64_t failed;
 	uint64_t shakes;
 	uint64_t requests;
+	uint64_t decided;
 	uint64_t floods;
 	uint64_t silent;
 	uint64_t sent_bytes;

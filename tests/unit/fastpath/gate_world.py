@@ -24,14 +24,15 @@ from fastpath.ztunnel.model import (
 )
 from fastpath.ztunnel.process import Ztunnel
 from fastpath.ztunnel.reload import Mesh
-from tests.conformance.peers import Peer
+from tests.conformance.peers import GoneError, Peer
 from tests.support import pki
-from tests.support.limits import LIMIT_S, wait_until
+from tests.support.limits import LIMIT_S
 from tests.unit.fastpath.tsi_guest import Stream, settled
 from vhost_user.vsock.driver import Connection, VsockGuest
-from vhost_user.vsock.packet import Op
+from vhost_user.vsock.packet import Op, Shutdown
 
 HBONE = 15008
+DATA = bytes(range(256)) * 1024
 WEB = "spiffe://cluster.local/ns/default/sa/web"
 CLIENT = "spiffe://cluster.local/ns/default/sa/client"
 FIRST_LISTENER = 0x100000
@@ -59,6 +60,12 @@ def policy(name, rules, action="Deny", dry="false"):
     """One of Istio's, for the sandbox."""
     head = f"name: {name}, namespace: default, scope: Namespace, action: {action}"
     return f"- {{{head}, dryRun: {dry}, rules: {rules}}}\n"
+
+
+HERE = f"{POD}:8080"
+STRANGER = "spiffe://cluster.local/ns/other/sa/stranger"
+DENIES = policy("strangers", "[[[{namespaces: [!Exact other]}]]]")
+"""Those of another namespace."""
 
 
 class World:
@@ -187,6 +194,13 @@ class World:
         """Make a tunnel."""
         return Peer(self.dial(*uris, **options), client=True)
 
+    def turned_away(self, *uris, **options):
+        """Whether a tunnel ends before anything is said."""
+        with contextlib.suppress(GoneError, OSError):
+            self.tunnel(*uris, **options).fence()
+            return False
+        return True
+
 
 def asks(authority, **headers):
     """The headers of a CONNECT."""
@@ -246,6 +260,20 @@ class Guest:
         ).say(Op.RST)
 
 
+def finish(conn):
+    """Have a program end a connection whose client sends no more."""
+    conn.expect(Op.SHUTDOWN)
+    conn.shutdown(Shutdown.BOTH)
+
+
+def served(world, guest, peer, *, first=True, **headers):
+    """Make a connection; return its stream and the guest's end."""
+    stream = peer.connect(asks(HERE, **headers))
+    conn = guest.accept(first=first)
+    assert peer.status(stream) == "200"
+    return stream, conn
+
+
 def fields(line):
     """A line of the access log: its level, message and pairs."""
     _, level, _, message, rest = line.split("\t")
@@ -259,6 +287,3 @@ def fields(line):
             value, _, rest = rest.partition(" ")
         pairs[name] = value
     return {"level": level, "message": message} | pairs
-
-
-__all__ = ["CLIENT", "PEER", "POD", "WEB", "World", "asks", "fields", "wait_until"]

@@ -2,52 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
-from ipaddress import ip_address
 
 import h2.events
 import pytest
 
-from fastpath import proxy_protocol
-from fastpath.errors import FastpathError
-from fastpath.ztunnel.process import Ztunnel
-from tests.support import pki
 from tests.support.limits import wait_until
 from tests.unit.fastpath.gate_world import (
     CLIENT,
-    HBONE,
+    DATA,
+    DENIES,
+    HERE,
     PEER,
     POD,
+    STRANGER,
     WEB,
     WORKLOADS,
     World,
     asks,
     fields,
+    finish,
     policy,
+    served,
 )
-from vhost_user.vsock.packet import Op, Shutdown
-
-DATA = bytes(range(256)) * 1024
-HERE = f"{POD}:8080"
-PROXIED = "applicationTunnel: {protocol: PROXY, port: 8080}"
-TUNNEL = WORKLOADS.replace("protocol: HBONE", f"protocol: HBONE, {PROXIED}")
-STRANGER = "spiffe://cluster.local/ns/other/sa/stranger"
-
-
-def finish(conn):
-    """Have a program end a connection whose client sends no more."""
-    conn.expect(Op.SHUTDOWN)
-    conn.shutdown(Shutdown.BOTH)
-
-
-def served(world, guest, peer, *, first=True, **headers):
-    """Make a connection; return its stream and the guest's end."""
-    stream = peer.connect(asks(HERE, **headers))
-    conn = guest.accept(first=first)
-    assert peer.status(stream) == "200"
-    return stream, conn
+from vhost_user.vsock.packet import Op
 
 
 def test_a_peer_reaches_a_program(tmp_path):
@@ -212,9 +191,6 @@ def test_a_service_or_an_ip_is_what_a_peer_asks_for(tmp_path, authority):
     World(tmp_path).run(play)
 
 
-DENIES = policy("strangers", "[[[{namespaces: [!Exact other]}]]]")
-
-
 def test_a_policy_denies_by_the_certificates_identity(tmp_path):
     """Whatever headers say."""
 
@@ -317,244 +293,20 @@ def test_a_policy_file_that_unpublishes_ends_live_connections(tmp_path):
     assert lines[0]["error"].startswith("ended by a new policy: port 8080 is not")
 
 
-def test_a_revoked_peer_makes_no_more_tunnels(tmp_path):
+def test_a_revoked_peer_loses_its_tunnel_and_makes_no_more(tmp_path):
     world = World(tmp_path)
     leaf = world.ca.issue(CLIENT)
 
     def play(world):
         guest = world.guest()
-        served(world, guest, world.tunnel(leaf=leaf))
+        peer = world.tunnel(leaf=leaf)
+        _, conn = served(world, guest, peer)
         world.crls.write_bytes(world.ca.crl(leaf.serial))
+        assert peer.gone()
+        conn.expect(Op.RST)
 
-        def refused():
-            world.tunnel(leaf=leaf).gone()
-            return world.stats().failed > 0
-
-        wait_until(refused)
+        wait_until(lambda: world.turned_away(leaf=leaf))
         served(world, guest, world.tunnel(), first=False)
 
     lines = [fields(line) for line in world.run(play)]
     assert "the peer's certificate is revoked" in [it.get("error") for it in lines]
-
-
-# ---- hostile peers ----
-
-UNKNOWN = {
-    "another-trust-domain": (pki.FOREIGN, "the peer has another identity"),
-    "no-spiffe-id": ("", "the peer's certificate has not exactly one SPIFFE identity"),
-}
-
-
-@pytest.mark.parametrize(("uri", "why"), UNKNOWN.values(), ids=UNKNOWN)
-def test_who_has_no_identity_of_the_mesh_gets_no_tunnel(tmp_path, uri, why):
-    world = World(tmp_path)
-
-    def play(world):
-        world.tunnel(leaf=world.ca.issue(*([uri] if uri else []))).gone()
-        wait_until(lambda: world.stats().failed == 1)
-        world.deliver()
-
-    (line,) = world.run(play)
-    said = fields(line)
-    assert (said["level"], said["message"]) == ("warn", "connection failed")
-    assert said["error"] == why
-    assert said.get("src.identity", "") == uri
-    assert (said["dst.addr"], said["direction"]) == (f"{POD}:15008", "inbound")
-
-
-def test_an_identity_that_is_not_istios_is_denied(tmp_path):
-    def play(world):
-        peer = world.tunnel("spiffe://cluster.local/somebody")
-        assert peer.status(peer.connect(asks(HERE))) == "401"
-
-    (line,) = World(tmp_path).run(play)
-    assert "must be spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/ACCOUNT" in line
-
-
-def test_a_guest_whose_backlog_is_full_is_asked_again(tmp_path):
-    def play(world):
-        guest = world.guest()
-        peer = world.tunnel()
-        stream = peer.connect(asks(HERE))
-        peer.send(stream, b"early")
-        guest.introduce()
-        for _ in range(3):
-            guest.refuse()
-        conn = guest.vsock.accept(buf_alloc=1 << 20)
-        assert peer.status(stream) == "200"
-        assert conn.receive_bytes(5) == b"early"
-
-    World(tmp_path).run(play)
-
-
-def test_a_guest_that_never_accepts_holds_no_other_ones_up(tmp_path):
-    def play(world):
-        guest = world.guest(8080, 8081)
-        peer = world.tunnel()
-        waiting = [peer.connect(asks(HERE)) for _ in range(20)]
-        guest.introduce()
-        for _ in range(6):  # as many as its backlog and one more
-            assert guest.vsock.receive().op == Op.REQUEST
-        other = peer.connect(asks(f"{POD}:8081"))
-        conn = guest.vsock.accept(buf_alloc=1 << 20)
-        assert conn.guest_port & 0xFFFF == 8081
-        assert peer.status(other) == "200"
-        for stream in waiting:
-            peer.h2.reset_stream(stream)
-        peer.flush()
-        peer.fence()
-
-    World(tmp_path, published="8080-8081").run(play)
-
-
-def test_a_connect_that_is_reset_before_it_is_offered_is_forgotten(tmp_path):
-    def play(world):
-        guest = world.guest()
-        peer = world.tunnel()
-        stream = peer.connect(asks(HERE))
-        kind, payload = guest.control.receive()  # CALLER; it is not answered yet
-        assert kind == 18
-        peer.h2.reset_stream(stream)
-        peer.flush()
-        peer.fence()
-        world.deliver()
-        guest.control.send(b"\x14\x00\x04\x00" + payload[:4])  # INTRODUCED
-        guest.known[int.from_bytes(payload[:4], "little")] = PEER
-        served(world, guest, peer, first=False)
-
-    lines = [fields(line) for line in World(tmp_path).run(play)]
-    assert lines[0]["error"] == "Connection reset by peer (os error 104)"
-
-
-# ---- the application tunnel ----
-
-
-def test_a_program_gets_a_proxy_header_first(tmp_path):
-    world = World(tmp_path, TUNNEL)
-
-    def play(world):
-        guest = world.guest()
-        peer = world.tunnel()
-        stream = peer.connect(asks("192.0.2.1:99"))
-        peer.send(stream, b"hello")
-        conn = guest.accept()
-        assert peer.status(stream) == "200"
-        data = conn.receive_bytes(16 + 12 + 3 + len(CLIENT) + len(b"hello"))
-        assert data[-5:] == b"hello"
-        header = proxy_protocol.parse(data[:16], data[16:-5])
-        assert header.source == peer.sock.getsockname()
-        assert header.destination == ("192.0.2.1", 99)
-        assert header.identity == CLIENT
-        conn.send(b"back")
-        assert peer.read(stream, 4) == b"back"
-        conn.shutdown(Shutdown.BOTH)
-        peer.ended(stream)
-
-    (line,) = world.run(play)
-    said = fields(line)
-    assert (said["dst.hbone_addr"], said["bytes_sent"]) == ("192.0.2.1:99", "5")
-
-
-def test_nobody_else_may_write_proxy_headers(tmp_path):
-    """The port is reachable by HBONE only."""
-
-    def play(world):
-        guest = world.guest()
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((POD, 8080))
-        assert guest
-
-    World(tmp_path, TUNNEL).run(play)
-
-
-# ---- the start and the end ----
-
-
-def test_without_certificates_it_is_plain_text_and_said(tmp_path, caplog):
-    def play(world):
-        world.guest()
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((POD, HBONE))
-        socket.create_connection((POD, 8080)).close()
-
-    World(tmp_path, certificates=None).run(play)
-    assert "box: HBONE by the mesh, but there are no certificates" in caplog.text
-
-
-@pytest.mark.parametrize(
-    "sandbox", [{"hbone": False}, {"pod_listeners": False}], ids=str
-)
-def test_a_sandbox_may_have_no_gate(tmp_path, sandbox):
-    def play(world):
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((POD, HBONE))
-        assert world.call(world.ztunnel._gates.stats) == {}
-
-    World(tmp_path, sandbox=sandbox).run(play)
-
-
-def test_a_workload_that_is_not_hbone_has_no_gate(tmp_path):
-    def play(world):
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((POD, HBONE))
-
-    World(tmp_path, WORKLOADS.replace("protocol: HBONE", "protocol: TCP")).run(play)
-
-
-def test_an_address_that_is_taken_stops_the_start(tmp_path):
-    world = World(tmp_path)
-
-    async def start():
-        async with Ztunnel(world.config):
-            pass
-
-    with socket.create_server((POD, HBONE)), pytest.raises(FastpathError) as caught:
-        asyncio.run(start())
-    text = str(caught.value)
-    assert (
-        f"box: cannot listen for HBONE on {POD}:15008: Address already in use" in text
-    )
-    assert "`hbone: false`" in text
-    socket.create_server((POD, HBONE)).close()
-
-
-def test_one_gate_an_ip(tmp_path):
-    other = f"{POD[:-1]}8"
-    mesh = WORKLOADS.replace(f"workloadIps: [{POD}]", f"workloadIps: [{POD}, {other}]")
-
-    def play(world):
-        guest = world.guest()
-        peer = world.tunnel(pod=other)
-        stream = peer.connect(asks(f"{other}:8080"))
-        guest.accept()
-        assert peer.status(stream) == "200"
-
-    world = World(tmp_path, mesh)
-    assert ip_address(other) in world.config.workloads[0].workload_ips
-    world.run(play)
-
-
-def test_the_end_lets_streams_end_and_cuts_the_rest(tmp_path):
-    def play(world):
-        guest = world.guest()
-        peer = world.tunnel()
-        stream, conn = served(world, guest, peer)
-        left, _ = served(world, guest, peer, first=False)
-        hurry = world.call(asyncio.Event)
-        drain = asyncio.run_coroutine_threadsafe(
-            world.ztunnel.drain(1.0, hurry), world._loop
-        )
-        notice = peer.until(h2.events.ConnectionTerminated)
-        assert (notice.last_stream_id, notice.error_code) == (2**31 - 1, 0)
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((POD, HBONE))
-        conn.send(b"last")
-        conn.shutdown(Shutdown.BOTH)
-        assert peer.sock.recv(100)
-        drain.result()
-        while peer.sock.recv(1000):
-            pass
-        assert stream != left
-
-    lines = [fields(line) for line in World(tmp_path).run(play)]
-    assert len(lines) == 2

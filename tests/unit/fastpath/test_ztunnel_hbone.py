@@ -91,9 +91,9 @@ def test_metrics_and_the_dump_say_that_it_is_mutual_tls(world):
         (opened,) = wait_until(lambda: lines_of(run, "istio_tcp_connections_opened"))
         assert 'connection_security_policy="mutual_tls"' in opened
         assert f'destination_principal="{WEB}"' in opened
-        labels = {"side": "client", "identity": f"{CLIENT}"}
-        assert sample(run.ztunnel, "fastpath_hbone_tunnels", **labels) == 1
-        assert sample(run.ztunnel, "fastpath_hbone_requests_total", **labels) == 1
+        labels = {"identity": f"{CLIENT}"}
+        assert sample(run.ztunnel, "fastpath_pool_tunnels", **labels) == 1
+        assert sample(run.ztunnel, "fastpath_pool_requests_total", **labels) == 1
         page = json.loads(run.ztunnel._dump())
         (live,) = page["workloadState"]["client"]["connections"]["outbound"]
         assert live["protocol"] == "HBONE"
@@ -361,11 +361,11 @@ def test_a_pool_that_nobody_uses_is_closed(world):
         assert run.call(lambda: len(run.pools._pools)) == 1
         conn.shutdown(Shutdown.BOTH)
         peer.sock.close()
-        labels = {"side": "client", "identity": f"{CLIENT}"}
-        wait_until(lambda: sample(run.ztunnel, "fastpath_hbone_tunnels", **labels) == 0)
+        labels = {"identity": f"{CLIENT}"}
+        wait_until(lambda: sample(run.ztunnel, "fastpath_pool_tunnels", **labels) == 0)
         run.call(run.pools._close_unused, 1e18)
         assert run.call(lambda: len(run.pools._pools)) == 0
-        assert sample(run.ztunnel, "fastpath_hbone_opened_total", **labels) == 1
+        assert sample(run.ztunnel, "fastpath_pool_opened_total", **labels) == 1
         run.connect()
 
     world.run(play)

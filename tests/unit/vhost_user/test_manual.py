@@ -61,7 +61,9 @@ GONE = {
     "vu_listener_pause",
     "vu_netns_del",
     "vu_netns_renew",
+    "vu_hbone_decide",
     "vu_hbone_drain",
+    "vu_hbone_forget",
     "vu_hbone_guest",
     "vu_hbone_listen",
     "vu_hbone_peer",
@@ -197,6 +199,9 @@ OWN = {
     "vu_hbone_listen": {
         "cfg": ffi.new("struct vu_hbone_config *", GATE | TIMES | {"max_shakes": 1}),
         "fd": os.eventfd(0),
+    },
+    "vu_hbone_decide": {
+        "decision": ffi.new("struct vu_hbone_decision *", {"tag": 1, "target": {}})
     },
     "vu_hbone_stats": {"ret": ffi.new("struct vu_hbone_stats *")},
     "vu_hbone_request": {"ret": ffi.new("struct vu_hbone_request *")},

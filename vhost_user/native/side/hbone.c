@@ -195,3 +195,14 @@ const struct side_ops hbone_side = {
     .finished = conn_free,
     .reset = conn_free,
 };
+
+/**
+ * stream_join() - Be a connection's far side
+ * @s:		Stream
+ * @c:		Connection
+ */
+void stream_join(struct stream *s, struct vu_conn *c)
+{
+	s->c = c;
+	c->far = (struct side){.ops = &hbone_side, .stream = s, .fd = -1};
+}

@@ -17,6 +17,8 @@
  * remote.c	its TCP connection, if we make it
  * turns.c	tunnels take turns
  * pool.c	tunnels that we make
+ * saying.c	what a CONNECT says, as a key; decision.h
+ * decision.c	where those go that say what one said before
  * gate.c	tunnels that others make
  */
 #ifndef HBONE_H
@@ -29,10 +31,10 @@
 #include "side/stock.h"
 #include "tls/tls.h"
 #include "vu_hbone.h"
+#include "vu_request.h"
 
-#define PART_US 10000000 /* a peer may end a stream that we have let go */
-#define KEPT_MOST                                                              \
-	(64U << 20) /* of a tunnel, bytes, before all its streams wait */
+#define PART_US	  10000000    /* a peer may end a stream that we have let go */
+#define KEPT_MOST (64U << 20) /* of a tunnel; then all its streams wait */
 
 struct group;
 struct stream;
@@ -125,6 +127,7 @@ struct group_ops {
  * @all:	Tunnels
  * @server:	The peers are clients
  * @gone:	Its owner is gone: no more tunnels
+ * @want:	Server: VU_WANT_ bits
  * @max_streams: Streams of a tunnel
  * @max_tunnels: Tunnels
  * @idle_us:	Without streams, one ends after so long; 0: never
@@ -144,6 +147,7 @@ struct group {
 	struct list all;
 	bool server;
 	bool gone;
+	uint32_t want;
 	uint32_t max_streams;
 	uint32_t max_tunnels;
 	uint64_t idle_us;
@@ -171,6 +175,16 @@ enum tunnel_state {
 };
 
 /**
+ * struct tunnel_name - An address of a tunnel's socket
+ * @len:	Bytes used of @addr; 0: none
+ * @addr:	A sockaddr_in or sockaddr_in6
+ */
+struct tunnel_name {
+	uint16_t len;
+	uint8_t addr[28];
+};
+
+/**
  * struct tunnel - TCP, TLS and HTTP/2 to a peer
  * @group:	Whose it is
  * @link:	In that
@@ -180,6 +194,8 @@ enum tunnel_state {
  * @waiter:	It waits for a socket of another network namespace, or dials
  *		there
  * @remote:	Where it goes, of a pool
+ * @src:	Its client's address, of a gate
+ * @dst:	Where that connected to
  * @streams:	Its streams
  * @blocked:	Of them, that wait until the peer's windows let more
  * @stuck:	Of them, that wait until the socket takes more
@@ -196,8 +212,7 @@ enum tunnel_state {
  * @readable:	TLS may have bytes
  * @writable:	The socket may take bytes
  * @fills:	It was full once: epoll reports when it is writable again
- * @mute:	It takes nothing any more: what the peer said is read, to its
- * end
+ * @mute:	It takes nothing any more: the peer is read to its end
  * @giving:	A connection gives bytes: it may not end meanwhile
  * @was_open:	It was there
  * @counted:	Its pool counts on it no more as one that comes
@@ -219,6 +234,8 @@ struct tunnel {
 	struct list timer;
 	struct waiter waiter;
 	const struct remote *remote;
+	struct tunnel_name src;
+	struct tunnel_name dst;
 	struct list streams;
 	struct list blocked;
 	struct list stuck;
@@ -319,11 +336,13 @@ ssize_t stream_pull(struct stream *s, size_t most);
 
 /* hbone.c */
 extern const struct side_ops hbone_side;
+void stream_join(struct stream *s, struct vu_conn *c);
 void stream_refuse(struct stream *s, int status);
 
 /* loan.c */
 bool stream_lent(const struct vu_conn *c);
 bool stream_lend(struct vu_conn *from, struct vu_conn *to);
+bool stream_ask(struct vu_conn *c);
 int stream_preface(struct stream *s, const void *data, uint32_t len);
 
 /* told.c */
@@ -376,5 +395,7 @@ int gate_open(struct vu_listener *l, struct hbone *hb,
 	      const struct vu_hbone_config *cfg);
 void gate_close(struct vu_listener *l);
 struct group *gate_group(const struct vu_listener *l);
+struct decisions *gate_decisions(const struct group *g);
+void gate_forget(struct vu_listener *l);
 
 #endif /* HBONE_H */

@@ -11,6 +11,9 @@
  * back, and Python may offer it again. Taken, or ended by anything else, it
  * stays with the guest's connection, and the one that was held is no more.
  *
+ * One that goes to a guest by a decision (decision.c) was never held: then it
+ * is from now on, and Python is asked about it.
+ *
  * The one that is held may end first: its deadline runs on. Then nothing goes
  * back, and a RST is the end of the stream, too.
  */
@@ -50,6 +53,16 @@ static void move(struct stream *s, struct vu_conn *c, struct side *side,
 }
 
 /**
+ * give_back() - Make a far side another connection's near side
+ * @from:	Connection that a guest was asked for, with a stream
+ * @to:		Connection without one
+ */
+static void give_back(struct vu_conn *from, struct vu_conn *to)
+{
+	move(from->far.stream, to, &to->near, &from->down.kept);
+}
+
+/**
  * settled() - The guest took it, or it is over
  * @client:	Client, gone afterwards
  */
@@ -73,11 +86,10 @@ static bool refused(struct vu_conn *c)
 {
 	const struct loan *l = container_of(c->client, struct loan, client);
 	struct vu_conn *from = conn_by_id(l->core, l->from);
-	struct stream *s = c->far.stream;
 
-	if (!from || !s)
+	if (!from || !c->far.stream)
 		return false;
-	move(s, from, &from->near, &c->down.kept);
+	give_back(c, from);
 	conn_drop(c, ECONNREFUSED);
 	return true;
 }
@@ -113,6 +125,33 @@ bool stream_lend(struct vu_conn *from, struct vu_conn *to)
 	};
 	to->client = &l->client;
 	move(from->near.stream, to, &to->far, &from->up.kept);
+	return true;
+}
+
+/**
+ * stream_ask() - A guest has no room for a CONNECT that was never held: ask
+ *		  Python
+ * @c:		Connection that the guest was asked for; gone afterwards, if so
+ *
+ * Returns: whether that can be done
+ */
+bool stream_ask(struct vu_conn *c)
+{
+	const struct group *g = c->far.stream ? c->far.stream->group : NULL;
+	struct core *core = c->core;
+	struct vu_conn *held = NULL;
+
+	if (g && !g->gone && !outbox_crowded(g->outbox, core->max_conns))
+		held = conn_new(core, g->outbox);
+	if (!held)
+		return false;
+	held->want = (uint8_t)g->want;
+	held->target = VU_TARGET_ASK;
+	give_back(c, held);
+	conn_set(held, CONN_HELD);
+	conn_post(held, VU_EV_REQUEST, ECONNREFUSED);
+	c->reported = true; /* Python hears of the one that is held */
+	conn_drop(c, ECONNREFUSED);
 	return true;
 }
 

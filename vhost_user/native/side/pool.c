@@ -381,7 +381,7 @@ void pool_reach(struct vu_conn *c, const struct vu_target *target)
 	conn_set(c, CONN_DIALING);
 	headers->refs++;
 	s->headers = headers;
-	c->far = (struct side){.ops = &hbone_side, .stream = s, .fd = -1};
+	stream_join(s, c);
 	t = roomy(p);
 	if (t && list_empty(&p->waiting)) {
 		list_add(&p->waiting, &s->link);

@@ -28,6 +28,7 @@
 
 #include "base/list.h"
 #include "vu_hbone.h"
+#include "vu_request.h"
 
 #define TLS_RECORD 16384 /* bytes of plaintext in a full one */
 
