@@ -1,6 +1,6 @@
 """Two nodes of one mesh, and programs on them that speak to each other by HBONE.
 
-    program on a -- what node a has -- HBONE, mutual TLS -- what node b has -- program on b
+    program -- what node a has -- HBONE, mutual TLS -- what node b has -- program
 
 A node is a network namespace; a veth joins the two. Kinds of a node:
 
@@ -175,7 +175,7 @@ class SocketProgram:
 
     def __init__(self, namespace, stack, through=None):
         self._namespace, self._stack, self._through = namespace, stack, through
-        self._listener = None
+        self._listener: socket.socket
 
     def _socket(self):
         return self._stack.enter_context(self._namespace.socket())
