@@ -49,13 +49,14 @@ def certificates(engine: Engine, ca: pki.Ca, uri: str) -> Tls:
 
 
 def open_gate(engine: Engine, ca: pki.Ca) -> tuple[str, int]:
-    """Take tunnels, and answer each CONNECT by its port."""
+    """Take tunnels, and answer each CONNECT by its port: the first to it in Python."""
 
     def on_event(event: Event) -> None:
         if event.kind is EventKind.REQUEST:
             request = gate.request(event.conn)
             assert request is not None
             port = int(request.authority.rpartition(":")[2])
+            gate.decide(event.conn, DOES[port], tag=port)
             engine.answer(event.conn, DOES[port])
 
     sock = listening()

@@ -1,4 +1,4 @@
-"""Reading PROXY protocol v2 headers: whose a connection is, and where it was to go.
+"""PROXY protocol v2 headers, read and written: whose a connection is, and where to.
 
 Pure: whoever has the socket reads `HEAD` bytes, asks `length` for the rest, and has
 `parse` read both. Whoever writes headers may be hostile; what is read is bounded.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
 from fastpath.identity import Identity
@@ -82,6 +82,28 @@ def parse(head: bytes, rest: bytes) -> Header:
         raise HeaderError("destination port 0")
     identity = _identity(rest[2 * size + _PORTS.size :])
     return Header((source, source_port), (destination, destination_port), identity)
+
+
+def header(
+    source: tuple[str, int], destination: tuple[str, int], identity: str = ""
+) -> bytes:
+    """Write one. Addresses of two versions are both written in IPv6 form.
+
+    Args:
+        source: the client's address.
+        destination: where it was to go.
+        identity: the client's SPIFFE ID; empty: none.
+    """
+    ips = [ip_address(host) for host, _ in (source, destination)]
+    family = _TCP4
+    if any(ip.version == 6 for ip in ips):
+        family = _TCP6
+        ips = [ip if ip.version == 6 else IPv6Address(f"::ffff:{ip}") for ip in ips]
+    rest = b"".join(ip.packed for ip in ips) + _PORTS.pack(source[1], destination[1])
+    if identity:
+        rest += _TLV.pack(_IDENTITY, len(identity)) + identity.encode()
+    head = bytes((_PROXY, family)) + struct.pack("!H", len(rest))
+    return _SIGNATURE + head + rest
 
 
 def _ip(packed: bytes) -> str:

@@ -40,6 +40,7 @@ class _Lib(Protocol):
     VU_EV_BROKEN: int
     VU_EV_CLOSED: int
     VU_EV_FAILED: int
+    VU_EV_FORGOT: int
     VU_EV_GONE: int
     VU_EV_LIMIT: int
     VU_EV_OPENED: int
@@ -198,6 +199,13 @@ class _Lib(Protocol):
     def vu_hbone_respond(
         self, engine: FFI.CData, conn: int, headers: int, /
     ) -> int: ...
+    def vu_hbone_preface(
+        self, engine: FFI.CData, conn: int, data: bytes, size: int, /
+    ) -> int: ...
+    def vu_hbone_decide(
+        self, engine: FFI.CData, conn: int, decision: FFI.CData, /
+    ) -> int: ...
+    def vu_hbone_forget(self, engine: FFI.CData, listener: int, /) -> int: ...
     def vu_hbone_guest(
         self,
         engine: FFI.CData,

@@ -32,6 +32,8 @@ class EventKind(enum.IntEnum):
     """The last of a closed listener or pool; no handler gets it."""
     TUNNEL = 8
     """A tunnel is there, failed (`tag` 0) or has ended (`tag` 1): `reason` says why."""
+    FORGOT = 9
+    """No event with this `tag` of `Gate.decide()` comes any more from this source."""
 
 
 class Limit(enum.IntEnum):
@@ -75,7 +77,8 @@ class Event(NamedTuple):
     duration_us: int = 0
     """Since the request, us."""
     tag: int = 0
-    """`Engine.add_guest_listener()`: of a client, until OPENED; else 0."""
+    """`Engine.add_guest_listener()`, `Gate.decide()`: of a client, until OPENED;
+    else 0."""
     src: SocketAddress | None = None
     """Listener: the client; without `tag` None once it has hung up."""
     dst: SocketAddress | None = None

@@ -11,7 +11,6 @@ Spec: RFC 9113, section 8.5; RFC 8446; SPIFFE X.509-SVID.
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -19,6 +18,7 @@ from vhost_user import events, targets
 from vhost_user._native import check, ffi, lib
 from vhost_user.events import ALL_EVENTS, EventKind
 from vhost_user.handles import ListenerHandle, Owner
+from vhost_user.reasons import Reason
 
 if TYPE_CHECKING:
     import socket
@@ -27,81 +27,28 @@ if TYPE_CHECKING:
     from vhost_user._vu import CStruct
     from vhost_user.events import Handler
     from vhost_user.handles import DeviceHandle
-    from vhost_user.targets import SocketAddress
+    from vhost_user.targets import SocketAddress, Target
+
+__all__ = [
+    "MAX_STREAMS",
+    "SERVER_STREAMS",
+    "Gate",
+    "Guest",
+    "HboneStats",
+    "Headers",
+    "Pool",
+    "Reason",
+    "Request",
+    "Tls",
+    "TunnelOwner",
+    "Tunnels",
+]
 
 MAX_STREAMS: Final = 100
 """Streams of a tunnel that we make."""
 SERVER_STREAMS: Final = 200
 """Streams of a tunnel that others make."""
 _PEER_MAX: Final = 2048  # VU_MAX_PEER
-
-
-class Reason(enum.IntEnum):
-    """Why a tunnel or a stream failed, or ended; `enum vu_reason`."""
-
-    NONE = 0
-    DIAL = 1
-    TIME = 2
-    CLOSED = 3
-    ALERT = 4
-    TLS = 5
-    ALPN = 6
-    NOCERT = 7
-    CHAIN = 8
-    EXPIRED = 9
-    REVOKED = 10
-    IDENTITY = 11
-    NAME = 12
-    HTTP2 = 13
-    FLOOD = 14
-    PING = 15
-    LOST = 16
-    GOAWAY = 17
-    IDLE = 18
-    DRAINED = 19
-    STATUS = 20
-    BAD_REQUEST = 21
-    UNAUTHORIZED = 22
-    UNAVAILABLE = 23
-    RESET = 24
-    REFUSED = 25
-    SHORT = 26
-
-    @property
-    def text(self) -> str:
-        """What a log line says."""
-        return _TEXTS[self]
-
-
-_TEXTS: Final = {
-    Reason.NONE: "",
-    Reason.DIAL: "the peer cannot be reached",
-    Reason.TIME: "the peer did not finish TLS and HTTP/2 in time",
-    Reason.CLOSED: "the peer closed before HTTP/2 began: it dislikes our certificate",
-    Reason.ALERT: "the peer refused by a TLS alert",
-    Reason.TLS: "the peer speaks no TLS 1.3 of ours",
-    Reason.ALPN: "the peer speaks another protocol than h2",
-    Reason.NOCERT: "the peer showed no certificate",
-    Reason.CHAIN: "the peer's certificate does not come from our roots",
-    Reason.EXPIRED: "the peer's certificate is not valid now",
-    Reason.REVOKED: "the peer's certificate is revoked",
-    Reason.IDENTITY: "the peer's certificate has not exactly one SPIFFE identity",
-    Reason.NAME: "the peer has another identity",
-    Reason.HTTP2: "the peer broke HTTP/2",
-    Reason.FLOOD: "the peer flooded us",
-    Reason.PING: "the peer did not answer a PING",
-    Reason.LOST: "the tunnel was lost",
-    Reason.GOAWAY: "the peer takes no more streams",
-    Reason.IDLE: "nobody used it",
-    Reason.DRAINED: "it was drained",
-    Reason.STATUS: "the peer answered CONNECT by another status",
-    Reason.BAD_REQUEST: "the peer answered CONNECT by 400",
-    Reason.UNAUTHORIZED: "the peer answered CONNECT by 401",
-    Reason.UNAVAILABLE: "the peer answered CONNECT by 503",
-    Reason.RESET: "the peer reset the stream",
-    Reason.REFUSED: "the peer refused the stream",
-    Reason.SHORT: "out of memory or descriptors",
-}
 
 
 class TunnelOwner(Owner, Protocol):
@@ -190,6 +137,7 @@ class HboneStats:
     failed: int
     shakes: int
     requests: int
+    decided: int
     floods: int
     silent: int
     sent_bytes: int
@@ -233,6 +181,9 @@ class Pool(Tunnels):
         names: SPIFFE identities of which the peer must have one.
         on_event: hears of tunnels (TUNNEL).
         source: address of ours to come from.
+        netns: `NetnsHandle.id` of the network namespace that they are made in, from its
+            address, without `source`; 0: our own. One that is closed fails connections
+            with ENETUNREACH.
         max_streams: of a tunnel.
         max_tunnels: at a time.
         idle_s: a tunnel without streams ends after so long.
@@ -253,6 +204,7 @@ class Pool(Tunnels):
         *,
         on_event: Handler,
         source: SocketAddress | None = None,
+        netns: int = 0,
         max_streams: int = MAX_STREAMS,
         max_tunnels: int = 256,
         idle_s: float = 300.0,
@@ -263,7 +215,7 @@ class Pool(Tunnels):
         config = ffi.new("struct vu_pool_config *")
         texts = [ffi.new("char[]", name.encode()) for name in names]
         array = ffi.new("const char *[]", texts)
-        config.tls = tls.id
+        config.tls, config.netns = tls.id, netns
         config.names, config.n_names = array, len(texts)
         config.max_streams, config.max_tunnels = max_streams, max_tunnels
         _set_times(config, connect_s, ping_s, silence_s)
@@ -279,7 +231,10 @@ class Pool(Tunnels):
         engine.hear(self.id, on_event)
 
     def renew(self, tls: Tls) -> None:
-        """Have other certificates for tunnels that are yet to be made."""
+        """Have other certificates for tunnels that are yet to be made.
+
+        One whose peer the new revocation lists name ends (`Reason.REVOKED`).
+        """
         check(lib.vu_pool_tls(self._engine.native, self.id, tls.id), "rotate")
 
     def close(self) -> None:
@@ -302,8 +257,20 @@ class Request:
     traceparent: str
 
 
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A program in a guest, for `Gate.decide()`."""
+
+    device: DeviceHandle
+    guest_port: int
+    """Where the program listens."""
+    first_port: int
+    """Of 65536 on our side: a connection comes from the one that is further by the
+    client's port in `forwarded`, or from another one if that is taken or unknown."""
+
+
 class Gate(Tunnels):
-    """Tunnels that others make; each CONNECT is a REQUEST event.
+    """Tunnels that others make; each CONNECT is a REQUEST event, until it is decided.
 
     Args:
         engine: whose connections they become.
@@ -355,7 +322,10 @@ class Gate(Tunnels):
         engine.hear(self.id, on_event)
 
     def renew(self, tls: Tls) -> None:
-        """Have other certificates for tunnels that are yet to come."""
+        """Have other certificates for tunnels that are yet to come.
+
+        One whose peer the new revocation lists name ends (`Reason.REVOKED`).
+        """
         check(lib.vu_hbone_tls(self._engine.native, self.id, tls.id), "rotate")
 
     def request(self, conn: int) -> Request | None:
@@ -379,12 +349,78 @@ class Gate(Tunnels):
         check(ret, "respond")
         return True
 
+    def preface(self, conn: int, data: bytes) -> bool:
+        """Have the far side get bytes before those of the peer; before the answer.
+
+        Events count them as the peer's.
+
+        Returns:
+            False if the connection is gone.
+
+        Raises:
+            StateError: it was answered, is on offer or has some already.
+        """
+        ret = lib.vu_hbone_preface(self._engine.native, conn, data, len(data))
+        if ret == -lib.VU_ERR_GONE:
+            return False
+        check(ret, "bytes before the peer's")
+        return True
+
+    def decide(
+        self,
+        conn: int,
+        where: Target | Guest,
+        *,
+        tag: int,
+        headers: Headers | None = None,
+    ) -> bool:
+        """Have all CONNECTs that say what this one says go one way, without REQUEST.
+
+        The same is said by whom has the same identity, by a tunnel from the same IP to
+        the same address of ours, with the same authority, baggage and forwarded, but
+        for the client's port in that. Events of theirs, OPENED or FAILED, have the tag;
+        those of a guest's are its device's. This one is still to be answered.
+
+        Args:
+            conn: of a REQUEST that isn't answered.
+            where: what they are answered by.
+            tag: not 0; FORGOT, from the same source, is the last event with it.
+            headers: of their answers.
+
+        Returns:
+            False if the connection, the device, the headers or the gate are gone.
+
+        Raises:
+            StateError: it was answered, or a value is out of range.
+        """
+        raw = ffi.new("struct vu_hbone_decision *")
+        raw.tag, raw.headers = tag, headers.id if headers else 0
+        if isinstance(where, Guest):
+            raw.dev, raw.guest_port = where.device.id, where.guest_port
+            raw.first_port = where.first_port
+        else:
+            raw.target = targets.encode(where)[0]
+        ret = lib.vu_hbone_decide(self._engine.native, conn, raw)
+        if ret == -lib.VU_ERR_GONE:
+            return False
+        check(ret, f"decide {where}")
+        return True
+
+    def forget(self) -> None:
+        """Hear of all CONNECTs again; what was decided stays for those that are open.
+
+        A closed gate has forgotten.
+        """
+        check(lib.vu_hbone_forget(self._engine.native, self.id), "forget decisions")
+
     def offer(
         self, conn: int, device: DeviceHandle, guest_port: int, *, port: int
     ) -> int | None:
-        """Answer a CONNECT with a program in a guest; 503 if that fails.
+        """Offer a CONNECT to a program in a guest; 200 once that takes it.
 
-        The connection is the device's from now on: its handler hears the rest.
+        The device's handler hears the rest. After FAILED with ECONNREFUSED the guest
+        had no room, and the CONNECT can be offered again, or answered. After another
+        error it is 503. FAILED of the gate's own says that its time is over.
 
         Args:
             conn: of a REQUEST.
@@ -396,7 +432,7 @@ class Gate(Tunnels):
             The connection's new id; None if it, or the device, is gone.
 
         Raises:
-            StateError: too many connections, or the two ports have one.
+            StateError: too many connections, the two ports have one, or it is on offer.
         """
         ret = lib.vu_hbone_guest(self._engine.native, conn, device.id, guest_port, port)
         if ret == -lib.VU_ERR_GONE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 import struct
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     from fastpath.tsi.addresses import Address
     from fastpath.tsi.protocol import Listen
-    from vhost_user.engine import Event, SocketAddress
+    from vhost_user.engine import DeviceHandle, Event, SocketAddress
 
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger
 
@@ -47,6 +48,8 @@ class Client:
     """A SPIFFE ID, if a proxy that it came by said so."""
     tunnelled: bool = False
     """It came by a proxy: its port may be that of others of its IP."""
+    gone: bool = False
+    """It left before the guest took it."""
 
     @classmethod
     def of(cls, event: Event, *, deadline: float = 0.0) -> Client:
@@ -60,8 +63,45 @@ class Client:
         """The client's, without a scope."""
         return ipaddress.ip_address(self.address[0].partition("%")[0])
 
-    def reset(self) -> None:
-        """End it, as TCP does when nobody listens."""
+    @property
+    def gated(self) -> bool:
+        """Whether it came by HBONE, not by a TCP listener."""
+        return False
+
+    def offer(self, guest: DeviceHandle, listener: int, *, port: int) -> int:
+        """Ask a guest to take it; it may be asked again if it refuses.
+
+        Args:
+            guest: whose program listens.
+            listener: vsock port that it listens on.
+            port: on our side.
+
+        Returns:
+            The connection's id.
+
+        Raises:
+            StateError: the ports are in use, or the VM may have no more.
+            ConnectionResetError: it has left.
+            OSError: no descriptor is left.
+        """
+        assert self.sock is not None
+        return guest.offer(listener, self.sock, port=port)
+
+    def decide(self, guest: DeviceHandle, listener: int, first_port: int) -> None:
+        """The engine may offer others like it by itself, now that it is offered.
+
+        Args:
+            guest: as of `offer`.
+            listener: the same; no other one listens on that port.
+            first_port: of the client's IP, which the guest knows.
+        """
+
+    def reset(self, error: int = errno.ECONNREFUSED) -> None:  # noqa: ARG002
+        """End it, as TCP does when nobody listens.
+
+        Args:
+            error: why, for those that can be told.
+        """
         if self.sock is not None:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self.release()
@@ -96,6 +136,14 @@ class Publisher(Protocol[Place]):
 
     def publishes(self, port: int, *, covered: bool) -> bool:
         """Whether a guest's TCP port is reachable, by an address or by the tunnel."""
+        ...
+
+    def gated(self, *, covered: bool) -> bool:
+        """Whether clients may come to a guest's TCP port by HBONE.
+
+        Args:
+            covered: whether the policy publishes it.
+        """
         ...
 
     def tunnel(self) -> socket.socket | None:
@@ -135,6 +183,26 @@ class Publisher(Protocol[Place]):
 
     def closed(self, client: Client, event: Event) -> None:
         """An established connection ended."""
+        ...
+
+
+DECIDED: Final = 1 << 31
+"""`Event.tag` of clients that the engine offers by a `Client.decide` has this bit."""
+
+
+class Decider(Protocol):
+    """Knows which clients the engine offers by itself, of those without a door."""
+
+    def client(self, event: Event) -> Client:
+        """The client that an event with one of its tags is about."""
+        ...
+
+    def forget_all(self) -> None:
+        """Have the engine offer nobody by itself."""
+        ...
+
+    def forgot(self, tag: int) -> None:
+        """No event has that tag any more."""
         ...
 
 

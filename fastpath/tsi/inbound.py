@@ -12,8 +12,8 @@ program's backlog or resets it. A full backlog is a reset, too: the client is ke
 offered again, and until the guest takes it, no other client is accepted; the TCP
 listener's own backlog is then what makes clients wait. `port.py` has all that.
 
-Clients that come by another proxy have a listener of their own (`tunnel.py`), and from
-then on are as any.
+Clients that come by another proxy have a listener of their own (`tunnel.py`), those by
+HBONE are handed over by who has its listener (`take_in`); then they are as any.
 
 Most clients the engine accepts and offers by itself: of IPs that the guest knows, to
 what is published. Here they are counted, logged, and ended when the policy changes.
@@ -39,7 +39,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from fastpath.throttle import Throttle
-from fastpath.tsi.clients import Client
+from fastpath.tsi.clients import DECIDED, Client
 from fastpath.tsi.peers import Peers, first_port, range_number
 from fastpath.tsi.port import OFFER_S, Port
 from fastpath.tsi.protocol import Caller, Listening
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
     from fastpath.tsi.addresses import Address
-    from fastpath.tsi.clients import Announcer, Publisher
+    from fastpath.tsi.clients import Announcer, Decider, Publisher
     from fastpath.tsi.policy import SandboxPolicy
     from fastpath.tsi.protocol import Listen
     from vhost_user.engine import Engine, Event
@@ -111,8 +111,10 @@ class Inbound:
             lambda count: log.warning("%s: %d more lines about listeners", name, count)
         )
         self._next_port = 0
+        self.decider: Decider | None = None
+        """Of clients that come by no door."""
         listener = publisher.tunnel()
-        self.tunnel = listener and Tunnel(listener, self.take_in, name=name)
+        self.tunnel = Tunnel(listener, self.take_in, name=name) if listener else None
 
     @property
     def clients(self) -> int:
@@ -205,6 +207,7 @@ class Inbound:
         A lower limit ends nothing.
         """
         self._policy = policy
+        self.forget_decided()
         if self.tunnel and self.publisher.gone:
             self.tunnel.close()
         for port in self._ports.values():
@@ -215,7 +218,7 @@ class Inbound:
             except OSError as problem:
                 self.warn(number, problem)
         for conn, client in list(self._live.items()):
-            if not self._publishes(client.port) or self._denies(client):
+            if not self._reaches(client) or self._denies(client):
                 self._end(conn, client)
 
     def drain(self) -> None:
@@ -246,11 +249,11 @@ class Inbound:
         self._lines.flush()
 
     def take_in(self, client: Client) -> None:
-        """Offer a client that came by the tunnel to the guest, or refuse it."""
+        """Offer a client that came by no door to the guest, or refuse it."""
         client.deadline = asyncio.get_running_loop().time() + OFFER_S
         port = self._ports.get(client.port)
-        if port is None or not self._publishes(client.port):
-            client.reset()
+        if port is None or self._draining or not self._reaches(client):
+            client.reset(errno.ECONNREFUSED)
             self.publisher.failed(client, errno.ECONNREFUSED)
         else:
             port.admit(client)
@@ -258,8 +261,11 @@ class Inbound:
     def offer(
         self, port: Port, agent: Announcer, listen: Listen, client: Client
     ) -> bool:
-        """Ask the guest to take a client; False: not now."""
-        assert client.sock is not None
+        """Ask the guest to take a client; False: not now.
+
+        Raises:
+            ConnectionResetError: the client has left.
+        """
         ip = listen.shows(client.ip)
         for alias in range(_ALIASES):
             number = self._peers.range_of(ip, alias)
@@ -270,16 +276,21 @@ class Inbound:
                 introduction.clients.append((port, listen, client))
                 self._remember(client, number, ip)
                 return True
+            named = alias == 0 and self._peers.owner(number)
+            if named and port.alone(agent, listen, client.ip.version):
+                client.decide(self.guest, listen.listener, first_port(number))
             try:
                 conn = self._ask(first_port(number), listen, client)
             except StateError:
                 continue
+            except ConnectionResetError:
+                raise
             except OSError as error:
                 self.warn(listen.port, error)
                 return False
             self._offered[conn] = (port, client)
             self._remember(client, number, ip)
-            if alias == 0 and self._peers.owner(number):
+            if named:
                 client.taker = (agent, listen)
             return True
         return False
@@ -292,18 +303,17 @@ class Inbound:
 
         Raises:
             StateError: the port is in use, or the VM may have no more.
-            OSError: no descriptor is left.
+            OSError: no descriptor is left, or the client has left.
         """
-        assert client.sock is not None
         try:
             source = first | client.address[1]
-            return self.guest.offer(listen.listener, client.sock, port=source)
+            return client.offer(self.guest, listen.listener, port=source)
         except StateError:
             if not client.tunnelled:
                 raise
         self._next_port = self._next_port % _LAST_PORT + 1
         source = first | self._next_port
-        return self.guest.offer(listen.listener, client.sock, port=source)
+        return client.offer(self.guest, listen.listener, port=source)
 
     def handle_event(self, event: Event) -> None:
         """Handle an event of a connection from one of our ports."""
@@ -330,7 +340,8 @@ class Inbound:
 
     def _let_in(self, event: Event) -> None:
         """Note what became of a client that the engine has offered."""
-        client = Client.of(event)
+        decider = self.decider if event.tag & DECIDED else None
+        client = decider.client(event) if decider else Client.of(event)
         if event.kind is EventKind.OPENED:
             number = range_number(event.port)
             self._remember(client, number, self._peers.ip_of(number))
@@ -343,8 +354,8 @@ class Inbound:
         self._live[conn] = client
         self.publisher.opened(client)
         port = self._ports.get(client.port)
-        published = port is not None and port.is_open
-        if not published and not self._publishes(client.port):
+        published = port is not None and port.is_open and not client.gated
+        if not published and not self._reaches(client):
             self._end(conn, client)  # the policy changed meanwhile
         elif self._denies(client):
             self._end(conn, client)  # the engine had its IP from another door
@@ -354,13 +365,35 @@ class Inbound:
         if self._lines.admits():
             log.warning("%s: port %d: %s", self._name, port, problem)
 
+    def forget_decided(self) -> None:
+        """Have the engine offer no clients but those of doors by itself."""
+        if self.decider:
+            self.decider.forget_all()
+
+    def forgot(self, tag: int) -> None:
+        """No event has a tag of the decider's any more."""
+        if self.decider:
+            self.decider.forgot(tag)
+
     def tunnels(self, port: int) -> bool:
-        """Whether clients of a TCP port may come by the tunnel."""
-        return self.tunnel is not None and self._publishes(port)
+        """Whether clients of a TCP port may come by no door of its own."""
+        if self.tunnel is not None and self._publishes(port):
+            return True
+        return self._gated(port)
 
     def _publishes(self, port: int) -> bool:
         covered = self._policy.published.covers(port)
         return self.publisher.publishes(port, covered=covered)
+
+    def _gated(self, port: int) -> bool:
+        covered = self._policy.published.covers(port)
+        return self.publisher.gated(covered=covered)
+
+    def _reaches(self, client: Client) -> bool:
+        """Whether the port of a client is published the way that it came by."""
+        if client.gated:
+            return self._gated(client.port)
+        return self._publishes(client.port)
 
     def _denies(self, client: Client) -> bool:
         client.denial = self.publisher.denial(client)
@@ -425,6 +458,7 @@ class Inbound:
         """Whether the engine has connections from a range; it makes no more."""
         for port in self._ports.values():
             port.forget(number)
+        self.forget_decided()
         return self.guest.conns_from(first_port(number)) > 0
 
     def _tidy(self, number: int) -> None:

@@ -71,7 +71,15 @@ class Offerer(Protocol):
     def offer(
         self, port: Port, agent: Announcer, listen: Listen, client: Client
     ) -> bool:
-        """Ask the guest to take a client; False: not now."""
+        """Ask the guest to take a client; False: not now.
+
+        Raises:
+            ConnectionResetError: the client has left.
+        """
+        ...
+
+    def forget_decided(self) -> None:
+        """Have the engine offer no clients but those of doors by itself."""
         ...
 
     def warn(self, port: int, problem: object) -> None:
@@ -191,14 +199,20 @@ class Port:
 
     # What the engine knows
 
+    def alone(self, agent: Announcer, listen: Listen, version: int) -> bool:
+        """Whether a listener is the only one for clients of an IP version."""
+        able = [entry for entry in self.listeners if entry[1].takes(version)]
+        return able == [(agent, listen)]
+
     def know(self, client: Client) -> None:
         """Have the engine offer others of a client's IP as it was, if it may.
 
         Only the one listener that takes it: several take turns.
         """
-        number, version = client.range, client.ip.version
-        able = [entry for entry in self.listeners if entry[1].takes(version)]
-        if number is None or number in self._known or able != [client.taker]:
+        number, taker = client.range, client.taker
+        if number is None or number in self._known or taker is None:
+            return
+        if not self.alone(*taker, client.ip.version):
             return
         if len(self._known) == MAX_CALLERS:
             self.forget(next(iter(self._known)))
@@ -206,7 +220,7 @@ class Port:
         for door in self._doors.values():
             door.listener.know(
                 client.ip,
-                guest_port=able[0][1].listener,
+                guest_port=taker[1].listener,
                 first_port=first_port(number),
             )
 
@@ -219,6 +233,7 @@ class Port:
 
     def forget_all(self) -> None:
         """Have the engine offer no more clients."""
+        self._offerer.forget_decided()
         if self._known:
             self._known.clear()
             for door in self._doors.values():
@@ -281,15 +296,21 @@ class Port:
         """Ask the guest to take a client; in turn, where several listen."""
         version = client.ip.version
         able = [entry for entry in self.listeners if entry[1].takes(version)]
-        if not able:
-            self._refuse(client, errno.ECONNREFUSED)
+        if client.gone or not able:
+            error = errno.ECONNRESET if client.gone else errno.ECONNREFUSED
+            self._refuse(client, error)
             return
         self._turn += 1
         self._ask(able[self._turn % len(able)], client)
 
     def _ask(self, entry: tuple[Announcer, Listen], client: Client) -> None:
         """Ask the guest for one listener."""
-        if self._offerer.offer(self, *entry, client):
+        try:
+            asked = self._offerer.offer(self, *entry, client)
+        except ConnectionResetError:
+            self._refuse(client, errno.ECONNRESET)
+            return
+        if asked:
             self._pending += 1
         else:
             self._hold(client)
@@ -311,7 +332,7 @@ class Port:
         self._go_on()
 
     def _refuse(self, client: Client, error: int) -> None:
-        client.reset()
+        client.reset(error)
         self._offerer.publisher.failed(client, error)
 
     def _refuse_all(self) -> None:

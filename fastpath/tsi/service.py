@@ -157,7 +157,7 @@ class TsiService:
         self._device = device
         self._router = router
         self._name = name
-        self._policy = policy or SandboxPolicy()
+        self._policy = policy = policy or SandboxPolicy()
         self._datagrams = datagrams
         self._other = other
         self._stats = TsiStats()
@@ -179,9 +179,9 @@ class TsiService:
         ips = [ipaddress.ip_address(address) for address in addresses]
         self._ipv4 = next((ip for ip in ips if ip.version == 4), None)
         self._ipv6 = next((ip for ip in ips if ip.version == 6), None)
-        self.inbound = publisher and Inbound(
-            engine, device, publisher, policy=self._policy, name=name
-        )
+        self.inbound: Inbound | None = None
+        if publisher:
+            self.inbound = Inbound(engine, device, publisher, policy=policy, name=name)
         device.handle.route(TSI_PORT, Ask())
         device.handle.route(None, Ask())
 
@@ -193,8 +193,7 @@ class TsiService:
     def set_policy(self, policy: SandboxPolicy) -> None:
         """Put `policy` in force, for requests that wait and for all that come.
 
-        What it denies of the connections that there are is ended by the router, of
-        peers that datagrams go to by `datagrams`.
+        The router and `datagrams` end what it denies of what there is.
         """
         self._policy = policy
         limits = policy.limits
@@ -203,8 +202,7 @@ class TsiService:
             max_queued_bytes=limits.max_queued_bytes,
             accept_rate=limits.accept_rate,
         )
-        self._device.handle.unroute_from(FIRST_TOKEN)
-        self._routed.clear()
+        self.forget_routes()
         self._router.set_policy(policy)
         if self.inbound:
             self.inbound.set_policy(policy)
@@ -218,10 +216,14 @@ class TsiService:
 
     def drain(self) -> None:
         """Let no more connections in or out by itself; the router is asked of each."""
-        self._device.handle.unroute_from(FIRST_TOKEN)
-        self._routed.clear()
+        self.forget_routes()
         if self.inbound:
             self.inbound.drain()
+
+    def forget_routes(self) -> None:
+        """Have the router asked of each connection, until it says that it stays."""
+        self._device.handle.unroute_from(FIRST_TOKEN)
+        self._routed.clear()
 
     def stats(self) -> TsiStats:
         """Return the counters; the object stays current."""
@@ -237,8 +239,10 @@ class TsiService:
     def handle_event(self, event: Event) -> None:
         """Handle an event of the device."""
         asked = event.kind is EventKind.REQUEST
-        if event.kind is EventKind.BROKEN:
-            return  # the back-end's business
+        if event.kind is EventKind.FORGOT and self.inbound:
+            self.inbound.forgot(event.tag)
+        if event.kind in (EventKind.BROKEN, EventKind.FORGOT):
+            return  # BROKEN: the back-end's business
         if event.port >= FIRST_OPENED_PORT and not asked:
             if self.inbound and event.port >= FIRST_PEER_PORT:
                 self.inbound.handle_event(event)
@@ -285,8 +289,7 @@ class TsiService:
             self._live.pop(event.conn, None)
             if destination is not None:
                 self._router.failed(event, destination)
-        elif destination is None:
-            # cannot be: it was known when the request was answered
+        elif destination is None:  # cannot be: it was known at the answer
             if self._lines.admits():
                 log.error("%s: event of unknown token %d", self._name, event.port)
         elif event.kind is EventKind.OPENED:
@@ -485,10 +488,7 @@ class TsiService:
             del self._agents[agent.range]
 
     def _later(
-        self,
-        delay_s: float,
-        call: Callable[[Unpack[Args]], object],
-        *args: *Args,
+        self, delay_s: float, call: Callable[[Unpack[Args]], object], *args: *Args
     ) -> None:
         """Call after `delay_s`, unless the service is closed by then."""
 

@@ -1,9 +1,10 @@
 """Istio's policies for clients of sandboxes, as they are now.
 
-They come in plain text, so nobody's identity is known: what policies say of IPs and
-ports counts, and what they want of identities none has. Of a sandbox whose connections
-are made in its pod's network namespace (`netns`) the mesh's proxy there has decided
-already, and knows more.
+Of those that come by HBONE (`gate`) the identity is proved. The others come in plain
+text, so nobody's identity is known: what policies say of IPs and ports counts, and what
+they want of identities none has. Of a sandbox whose connections are made in its pod's
+network namespace (`netns`), and that another proxy is the mesh endpoint of, that one
+has decided already, and knows more.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from fastpath.throttle import Throttle
+from fastpath.ztunnel.gateclient import GateClient
 from fastpath.ztunnel.istio.authorize import Connection, judge
 from fastpath.ztunnel.istio.inbound import guess
 
 if TYPE_CHECKING:
     from fastpath.tsi.clients import Client
+    from fastpath.ztunnel.istio.authorize import Verdict
     from fastpath.ztunnel.istio.state import MeshState
     from fastpath.ztunnel.model import Config, Service, Workload
     from fastpath.ztunnel.workloads import LocalWorkload
@@ -31,7 +34,7 @@ def announce(config: Config, state: MeshState) -> None:
     ours = {
         policy.key
         for sandbox in config.fastpath.sandboxes
-        if not sandbox.netns
+        if not sandbox.netns or config.meshed(sandbox)
         for policy in state.policies_of(config.workload(sandbox.workload))
     }
     keys = (policy.key for policy in config.policies)
@@ -46,10 +49,12 @@ def announce(config: Config, state: MeshState) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Whose:
-    """What the mesh knows of a client in plain text: what its IP and port say."""
+    """What the mesh knows of a client: what its IP and port say, and who it is."""
 
     workload: Workload | None = None
     service: Service | None = None
+    principal: str = ""
+    """Its SPIFFE ID, proved by mutual TLS; empty: plain text."""
 
 
 class Authorizer:
@@ -65,20 +70,26 @@ class Authorizer:
 
     def denial(self, server: LocalWorkload, client: Client) -> str:
         """Why a client may not connect to a sandbox; empty: it may."""
-        if server.pod is not None:
+        if server.pod is not None and not server.meshed:
             return ""
         policies = self.state.policies_of(server.workload)
         if not policies:
             return ""
         verdict = judge(policies, _connection(server, client))
+        self.note(server, client, verdict)
+        return verdict.text
+
+    def note(self, server: LocalWorkload, client: Client, verdict: Verdict) -> None:
+        """Say once of a client what policies would do that are only tried."""
         if verdict.dry_run and not client.told:
             client.told = True
             self._tell(server, client, verdict.dry_run)
-        return verdict.text
 
     def whose(self, server: LocalWorkload, client: Client) -> Whose:
         """Who a client is, and which service it probably wants."""
         source = self.state.workload_at(self.state.network, client.ip)
+        if isinstance(client, GateClient):
+            return Whose(source, client.accepted.service, client.identity)
         service = guess(self.state, server.workload, client.port)
         return Whose(source, service)
 
@@ -96,12 +107,14 @@ class Authorizer:
                 lambda count: _log.info("%s: %d more lines of dry runs", name, count)
             )
         if self._throttles[server].admits():
-            who = f"{client.ip} to port {client.port}"
+            who = f"{client.identity or client.ip} to port {client.port}"
             _log.info("%s: %s: %s", server.name, who, "; ".join(notes))
 
 
 def _connection(server: LocalWorkload, client: Client) -> Connection:
     """What policies are asked about: an address of the host stands for the pod's."""
+    if isinstance(client, GateClient):
+        return client.accepted.connection
     ips = server.workload.workload_ips
     reached = ip_address(client.reached[0].partition("%")[0])
     if reached not in ips:

@@ -1,8 +1,10 @@
 """Where a sandbox's listeners are reachable, and what is said of their connections.
 
-A port that the policy publishes is reachable at the pod's IPs, and at addresses of the
-host that the configuration names; these need no policy file. `fastpath.tsi.inbound`
-does the rest.
+A port that the policy publishes is reachable at the pod's IPs, in plain text and by
+HBONE (`gate`), and at addresses of the host that the configuration names; these need no
+policy file. A port that is told of its clients by PROXY headers (`applicationTunnel`)
+is not reachable at the pod's IPs in plain text: there, anyone could write them.
+`fastpath.tsi.inbound` does the rest.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from fastpath.throttle import Throttle
 from fastpath.ztunnel import listener
 from fastpath.ztunnel.access_log import Party, Record, party
 from fastpath.ztunnel.authorization import Whose
+from fastpath.ztunnel.gateclient import GateClient
 from fastpath.ztunnel.model import ListenAddress, TunnelProtocol
 
 if TYPE_CHECKING:
@@ -27,10 +30,11 @@ if TYPE_CHECKING:
     from fastpath.tsi.clients import Client
     from fastpath.ztunnel.access_log import AccessLog
     from fastpath.ztunnel.authorization import Authorizer
+    from fastpath.ztunnel.istio.inbound import Rejected
     from fastpath.ztunnel.metrics import Metrics
     from fastpath.ztunnel.model import Sandbox, Workload
     from fastpath.ztunnel.workloads import LocalWorkload
-    from vhost_user.engine import Event
+    from vhost_user.engine import Event, SocketAddress
 
 NOBODY: Final = Whose()
 MAX_PARTIES: Final = 4096
@@ -63,6 +67,8 @@ class SandboxPublisher:
         self._access_log = access_log
         self._metrics = metrics
         self._authorizer = authorizer
+        self.gate_is_open = False
+        """Clients may come by HBONE."""
         self._clients: dict[Client, Whose] = {}
         """Who those are that are connected: the mesh may change meanwhile."""
         self._parties: dict[tuple[int, bool, Workload], Party] = {}
@@ -79,7 +85,7 @@ class SandboxPublisher:
         if self.gone:
             return []
         found = []
-        if covered and self._sandbox.pod_listeners:
+        if covered and self._sandbox.pod_listeners and not self._handed(port):
             ips = self._server.workload.workload_ips
             found += [ListenAddress(ip, port) for ip in ips]
         if covered or not self._sandbox.policy:
@@ -90,7 +96,20 @@ class SandboxPublisher:
         """Whether a port of the guest is reachable."""
         if covered and self._tunnel_port and not self.gone:
             return True
+        if self.gated(covered=covered):
+            return True
         return any(self.addresses(port, version, covered=covered) for version in (4, 6))
+
+    def gated(self, *, covered: bool) -> bool:
+        """Whether clients may come to a port of the guest by HBONE."""
+        return covered and self.gate_is_open and not self.gone
+
+    def _handed(self, port: int) -> bool:
+        """Whether the gate writes PROXY headers to a port of the guest."""
+        tunnel = self._server.workload.application_tunnel
+        if not self._server.meshed or tunnel is None:
+            return False
+        return tunnel.protocol is TunnelProtocol.PROXY and tunnel.port in (None, port)
 
     def tunnel(self) -> socket.socket | None:
         """Open the listener of the application tunnel, in the pod's namespace.
@@ -117,6 +136,8 @@ class SandboxPublisher:
     @property
     def _tunnel_port(self) -> int:
         """Of the pod's loopback, where its proxy hands clients over; 0: none."""
+        if self._server.meshed:
+            return 0  # that is us
         tunnel = self._server.workload.application_tunnel
         proxied = tunnel and tunnel.protocol is TunnelProtocol.PROXY
         return (tunnel.port or 0) if tunnel and proxied and self._server.pod else 0
@@ -156,7 +177,39 @@ class SandboxPublisher:
             self._denied(client)
             return
         self._metrics.denied(self._server.name, "inbound")
+        if client.gated:
+            self._metrics.inbound_failed(self._server, self._whose(client))
+            if not self._may_log():
+                return
         self._write(client, None, error)
+
+    def rejected(
+        self, source: SocketAddress, reached: SocketAddress, peer: str, why: Rejected
+    ) -> None:
+        """A CONNECT that leads nowhere was refused; the lines are bounded."""
+        self._metrics.denied(self._server.name, f"connect_{why.status}")
+        self._refused(source, reached, peer, why.text)
+
+    def tunnel_failed(
+        self, source: SocketAddress, reached: SocketAddress, peer: str, why: str
+    ) -> None:
+        """A peer's tunnel never was; the lines are bounded."""
+        self._refused(source, reached, peer, why)
+
+    def _refused(
+        self, source: SocketAddress, reached: SocketAddress, peer: str, why: str
+    ) -> None:
+        if self._may_log():
+            self._access_log.write(
+                Record(
+                    level="warn",
+                    message="connection failed",
+                    direction="inbound",
+                    src=replace(party(source), identity=peer),
+                    dst=party(reached),
+                    error=why,
+                )
+            )
 
     def ended(self, client: Client) -> None:
         """The policy ends an established connection."""
@@ -168,7 +221,7 @@ class SandboxPublisher:
         self._metrics.inbound_closed(
             self._server,
             self._whose(client),
-            received=event.up_bytes,
+            received=_sent(client, event),
             sent=event.down_bytes,
             flag="DENY" if client.ended else "CONNECT" if event.error else "-",
         )
@@ -179,10 +232,15 @@ class SandboxPublisher:
         """An authorization policy denied it; the lines are bounded."""
         self._metrics.denied(self._server.name, "authorization")
         self._metrics.inbound_denied(self._server, self._whose(client))
-        if not self._lines.admits():
-            self._metrics.unlogged(self._server.name)
-            return
-        self._write(client, None, 0)
+        if self._may_log():
+            self._write(client, None, 0)
+
+    def _may_log(self) -> bool:
+        """Whether a refusal gets its line; if not, that is counted."""
+        if self._lines.admits():
+            return True
+        self._metrics.unlogged(self._server.name)
+        return False
 
     def _whose(self, client: Client) -> Whose:
         if self._authorizer is None:
@@ -202,19 +260,20 @@ class SandboxPublisher:
             if self._server.pod and self._server.pod.gone:
                 what = f"ended: {self._server.pod.namespace} is gone"
         whose = self._whose(client)
+        known = event or client.denial or client.gated
+        source, authority = client.address, ""
+        if isinstance(client, GateClient):
+            source, authority = client.source, client.authority
         self._access_log.write(
             Record(
                 level="error" if error or client.denial else "info",
-                message="connection complete"
-                if event or client.denial
-                else "connection failed",
+                message="connection complete" if known else "connection failed",
                 direction="inbound",
-                src=replace(
-                    party(client.address, whose.workload), identity=client.identity
-                ),
+                src=replace(party(source, whose.workload), identity=client.identity),
                 dst=self._destination(client),
+                hbone_addr=authority,
                 service=whose.service.hostname if whose.service else "",
-                bytes_sent=event.up_bytes if event else None,
+                bytes_sent=_sent(client, event) if event else None,
                 bytes_recv=event.down_bytes if event else None,
                 duration_ms=event.duration_us // 1000 if event else None,
                 error=what,
@@ -222,9 +281,10 @@ class SandboxPublisher:
         )
 
     def _destination(self, client: Client) -> Party:
-        """The sandbox, as clients of an IP version reach it."""
+        """The sandbox, as clients of an IP version reach it, or HBONE's."""
         workload = self._server.workload
-        key = client.port, ":" in client.reached[0], workload
+        port = client.reached[1] if client.gated else client.port
+        key = port, ":" in client.reached[0], workload
         found = self._parties.get(key)
         if found is None:
             if len(self._parties) >= MAX_PARTIES:
@@ -232,6 +292,12 @@ class SandboxPublisher:
             ips = workload.workload_ips
             version = 6 if key[1] else 4
             pod = next((ip for ip in ips if ip.version == version), ips[0])
-            there = (str(pod), client.port)
+            there = (str(pod), port)
             found = self._parties[key] = party(there, workload, self._server.identity)
         return found
+
+
+def _sent(client: Client, event: Event) -> int:
+    """Bytes of the client's that the guest got; the preface is none of them."""
+    ours = len(client.preface) if isinstance(client, GateClient) else 0
+    return max(event.up_bytes - ours, 0)

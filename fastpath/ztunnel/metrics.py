@@ -21,6 +21,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from fastpath.tsi.datagram_limits import DatagramStats
 from fastpath.tsi.service import TsiStats
 from vhost_user.engine import GAUGES
+from vhost_user.hbone import HboneStats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,14 +35,16 @@ if TYPE_CHECKING:
     from fastpath.ztunnel.workloads import LocalWorkload
     from vhost_user.engine import DeviceStats, EngineStats
 
-    _Key = tuple[LocalWorkload, Workload | None, Service | None]
+    _Key = tuple[LocalWorkload, Workload | None, Service | None, bool]
 
 Flag = Literal["-", "DENY", "CONNECT"]
 """`response_flags`: fine, denied by policy, not reached or ended with an error."""
 
-_UNKNOWN = "unknown"
-_CURRENT = frozenset({"streams", "flows", "tokens", "held", "listeners"})
-"""Values of UDP's, DNS's and TSI's that also fall."""
+_UNKNOWN, _MUTUAL_TLS = "unknown", "mutual_tls"
+_CURRENT = frozenset(
+    {"streams", "flows", "tokens", "held", "listeners", "tunnels", "shakes"}
+)
+"""Values of UDP's, DNS's, TSI's and HBONE's that also fall."""
 _END_LABELS = (
     "workload",
     "canonical_service",
@@ -110,7 +113,7 @@ class Metrics:
             registry=self.registry,
         ).labels("ztunnel", f"fastpath-{version('vsock-fastpath')}").set(1)
         self._series: dict[_Key, _Series] = {}
-        self._inbound: dict[_Key, _Series] = {}
+        self._inbound: dict[tuple[LocalWorkload, Whose], _Series] = {}
         self._unlogged = Counter(
             "fastpath_denied_unlogged",
             "Of those, not in the access log: there were too many at once",
@@ -213,6 +216,11 @@ class Metrics:
         else:
             self._count_failed(_server_labels(server, whose, flag))
 
+    def inbound_failed(self, server: LocalWorkload, whose: Whose) -> None:
+        """A sandbox didn't take a connection."""
+        self._inbound_series(server, whose).opened.inc()
+        self._count_failed(_server_labels(server, whose, "CONNECT"))
+
     def inbound_denied(self, server: LocalWorkload, whose: Whose) -> None:
         """An authorization policy denied a connection to a sandbox."""
         labels = _server_labels(server, whose, "DENY")
@@ -253,7 +261,7 @@ class Metrics:
         self._failed.labels(*labels).inc()
 
     def _inbound_series(self, server: LocalWorkload, whose: Whose) -> _Series:
-        key = (server, whose.workload, whose.service)
+        key = (server, whose)
         series = self._inbound.get(key)
         if series is None:
             labels = _server_labels(server, whose)
@@ -270,7 +278,8 @@ class Metrics:
 
     def _series_of(self, client: LocalWorkload, decision: Decision) -> _Series:
         """The counters with these labels; as many as workloads and services allow."""
-        key = (client, decision.workload, decision.service)
+        tunnelled = decision.connect is not None
+        key = (client, decision.workload, decision.service, tunnelled)
         series = self._series.get(key)
         if series is None:
             labels = _labels(client, decision, "-")
@@ -369,10 +378,28 @@ class TsiCollector:
         yield from _of_sandboxes("tsi", TsiStats, self._services(), where)
 
 
+class GateCollector:
+    """Reads the counters of the sandboxes' gates when somebody asks.
+
+    Args:
+        gates: gives each sandbox's, by its name.
+    """
+
+    def __init__(self, gates: Callable[[], Mapping[str, HboneStats]]) -> None:
+        self._gates = gates
+
+    def collect(self) -> Iterator[Metric]:
+        """One family a counter, one sample a sandbox."""
+        where = "vhost_user/native/vu_hbone.h"
+        yield from _of_sandboxes("gate", HboneStats, self._gates(), where)
+
+
 def _of_sandboxes(
     part: str,
-    kind: type[DatagramStats | TsiStats],
-    stats: Mapping[str, DatagramStats] | Mapping[str, TsiStats],
+    kind: type[DatagramStats | TsiStats | HboneStats],
+    stats: Mapping[str, DatagramStats]
+    | Mapping[str, TsiStats]
+    | Mapping[str, HboneStats],
     where: str,
 ) -> Iterator[Metric]:
     for field in dataclasses.fields(kind):
@@ -407,7 +434,7 @@ def _labels(client: LocalWorkload, decision: Decision, flag: Flag) -> tuple[str,
         *_end(decision.workload),
         "tcp",
         flag,
-        _UNKNOWN,
+        _MUTUAL_TLS if decision.connect else _UNKNOWN,
         *_place(client.workload),
         *_place(decision.workload),
     )
@@ -418,7 +445,7 @@ def _server_labels(
 ) -> tuple[str, ...]:
     """Who a client in plain text is, its IP says: not proved, so no principal."""
     client = list(_end(whose.workload))
-    client[_END_LABELS.index("principal")] = _UNKNOWN
+    client[_END_LABELS.index("principal")] = whose.principal or _UNKNOWN
     return (
         "destination",
         *client,
@@ -426,7 +453,7 @@ def _server_labels(
         *_end(server.workload),
         "tcp",
         flag,
-        _UNKNOWN,
+        _MUTUAL_TLS if whose.principal else _UNKNOWN,
         *_place(whose.workload),
         *_place(server.workload),
     )

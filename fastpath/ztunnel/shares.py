@@ -22,6 +22,8 @@ OWN_FDS: Final = 256
 sockets: for control and datagram streams, and DNS queries that are under way."""
 MAX_SHARE: Final = 1 << 20
 """Connections that a sandbox may have where descriptors are no bound."""
+MAX_TUNNELS: Final = 4096
+"""Of a gate, where descriptors are no bound."""
 LEAST_SHARE: Final = 16
 """Connections that a sandbox gets however few descriptors there are."""
 
@@ -53,6 +55,9 @@ def within_share(config: Config, name: str, policy: SandboxPolicy) -> SandboxPol
     listeners = min(limits.max_listeners, most // 4 // max(places, 1))
     taken = sockets if policy.udp else 0
     taken += listeners * places if policy.published.ranges else 0
+    if config.meshed(sandbox):
+        ips = config.workload(sandbox.workload).workload_ips
+        taken += len(ips) * max_tunnels(config, sandbox)
     conns = min(limits.max_conns, (most - taken) // descriptors(sandbox))
     if conns < limits.max_conns != DEFAULT_MAX_CONNS:
         _log.warning(
@@ -65,6 +70,12 @@ def within_share(config: Config, name: str, policy: SandboxPolicy) -> SandboxPol
         max_listeners=listeners,
     )
     return replace(policy, limits=limits)
+
+
+def max_tunnels(config: Config, sandbox: Sandbox) -> int:
+    """Tunnels that each gate of a sandbox takes: each is a descriptor."""
+    gates = len(config.workload(sandbox.workload).workload_ips)
+    return min(MAX_TUNNELS, max(share(config) // 4 // gates, 1))
 
 
 def descriptors(sandbox: Sandbox) -> int:

@@ -42,12 +42,12 @@ def test_a_known_callers_client_is_offered_at_once(guest, door):
         assert (event.tag, event.peer_port, event.port) == (TAG, PORT, conn.host_port)
         client.sendall(b"hello")
         assert conn.receive_bytes(5) == b"hello"
-        conn.say(Op.RW, b"world")
-        assert client.recv(5) == b"world"
+        conn.say(Op.RW, b"worlds")
+        assert client.recv(6) == b"worlds"
         client.close()
         conn.shutdown(Shutdown.BOTH)
         event = door.heard(1, CLOSED)
-        assert (event.up_bytes, event.down_bytes) == (5, 5)
+        assert (event.up_bytes, event.down_bytes) == (5, 6)
     assert door.events == []
 
 

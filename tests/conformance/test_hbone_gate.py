@@ -16,9 +16,7 @@ from tests.conformance.peers import CONNECT
 from tests.conformance.threads import TIMEOUT_S
 from tests.support import pki
 from vhost_user.engine import Dial, Discard, Echo, EventKind, Reset
-from vhost_user.errors import StateError
 from vhost_user.hbone import Headers, Reason
-from vhost_user.vsock.packet import Op, Shutdown
 
 PROTOCOL_ERROR, REFUSED_STREAM, CANCEL, CONNECT_ERROR = 0x1, 0x7, 0x8, 0xA
 HARD = struct.pack("ii", 1, 0)
@@ -351,77 +349,6 @@ def test_an_orderly_end_of_both_leaves_nothing(gate):
     peer.fence()
     assert gate.events.wait(EventKind.CLOSED).error == 0
     assert gate.stats().streams == 0
-
-
-# ---- a program in a guest ----
-
-
-def offered(gate, mesh, host, conn, port=70000):
-    """Offer a CONNECT to the guest's port 80."""
-    device = host.device.handle
-    return mesh.call(gate.gate.offer, conn, device, 80, port=port)
-
-
-def test_a_program_in_a_guest_is_reached(gate, mesh, host, guest):
-    peer = gate.dial()
-    stream = peer.connect()
-    peer.send(stream, b"early")
-    peer.fence()
-    assert offered(gate, mesh, host, gate.asked())
-    conn = guest.accept(buf_alloc=1 << 20)
-    assert (conn.guest_port, conn.host_port) == (80, 70000)
-    assert peer.status(stream) == "200"
-    assert conn.receive_bytes(5) == b"early"
-    peer.send(stream, DATA)
-    assert conn.receive_bytes(len(DATA)) == DATA
-    conn.send(b"back")
-    assert peer.read(stream, 4) == b"back"
-    peer.send(stream, b"", end=True)
-    conn.expect(Op.SHUTDOWN)
-    conn.send(b"still")
-    assert peer.read(stream, 5) == b"still"
-    conn.shutdown(Shutdown.BOTH)
-    peer.ended(stream)
-    host.deliver()
-    assert [event.kind for event in host.events] == [EventKind.OPENED, EventKind.CLOSED]
-
-
-def test_a_program_in_a_guest_that_refuses_is_503(gate, mesh, host, guest):
-    peer = gate.dial()
-    stream = peer.connect()
-    offered(gate, mesh, host, gate.asked())
-    header = guest.receive().header
-    guest.send(guest.header(Op.RST, header.dst_port, header.src_port))
-    assert peer.status(stream) == "503"
-    peer.ended(stream)
-    host.deliver()
-    assert host.events_of(EventKind.FAILED)[0].error == errno.ECONNREFUSED
-
-
-def test_a_connect_that_is_reset_while_the_guest_thinks_is_forgotten(
-    gate, mesh, host, guest
-):
-    peer = gate.dial()
-    stream = peer.connect()
-    offered(gate, mesh, host, gate.asked())
-    conn = guest.receive()
-    assert conn.op == Op.REQUEST
-    peer.h2.reset_stream(stream, CANCEL)
-    peer.flush()
-    assert guest.receive().op == Op.RST
-
-
-def test_a_connect_is_offered_once(gate, mesh, host, guest):
-    gate.dial().connect()
-    conn = gate.asked()
-    assert offered(gate, mesh, host, conn)
-    assert offered(gate, mesh, host, conn) is None
-    peer = gate.dial()
-    peer.connect()
-    with pytest.raises(StateError):
-        offered(gate, mesh, host, gate.asked(2))  # the ports have a connection
-    assert offered(gate, mesh, host, gate.asked(2), port=70001)
-    assert guest.accept()
 
 
 # ---- drain ----

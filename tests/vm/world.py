@@ -98,6 +98,9 @@ class Publisher:
     def publishes(self, port, *, covered):
         return covered
 
+    def gated(self, *, covered):
+        return False
+
     def tunnel(self):
         return None
 

@@ -22,6 +22,7 @@
 #define VU_H
 
 #include "vu_conn.h"
+#include "vu_decide.h"
 #include "vu_dev.h"
 #include "vu_engine.h"
 #include "vu_err.h"
@@ -31,6 +32,7 @@
 #include "vu_netns.h"
 #include "vu_peer.h"
 #include "vu_reason.h"
+#include "vu_request.h"
 #include "vu_ring.h"
 
 #endif /* VU_H */

@@ -6,6 +6,8 @@
  * vu_netns.h	network namespaces that far sides are dialled in
  * vu_peer.h	processes that take connections by rings of shared memory
  * vu_hbone.h	tunnels of mutual TLS and HTTP/2
+ * vu_request.h	CONNECTs of others
+ * vu_decide.h	CONNECTs that Python is not asked about
  * vu_dev.h	devices, their rings and routes
  */
 #ifndef VU_ENGINE_H
@@ -60,6 +62,8 @@ struct vu_engine_config {
  * @VU_EV_TUNNEL:	A tunnel of a pool or listener is there (@reason is
  *			VU_REASON_NONE), failed, or has ended (@tag is 1), which
  *			@reason and @error tell of; see vu_reason.h
+ * @VU_EV_FORGOT:	No event with this @tag of vu_hbone_decide() comes any
+ *			more from @source
  */
 enum vu_event_kind {
 	VU_EV_REQUEST = 1,
@@ -70,12 +74,13 @@ enum vu_event_kind {
 	VU_EV_LIMIT = 6,
 	VU_EV_GONE = 7,
 	VU_EV_TUNNEL = 8,
+	VU_EV_FORGOT = 9,
 };
 
 /**
  * struct vu_event - One event
- * @conn:	Connection's id; 0 for VU_EV_BROKEN, VU_EV_LIMIT, VU_EV_GONE and
- *		VU_EV_TUNNEL
+ * @conn:	Connection's id; 0 for VU_EV_BROKEN, VU_EV_LIMIT, VU_EV_GONE,
+ *		VU_EV_TUNNEL and VU_EV_FORGOT
  * @up_bytes:	Bytes from the side that opened the connection, so far
  * @down_bytes:	Bytes back to it, so far
  * @duration_us: Since the request, us
@@ -86,7 +91,8 @@ enum vu_event_kind {
  * @port:	vsock: the port on our side (the requested one, or of an
  *		opened connection the one we chose); VU_EV_BROKEN: the queue
  * @cid:	vsock: the CID on our side: 2, or a sibling's
- * @tag:	vu_listener_guest(): of a client, until VU_EV_OPENED; else 0
+ * @tag:	vu_listener_guest(), vu_hbone_decide(): of a client, until
+ *		VU_EV_OPENED; else 0
  * @reason:	enum vu_reason, or 0
  * @src_len:	Bytes used of @src: 0 for vsock
  * @dst_len:	Bytes used of @dst: 0 for vsock

@@ -120,6 +120,9 @@ struct vu_hbone_target {
 /**
  * struct vu_pool_config - Tunnels to one address
  * @tls:	Id of vu_tls_add()
+ * @netns:	Id of vu_netns_add(): they are made in that namespace, from its
+ *		address, with @src_len 0. One that is gone or has no address of
+ *		that IP version fails them with ENETUNREACH. 0: our own
  * @addr_len:	Bytes used of @addr
  * @src_len:	Bytes used of @src; 0: any address of ours
  * @addr:	Where to: a sockaddr_in or sockaddr_in6
@@ -135,6 +138,7 @@ struct vu_hbone_target {
  */
 struct vu_pool_config {
 	uint32_t tls;
+	uint32_t netns;
 	uint16_t addr_len;
 	uint16_t src_len;
 	uint8_t addr[28];
@@ -159,7 +163,8 @@ struct vu_pool_config {
  * it. VU_EV_TUNNEL tells of each that is there, failed or ended.
  *
  * Returns: the pool's id, and source of its events,
- *	-VU_ERR_INVAL, if a number is 0, an address is none, or no name is given
+ *	-VU_ERR_INVAL, if a number is 0, an address is none, no name is given,
+ *		or there is both a namespace and an address to come from
  *	-VU_ERR_GONE, if there are no such certificates
  *	-VU_ERR_FULL, if there are 65536 pools
  *	-VU_ERR_NOMEM, if out of memory
@@ -171,6 +176,9 @@ int vu_pool_add(struct vu_engine *engine, const struct vu_pool_config *cfg);
  * @engine:	Engine
  * @pool:	Id
  * @tls:	Id of vu_tls_add()
+ *
+ * Tunnels that there are go on with theirs; one whose peer the new revocation
+ * lists name ends (VU_REASON_REVOKED).
  *
  * Returns: 0 on success,
  *	-VU_ERR_GONE, if there is no such pool, or are no such certificates
@@ -243,6 +251,8 @@ int vu_hbone_listen(struct vu_engine *engine, int fd,
  * @listener:	Id of vu_hbone_listen()
  * @tls:	Id of vu_tls_add()
  *
+ * Tunnels that there are are as of vu_pool_tls().
+ *
  * Returns: 0 on success,
  *	-VU_ERR_GONE, if there is no such listener, or are no such certificates
  *	-VU_ERR_STATE, if it takes no tunnels
@@ -266,77 +276,6 @@ int vu_hbone_drain(struct vu_engine *engine, uint32_t source,
 		   uint32_t deadline_ms);
 
 /**
- * struct vu_hbone_request - What a CONNECT said; what it didn't is ""
- *
- * A request with a part that has no room here gets 400.
- *
- * @peer:	The client's SPIFFE identity, by its certificate
- * @authority:	":authority", with a host and a port
- * @baggage:	"baggage"
- * @forwarded:	"forwarded"
- * @traceparent: "traceparent"
- */
-struct vu_hbone_request {
-	char peer[2048];
-	char authority[264];
-	char baggage[8192];
-	char forwarded[1024];
-	char traceparent[256];
-};
-
-/**
- * vu_hbone_request() - Read what a CONNECT said
- * @engine:	Engine
- * @conn:	Id from VU_EV_REQUEST of a vu_hbone_listen()
- * @ret:	That
- *
- * Returns: 0 on success,
- *	-VU_ERR_GONE, if the connection has ended meanwhile
- *	-VU_ERR_STATE, if it came by no tunnel
- */
-int vu_hbone_request(struct vu_engine *engine, uint64_t conn,
-		     struct vu_hbone_request *ret);
-
-/**
- * vu_hbone_respond() - Say which headers the answer to a CONNECT has
- * @engine:	Engine
- * @conn:	Id from VU_EV_REQUEST of a vu_hbone_listen()
- * @headers:	Id of vu_headers_add(); its baggage is sent
- *
- * Call it before vu_conn_answer().
- *
- * Returns: 0 on success,
- *	-VU_ERR_GONE, if the connection has ended meanwhile, or there are no
- *		such headers
- *	-VU_ERR_STATE, if it came by no tunnel
- */
-int vu_hbone_respond(struct vu_engine *engine, uint64_t conn, uint32_t headers);
-
-/**
- * vu_hbone_guest() - Give a CONNECT a program in a guest as its far side
- * @engine:	Engine
- * @conn:	Id from VU_EV_REQUEST of a vu_hbone_listen()
- * @dev:	The guest's device
- * @guest_port:	Port that the program listens on
- * @port:	Port on our side, not 0
- *
- * As vu_conn_offer() for a socket: the connection is the device's from now on,
- * with an id of its own, and nothing more is told of @conn. Should it fail, the
- * CONNECT is answered by 503.
- *
- * Returns: the connection's id,
- *	-VU_ERR_GONE, if the connection has ended meanwhile, or there is no such
- *		device
- *	-VU_ERR_INVAL, if @port is 0
- *	-VU_ERR_STATE, if it came by no tunnel or was answered, or the two ports
- *		have a connection
- *	-VU_ERR_FULL, as vu_conn_open()
- *	-VU_ERR_NOMEM, if out of memory
- */
-int64_t vu_hbone_guest(struct vu_engine *engine, uint64_t conn, uint32_t dev,
-		       uint32_t guest_port, uint32_t port);
-
-/**
  * struct vu_hbone_stats - Counters of a pool's or a listener's tunnels
  * @tunnels:	That are there now, or shake hands
  * @streams:	On them now
@@ -344,6 +283,7 @@ int64_t vu_hbone_guest(struct vu_engine *engine, uint64_t conn, uint32_t dev,
  * @failed:	That never were
  * @shakes:	Handshakes under way
  * @requests:	Streams that were opened
+ * @decided:	Of them, that vu_hbone_decide() had decided about
  * @floods:	Tunnels that were ended: VU_REASON_FLOOD
  * @silent:	Same: VU_REASON_PING
  * @sent_bytes:	Plaintext that TLS took, bytes
@@ -356,6 +296,7 @@ struct vu_hbone_stats {
 	uint64_t failed;
 	uint64_t shakes;
 	uint64_t requests;
+	uint64_t decided;
 	uint64_t floods;
 	uint64_t silent;
 	uint64_t sent_bytes;

@@ -6,11 +6,17 @@ Istio's ztunnel has.
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
+
+from vhost_user.schema import Between
 
 if TYPE_CHECKING:
     from fastpath.ztunnel.istio.model import Service, Workload
     from vhost_user.engine import SocketAddress
+    from vhost_user.schema import IpAddress
+
+_PORT = Between(1, 65535)
 
 
 def baggage(workload: Workload) -> str:
@@ -29,17 +35,36 @@ def baggage(workload: Workload) -> str:
 
 def forwarded(source: SocketAddress, service: Service | None) -> str:
     """Who asks, and for which service's name."""
-    host, port = source
-    text = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return f'for="{text}"' + (f";host={service.hostname}" if service else "")
+    before, after = forwarded_around(source[0], service)
+    return f"{before}{source[1]}{after}"
+
+
+def forwarded_around(host: str, service: Service | None) -> tuple[str, str]:
+    """The same: what is before the client's port, and behind it."""
+    text = f"[{host}]" if ":" in host else host
+    return f'for="{text}:', '"' + (f";host={service.hostname}" if service else "")
 
 
 def forwarded_host(header: str) -> str:
     """The host name of `forwarded`; empty: there is none."""
+    return _forwarded(header, "host")
+
+
+def forwarded_port(header: str, ip: IpAddress) -> int:
+    """The port of `forwarded`'s client, if that has an IP; 0: it says none."""
+    host, _, port = _forwarded(header, "for").rpartition(":")
+    try:
+        same = ip_address(host.removeprefix("[").removesuffix("]")) == ip
+        return _PORT.parse(port) if same else 0
+    except ValueError:
+        return 0
+
+
+def _forwarded(header: str, wanted: str) -> str:
     if not header.isascii():
         return ""
     for part in header.split(";"):
         name, _, value = part.strip().partition("=")
-        if name == "host":
+        if name == wanted:
             return value.removeprefix('"').removesuffix('"')
     return ""

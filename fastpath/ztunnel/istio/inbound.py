@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final
 
@@ -83,6 +83,8 @@ class Rejected:
 
     status: int
     text: str
+    denied: Accepted | None = field(default=None, compare=False)
+    """What it would be, if it is only policies that deny it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,13 +157,11 @@ def _to(
             text = f"requested service {authority.host} found, but has no IP addresses"
             return Rejected(status=UNAVAILABLE, text=text)
     connection = Connection(request.source, request.reached, target, request.identity)
-    verdict = judge(state.policies_of(workload), connection)
-    if not verdict.allowed:
-        return _denied(verdict)
     header = None
     if proxied and destination:
         header = Tunnel(destination=destination, identity=request.identity)
-    return Accepted(
+    verdict = judge(state.policies_of(workload), connection)
+    accepted = Accepted(
         ip=request.reached,
         port=target,
         local=proxied,
@@ -170,11 +170,10 @@ def _to(
         connection=connection,
         verdict=verdict,
     )
-
-
-def _denied(verdict: Verdict) -> Rejected:
+    if verdict.allowed:
+        return accepted
     text = f"connection closed due to policy rejection: {verdict.text}"
-    return Rejected(status=UNAUTHORIZED, text=text)
+    return Rejected(status=UNAUTHORIZED, text=text, denied=accepted)
 
 
 def _is_for(

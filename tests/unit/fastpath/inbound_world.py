@@ -162,6 +162,9 @@ class FakePublisher:
     def publishes(self, port, *, covered):
         return covered
 
+    def gated(self, *, covered):
+        return False
+
     def tunnel(self):
         return None
 

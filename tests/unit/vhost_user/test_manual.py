@@ -61,10 +61,13 @@ GONE = {
     "vu_listener_pause",
     "vu_netns_del",
     "vu_netns_renew",
+    "vu_hbone_decide",
     "vu_hbone_drain",
+    "vu_hbone_forget",
     "vu_hbone_guest",
     "vu_hbone_listen",
     "vu_hbone_peer",
+    "vu_hbone_preface",
     "vu_hbone_request",
     "vu_hbone_respond",
     "vu_hbone_stats",
@@ -197,6 +200,9 @@ OWN = {
         "cfg": ffi.new("struct vu_hbone_config *", GATE | TIMES | {"max_shakes": 1}),
         "fd": os.eventfd(0),
     },
+    "vu_hbone_decide": {
+        "decision": ffi.new("struct vu_hbone_decision *", {"tag": 1, "target": {}})
+    },
     "vu_hbone_stats": {"ret": ffi.new("struct vu_hbone_stats *")},
     "vu_hbone_request": {"ret": ffi.new("struct vu_hbone_request *")},
     "vu_hbone_peer": {"ret": ffi.new("char[1]")},
@@ -214,6 +220,7 @@ def test_what_was_never_there_is_gone(engine, name):
         "mem": ffi.NULL,
         "caller": ffi.new("struct vu_caller *", {"version": 4}),
         "ret": ffi.new("struct vu_dev_stats *"),
+        "data": b"",
         "fd": -1,
         "hybrid": False,
     } | OWN.get(name, {})

@@ -4,6 +4,7 @@
  */
 
 #include "api/api.h"
+#include "side/hbone.h"
 #include "side/socket.h"
 #include "side/target.h"
 
@@ -13,7 +14,7 @@
  * @conn:	Id
  * @ret:	The connection
  *
- * One that Python may only take isn't held, in this sense.
+ * One that Python may only take isn't held, in this sense, nor is one on offer.
  *
  * Returns: 0, -VU_ERR_GONE or -VU_ERR_STATE
  */
@@ -22,8 +23,10 @@ static int held(const struct vu_engine *e, uint64_t conn, struct vu_conn **ret)
 	*ret = conn_by_id(&e->core, conn);
 	if (!*ret)
 		return -VU_ERR_GONE;
-	return (*ret)->state == CONN_HELD && !(*ret)->client ? 0
-							     : -VU_ERR_STATE;
+	return (*ret)->state == CONN_HELD && !(*ret)->client &&
+		       !stream_lent(*ret)
+		   ? 0
+		   : -VU_ERR_STATE;
 }
 
 /**

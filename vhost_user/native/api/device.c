@@ -6,6 +6,7 @@
 #include <errno.h>
 
 #include "api/api.h"
+#include "vsock/visit.h"
 
 /**
  * with_dev() - Do something with a device, the engine stopped
@@ -114,6 +115,7 @@ void device_remove(struct vu_engine *e, uint32_t slot)
 	}
 	sibling_forget(d);
 	door_walled(d);
+	visit_end(d);
 	e->devs[slot] = NULL;
 	dev_free(d);
 }

@@ -6,7 +6,8 @@
 #include <stdio.h>
 
 #include "api/api.h"
-#include "side/hbone.h"
+#include "side/target.h"
+#include "vsock/visit.h"
 
 /**
  * text() - What did a part of a request say?
@@ -20,7 +21,7 @@ static const char *text(const char *part)
 }
 
 /**
- * stream_by_id() - Find the stream that a connection came by
+ * stream_by_id() - Find the CONNECT that a connection is of
  * @e:		Engine, stopped
  * @conn:	Its id
  * @ret:	The stream
@@ -34,8 +35,8 @@ static int stream_by_id(const struct vu_engine *e, uint64_t conn,
 
 	if (!c)
 		return -VU_ERR_GONE;
-	*ret = c->near.stream;
-	return *ret ? 0 : -VU_ERR_STATE;
+	*ret = c->near.stream ? c->near.stream : c->far.stream;
+	return *ret && (*ret)->group->server ? 0 : -VU_ERR_STATE;
 }
 
 /**
@@ -102,6 +103,31 @@ int vu_hbone_respond(struct vu_engine *e, uint64_t conn, uint32_t headers)
 }
 
 /**
+ * vu_hbone_preface() - see vu_hbone.h
+ * @e:		Engine
+ * @conn:	Id from VU_EV_REQUEST
+ * @data:	Bytes
+ * @len:	How many
+ *
+ * Returns: 0, or a negated enum vu_err
+ */
+int vu_hbone_preface(struct vu_engine *e, uint64_t conn, const void *data,
+		     uint32_t len)
+{
+	struct stream *s;
+	int err;
+
+	loop_enter(e);
+	err = stream_by_id(e, conn, &s);
+	if (!err && s->c->state != CONN_HELD)
+		err = -VU_ERR_STATE;
+	if (!err)
+		err = stream_preface(s, data, len);
+	loop_release(e);
+	return err;
+}
+
+/**
  * struct guest_arg - A CONNECT for a guest
  */
 struct guest_arg {
@@ -150,4 +176,106 @@ int64_t vu_hbone_guest(struct vu_engine *e, uint64_t conn, uint32_t dev,
 	};
 
 	return port ? with_dev(e, dev, adopt, &g) : -VU_ERR_INVAL;
+}
+
+/**
+ * valid() - Check a decision
+ * @d:		Decision
+ *
+ * Returns: true if its tag, its ports and its target are in range
+ */
+static bool valid(const struct vu_hbone_decision *d)
+{
+	if (!d->tag || d->first_port & (RANGE_PORTS - 1))
+		return false;
+	return d->first_port ||
+	       (target_valid(&d->target) && d->target.kind != VU_TARGET_ASK &&
+		d->target.kind != VU_TARGET_UNIX &&
+		d->target.kind != VU_TARGET_VSOCK);
+}
+
+/**
+ * decide() - vu_hbone_decide() with the engine stopped
+ * @e:		Engine
+ * @s:		Stream of a gate, its connection held
+ * @from:	Decision
+ *
+ * Returns: as that does
+ */
+static int decide(struct vu_engine *e, const struct stream *s,
+		  const struct vu_hbone_decision *from)
+{
+	struct decisions *all = gate_decisions(s->group);
+	struct vu_headers *h = NULL;
+	struct vu_dev *dev = NULL;
+	struct decision *d;
+
+	if (from->headers)
+		h = ids_get(&e->core.hbone->headers, from->headers);
+	if (from->first_port)
+		dev = dev_by_id(e, from->dev);
+	if (!all || (from->headers && !h) || (from->first_port && !dev))
+		return -VU_ERR_GONE;
+	d = decision_new(all, s, &e->core,
+			 dev ? dev->outbox : s->group->outbox);
+	if (!d)
+		return -VU_ERR_NOMEM;
+	d->tag = from->tag;
+	d->target = from->target;
+	d->headers = h;
+	if (h)
+		h->refs++;
+	if (dev)
+		visit_decide(d, dev, from->guest_port, from->first_port);
+	return 0;
+}
+
+/**
+ * vu_hbone_decide() - see vu_hbone.h
+ * @e:		Engine
+ * @conn:	Id from VU_EV_REQUEST
+ * @decision:	Where to
+ *
+ * Returns: 0, or a negated enum vu_err
+ */
+int vu_hbone_decide(struct vu_engine *e, uint64_t conn,
+		    const struct vu_hbone_decision *decision)
+{
+	struct stream *s;
+	int err;
+
+	if (!valid(decision))
+		return -VU_ERR_INVAL;
+	loop_enter(e);
+	err = stream_by_id(e, conn, &s);
+	if (!err && s->c->state != CONN_HELD)
+		err = -VU_ERR_STATE;
+	if (!err)
+		err = decide(e, s, decision);
+	loop_leave(e);
+	return err;
+}
+
+/**
+ * vu_hbone_forget() - see vu_hbone.h
+ * @e:		Engine
+ * @listener:	Id
+ *
+ * Returns: 0, or a negated enum vu_err
+ */
+int vu_hbone_forget(struct vu_engine *e, uint32_t listener)
+{
+	struct vu_listener *l;
+	int err = 0;
+
+	loop_enter(e);
+	l = listener & POOL_ID ? NULL : listener_by_id(e, listener);
+	if (!l)
+		err = -VU_ERR_GONE;
+	else if (!gate_group(l))
+		err = -VU_ERR_STATE;
+	else
+		gate_forget(l);
+	loop_leave(e);
+	return err;
 }

@@ -88,8 +88,8 @@ void conn_post(struct vu_conn *c, enum vu_event_kind kind, int error)
 {
 	struct vu_event event = {
 	    .conn = conn_id(c),
-	    .up_bytes = c->up_bytes,
-	    .down_bytes = c->down_bytes,
+	    .up_bytes = c->asked ? c->down_bytes : c->up_bytes,
+	    .down_bytes = c->asked ? c->up_bytes : c->down_bytes,
 	    .kind = kind,
 	    .error = error,
 	    .peer_port = c->peer_port,

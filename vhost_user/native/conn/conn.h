@@ -12,8 +12,9 @@
  * pipe.c	one direction: bytes that wait, and how it ends
  * flow.c	turns, and when it is over
  *
- * The near side opened the connection, the far side was asked for. Up is near
- * to far, down is far to near.
+ * The near side opened the connection, the far side was asked for; but where a
+ * guest is asked (@asked), it is the near side all the same. Up is near to far,
+ * down is far to near.
  */
 #ifndef CONN_H
 #define CONN_H
@@ -127,6 +128,7 @@ enum conn_state {
  *		are out, or its far side breaks the rules
  * @reported:	Its end was posted
  * @ranged:	It is counted among those of its port's range
+ * @asked:	We asked the guest for it: its far side opened it
  * @enlarged:	Bytes that its far side may hold more than a socket usually
  *		does; in its device's enlarged_bytes
  * @asks:	Times that credit was due and didn't come
@@ -183,6 +185,7 @@ struct vu_conn {
 	bool reported : 1;
 	bool hashed : 1;
 	bool ranged : 1;
+	bool asked : 1;
 };
 
 /* state.c */

@@ -6,9 +6,10 @@
  * ===================
  *
  * A listener's clients become tunnels, and each CONNECT of a tunnel becomes a
- * connection whose near side is its stream; Python is asked where it goes. What
- * the certificate says of the client, and what the CONNECT says, is kept for
- * it. A CONNECT that has no host and port, or is none, is answered here.
+ * connection whose near side is its stream; Python is asked where it goes, but
+ * for one about which it has decided (decision.c). What the certificate says of
+ * the client, and what the CONNECT says, is kept for it. A CONNECT that has no
+ * host and port, or is none, is answered here.
  *
  * Only so many shake hands at a time: others wait in the listener's backlog,
  * where they cost nothing.
@@ -22,20 +23,20 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 
-#include "side/hbone.h"
+#include "side/decision.h"
 #include "side/target.h"
 
 /**
  * struct gate - A listener whose clients are tunnels
  * @group:	What they have in common
  * @listener:	Its listener, or NULL
- * @want:	VU_WANT_ bits
+ * @decisions:	What Python has decided
  * @max_shakes:	Tunnels that shake hands
  */
 struct gate {
 	struct group group;
 	struct vu_listener *listener;
-	uint32_t want;
+	struct decisions *decisions;
 	uint32_t max_shakes;
 };
 
@@ -62,6 +63,21 @@ static void look(struct gate *g)
 }
 
 /**
+ * put_name() - Note an address of a tunnel's socket
+ * @name:	Which
+ * @addr:	Address
+ * @len:	Its size
+ */
+static void put_name(struct tunnel_name *name,
+		     const struct sockaddr_storage *addr, socklen_t len)
+{
+	if (len > sizeof(name->addr))
+		return;
+	memcpy(name->addr, addr, len);
+	name->len = (uint16_t)len;
+}
+
+/**
  * admit() - Make a tunnel of an accepted socket
  * @l:		Listener
  * @fd:		Socket, taken over
@@ -72,15 +88,23 @@ static void admit(struct vu_listener *l, int fd,
 		  const struct sockaddr_storage *addr, socklen_t len)
 {
 	struct gate *g = l->gate;
+	struct sockaddr_storage own;
+	struct tunnel *t = NULL;
 	const int one = 1;
 
-	(void)addr;
-	(void)len;
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-	if (g->group.stats.tunnels >= g->group.max_tunnels ||
-	    !tunnel_new(&g->group, fd, false)) {
+	if (g->group.stats.tunnels < g->group.max_tunnels)
+		t = tunnel_new(&g->group);
+	if (!t) {
 		l->core->refused++;
 		close(fd);
+	} else {
+		put_name(&t->src, addr, len);
+		len = sizeof(own);
+		if (!getsockname(fd, (struct sockaddr *)&own, &len))
+			put_name(&t->dst, &own, len);
+		if (tunnel_socket(t, fd, false))
+			tunnel_doom(t, VU_REASON_SHORT, errno);
 	}
 	look(g);
 }
@@ -114,15 +138,17 @@ static bool fits(const struct h2_fields *f)
 }
 
 /**
- * connect_to() - Make a connection of a stream, and ask Python where it goes
+ * connect_to() - Make a connection of a stream
  * @g:		Gate
  * @s:		Stream
+ * @d:		What was decided; NULL: Python is asked where it goes
  *
  * Returns: false if there may be none
  */
-static bool connect_to(struct gate *g, struct stream *s)
+static bool connect_to(struct gate *g, struct stream *s, struct decision *d)
 {
 	const struct vu_target ask = {.kind = VU_TARGET_ASK};
+	struct vu_target target = d ? d->target : ask;
 	struct core *core = g->group.hbone->core;
 	struct vu_conn *c = NULL;
 
@@ -132,11 +158,39 @@ static bool connect_to(struct gate *g, struct stream *s)
 		core->refused++;
 		return false;
 	}
-	c->want = (uint8_t)g->want;
+	c->want = (uint8_t)g->group.want;
 	c->near = (struct side){.ops = &hbone_side, .stream = s, .fd = -1};
 	s->c = c;
-	target_reach(c, &ask);
+	if (d && !decision_visits(d, s->tunnel, c))
+		target = ask;
+	target_reach(c, &target);
 	return true;
+}
+
+/**
+ * go() - Have a CONNECT go where Python says, or said
+ * @g:		Gate
+ * @s:		Stream
+ *
+ * What a guest has no room for is Python's, too.
+ *
+ * Returns: false if there may be no more connections
+ */
+static bool go(struct gate *g, struct stream *s)
+{
+	uint16_t port = 0;
+	struct decision *d = decision_find(g->decisions, s, &port);
+
+	if (!d)
+		return connect_to(g, s, NULL);
+	if (d->headers) {
+		d->headers->refs++;
+		s->headers = d->headers;
+	}
+	g->group.stats.decided++;
+	if (!d->offer)
+		return connect_to(g, s, d);
+	return d->offer(d, s, port) || connect_to(g, s, NULL);
 }
 
 /**
@@ -162,7 +216,7 @@ static struct h2_stream *request(struct tunnel *t, int32_t id,
 	*f = (struct h2_fields){0};
 	if (!fields_connect(&s->request) || !fits(&s->request))
 		stream_refuse(s, 400);
-	else if (!connect_to(g, s))
+	else if (!go(g, s))
 		stream_refuse(s, 503);
 	return &s->h2;
 }
@@ -209,6 +263,7 @@ static void ended(struct group *g, struct tunnel *t)
  */
 static void unused(struct group *g)
 {
+	decisions_free(gate_of(g)->decisions);
 	group_free(g);
 	free(gate_of(g));
 }
@@ -257,9 +312,10 @@ int gate_open(struct vu_listener *l, struct hbone *hb,
 	    .silence_us = cfg->silence_ms * 1000ULL,
 	};
 	list_init(&g->group.all);
-	g->want = cfg->want;
+	g->group.want = cfg->want;
 	g->max_shakes = cfg->max_shakes;
-	if (!g->group.names) {
+	g->decisions = decisions_new(hb->random ^ (uintptr_t)g);
+	if (!g->group.names || !g->decisions) {
 		group_unref(&g->group);
 		return -VU_ERR_NOMEM;
 	}
@@ -282,6 +338,7 @@ void gate_close(struct vu_listener *l)
 
 	if (!g)
 		return;
+	decisions_clear(g->decisions); /* so that the last event may come */
 	l->gate = NULL;
 	g->listener = NULL;
 	g->group.gone = true;
@@ -297,4 +354,27 @@ void gate_close(struct vu_listener *l)
 struct group *gate_group(const struct vu_listener *l)
 {
 	return l->gate ? &l->gate->group : NULL;
+}
+
+/**
+ * gate_decisions() - What was decided about the CONNECTs of a group?
+ * @g:		Group
+ *
+ * Returns: that; NULL if there is nothing to decide: it is a pool's, or its
+ * listener is gone
+ */
+struct decisions *gate_decisions(const struct group *g)
+{
+	const struct gate *gate = container_of(g, const struct gate, group);
+
+	return g->server && gate->listener ? gate->decisions : NULL;
+}
+
+/**
+ * gate_forget() - Have Python decide anew
+ * @l:		Listener of a gate
+ */
+void gate_forget(struct vu_listener *l)
+{
+	decisions_clear(l->gate->decisions);
 }

@@ -197,18 +197,12 @@ const struct side_ops hbone_side = {
 };
 
 /**
- * stream_move() - Make a near side another connection's far side
- * @from:	Connection that a tunnel's peer asked for, HELD; freed
- * @to:		New connection, whose near side is a guest
+ * stream_join() - Be a connection's far side
+ * @s:		Stream
+ * @c:		Connection
  */
-void stream_move(struct vu_conn *from, struct vu_conn *to)
+void stream_join(struct stream *s, struct vu_conn *c)
 {
-	struct stream *s = from->near.stream;
-
-	from->near.stream = NULL;
-	s->c = to;
-	to->far = (struct side){.ops = &hbone_side, .stream = s, .fd = -1};
-	to->down.kept = from->up.kept; /* what came before the answer */
-	from->up.kept = (struct msgs){0};
-	conn_free(from);
+	s->c = c;
+	c->far = (struct side){.ops = &hbone_side, .stream = s, .fd = -1};
 }

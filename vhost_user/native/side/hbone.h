@@ -8,13 +8,17 @@
  * out.c	a tunnel's bytes to its peer
  * source.c	a stream, and its bytes from the peer
  * hbone.c	a stream as a side of a connection
+ * loan.c	a CONNECT on offer to a guest
  * told.c	what a tunnel tells its streams
  * ask.c	CONNECTs of ours
  * in.c		a tunnel's bytes from its peer
  * due.c	what is due for a tunnel
  * tunnel.c	the life of a tunnel
+ * remote.c	its TCP connection, if we make it
  * turns.c	tunnels take turns
  * pool.c	tunnels that we make
+ * saying.c	what a CONNECT says, as a key; decision.h
+ * decision.c	where those go that say what one said before
  * gate.c	tunnels that others make
  */
 #ifndef HBONE_H
@@ -24,16 +28,33 @@
 #include "conn/conn.h"
 #include "h2/h2.h"
 #include "side/listener.h"
+#include "side/stock.h"
 #include "tls/tls.h"
 #include "vu_hbone.h"
+#include "vu_request.h"
 
-#define PART_US 10000000 /* a peer may end a stream that we have let go */
-#define KEPT_MOST                                                              \
-	(64U << 20) /* of a tunnel, bytes, before all its streams wait */
+#define PART_US	  10000000    /* a peer may end a stream that we have let go */
+#define KEPT_MOST (64U << 20) /* of a tunnel; then all its streams wait */
 
 struct group;
 struct stream;
 struct tunnel;
+
+/**
+ * struct remote - Where a pool's tunnels go
+ * @netns:	As of struct vu_pool_config
+ * @addr_len:	Same
+ * @src_len:	Same
+ * @addr:	Same
+ * @src:	Same
+ */
+struct remote {
+	uint32_t netns;
+	socklen_t addr_len;
+	socklen_t src_len;
+	struct sockaddr_storage addr;
+	struct sockaddr_storage src;
+};
 
 /**
  * struct vu_headers - Headers of requests or responses
@@ -106,6 +127,7 @@ struct group_ops {
  * @all:	Tunnels
  * @server:	The peers are clients
  * @gone:	Its owner is gone: no more tunnels
+ * @want:	Server: VU_WANT_ bits
  * @max_streams: Streams of a tunnel
  * @max_tunnels: Tunnels
  * @idle_us:	Without streams, one ends after so long; 0: never
@@ -125,6 +147,7 @@ struct group {
 	struct list all;
 	bool server;
 	bool gone;
+	uint32_t want;
 	uint32_t max_streams;
 	uint32_t max_tunnels;
 	uint64_t idle_us;
@@ -137,7 +160,7 @@ struct group {
 
 /**
  * enum tunnel_state - How far a tunnel is
- * @TUNNEL_DIALS: TCP's connect() is under way
+ * @TUNNEL_DIALS: TCP's connect() is under way, or it has no socket yet
  * @TUNNEL_SHAKES: TLS's handshake
  * @TUNNEL_OPEN: Streams may be opened
  * @TUNNEL_DRAINS: No more of them: the last one ends it
@@ -152,12 +175,27 @@ enum tunnel_state {
 };
 
 /**
+ * struct tunnel_name - An address of a tunnel's socket
+ * @len:	Bytes used of @addr; 0: none
+ * @addr:	A sockaddr_in or sockaddr_in6
+ */
+struct tunnel_name {
+	uint16_t len;
+	uint8_t addr[28];
+};
+
+/**
  * struct tunnel - TCP, TLS and HTTP/2 to a peer
  * @group:	Whose it is
  * @link:	In that
  * @busy:	On the list of those that have something to do
  * @flush:	Same, to send
  * @timer:	Same, by @due_us
+ * @waiter:	It waits for a socket of another network namespace, or dials
+ *		there
+ * @remote:	Where it goes, of a pool
+ * @src:	Its client's address, of a gate
+ * @dst:	Where that connected to
  * @streams:	Its streams
  * @blocked:	Of them, that wait until the peer's windows let more
  * @stuck:	Of them, that wait until the socket takes more
@@ -165,7 +203,7 @@ enum tunnel_state {
  * @tls:	TLS, or NULL
  * @h2:		HTTP/2, or NULL
  * @id:		Its id
- * @fd:		Its socket
+ * @fd:		Its socket; -1: none yet
  * @state:	enum tunnel_state
  * @reason:	enum vu_reason, if doomed
  * @error:	errno, if doomed
@@ -174,8 +212,7 @@ enum tunnel_state {
  * @readable:	TLS may have bytes
  * @writable:	The socket may take bytes
  * @fills:	It was full once: epoll reports when it is writable again
- * @mute:	It takes nothing any more: what the peer said is read, to its
- * end
+ * @mute:	It takes nothing any more: the peer is read to its end
  * @giving:	A connection gives bytes: it may not end meanwhile
  * @was_open:	It was there
  * @counted:	Its pool counts on it no more as one that comes
@@ -195,6 +232,10 @@ struct tunnel {
 	struct list busy;
 	struct list flush;
 	struct list timer;
+	struct waiter waiter;
+	const struct remote *remote;
+	struct tunnel_name src;
+	struct tunnel_name dst;
 	struct list streams;
 	struct list blocked;
 	struct list stuck;
@@ -241,6 +282,7 @@ struct tunnel {
  * @closed:	It is no more, which its connection has yet to hear
  * @error:	Why, enum nghttp2_error_code
  * @kept:	Bytes of the peer that its sink has yet to take
+ * @preface:	Before those, bytes that are ours
  * @parted_us:	Since when it has no connection
  */
 struct stream {
@@ -257,6 +299,7 @@ struct stream {
 	bool closed;
 	uint32_t error;
 	uint32_t kept;
+	uint32_t preface;
 	uint64_t parted_us;
 };
 
@@ -268,6 +311,7 @@ void group_ref(struct group *g);
 void group_unref(struct group *g);
 void group_free(struct group *g);
 void group_tls(struct group *g, struct vu_tls *tls);
+void group_judge(struct tunnel *t);
 int reason_errno(enum vu_reason reason, int error);
 
 /* out.c */
@@ -292,8 +336,14 @@ ssize_t stream_pull(struct stream *s, size_t most);
 
 /* hbone.c */
 extern const struct side_ops hbone_side;
-void stream_move(struct vu_conn *from, struct vu_conn *to);
+void stream_join(struct stream *s, struct vu_conn *c);
 void stream_refuse(struct stream *s, int status);
+
+/* loan.c */
+bool stream_lent(const struct vu_conn *c);
+bool stream_lend(struct vu_conn *from, struct vu_conn *to);
+bool stream_ask(struct vu_conn *c);
+int stream_preface(struct stream *s, const void *data, uint32_t len);
 
 /* told.c */
 void stream_ended(struct stream *s);
@@ -316,11 +366,15 @@ int hbone_timers(struct hbone *hb);
 
 /* tunnel.c */
 void tunnel_tell(const struct tunnel *t);
-struct tunnel *tunnel_new(struct group *g, int fd, bool dials);
+struct tunnel *tunnel_new(struct group *g);
+int tunnel_socket(struct tunnel *t, int fd, bool dials);
 void tunnel_event(struct tunnel *t, uint32_t events);
 void tunnel_drain(struct tunnel *t, uint64_t deadline_us);
 void tunnel_end(struct tunnel *t);
 void hbone_shaken(struct hbone *hb);
+
+/* remote.c */
+void tunnel_dial(struct tunnel *t, const struct remote *r);
 
 /* turns.c */
 void hbone_run(struct hbone *hb);
@@ -341,5 +395,7 @@ int gate_open(struct vu_listener *l, struct hbone *hb,
 	      const struct vu_hbone_config *cfg);
 void gate_close(struct vu_listener *l);
 struct group *gate_group(const struct vu_listener *l);
+struct decisions *gate_decisions(const struct group *g);
+void gate_forget(struct vu_listener *l);
 
 #endif /* HBONE_H */

@@ -112,9 +112,15 @@ void stream_settle(struct tunnel *t)
 void stream_taken(struct vu_conn *c, struct side *side, size_t n)
 {
 	struct stream *s = side->stream;
+	size_t ours;
 
 	(void)c;
 	if (!s || !s->tunnel)
+		return;
+	ours = n < s->preface ? n : s->preface;
+	s->preface -= (uint32_t)ours;
+	n -= ours;
+	if (!n)
 		return;
 	s->kept -= (uint32_t)n;
 	s->tunnel->kept -= n;

@@ -57,6 +57,7 @@ struct vu_dev *dev_new(struct core *core, uint32_t id,
 	list_init(&d->retries);
 	list_init(&d->retrying);
 	list_init(&d->doors);
+	list_init(&d->decisions);
 	for (unsigned q = 0; q < QUEUES; q++)
 		d->kick_fds[q] = -1;
 	return d;

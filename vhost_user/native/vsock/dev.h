@@ -11,6 +11,7 @@
  * rx.c		payload to the guest
  * guest.c	the guest as a side of its connections
  * door.c	listeners whose clients are a guest's
+ * visit.c	CONNECTs that are a guest's; visit.h
  * sibling.c	another guest as a far side
  * reset.c	what a driver is told that outlived its connections
  * tx.c		packets from the guest
@@ -135,6 +136,7 @@ struct rst {
  * @ranges:	By ranges of ports on our side: connections that Python or a
  *		listener chose the port of; NULL: there was none
  * @doors:	Listeners whose clients are its guest's
+ * @decisions:	Decisions by which CONNECTs are
  * @told_us:	When Python was last told of each limit
  * @failure:	enum vu_err that ends the device's rings and connections: a
  *		system call found no guest memory, or an interrupt hung
@@ -176,6 +178,7 @@ struct vu_dev {
 	uint64_t enlarged_bytes;
 	uint32_t *ranges;
 	struct list doors;
+	struct list decisions;
 	uint64_t told_us[LIMITS];
 	struct vu_dev *cid_next;
 	uint32_t *groups;
@@ -350,6 +353,9 @@ int64_t guest_open(struct vu_dev *d, uint32_t guest_port, uint32_t port, int fd,
 		   const struct side_ops *client);
 int64_t guest_adopt(struct vu_dev *d, uint32_t guest_port, uint32_t port,
 		    struct vu_conn *from);
+struct vu_conn *guest_conn(struct vu_dev *d, uint32_t guest_port,
+			   uint32_t port);
+void guest_ask(struct vu_conn *c);
 void guest_shutdown(struct vu_conn *c, uint32_t flags);
 void guest_gone(struct vu_conn *c);
 

@@ -276,10 +276,21 @@ static struct vu_conn *make(struct vu_dev *d, uint16_t type,
 	c->near.ops = &guest_ops;
 	c->peer_port = guest_port;
 	c->port = port;
+	c->asked = true;
 	while (!c->port || conn_find(d->core, d, guest_port, c->cid, c->port))
 		/* ports above 2^30, as the guest's own are below */
 		c->port = d->next_port++ | 1U << 30;
 	return c;
+}
+
+/**
+ * guest_ask() - Ask the guest for a connection
+ * @c:		Connection with a far side
+ */
+void guest_ask(struct vu_conn *c)
+{
+	conn_set(c, CONN_REQUESTED);
+	owe(c, OWE_REQUEST);
 }
 
 /**
@@ -322,9 +333,27 @@ int64_t guest_open(struct vu_dev *d, uint32_t guest_port, uint32_t port, int fd,
 	limit_shrink(c, (uint32_t)fits);
 	if (client)
 		c->far.ops = client;
-	conn_set(c, CONN_REQUESTED);
-	owe(c, OWE_REQUEST);
+	guest_ask(c);
 	return (int64_t)conn_id(c);
+}
+
+/**
+ * guest_conn() - Make a connection to a guest that came by a tunnel
+ * @d:		Device
+ * @guest_port:	Port to ask for
+ * @port:	Port on our side, which no connection to that has
+ *
+ * Returns: the connection, without a far side; NULL if the VM may not have it
+ */
+struct vu_conn *guest_conn(struct vu_dev *d, uint32_t guest_port, uint32_t port)
+{
+	struct vu_conn *c = make(d, VIRTIO_VSOCK_TYPE_STREAM, guest_port, port);
+
+	if (c && (limit_range(c) || conn_hash(c))) {
+		conn_free(c);
+		return NULL;
+	}
+	return c;
 }
 
 /**
@@ -332,7 +361,7 @@ int64_t guest_open(struct vu_dev *d, uint32_t guest_port, uint32_t port, int fd,
  * @d:		Device
  * @guest_port:	Port to ask for
  * @port:	Port on our side
- * @from:	Connection that is HELD; freed on success
+ * @from:	Connection that is HELD
  *
  * Returns: as vu_hbone_guest()
  */
@@ -343,15 +372,13 @@ int64_t guest_adopt(struct vu_dev *d, uint32_t guest_port, uint32_t port,
 
 	if (conn_find(d->core, d, guest_port, HOST_CID, port))
 		return -VU_ERR_STATE;
-	c = make(d, VIRTIO_VSOCK_TYPE_STREAM, guest_port, port);
+	c = guest_conn(d, guest_port, port);
 	if (!c)
 		return -VU_ERR_FULL;
-	if (limit_range(c) || conn_hash(c)) {
+	if (!stream_lend(from, c)) {
 		conn_free(c);
 		return -VU_ERR_NOMEM;
 	}
-	stream_move(from, c);
-	conn_set(c, CONN_REQUESTED);
-	owe(c, OWE_REQUEST);
+	guest_ask(c);
 	return (int64_t)conn_id(c);
 }
