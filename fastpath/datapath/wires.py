@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING
 
 from fastpath.datapath.links import Links
 from fastpath.datapath.netns import sysctl
 
 if TYPE_CHECKING:
-    from ipaddress import IPv4Interface
-
     from fastpath.datapath.netns import Namespace
 
 
@@ -36,6 +35,12 @@ def join(node: Namespace, other: Namespace, wire: Wire) -> None:
     other.run(_prepare)
     node.run(_connect, wire, other.fileno())
     other.run(_configure_peer, wire)
+
+
+def own_address(address: str) -> None:
+    """Add an address to lo, which leads nowhere else."""
+    with Links() as ip:
+        ip.address("lo", IPv4Interface(f"{address}/32"))
 
 
 def prepare_node() -> None:

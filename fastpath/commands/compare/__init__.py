@@ -1,12 +1,15 @@
-"""`fastpath compare`: both paths, one run, side by side.
+"""`fastpath compare`: the paths, one run, side by side.
 
+    paths       which there are
     site        where the processes run: the standard path's namespaces, or here
-    scenario    the server, ztunnel, the microVM
+    sandboxes   whose connections are whose: one microVM each
+    scenario    the server, ztunnel, other proxies, the microVMs
     selfcheck   each path goes where its name says
     measure     the rounds
+    calls       system calls a round trip
     report      (fastpath.report) what came out
 
-Nothing is judged here and nothing is tuned: both paths meet the same ztunnel
+Nothing is judged here and nothing is tuned: all paths meet the same ztunnel
 process with the same options, on the same CPUs.
 """
 
@@ -31,14 +34,23 @@ from rich.progress import (
 )
 
 from fastpath import files, stdio
-from fastpath.commands.compare import cpu, facts, load, measure, scenario, selfcheck
-from fastpath.commands.compare.site import AmbientSite, HostSite
+from fastpath.commands.compare import (
+    cpu,
+    facts,
+    load,
+    measure,
+    sandboxes,
+    scenario,
+    selfcheck,
+)
+from fastpath.commands.compare.paths import DEFAULT, PATHS, chosen
+from fastpath.commands.compare.site import AmbientSite, HostSite, NodeSite
 from fastpath.commands.progress import build_image
-from fastpath.datapath import netns
+from fastpath.datapath import netns, pods
 from fastpath.datapath.ambient_geneve import AmbientGeneve
 from fastpath.errors import FastpathError
 from fastpath.report import html, jsonfile, table
-from fastpath.report.model import FAST_PATH, PathResult, Report, Setting
+from fastpath.report.model import PathResult, Report, Setting
 from fastpath.scratch import scratch
 from fastpath.vm import accel
 from vhost_user.closing import hangup_is_ignored
@@ -48,13 +60,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fastpath.commands.compare.site import Site
-    from fastpath.report.model import PathFacts
     from fastpath.vm.guest import GuestInfo
 
-PATHS: Final[dict[str, PathFacts]] = {
-    FAST_PATH: facts.TSI,
-    "ambient-geneve": facts.AMBIENT_GENEVE,
-}
 IMAGE: Final = "base"
 QUICK_ROUNDS: Final = 3
 EXIT_NOT_MET: Final = 1
@@ -66,7 +73,7 @@ Geneve = Literal["auto", "kernel", "bpf"]
 class CompareOptions:
     """What to compare, how long, and where to write it."""
 
-    paths: tuple[str, ...] = tuple(PATHS)
+    paths: tuple[str, ...] = DEFAULT
     rounds: int = 20
     quick: bool = False
     geneve: Geneve = "auto"
@@ -79,23 +86,6 @@ class CompareOptions:
     html: Path | None = None
     check: bool = False
     """Exit status 1 unless every target is shown to be met."""
-
-
-def parse_paths(value: str) -> tuple[str, ...]:
-    """Read names with commas between them.
-
-    Raises:
-        FastpathError: a name is unknown or given twice.
-    """
-    names = tuple(name.strip() for name in value.split(","))
-    for name in names:
-        if name not in PATHS:
-            raise FastpathError(
-                f"--paths {value}", f"no path {name!r}; there are {', '.join(PATHS)}"
-            )
-    if len(set(names)) < len(names):
-        raise FastpathError(f"--paths {value}", "a path is named twice")
-    return names
 
 
 def parse_geneve(value: str) -> Geneve:
@@ -118,20 +108,22 @@ def run(options: CompareOptions) -> int:
     """
     for file in (options.json, options.html):
         _check_writable(file)
-    standard = options.paths != (FAST_PATH,)
-    if standard:
+    if any(path.namespaces for path in chosen(options.paths)):
         _take_rights()
     image = build_image(IMAGE)
-    chosen = accel.choose(options.accel, qemu=options.qemu)
-    with _site(options) as site, scratch() as folder:
+    accelerator = accel.choose(options.accel, qemu=options.qemu)
+    with contextlib.ExitStack() as stack:
+        site = stack.enter_context(_site(options))
+        folder = stack.enter_context(scratch())
         plan = scenario.Plan(
             site=site,
+            sandboxes=sandboxes.plan(options.paths, site, folder, stack),
             folder=folder,
             image=image,
-            accel=chosen,
+            accel=accelerator,
             qemu=options.qemu,
             pinning=cpu.Pinning.choose(),
-            boot_timeout_s=options.boot_timeout_s or chosen.boot_timeout_s,
+            boot_timeout_s=options.boot_timeout_s or accelerator.boot_timeout_s,
         )
         report = asyncio.run(_until_signal(_compare(options, plan)))
     if options.json:
@@ -151,7 +143,7 @@ def _take_rights() -> None:
         return
     if problem := netns.user_namespace_problem():
         raise FastpathError(
-            "the standard path cannot be built here",
+            "network namespaces for these --paths cannot be made here",
             f"not root, and {problem}",
             netns.USER_NAMESPACE_HINT,
         )
@@ -161,11 +153,15 @@ def _take_rights() -> None:
 
 @contextlib.contextmanager
 def _site(options: CompareOptions) -> Iterator[Site]:
-    if options.paths == (FAST_PATH,):
+    paths = chosen(options.paths)
+    if any(path.standard for path in paths):
+        with AmbientGeneve(geneve=options.geneve) as path:
+            yield AmbientSite(path)
+    elif any(path.namespaces for path in paths):
+        with pods.Node() as node:
+            yield NodeSite(node)
+    else:
         yield HostSite()
-        return
-    with AmbientGeneve(geneve=options.geneve) as path:
-        yield AmbientSite(path)
 
 
 async def _until_signal(work: Coroutine[object, object, Report]) -> Report:
@@ -197,16 +193,20 @@ async def _compare(options: CompareOptions, plan: scenario.Plan) -> Report:
     rounds = QUICK_ROUNDS if options.quick else options.rounds
     counts = measure.QUICK if options.quick else measure.FULL
     with _progress() as progress:
-        bar = progress.add_task("booting the microVM", total=rounds)
-        async with scenario.running(plan) as (bench, info):
-            progress.update(bar, description="checking both paths")
+        bar = progress.add_task("starting ztunnel", total=rounds)
+
+        def say(words: str) -> None:
+            progress.update(bar, description=words)
+
+        async with scenario.running(plan, say=say) as (bench, info):
+            say("checking the paths")
             checks = tuple(
                 [
                     await selfcheck.verify(bench, name, plan.site, plan.access_log)
                     for name in options.paths
                 ]
             )
-            progress.update(bar, description="measuring, rounds done")
+            say("measuring, rounds done")
             measured = await measure.measure(
                 bench,
                 options.paths,
@@ -220,7 +220,7 @@ async def _compare(options: CompareOptions, plan: scenario.Plan) -> Report:
     return Report(
         setting=_setting(plan, bench, info, started, counts, checks, warnings),
         paths={
-            name: PathResult(name=name, facts=PATHS[name], rounds=figures)
+            name: PathResult(name=name, facts=PATHS[name].facts, rounds=figures)
             for name, figures in measured.items()
         },
     )
@@ -266,10 +266,14 @@ def _setting(
         qemu=_qemu_version(plan.qemu),
         pinning=str(plan.pinning),
         cpu_note=cpu.note(),
-        method=facts.method(counts),
+        method=facts.method(counts, handed_on=_handed_on(plan)),
         checks=checks,
         warnings=warnings,
     )
+
+
+def _handed_on(plan: scenario.Plan) -> bool:
+    return any(sandbox.handoff for sandbox in plan.sandboxes)
 
 
 def _qemu_version(qemu: str) -> str:

@@ -1,0 +1,206 @@
+"""The sandboxes of a comparison: one for tsi and the standard path, one a hand-off.
+
+A hand-off is a sandbox's, so a path with one has a sandbox, and so a microVM, of its
+own. All are sandboxes of one ztunnel process. The proxy at the other end of a hand-off
+is `proxy/`, compiled here; it runs where such a proxy does: in the pod's namespace, or
+beside ztunnel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from fastpath.commands.compare.paths import Handoff, chosen
+from fastpath.datapath import pods
+from fastpath.image.compiling import compiled
+from fastpath.image.recipe import ROOT
+from fastpath.scratch import CONSOLE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from contextlib import ExitStack
+
+    from fastpath.commands.compare.paths import Path as Way
+    from fastpath.commands.compare.site import Site
+    from fastpath.datapath.netns import Namespace
+    from fastpath.vm.spec import Tap
+
+ECHO: Final = "198.18.0.1"
+"""The address that ztunnel answers itself; RFC 2544's range for benchmarks."""
+NEAR: Final = "198.18.0.3"
+"""The address that the other proxy answers itself."""
+FIRST_CID: Final = 3
+SOCKS5: Final = "127.0.0.1:15080"
+"""Where Istio's ztunnel speaks it, and the proxy of ours."""
+SHARED: Final = "sandbox"
+"""The one without a hand-off; also the service account of all."""
+
+_PROXY: Final = Path(__file__).parent / "proxy"
+_RINGS: Final = ROOT / "lib" / "ring"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sandbox:
+    """A microVM's sandbox, and the paths that begin in it."""
+
+    name: str
+    paths: tuple[str, ...]
+    cid: int
+    ip: str
+    """The pod's."""
+    folder: Path
+    tap: Tap | None = None
+    network: tuple[str, str] | None = None
+    """As `Site.network`."""
+    handoff: Handoff | None = None
+    netns: Namespace | None = None
+    """The pod's; None: it has none."""
+
+    @property
+    def echo(self) -> str:
+        """The address of who answers: ztunnel, or the proxy that is handed to."""
+        return NEAR if self.handoff else ECHO
+
+    @property
+    def socket(self) -> Path:
+        """The device's vhost-user socket."""
+        return self._file("vhost.sock")
+
+    @property
+    def vsock(self) -> Path:
+        """Prefix of the device's host side."""
+        return self._file("vsock")
+
+    @property
+    def qmp(self) -> Path:
+        """QEMU's monitor."""
+        return self._file("qmp.sock")
+
+    @property
+    def console(self) -> Path:
+        """The guest's console log."""
+        return self._file(CONSOLE)
+
+    def _file(self, name: str) -> Path:
+        return self.folder / (f"{self.name}-{name}" if self.handoff else name)
+
+    def config(self, allow: Sequence[str]) -> dict[str, Any]:
+        """What ztunnel's settings say of it."""
+        own: dict[str, Any] = {
+            "name": self.name,
+            "workload": f"compare/{self.name}",
+            "socket": str(self.socket),
+            "cid": self.cid,
+            "udsPath": str(self.vsock),
+            "egress": {"allow": list(allow)},
+        }
+        if self.netns:
+            own["netns"] = self.netns.path
+        if self.handoff:
+            own |= self._handoff()
+        return own
+
+    def _handoff(self) -> dict[str, Any]:
+        match self.handoff:
+            case Handoff.INPOD:
+                return {"handoff": {"inpod": str(self.folder / "zds.sock")}}
+            case Handoff.SOCKS5:
+                return {"handoff": {"socks5": SOCKS5}}
+            case Handoff.UNIX | Handoff.RING:
+                return {"handoff": {self.name: str(self._file("proxy.sock"))}}
+            case _:
+                return {}
+
+    def workload(self) -> dict[str, Any]:
+        """What Istio's local file says of it."""
+        return {
+            "uid": self.name,
+            "name": self.name,
+            "namespace": "compare",
+            "serviceAccount": SHARED,
+            "trustDomain": "cluster.local",
+            "workloadIps": [self.ip],
+            "services": {},
+        }
+
+    def proxy(self, program: Path, ready_fd: str, site: Site) -> list[str]:
+        """The command line of the proxy that takes its connections.
+
+        Args:
+            program: what `proxy_program` returned.
+            ready_fd: descriptor that takes the ready line.
+            site: where.
+        """
+        assert self.handoff is not None
+        argv = [str(program), ready_fd, NEAR, site.server, site.listen]
+        argv.append(self.handoff.value)
+        if self.netns:
+            return self.netns.command(argv)
+        return site.ztunnel([*argv, str(self._file("proxy.sock"))])
+
+
+def plan(
+    names: Sequence[str], site: Site, folder: Path, stack: ExitStack
+) -> tuple[Sandbox, ...]:
+    """Make the sandboxes of some paths, and the namespaces of their pods.
+
+    Args:
+        names: the paths.
+        site: where; it has a node if a path takes a pod's namespace.
+        folder: for their files.
+        stack: closes the namespaces.
+    """
+    paths = chosen(names)
+    found = []
+    if shared := tuple(path.name for path in paths if path.handoff is None):
+        found.append(
+            Sandbox(
+                name=SHARED,
+                paths=shared,
+                cid=FIRST_CID,
+                ip=site.pod_ip,
+                folder=folder,
+                tap=site.tap,
+                network=site.network,
+            )
+        )
+    found += _handed_on(paths, site, folder, stack)
+    return tuple(found)
+
+
+def _handed_on(
+    paths: Sequence[Way], site: Site, folder: Path, stack: ExitStack
+) -> Iterator[Sandbox]:
+    ways = [path for path in paths if path.handoff is not None]
+    for number, path in enumerate(ways, start=1):
+        ip, netns = f"10.200.200.{number}", None
+        if path.handoff and path.handoff.in_pod:
+            assert site.node is not None
+            own = NEAR if path.handoff is Handoff.POD else None
+            pod = pods.add(site.node, number, stack, own=own)
+            ip, netns = pod.ip, pod.netns
+        yield Sandbox(
+            name=path.name.partition("+")[2],
+            paths=(path.name,),
+            cid=FIRST_CID + number,
+            ip=ip,
+            folder=folder,
+            handoff=path.handoff,
+            netns=netns,
+        )
+
+
+def proxy_program() -> Path:
+    """Compile the proxy, the first time; return it.
+
+    Raises:
+        FastpathError: there is no C compiler.
+    """
+    sources = [*sorted(_PROXY.glob("*.c")), _RINGS / "fastpath_ring.c"]
+    headers = [*sorted(_PROXY.glob("*.h")), _RINGS / "fastpath_ring.h"]
+    argv = ["cc", "-std=gnu11", "-O2", "-D_GNU_SOURCE", "-Wall", "-Wextra"]
+    argv += ["-Wconversion", "-Werror", f"-I{_RINGS}"]
+    hint = "sudo apt-get install gcc libc6-dev"
+    return compiled("host/proxy", argv, sources, headers=headers, hint=hint)
