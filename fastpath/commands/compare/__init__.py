@@ -22,7 +22,7 @@ import platform
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, cast
 
 from rich.progress import (
@@ -35,6 +35,7 @@ from rich.progress import (
 
 from fastpath import files, stdio
 from fastpath.commands.compare import (
+    calls,
     cpu,
     facts,
     load,
@@ -56,7 +57,7 @@ from fastpath.vm import accel
 from vhost_user.closing import hangup_is_ignored
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Coroutine, Iterator, Sequence
     from pathlib import Path
 
     from fastpath.commands.compare.site import Site
@@ -200,12 +201,7 @@ async def _compare(options: CompareOptions, plan: scenario.Plan) -> Report:
 
         async with scenario.running(plan, say=say) as (bench, info):
             say("checking the paths")
-            checks = tuple(
-                [
-                    await selfcheck.verify(bench, name, plan.site, plan.access_log)
-                    for name in options.paths
-                ]
-            )
+            checks = await _check(bench, options.paths, plan)
             say("measuring, rounds done")
             measured = await measure.measure(
                 bench,
@@ -215,15 +211,35 @@ async def _compare(options: CompareOptions, plan: scenario.Plan) -> Report:
                 budget_s=options.budget_s,
                 progress=lambda done: progress.update(bar, completed=done),
             )
+            counted = calls.Counted()
+            if plan.hands_on:
+                cpu_id = plan.pinning.host
+                counted = await calls.count(bench, options.paths, cpu=cpu_id, say=say)
     done = min(len(figures) for figures in measured.values())
     warnings = before.warnings(load.Ticks.now()) + cut(done, rounds, options.budget_s)
+    setting = _setting(plan, bench, info, started, counts, checks, warnings)
     return Report(
-        setting=_setting(plan, bench, info, started, counts, checks, warnings),
+        setting=replace(setting, calls_note=counted.note),
         paths={
-            name: PathResult(name=name, facts=PATHS[name].facts, rounds=figures)
+            name: PathResult(
+                name=name,
+                facts=PATHS[name].facts,
+                rounds=figures,
+                calls=counted.by_path.get(name, {}),
+            )
             for name, figures in measured.items()
         },
     )
+
+
+async def _check(
+    bench: measure.Bench, paths: Sequence[str], plan: scenario.Plan
+) -> tuple[str, ...]:
+    found = [
+        await selfcheck.verify(bench, name, plan.site, plan.access_log)
+        for name in paths
+    ]
+    return tuple(found)
 
 
 def cut(done: int, rounds: int, budget_s: float) -> tuple[str, ...]:
@@ -266,14 +282,10 @@ def _setting(
         qemu=_qemu_version(plan.qemu),
         pinning=str(plan.pinning),
         cpu_note=cpu.note(),
-        method=facts.method(counts, handed_on=_handed_on(plan)),
+        method=facts.method(counts, handed_on=plan.hands_on),
         checks=checks,
         warnings=warnings,
     )
-
-
-def _handed_on(plan: scenario.Plan) -> bool:
-    return any(sandbox.handoff for sandbox in plan.sandboxes)
 
 
 def _qemu_version(qemu: str) -> str:

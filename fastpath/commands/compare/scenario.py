@@ -60,6 +60,11 @@ class Plan:
     boot_timeout_s: float
 
     @property
+    def hands_on(self) -> bool:
+        """Whether a sandbox's connections are handed to another proxy."""
+        return any(sandbox.handoff for sandbox in self.sandboxes)
+
+    @property
     def access_log(self) -> Path:
         """Where ztunnel writes it."""
         return self.folder / "access.log"

@@ -9,6 +9,10 @@
  * one epoll_wait(), one read and one write: a read that gives less than was
  * asked for has emptied the socket, unless its end has come meanwhile, which
  * is an edge of its own or was told with the bytes (epoll(7)).
+ *
+ * Room is asked for from the first write on that doesn't go in whole. A unix
+ * socket tells of it each time that its peer reads, which would be one more
+ * turn each round trip.
  */
 
 #include "end.h"
@@ -19,12 +23,19 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
-int end_watch(struct end *e, int epoll_fd)
+static int ask(struct end *e, int op, uint32_t more)
 {
 	struct epoll_event ev = {
-	    .events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.ptr = e};
+	    .events = EPOLLIN | EPOLLRDHUP | EPOLLET | more, .data.ptr = e};
 
-	return epoll_ctl(epoll_fd, EPOLL_CTL_ADD, e->fd, &ev) ? -errno : 0;
+	return epoll_ctl(e->epoll_fd, op, e->fd, &ev) ? -errno : 0;
+}
+
+int end_watch(struct end *e, int epoll_fd, bool room)
+{
+	e->epoll_fd = epoll_fd;
+	e->asks_room = room;
+	return ask(e, EPOLL_CTL_ADD, room ? EPOLLOUT : 0);
 }
 
 void end_told(struct end *e, uint32_t events)
@@ -61,7 +72,16 @@ ssize_t end_write(struct end *e, const void *buf, size_t len)
 	if (e->ring)
 		return fpring_write(&e->link, buf, len);
 	n = send(e->fd, buf, len, MSG_NOSIGNAL);
-	return n < 0 ? -errno : n;
+	if (n < 0 && errno != EAGAIN)
+		return -errno;
+	if (n != (ssize_t)len && !e->asks_room) {
+		int err = ask(e, EPOLL_CTL_MOD, EPOLLOUT);
+
+		e->asks_room = !err;
+		if (err)
+			return err;
+	}
+	return n < 0 ? -EAGAIN : n;
 }
 
 void end_shut(struct end *e)

@@ -21,7 +21,9 @@ struct conn;
  * struct end - One end
  * @conn:	Whose; none: a listener
  * @fd:		Socket; of rings the unix socket; -1: there is none
+ * @epoll_fd:	epoll that tells of it
  * @ring:	Bytes go by @link
+ * @asks_room:	Of a socket: epoll is to tell of room, too
  * @readable:	Of a socket: not all that came was read, as far as is known
  * @hung_up:	Of a socket: its end has come, behind the bytes
  * @link:	Rings
@@ -29,7 +31,9 @@ struct conn;
 struct end {
 	struct conn *conn;
 	int fd;
+	int epoll_fd;
 	bool ring;
+	bool asks_room;
 	bool readable;
 	bool hung_up;
 	struct fpring_link link;
@@ -39,10 +43,11 @@ struct end {
  * end_watch() - Have epoll tell of an end, once for each edge
  * @e:		End
  * @epoll_fd:	epoll
+ * @room:	Of room, too: it connects
  *
  * Returns: 0 or -errno
  */
-int end_watch(struct end *e, int epoll_fd);
+int end_watch(struct end *e, int epoll_fd, bool room);
 
 /**
  * end_told() - Note what epoll told

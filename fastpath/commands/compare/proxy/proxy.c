@@ -171,7 +171,7 @@ static bool dial(struct conn *c, struct sockaddr_in *to)
 	    errno != EINPROGRESS)
 		return settle(c, errno);
 	c->dialing = true;
-	return !end_watch(&c->far, epoll_fd);
+	return !end_watch(&c->far, epoll_fd, true);
 }
 
 /**
@@ -263,7 +263,7 @@ static void take_in(int listener)
 	c->far = (struct end){.conn = c, .fd = -1};
 	if (kind != HEADER && kind != RING)
 		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-	if (end_watch(&c->near, epoll_fd) || !begin(c))
+	if (end_watch(&c->near, epoll_fd, false) || !begin(c))
 		drop(c);
 }
 
