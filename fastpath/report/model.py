@@ -68,6 +68,12 @@ class PathResult:
     were not counted."""
 
     @property
+    def calls_words(self) -> str:
+        """How many system calls, process by process, as `6.0 + 3.0`."""
+        each = (f"{sum(calls.values()):.1f}" for calls in self.calls.values())
+        return " + ".join(each) or "not counted"
+
+    @property
     def handed_on(self) -> bool:
         """Whether another proxy takes the fast path's connections."""
         return self.name.startswith(HANDED_ON)
@@ -278,6 +284,29 @@ class Report:
             )
             for ours, theirs in self._pairs()
         }
+
+    @property
+    def handed_on(self) -> Mapping[str, tuple[Verdict, ...]]:
+        """The verdicts of hand-offs, which have no targets."""
+        return self._split(judged=False)
+
+    @property
+    def judged(self) -> Mapping[str, tuple[Verdict, ...]]:
+        """The others."""
+        return self._split(judged=True)
+
+    def _split(self, *, judged: bool) -> Mapping[str, tuple[Verdict, ...]]:
+        return {
+            pair: verdicts
+            for pair, verdicts in self.verdicts.items()
+            if any(v.metric.bound is not None for v in verdicts) is judged
+        }
+
+    @property
+    def who_answers(self) -> str:
+        """Whose figures those to ztunnel are, if some are another's; or nothing."""
+        others = {p.facts.answers for p in self.paths.values()} - {"ztunnel"}
+        return ", or to the proxy that it hands over to" if others else ""
 
     @property
     def all_met(self) -> bool:

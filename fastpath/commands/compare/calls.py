@@ -127,10 +127,7 @@ async def _tracing(pid: int, cpu: int) -> AsyncIterator[list[str]]:
     said: list[str] = []
     try:
         async with asyncio.timeout(LIMIT_S):
-            first = (await process.stderr.readline()).decode(errors="replace")
-        if "attached" not in first:
-            why = first.strip() or "strace ends"
-            raise NotCountedError(why.removeprefix(f"{strace}: "))
+            _check_attached(await process.stderr.readline())
         yield said
         process.send_signal(signal.SIGINT)
         async with asyncio.timeout(LIMIT_S):
@@ -142,6 +139,12 @@ async def _tracing(pid: int, cpu: int) -> AsyncIterator[list[str]]:
             why = f"strace does not answer in {LIMIT_S:g} s"
             raise NotCountedError(why) from None
         raise
+
+
+def _check_attached(first: bytes) -> None:
+    line = first.decode(errors="replace").strip()
+    if "attached" not in line:
+        raise NotCountedError(line or "strace ends and says nothing")
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
