@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CONSOLE: Final = "console.log"
-"""The guest's console log, in that folder; of several guests, what the names end with."""
+"""The guest's console log, in that folder; with several, what their names end with."""
 OWNER: Final = "owner"
 """The file that the run holds a lock on."""
 PREFIX: Final = "fastpath-"

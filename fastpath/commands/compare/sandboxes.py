@@ -8,12 +8,14 @@ beside ztunnel.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fastpath.commands.compare.paths import Handoff, chosen
 from fastpath.datapath import pods
+from fastpath.errors import FastpathError
 from fastpath.image.compiling import compiled
 from fastpath.image.recipe import ROOT
 from fastpath.scratch import CONSOLE
@@ -37,6 +39,10 @@ SOCKS5: Final = "127.0.0.1:15080"
 SHARED: Final = "sandbox"
 """The one without a hand-off; also the service account of all."""
 
+MEMORY_MIB: Final = 512
+"""Of each microVM."""
+
+_MEMINFO: Final = Path("/proc/meminfo")
 _PROXY: Final = Path(__file__).parent / "proxy"
 _RINGS: Final = ROOT / "lib" / "ring"
 
@@ -139,6 +145,29 @@ class Sandbox:
         if self.netns:
             return self.netns.command(argv)
         return site.ztunnel([*argv, str(self._file("proxy.sock"))])
+
+
+def check_memory(names: Sequence[str], meminfo: Path = _MEMINFO) -> None:
+    """Check that the microVMs of some paths fit into memory, all at once.
+
+    Args:
+        names: the paths.
+        meminfo: where the kernel says what there is.
+
+    Raises:
+        FastpathError: they don't.
+    """
+    paths = chosen(names)
+    shared = any(path.handoff is None for path in paths)
+    count = shared + sum(path.handoff is not None for path in paths)
+    found = re.search(r"^MemAvailable: +(\d+) kB$", meminfo.read_text(), re.MULTILINE)
+    if count > 1 and found and int(found[1]) >> 10 < count * MEMORY_MIB:
+        raise FastpathError(
+            f"--paths {','.join(names)}",
+            f"{count} microVMs of {MEMORY_MIB} MiB are up at once, and "
+            f"{int(found[1]) >> 10} MiB are available",
+            "name fewer hand-offs",
+        )
 
 
 def plan(

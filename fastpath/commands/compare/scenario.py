@@ -22,7 +22,7 @@ import yaml
 from fastpath.commands.compare.child import READY_FD, Child
 from fastpath.commands.compare.measure import Bench, Way
 from fastpath.commands.compare.paths import PATHS
-from fastpath.commands.compare.sandboxes import ECHO, proxy_program
+from fastpath.commands.compare.sandboxes import ECHO, MEMORY_MIB, proxy_program
 from fastpath.commands.compare.site import SERVER_PORT
 from fastpath.vm.guest import Guest
 from fastpath.vm.machine import Machine
@@ -216,6 +216,7 @@ def _spec(plan: Plan, sandbox: Sandbox) -> VmSpec:
         vsock_socket=sandbox.socket,
         console=sandbox.console,
         qmp=sandbox.qmp,
+        memory_mib=MEMORY_MIB,
         net=sandbox.tap,
         qemu=plan.qemu,
         cpu_affinity=frozenset({plan.pinning.host}),
