@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 ROOT = HERE.parent
 LIBRARY = ROOT / "lib" / "ring"
+MAKER = ROOT / "vhost_user" / "native" / "maker"
+LIBRARIES = ("-Wl,--no-as-needed", "-lssl", "-lcrypto", "-lnghttp2")
+"""What the engine uses; named before the sources that do."""
 GROUP = "Hand-off `ring`, beside unix sockets"
 COUNT, ROUNDS, SHORT_ROUNDS = 20_000, 11, 5
 CONNS = 1000
@@ -51,7 +54,7 @@ def ring_program(name: str, *sources: Path) -> Path:
     """Compile bench/host/NAME.c with the library, and what else it needs."""
     out = Path(_scratch().name) / name
     native = ROOT / "vhost_user" / "native"
-    flags = ("-pthread", f"-I{LIBRARY}", f"-I{native}")
+    flags = ("-pthread", f"-I{LIBRARY}", f"-I{native}", *LIBRARIES)
     own = (HERE / "host" / f"{name}.c", LIBRARY / "fastpath_ring.c")
     _compile(*own, *sources, out=out, flags=flags)
     return out
@@ -59,7 +62,8 @@ def ring_program(name: str, *sources: Path) -> Path:
 
 def bench_ring_hop(bench):
     """A round trip of 64 bytes to the process, and the way there."""
-    native = (ROOT / "vhost_user" / "native").rglob("*.c")
+    native = set((ROOT / "vhost_user" / "native").rglob("*.c"))
+    native -= set(MAKER.glob("main.c"))  # a program of its own
     command = [str(ring_program("ringhop", *native)), "0", "1", str(COUNT)]
 
     def run() -> dict[str, float]:

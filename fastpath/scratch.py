@@ -31,6 +31,10 @@ OWNER: Final = "owner"
 PREFIX: Final = "fastpath-"
 KEPT_S: Final = 24 * 3600
 """How long a console log stays that an error has named."""
+SHORT: Final = "/tmp"  # noqa: S108 - the folder in it is one that mkdtemp makes
+"""Where the folder is if the temporary folder's path is too long for sockets in it."""
+MAX_FOLDER: Final = MAX_PATH - len("/fastpath-12345678/vsock_4294967295")
+"""Bytes of a path in which such a folder may be; the longest socket's is a port's."""
 
 
 @contextlib.contextmanager
@@ -40,7 +44,7 @@ def scratch() -> Iterator[Path]:
     The guest's console log stays when an error ends the run that names it.
     """
     sweep()
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_parents()[-1]))
     kept: Path | None = None
     try:
         with (folder / OWNER).open("wb") as owner:
@@ -68,10 +72,18 @@ def check_socket_path(path: Path) -> None:
 
 def sweep() -> None:
     """Remove what killed runs of this user, and old errors, have left."""
-    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):  # another sweeps, too
-            if _is_left_over(path):
-                shutil.rmtree(path)
+    for parent in _parents():
+        for path in Path(parent).glob(f"{PREFIX}*"):
+            with contextlib.suppress(OSError):  # another sweeps, too
+                if _is_left_over(path):
+                    shutil.rmtree(path)
+
+
+def _parents() -> list[str]:
+    """Return where such folders may be; the last is where a new one goes."""
+    usual = tempfile.gettempdir()
+    too_long = len(os.fsencode(usual)) > MAX_FOLDER
+    return [usual, SHORT] if too_long else [usual]
 
 
 def _is_left_over(path: Path) -> bool:

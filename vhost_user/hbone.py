@@ -233,6 +233,9 @@ class Pool(Tunnels):
         names: SPIFFE identities of which the peer must have one.
         on_event: hears of tunnels (TUNNEL).
         source: address of ours to come from.
+        netns: `NetnsHandle.id` of the network namespace that they are made in, from its
+            address, without `source`; 0: our own. One that is closed fails connections
+            with ENETUNREACH.
         max_streams: of a tunnel.
         max_tunnels: at a time.
         idle_s: a tunnel without streams ends after so long.
@@ -253,6 +256,7 @@ class Pool(Tunnels):
         *,
         on_event: Handler,
         source: SocketAddress | None = None,
+        netns: int = 0,
         max_streams: int = MAX_STREAMS,
         max_tunnels: int = 256,
         idle_s: float = 300.0,
@@ -263,7 +267,7 @@ class Pool(Tunnels):
         config = ffi.new("struct vu_pool_config *")
         texts = [ffi.new("char[]", name.encode()) for name in names]
         array = ffi.new("const char *[]", texts)
-        config.tls = tls.id
+        config.tls, config.netns = tls.id, netns
         config.names, config.n_names = array, len(texts)
         config.max_streams, config.max_tunnels = max_streams, max_tunnels
         _set_times(config, connect_s, ping_s, silence_s)
@@ -279,7 +283,10 @@ class Pool(Tunnels):
         engine.hear(self.id, on_event)
 
     def renew(self, tls: Tls) -> None:
-        """Have other certificates for tunnels that are yet to be made."""
+        """Have other certificates for tunnels that are yet to be made.
+
+        One whose peer the new revocation lists name ends (`Reason.REVOKED`).
+        """
         check(lib.vu_pool_tls(self._engine.native, self.id, tls.id), "rotate")
 
     def close(self) -> None:
@@ -355,7 +362,10 @@ class Gate(Tunnels):
         engine.hear(self.id, on_event)
 
     def renew(self, tls: Tls) -> None:
-        """Have other certificates for tunnels that are yet to come."""
+        """Have other certificates for tunnels that are yet to come.
+
+        One whose peer the new revocation lists name ends (`Reason.REVOKED`).
+        """
         check(lib.vu_hbone_tls(self._engine.native, self.id, tls.id), "rotate")
 
     def request(self, conn: int) -> Request | None:

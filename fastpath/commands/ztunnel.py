@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fastpath import logs
 from fastpath.errors import FastpathError
-from fastpath.ztunnel import process
+from fastpath.ztunnel import serving
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +28,7 @@ def run(config: Path, ready_fd: int | None) -> int:
     logs.set_up(logging.INFO)
     if ready_fd is not None:
         _check_writable(ready_fd)
-    return asyncio.run(process.serve(config, ready_fd=ready_fd))
+    return asyncio.run(serving.serve(config, ready_fd=ready_fd))
 
 
 def _check_writable(fd: int) -> None:

@@ -59,6 +59,8 @@ class PemFeed:
         changed: gets each new value but the first, in the event loop. With a
             FastpathError it refuses: the value before stays, and the log says so.
         crls: a file of revocation lists, which may be missing at first.
+        lists: in its place, those of a file that somebody else follows for several
+            feeds; who does calls `revoked()` when there are others.
         now: the wall clock.
 
     Use: `await start()`, then `await run()` in a task of its own, at last `close()`.
@@ -71,12 +73,13 @@ class PemFeed:
         name: str,
         changed: Callable[[Pems], None],
         crls: Path | None = None,
+        lists: Followed[Revocations] | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._name = name
         self._changed = changed
         self._path = crls
-        self._lists: Followed[Revocations] | None = None
+        self._lists = lists
         self._rotation = Rotation(source, name=name, now=now, changed=self._renewed)
         self._current: Pems
 
@@ -97,14 +100,14 @@ class PemFeed:
             FastpathError: there is none to be had; nothing is left running.
         """
         if self._path is not None:
-            self._lists = revocation.follow(self._path, changed=self._revoked)
+            self._lists = revocation.follow(self._path, changed=self.revoked)
         try:
             await self._rotation.start()
         except BaseException:
             await self.close()
             raise
         self._current = self._pems(self._rotation.current)
-        if self._lists is not None:
+        if self._path is not None and self._lists is not None:
             self._lists.start()
         return self._current
 
@@ -112,9 +115,16 @@ class PemFeed:
         """Keep it fresh until cancelled."""
         await self._rotation.run()
 
+    def revoked(self) -> None:
+        """There are new lists."""
+        try:
+            self._renewed(self._rotation.current)
+        except FastpathError as exc:
+            _log.error("%s: the lists stay as they were: %s", self._name, exc)
+
     async def close(self) -> None:
         """Follow nothing any more."""
-        if self._lists is not None:
+        if self._path is not None and self._lists is not None:
             self._lists.close()
             self._lists = None
         await self._rotation.close()
@@ -133,10 +143,3 @@ class PemFeed:
         pems = self._pems(material)
         self._changed(pems)
         self._current = pems
-
-    def _revoked(self) -> None:
-        """There are new lists."""
-        try:
-            self._renewed(self._rotation.current)
-        except FastpathError as exc:
-            _log.error("%s: the lists stay as they were: %s", self._name, exc)

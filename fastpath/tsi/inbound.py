@@ -112,7 +112,7 @@ class Inbound:
         )
         self._next_port = 0
         listener = publisher.tunnel()
-        self.tunnel = listener and Tunnel(listener, self.take_in, name=name)
+        self.tunnel = Tunnel(listener, self.take_in, name=name) if listener else None
 
     @property
     def clients(self) -> int:

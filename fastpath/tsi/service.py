@@ -203,8 +203,7 @@ class TsiService:
             max_queued_bytes=limits.max_queued_bytes,
             accept_rate=limits.accept_rate,
         )
-        self._device.handle.unroute_from(FIRST_TOKEN)
-        self._routed.clear()
+        self.forget_routes()
         self._router.set_policy(policy)
         if self.inbound:
             self.inbound.set_policy(policy)
@@ -218,10 +217,14 @@ class TsiService:
 
     def drain(self) -> None:
         """Let no more connections in or out by itself; the router is asked of each."""
-        self._device.handle.unroute_from(FIRST_TOKEN)
-        self._routed.clear()
+        self.forget_routes()
         if self.inbound:
             self.inbound.drain()
+
+    def forget_routes(self) -> None:
+        """Have the router asked of each connection, until it says that it stays."""
+        self._device.handle.unroute_from(FIRST_TOKEN)
+        self._routed.clear()
 
     def stats(self) -> TsiStats:
         """Return the counters; the object stays current."""
@@ -485,10 +488,7 @@ class TsiService:
             del self._agents[agent.range]
 
     def _later(
-        self,
-        delay_s: float,
-        call: Callable[[Unpack[Args]], object],
-        *args: *Args,
+        self, delay_s: float, call: Callable[[Unpack[Args]], object], *args: *Args
     ) -> None:
         """Call after `delay_s`, unless the service is closed by then."""
 

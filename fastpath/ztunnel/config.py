@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from fastpath.errors import FastpathError
-from fastpath.ztunnel import handoffs
+from fastpath.ztunnel import certificate_settings, handoffs
 from fastpath.ztunnel.istio import file as istio
 from fastpath.ztunnel.istio.file import repeated
 from fastpath.ztunnel.model import (
@@ -220,6 +220,7 @@ def for_sandbox(
 def _problems(config: Config) -> Iterator[Problem]:
     yield from istio.problems(config)
     yield from _sandbox_problems(config)
+    yield from certificate_settings.problems(config)
     yield from _thread_problems(config.fastpath)
     yield from _echo_problems(config)
 

@@ -28,7 +28,7 @@ from fastpath.ztunnel.rbac import MatchKind, StringMatch
 from vhost_user.decode import camel_case
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
     from fastpath.ztunnel.istio.state import MeshState
     from fastpath.ztunnel.model import Config
@@ -65,16 +65,22 @@ class LiveConnection:
     protocol: str = "TCP"
 
 
-def dump(state: MeshState, config: Config, live: Iterable[LiveConnection]) -> bytes:
+def dump(
+    state: MeshState,
+    config: Config,
+    live: Iterable[LiveConnection],
+    certificates: Sequence[Mapping[str, Any]] = (),
+) -> bytes:
     """Return the page; callable on any thread.
 
     Args:
         state: the mesh.
         config: the same one, and our own settings.
         live: outbound connections.
+        certificates: of each identity.
     """
     page = {
-        "certificates": [],
+        "certificates": list(certificates),
         "config": encode(config.fastpath, everything=True),
         "policies": [encode(policy) for policy in config.policies],
         "services": [_service(state, service) for service in config.services],

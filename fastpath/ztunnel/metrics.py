@@ -34,12 +34,13 @@ if TYPE_CHECKING:
     from fastpath.ztunnel.workloads import LocalWorkload
     from vhost_user.engine import DeviceStats, EngineStats
 
-    _Key = tuple[LocalWorkload, Workload | None, Service | None]
+    _Key = tuple[LocalWorkload, Workload | None, Service | None, bool]
 
 Flag = Literal["-", "DENY", "CONNECT"]
 """`response_flags`: fine, denied by policy, not reached or ended with an error."""
 
 _UNKNOWN = "unknown"
+_MUTUAL_TLS = "mutual_tls"
 _CURRENT = frozenset({"streams", "flows", "tokens", "held", "listeners"})
 """Values of UDP's, DNS's and TSI's that also fall."""
 _END_LABELS = (
@@ -253,7 +254,7 @@ class Metrics:
         self._failed.labels(*labels).inc()
 
     def _inbound_series(self, server: LocalWorkload, whose: Whose) -> _Series:
-        key = (server, whose.workload, whose.service)
+        key = (server, whose.workload, whose.service, False)
         series = self._inbound.get(key)
         if series is None:
             labels = _server_labels(server, whose)
@@ -270,7 +271,8 @@ class Metrics:
 
     def _series_of(self, client: LocalWorkload, decision: Decision) -> _Series:
         """The counters with these labels; as many as workloads and services allow."""
-        key = (client, decision.workload, decision.service)
+        tunnelled = decision.connect is not None
+        key = (client, decision.workload, decision.service, tunnelled)
         series = self._series.get(key)
         if series is None:
             labels = _labels(client, decision, "-")
@@ -407,7 +409,7 @@ def _labels(client: LocalWorkload, decision: Decision, flag: Flag) -> tuple[str,
         *_end(decision.workload),
         "tcp",
         flag,
-        _UNKNOWN,
+        _MUTUAL_TLS if decision.connect else _UNKNOWN,
         *_place(client.workload),
         *_place(decision.workload),
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Self
 
+from fastpath.identity import Identity
 from fastpath.tsi.policyfile import Egress
 from fastpath.ztunnel.istio.model import (
     ApplicationTunnel,
@@ -42,6 +43,9 @@ from vhost_user.vsock.config import MAX_THREADS
 
 __all__ = [
     "ApplicationTunnel",
+    "CertificateFiles",
+    "CertificateService",
+    "Certificates",
     "Config",
     "Fastpath",
     "GatewayAddress",
@@ -131,6 +135,50 @@ class Handoff:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateService:
+    """Istio's CreateCertificate: istiod, or `fastpath ca` (docs/certificates.md)."""
+
+    address: str
+    """`https://HOST:PORT`."""
+    roots: Path
+    """Whom to believe that it is the service."""
+    token: Path | None = None
+    """A bearer token's file."""
+    impersonate: bool = True
+    """The token is this node's, and asks for the workloads' identities."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateFiles:
+    """One identity's PEM files: in a directory, or each by its name."""
+
+    identity: Identity
+    directory: Path | None = None
+    """With `key.pem`, `cert-chain.pem` and `root-cert.pem`."""
+    key: Path | None = None
+    chain: Path | None = None
+    """Leaf first, then intermediates."""
+    roots: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificates:
+    """Where the certificates of sandboxes come from: `files`, else one of the others.
+
+    None of `embedded` and `ca`: `files` has each identity.
+    """
+
+    embedded: Path | None = None
+    """A directory as `fastpath ca --dir` has it: the CA is in this process."""
+    ca: CertificateService | None = None
+    files: tuple[CertificateFiles, ...] = ()
+    life_s: Annotated[int, Between(2, 10 * 365 * 86400)] = 86400
+    """How long a certificate of `embedded` or `ca` is to be valid."""
+    crls: Path | None = None
+    """Revocation lists."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
     """One VM: its vhost-user socket, and whose pod it is."""
 
@@ -155,6 +203,9 @@ class Sandbox:
     None: in this process's own."""
     handoff: Handoff | None = None
     """None: its connections go where they are asked to."""
+    hbone: bool | None = None
+    """Whether this process is its mesh endpoint. None: with `certificates`, unless
+    `netns` or `handoff` say who is."""
     egress: Egress | None = None
     """In its place, the `egress` part of one; neither: the default policy."""
 
@@ -177,6 +228,8 @@ class Fastpath:
 
     mesh: Path | None = None
     """Istio's local file; None: there are no workloads, services and policies."""
+    certificates: Certificates | None = None
+    """None: there are none, and this process speaks no HBONE."""
     sandboxes: tuple[Sandbox, ...] = ()
     outbound: OutboundListener | None = None
     metrics: ListenAddress | None = None
@@ -213,6 +266,13 @@ class Config(LocalFile):
         """The one workload of that name, in a configuration that is checked."""
         (workload,) = self.find_workload(name)
         return workload
+
+    def meshed(self, sandbox: Sandbox) -> bool:
+        """Whether this process speaks HBONE for a sandbox."""
+        if self.fastpath.certificates is None:
+            return False
+        others = sandbox.netns or sandbox.handoff
+        return not others if sandbox.hbone is None else sandbox.hbone
 
     def addresses_here(self, workload: Workload) -> tuple[IpAddress, ...]:
         """The IPs by which a workload is known on our own network."""

@@ -13,7 +13,7 @@ bounded for each client, so that one guest cannot fill the log of all.
 
 A connection through the vsock device (TSI) and one that was captured (TPROXY)
 differ in how the client is known and in what carries the request: `SandboxRouter`
-and `Capture` are those two differences. An error in the handling of one
+and `capture.Capture` are those two differences. An error in the handling of one
 connection is logged and ends that connection only.
 """
 
@@ -25,7 +25,7 @@ import errno
 import itertools
 import logging
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
@@ -37,23 +37,32 @@ from fastpath.ztunnel import dns
 from fastpath.ztunnel.access_log import Party, Record, party
 from fastpath.ztunnel.configdump import LiveConnection
 from fastpath.ztunnel.istio.outbound import RouteRefusal
-from fastpath.ztunnel.routing import Decision, format_address, unmap
-from vhost_user.engine import EventKind, Reset
+from fastpath.ztunnel.routing import Decision, format_address
+from vhost_user.engine import Reset
+from vhost_user.hbone import Reason
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from fastpath.identity import Identity
     from fastpath.tsi.policy import Denial, SandboxPolicy
     from fastpath.ztunnel.access_log import AccessLog
     from fastpath.ztunnel.dns import Dns
+    from fastpath.ztunnel.istio.state import MeshState
     from fastpath.ztunnel.metrics import Metrics
+    from fastpath.ztunnel.pools import Pools
     from fastpath.ztunnel.routing import Routes
-    from fastpath.ztunnel.workloads import LocalWorkload, LocalWorkloads
-    from vhost_user.engine import Engine, Event, SocketAddress, Target
+    from fastpath.ztunnel.workloads import LocalWorkload
+    from vhost_user.engine import Event, SocketAddress
+    from vhost_user.hbone import HboneStats
+    from vhost_user.schema import IpAddress
 
 CHECKED_AT_ONCE = 512
 """Connections that a new policy is asked about before the loop goes on."""
+
+_CAUSES = {NETNS_GONE: "", "mesh": " by a new mesh"}
+"""By the reason of a refusal, if it is no policy's."""
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +75,7 @@ class Outbound:
         access_log: gets one line a connection.
         metrics: get the counts.
         end: ends a connection, with the errno that says why.
+        pools: tunnels of the engine; None: it has none, and no client is `meshed`.
     """
 
     def __init__(
@@ -74,11 +84,13 @@ class Outbound:
         access_log: AccessLog,
         metrics: Metrics,
         end: Callable[[int, int], object],
+        pools: Pools | None = None,
     ) -> None:
         self._routes = routes
         self._access_log = access_log
         self._metrics = metrics
         self._end = end
+        self._pools = pools
         self.idle = asyncio.Event()
         """Set while no connection is live."""
         self.idle.set()
@@ -99,15 +111,24 @@ class Outbound:
     def connections(self) -> Sequence[LiveConnection]:
         """Those that we know of and that have not ended; callable on any thread."""
         return [
-            LiveConnection(client.name, decision.destination, decision.address)
+            LiveConnection(
+                client.name,
+                decision.destination,
+                decision.address,
+                "HBONE" if decision.connect else "TCP",
+            )
             for client, decision in list(self._decisions.values())
         ]
 
     def decide(
-        self, client: LocalWorkload, destination: SocketAddress, conn: int
+        self,
+        client: LocalWorkload,
+        destination: SocketAddress,
+        conn: int,
+        source_ip: IpAddress | None = None,
     ) -> Decision:
         """Decide on a request, and remember the decision until `conn` ends."""
-        decision = self._decide(client, destination)
+        decision = self._decide(client, destination, source_ip)
         self._decisions[conn] = client, decision
         self.idle.clear()
         return decision
@@ -122,9 +143,35 @@ class Outbound:
         self._routes.forget(client)
         self._recheck(client, iter(self.live))
 
+    def set_mesh(self, state: MeshState) -> None:
+        """End what another mesh does not have; `set_policy` did so for sandboxes."""
+        owners = {client for client, _ in self._decisions.values() if not client.name}
+        for client in owners:
+            self._recheck(client, iter(self.live))
+        if self._pools:
+            self._pools.set_mesh(state)
+
+    def lacks(self, decision: Decision) -> Identity | None:
+        """Whose certificate has to be had first; None: nobody's."""
+        return self._pools.lacks(decision) if self._pools else None
+
+    async def certify(self, identity: Identity) -> None:
+        """Have it, if it can be had."""
+        if self._pools:
+            await self._pools.add(identity)
+
+    def tunnels(self) -> Mapping[Identity, HboneStats]:
+        """Counters of tunnels to other nodes, by our identity; on any thread."""
+        return self._pools.stats() if self._pools else {}
+
     def drain(self) -> None:
         """Refuse all connections from now on."""
         self._draining = True
+
+    def drain_tunnels(self, limit_s: float) -> None:
+        """Tell other nodes so; no route leads into a tunnel any more."""
+        if self._pools:
+            self._pools.drain(limit_s)
 
     def close(self) -> None:
         """Say what has not been said."""
@@ -279,12 +326,18 @@ class Outbound:
         self._metrics.unlogged(client.name if client else "")
         return False
 
-    def _decide(self, client: LocalWorkload, destination: SocketAddress) -> Decision:
+    def _decide(
+        self,
+        client: LocalWorkload,
+        destination: SocketAddress,
+        source_ip: IpAddress | None = None,
+    ) -> Decision:
         if self._draining:
             refusal = RouteRefusal("draining", "ztunnel is about to end")
             return Decision(destination, Reset(refusal.errno), refusal=refusal)
         try:
-            return self._routes.decide(client, destination)
+            decision = self._routes.decide(client, destination, source_ip)
+            return self._pools.join(client, decision) if self._pools else decision
         except Exception:
             if self._bugs.admits():
                 _log.exception("%s: no decision", client.identity)
@@ -309,20 +362,23 @@ class Outbound:
         established: bool = False,
     ) -> None:
         refusal = decision.refusal
-        error = refusal.text if refusal else _error_text(event.error)
+        error = refusal.text if refusal else _error_text(event)
         if error and client.proxy and not established and not refusal:
             error = f"hand-off to {client.proxy.name}: {error}"
         if refusal and established:
-            cause = "" if refusal.reason == NETNS_GONE else " by a new policy"
+            cause = _CAUSES.get(refusal.reason, " by a new policy")
             error = f"ended{cause}: {error}"
         tried = established or not refusal
         service, workload = decision.service, decision.workload
+        tunnel = decision.connect
+        identity = workload.identity if workload and tunnel else None
         self._access_log.write(
             Record(
                 level="warn" if refusal else "error" if error else "info",
                 message="connection complete" if tried else "connection failed",
                 src=party(source, client.workload, client.identity),
-                dst=party(decision.address or decision.destination, workload),
+                dst=party(decision.address or decision.destination, workload, identity),
+                hbone_addr=tunnel.authority if tunnel else "",
                 service=service.hostname if service else "",
                 bytes_sent=event.up_bytes if tried else None,
                 bytes_recv=event.down_bytes if tried else None,
@@ -347,7 +403,6 @@ class SandboxRouter:
         self._outbound = outbound
         self._client = client
         self._dns = resolver
-        self._addresses = client.workload.workload_ips
 
     def set_policy(self, policy: SandboxPolicy) -> None:
         """Decide by `policy` from now on, and end what it denies."""
@@ -404,66 +459,11 @@ class SandboxRouter:
 
     def _own_address(self, destination: SocketAddress) -> str:
         version = ip_address(destination[0]).version
-        same = [ip for ip in self._addresses if ip.version == version]
-        return str((same or self._addresses)[0])
+        return str(self._client.own_address(version))
 
 
-@dataclass(frozen=True, slots=True)
-class _Captured:
-    """What a request said; later events may come when the socket has no peer."""
-
-    client: LocalWorkload
-    source: SocketAddress
-    destination: SocketAddress
-
-
-class Capture:
-    """The TPROXY listener's events.
-
-    Args:
-        engine: takes the answers.
-        outbound: does the work.
-        clients: who has which IP.
-    """
-
-    def __init__(
-        self, engine: Engine, outbound: Outbound, clients: LocalWorkloads
-    ) -> None:
-        self._engine = engine
-        self._outbound = outbound
-        self._clients = clients
-        self._captured: dict[int, _Captured] = {}
-
-    def handle_event(self, event: Event) -> None:
-        """Handle one event of the listener; never raises."""
-        with self._outbound.contained(event.conn):
-            if event.kind is EventKind.REQUEST:
-                self._engine.answer(event.conn, self._request(event))
-                return
-            captured = self._captured.get(event.conn)
-            if captured is None:  # refused before we knew whose it was
-                return
-            client, there = captured.client, captured.destination
-            if event.kind is EventKind.OPENED:
-                self._outbound.opened(client, event, there)
-                return
-            del self._captured[event.conn]
-            if event.kind is EventKind.FAILED:
-                self._outbound.failed(client, event, captured.source, there)
-            elif event.kind is EventKind.CLOSED:
-                self._outbound.closed(client, event, captured.source, there)
-
-    def _request(self, event: Event) -> Target:
-        if event.src is None or event.dst is None:
-            return Reset(errno.ECONNABORTED)  # the client has gone again
-        source, destination = unmap(event.src), unmap(event.dst)
-        client = self._clients.at(ip_address(source[0]))
-        if client is None:
-            self._outbound.unknown(source, destination)
-            return Reset()
-        self._captured[event.conn] = _Captured(client, source, destination)
-        return self._outbound.decide(client, destination, event.conn).target
-
-
-def _error_text(number: int) -> str:
-    return f"{os.strerror(number)} (os error {number})" if number else ""
+def _error_text(event: Event) -> str:
+    """Why it failed or was reset: what the tunnel says, and the errno."""
+    number = event.error
+    text = f"{os.strerror(number)} (os error {number})" if number else ""
+    return ": ".join(filter(None, (Reason(event.reason).text, text)))

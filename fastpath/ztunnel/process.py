@@ -17,10 +17,7 @@ import asyncio
 import contextlib
 import errno
 import logging
-import os
-import signal
 import socket
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -33,8 +30,11 @@ from fastpath.ztunnel import configdump, handoffs, listener
 from fastpath.ztunnel.access_log import AccessLog
 from fastpath.ztunnel.admin import AdminServer, Tools
 from fastpath.ztunnel.authorization import Authorizer, announce
+from fastpath.ztunnel.capture import Capture
+from fastpath.ztunnel.certificates import Certificates
 from fastpath.ztunnel.dns import Dns
 from fastpath.ztunnel.drain import drained
+from fastpath.ztunnel.hbone_metrics import NONE, HboneCollector, add
 from fastpath.ztunnel.inbound import SandboxPublisher
 from fastpath.ztunnel.loglevel import LogLevel
 from fastpath.ztunnel.metrics import (
@@ -43,8 +43,9 @@ from fastpath.ztunnel.metrics import (
     Metrics,
     TsiCollector,
 )
-from fastpath.ztunnel.outbound import Capture, Outbound, SandboxRouter
+from fastpath.ztunnel.outbound import Outbound, SandboxRouter
 from fastpath.ztunnel.pods import Pods
+from fastpath.ztunnel.pools import Pools
 from fastpath.ztunnel.reload import Mesh, MeshWatch
 from fastpath.ztunnel.routing import Routes
 from fastpath.ztunnel.shares import raise_file_limit, share, within_share
@@ -57,9 +58,9 @@ from vhost_user.vsock.placement import place
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
     from types import TracebackType
 
+    from fastpath.identity import Identity
     from fastpath.tsi.datagram_limits import DatagramStats
     from fastpath.tsi.policy import SandboxPolicy
     from fastpath.tsi.service import TsiStats
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from fastpath.ztunnel.model import Config, ListenAddress, Sandbox
     from fastpath.ztunnel.workloads import LocalWorkload
     from vhost_user.engine import DeviceStats, EngineStats
+    from vhost_user.hbone import HboneStats
 
 END_TIMEOUT_S = 1.0
 """How long the ends of open connections may take when the process stops."""
@@ -106,6 +108,7 @@ class Ztunnel:
     ) -> None:
         configuration.check(config)
         self._pods = Pods(config, error)
+        self._certificates = Certificates(config.fastpath.certificates, error)
         self.config = config
         self.metrics = Metrics()
         self.sandboxes: dict[str, RunningSandbox] = {}
@@ -181,6 +184,14 @@ class Ztunnel:
             name: sandbox.service.stats() for name, sandbox in self.sandboxes.items()
         }
 
+    def hbone_stats(self) -> Mapping[str, Mapping[Identity, HboneStats]]:
+        """Counters of tunnels, by side and by our identity."""
+        made: dict[Identity, HboneStats] = {}
+        for outbound in self._outbounds:
+            for identity, stats in outbound.tunnels().items():
+                made[identity] = add(made.get(identity, NONE), stats)
+        return {"client": made}
+
     def reload(self) -> None:
         """Read all policy files and Istio's again, changed or not."""
         for watch in self._watches.values():
@@ -220,6 +231,8 @@ class Ztunnel:
             outbound.drain()
         for sandbox in self.sandboxes.values():
             sandbox.service.drain()
+        for outbound in self._outbounds:
+            outbound.drain_tunnels(limit_s)
 
         def live() -> int:
             clients = sum(it.service.clients for it in self.sandboxes.values())
@@ -236,6 +249,7 @@ class Ztunnel:
                 self._watches[sandbox.name] = watch
                 self._stack.callback(watch.close)
                 configuration.check_publications(sandbox, watch.policy)
+        await self._start_certificates()
         self._stack.callback(self._pods.close)
         await self._pods.start()
         access_log = AccessLog(own.access_log, own.access_log_format)
@@ -245,8 +259,10 @@ class Ztunnel:
         await self._start_sandboxes(access_log)
         self._pods.watch(self._judge_again)
         self._stack.callback(self._pods.close)  # before the engines
+        self._stack.callback(self._certificates.stop)
         if capture:
             events = Capture(self._engines[0], self._outbounds[0], self._clients)
+            self._stack.callback(events.close)
             handle = self._engines[0].add_listener(
                 capture, Ask(), on_event=events.handle_event, want=ALL_EVENTS
             )
@@ -258,6 +274,16 @@ class Ztunnel:
         )
         self._start_admin(access_log)
         announce(self.config, self._mesh.state)
+
+    async def _start_certificates(self) -> None:
+        """Have one for each sandbox that this process is the mesh endpoint of."""
+        self._stack.push_async_callback(self._certificates.close)
+        config = self.config
+        await self._certificates.start(
+            config.workload(sandbox.workload).identity
+            for sandbox in config.fastpath.sandboxes
+            if config.meshed(sandbox)
+        )
 
     def _open_capture(self) -> socket.socket | None:
         """Open the listener of captured connections, if there is one."""
@@ -317,7 +343,9 @@ class Ztunnel:
                 max_conns=(sandboxes + 1) * share(self.config),
             )
         )
-        outbound = Outbound(self._routes, access_log, self.metrics, engine.reset)
+        pools = Pools(engine, self._certificates, self._forget_routes)
+        self._stack.callback(pools.close)
+        outbound = Outbound(self._routes, access_log, self.metrics, engine.reset, pools)
         self._stack.callback(outbound.close)
         self._engines.append(engine)
         self._outbounds.append(outbound)
@@ -397,6 +425,12 @@ class Ztunnel:
         if len(self._outbounds) > 1:
             self._outbounds[0].set_policy(self._clients.sandbox(name), policy)
 
+    def _forget_routes(self, client: LocalWorkload) -> None:
+        """Have a client's next connections decided anew."""
+        self._routes.forget(client)
+        if client.name in self.sandboxes:
+            self.sandboxes[client.name].service.forget_routes()
+
     def _judge_again(self, name: str) -> None:
         """Ask about all that a sandbox has, as when its policy is another one.
 
@@ -422,6 +456,7 @@ class Ztunnel:
             EngineCollector(self.stats, self.device_stats, lambda: access_log.dropped)
         )
         self.metrics.registry.register(TsiCollector(self.tsi_stats))
+        self.metrics.registry.register(HboneCollector(self.hbone_stats))
         tools = Tools(self._dump, LogLevel())
         addresses: dict[ListenAddress | None, Tools | None]
         addresses = {own.metrics: None, own.readiness: None}  # in order, each once
@@ -437,7 +472,8 @@ class Ztunnel:
     def _dump(self) -> bytes:
         """Return `/config_dump`; on any thread."""
         live = [it for each in self._outbounds for it in each.connections()]
-        return configdump.dump(self._mesh.state, self.config, live)
+        held = self._certificates.dump()
+        return configdump.dump(self._mesh.state, self.config, live, held)
 
     def _set_mesh(self, mesh: Mesh) -> None:
         """Let another content of Istio's file hold, and judge all that is live."""
@@ -449,47 +485,5 @@ class Ztunnel:
         self.metrics.forget()
         for name in self.sandboxes:
             self._judge_again(name)
-
-
-async def serve(config_path: Path, *, ready_fd: int | None = None) -> int:
-    """Run until SIGTERM or SIGINT; the body of `fastpath ztunnel`.
-
-    Open connections have `drainS` then; a second signal ends them at once.
-
-    SIGHUP makes it read all policy files and Istio's again, those that changed or not.
-    Says `ready` in one line on stderr when everything listens.
-
-    Args:
-        config_path: see docs/ztunnel-config.md.
-        ready_fd: also gets a newline then, and is closed.
-
-    Returns:
-        0, the exit status.
-
-    Raises:
-        FastpathError: before it is ready; nothing is left running.
-    """
-    loaded = configuration.load_with_lines(config_path)
-    config = loaded.config
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for signo in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signo, stop.set)
-    try:
-        async with Ztunnel(config, error=loaded.error) as ztunnel:
-            await ztunnel.follow(loaded)
-            loop.add_signal_handler(signal.SIGHUP, ztunnel.reload)
-            with contextlib.suppress(OSError):  # nobody may read it any more
-                sys.stderr.write(f"{configuration.ready_line(config)}\n")
-                sys.stderr.flush()
-            if ready_fd is not None:
-                with contextlib.suppress(BrokenPipeError):  # nor wait for it
-                    os.write(ready_fd, b"\n")
-                os.close(ready_fd)
-            await stop.wait()
-            stop.clear()
-            await ztunnel.drain(config.fastpath.drain_s, stop)
-    finally:
-        for signo in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            loop.remove_signal_handler(signo)
-    return 0
+        for outbound in self._outbounds:
+            outbound.set_mesh(mesh.state)

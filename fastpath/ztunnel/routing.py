@@ -6,9 +6,11 @@
                             but with a hand-off, all to the other proxy
                 --policy--> what was chosen
 
-Policy is asked twice: a service must not lead where a direct connection may not.
-What needs HBONE is refused (`_unsupported`): this process has no HBONE client, and
-plain TCP in its place would drop its mutual TLS.
+Policy is asked twice: a service must not lead where a direct connection may not. Of
+what goes by HBONE it is asked about the end, not about the tunnel's port, which stays
+denied to programs. What needs HBONE and can't have it is refused (`_unsupported`):
+plain TCP in its place would drop its mutual TLS. Which tunnel a stream is of, `pools`
+knows.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fastpath.ztunnel.connect import connect, leads_to
 from fastpath.ztunnel.istio.outbound import (
     Lookup,
     Route,
@@ -32,6 +35,7 @@ from vhost_user.engine import Chargen, Discard, Echo, Reset
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from fastpath.ztunnel.connect import Connect
     from fastpath.ztunnel.model import Config, Service, Workload
     from fastpath.ztunnel.workloads import LocalWorkload
     from vhost_user.engine import SocketAddress, Target
@@ -50,8 +54,13 @@ class Decision:
     destination: SocketAddress
     """What the program asked for."""
     target: Target
+    """With `connect`, `pools` says it."""
     address: SocketAddress | None = None
     """Where it is dialled; None: nowhere."""
+    endpoint: SocketAddress | None = None
+    """What policy was asked about, besides the destination."""
+    connect: Connect | None = None
+    """None: it goes by no HBONE."""
     service: Service | None = None
     workload: Workload | None = None
     refusal: RouteRefusal | None = None
@@ -84,20 +93,28 @@ class Routes:
         """Decide by another mesh from now on."""
         self._state = state
         self._balancer = Balancer(state, self._rng)
-        self._fixed: dict[tuple[LocalWorkload, SocketAddress], Decision] = {}
+        self._fixed: dict[
+            tuple[LocalWorkload, SocketAddress, IpAddress | None], Decision
+        ] = {}
         """Decisions that stay; a guest can name any number of destinations."""
 
-    def decide(self, client: LocalWorkload, destination: SocketAddress) -> Decision:
+    def decide(
+        self,
+        client: LocalWorkload,
+        destination: SocketAddress,
+        source_ip: IpAddress | None = None,
+    ) -> Decision:
         """Decide on one connection of `client`.
 
         Args:
             client: who asks.
             destination: IP and port; an IPv4 address may be in IPv6 form.
+            source_ip: whence; None: from the client's IP of that version.
         """
-        key = (client, destination)
+        key = (client, destination, source_ip)
         decision = self._fixed.get(key)
         if decision is None:
-            decision = self._decide(client, unmap(destination))
+            decision = self._decide(client, unmap(destination), source_ip)
             if decision.cacheable:
                 if len(self._fixed) >= MAX_FIXED:
                     self._fixed.clear()
@@ -113,11 +130,30 @@ class Routes:
         if decision.address is None:  # nothing was dialled: DNS, answered here
             return None
         refusal = self._denied(client, unmap(decision.destination))
-        if refusal is None and decision.address != decision.destination:
-            refusal = self._denied(client, decision.address)
-        return refusal
+        if refusal is None and decision.endpoint:
+            refusal = self._denied(client, decision.endpoint)
+        return refusal or self._strayed(client, decision)
 
-    def _decide(self, client: LocalWorkload, destination: SocketAddress) -> Decision:
+    def _strayed(
+        self, client: LocalWorkload, decision: Decision
+    ) -> RouteRefusal | None:
+        """Why a tunnel is not what the mesh wants any more."""
+        if decision.connect is None or decision.workload is None:
+            return None
+        key = decision.connect.pool
+        if key.source != client.identity:
+            return RouteRefusal("mesh", "it has another identity now")
+        if leads_to(key, decision.workload, self._state):
+            return None
+        text = f"{format_address(key.address)} has another identity now, or none"
+        return RouteRefusal("mesh", text)
+
+    def _decide(
+        self,
+        client: LocalWorkload,
+        destination: SocketAddress,
+        source_ip: IpAddress | None,
+    ) -> Decision:
         refusal = self._denied(client, destination)
         if refusal:
             return _refuse(destination, refusal)
@@ -126,13 +162,21 @@ class Routes:
             return _answer_here(destination)
         if client.proxy:
             return self._hand_over(client, destination, where[0])
-        route = outbound(self._state, self._balancer, client.workload, where)
+        route = outbound(
+            self._state, self._balancer, client.workload, where, source_ip=source_ip
+        )
         if isinstance(route, RouteRefusal):
             service = self._state.service_at(
                 self._state.network, where[0], client.workload.namespace
             )
             return _refuse(destination, route, service)
-        return self._carried(client, destination, route)
+        if isinstance(route, Lookup):
+            text = f"its IP is that of {route.hostname}: not supported"
+            return _refuse(destination, RouteRefusal("hostname", text))
+        if route.transport is not Transport.TCP:
+            source_ip = source_ip or client.own_address(where[0].version)
+            return self._tunnelled(client, destination, route, source_ip)
+        return self._dialled(client, destination, route)
 
     def _hand_over(
         self, client: LocalWorkload, destination: SocketAddress, address: IpAddress
@@ -147,37 +191,57 @@ class Routes:
             destination,
             client.dial(destination),
             destination,
-            self._state.service_at(network, address, namespace),
-            self._state.workload_at(network, address),
+            service=self._state.service_at(network, address, namespace),
+            workload=self._state.workload_at(network, address),
             cacheable=_stays(client, destination),
         )
 
-    def _carried(
-        self, client: LocalWorkload, destination: SocketAddress, route: Route | Lookup
+    def _dialled(
+        self, client: LocalWorkload, destination: SocketAddress, route: Route
     ) -> Decision:
-        """What the engine does for a route, if it can and may."""
-        if isinstance(route, Lookup):
-            text = f"its IP is that of {route.hostname}: not supported"
-            return _refuse(destination, RouteRefusal("hostname", text))
-        refused = _unsupported(destination, route)
-        if refused:
-            return _refuse(destination, refused, route.service, route.workload)
+        """By TCP, if it may."""
         address = route.address
-        refused = self._denied(client, address) if address != destination else None
+        endpoint = address if address != destination else None
+        refused = self._denied(client, address) if endpoint else None
         if address == self._listener:
             text = f"{format_address(address)} is this process's own listener"
             refused = RouteRefusal("self_call", text)
         if refused:
             return _refuse(destination, refused, route.service, route.workload)
-        target = client.dial(address)
         cacheable = _stays(client, destination) and route.service is None
         return Decision(
             destination,
-            target,
+            client.dial(address),
             address,
+            endpoint,
+            service=route.service,
+            workload=route.workload,
+            cacheable=cacheable,
+        )
+
+    def _tunnelled(
+        self,
+        client: LocalWorkload,
+        destination: SocketAddress,
+        route: Route,
+        source_ip: IpAddress,
+    ) -> Decision:
+        """By HBONE, if the engine can, and it may."""
+        refused = _unsupported(client, destination, route)
+        endpoint = route.endpoint if route.endpoint != destination else None
+        if refused is None and endpoint:
+            refused = self._denied(client, endpoint)
+        if refused:
+            return _refuse(destination, refused, route.service, route.workload)
+        return Decision(
+            destination,
+            Reset(),
+            route.address,
+            endpoint,
+            connect(client, route, source_ip),
             route.service,
             route.workload,
-            cacheable=cacheable,
+            cacheable=_stays(client, destination) and route.service is None,
         )
 
     def _denied(
@@ -190,18 +254,20 @@ class Routes:
         return RouteRefusal(denial.reason, text, denial.error)
 
 
-def _unsupported(destination: SocketAddress, route: Route) -> RouteRefusal | None:
+def _unsupported(
+    client: LocalWorkload, destination: SocketAddress, route: Route
+) -> RouteRefusal | None:
     """Why the engine can't carry a connection as the mesh wants it."""
-    if route.transport is Transport.TCP:
-        return None
-    if route.waypoint:
-        where = format_address(destination)
-        return RouteRefusal("waypoint", f"{where} is behind a waypoint: not supported")
+    where = format_address(destination)
     if route.transport is Transport.DOUBLE_HBONE:
-        text = f"{route.authority} is on another network: not supported"
-        return RouteRefusal("network", text)
-    text = f"{route.authority} takes HBONE only: not supported yet"
-    return RouteRefusal("hbone", text)
+        text = f"{route.authority} is on another network: HBONE within HBONE"
+        return RouteRefusal("network", f"{text} is not supported")
+    if client.meshed:
+        return None
+    why = "not supported without `certificates`, nor with `hbone: false`"
+    if route.waypoint:
+        return RouteRefusal("waypoint", f"{where} is behind a waypoint: {why}")
+    return RouteRefusal("hbone", f"{route.authority} takes HBONE only: {why}")
 
 
 def _stays(client: LocalWorkload, destination: SocketAddress) -> bool:

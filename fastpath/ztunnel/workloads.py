@@ -38,6 +38,8 @@ class LocalWorkload:
     """Where its connections are made; None: in our own network namespace."""
     proxy: Proxy | None = None
     """Where they go in place of their destinations; None: nowhere else."""
+    meshed: bool = False
+    """Whether this process speaks HBONE for it."""
 
     def dial(self, address: SocketAddress) -> Dial | Ring:
         """How the engine reaches an address for it."""
@@ -51,6 +53,11 @@ class LocalWorkload:
     def netns(self) -> int:
         """What `Dial.netns` is for it."""
         return self.pod.netns if self.pod else 0
+
+    def own_address(self, version: int) -> IpAddress:
+        """The pod IP that it has for destinations of an IP version."""
+        ips = self.workload.workload_ips
+        return next((ip for ip in ips if ip.version == version), ips[0])
 
 
 class LocalWorkloads:
@@ -91,7 +98,7 @@ class LocalWorkloads:
             name = sandbox.name if sandbox else ""
             client = self._sandboxes.get(name) if sandbox else before.get(key)
             if client is None:
-                client = self._new(workload, sandbox)
+                client = self._new(config, workload, sandbox)
             client.workload, client.identity = workload, workload.identity
             if sandbox:
                 self._sandboxes[name] = client
@@ -102,12 +109,17 @@ class LocalWorkloads:
             for address in config.addresses_here(workload):
                 self._addresses[address] = client
 
-    def _new(self, workload: Workload, sandbox: Sandbox | None) -> LocalWorkload:
+    def _new(
+        self, config: Config, workload: Workload, sandbox: Sandbox | None
+    ) -> LocalWorkload:
         egress = (sandbox.egress if sandbox else None) or Egress()
         name = sandbox.name if sandbox else ""
         policy = self._policies.get(name) or SandboxPolicy(egress=egress.policy())
         client = LocalWorkload(name, workload, workload.identity, policy)
         client.policy = self.for_client(client, policy)
+        client.meshed = (
+            config.meshed(sandbox) if sandbox else bool(config.fastpath.certificates)
+        )
         return client
 
     def sandbox(self, name: str) -> LocalWorkload:

@@ -121,6 +121,10 @@ struct vu_hbone_target {
  * struct vu_pool_config - Tunnels to one address
  * @tls:	Id of vu_tls_add()
  * @addr_len:	Bytes used of @addr
+ * @netns:	Id of vu_netns_add(): the tunnels are made in that namespace, from
+ *		its address, and @src_len is 0; one that is gone, and one that
+ *		has no address of @addr's IP version, fails them with
+ *		ENETUNREACH. 0: our own namespace
  * @src_len:	Bytes used of @src; 0: any address of ours
  * @addr:	Where to: a sockaddr_in or sockaddr_in6
  * @src:	Address to come from, same
@@ -135,6 +139,7 @@ struct vu_hbone_target {
  */
 struct vu_pool_config {
 	uint32_t tls;
+	uint32_t netns;
 	uint16_t addr_len;
 	uint16_t src_len;
 	uint8_t addr[28];
@@ -159,7 +164,8 @@ struct vu_pool_config {
  * it. VU_EV_TUNNEL tells of each that is there, failed or ended.
  *
  * Returns: the pool's id, and source of its events,
- *	-VU_ERR_INVAL, if a number is 0, an address is none, or no name is given
+ *	-VU_ERR_INVAL, if a number is 0, an address is none, no name is given, or
+ *		there is an address to come from in another namespace
  *	-VU_ERR_GONE, if there are no such certificates
  *	-VU_ERR_FULL, if there are 65536 pools
  *	-VU_ERR_NOMEM, if out of memory
@@ -171,6 +177,9 @@ int vu_pool_add(struct vu_engine *engine, const struct vu_pool_config *cfg);
  * @engine:	Engine
  * @pool:	Id
  * @tls:	Id of vu_tls_add()
+ *
+ * Tunnels that there are go on with theirs; one whose peer the new revocation
+ * lists name ends (VU_REASON_REVOKED).
  *
  * Returns: 0 on success,
  *	-VU_ERR_GONE, if there is no such pool, or are no such certificates
@@ -242,6 +251,8 @@ int vu_hbone_listen(struct vu_engine *engine, int fd,
  * @engine:	Engine
  * @listener:	Id of vu_hbone_listen()
  * @tls:	Id of vu_tls_add()
+ *
+ * Tunnels that there are are as of vu_pool_tls().
  *
  * Returns: 0 on success,
  *	-VU_ERR_GONE, if there is no such listener, or are no such certificates

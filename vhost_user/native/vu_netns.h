@@ -120,7 +120,7 @@ int vu_netns_renew(struct vu_engine *engine, uint32_t netns, int fd);
  * @netns:	Id
  *
  * Its established connections stay. Dials to it, those that are under way and
- * those that come, fail with ENETUNREACH.
+ * those that come, fail with ENETUNREACH. So do those of pools' tunnels.
  *
  * Returns: 0 on success,
  *	-VU_ERR_GONE, if there is no such namespace

@@ -29,9 +29,14 @@ def baggage(workload: Workload) -> str:
 
 def forwarded(source: SocketAddress, service: Service | None) -> str:
     """Who asks, and for which service's name."""
-    host, port = source
-    text = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return f'for="{text}"' + (f";host={service.hostname}" if service else "")
+    before, after = forwarded_around(source[0], service)
+    return f"{before}{source[1]}{after}"
+
+
+def forwarded_around(host: str, service: Service | None) -> tuple[str, str]:
+    """The same: what is before the client's port, and behind it."""
+    text = f"[{host}]" if ":" in host else host
+    return f'for="{text}:', '"' + (f";host={service.hostname}" if service else "")
 
 
 def forwarded_host(header: str) -> str:

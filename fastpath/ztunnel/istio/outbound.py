@@ -70,6 +70,8 @@ class Route:
     port: int
     authority: str = ""
     """Of CONNECT; empty: there is none."""
+    endpoint: SocketAddress | None = None
+    """The end of HBONE, if it is the next hop that it ends at."""
     sans: tuple[Identity, ...] = ()
     """Whom the next hop may prove to be."""
     final_sans: tuple[Identity, ...] = ()
@@ -131,6 +133,7 @@ class _Upstream:
         service: Service | None,
         port: int | None = None,
         authority: str = "",
+        endpoint: SocketAddress | None = None,
         final_sans: tuple[Identity, ...] = (),
         waypoint: bool = False,
     ) -> Route | RouteRefusal:
@@ -142,6 +145,7 @@ class _Upstream:
             ip=self.ip,
             port=port or self.port,
             authority=authority,
+            endpoint=endpoint,
             sans=self.sans,
             final_sans=final_sans,
             workload=self.workload,
@@ -230,6 +234,7 @@ class _Decision:
             service=upstream.service,
             port=HBONE_PORT,
             authority=_authority(upstream.ip, upstream.port),
+            endpoint=(str(upstream.ip), upstream.port),
         )
 
     def _by_waypoint(

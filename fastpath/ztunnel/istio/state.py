@@ -89,6 +89,13 @@ class MeshState:
         """Whose an IP is."""
         return self._by_ip.get((network, ip))
 
+    def again(self, workload: Workload) -> Workload | None:
+        """What a workload of another state is in this one."""
+        if workload.uid:
+            return self._by_uid.get(workload.uid)
+        found = (self.workload_at(workload.network, ip) for ip in workload.workload_ips)
+        return next(filter(None, found), None)
+
     def service_at(
         self, network: str, ip: IpAddress, namespace: str | None
     ) -> Service | None:

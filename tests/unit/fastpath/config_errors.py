@@ -35,6 +35,8 @@ policies:
     action: Allow
     dryRun: false
 """
+ACCOUNT = "spiffe://cluster.local/ns/default/sa/a"
+FILES = f"{{identity: {ACCOUNT}, directory: /d}}"
 NO_RULES = f"{POLICY}    rules: []\n"
 
 
@@ -346,5 +348,54 @@ OWN_ERRORS = {
         1,
         "echo",
         "10.0.0.1 belongs to a service or a workload",
+    ),
+    "certificates-of-no-source": (
+        "certificates: {crls: /crl.pem}\n",
+        1,
+        "certificates",
+        "names no source: embedded, ca or files",
+    ),
+    "certificates-of-two-cas": (
+        "certificates: {embedded: /ca, ca: {address: 'https://a', roots: /r}}\n",
+        1,
+        "certificates.embedded",
+        "is there beside `ca`; leave one of them out",
+    ),
+    "certificates-of-half-the-files": (
+        f"certificates: {{files: [{{identity: {ACCOUNT}, key: /k, chain: /c}}]}}\n",
+        1,
+        "certificates.files[0]",
+        "needs directory, or key, chain and roots",
+    ),
+    "certificates-of-an-identity-twice": (
+        f"certificates: {{files: [{FILES}, {FILES}]}}\n",
+        1,
+        "certificates.files[1].identity",
+        f"{ACCOUNT} is also at ",
+    ),
+    "certificates-of-no-identity": (
+        "certificates: {files: [{identity: default/a, directory: /d}]}\n",
+        1,
+        "certificates.files[0].identity",
+        "must be spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/ACCOUNT",
+    ),
+    "certificates-of-others": (
+        SANDBOX + f"certificates: {{files: [{FILES}]}}\n",
+        3,
+        "sandboxes[0].workload",
+        "certificates.files has none of spiffe://cluster.local/ns/default/sa/default",
+    ),
+    "hbone-without-certificates": (
+        SANDBOX + "    hbone: true\n",
+        6,
+        "sandboxes[0].hbone",
+        "is for a process that has `certificates`",
+    ),
+    "hbone-beside-another-proxy": (
+        SANDBOX
+        + "    hbone: true\n    handoff: {unix: /s}\ncertificates: {embedded: /ca}\n",
+        6,
+        "sandboxes[0].hbone",
+        "another proxy has its connections",
     ),
 }

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fastpath.tsi.policy import Rule
 from fastpath.tsi.policyfile import Egress
+from fastpath.ztunnel.capture import Capture
 from fastpath.ztunnel.dns import Dns
 from fastpath.ztunnel.metrics import Metrics
 from fastpath.ztunnel.model import (
@@ -22,7 +23,7 @@ from fastpath.ztunnel.model import (
     Service,
     Workload,
 )
-from fastpath.ztunnel.outbound import Capture, Outbound, SandboxRouter
+from fastpath.ztunnel.outbound import Outbound, SandboxRouter
 from fastpath.ztunnel.routing import Routes
 from fastpath.ztunnel.workloads import LocalWorkloads
 from vhost_user.engine import Event, EventKind

@@ -24,6 +24,7 @@ from fastpath.image.images import Image
 from fastpath.scratch import CONSOLE, KEPT_S, PREFIX, scratch
 from fastpath.vm import accel
 from fastpath.vm.spec import Accelerator
+from vhost_user.vsock.hybrid import MAX_UDS_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,6 +98,15 @@ def test_the_folder_is_gone_after_success():
     with scratch() as folder:
         (folder / CONSOLE).write_text("booted")
         assert folder.stat().st_mode & 0o777 == 0o700
+    assert not folder.exists()
+
+
+def test_sockets_fit_in_the_folder_whatever_tmpdir_is(tmp_path, monkeypatch):
+    deep = tmp_path / ("long" * 30)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with scratch() as folder:
+        assert len(str(folder / "vsock")) <= MAX_UDS_PATH
     assert not folder.exists()
 
 

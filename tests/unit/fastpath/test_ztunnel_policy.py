@@ -13,7 +13,8 @@ import pytest
 
 from fastpath.errors import FastpathError
 from fastpath.tsi.policyfile import Egress
-from fastpath.ztunnel.process import Ztunnel, serve
+from fastpath.ztunnel.process import Ztunnel
+from fastpath.ztunnel.serving import serve
 from tests.support.limits import until, wait_until
 from vhost_user.vsock.packet import Op
 

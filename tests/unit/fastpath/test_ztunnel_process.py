@@ -36,7 +36,8 @@ from fastpath.ztunnel.model import (
     Service,
     Workload,
 )
-from fastpath.ztunnel.process import Ztunnel, serve
+from fastpath.ztunnel.process import Ztunnel
+from fastpath.ztunnel.serving import serve
 from tests.support.limits import LIMIT_S as TIMEOUT_S
 from tests.support.limits import until
 

@@ -55,7 +55,8 @@ int vu_pool_add(struct vu_engine *e, const struct vu_pool_config *cfg)
 	int ret;
 
 	if (!is_address(cfg->addr, cfg->addr_len) ||
-	    (cfg->src_len && !is_address(cfg->src, cfg->src_len)) ||
+	    (cfg->src_len &&
+	     (cfg->netns || !is_address(cfg->src, cfg->src_len))) ||
 	    !cfg->n_names || !cfg->max_streams || !cfg->max_tunnels ||
 	    !cfg->idle_ms || !cfg->connect_ms || !cfg->ping_ms ||
 	    !cfg->silence_ms)

@@ -21,6 +21,17 @@
 #define CAP_MAX (1U << 31)
 
 /**
+ * bytes_len() - Count the bytes
+ * @b:		Queue
+ *
+ * Returns: how many there are
+ */
+uint32_t bytes_len(const struct bytes *b)
+{
+	return b->buffer ? b->buffer->len : 0;
+}
+
+/**
  * reserve() - Make room
  * @b:		Queue
  * @more:	Bytes that will be put
@@ -29,26 +40,29 @@
  */
 static bool reserve(struct bytes *b, size_t more)
 {
-	uint32_t cap = b->cap ? b->cap : CAP_MIN;
+	uint32_t cap = b->buffer ? b->buffer->cap : CAP_MIN;
+	uint32_t len = bytes_len(b);
+	struct buffer *buffer;
 	struct iovec old[2];
 	unsigned n;
-	char *data;
 
-	if (more > CAP_MAX - b->len)
+	if (more > CAP_MAX - len)
 		return false;
-	if (b->cap - b->len >= more && b->cap)
+	if (b->buffer && cap - len >= more)
 		return true;
-	while (cap - b->len < more)
+	while (cap - len < more)
 		cap *= 2;
-	data = malloc(cap);
-	if (!data)
+	buffer = malloc(sizeof(*buffer) + cap);
+	if (!buffer)
 		return false;
-	n = bytes_peek(b, 0, b->len, old);
-	iov_copy(old, n, 0, data, b->len, false);
-	free(b->data);
-	b->data = data;
-	b->at = 0;
-	b->cap = cap;
+	n = bytes_peek(b, 0, len, old);
+	iov_copy(old, n, 0, buffer->data, len, false);
+	buffer->at = 0;
+	buffer->len = len;
+	buffer->cap = cap;
+	buffer->tail = b->buffer ? b->buffer->tail : 0;
+	free(b->buffer);
+	b->buffer = buffer;
 	return true;
 }
 
@@ -65,19 +79,21 @@ bool bytes_put(struct bytes *b, const struct iovec *iov, unsigned n_iov,
 	       size_t skip)
 {
 	size_t len = iov_sum(iov, n_iov) - skip;
+	struct buffer *buffer;
 	uint32_t to, span;
 
 	if (!len)
 		return true;
 	if (!reserve(b, len))
 		return false;
-	to = (b->at + b->len) & (b->cap - 1);
-	span = b->cap - to;
+	buffer = b->buffer;
+	to = (buffer->at + buffer->len) & (buffer->cap - 1);
+	span = buffer->cap - to;
 	if (span > len)
 		span = (uint32_t)len;
-	iov_copy(iov, n_iov, skip, b->data + to, span, false);
-	iov_copy(iov, n_iov, skip + span, b->data, len - span, false);
-	b->len += (uint32_t)len;
+	iov_copy(iov, n_iov, skip, buffer->data + to, span, false);
+	iov_copy(iov, n_iov, skip + span, buffer->data, len - span, false);
+	buffer->len += (uint32_t)len;
 	return true;
 }
 
@@ -93,16 +109,19 @@ bool bytes_put(struct bytes *b, const struct iovec *iov, unsigned n_iov,
 unsigned bytes_peek(const struct bytes *b, uint32_t off, uint32_t len,
 		    struct iovec ret[2])
 {
+	struct buffer *buffer = b->buffer;
 	uint32_t from, span;
 
 	if (!len)
 		return 0;
-	from = (b->at + off) & (b->cap - 1);
-	span = b->cap - from;
+	from = (buffer->at + off) & (buffer->cap - 1);
+	span = buffer->cap - from;
 	if (span > len)
 		span = len;
-	ret[0] = (struct iovec){.iov_base = b->data + from, .iov_len = span};
-	ret[1] = (struct iovec){.iov_base = b->data, .iov_len = len - span};
+	ret[0] =
+	    (struct iovec){.iov_base = buffer->data + from, .iov_len = span};
+	ret[1] =
+	    (struct iovec){.iov_base = buffer->data, .iov_len = len - span};
 	return span < len ? 2 : 1;
 }
 
@@ -113,11 +132,14 @@ unsigned bytes_peek(const struct bytes *b, uint32_t off, uint32_t len,
  */
 void bytes_drop(struct bytes *b, uint32_t n)
 {
-	b->len -= n;
-	if (!b->len)
+	struct buffer *buffer = b->buffer;
+
+	if (n == bytes_len(b)) {
 		bytes_free(b);
-	else
-		b->at = (b->at + n) & (b->cap - 1);
+		return;
+	}
+	buffer->len -= n;
+	buffer->at = (buffer->at + n) & (buffer->cap - 1);
 }
 
 /**
@@ -126,6 +148,6 @@ void bytes_drop(struct bytes *b, uint32_t n)
  */
 void bytes_free(struct bytes *b)
 {
-	free(b->data);
+	free(b->buffer);
 	*b = (struct bytes){0};
 }

@@ -11,21 +11,30 @@
 #include <sys/uio.h>
 
 /**
- * struct bytes - A queue of bytes; all zero: empty
- * @data:	The buffer, NULL while the queue is empty
+ * struct buffer - What holds the bytes of a queue
  * @at:		Where the first byte is
  * @len:	How many there are
- * @cap:	Size of the buffer, a power of two
+ * @cap:	Size of @data, a power of two
  * @tail:	msgs.c: where the last message's mark is
+ * @data:	They, and room
  */
-struct bytes {
-	char *data;
+struct buffer {
 	uint32_t at;
 	uint32_t len;
 	uint32_t cap;
 	uint32_t tail;
+	char data[];
 };
 
+/**
+ * struct bytes - A queue of bytes; all zero: empty
+ * @buffer:	NULL while it is: a connection has two that hardly ever hold any
+ */
+struct bytes {
+	struct buffer *buffer;
+};
+
+uint32_t bytes_len(const struct bytes *b);
 bool bytes_put(struct bytes *b, const struct iovec *iov, unsigned n_iov,
 	       size_t skip);
 unsigned bytes_peek(const struct bytes *b, uint32_t off, uint32_t len,

@@ -67,22 +67,22 @@ static void mark_set(struct msgs *m, uint32_t at, uint32_t mark)
 bool msgs_put(struct msgs *m, const struct iovec *iov, unsigned n_iov,
 	      size_t skip, uint32_t flags)
 {
-	uint32_t mark = m->bytes.len ? mark_at(m, m->bytes.tail) : FLAGS;
-	uint32_t before;
+	uint32_t before = bytes_len(&m->bytes);
+	uint32_t mark = before ? mark_at(m, m->bytes.buffer->tail) : FLAGS;
 
 	if (mark & FLAGS) {
 		struct iovec word = {.iov_base = &mark, .iov_len = MSGS_MARK};
 
 		mark = 0;
-		m->bytes.tail = m->bytes.len;
 		if (!bytes_put(&m->bytes, &word, 1, 0))
 			return false;
+		m->bytes.buffer->tail = before;
+		before += MSGS_MARK;
 	}
-	before = m->bytes.len;
 	if (!bytes_put(&m->bytes, iov, n_iov, skip))
 		return false;
-	mark_set(m, m->bytes.tail,
-		 (mark + ((m->bytes.len - before) << 2)) | flags);
+	mark += (bytes_len(&m->bytes) - before) << 2;
+	mark_set(m, m->bytes.buffer->tail, mark | flags);
 	return true;
 }
 
@@ -97,7 +97,7 @@ bool msgs_head(const struct msgs *m, struct msg *ret)
 {
 	uint32_t mark;
 
-	if (!m->bytes.len)
+	if (!bytes_len(&m->bytes))
 		return false;
 	mark = mark_at(m, 0);
 	ret->len = mark >> 2;
@@ -115,13 +115,16 @@ bool msgs_head(const struct msgs *m, struct msg *ret)
 void msgs_advance(struct msgs *m, uint32_t n, bool whole)
 {
 	uint32_t mark = mark_at(m, 0), step = n;
+	struct buffer *buffer;
 
 	if (whole)
 		step += MSGS_MARK;
 	else if (!n)
 		return;
 	bytes_drop(&m->bytes, step);
-	m->bytes.tail = m->bytes.tail > step ? m->bytes.tail - step : 0;
+	buffer = m->bytes.buffer;
+	if (buffer)
+		buffer->tail = buffer->tail > step ? buffer->tail - step : 0;
 	if (!whole) /* over bytes of the message, which are delivered */
 		mark_set(m, 0, mark - (n << 2));
 }

@@ -165,9 +165,9 @@ struct vu_conn {
 		struct shm *shm;
 	};
 	struct greeting *greeting;
-	uint32_t netns;
 	uint64_t start_us;
 	uint64_t since_us;
+	uint32_t netns;
 	uint32_t index;
 	uint32_t generation;
 	uint32_t asked_at;

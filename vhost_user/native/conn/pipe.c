@@ -124,7 +124,7 @@ void pipe_end(struct vu_conn *c, struct pipe *p)
 	if (p->state != PIPE_FLOWS)
 		return;
 	p->state = PIPE_ENDING;
-	if (!p->kept.bytes.len)
+	if (!bytes_len(&p->kept.bytes))
 		finish(c, p);
 }
 
@@ -216,10 +216,9 @@ static void keep(struct vu_conn *c, struct pipe *p, const struct iovec *iov,
 		ok = bytes_put(&p->kept.bytes, iov, n_iov, skip);
 	} else {
 		uint64_t most = (MSGS_MARK + 1) * (uint64_t)c->credit.buf_alloc;
+		size_t more = MSGS_MARK + iov_sum(iov, n_iov);
 
-		if (p == &c->up &&
-		    MSGS_MARK + p->kept.bytes.len + iov_sum(iov, n_iov) >
-			most) {
+		if (p == &c->up && bytes_len(&p->kept.bytes) + more > most) {
 			conn_misfit(c, ENOBUFS);
 			return;
 		}
@@ -257,7 +256,7 @@ static bool head(const struct vu_conn *c, const struct pipe *p, struct msg *ret)
 
 	if (c->type == SEQPACKET)
 		return msgs_head(&p->kept, ret);
-	ret->len = b->len < SCRATCH ? b->len : SCRATCH;
+	ret->len = bytes_len(b) < SCRATCH ? bytes_len(b) : SCRATCH;
 	ret->n_iov = bytes_peek(b, 0, ret->len, ret->iov);
 	ret->flags = 0;
 	return ret->len;
@@ -329,12 +328,12 @@ void pipe_put(struct vu_conn *c, struct pipe *p, const struct iovec *iov,
 
 	if (p->state == PIPE_BROKEN || (!len && !flags))
 		return; /* the source knows */
-	if (p->kept.bytes.len) {
+	if (bytes_len(&p->kept.bytes)) {
 		drain(c, p);
 		if (!conn_flows(c) || p->state == PIPE_BROKEN)
 			return;
 	}
-	if (!p->kept.bytes.len) {
+	if (!bytes_len(&p->kept.bytes)) {
 		n = give(c, p, iov, n_iov, len, flags);
 		if (n < 0 && n != -EAGAIN)
 			return;
@@ -353,17 +352,17 @@ void pipe_run(struct vu_conn *c, struct pipe *p)
 	struct side *source = pipe_source(c, p);
 	struct msg m;
 
-	if (p->kept.bytes.len) {
+	if (bytes_len(&p->kept.bytes)) {
 		drain(c, p);
 		if (!conn_flows(c))
 			return;
 	}
 	if (p->state == PIPE_ENDING) {
-		if (!p->kept.bytes.len)
+		if (!bytes_len(&p->kept.bytes))
 			finish(c, p);
 		else if (c->type == SEQPACKET && head(c, p, &m) && !m.flags)
 			conn_misfit(c, EPROTO); /* its end will never come */
-	} else if (p->state == PIPE_FLOWS && !p->kept.bytes.len &&
+	} else if (p->state == PIPE_FLOWS && !bytes_len(&p->kept.bytes) &&
 		   source->ops->pull) {
 		source->ops->pull(c, source);
 	}

@@ -93,7 +93,7 @@ void collect(struct vu_engine *e, const struct epoll_event *events, int n)
 		case TAG_NETNS:
 			n = e->core.netns[tag >> TAG_SLOT];
 			if (n)
-				netns_event(n);
+				supply_event(n);
 			break;
 		default:
 			l = e->listeners[tag >> TAG_SLOT];

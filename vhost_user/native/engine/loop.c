@@ -281,7 +281,7 @@ void loop_turn(struct vu_engine *e)
 	struct list *head = &core->active;
 
 	begin(e);
-	netns_run(core);
+	supply_run(core);
 	ring_turn(core);
 	hbone_run(core->hbone);
 	run(e);

@@ -119,7 +119,7 @@ static void chargen_pull(struct vu_conn *c, struct side *s)
 	for (size_t total = 0; total < SCRATCH; total += iov.iov_len) {
 		if (flags) {
 			pipe_put(c, &c->down, &iov, 1, iov.iov_len, flags);
-			if (!conn_flows(c) || c->down.kept.bytes.len)
+			if (!conn_flows(c) || bytes_len(&c->down.kept.bytes))
 				return;
 			continue;
 		}

@@ -15,9 +15,6 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-
 #include "side/dial.h"
 #include "side/socket.h"
 
@@ -126,35 +123,4 @@ void dial_here(struct vu_conn *c, const struct sockaddr *addr, socklen_t len)
 		conn_abort(c, error);
 	else
 		dial_start(c, addr, len);
-}
-
-/**
- * dial_begin() - Begin to connect a TCP socket of no connection
- * @addr:	Where to
- * @len:	Size of @addr
- * @src:	Where from
- * @src_len:	Size of @src; 0: anywhere
- *
- * Returns: a socket; -1 with errno
- */
-int dial_begin(const struct sockaddr_storage *addr, socklen_t len,
-	       const struct sockaddr_storage *src, socklen_t src_len)
-{
-	const int one = 1;
-	int fd = socket(addr->ss_family,
-			SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-	int error;
-
-	if (fd < 0)
-		return -1;
-	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-	setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(one));
-	if ((!src_len || !bind(fd, (const struct sockaddr *)src, src_len)) &&
-	    (!connect(fd, (const struct sockaddr *)addr, len) ||
-	     errno == EINPROGRESS))
-		return fd;
-	error = errno;
-	close(fd);
-	errno = error;
-	return -1;
 }

@@ -10,7 +10,5 @@
 void dial_here(struct vu_conn *c, const struct sockaddr *addr, socklen_t len);
 void dial_start(struct vu_conn *c, const struct sockaddr *addr, socklen_t len);
 void dial_connected(struct vu_conn *c);
-int dial_begin(const struct sockaddr_storage *addr, socklen_t len,
-	       const struct sockaddr_storage *src, socklen_t src_len);
 
 #endif /* DIAL_H */

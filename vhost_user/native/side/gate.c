@@ -72,15 +72,19 @@ static void admit(struct vu_listener *l, int fd,
 		  const struct sockaddr_storage *addr, socklen_t len)
 {
 	struct gate *g = l->gate;
+	struct tunnel *t = NULL;
 	const int one = 1;
 
 	(void)addr;
 	(void)len;
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-	if (g->group.stats.tunnels >= g->group.max_tunnels ||
-	    !tunnel_new(&g->group, fd, false)) {
+	if (g->group.stats.tunnels < g->group.max_tunnels)
+		t = tunnel_new(&g->group);
+	if (!t) {
 		l->core->refused++;
 		close(fd);
+	} else if (tunnel_socket(t, fd, false)) {
+		tunnel_doom(t, VU_REASON_SHORT, errno);
 	}
 	look(g);
 }

@@ -185,11 +185,33 @@ void group_free(struct group *g)
  * group_tls() - Have other certificates for the next tunnel
  * @g:		Group
  * @tls:	Certificates
+ *
+ * A tunnel whose peer their lists name ends.
  */
 void group_tls(struct group *g, struct vu_tls *tls)
 {
+	const struct list *head = &g->all;
+
 	tls->refs++;
 	if (g->tls)
 		tls_context_unref(g->tls);
 	g->tls = tls;
+	for (const struct list *at = head->next; at != head; at = at->next) {
+		struct tunnel *t = container_of(at, struct tunnel, link);
+
+		if (t->state == TUNNEL_OPEN || t->state == TUNNEL_DRAINS)
+			group_judge(t);
+	}
+}
+
+/**
+ * group_judge() - End a tunnel whose peer is revoked by the lists of now
+ * @t:		Tunnel whose handshake is over
+ */
+void group_judge(struct tunnel *t)
+{
+	struct group *g = t->group;
+
+	if (tls_revoked(t->tls, g->tls))
+		tunnel_doom(t, VU_REASON_REVOKED, 0);
 }

@@ -13,6 +13,7 @@
  * in.c		a tunnel's bytes from its peer
  * due.c	what is due for a tunnel
  * tunnel.c	the life of a tunnel
+ * remote.c	its TCP connection, if we make it
  * turns.c	tunnels take turns
  * pool.c	tunnels that we make
  * gate.c	tunnels that others make
@@ -24,6 +25,7 @@
 #include "conn/conn.h"
 #include "h2/h2.h"
 #include "side/listener.h"
+#include "side/stock.h"
 #include "tls/tls.h"
 #include "vu_hbone.h"
 
@@ -34,6 +36,22 @@
 struct group;
 struct stream;
 struct tunnel;
+
+/**
+ * struct remote - Where a pool's tunnels go
+ * @netns:	As of struct vu_pool_config
+ * @addr_len:	Same
+ * @src_len:	Same
+ * @addr:	Same
+ * @src:	Same
+ */
+struct remote {
+	uint32_t netns;
+	socklen_t addr_len;
+	socklen_t src_len;
+	struct sockaddr_storage addr;
+	struct sockaddr_storage src;
+};
 
 /**
  * struct vu_headers - Headers of requests or responses
@@ -137,7 +155,7 @@ struct group {
 
 /**
  * enum tunnel_state - How far a tunnel is
- * @TUNNEL_DIALS: TCP's connect() is under way
+ * @TUNNEL_DIALS: TCP's connect() is under way, or it has no socket yet
  * @TUNNEL_SHAKES: TLS's handshake
  * @TUNNEL_OPEN: Streams may be opened
  * @TUNNEL_DRAINS: No more of them: the last one ends it
@@ -158,6 +176,9 @@ enum tunnel_state {
  * @busy:	On the list of those that have something to do
  * @flush:	Same, to send
  * @timer:	Same, by @due_us
+ * @waiter:	It waits for a socket of another network namespace, or dials
+ *		there
+ * @remote:	Where it goes, of a pool
  * @streams:	Its streams
  * @blocked:	Of them, that wait until the peer's windows let more
  * @stuck:	Of them, that wait until the socket takes more
@@ -165,7 +186,7 @@ enum tunnel_state {
  * @tls:	TLS, or NULL
  * @h2:		HTTP/2, or NULL
  * @id:		Its id
- * @fd:		Its socket
+ * @fd:		Its socket; -1: none yet
  * @state:	enum tunnel_state
  * @reason:	enum vu_reason, if doomed
  * @error:	errno, if doomed
@@ -195,6 +216,8 @@ struct tunnel {
 	struct list busy;
 	struct list flush;
 	struct list timer;
+	struct waiter waiter;
+	const struct remote *remote;
 	struct list streams;
 	struct list blocked;
 	struct list stuck;
@@ -268,6 +291,7 @@ void group_ref(struct group *g);
 void group_unref(struct group *g);
 void group_free(struct group *g);
 void group_tls(struct group *g, struct vu_tls *tls);
+void group_judge(struct tunnel *t);
 int reason_errno(enum vu_reason reason, int error);
 
 /* out.c */
@@ -316,11 +340,15 @@ int hbone_timers(struct hbone *hb);
 
 /* tunnel.c */
 void tunnel_tell(const struct tunnel *t);
-struct tunnel *tunnel_new(struct group *g, int fd, bool dials);
+struct tunnel *tunnel_new(struct group *g);
+int tunnel_socket(struct tunnel *t, int fd, bool dials);
 void tunnel_event(struct tunnel *t, uint32_t events);
 void tunnel_drain(struct tunnel *t, uint64_t deadline_us);
 void tunnel_end(struct tunnel *t);
 void hbone_shaken(struct hbone *hb);
+
+/* remote.c */
+void tunnel_dial(struct tunnel *t, const struct remote *r);
 
 /* turns.c */
 void hbone_run(struct hbone *hb);

@@ -176,7 +176,7 @@ static void pull(struct vu_conn *c, struct side *s)
 			return;
 		}
 		pass(c, p, &room, (size_t)n);
-		if (!conn_flows(c) || p->kept.bytes.len)
+		if (!conn_flows(c) || bytes_len(&p->kept.bytes))
 			return;
 		total += (size_t)n;
 	}

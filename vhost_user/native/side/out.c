@@ -43,6 +43,7 @@ void tunnel_doom(struct tunnel *t, enum vu_reason reason, int error)
 	t->state = TUNNEL_DOOMED;
 	t->reason = (uint8_t)reason;
 	t->error = error;
+	list_del(&t->waiter.link);
 	tunnel_busy(t);
 }
 

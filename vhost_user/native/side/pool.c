@@ -19,10 +19,8 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/clock.h"
-#include "side/dial.h"
 #include "side/hbone.h"
 
 #define TRIES 4
@@ -35,7 +33,7 @@
  * @coming:	Tunnels that are yet to be there
  * @most:	Streams that the peer allows, as far as we know
  * @id:		Its id
- * @addr_len:	As of struct vu_pool_config
+ * @remote:	Where its tunnels go
  */
 struct vu_pool {
 	struct group group;
@@ -44,10 +42,7 @@ struct vu_pool {
 	uint32_t coming;
 	uint32_t most;
 	uint32_t id;
-	socklen_t addr_len;
-	socklen_t src_len;
-	struct sockaddr_storage addr;
-	struct sockaddr_storage src;
+	struct remote remote;
 };
 
 /**
@@ -147,17 +142,15 @@ static void dial(struct vu_pool *p)
 		count(p);
 	while (p->n_waiting > (uint64_t)p->coming * each &&
 	       p->group.stats.tunnels < p->group.max_tunnels) {
-		int fd = dial_begin(&p->addr, p->addr_len, &p->src, p->src_len);
-		int error = errno;
+		struct tunnel *t = tunnel_new(&p->group);
 
-		if (fd >= 0 && tunnel_new(&p->group, fd, true)) {
+		if (t) {
 			p->coming++;
+			tunnel_dial(t, &p->remote);
 			continue;
 		}
-		if (fd >= 0)
-			close(fd);
 		if (!p->coming)
-			fail(p, VU_REASON_DIAL, error);
+			fail(p, VU_REASON_SHORT, ENOMEM);
 		return;
 	}
 }
@@ -319,10 +312,13 @@ int pool_new(struct hbone *hb, const struct vu_pool_config *cfg)
 	list_init(&p->group.all);
 	list_init(&p->waiting);
 	p->most = cfg->max_streams;
-	p->addr_len = cfg->addr_len;
-	p->src_len = cfg->src_len;
-	memcpy(&p->addr, cfg->addr, cfg->addr_len);
-	memcpy(&p->src, cfg->src, cfg->src_len);
+	p->remote = (struct remote){
+	    .netns = cfg->netns,
+	    .addr_len = cfg->addr_len,
+	    .src_len = cfg->src_len,
+	};
+	memcpy(&p->remote.addr, cfg->addr, cfg->addr_len);
+	memcpy(&p->remote.src, cfg->src, cfg->src_len);
 	id = p->group.names ? ids_add(&hb->pools, p) : -VU_ERR_NOMEM;
 	if (id > 0) {
 		p->id = (uint32_t)id;

@@ -212,8 +212,8 @@ static struct side *sink_for(const struct stream *s, size_t most,
 		return NULL;
 	p = pipe_from(c, stream_side(s));
 	sink = pipe_sink(c, p);
-	if (p->state != PIPE_FLOWS || p->kept.bytes.len || !sink->ops->room ||
-	    !sink->ops->room(c, most, ret))
+	if (p->state != PIPE_FLOWS || bytes_len(&p->kept.bytes) ||
+	    !sink->ops->room || !sink->ops->room(c, most, ret))
 		return NULL;
 	return sink;
 }

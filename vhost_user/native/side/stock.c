@@ -7,9 +7,10 @@
  *
  * A dial must not wait for the maker of its socket (netns.c), so some are kept.
  * There is none before the first dial, and when more come at once than there
- * are: then connections wait, first come, first served. A connection that waits
- * has a far side of its own kind, by which it leaves the queue however it ends.
- * So what waits is bounded by the connections that there may be.
+ * are: then who wants one waits, first come, first served. A connection that
+ * waits has a far side of its own kind, by which it leaves the queue however it
+ * ends; a tunnel leaves when it is doomed. So what waits is bounded by the
+ * connections and tunnels that there may be.
  */
 
 #include <errno.h>
@@ -38,14 +39,14 @@ union address {
 };
 
 /**
- * struct waiter - A dial that waits for a socket
- * @link:	In its stock
+ * struct dial - A connection that waits for a socket
+ * @waiter:	In its stock
  * @c:		Connection
  * @len:	Bytes used of @addr
  * @addr:	Where to
  */
-struct waiter {
-	struct list link;
+struct dial {
+	struct waiter waiter;
 	struct vu_conn *c;
 	socklen_t len;
 	union address addr;
@@ -66,11 +67,36 @@ static void leave(struct vu_conn *c, struct side *s, int error)
 	c->waiter = NULL;
 	if (w) {
 		list_del(&w->link);
-		free(w);
+		free(container_of(w, struct dial, waiter));
 	}
 }
 
 static const struct side_ops waiting = {.close = leave};
+
+/**
+ * dial() - A connection's socket is there, or will never be
+ * @w:		Of its dial, freed
+ * @fd:		Socket, taken over; -1: there is none
+ * @error:	errno, if there is none
+ */
+static void dial(struct waiter *w, int fd, int error)
+{
+	struct dial *d = container_of(w, struct dial, waiter);
+	union address addr = d->addr;
+	struct vu_conn *c = d->c;
+	socklen_t len = d->len;
+
+	leave(c, &c->far, 0);
+	if (c->state != CONN_DIALING) { /* its guest is gone (conn_forsake()) */
+		if (fd >= 0)
+			close(fd);
+	} else if (fd < 0) {
+		conn_abort(c, error);
+	} else {
+		c->far = (struct side){.ops = socket_ops(c), .fd = fd};
+		dial_start(c, &addr.any, len);
+	}
+}
 
 /**
  * queue_up() - Have a dial wait for a socket
@@ -82,76 +108,54 @@ static const struct side_ops waiting = {.close = leave};
 static void queue_up(struct vu_conn *c, struct stock *k,
 		     const struct sockaddr *addr, socklen_t len)
 {
-	struct waiter *w = calloc(1, sizeof(*w));
+	struct dial *d = calloc(1, sizeof(*d));
 
-	if (!w || len > sizeof(w->addr)) {
-		free(w);
-		conn_abort(c, w ? EINVAL : ENOMEM);
+	if (!d || len > sizeof(d->addr)) {
+		conn_abort(c, d ? EINVAL : ENOMEM);
+		free(d);
 		return;
 	}
-	list_init(&w->link);
-	w->c = c;
-	w->len = len;
-	memcpy(&w->addr, addr, len);
-	list_add(&k->waiting, &w->link);
-	c->waiter = w;
+	list_init(&d->waiter.link);
+	d->waiter.ready = dial;
+	d->c = c;
+	d->len = len;
+	memcpy(&d->addr, addr, len);
+	list_add(&k->waiting, &d->waiter.link);
+	c->waiter = &d->waiter;
 	c->far = (struct side){.ops = &waiting, .fd = -1};
 }
 
 /**
- * dial_from() - Dial with a socket of a stock that has one
- * @c:		Connection; may be gone afterwards
- * @k:		Stock
- * @addr:	Where to
- * @len:	Size of @addr
- */
-static void dial_from(struct vu_conn *c, struct stock *k,
-		      const struct sockaddr *addr, socklen_t len)
-{
-	c->far = (struct side){.ops = socket_ops(c), .fd = k->fds[--k->n]};
-	dial_start(c, addr, len);
-}
-
-/**
- * first() - Take the dial out of the queue that waits for longest
+ * first() - Take who waits for longest out of the queue
  * @k:		Stock, somebody waits
- * @ret_addr:	Where to
- * @ret_len:	Size of that
  *
- * Returns: its connection; NULL if its guest is gone (conn_forsake())
+ * Returns: that
  */
-static struct vu_conn *first(struct stock *k, union address *ret_addr,
-			     socklen_t *ret_len)
+static struct waiter *first(struct stock *k)
 {
 	struct waiter *w = container_of(k->waiting.next, struct waiter, link);
-	struct vu_conn *c = w->c;
 
-	*ret_addr = w->addr;
-	*ret_len = w->len;
-	leave(c, &c->far, 0);
-	return c->state == CONN_DIALING ? c : NULL;
+	list_del(&w->link);
+	return w;
 }
 
 /**
- * stock_fail() - End dials that wait
+ * stock_fail() - There is no socket for those that wait
  * @k:		Stock
  * @error:	errno
- * @most:	So many
+ * @most:	So many hear of it
  */
 void stock_fail(struct stock *k, int error, unsigned most)
 {
 	while (most-- && !list_empty(&k->waiting)) {
-		union address addr;
-		socklen_t len;
-		struct vu_conn *c = first(k, &addr, &len);
+		struct waiter *w = first(k);
 
-		if (c)
-			conn_abort(c, error);
+		w->ready(w, -1, error);
 	}
 }
 
 /**
- * stock_serve() - Dial for those that wait
+ * stock_serve() - Give sockets to those that wait
  * @k:		Stock
  *
  * Returns: true if there is more to do
@@ -160,12 +164,9 @@ bool stock_serve(struct stock *k)
 {
 	for (unsigned i = 0; i < SERVES && k->n && !list_empty(&k->waiting);
 	     i++) {
-		union address addr;
-		socklen_t len;
-		struct vu_conn *c = first(k, &addr, &len);
+		struct waiter *w = first(k);
 
-		if (c)
-			dial_from(c, k, &addr.any, len);
+		w->ready(w, k->fds[--k->n], 0);
 	}
 	return k->n && !list_empty(&k->waiting);
 }
@@ -222,8 +223,23 @@ void stock_empty(struct stock *k)
 void stock_dial(struct vu_conn *c, struct stock *k, const struct sockaddr *addr,
 		socklen_t len)
 {
-	if (k->n && list_empty(&k->waiting))
-		dial_from(c, k, addr, len);
-	else
+	if (!k->n || !list_empty(&k->waiting)) {
 		queue_up(c, k, addr, len);
+		return;
+	}
+	c->far = (struct side){.ops = socket_ops(c), .fd = k->fds[--k->n]};
+	dial_start(c, addr, len);
+}
+
+/**
+ * stock_get() - Have a socket, now or later
+ * @k:		Stock
+ * @w:		Who wants it
+ */
+void stock_get(struct stock *k, struct waiter *w)
+{
+	if (k->n && list_empty(&k->waiting))
+		w->ready(w, k->fds[--k->n], 0);
+	else
+		list_add(&k->waiting, &w->link);
 }

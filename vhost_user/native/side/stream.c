@@ -115,8 +115,8 @@ static void pull(struct vu_conn *c, struct side *s)
 		pull_in_place(c, s, sink);
 		return;
 	}
-	while (s->readable && p->state == PIPE_FLOWS && !p->kept.bytes.len &&
-	       total < SCRATCH) {
+	while (s->readable && p->state == PIPE_FLOWS &&
+	       !bytes_len(&p->kept.bytes) && total < SCRATCH) {
 		struct iovec got = iov;
 		ssize_t n = read_into(s, &iov, 1, SCRATCH);
 
@@ -130,7 +130,7 @@ static void pull(struct vu_conn *c, struct side *s)
 		if (!conn_flows(c))
 			return;
 	}
-	if (s->readable && p->state == PIPE_FLOWS && !p->kept.bytes.len)
+	if (s->readable && p->state == PIPE_FLOWS && !bytes_len(&p->kept.bytes))
 		conn_wake(c);
 }
 

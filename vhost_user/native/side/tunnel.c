@@ -79,50 +79,55 @@ static void shake(struct tunnel *t)
 }
 
 /**
- * tunnel_new() - Make a tunnel
+ * tunnel_new() - Make a tunnel that has no socket yet
  * @g:		Group that it is of
- * @fd:		Its socket, taken over on success
- * @dials:	connect() is under way
  *
- * Returns: the tunnel; NULL with errno
+ * Returns: the tunnel; NULL if out of memory
  */
-struct tunnel *tunnel_new(struct group *g, int fd, bool dials)
+struct tunnel *tunnel_new(struct group *g)
 {
 	struct tunnel *t = calloc(1, sizeof(*t));
 	int id = t ? ids_add(&g->hbone->tunnels, t) : -1;
 
 	if (id < 0) {
 		free(t);
-		errno = ENOMEM;
 		return NULL;
 	}
-	*t = (struct tunnel){.group = g, .id = (uint32_t)id, .fd = fd};
+	*t = (struct tunnel){.group = g, .id = (uint32_t)id, .fd = -1};
 	list_init(&t->link);
 	list_init(&t->busy);
 	list_init(&t->flush);
 	list_init(&t->timer);
+	list_init(&t->waiter.link);
 	list_init(&t->streams);
 	list_init(&t->blocked);
 	list_init(&t->stuck);
 	list_init(&t->closed);
 	t->start_us = clock_us();
 	t->state = TUNNEL_DIALS;
-	if (tunnel_watch(t, EPOLL_CTL_ADD, dials)) {
-		int error = errno;
-
-		ids_del(&g->hbone->tunnels, t->id);
-		free(t);
-		errno = error;
-		return NULL;
-	}
 	list_add(&g->all, &t->link);
 	group_ref(g);
 	g->stats.tunnels++;
+	tunnel_schedule(t);
+	return t;
+}
+
+/**
+ * tunnel_socket() - Give a tunnel its socket
+ * @t:		Tunnel in TUNNEL_DIALS
+ * @fd:		Socket, taken over; closed with the tunnel
+ * @dials:	connect() is under way
+ *
+ * Returns: 0; -1 with errno: it can't be watched
+ */
+int tunnel_socket(struct tunnel *t, int fd, bool dials)
+{
+	t->fd = fd;
+	if (tunnel_watch(t, EPOLL_CTL_ADD, dials))
+		return -1;
 	if (!dials)
 		shake(t);
-	if (t->state != TUNNEL_DOOMED)
-		tunnel_schedule(t);
-	return t;
+	return 0;
 }
 
 /**
@@ -146,7 +151,9 @@ static void enter(struct tunnel *t)
 	g->stats.shakes--;
 	tunnel_busy(t);
 	tunnel_later(t);
-	g->ops->spare(g, t);
+	group_judge(t); /* lists may have come meanwhile */
+	if (t->state == TUNNEL_OPEN)
+		g->ops->spare(g, t);
 }
 
 /**
@@ -187,6 +194,7 @@ static void connected(struct tunnel *t)
 	int error = 0;
 	socklen_t len = sizeof(error);
 
+	list_del(&t->waiter.link);
 	if (getsockopt(t->fd, SOL_SOCKET, SO_ERROR, &error, &len))
 		error = errno;
 	if (error)
@@ -284,7 +292,8 @@ static void leave(struct tunnel *t)
 		h2_free(t->h2);
 	if (t->tls)
 		tls_free(t->tls);
-	close(t->fd);
+	if (t->fd >= 0)
+		close(t->fd);
 }
 
 /**

@@ -7,6 +7,7 @@
  * bio.c	a session's bytes and its socket
  * context.c	certificates, roots, revocation lists
  * peer.c	who the peer is
+ * revoked.c	whether it was revoked after the handshake
  * session.c	one session
  * shake.c	handshakes, on a thread of their own
  *
@@ -122,6 +123,9 @@ void tls_context_unref(struct vu_tls *c);
 struct tls_names *tls_names(const char *const *names, unsigned n, bool domain);
 void tls_names_unref(struct tls_names *n);
 int tls_verify(int good, X509_STORE_CTX *store);
+
+/* revoked.c */
+bool tls_revoked(struct tls *t, struct vu_tls *c);
 
 /* session.c */
 struct tls *tls_new(struct vu_tls *c, struct tls_names *names, int fd,

@@ -202,7 +202,7 @@ void guest_shutdown(struct vu_conn *c, uint32_t flags)
 	}
 	if (c->state != CONN_OPEN)
 		return;
-	if (c->guest_shut == SHUT_BOTH && !t && !c->up.kept.bytes.len) {
+	if (c->guest_shut == SHUT_BOTH && !t && !bytes_len(&c->up.kept.bytes)) {
 		/* what the pipes would come to, without two system calls; but
 		 * a server that shares our core hears first of who comes */
 		c->closed = true;
@@ -243,7 +243,7 @@ void guest_gone(struct vu_conn *c)
 	if (c->client && c->state == CONN_REQUESTED && c->client->refused(c))
 		return;
 	if (c->state == CONN_OPEN && c->guest_shut == SHUT_BOTH &&
-	    c->up.kept.bytes.len && !nobody) {
+	    bytes_len(&c->up.kept.bytes) && !nobody) {
 		/* it closed long ago and gave up waiting for our RST */
 		conn_unhash(c);
 		list_del(&c->owe_link);

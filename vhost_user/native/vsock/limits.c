@@ -336,7 +336,8 @@ void limit_shrink(struct vu_conn *c, uint32_t most)
  */
 void limit_queued(struct vu_conn *c)
 {
-	uint32_t now = c->up.kept.bytes.len + c->down.kept.bytes.len;
+	uint32_t now =
+	    bytes_len(&c->up.kept.bytes) + bytes_len(&c->down.kept.bytes);
 	struct vu_dev *d = c->dev;
 
 	if (now > c->held)

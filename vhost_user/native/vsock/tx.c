@@ -52,7 +52,8 @@ static void burst_end(struct vu_dev *d, struct burst *b)
 		d->work[WORK_TX] += WORK_BURST;
 		pipe_put(b->conn, &b->conn->up, core->tx_iov, b->n_iov, b->len,
 			 b->flags & SEQ_FLAGS);
-		if (b->conn->state == CONN_OPEN && b->conn->up.kept.bytes.len)
+		if (b->conn->state == CONN_OPEN &&
+		    bytes_len(&b->conn->up.kept.bytes))
 			conn_wake(b->conn->twin ? b->conn->twin : b->conn);
 	}
 	for (unsigned i = 0; i < b->n_chains; i++)
@@ -156,9 +157,9 @@ static bool note(struct vu_conn *c, const struct virtio_vsock_hdr *hdr)
 		return true;
 	if (c->twin)
 		owe(c->twin, OWE_CREDIT); /* payload may carry it first */
-	if (c->twin
-		? c->twin->up.kept.bytes.len
-		: c->far.readable || c->far.fd < 0 || c->down.kept.bytes.len)
+	if (c->twin ? bytes_len(&c->twin->up.kept.bytes)
+		    : c->far.readable || c->far.fd < 0 ||
+			  bytes_len(&c->down.kept.bytes))
 		conn_wake(c);
 	return true;
 }

@@ -182,7 +182,7 @@ int fake_pipe(struct fake *f, int pipe)
 
 uint32_t fake_kept(struct fake *f, int pipe)
 {
-	return pipe_at(f, pipe)->kept.bytes.len;
+	return bytes_len(&pipe_at(f, pipe)->kept.bytes);
 }
 
 struct fake_side *fake_side(struct fake *f, int far)

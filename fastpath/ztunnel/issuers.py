@@ -1,0 +1,196 @@
+"""Who issues a workload's certificate, by the configuration. Needs the extra `mesh`.
+
+    files       an identity's own PEM files come first
+    ca          Istio's CreateCertificate
+    embedded    a CA in this process
+
+What is wrong at the start is said with the key of the configuration, and with the file
+or the address that it is about.
+"""
+
+from __future__ import annotations
+
+import base64
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from fastpath.errors import FastpathError
+from fastpath.mesh import revocation
+from fastpath.mesh.authority import Authority
+from fastpath.mesh.client import ServiceSource, parse_address
+from fastpath.mesh.contexts import PemDirectory
+from fastpath.mesh.feed import PemFeed
+from fastpath.mesh.material import certificates, pem, stamp
+from fastpath.mesh.sources import EmbeddedSource, FileSource
+from fastpath.ztunnel.certificate_settings import HERE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cryptography import x509
+
+    from fastpath.identity import Identity
+    from fastpath.mesh.feed import Pems
+    from fastpath.mesh.revocation import Revocations
+    from fastpath.mesh.sources import Source
+    from fastpath.watch import Followed
+    from fastpath.ztunnel import model
+    from fastpath.ztunnel.config import MakeError
+    from vhost_user.decode import KeyPath
+
+
+class Issuers:
+    """The sources, and the revocation lists that all certificates share.
+
+    Args:
+        settings: checked.
+        error: makes the errors.
+        revoked: called in the event loop when there are other lists.
+
+    Raises:
+        FastpathError: the lists or an address are not good.
+    """
+
+    def __init__(
+        self,
+        settings: model.Certificates,
+        error: MakeError,
+        revoked: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._error = error
+        self._files = {each.identity: each for each in settings.files}
+        self._authority: Authority | None = None
+        self._lists: Followed[Revocations] | None = None
+        self._closed = False
+        try:
+            if settings.ca:
+                parse_address(settings.ca.address)
+        except FastpathError as exc:
+            raise error((*HERE, "ca", "address"), exc.why, exc.hint) from exc
+        try:
+            if settings.crls:
+                self._lists = revocation.follow(settings.crls, changed=revoked)
+        except FastpathError as exc:
+            raise self._wrong((*HERE, "crls"), exc) from exc
+
+    def start(self) -> None:
+        """Follow the lists from now on."""
+        if self._lists is not None:
+            self._lists.start()
+
+    def close(self) -> None:
+        """Follow them no more; again: nothing."""
+        if self._lists is not None and not self._closed:
+            self._lists.close()
+        self._closed = True
+
+    def feed(self, identity: Identity, changed: Callable[[Pems], None]) -> PemFeed:
+        """What keeps an identity's certificate fresh.
+
+        Raises:
+            FastpathError: nobody issues it, or the embedded CA is not good.
+        """
+        try:
+            source = self._source(identity)
+        except OSError as exc:
+            what, why = f"{exc.filename}", exc.strerror or str(exc)
+            raise self._error(self._key(identity), f"{what}: {why}", None) from exc
+        except FastpathError as exc:
+            raise self._wrong(self._key(identity), exc) from exc
+
+        def checked(pems: Pems) -> None:
+            _check(identity, pems)
+            changed(pems)
+
+        name = f"{identity}"
+        return PemFeed(source, name=name, changed=checked, lists=self._lists)
+
+    async def first(self, identity: Identity, feed: PemFeed) -> Pems:
+        """Start a feed.
+
+        Raises:
+            FastpathError: there is no certificate to be had, or it is another one's.
+        """
+        try:
+            pems = await feed.start()
+            try:
+                _check(identity, pems)
+            except FastpathError:
+                await feed.close()
+                raise
+        except FastpathError as exc:
+            raise self._wrong(self._key(identity), exc) from exc
+        return pems
+
+    def dump(self, pems: Pems) -> dict[str, Any]:
+        """A certificate as `/config_dump` of Istio's ztunnel has it."""
+        return {
+            "identity": f"{pems.identity}",
+            "state": "Available",
+            "certChain": [_dumped(each) for each in certificates("", pems.chain)],
+            "rootCerts": [_dumped(each) for each in certificates("", pems.roots)],
+        }
+
+    def _source(self, identity: Identity) -> Source:
+        life = timedelta(seconds=self._settings.life_s)
+        ca = self._settings.ca
+        if files := self._files.get(identity):
+            return _file_source(files)
+        if ca:
+            return ServiceSource(
+                address=ca.address,
+                roots=ca.roots,
+                token=ca.token,
+                identity=identity,
+                impersonate=ca.impersonate,
+                life=life,
+            )
+        if self._settings.embedded is None:
+            raise FastpathError(f"{identity}", "nobody issues it", "add it to `files`")
+        if self._authority is None:
+            now = datetime.now(UTC)
+            where, domain = self._settings.embedded, identity.trust_domain
+            self._authority = Authority.open(where, domain, now)
+        return EmbeddedSource(self._authority, identity, life)
+
+    def _key(self, identity: Identity) -> KeyPath:
+        """Where in the configuration it stands."""
+        if identity in self._files:
+            index = self._settings.files.index(self._files[identity])
+            return (*HERE, "files", index)
+        return (*HERE, "ca" if self._settings.ca else "embedded")
+
+    def _wrong(self, key: KeyPath, exc: FastpathError) -> Exception:
+        return self._error(key, f"{exc.what}: {exc.why}", exc.hint)
+
+
+def _file_source(files: model.CertificateFiles) -> FileSource:
+    if files.directory:
+        found = PemDirectory(files.directory)
+        return FileSource(found.key, found.chain, found.roots)
+    assert files.key
+    assert files.chain
+    assert files.roots
+    return FileSource(files.key, files.chain, files.roots)
+
+
+def _check(identity: Identity, pems: Pems) -> None:
+    """Refuse what is not the identity's.
+
+    Raises:
+        FastpathError: it isn't.
+    """
+    if pems.identity != identity:
+        why = f"is given the certificate of {pems.identity}"
+        hint = "name the files of this identity"
+        raise FastpathError(f"{identity}", why, hint)
+
+
+def _dumped(cert: x509.Certificate) -> dict[str, str]:
+    return {
+        "pem": base64.b64encode(pem((cert,))).decode(),
+        "serialNumber": f"{cert.serial_number}",
+        "validFrom": stamp(cert.not_valid_before_utc),
+        "expirationTime": stamp(cert.not_valid_after_utc),
+    }

@@ -1,0 +1,296 @@
+"""The tunnels of an engine to other nodes: a pool for each thing that may share them.
+
+    Pools          all of an engine
+      pool         tunnels with one identity to one peer (`PoolKey`), made when a
+                   connection first needs it
+      headers      what CONNECT says, by client: its destinations are its own to name
+
+The engine has pools and headers in its routes, by ids: so before one is closed, the
+clients that have it are told to forget their routes. A pool that nobody has asked for
+in a while, and that has no tunnel, is closed. A client with more headers than
+`MAX_HEADERS` begins anew.
+
+C makes tunnels and picks streams without us. We hear of a tunnel that failed, or was
+lost, and log that; lines are bounded for each identity of ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
+
+from fastpath.errors import FastpathError
+from fastpath.throttle import Throttle
+from fastpath.ztunnel.connect import leads_to
+from fastpath.ztunnel.hbone_metrics import NONE, add
+from fastpath.ztunnel.istio.outbound import RouteRefusal
+from vhost_user.errors import StateError
+from vhost_user.hbone import Headers, Pool, Reason
+from vhost_user.targets import Hbone, Reset
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from fastpath.identity import Identity
+    from fastpath.ztunnel.certificates import Certificates
+    from fastpath.ztunnel.connect import Connect
+    from fastpath.ztunnel.istio.model import Workload
+    from fastpath.ztunnel.istio.outbound import PoolKey
+    from fastpath.ztunnel.istio.state import MeshState
+    from fastpath.ztunnel.routing import Decision
+    from fastpath.ztunnel.workloads import LocalWorkload
+    from vhost_user.engine import Engine, Event
+    from vhost_user.hbone import HboneStats
+
+    _Key = tuple[PoolKey, int]
+
+MAX_POOLS: Final = 4096
+"""Of an engine."""
+MAX_HEADERS: Final = 1024
+"""Of a client."""
+UNUSED_S: Final = 600.0
+"""A pool that nobody has asked for in so long, and that has no tunnel, is closed."""
+LOOK_S: Final = 60.0
+_ORDINARY: Final = frozenset({Reason.NONE, Reason.IDLE, Reason.DRAINED, Reason.GOAWAY})
+"""Why tunnels end that were not lost."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Pooled:
+    """A pool, and who has it in its routes."""
+
+    pool: Pool
+    workload: Workload
+    """The peer's."""
+    stop: Callable[[], None]
+    asked_at: float
+    clients: set[LocalWorkload] = field(default_factory=set)
+
+
+class Pools:
+    """All of an engine.
+
+    Args:
+        engine: whose tunnels they are.
+        certificates: of the clients' identities.
+        forget: has a client's routes forgotten, by the engine and by Python.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        certificates: Certificates,
+        forget: Callable[[LocalWorkload], None],
+    ) -> None:
+        self._engine = engine
+        self._certificates = certificates
+        self._forget = forget
+        self._pools: dict[_Key, _Pooled] = {}
+        self._headers: dict[LocalWorkload, dict[Connect, Headers]] = {}
+        self._closed: dict[Identity, HboneStats] = {}
+        """What those that are closed had counted."""
+        self._throttles: dict[Identity, Throttle] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def join(self, client: LocalWorkload, decision: Decision) -> Decision:
+        """The decision, with the target that takes it through a tunnel."""
+        connect = decision.connect
+        if connect is None:
+            return decision
+        assert decision.workload
+        try:
+            pool = self._pool(client, connect, decision.workload)
+            headers = self._headers_of(client, connect)
+        except (StateError, OSError, FastpathError) as exc:
+            text = f"no tunnel to {decision.address}: {exc}"
+            refusal = RouteRefusal("hbone", text, errno.ENOBUFS)
+            return replace(
+                decision,
+                target=Reset(refusal.errno),
+                address=None,
+                refusal=refusal,
+                cacheable=False,
+            )
+        return replace(decision, target=Hbone(pool.id, headers.id))
+
+    def lacks(self, decision: Decision) -> Identity | None:
+        """Whose certificate has to be had first; None: nobody's."""
+        if decision.connect is None:
+            return None
+        source = decision.connect.pool.source
+        return None if self._certificates.has(source) else source
+
+    async def add(self, identity: Identity) -> None:
+        """Have a certificate; what is wrong with it, the log says."""
+        try:
+            await self._certificates.add(identity)
+        except FastpathError as exc:
+            if self._may_log(identity):
+                _log.warning("%s: there is no certificate: %s", identity, exc)
+
+    def set_mesh(self, state: MeshState) -> None:
+        """Close what another mesh does not have, and begin headers anew.
+
+        All routes have been forgotten.
+        """
+        for of_client in self._headers.values():
+            for headers in of_client.values():
+                headers.close()
+        self._headers.clear()
+        for key, pooled in list(self._pools.items()):
+            pooled.clients.clear()
+            if not leads_to(key[0], pooled.workload, state):
+                self._close(key)
+
+    def drain(self, limit_s: float) -> None:
+        """Tell peers that no more streams come; what is left then is cut."""
+        for pooled in self._pools.values():
+            pooled.pool.drain(limit_s)
+
+    def stats(self) -> Mapping[Identity, HboneStats]:
+        """Counters by our identity; callable on any thread."""
+        found = dict(self._closed)
+        for (key, _), pooled in list(self._pools.items()):
+            with contextlib.suppress(StateError):  # it has just been closed
+                found[key.source] = add(
+                    found.get(key.source, NONE), pooled.pool.stats()
+                )
+        return found
+
+    def close(self) -> None:
+        """Say what has not been said; the engine is about to end."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for pooled in self._pools.values():
+            pooled.stop()
+        for throttle in self._throttles.values():
+            throttle.flush()
+
+    def _pool(
+        self, client: LocalWorkload, connect: Connect, workload: Workload
+    ) -> Pool:
+        """The pool of a connection.
+
+        Raises:
+            StateError: there is no room for it, or no certificate.
+            OSError: the engine can't have it.
+        """
+        key = (connect.pool, connect.netns)
+        pooled = self._pools.get(key)
+        now = asyncio.get_running_loop().time()
+        if pooled is None:
+            if len(self._pools) >= MAX_POOLS:
+                self._close_unused(now)
+            if len(self._pools) >= MAX_POOLS:
+                raise StateError(f"this process has {MAX_POOLS} peers already")
+            pooled = self._pools[key] = self._make(connect, workload, now)
+        pooled.asked_at = now
+        pooled.clients.add(client)
+        return pooled.pool
+
+    def _make(self, connect: Connect, workload: Workload, now: float) -> _Pooled:
+        key = connect.pool
+        tls = self._certificates.tls(self._engine, key.source)
+        # in a network namespace tunnels come from the pod's IP, else from ours
+        pool = Pool(
+            self._engine,
+            tls,
+            key.address,
+            [str(each) for each in key.sans],
+            on_event=lambda event: self._hear(key, pool, event),
+            netns=connect.netns,
+        )
+        stop = self._certificates.subscribe(
+            key.source,
+            lambda: pool.renew(self._certificates.tls(self._engine, key.source)),
+        )
+        if self._timer is None:
+            self._look_later()
+        return _Pooled(pool, workload, stop, now)
+
+    def _headers_of(self, client: LocalWorkload, connect: Connect) -> Headers:
+        """What CONNECT says.
+
+        Raises:
+            StateError: the engine can't have it.
+        """
+        of_client = self._headers.setdefault(client, {})
+        found = of_client.get(connect)
+        if found is None:
+            if len(of_client) >= MAX_HEADERS:
+                self._forget_headers(client)
+            found = of_client[connect] = Headers(
+                self._engine,
+                authority=connect.authority,
+                baggage=connect.baggage,
+                forwarded=connect.forwarded,
+            )
+        return found
+
+    def _forget_headers(self, client: LocalWorkload) -> None:
+        self._forget(client)
+        of_client = self._headers.get(client, {})
+        for headers in of_client.values():
+            headers.close()
+        of_client.clear()
+
+    def _look_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(LOOK_S, self._look)
+
+    def _look(self) -> None:
+        self._close_unused(asyncio.get_running_loop().time() - UNUSED_S)
+        self._timer = None
+        if self._pools:
+            self._look_later()
+
+    def _close_unused(self, before: float) -> None:
+        """Close pools that nobody has asked for since then, without tunnels."""
+        for key, pooled in list(self._pools.items()):
+            if pooled.asked_at > before or pooled.pool.stats().tunnels:
+                continue
+            for client in tuple(pooled.clients):
+                self._forget_headers(client)
+            pooled.clients.clear()
+            if not pooled.pool.stats().tunnels:  # by a route, before we forgot it
+                self._close(key)
+
+    def _close(self, key: _Key) -> None:
+        pooled = self._pools.pop(key)
+        source = key[0].source
+        counted = replace(pooled.pool.stats(), tunnels=0, streams=0, shakes=0)
+        self._closed[source] = add(self._closed.get(source, NONE), counted)
+        pooled.stop()
+        pooled.pool.close()
+
+    def _hear(self, key: PoolKey, pool: Pool, event: Event) -> None:
+        """A tunnel is there, failed or has ended."""
+        reason = Reason(event.reason)
+        if reason in _ORDINARY or not self._may_log(key.source):
+            return
+        text = reason.text
+        if event.error:
+            text += f": {os.strerror(event.error)}"
+        if not event.tag and (peer := pool.failed_peer()):
+            text += f": it is {peer}"
+        if reason is Reason.NAME:
+            text += f", not {' or '.join(map(str, key.sans))}"
+        host, port = key.address
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        _log.warning("%s: tunnel to %s: %s", key.source, where, text)
+
+    def _may_log(self, source: Identity) -> bool:
+        if source not in self._throttles:
+            self._throttles[source] = Throttle(
+                lambda count: _log.warning(
+                    "%s: %d more tunnels failed or were lost", source, count
+                )
+            )
+        return self._throttles[source].admits()
