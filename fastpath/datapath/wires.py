@@ -37,6 +37,12 @@ def join(node: Namespace, other: Namespace, wire: Wire) -> None:
     other.run(_configure_peer, wire)
 
 
+def add_route(node: Namespace, other: Namespace, wire: Wire, address: str) -> None:
+    """Give what is wired to a node one more address."""
+    other.run(own_address, address)
+    node.run(_route, address, wire)
+
+
 def own_address(address: str) -> None:
     """Add an address to lo, which leads nowhere else."""
     with Links() as ip:
@@ -74,3 +80,8 @@ def _configure_peer(wire: Wire) -> None:
         ip.address("eth0", wire.peer)
         ip.up("eth0", mtu=wire.mtu)
         ip.route("default", dev="eth0", via=str(wire.node.ip))
+
+
+def _route(address: str, wire: Wire) -> None:
+    with Links() as ip:
+        ip.route(f"{address}/32", dev=wire.name, via=str(wire.peer.ip))

@@ -110,6 +110,7 @@ def run(options: CompareOptions) -> int:
     for file in (options.json, options.html):
         _check_writable(file)
     sandboxes.check_memory(options.paths)
+    sandboxes.check_extra(options.paths)
     if any(path.namespaces for path in chosen(options.paths)):
         _take_rights()
     image = build_image(IMAGE)

@@ -134,6 +134,35 @@ RING: Final = PathFacts(
 )
 
 
+EMBEDDED: Final = PathFacts(
+    title="Fast path, embedded: HBONE to another node's ztunnel",
+    stacks=("TCP/IP from ztunnel to the other node's",),
+    copies_up=(
+        *TSI.copies_up,
+        # vhost_user/native/side/out.c
+        "guest memory to the tunnel's buffer, behind a frame's header",
+        "encryption, into a TLS record",
+        "TLS record to a host socket buffer",
+        "host socket buffer to the other node's ztunnel",
+        "decryption there",
+    ),
+    copies_down=(
+        "encryption at the other node's ztunnel",
+        "TLS record to a host socket buffer",
+        "host socket buffer to ztunnel",
+        "decryption",
+        # vhost_user/native/side/in.c
+        "a frame's payload to the guest's receive buffer",
+        *TSI.copies_down[1:],
+    ),
+    connections=(
+        "ztunnel to the other node's, mutual TLS and HTTP/2",
+        "that ztunnel to server",
+    ),
+    answers="the other node's ztunnel",
+)
+
+
 def method(counts: Counts, *, handed_on: bool) -> tuple[str, ...]:
     """Return how it was measured, in sentences.
 
@@ -153,7 +182,9 @@ def method(counts: Counts, *, handed_on: bool) -> tuple[str, ...]:
         'during the whole run and idle but the one whose turn it is. What is "to '
         'ztunnel" elsewhere is to the proxy that takes its connections: a process '
         "(fastpath/commands/compare/proxy, one thread, epoll) that answers the same "
-        "three itself, and passes others on to the same server. It never spins."
+        "three itself, and passes others on to the same server. It never spins. Of "
+        "tsi+embedded it is another engine of ours with a gate for HBONE tunnels, "
+        "which asks Python about each CONNECT."
     )
     rounds = (
         f"A round is, on each path: {counts}. The paths take turns within each part "

@@ -79,6 +79,10 @@ class Way:
     machine: Machine
     echo: str
     """The address of who answers: ztunnel, or the proxy that it hands over to."""
+    server: str
+    """The server behind that."""
+    logged: tuple[str, str]
+    """Both, as ztunnel's access log has them."""
     tsi: bool
     proxy: Child | None = None
     """That proxy."""
@@ -91,8 +95,6 @@ class Bench:
     ways: Mapping[str, Way]
     """By path."""
     ztunnel: Child
-    server: str
-    """The server behind ztunnel."""
     clocksources: set[str] = field(default_factory=set)
     """What the guests' clocks were read from so far."""
 
@@ -137,6 +139,10 @@ class Bench:
     async def near(self, path: str, port: int, *args: str) -> dict[str, Any]:
         """The same, against who answers."""
         return await self.probe(path, self.ways[path].echo, port, *args)
+
+    async def through(self, path: str, *args: str) -> dict[str, Any]:
+        """The same, against the server behind."""
+        return await self.probe(path, self.ways[path].server, SERVER_PORT, *args)
 
     def processes(self, path: str) -> dict[str, int]:
         """Process ids of who carries a path's bytes on the host, but for QEMU."""
@@ -231,16 +237,12 @@ async def _down(bench: Bench, path: str, counts: Counts) -> dict[str, Any]:
 
 
 async def _through_connect(bench: Bench, path: str, counts: Counts) -> dict[str, Any]:
-    result = await bench.probe(
-        path, bench.server, SERVER_PORT, "connect", str(counts.through_connect)
-    )
+    result = await bench.through(path, "connect", str(counts.through_connect))
     return {"through_connect_ns": tuple(result["ns"])}
 
 
 async def _through_rtt(bench: Bench, path: str, counts: Counts) -> dict[str, Any]:
-    result = await bench.probe(
-        path, bench.server, SERVER_PORT, "rtt", str(counts.through_rtt), str(PAYLOAD)
-    )
+    result = await bench.through(path, "rtt", str(counts.through_rtt), str(PAYLOAD))
     return {"through_rtt_ns": tuple(result["ns"])}
 
 

@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 
 
 class Handoff(enum.Enum):
-    """Who takes a sandbox's connections; the value is the proxy's word for it."""
+    """Who takes a sandbox's connections; the value is the other end's word for it."""
 
     POD = "plain"
     INPOD = "redirect"
     SOCKS5 = "socks5"
     UNIX = "unix"
     RING = "ring"
+    EMBEDDED = "hbone"
+    """Nobody: ztunnel is the mesh's endpoint, and another node's takes its tunnels."""
 
     @property
     def in_pod(self) -> bool:
@@ -68,6 +70,7 @@ PATHS: Final = {
         Path(f"{HANDED_ON}socks5", facts.SOCKS5, Handoff.SOCKS5),
         Path(f"{HANDED_ON}unix", facts.UNIX, Handoff.UNIX),
         Path(f"{HANDED_ON}ring", facts.RING, Handoff.RING),
+        Path(f"{HANDED_ON}embedded", facts.EMBEDDED, Handoff.EMBEDDED),
     )
 }
 DEFAULT: Final = (FAST_PATH, "ambient-geneve")

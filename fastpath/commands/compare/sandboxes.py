@@ -9,11 +9,14 @@ beside ztunnel.
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fastpath.commands.compare.paths import Handoff, chosen
+from fastpath.commands.compare.site import SERVER_PORT
 from fastpath.datapath import pods
 from fastpath.errors import FastpathError
 from fastpath.image.compiling import compiled
@@ -33,6 +36,9 @@ ECHO: Final = "198.18.0.1"
 """The address that ztunnel answers itself; RFC 2544's range for benchmarks."""
 NEAR: Final = "198.18.0.3"
 """The address that the other proxy answers itself."""
+SERVICE: Final = "198.18.0.4"
+"""The service that another node's ztunnel has, by HBONE."""
+SERVICE_PORTS: Final = (7, 9, 19, SERVER_PORT)
 FIRST_CID: Final = 3
 SOCKS5: Final = "127.0.0.1:15080"
 """Where Istio's ztunnel speaks it, and the proxy of ours."""
@@ -63,11 +69,26 @@ class Sandbox:
     handoff: Handoff | None = None
     netns: Namespace | None = None
     """The pod's; None: it has none."""
+    peer: str = ""
+    """The address of another node's ztunnel, if that takes its connections."""
 
     @property
     def echo(self) -> str:
         """The address of who answers: ztunnel, or the proxy that is handed to."""
+        if self.peer:
+            return SERVICE
         return NEAR if self.handoff else ECHO
+
+    def server(self, site: Site) -> str:
+        """The address of the server behind that."""
+        return SERVICE if self.peer else site.server
+
+    def logged(self, site: Site) -> tuple[str, str]:
+        """Both addresses, as ztunnel's access log has them."""
+        if self.peer:
+            return self.peer, self.peer
+        # Who hands connections on resolves no service.
+        return self.echo, site.server if self.handoff else site.listen
 
     @property
     def socket(self) -> Path:
@@ -100,13 +121,17 @@ class Sandbox:
             "socket": str(self.socket),
             "cid": self.cid,
             "udsPath": str(self.vsock),
-            "egress": {"allow": list(allow)},
+            "egress": {"allow": [*allow, *self._peers()]},
+            "hbone": bool(self.peer),
         }
         if self.netns:
             own["netns"] = self.netns.path
         if self.handoff:
             own |= self._handoff()
         return own
+
+    def _peers(self) -> list[str]:
+        return [f"{self.peer}/32:{port}" for port in SERVICE_PORTS if self.peer]
 
     def _handoff(self) -> dict[str, Any]:
         match self.handoff:
@@ -119,32 +144,64 @@ class Sandbox:
             case _:
                 return {}
 
-    def workload(self) -> dict[str, Any]:
-        """What Istio's local file says of it."""
-        return {
-            "uid": self.name,
-            "name": self.name,
-            "namespace": "compare",
-            "serviceAccount": SHARED,
-            "trustDomain": "cluster.local",
-            "workloadIps": [self.ip],
-            "services": {},
-        }
+    def workloads(self) -> list[dict[str, Any]]:
+        """What Istio's local file says of it, and of who takes its tunnels."""
+        own = _workload(self.name, SHARED, self.ip)
+        if not self.peer:
+            return [own]
+        ports = {port: port for port in SERVICE_PORTS}
+        peer = _workload("peer", "peer", self.peer)
+        peer |= {"protocol": "HBONE", "services": {"compare/peer.compare": ports}}
+        return [own, peer]
 
-    def proxy(self, program: Path, ready_fd: str, site: Site) -> list[str]:
-        """The command line of the proxy that takes its connections.
+    def services(self) -> list[dict[str, Any]]:
+        """The services of that file."""
+        service = {
+            "name": "peer",
+            "namespace": "compare",
+            "hostname": "peer.compare",
+            "vips": [f"/{SERVICE}"],
+            "ports": {port: port for port in SERVICE_PORTS},
+        }
+        return [service] if self.peer else []
+
+    def proxy(self, ready_fd: str, site: Site) -> list[str]:
+        """The command line of who takes its connections.
 
         Args:
-            program: what `proxy_program` returned.
             ready_fd: descriptor that takes the ready line.
             site: where.
+
+        Raises:
+            FastpathError: it cannot be compiled.
         """
         assert self.handoff is not None
-        argv = [str(program), ready_fd, NEAR, site.server, site.listen]
+        if self.peer:
+            argv = [sys.executable, "-m", "fastpath.commands.compare.peer"]
+            argv += [self.peer, site.listen, str(self.certificates), ready_fd]
+            return site.behind(argv)
+        argv = [str(proxy_program()), ready_fd, NEAR, site.server, site.listen]
         argv.append(self.handoff.value)
         if self.netns:
             return self.netns.command(argv)
         return site.ztunnel([*argv, str(self._file("proxy.sock"))])
+
+    @property
+    def certificates(self) -> Path:
+        """The directory of the CA that both ztunnels have."""
+        return self.folder / "ca"
+
+
+def _workload(name: str, account: str, ip: str) -> dict[str, Any]:
+    return {
+        "uid": name,
+        "name": name,
+        "namespace": "compare",
+        "serviceAccount": account,
+        "trustDomain": "cluster.local",
+        "workloadIps": [ip],
+        "services": {},
+    }
 
 
 def check_memory(names: Sequence[str], meminfo: Path = _MEMINFO) -> None:
@@ -168,6 +225,19 @@ def check_memory(names: Sequence[str], meminfo: Path = _MEMINFO) -> None:
             f"{int(found[1]) >> 10} MiB are available",
             "name fewer hand-offs",
         )
+
+
+def check_extra(names: Sequence[str]) -> None:
+    """Check that what makes certificates is installed, if a path takes them.
+
+    Raises:
+        FastpathError: it isn't.
+    """
+    for path in chosen(names):
+        if path.handoff is Handoff.EMBEDDED and not find_spec("cryptography"):
+            why = "the module cryptography is not installed"
+            hint = "pip install 'vsock-fastpath[mesh]'"
+            raise FastpathError(f"path {path.name}", why, hint)
 
 
 def plan(
@@ -218,6 +288,7 @@ def _handed_on(
             folder=folder,
             handoff=path.handoff,
             netns=netns,
+            peer=site.add_peer() if path.handoff is Handoff.EMBEDDED else "",
         )
 
 

@@ -22,7 +22,7 @@ import yaml
 from fastpath.commands.compare.child import READY_FD, Child
 from fastpath.commands.compare.measure import Bench, Way
 from fastpath.commands.compare.paths import PATHS
-from fastpath.commands.compare.sandboxes import ECHO, MEMORY_MIB, proxy_program
+from fastpath.commands.compare.sandboxes import ECHO, MEMORY_MIB
 from fastpath.commands.compare.site import SERVER_PORT
 from fastpath.vm.guest import Guest
 from fastpath.vm.machine import Machine
@@ -103,10 +103,12 @@ async def running(
                     guest=guest,
                     machine=machine,
                     echo=sandbox.echo,
+                    server=sandbox.server(plan.site),
+                    logged=sandbox.logged(plan.site),
                     tsi=not PATHS[path].standard,
                     proxy=proxies.get(sandbox.name),
                 )
-        yield Bench(ways=ways, ztunnel=ztunnel, server=plan.site.server), infos[0]
+        yield Bench(ways=ways, ztunnel=ztunnel), infos[0]
 
 
 async def _serve(plan: Plan, stack: contextlib.AsyncExitStack) -> None:
@@ -121,7 +123,7 @@ async def _proxies(plan: Plan, stack: contextlib.AsyncExitStack) -> dict[str, Ch
     found = {}
     for sandbox in plan.sandboxes:
         if sandbox.handoff:
-            argv = sandbox.proxy(proxy_program(), READY_FD, plan.site)
+            argv = sandbox.proxy(READY_FD, plan.site)
             name = f"{sandbox.name}-proxy"
             found[sandbox.name] = await _child(name, argv, plan, stack)
     return found
@@ -172,6 +174,9 @@ def ztunnel_config(plan: Plan) -> dict[str, Any]:
         "accessLog": str(plan.access_log),
         "drainS": 0,
     }
+    for sandbox in plan.sandboxes:
+        if sandbox.peer:
+            own["certificates"] = {"embedded": str(sandbox.certificates)}
     if site.tproxy_port is not None:
         own["outbound"] = {"tproxy": f"0.0.0.0:{site.tproxy_port}"}
     return own
@@ -180,7 +185,10 @@ def ztunnel_config(plan: Plan) -> dict[str, Any]:
 def mesh_config(plan: Plan) -> dict[str, Any]:
     """Make Istio's local file for this scenario."""
     site = plan.site
-    config: dict[str, Any] = {"workloads": [x.workload() for x in plan.sandboxes]}
+    config: dict[str, Any] = {
+        "workloads": [each for x in plan.sandboxes for each in x.workloads()],
+        "services": [each for x in plan.sandboxes for each in x.services()],
+    }
     if site.server != site.listen:
         _add_service(config, site)
     return config
@@ -189,7 +197,7 @@ def mesh_config(plan: Plan) -> dict[str, Any]:
 def _add_service(config: dict[str, Any], site: Site) -> None:
     """Make the server a service: `site.server` leads to `site.listen`."""
     ports = {SERVER_PORT: SERVER_PORT}
-    config["services"] = [
+    config["services"].append(
         {
             "name": "server",
             "namespace": "compare",
@@ -197,7 +205,7 @@ def _add_service(config: dict[str, Any], site: Site) -> None:
             "vips": [f"/{site.server}"],
             "ports": ports,
         }
-    ]
+    )
     config["workloads"].append(
         {
             "uid": "server",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
-from fastpath.datapath import pods
+from fastpath.datapath import pods, wires
 from fastpath.datapath.ambient_geneve import TPROXY_PORT, AmbientGeneve
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SERVER_PORT: Final = 7007
 """Of the echo server behind ztunnel."""
+PEER: Final = "198.18.4.9"
+"""Of another node's ztunnel, where there are namespaces."""
 
 
 class Site(Protocol):
@@ -49,6 +51,9 @@ class Site(Protocol):
     def tunnel_packets(self) -> int:
         """Packets that the sandbox's node has sent into the tunnel so far."""
 
+    def add_peer(self) -> str:
+        """Return an address for another node's ztunnel, which runs `behind`."""
+
 
 class HostSite:
     """No namespaces: ztunnel and the server run in our own."""
@@ -74,6 +79,10 @@ class HostSite:
         """No tunnel, no packets."""
         return 0
 
+    def add_peer(self) -> str:
+        """One of loopback's."""
+        return "127.0.0.9"
+
 
 class NodeSite(HostSite):
     """A node that pods can be wired to, and no standard path.
@@ -95,6 +104,11 @@ class NodeSite(HostSite):
     def behind(self, argv: Sequence[str]) -> list[str]:
         """Into the server's namespace."""
         return self._node.server_netns.command(argv)
+
+    def add_peer(self) -> str:
+        """Beside the server."""
+        wires.add_route(self._node.netns, self._node.server_netns, pods.SERVER, PEER)
+        return PEER
 
 
 class AmbientSite:
@@ -126,6 +140,12 @@ class AmbientSite:
     def behind(self, argv: Sequence[str]) -> list[str]:
         """Into the server's namespace."""
         return self._path.server_netns.command(argv)
+
+    def add_peer(self) -> str:
+        """Beside the server."""
+        path = self._path
+        wires.add_route(path.node_netns, path.server_netns, path.plan.server, PEER)
+        return PEER
 
     def tunnel_packets(self) -> int:
         """Ask the path: a BPF tunnel's device counts nothing."""
