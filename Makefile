@@ -42,7 +42,7 @@ C_FILES  := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
             bench/guest/*.[ch] bench/host/*.c)
 
 .PHONY: setup packages compare test lint types unit conformance \
-        conformance-doc policy-doc figures sanitize tsan netns vm vm-nightly nightly \
+        conformance-doc policy-doc handoff-doc figures sanitize tsan netns vm vm-nightly nightly \
         quota-test compat-doc frontends vsock-test fuzz bench bench-short soak image clean
 
 PARTS    := lint types unit conformance netns sanitize tsan image vm fuzz bench-short
@@ -113,6 +113,14 @@ conformance-doc: setup
 # The tables of docs/tsi-policy.md, from the code that decides.
 policy-doc: setup
 	$(BIN)/python -m tests.policy_doc
+
+# The tables of docs/handoffs.md, from a run of all hand-offs.
+HANDOFFS := tsi,tsi+pod,tsi+inpod,tsi+socks5,tsi+unix,tsi+ring,tsi+embedded
+handoff-doc: setup image
+	mkdir -p out
+	$(BIN)/fastpath compare --paths $(HANDOFFS) --budget 900 \
+	  --json out/handoffs.json --html out/handoffs.html
+	$(BIN)/python -m tests.handoff_doc out/handoffs.json
 
 # docs/figures: SVG from Graphviz's language (Debian: graphviz).
 figures: $(patsubst %.dot,%.svg,$(wildcard docs/figures/*.dot))
