@@ -327,6 +327,7 @@ _HOST: Final = (
     _Look("dpkg-deb", Need.ALL, _program("dpkg-deb"), _install("dpkg")),
     _Look("Go", Need.TEST, _program("go", "version"), _install("golang-go")),
     _Look("clang", Need.NOTHING, _program("clang", "--version"), _install("clang")),
+    _Look("strace", Need.TEST, _program("strace", "--version"), _install("strace")),
     _Look("nsenter", _STANDARD_PATH, _program("nsenter"), _install("util-linux")),
     _Look(
         "iptables",

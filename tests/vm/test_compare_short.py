@@ -83,11 +83,61 @@ def test_the_fast_path_alone_needs_no_namespaces(tmp_path):
     assert report["ratios"] == {}
 
 
-@pytest.mark.parametrize("signo", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_everything(signo, tmp_path):
+def test_hand_offs_are_measured_beside_the_fast_path(tmp_path):
+    require_namespaces()
+    files = {kind: tmp_path / f"report.{kind}" for kind in ("json", "html")}
+    names = ["tsi", "tsi+inpod", "tsi+ring", "tsi+embedded"]
+    done = compare(
+        *("--paths", ",".join(names)),
+        *("--json", str(files["json"]), "--html", str(files["html"])),
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(files["json"].read_text())
+    assert list(report["paths"]) == names
+    assert list(report["ratios"]) == [f"{name}/tsi" for name in names[1:]]
+    for name, path in report["paths"].items():
+        assert path["connect_us"]["n"] == 3 * 40, name
+        assert path["down_mb_per_s"] > 0, name
+        assert path["through"]["rtt_64_us"]["n"] == 3 * 200, name
+        assert path["tcp_connections"], name
+        if report["setting"]["calls_note"].startswith("System calls a round trip"):
+            assert path["system_calls_per_rtt"]["ztunnel"]["epoll_wait"] > 0, name
+    assert "tsi+embedded" in files["html"].read_text()
+    assert list(tmp_path.glob("fastpath-*")) == []
+    assert children(tmp_path) == []
+
+
+def test_hand_offs_that_need_no_namespaces_run_without_a_right(tmp_path):
+    """As nobody in particular: even root has no capabilities here."""
+    file = tmp_path / "report.json"
+    bare = ("setpriv", "--bounding-set", "-all", "--inh-caps", "-all", "--")
+    done = subprocess.run(
+        [*bare, *COMPARE, "--rounds", "2", "--paths", "tsi+unix", "--json", str(file)],
+        check=False,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=TIMEOUT_S,
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(file.read_text())["paths"]) == {"tsi+unix"}
+
+
+@pytest.mark.parametrize(
+    ("signo", "paths"),
+    [
+        (signal.SIGINT, "tsi,ambient-geneve"),
+        (signal.SIGTERM, "tsi,ambient-geneve"),
+        (signal.SIGINT, "tsi,tsi+inpod,tsi+unix"),
+    ],
+)
+def test_a_signal_stops_everything(signo, paths, tmp_path):
     require_namespaces()
     process = subprocess.Popen(
-        COMPARE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [*COMPARE, "--paths", paths],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while process.poll() is None:
         if any(line.startswith("qemu") for line in children(tmp_path)):
