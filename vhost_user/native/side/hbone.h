@@ -212,6 +212,7 @@ struct tunnel_name {
  * @fills:	It was full once: epoll reports when it is writable again
  * @mute:	It takes nothing any more: what the peer said is read, to its
  * end
+ * @crowded:	Some of them are for a VM that has much to take
  * @giving:	A connection gives bytes: it may not end meanwhile
  * @was_open:	It was there
  * @counted:	Its pool counts on it no more as one that comes
@@ -252,6 +253,7 @@ struct tunnel {
 	bool writable;
 	bool fills;
 	bool mute;
+	bool crowded;
 	bool giving;
 	bool was_open;
 	bool counted;
