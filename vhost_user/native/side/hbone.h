@@ -213,6 +213,7 @@ struct tunnel_name {
  * @writable:	The socket may take bytes
  * @fills:	It was full once: epoll reports when it is writable again
  * @mute:	It takes nothing any more: the peer is read to its end
+ * @crowded:	Some of them are for a VM that has much to take
  * @giving:	A connection gives bytes: it may not end meanwhile
  * @was_open:	It was there
  * @counted:	Its pool counts on it no more as one that comes
@@ -253,6 +254,7 @@ struct tunnel {
 	bool writable;
 	bool fills;
 	bool mute;
+	bool crowded;
 	bool giving;
 	bool was_open;
 	bool counted;
