@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from fastpath.ztunnel.istio.state import MeshState
     from fastpath.ztunnel.routing import Decision
     from fastpath.ztunnel.workloads import LocalWorkload
-    from vhost_user.engine import Engine, Event
+    from vhost_user.engine import Engine, Event, SocketAddress
     from vhost_user.hbone import HboneStats
 
     _Key = tuple[PoolKey, int]
@@ -109,7 +109,7 @@ class Pools:
             pool = self._pool(client, connect, decision.workload)
             headers = self._headers_of(client, connect)
         except (StateError, OSError, FastpathError) as exc:
-            text = f"no tunnel to {decision.address}: {exc}"
+            text = f"no tunnel to {_format(connect.pool.address)}: {exc}"
             refusal = RouteRefusal("hbone", text, errno.ENOBUFS)
             return replace(
                 decision,
@@ -282,9 +282,7 @@ class Pools:
             text += f": it is {peer}"
         if reason is Reason.NAME:
             text += f", not {' or '.join(map(str, key.sans))}"
-        host, port = key.address
-        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        _log.warning("%s: tunnel to %s: %s", key.source, where, text)
+        _log.warning("%s: tunnel to %s: %s", key.source, _format(key.address), text)
 
     def _may_log(self, source: Identity) -> bool:
         if source not in self._throttles:
@@ -294,3 +292,8 @@ class Pools:
                 )
             )
         return self._throttles[source].admits()
+
+
+def _format(address: SocketAddress) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
