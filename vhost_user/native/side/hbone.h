@@ -311,7 +311,6 @@ void group_ref(struct group *g);
 void group_unref(struct group *g);
 void group_free(struct group *g);
 void group_tls(struct group *g, struct vu_tls *tls);
-void group_judge(struct tunnel *t);
 int reason_errno(enum vu_reason reason, int error);
 
 /* out.c */
