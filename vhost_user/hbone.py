@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from vhost_user import events, targets
 from vhost_user._native import check, ffi, lib
@@ -102,13 +102,6 @@ _TEXTS: Final = {
     Reason.REFUSED: "the peer refused the stream",
     Reason.SHORT: "out of memory or descriptors",
 }
-
-
-class TunnelOwner(Owner, Protocol):
-    """The engine, as far as tunnels need it."""
-
-    def hear(self, source: int, handler: Handler) -> None:
-        """Call a handler for the events of a listener or a pool."""
 
 
 class Tls:
@@ -200,7 +193,7 @@ class HboneStats:
 class Tunnels:
     """Tunnels of a pool or a listener."""
 
-    def __init__(self, engine: TunnelOwner, source: int) -> None:
+    def __init__(self, engine: Owner, source: int) -> None:
         self._engine = engine
         self.id = source
         """`Event`s come from this source; what `Hbone.pool` is."""
@@ -250,7 +243,7 @@ class Pool(Tunnels):
 
     def __init__(
         self,
-        engine: TunnelOwner,
+        engine: Owner,
         tls: Tls,
         address: SocketAddress,
         names: Sequence[str],
@@ -343,7 +336,7 @@ class Gate(Tunnels):
 
     def __init__(
         self,
-        engine: TunnelOwner,
+        engine: Owner,
         sock: socket.socket,
         tls: Tls,
         trust_domain: str,
