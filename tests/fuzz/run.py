@@ -52,6 +52,8 @@ SEEDS = {
     "hbone": [
         # a gate: SETTINGS, a CONNECT, an echo behind it, DATA and its end
         "01 0004000000 0d 0301 0d 0604 0d 0000000105 68656c6c6f 0d 09 0000010100 0d",
+        # a gate: what is decided about a CONNECT, and one that says the same
+        "01 0004000000 0d 0301 0d 0614 0d 0303 0d 0000030105 68656c6c6f 0d ec 0305 0d",
         # a pool: SETTINGS, 200, bytes of the client, DATA, RST_STREAM
         "00 0004000000 0d 0381 0d 0700 0d 0000000105 68656c6c6f 0d 0003000104 0008 0d",
     ],

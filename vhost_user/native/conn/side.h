@@ -47,6 +47,8 @@ struct stream;
  * @ring:	Bytes that each ring of its far side may have, of so many
  * @lost:	What was read from it just now may be anything: its memory is
  *		gone
+ * @crowded:	Much is kept for those of whom it is one
+ * @full:	As much as may be: what pushes more is to be reset
  * @fault:	A system call found no guest memory
  * @misfit:	A message can't be delivered
  */
@@ -75,6 +77,8 @@ struct side_ops {
 	void (*shrink)(struct vu_conn *c, uint32_t most);
 	uint32_t (*ring)(struct vu_conn *c, uint32_t want);
 	bool (*lost)(struct vu_conn *c);
+	bool (*crowded)(struct vu_conn *c);
+	bool (*full)(struct vu_conn *c);
 	void (*fault)(struct vu_conn *c);
 	void (*misfit)(struct vu_conn *c);
 };

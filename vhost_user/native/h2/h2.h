@@ -26,6 +26,8 @@
 #include "base/quota.h"
 
 #define H2_HEAD	      9	    /* bytes of a frame's header */
+#define H2_HEAD_TYPE  3	    /* where its type is */
+#define H2_UNKNOWN    0xfb  /* a type that no peer knows: it has no meaning */
 #define H2_PREFACE    24    /* of a client's first words */
 #define H2_DATA_MOST  16375 /* of a DATA frame of ours: a whole TLS record */
 #define H2_OUT_FULL   65536 /* bytes that wait; then sources do */
@@ -100,6 +102,7 @@ struct h2;
  * @data:	Bytes that didn't go by h2_pass()
  * @ended:	A stream's END_STREAM
  * @closed:	A stream is no more; enum nghttp2_error_code
+ * @lost:	Bytes of a stream were copied. True: they may be anything
  * @room:	The peer takes more: of a stream, NULL: of all
  * @settled:	The peer's first SETTINGS
  * @pong:	A PING was answered
@@ -114,6 +117,7 @@ struct h2_ops {
 		     size_t len);
 	void (*ended)(void *owner, struct h2_stream *s);
 	void (*closed)(void *owner, struct h2_stream *s, uint32_t error);
+	bool (*lost)(void *owner, struct h2_stream *s);
 	void (*room)(void *owner, struct h2_stream *s);
 	void (*settled)(void *owner);
 	void (*pong)(void *owner);

@@ -12,6 +12,12 @@
  *
  * A stream has DATA for as long as h2_send() runs, and no longer: then its
  * provider defers. What isn't taken stays with its source.
+ *
+ * Should the memory that payload is copied from be taken away meanwhile, the
+ * frame is there already, and nghttp2 has counted it. It goes out as one of a
+ * type that nobody knows, which a peer discards (RFC 9113, section 4.1): so it
+ * gets no byte that nobody sent. The window has lost its bytes; the stream is
+ * reset soon.
  */
 
 #include <string.h>
@@ -81,6 +87,8 @@ static int send_data(nghttp2_session *session, nghttp2_frame *frame,
 	memcpy(h->out + h->to, head, H2_HEAD);
 	iov_copy(s->iov, s->n_iov, s->off, h->out + h->to + H2_HEAD, len,
 		 false);
+	if (h->ops->lost(h->owner, s))
+		h->out[h->to + H2_HEAD_TYPE] = H2_UNKNOWN;
 	h->to += H2_HEAD + len;
 	s->off += len;
 	if (h->earned < UINT16_MAX)

@@ -31,7 +31,6 @@
 #include "side/stock.h"
 #include "tls/tls.h"
 #include "vu_hbone.h"
-#include "vu_request.h"
 
 #define PART_US	  10000000    /* a peer may end a stream that we have let go */
 #define KEPT_MOST (64U << 20) /* of a tunnel; then all its streams wait */
@@ -192,7 +191,6 @@ struct tunnel_name {
  * @flush:	Same, to send
  * @timer:	Same, by @due_us
  * @waiter:	It waits for a socket of another network namespace, or dials
- *		there
  * @remote:	Where it goes, of a pool
  * @src:	Its client's address, of a gate
  * @dst:	Where that connected to
@@ -213,6 +211,7 @@ struct tunnel_name {
  * @writable:	The socket may take bytes
  * @fills:	It was full once: epoll reports when it is writable again
  * @mute:	It takes nothing any more: the peer is read to its end
+ * @crowded:	Some of them are for a VM that has much to take
  * @giving:	A connection gives bytes: it may not end meanwhile
  * @was_open:	It was there
  * @counted:	Its pool counts on it no more as one that comes
@@ -253,6 +252,7 @@ struct tunnel {
 	bool writable;
 	bool fills;
 	bool mute;
+	bool crowded;
 	bool giving;
 	bool was_open;
 	bool counted;

@@ -121,6 +121,21 @@ static void on_closed(void *owner, struct h2_stream *h, uint32_t error)
 }
 
 /**
+ * on_lost() - Bytes of a stream were copied: are they what was sent?
+ * @owner:	Tunnel
+ * @h:		Stream
+ *
+ * Returns: true if they may be something else
+ */
+static bool on_lost(void *owner, struct h2_stream *h)
+{
+	struct vu_conn *c = stream_of(h)->c;
+
+	(void)owner;
+	return c && c->near.ops->lost && c->near.ops->lost(c);
+}
+
+/**
  * on_room() - The peer takes more
  * @owner:	Tunnel
  * @h:		Stream; NULL: all of them
@@ -185,6 +200,7 @@ const struct h2_ops tunnel_hears = {
     .data = on_data,
     .ended = on_ended,
     .closed = on_closed,
+    .lost = on_lost,
     .room = on_room,
     .settled = on_settled,
     .pong = on_pong,

@@ -8,7 +8,8 @@
  * What comes by the tunnel is pushed, straight into the other side's buffers
  * where that lends some. The peer may send as many bytes as the other side
  * took. So a slow one makes its own stream wait, and its tunnel only when all
- * of them together have KEPT_MOST bytes to take.
+ * of them together have KEPT_MOST bytes to take, or when its VM has much of all
+ * tunnels. One whose VM has as much as it may is reset.
  */
 
 #include <errno.h>
@@ -96,11 +97,39 @@ struct vu_conn *stream_part(struct stream *s)
  */
 void stream_settle(struct tunnel *t)
 {
-	if (t->kept > KEPT_MOST || !t->owed)
+	if (t->kept > KEPT_MOST || (t->kept && t->crowded) || !t->owed)
 		return;
 	h2_taken_all(t->h2, t->owed);
 	t->owed = 0;
 	tunnel_later(t);
+}
+
+/**
+ * is_crowded() - Is much kept for the VM of a connection?
+ * @c:		Connection
+ *
+ * Returns: true if it is
+ */
+static bool is_crowded(struct vu_conn *c)
+{
+	return c->near.ops->crowded && c->near.ops->crowded(c);
+}
+
+/**
+ * bound() - Reset a connection if more is kept for its VM than may be
+ * @s:		Stream that brought bytes
+ */
+static void bound(struct stream *s)
+{
+	struct vu_conn *c = s->c;
+
+	if (!c || !s->kept)
+		return;
+	s->tunnel->crowded = is_crowded(c);
+	if (!c->near.ops->full || !c->near.ops->full(c))
+		return;
+	c->reason = VU_REASON_SHORT;
+	conn_abort(c, ECONNRESET);
 }
 
 /**
@@ -114,9 +143,9 @@ void stream_taken(struct vu_conn *c, struct side *side, size_t n)
 	struct stream *s = side->stream;
 	size_t ours;
 
-	(void)c;
 	if (!s || !s->tunnel)
 		return;
+	s->tunnel->crowded = is_crowded(c);
 	ours = n < s->preface ? n : s->preface;
 	s->preface -= (uint32_t)ours;
 	n -= ours;
@@ -169,6 +198,7 @@ void stream_keep(struct stream *s, const uint8_t *data, size_t len)
 			pipe_keep(c, p, &iov);
 		if (conn_flows(c))
 			conn_wake(c);
+		bound(s);
 	}
 	stream_settle(t);
 }
@@ -194,9 +224,10 @@ void stream_put(struct stream *s, const uint8_t *data, size_t len)
 	s->tunnel->owed += len;
 	s->tunnel->kept += len;
 	s->kept += (uint32_t)len;
-	/* the session outlives it: what takes bytes frees no tunnel */
-	stream_settle(s->tunnel);
+	/* the stream outlives it: what takes bytes frees no tunnel */
 	pipe_put(c, pipe_from(c, stream_side(s)), &iov, 1, len, 0);
+	bound(s);
+	stream_settle(s->tunnel);
 }
 
 /**

@@ -40,12 +40,10 @@
 #define LIMITS	    (VU_LIMIT_BACKLOG + 1)
 
 #define SEQ_WINDOW_MAX (16U << 20) /* bytes of a message */
-
 /*
  * What one turn of a device may do for each of its rings, and for its
- * connections, in units of about 50 ns. What a system call costs differs by
- * what stands behind it (a TCP socket's peer runs in it), so time is looked at,
- * too: another's turn is at most 200 us late for one device's.
+ * connections, in units of about 50 ns. What a system call costs differs (a TCP
+ * peer runs in it), so time is looked at, too: another's is at most 200 us late.
  */
 #define WORK_TURN   1536U
 #define WORK_CHAIN  1U /* and one for so many descriptors: */
@@ -324,6 +322,8 @@ uint32_t limit_enlarge(struct vu_conn *c);
 uint32_t limit_ring(struct vu_conn *c, uint32_t want);
 void limit_shrink(struct vu_conn *c, uint32_t most);
 void limit_queued(struct vu_conn *c);
+bool limit_crowded(struct vu_conn *c);
+bool limit_full(struct vu_conn *c);
 
 /* owe.c */
 struct virtio_vsock_hdr owe_header(struct vu_conn *c, uint16_t op,

@@ -178,6 +178,8 @@ const struct side_ops guest_ops = {
     .shrink = limit_shrink,
     .ring = limit_ring,
     .lost = lost,
+    .crowded = limit_crowded,
+    .full = limit_full,
     .fault = fault,
     .misfit = misfit,
 };

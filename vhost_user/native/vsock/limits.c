@@ -24,6 +24,12 @@
  * when connections end. A SEQPACKET connection gets its whole window at once:
  * a program can't send a message that is larger. So does one to a sibling.
  *
+ * Bytes for the guest. A socket is read when the guest has room, and keeps the
+ * rest. A tunnel's peer may send a window that we gave it before, whoever
+ * reads: once half of max_queued_bytes is kept, tunnels that bring more get no
+ * window back, and above all of it the connection whose bytes come is reset. It
+ * is the VM's own, and a peer that is told to wait sends less than that.
+ *
  * Rate. A token bucket for requests of the guest and one for those of host
  * clients and siblings, so that neither can keep the other out. Each holds a
  * second's worth.
@@ -345,4 +351,33 @@ void limit_queued(struct vu_conn *c)
 		    WORK_KEEP + (now - c->held) / 1024 * WORK_KIB;
 	d->stats.queued_bytes += (uint64_t)now - c->held;
 	c->held = now;
+}
+
+/**
+ * limit_crowded() - Is much kept for a guest?
+ * @c:		Connection of it
+ *
+ * Returns: true if it is half of what may be
+ */
+bool limit_crowded(struct vu_conn *c)
+{
+	const struct vu_dev *d = c->dev;
+
+	return d && d->stats.queued_bytes > d->cfg.max_queued_bytes / 2;
+}
+
+/**
+ * limit_full() - Is more kept for a guest than may be?
+ * @c:		Connection of it
+ *
+ * Returns: true if it is, which is counted
+ */
+bool limit_full(struct vu_conn *c)
+{
+	struct vu_dev *d = c->dev;
+
+	if (!d || d->stats.queued_bytes <= d->cfg.max_queued_bytes)
+		return false;
+	limit_hit(d, VU_LIMIT_BYTES);
+	return true;
 }
