@@ -43,6 +43,7 @@ class _Lib(Protocol):
     VU_EV_FORGOT: int
     VU_EV_GONE: int
     VU_EV_LIMIT: int
+    VU_EV_MAKER: int
     VU_EV_OPENED: int
     VU_EV_REQUEST: int
     VU_HANDOFF_SOCKS5: int

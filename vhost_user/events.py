@@ -34,6 +34,8 @@ class EventKind(enum.IntEnum):
     """A tunnel is there, failed (`tag` 0) or has ended (`tag` 1): `reason` says why."""
     FORGOT = 9
     """No event with this `tag` of `Gate.decide()` comes any more from this source."""
+    MAKER = 10
+    """A network namespace's maker said nonsense (EPROTO) or is gone (ECONNRESET)."""
 
 
 class Limit(enum.IntEnum):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from cffi import FFI
 
+    from vhost_user.events import Handler
     from vhost_user.memory import GuestMemory
     from vhost_user.ringconfig import RingConfig
     from vhost_user.targets import Target
@@ -28,6 +29,7 @@ MAX_CALLERS: Final = 1024
 MAX_IDENTITY: Final = 936
 """Bytes of the longest SPIFFE ID that a process can be told."""
 
+_NETNS_SOURCE: Final = 0x8000_0000  # VU_NETNS_SOURCE
 _PORT_ANY: Final = 0xFFFFFFFF  # VU_PORT_ANY
 
 
@@ -40,6 +42,9 @@ class Owner(Protocol):
 
     def deliver(self) -> None:
         """Hand all queued events to their handlers."""
+
+    def hear(self, source: int, handler: Handler) -> None:
+        """Call a handler for the events of a source."""
 
     def forget(self, source: int) -> None:
         """Call no handler any more for a device or listener that is closed."""
@@ -305,6 +310,11 @@ class NetnsHandle:
         self._engine = engine
         self.id = netns
         """What `Dial.netns` is."""
+        self._source = netns | _NETNS_SOURCE
+
+    def hear(self, handler: Handler) -> None:
+        """Call a handler when the maker is of no use (MAKER): `renew()` it then."""
+        self._engine.hear(self._source, handler)
 
     def renew(self, maker: socket.socket) -> None:
         """Have another maker; dials that wait for sockets get them from it.
@@ -325,6 +335,7 @@ class NetnsHandle:
     def close(self) -> None:
         """Dial there no more; such dials fail with ENETUNREACH. Once only."""
         check(lib.vu_netns_del(self._engine.native, self.id), "remove namespace")
+        self._engine.forget(self._source)
 
 
 class HandoffHandle:

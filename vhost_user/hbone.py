@@ -12,7 +12,7 @@ Spec: RFC 9113, section 8.5; RFC 8446; SPIFFE X.509-SVID.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from vhost_user import events, targets
 from vhost_user._native import check, ffi, lib
@@ -40,7 +40,6 @@ __all__ = [
     "Reason",
     "Request",
     "Tls",
-    "TunnelOwner",
     "Tunnels",
 ]
 
@@ -49,13 +48,6 @@ MAX_STREAMS: Final = 100
 SERVER_STREAMS: Final = 200
 """Streams of a tunnel that others make."""
 _PEER_MAX: Final = 2048  # VU_MAX_PEER
-
-
-class TunnelOwner(Owner, Protocol):
-    """The engine, as far as tunnels need it."""
-
-    def hear(self, source: int, handler: Handler) -> None:
-        """Call a handler for the events of a listener or a pool."""
 
 
 class Tls:
@@ -147,7 +139,7 @@ class HboneStats:
 class Tunnels:
     """Tunnels of a pool or a listener."""
 
-    def __init__(self, engine: TunnelOwner, source: int) -> None:
+    def __init__(self, engine: Owner, source: int) -> None:
         self._engine = engine
         self.id = source
         """`Event`s come from this source; what `Hbone.pool` is."""
@@ -197,7 +189,7 @@ class Pool(Tunnels):
 
     def __init__(
         self,
-        engine: TunnelOwner,
+        engine: Owner,
         tls: Tls,
         address: SocketAddress,
         names: Sequence[str],
@@ -293,7 +285,7 @@ class Gate(Tunnels):
 
     def __init__(
         self,
-        engine: TunnelOwner,
+        engine: Owner,
         sock: socket.socket,
         tls: Tls,
         trust_domain: str,

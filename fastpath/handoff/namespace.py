@@ -142,6 +142,15 @@ class PodNamespace:
         """Have `call` called when there is another process: channels are to be new."""
         self._restarted.append(call)
 
+    def suspect(self, why: str) -> None:
+        """Start another process if this one runs: it is of no use to who asked it.
+
+        Args:
+            why: what it did.
+        """
+        if self._state is State.RUNNING:
+            self._lost(why)
+
     def channel(self) -> socket.socket:
         """Return a socket by which an engine gets sockets (`Engine.add_netns()`).
 

@@ -73,7 +73,8 @@ class Record:
     service: str = ""
     direction: str = "outbound"
     bytes_sent: int | None = None
-    """To the server; None for a connection that was never tried."""
+    """By whom this is the proxy of: outbound the client, inbound the server. None for a
+    connection that was never tried."""
     bytes_recv: int | None = None
     duration_ms: int | None = None
     error: str = ""

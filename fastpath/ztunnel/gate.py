@@ -178,18 +178,23 @@ class SandboxGate:
             old.close()
 
     def drain(self, limit_s: float) -> None:
-        """Tell peers to open no more streams; what is left by then is cut."""
+        """Tell peers to open no more streams; what is left by then is cut.
+
+        Clients that are in are still reachable so, and stay.
+        """
         if self._open:
             for gate in self._gates:
                 gate.drain(limit_s)
-            self.close()
+            self._stop()
 
     def close(self) -> None:
         """Take no more tunnels; those that there are go on. Again: nothing."""
-        if not self._open:
-            return
+        if self._open:
+            self._publisher.gate_is_open = False
+            self._stop()
+
+    def _stop(self) -> None:
         self._open = False
-        self._publisher.gate_is_open = False
         self._unsubscribe()
         for gate in self._gates:
             gate.close()

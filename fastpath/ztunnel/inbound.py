@@ -221,7 +221,7 @@ class SandboxPublisher:
         self._metrics.inbound_closed(
             self._server,
             self._whose(client),
-            received=_sent(client, event),
+            received=_received(client, event),
             sent=event.down_bytes,
             flag="DENY" if client.ended else "CONNECT" if event.error else "-",
         )
@@ -273,8 +273,8 @@ class SandboxPublisher:
                 dst=self._destination(client),
                 hbone_addr=authority,
                 service=whose.service.hostname if whose.service else "",
-                bytes_sent=_sent(client, event) if event else None,
-                bytes_recv=event.down_bytes if event else None,
+                bytes_sent=event.down_bytes if event else None,
+                bytes_recv=_received(client, event) if event else None,
                 duration_ms=event.duration_us // 1000 if event else None,
                 error=what,
             )
@@ -297,7 +297,7 @@ class SandboxPublisher:
         return found
 
 
-def _sent(client: Client, event: Event) -> int:
+def _received(client: Client, event: Event) -> int:
     """Bytes of the client's that the guest got; the preface is none of them."""
     ours = len(client.preface) if isinstance(client, GateClient) else 0
     return max(event.up_bytes - ours, 0)

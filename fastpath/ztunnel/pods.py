@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fastpath.ztunnel.config import MakeError
     from fastpath.ztunnel.model import Config, Sandbox
     from vhost_user.decode import KeyPath
-    from vhost_user.engine import Engine, NetnsHandle
+    from vhost_user.engine import Engine, Event, NetnsHandle
     from vhost_user.schema import IpAddress
 
 LOOK_S: Final = 1.0
@@ -99,6 +99,7 @@ class Pod:
         finally:
             channel.close()  # if it was not taken over
         self._id = self._handle.id
+        self._handle.hear(self._suspect)
         self.namespace.on_restart(self._renew)
 
     def make(self, family: int, kind: int) -> socket.socket:
@@ -158,6 +159,11 @@ class Pod:
         handle, self._handle = self._handle, None
         if handle is not None:
             handle.close()
+
+    def _suspect(self, event: Event) -> None:
+        """The engine got nothing good from the process."""
+        gone = event.error == errno.ECONNRESET
+        self.namespace.suspect("it has gone" if gone else "it says nonsense")
 
     def _renew(self) -> None:
         if self._handle is None:

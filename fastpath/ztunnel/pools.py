@@ -8,7 +8,8 @@
 The engine has pools and headers in its routes, by ids: so before one is closed, the
 clients that have it are told to forget their routes. A pool that nobody has asked for
 in a while, and that has no tunnel, is closed. A client with more headers than
-`MAX_HEADERS` begins anew.
+`MAX_HEADERS` begins anew. One that has pools to as many peers as it may (`PoolLimits`)
+loses that which it asked for least lately, of those without a stream; others lose none.
 
 C makes tunnels and picks streams without us. We hear of a tunnel that failed, or was
 lost, and log that; lines are bounded for each identity of ours.
@@ -43,14 +44,13 @@ if TYPE_CHECKING:
     from fastpath.ztunnel.istio.outbound import PoolKey
     from fastpath.ztunnel.istio.state import MeshState
     from fastpath.ztunnel.routing import Decision
+    from fastpath.ztunnel.shares import PoolLimits
     from fastpath.ztunnel.workloads import LocalWorkload
-    from vhost_user.engine import Engine, Event
+    from vhost_user.engine import Engine, Event, SocketAddress
     from vhost_user.hbone import HboneStats
 
     _Key = tuple[PoolKey, int]
 
-MAX_POOLS: Final = 4096
-"""Of an engine."""
 MAX_HEADERS: Final = 1024
 """Of a client."""
 UNUSED_S: Final = 600.0
@@ -67,6 +67,8 @@ class _Pooled:
     """A pool, and who has it in its routes."""
 
     pool: Pool
+    owner: str
+    """The sandbox; empty: the captured, all together."""
     workload: Workload
     """The peer's."""
     stop: Callable[[], None]
@@ -81,6 +83,7 @@ class Pools:
         engine: whose tunnels they are.
         certificates: of the clients' identities.
         forget: has a client's routes forgotten, by the engine and by Python.
+        limits: of each sandbox.
     """
 
     def __init__(
@@ -88,10 +91,12 @@ class Pools:
         engine: Engine,
         certificates: Certificates,
         forget: Callable[[LocalWorkload], None],
+        limits: PoolLimits,
     ) -> None:
         self._engine = engine
         self._certificates = certificates
         self._forget = forget
+        self._limits = limits
         self._pools: dict[_Key, _Pooled] = {}
         self._headers: dict[LocalWorkload, dict[Connect, Headers]] = {}
         self._closed: dict[Identity, HboneStats] = {}
@@ -109,7 +114,7 @@ class Pools:
             pool = self._pool(client, connect, decision.workload)
             headers = self._headers_of(client, connect)
         except (StateError, OSError, FastpathError) as exc:
-            text = f"no tunnel to {decision.address}: {exc}"
+            text = f"no tunnel to {_format(connect.pool.address)}: {exc}"
             refusal = RouteRefusal("hbone", text, errno.ENOBUFS)
             return replace(
                 decision,
@@ -186,16 +191,30 @@ class Pools:
         pooled = self._pools.get(key)
         now = asyncio.get_running_loop().time()
         if pooled is None:
-            if len(self._pools) >= MAX_POOLS:
-                self._close_unused(now)
-            if len(self._pools) >= MAX_POOLS:
-                raise StateError(f"this process has {MAX_POOLS} peers already")
-            pooled = self._pools[key] = self._make(connect, workload, now)
+            self._make_room(client)
+            pooled = self._make(client, connect, workload, now)
+            self._pools[key] = pooled
         pooled.asked_at = now
         pooled.clients.add(client)
         return pooled.pool
 
-    def _make(self, connect: Connect, workload: Workload, now: float) -> _Pooled:
+    def _make_room(self, client: LocalWorkload) -> None:
+        """Have a client's pools be one less than there may be, if it has them all.
+
+        Raises:
+            StateError: all of them have streams.
+        """
+        own = [(key, it) for key, it in self._pools.items() if it.owner == client.name]
+        if len(own) < self._limits.pools:
+            return
+        for key, pooled in sorted(own, key=lambda item: item[1].asked_at):
+            if not pooled.pool.stats().streams and self._close_if(key, "streams"):
+                return
+        raise StateError(f"it has connections to {len(own)} peers already")
+
+    def _make(
+        self, client: LocalWorkload, connect: Connect, workload: Workload, now: float
+    ) -> _Pooled:
         key = connect.pool
         tls = self._certificates.tls(self._engine, key.source)
         # in a network namespace tunnels come from the pod's IP, else from ours
@@ -206,6 +225,7 @@ class Pools:
             [str(each) for each in key.sans],
             on_event=lambda event: self._hear(key, pool, event),
             netns=connect.netns,
+            max_tunnels=self._limits.tunnels,
         )
         stop = self._certificates.subscribe(
             key.source,
@@ -213,7 +233,7 @@ class Pools:
         )
         if self._timer is None:
             self._look_later()
-        return _Pooled(pool, workload, stop, now)
+        return _Pooled(pool, client.name, workload, stop, now)
 
     def _headers_of(self, client: LocalWorkload, connect: Connect) -> Headers:
         """What CONNECT says.
@@ -254,13 +274,19 @@ class Pools:
     def _close_unused(self, before: float) -> None:
         """Close pools that nobody has asked for since then, without tunnels."""
         for key, pooled in list(self._pools.items()):
-            if pooled.asked_at > before or pooled.pool.stats().tunnels:
-                continue
-            for client in tuple(pooled.clients):
-                self._forget_headers(client)
-            pooled.clients.clear()
-            if not pooled.pool.stats().tunnels:  # by a route, before we forgot it
-                self._close(key)
+            if pooled.asked_at <= before and not pooled.pool.stats().tunnels:
+                self._close_if(key, "tunnels")
+
+    def _close_if(self, key: _Key, none: str) -> bool:
+        """Close a pool, if it has still none of these once all routes are forgotten."""
+        pooled = self._pools[key]
+        for client in tuple(pooled.clients):
+            self._forget_headers(client)
+        pooled.clients.clear()
+        if getattr(pooled.pool.stats(), none):
+            return False
+        self._close(key)
+        return True
 
     def _close(self, key: _Key) -> None:
         pooled = self._pools.pop(key)
@@ -282,9 +308,7 @@ class Pools:
             text += f": it is {peer}"
         if reason is Reason.NAME:
             text += f", not {' or '.join(map(str, key.sans))}"
-        host, port = key.address
-        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        _log.warning("%s: tunnel to %s: %s", key.source, where, text)
+        _log.warning("%s: tunnel to %s: %s", key.source, _format(key.address), text)
 
     def _may_log(self, source: Identity) -> bool:
         if source not in self._throttles:
@@ -294,3 +318,8 @@ class Pools:
                 )
             )
         return self._throttles[source].admits()
+
+
+def _format(address: SocketAddress) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -50,7 +50,12 @@ from fastpath.ztunnel.pods import Pods
 from fastpath.ztunnel.pools import Pools
 from fastpath.ztunnel.reload import Mesh, MeshWatch
 from fastpath.ztunnel.routing import Routes
-from fastpath.ztunnel.shares import raise_file_limit, share, within_share
+from fastpath.ztunnel.shares import (
+    pool_limits,
+    raise_file_limit,
+    share,
+    within_share,
+)
 from fastpath.ztunnel.workloads import LocalWorkloads
 from vhost_user.backend import Backend
 from vhost_user.engine import ALL_EVENTS, Ask, Engine, Reset, Unix
@@ -340,7 +345,8 @@ class Ztunnel:
                 max_conns=(sandboxes + 1) * share(self.config),
             )
         )
-        pools = Pools(engine, self._certificates, self._forget_routes)
+        limits = pool_limits(self.config)
+        pools = Pools(engine, self._certificates, self._forget_routes, limits)
         self._stack.callback(pools.close)
         outbound = Outbound(self._routes, access_log, self.metrics, engine.reset, pools)
         self._stack.callback(outbound.close)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import resource
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from vhost_user.engine import DEFAULT_MAX_CONNS
@@ -24,6 +24,13 @@ MAX_SHARE: Final = 1 << 20
 """Connections that a sandbox may have where descriptors are no bound."""
 MAX_TUNNELS: Final = 4096
 """Of a gate, where descriptors are no bound."""
+MAX_POOLS: Final = 1024
+"""Peers that a sandbox has tunnels to, where descriptors are no bound."""
+MAX_POOL_TUNNELS: Final = 256
+"""To one of them, same."""
+USUAL_POOL_TUNNELS: Final = 64
+"""To one of them, where they are: 6,400 connections."""
+LEAST_POOLS: Final = 8
 LEAST_SHARE: Final = 16
 """Connections that a sandbox gets however few descriptors there are."""
 
@@ -58,6 +65,8 @@ def within_share(config: Config, name: str, policy: SandboxPolicy) -> SandboxPol
     if config.meshed(sandbox):
         ips = config.workload(sandbox.workload).workload_ips
         taken += len(ips) * max_tunnels(config, sandbox)
+        pools = pool_limits(config)
+        taken += pools.pools * pools.tunnels
     conns = min(limits.max_conns, (most - taken) // descriptors(sandbox))
     if conns < limits.max_conns != DEFAULT_MAX_CONNS:
         _log.warning(
@@ -76,6 +85,23 @@ def max_tunnels(config: Config, sandbox: Sandbox) -> int:
     """Tunnels that each gate of a sandbox takes: each is a descriptor."""
     gates = len(config.workload(sandbox.workload).workload_ips)
     return min(MAX_TUNNELS, max(share(config) // 4 // gates, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLimits:
+    """Of the tunnels that a sandbox has made; each is a descriptor."""
+
+    pools: int
+    """Peers at a time."""
+    tunnels: int
+    """To each."""
+
+
+def pool_limits(config: Config) -> PoolLimits:
+    """What each sandbox, and the captured, can have: a quarter of its share."""
+    most = share(config) // 4
+    pools = min(max(most // USUAL_POOL_TUNNELS, LEAST_POOLS), MAX_POOLS)
+    return PoolLimits(pools, min(max(most // pools, 1), MAX_POOL_TUNNELS))
 
 
 def descriptors(sandbox: Sandbox) -> int:

@@ -124,6 +124,30 @@ def test_a_process_that_is_stopped_is_replaced_and_dials_wait_for_that(
     assert "(it is silent)" in line
 
 
+def test_a_process_that_says_nonsense_to_the_engine_is_replaced(
+    tmp_path, namespace, caplog
+):
+    there = sandboxes(tmp_path, box=namespace.path)
+    with Echo(namespace) as echo:
+
+        def play(ztunnel):
+            (pid,) = makers(ztunnel)
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            (box,) = ztunnel._pods._pods.values()
+            with sandbox(ztunnel) as guest, ours:
+                box._handle.renew(theirs)  # what the process says is ours now
+                conn = guest.request(echo.address)
+                assert ours.recv(100)
+                ours.send(b"?")
+                conn.expect(Op.RST)
+                guest.echoes(guest.connect(echo.address))  # waits for the next one
+            assert is_over(pid)
+
+        run(there, play)
+    (line,) = [r.getMessage() for r in caplog.records if "is lost" in r.getMessage()]
+    assert "(it says nonsense)" in line
+
+
 def test_a_process_that_may_not_send_sockets_says_so_and_goes_on(tmp_path, namespace):
     """Its user has more under way than its limit allows, which the kernel refuses."""
     there = sandboxes(tmp_path, box=namespace.path)

@@ -62,6 +62,9 @@ struct vu_engine_config {
  * @VU_EV_TUNNEL:	A tunnel of a pool or listener is there (@reason is
  *			VU_REASON_NONE), failed, or has ended (@tag is 1), which
  *			@reason and @error tell of; see vu_reason.h
+ * @VU_EV_MAKER:	The maker of a network namespace is of no use: it said
+ *			nonsense (@error is EPROTO), or has gone (ECONNRESET).
+ *			Another one is wanted: vu_netns_renew()
  * @VU_EV_FORGOT:	No event with this @tag of vu_hbone_decide() comes any
  *			more from @source
  */
@@ -75,17 +78,19 @@ enum vu_event_kind {
 	VU_EV_GONE = 7,
 	VU_EV_TUNNEL = 8,
 	VU_EV_FORGOT = 9,
+	VU_EV_MAKER = 10,
 };
 
 /**
  * struct vu_event - One event
  * @conn:	Connection's id; 0 for VU_EV_BROKEN, VU_EV_LIMIT, VU_EV_GONE,
- *		VU_EV_TUNNEL and VU_EV_FORGOT
+ *		VU_EV_TUNNEL, VU_EV_FORGOT and VU_EV_MAKER
  * @up_bytes:	Bytes from the side that opened the connection, so far
  * @down_bytes:	Bytes back to it, so far
  * @duration_us: Since the request, us
  * @kind:	enum vu_event_kind
- * @source:	Device's, listener's or pool's id
+ * @source:	Device's, listener's or pool's id; of a network namespace
+ *		VU_NETNS_SOURCE and its id
  * @error:	errno, or enum vu_err for VU_EV_BROKEN
  * @peer_port:	vsock: the guest's port
  * @port:	vsock: the port on our side (the requested one, or of an

@@ -15,6 +15,8 @@
 
 /* Namespaces of an engine; each of its devices may have one */
 #define VU_MAX_NETNS 1024
+/* What a namespace's id has as source of events: no other source's has it */
+#define VU_NETNS_SOURCE 0x80000000U
 /* Sockets of an IP version that are kept for dials to come, at most */
 #define VU_MAX_STOCK 32
 
@@ -92,7 +94,7 @@ struct vu_netns_config {
  *
  * Sockets of an IP version are kept once there was a dial. Without a maker
  * dials wait for vu_netns_renew() until they time out; where it answers
- * nonsense, those that wait fail with EPROTO.
+ * nonsense, those that wait fail with EPROTO. VU_EV_MAKER tells of both.
  *
  * Returns: the namespace's id, not 0,
  *	-VU_ERR_FULL, if there are VU_MAX_NETNS

@@ -65,17 +65,23 @@ def own_address() -> str:
 class Server:
     """A peer's port 15008."""
 
-    def __init__(self, ca: Authority, identity: Identity = WEB, ip: str = "") -> None:
+    def __init__(
+        self,
+        ca: Authority,
+        identity: Identity = WEB,
+        ip: str = "",
+        sock: socket.socket | None = None,
+    ) -> None:
         self.material: Material = ca.workload(identity, LIFE, dt.datetime.now(dt.UTC))
         self._context = server_context(self.material)
         self._stack = contextlib.ExitStack()
-        self._sock = self._stack.enter_context(_listening(ip))
+        self._sock = self._stack.enter_context(sock or _listening(ip))
         self._sock.settimeout(LIMIT_S)
         self.ip: str = self._sock.getsockname()[0]
 
     def accept(self) -> Peer:
         """Take a tunnel."""
-        sock, _ = self._sock.accept()
+        sock, self.client = self._sock.accept()
         sock.settimeout(LIMIT_S)
         self._stack.enter_context(sock)
         tls = self._context.wrap_socket(sock, server_side=True)

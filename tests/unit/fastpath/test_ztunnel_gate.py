@@ -69,8 +69,8 @@ def test_a_peer_reaches_a_program(tmp_path):
         "dst.identity": WEB,
         "dst.cluster": "c1",
         "direction": "inbound",
-        "bytes_sent": f"{len(DATA)}",
-        "bytes_recv": "4",
+        "bytes_sent": "4",
+        "bytes_recv": f"{len(DATA)}",
         "duration": "",
     }
 

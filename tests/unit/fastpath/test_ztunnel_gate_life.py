@@ -59,7 +59,7 @@ def test_a_program_gets_a_proxy_header_first(tmp_path):
 
     (line,) = world.run(play)
     said = fields(line)
-    assert (said["dst.hbone_addr"], said["bytes_sent"]) == ("192.0.2.1:99", "5")
+    assert (said["dst.hbone_addr"], said["bytes_recv"]) == ("192.0.2.1:99", "5")
 
 
 def test_nobody_else_may_write_proxy_headers(tmp_path):
@@ -192,7 +192,7 @@ def test_others_that_ask_the_same_are_offered_by_the_engine(tmp_path):
     lines = [fields(line) for line in World(tmp_path).run(play)]
     told = [{k: v for k, v in it.items() if "." in k} for it in lines]
     assert told[0] == told[1]
-    assert [it["bytes_sent"] for it in lines] == ["2", "1"]
+    assert [it["bytes_recv"] for it in lines] == ["2", "1"]
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from ipaddress import ip_address
 import h2.events
 import pytest
 
-from fastpath.ztunnel import pools
+from fastpath.ztunnel import pools, process, shares
 from fastpath.ztunnel.istio.model import GatewayAddress, GatewayDestination
+from fastpath.ztunnel.shares import PoolLimits
 from tests.support.limits import wait_until
 from tests.unit.fastpath.hbone_world import (
     CLIENT,
@@ -371,18 +372,30 @@ def test_a_pool_that_nobody_uses_is_closed(world):
     world.run(play)
 
 
-def test_more_peers_than_there_may_be_are_refused(world, monkeypatch):
-    monkeypatch.setattr(pools, "MAX_POOLS", 1)
+def test_a_peer_more_than_there_may_be_takes_the_place_of_an_idle_one(
+    world, monkeypatch
+):
+    """One with connections stays; then there is no room."""
+    monkeypatch.setattr(process, "pool_limits", lambda _: PoolLimits(1, 4))
     other = Server(world.ca, WEB)
     second = world.web(
         workload_ips=(ip_address(other.ip),), uid="web-2", name="web-2", services={}
     )
 
     def play(run):
-        run.connect()
+        conn, peer, stream = run.connect()
         assert run.guest.refused((other.ip, 80)) == errno.ENOBUFS
+        run.echoes(conn, peer, stream)
+        conn.shutdown(Shutdown.BOTH)
+        peer.ended(stream)
+        peer.send(stream, b"", end=True)
+        labels = {"identity": f"{CLIENT}"}
+        wait_until(lambda: not sample(run.ztunnel, "fastpath_pool_streams", **labels))
+        new = run.guest.request((other.ip, 80))
+        run.take(new, other.accept())
+        assert peer.gone()
 
-    assert "this process has 1 peers already" in "".join(world.run(play, second))
+    assert "it has connections to 1 peers already" in "".join(world.run(play, second))
     other.close()
 
 
@@ -432,3 +445,17 @@ def test_a_peer_that_is_revoked_loses_its_connections(tmp_path, caplog):
     why = "the peer's certificate is revoked"
     assert all(f'error="{why}: ' in line for line in lines)
     assert why in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("share", "pools", "tunnels"),
+    [(16, 8, 1), (1500, 8, 46), (95_000, 371, 64), (1 << 20, 1024, 256)],
+)
+def test_a_sandboxs_tunnels_are_within_its_share(
+    world, monkeypatch, share, pools, tunnels
+):
+    """A quarter of it, however its peers are spread."""
+    monkeypatch.setattr(shares, "share", lambda _: share)
+    found = shares.pool_limits(world.config())
+    assert (found.pools, found.tunnels) == (pools, tunnels)
+    assert found.pools * found.tunnels <= max(share // 4, shares.LEAST_POOLS)

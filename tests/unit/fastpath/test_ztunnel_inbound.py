@@ -145,8 +145,8 @@ def test_a_client_reaches_a_listener(tmp_path, where):
             assert (conn.guest_port, conn.host_port) == (LISTENER, ports | me[1])
             client.sendall(b"hello")
             assert conn.receive().payload == b"hello"
-            conn.send(b"world")
-            assert client.recv(10) == b"world"
+            conn.send(b"worlds")
+            assert client.recv(10) == b"worlds"
         control.send(UNLISTEN)
         eventually_refused(address)
 
@@ -157,9 +157,16 @@ def test_a_client_reaches_a_listener(tmp_path, where):
         if line.startswith("istio_tcp_connections_opened_total{")
     )
     assert 'reporter="destination"' in opened
+    received = next(
+        line
+        for line in metrics.splitlines()
+        if line.startswith("istio_tcp_received_bytes_total{")
+    )
+    assert received.endswith(" 5.0")
     log = (tmp_path / "access.log").read_text()
     assert 'direction="inbound"' in log
     assert f"dst.addr={POD}:{port}" in log
+    assert "bytes_sent=6 bytes_recv=5 " in log  # the server's, inbound
     assert 'dst.identity="spiffe://cluster.local/ns/default/sa/default"' in log
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.limits import LIMIT_S, until
-from vhost_user.engine import ALL_EVENTS, Dial, Engine, EventKind
+from vhost_user.engine import ALL_EVENTS, Dial, Engine, Event, EventKind
 from vhost_user.errors import StateError
 
 OURS, OURS6 = ip_address("127.0.0.9"), ip_address("::1")
@@ -369,6 +369,41 @@ def test_nobody_waits_for_a_maker_that_says_nonsense(message):
         await world.asked()  # it is asked again
         world.answer(1)
         assert await world.accept() == str(OURS)
+
+    run(work)
+
+
+@pytest.mark.parametrize(
+    ("say", "error"),
+    [
+        (lambda maker: maker.send(b"?"), errno.EPROTO),
+        (lambda maker: maker.close(), errno.ECONNRESET),
+    ],
+    ids=["nonsense", "gone"],
+)
+def test_python_hears_of_a_maker_that_is_of_no_use(say, error):
+    async def work(world):
+        heard: list[Event] = []
+        world.netns.hear(heard.append)
+        await world.dial()
+        await world.asked()
+        say(world.maker)
+        await until(lambda: heard)
+        assert [(event.kind, event.error) for event in heard] == [
+            (EventKind.MAKER, error)
+        ]
+
+    run(work)
+
+
+def test_a_namespace_that_is_closed_tells_nothing():
+    async def work(world):
+        heard: list[Event] = []
+        world.netns.hear(heard.append)
+        world.maker.send(b"?")
+        world.netns.close()
+        world.engine.deliver()
+        assert not heard
 
     run(work)
 

@@ -199,19 +199,8 @@ void group_tls(struct group *g, struct vu_tls *tls)
 	for (const struct list *at = head->next; at != head; at = at->next) {
 		struct tunnel *t = container_of(at, struct tunnel, link);
 
-		if (t->state == TUNNEL_OPEN || t->state == TUNNEL_DRAINS)
-			group_judge(t);
+		if ((t->state == TUNNEL_OPEN || t->state == TUNNEL_DRAINS) &&
+		    tls_revoked(t->tls, tls))
+			tunnel_doom(t, VU_REASON_REVOKED, 0);
 	}
-}
-
-/**
- * group_judge() - End a tunnel whose peer is revoked by the lists of now
- * @t:		Tunnel whose handshake is over
- */
-void group_judge(struct tunnel *t)
-{
-	struct group *g = t->group;
-
-	if (tls_revoked(t->tls, g->tls))
-		tunnel_doom(t, VU_REASON_REVOKED, 0);
 }

@@ -31,7 +31,6 @@
 #include "side/stock.h"
 #include "tls/tls.h"
 #include "vu_hbone.h"
-#include "vu_request.h"
 
 #define PART_US	  10000000    /* a peer may end a stream that we have let go */
 #define KEPT_MOST (64U << 20) /* of a tunnel; then all its streams wait */
@@ -192,7 +191,6 @@ struct tunnel_name {
  * @flush:	Same, to send
  * @timer:	Same, by @due_us
  * @waiter:	It waits for a socket of another network namespace, or dials
- *		there
  * @remote:	Where it goes, of a pool
  * @src:	Its client's address, of a gate
  * @dst:	Where that connected to
@@ -313,7 +311,6 @@ void group_ref(struct group *g);
 void group_unref(struct group *g);
 void group_free(struct group *g);
 void group_tls(struct group *g, struct vu_tls *tls);
-void group_judge(struct tunnel *t);
 int reason_errno(enum vu_reason reason, int error);
 
 /* out.c */

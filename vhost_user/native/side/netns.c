@@ -153,14 +153,19 @@ struct vu_netns *netns_new(struct core *core, uint32_t slot, int fd,
 		n->ipv6.ask.version = 6;
 		memcpy(n->ipv6.ask.ip, cfg->ipv6, sizeof(cfg->ipv6));
 	}
-	if (watch(n, fd)) {
-		free(n);
-		return NULL;
-	}
 	/* not 0, which says our own namespace */
 	n->id = (__atomic_fetch_add(&named, 1, __ATOMIC_RELAXED) % ROUNDS + 1) *
 		    VU_MAX_NETNS +
 		slot;
+	n->outbox = outbox_open(n->id | VU_NETNS_SOURCE, false);
+	if (!n->outbox || watch(n, fd)) {
+		if (n->outbox)
+			outbox_unref(&core->outbox, n->outbox);
+		else
+			errno = ENOMEM;
+		free(n);
+		return NULL;
+	}
 	core->netns[slot] = n;
 	return n;
 }
@@ -224,6 +229,7 @@ void netns_free(struct vu_netns *n)
 	stock_empty(&n->ipv4);
 	stock_empty(&n->ipv6);
 	end_dials(n);
+	outbox_unref(&n->core->outbox, n->outbox);
 	free(n);
 }
 

@@ -20,6 +20,7 @@
  * @id:		Its id
  * @fd:		To the maker; -1: it is gone
  * @tag:	What epoll reports an answer as
+ * @outbox:	Where it is told that the maker is of no use
  * @dialing:	Tunnels that got a socket and aren't connected yet
  * @ipv4:	Sockets of IPv4
  * @ipv6:	Sockets of IPv6
@@ -30,6 +31,7 @@ struct vu_netns {
 	uint32_t id;
 	int fd;
 	uint64_t tag;
+	struct outbox_queue *outbox;
 	struct list dialing;
 	struct stock ipv4;
 	struct stock ipv6;

@@ -9,8 +9,8 @@
  * IP version (stock.c), filled up when half of it is gone: one message for many
  * dials.
  *
- * A maker that is gone is Python's business: who waits, waits for the next one
- * (netns_renew()) as long as a dial may take.
+ * A maker that is gone, or says nonsense, is Python's business (VU_EV_MAKER):
+ * who waits, waits for the next one (netns_renew()) as long as a dial may take.
  */
 
 #include <errno.h>
@@ -100,18 +100,31 @@ void supply_run(struct core *core)
 }
 
 /**
+ * tell() - Tell Python that the maker is of no use
+ * @n:		Namespace
+ * @error:	Why, an errno
+ */
+static void tell(struct vu_netns *n, int error)
+{
+	struct vu_event event = {.kind = VU_EV_MAKER, .error = error};
+
+	outbox_push(&n->core->outbox, n->outbox, &event, true);
+}
+
+/**
  * nonsense() - The maker's answer is none
  * @n:		Namespace
  * @msg:	Received
  *
  * It is our own process, so that is a bug, or its memory is broken. Nobody
- * waits for what will not come.
+ * waits for what will not come; it is asked again until there is another one.
  */
 static void nonsense(struct vu_netns *n, struct msghdr *msg)
 {
 	struct stock *stocks[] = {&n->ipv4, &n->ipv6};
 
 	stock_put(NULL, msg);
+	tell(n, EPROTO);
 	for (unsigned i = 0; i < 2; i++) {
 		stocks[i]->asked = false;
 		stock_fail(stocks[i], EPROTO, FAILS);
@@ -147,6 +160,7 @@ void supply_event(struct vu_netns *n)
 		return;
 	if (len <= 0) {
 		supply_lose(n);
+		tell(n, ECONNRESET);
 		return;
 	}
 	if (len != sizeof(answer) || answer.what != VU_NETNS_STREAM ||

@@ -151,8 +151,9 @@ static void enter(struct tunnel *t)
 	g->stats.shakes--;
 	tunnel_busy(t);
 	tunnel_later(t);
-	group_judge(t); /* lists may have come meanwhile */
-	if (t->state == TUNNEL_OPEN)
+	if (tls_revoked(t->tls, g->tls)) /* by lists that came meanwhile */
+		tunnel_doom(t, VU_REASON_REVOKED, 0);
+	else
 		g->ops->spare(g, t);
 }
 
