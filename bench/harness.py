@@ -183,6 +183,10 @@ class Guest:
         """Open connections; return the first one's number."""
         return _ok(self._lib.guest_connect(self._native, port, count), "connect")
 
+    def say(self, conn: int, data: bytes) -> None:
+        """Send bytes that mean something."""
+        _ok(self._lib.guest_say(self._native, conn, data, len(data)), "say")
+
     def close_conn(self, conn: int) -> None:
         """Close one."""
         _ok(self._lib.guest_close(self._native, conn), "close")

@@ -12,6 +12,7 @@
  */
 
 #include <errno.h>
+#include <string.h>
 
 #include "driver.h"
 
@@ -43,6 +44,25 @@ int guest_connect(struct guest *g, uint32_t host_port, uint32_t count)
 			return -ECONNRESET;
 	}
 	return (int)first;
+}
+
+/**
+ * guest_say() - Send bytes that mean something; all others are 'x'
+ * @g:		Guest
+ * @conn:	Number
+ * @data:	Bytes
+ * @len:	How many, at most 64 KiB; there is credit
+ *
+ * Returns: 0, or a negated errno
+ */
+int guest_say(struct guest *g, uint32_t conn, const void *data, uint32_t len)
+{
+	while (!g->tx.n_free) {
+		if (pump(g))
+			return -ETIMEDOUT;
+	}
+	memcpy(next_payload(g), data, len);
+	return post(g, conn, VIRTIO_VSOCK_OP_RW, 0, len) ? -ETIMEDOUT : 0;
 }
 
 /**

@@ -331,6 +331,7 @@ class World:
             ttl_s=3600,
         )
         node.start(self._binary, self._stack)
+        self.processes[name] = node.processes["ztunnel"]
         self.logs[name] = node.log
         self.programs[name] = SocketProgram(self.nodes[name], self._stack)
 
