@@ -202,6 +202,11 @@ class Guest:
         """Stream `total` bytes by writes of `size`; return the time."""
         return _ok(self._lib.guest_send(self._native, conn, size, total), "send")
 
+    def send_all_ns(self, conn: int, conns: int, size: int, total: int) -> int:
+        """Stream `total` bytes over connections that follow each other; the time."""
+        done = self._lib.guest_send_all(self._native, conn, conns, size, total)
+        return _ok(done, "send")
+
     def send_for(self, conn: int, size: int, time_s: float) -> int:
         """Stream for a time; return the bytes that arrived."""
         ns = int(time_s * 1e9)

@@ -62,6 +62,8 @@ int guest_rtt(struct guest *g, uint32_t first_conn, uint32_t n_conns,
 	      uint32_t size, uint32_t count, uint64_t *ret_ns);
 int64_t guest_send(struct guest *g, uint32_t conn, uint32_t size,
 		   uint64_t bytes);
+int64_t guest_send_all(struct guest *g, uint32_t first_conn, uint32_t n_conns,
+		       uint32_t size, uint64_t bytes);
 int64_t guest_send_for(struct guest *g, uint32_t conn, uint32_t size,
 		       uint64_t ns);
 int64_t guest_receive(struct guest *g, uint32_t conn, uint64_t bytes);
