@@ -94,7 +94,9 @@ def test_ztunnels_settings_name_each_hand_off(tmp_path):
     assert identities == {scenario.IDENTITY}
 
 
-def test_a_pods_sandbox_is_in_its_namespace_and_its_proxy_too(tmp_path):
+def test_a_pods_sandbox_is_in_its_namespace_and_its_proxy_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(sandboxes, "proxy_program", lambda: Path("/p"))
+
     class Netns:
         path = "/proc/1/fd/9"
 
@@ -113,7 +115,7 @@ def test_a_pods_sandbox_is_in_its_namespace_and_its_proxy_too(tmp_path):
     said = pod.config(["0.0.0.0/0"])
     assert said["netns"] == "/proc/1/fd/9"
     assert said["handoff"] == {"socks5": "127.0.0.1:15080"}
-    argv = pod.proxy(Path("/p"), "5", HostSite())
+    argv = pod.proxy("5", HostSite())
     assert argv == [
         *("in-the-pod", "/p", "5", "198.18.0.3", "198.18.0.2", "127.0.0.1", "socks5")
     ]

@@ -42,8 +42,8 @@
 #define SEQ_WINDOW_MAX (16U << 20) /* bytes of a message */
 /*
  * What one turn of a device may do for each of its rings, and for its
- * connections, in units of about 50 ns. What a system call costs differs (a TCP
- * peer runs in it), so time is looked at, too: another's is at most 200 us late.
+ * connections, in units of about 50 ns. What a system call costs differs, so
+ * time is looked at, too: another's is at most 200 us late.
  */
 #define WORK_TURN   1536U
 #define WORK_CHAIN  1U /* and one for so many descriptors: */
