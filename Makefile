@@ -28,20 +28,21 @@ SIGBUS_TEST := tests/unit/vhost_user/test_fault.py::test_a_sigbus_elsewhere_keep
 PACKAGES := gcc libc6-dev make python3-venv python3-dev ca-certificates \
             qemu-system-x86 busybox-static iproute2 iptables procps clang \
             libclang-rt-dev golang-go libelf-dev libssl-dev libnghttp2-dev \
-            nghttp2-client
+            nghttp2-client strace
 
 NATIVE   := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
             lib/ring/*.[ch]) vhost_user/native/build.py
 C_FILES  := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
             lib/ring/*.[ch] lib/ring/examples/*.[ch] guest/*.[ch] guest/*/*.[ch] \
-            fastpath/datapath/bpf/*.c tests/vm/*.[ch] tests/vm/*/*.[ch] \
+            fastpath/datapath/bpf/*.c fastpath/commands/compare/proxy/*.[ch] \
+            tests/vm/*.[ch] tests/vm/*/*.[ch] \
             tests/fuzz/*.[ch] \
             tests/unit/vhost_user/*.[ch] tests/unit/vhost_user/native/*.[ch] \
             tests/unit/lib/*.[ch] \
             bench/guest/*.[ch] bench/host/*.c)
 
 .PHONY: setup packages compare test lint types unit conformance \
-        conformance-doc policy-doc figures sanitize tsan netns vm vm-nightly nightly \
+        conformance-doc policy-doc handoff-doc figures sanitize tsan netns vm vm-nightly nightly \
         quota-test compat-doc frontends vsock-test fuzz bench bench-short soak image clean
 
 PARTS    := lint types unit conformance netns sanitize tsan image vm fuzz bench-short
@@ -112,6 +113,14 @@ conformance-doc: setup
 # The tables of docs/tsi-policy.md, from the code that decides.
 policy-doc: setup
 	$(BIN)/python -m tests.policy_doc
+
+# The tables of docs/handoffs.md, from a run of all hand-offs.
+HANDOFFS := tsi,tsi+pod,tsi+inpod,tsi+socks5,tsi+unix,tsi+ring,tsi+embedded
+handoff-doc: setup image
+	mkdir -p out
+	$(BIN)/fastpath compare --paths $(HANDOFFS) --budget 900 \
+	  --json out/handoffs.json --html out/handoffs.html
+	$(BIN)/python -m tests.handoff_doc out/handoffs.json
 
 # docs/figures: SVG from Graphviz's language (Debian: graphviz).
 figures: $(patsubst %.dot,%.svg,$(wildcard docs/figures/*.dot))

@@ -183,6 +183,10 @@ class Guest:
         """Open connections; return the first one's number."""
         return _ok(self._lib.guest_connect(self._native, port, count), "connect")
 
+    def say(self, conn: int, data: bytes) -> None:
+        """Send bytes that mean something."""
+        _ok(self._lib.guest_say(self._native, conn, data, len(data)), "say")
+
     def close_conn(self, conn: int) -> None:
         """Close one."""
         _ok(self._lib.guest_close(self._native, conn), "close")
@@ -197,6 +201,11 @@ class Guest:
     def send_ns(self, conn: int, size: int, total: int) -> int:
         """Stream `total` bytes by writes of `size`; return the time."""
         return _ok(self._lib.guest_send(self._native, conn, size, total), "send")
+
+    def send_all_ns(self, conn: int, conns: int, size: int, total: int) -> int:
+        """Stream `total` bytes over connections that follow each other; the time."""
+        done = self._lib.guest_send_all(self._native, conn, conns, size, total)
+        return _ok(done, "send")
 
     def send_for(self, conn: int, size: int, time_s: float) -> int:
         """Stream for a time; return the bytes that arrived."""

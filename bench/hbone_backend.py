@@ -5,6 +5,9 @@
 Two engines, of two nodes: the guest's, with a pool, and one with a gate and plain
 listeners. What the second one does by itself (echo, discard, chargen) is behind both
 ways, so what differs is TLS and HTTP/2, on both nodes.
+
+Another guest, at SOCKET and "2", has an echo on its own node. The port that is printed
+is a listener's whose clients get a tunnel each, to the same echo.
 """
 
 from __future__ import annotations
@@ -27,6 +30,10 @@ if TYPE_CHECKING:
     from vhost_user.engine import Event, Target
 
 CID: Final = 3
+BESIDE: Final = 4
+"""The other guest."""
+IDLE_S: Final = 0.2
+"""How long a tunnel of one client is there behind it."""
 TCP, HBONE = 3000, 4000
 """To be added to what the other engine does: a vsock port."""
 ECHO, DISCARD, CHARGEN = 7, 9, 19
@@ -75,6 +82,25 @@ def ignore(_event: Event) -> None:
     """Nobody wants to know."""
 
 
+def tunnel_each(engine: Engine, gate: tuple[str, int], tls: Tls, echo: Headers) -> int:
+    """Make a tunnel for each client of a listener; return its port."""
+    pool = Pool(
+        engine,
+        tls,
+        gate,
+        [pki.DB],
+        on_event=ignore,
+        max_streams=1,
+        max_tunnels=4096,
+        idle_s=IDLE_S,
+    )
+    sock = listening()
+    port: int = sock.getsockname()[1]
+    target = Hbone(pool.id, echo.id)
+    engine.add_listener(sock, target, on_event=ignore, want=frozenset())
+    return port
+
+
 async def serve(path: Path) -> None:
     """Run until SIGTERM."""
     stop = asyncio.Event()
@@ -88,15 +114,22 @@ async def serve(path: Path) -> None:
         stack.callback(device.close)
         tls = certificates(near, ca, pki.WEB)
         pool = Pool(near, tls, gate, [pki.DB], on_event=ignore)
+        headers: dict[int, Headers] = {}
         for port, target in DOES.items():
             sock = listening()
             device.handle.route(TCP + port, Dial(sock.getsockname()))
             far.add_listener(sock, target, on_event=ignore, want=frozenset())
-            headers = Headers(near, authority=f"10.0.0.9:{port}")
-            device.handle.route(HBONE + port, Hbone(pool.id, headers.id))
-        backend = Backend(path, device, name="bench")
-        stack.push_async_callback(backend.close)
-        await backend.start()
+            headers[port] = Headers(near, authority=f"10.0.0.9:{port}")
+            device.handle.route(HBONE + port, Hbone(pool.id, headers[port].id))
+        beside = VsockDevice(near, guest_cid=BESIDE, on_event=ignore)
+        stack.callback(beside.close)
+        beside.handle.route(ECHO, Echo())
+        for where, which in ((path, device), (Path(f"{path}2"), beside)):
+            backend = Backend(where, which, name="bench")
+            stack.push_async_callback(backend.close)
+            await backend.start()
+        sys.stdout.write(f"{tunnel_each(near, gate, tls, headers[ECHO])}\n")
+        sys.stdout.flush()
         await stop.wait()
 
 

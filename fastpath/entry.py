@@ -9,4 +9,4 @@ from vhost_user.entry import start
 
 def main() -> NoReturn:
     """Run the program."""
-    start("fastpath.commands.cli")
+    start("fastpath", "fastpath.commands.cli")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CONSOLE: Final = "console.log"
-"""The guest's console log, in that folder."""
+"""The guest's console log, in that folder; with several, what their names end with."""
 OWNER: Final = "owner"
 """The file that the run holds a lock on."""
 PREFIX: Final = "fastpath-"
@@ -45,15 +45,14 @@ def scratch() -> Iterator[Path]:
     """
     sweep()
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_parents()[-1]))
-    console = folder / CONSOLE
     kept: Path | None = None
     try:
         with (folder / OWNER).open("wb") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX)
             yield folder
     except (FastpathError, TimedOut) as exc:
-        if console.exists() and str(console) in str(exc):
-            kept = console
+        logs = folder.glob(f"*{CONSOLE}")
+        kept = next((each for each in logs if str(each) in str(exc)), None)
         raise
     finally:
         _empty(folder, kept)

@@ -9,8 +9,18 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from vhost_user._vu import ffi, lib
-from vhost_user.errors import FrontendError, GuestError, StateError, VhostUserError
+from vhost_user.errors import (
+    FrontendError,
+    GuestError,
+    NativeError,
+    StateError,
+    VhostUserError,
+)
+
+try:
+    from vhost_user._vu import ffi, lib
+except ImportError as error:
+    raise NativeError(f"{error}") from error
 
 __all__ = ["check", "ffi", "lib"]
 

@@ -20,6 +20,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final, NoReturn
 
+from vhost_user.errors import NativeError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -55,15 +57,18 @@ HINTS: Final = {
 unless they name a file."""
 
 
-def start(module: str) -> NoReturn:
+def start(prog: str, module: str) -> NoReturn:
     """Import a command's module and exit with what its `main()` returns."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        main = importlib.import_module(module).main
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    else:  # a shell's background job ignores it
-        main = importlib.import_module(module).main
-    status = main()
+    try:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            main = importlib.import_module(module).main
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        else:  # a shell's background job ignores it
+            main = importlib.import_module(module).main
+        status = main()
+    except NativeError as error:
+        status = complain(prog, f"{error}")
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to clean up
     sys.exit(status)
@@ -71,12 +76,12 @@ def start(module: str) -> NoReturn:
 
 def vsock() -> NoReturn:
     """Be the console script `vhost-user-vsock`."""
-    start("vhost_user.vsock.cli")
+    start("vhost-user-vsock", "vhost_user.vsock.cli")
 
 
 def rng() -> NoReturn:
     """Be the console script `vhost-user-rng`."""
-    start("vhost_user.rng")
+    start("vhost-user-rng", "vhost_user.rng")
 
 
 def set_up_streams() -> None:

@@ -32,3 +32,11 @@ class ClientError(VhostUserError):
 
 class StateError(VhostUserError):
     """An object was used in a state that does not allow it."""
+
+
+class NativeError(ImportError):
+    """The C part isn't there: never built, or a library that it needs is missing."""
+
+    def __str__(self) -> str:
+        hint = "install libssl3 and libnghttp2-14, or build it again: make setup"
+        return f"{super().__str__()}; hint: {hint}"

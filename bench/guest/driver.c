@@ -335,6 +335,17 @@ int post(struct guest *g, uint32_t conn, uint16_t op, uint32_t flags,
 }
 
 /**
+ * next_payload() - Where are the bytes of the next packet?
+ * @g:		Guest with a free TX buffer
+ *
+ * Returns: MAX_DATA bytes, which keep what is put there
+ */
+void *next_payload(struct guest *g)
+{
+	return g->tx_data + (size_t)g->tx.free[g->tx.n_free - 1] * MAX_DATA;
+}
+
+/**
  * kick() - Show the device what was posted
  * @g:		Guest
  */

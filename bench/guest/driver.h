@@ -92,6 +92,7 @@ uint64_t now_ns(void);
 uint32_t request(struct guest *g, uint32_t host_port);
 int post(struct guest *g, uint32_t conn, uint16_t op, uint32_t flags,
 	 uint32_t len);
+void *next_payload(struct guest *g);
 void kick(struct guest *g);
 int pump(struct guest *g);
 

@@ -12,6 +12,7 @@
  */
 
 #include <errno.h>
+#include <string.h>
 
 #include "driver.h"
 
@@ -43,6 +44,25 @@ int guest_connect(struct guest *g, uint32_t host_port, uint32_t count)
 			return -ECONNRESET;
 	}
 	return (int)first;
+}
+
+/**
+ * guest_say() - Send bytes that mean something; all others are 'x'
+ * @g:		Guest
+ * @conn:	Number
+ * @data:	Bytes
+ * @len:	How many, at most 64 KiB; there is credit
+ *
+ * Returns: 0, or a negated errno
+ */
+int guest_say(struct guest *g, uint32_t conn, const void *data, uint32_t len)
+{
+	while (!g->tx.n_free) {
+		if (pump(g))
+			return -ETIMEDOUT;
+	}
+	memcpy(next_payload(g), data, len);
+	return post(g, conn, VIRTIO_VSOCK_OP_RW, 0, len) ? -ETIMEDOUT : 0;
 }
 
 /**
@@ -146,6 +166,45 @@ int64_t guest_send(struct guest *g, uint32_t conn, uint32_t size,
 		if (!left && g->tx.n_free)
 			post(g, conn, VIRTIO_VSOCK_OP_CREDIT_REQUEST, 0, 0);
 		if (pump(g))
+			return -ETIMEDOUT;
+	}
+	return (int64_t)(now_ns() - start);
+}
+
+/**
+ * guest_send_all() - Stream bytes to the host over several connections at once
+ * @g:		Guest
+ * @first_conn:	The first one's number, the others follow
+ * @n_conns:	How many
+ * @size:	Bytes a write, at most 64 KiB
+ * @bytes:	Bytes in all; each sends as fast as it may
+ *
+ * Returns: ns it took, as of guest_send(), or a negated errno
+ */
+int64_t guest_send_all(struct guest *g, uint32_t first_conn, uint32_t n_conns,
+		       uint32_t size, uint64_t bytes)
+{
+	uint64_t start = now_ns(), left = bytes;
+	bool busy = true;
+
+	while (busy) {
+		busy = left != 0;
+		for (uint32_t i = 0; i < n_conns; i++) {
+			uint32_t conn = (first_conn + i) % MAX_CONNS;
+			const struct conn *c = &g->conns[conn];
+
+			if (c->state != OPEN)
+				return -ECONNRESET;
+			left -=
+			    send_some(g, conn, size, left < size ? left : size);
+			if (c->tx == c->peer_fwd)
+				continue;
+			busy = true;
+			if (!left && g->tx.n_free)
+				post(g, conn, VIRTIO_VSOCK_OP_CREDIT_REQUEST, 0,
+				     0);
+		}
+		if (busy && pump(g))
 			return -ETIMEDOUT;
 	}
 	return (int64_t)(now_ns() - start);

@@ -218,9 +218,10 @@ def compare(
 ) -> int:
     """Compare the fast path with the standard path, side by side, in one run."""
     from fastpath.commands import compare as comparer
+    from fastpath.commands.compare import paths as paths_of
 
     options = comparer.CompareOptions(
-        paths=comparer.parse_paths(paths),
+        paths=paths_of.parse(paths),
         rounds=rounds,
         quick=quick,
         geneve=comparer.parse_geneve(geneve),

@@ -177,10 +177,14 @@ def _memfd() -> str:
     return "memfd_create works"
 
 
-def _libelf() -> str:
-    """What a tool of the kernel's headers is linked to."""
-    ctypes.CDLL("libelf.so.1")
-    return _PRESENT
+def _library(name: str) -> Callable[[], str]:
+    """A check that a shared library is there."""
+
+    def look() -> str:
+        ctypes.CDLL(name)
+        return name
+
+    return look
 
 
 def _image() -> str:
@@ -302,6 +306,7 @@ _BUILD_IMAGE: Final = f"fastpath image build {IMAGE}"
 _SUDO: Final = "run with sudo"
 _DEBIAN_KERNEL: Final = "boot the kernel of linux-image-amd64"
 
+_NGHTTP2: Final = _install("libnghttp2-dev")
 _STANDARD_PATH: Final = Need.COMPARE | Need.TEST
 
 _HOST: Final = (
@@ -313,11 +318,16 @@ _HOST: Final = (
     _Look("shared guest memory", Need.ALL, _memfd, "boot Linux 3.17 or later"),
     _Look("C compiler", Need.ALL, _program("gcc", "--version"), _install("gcc")),
     _Look("make", Need.ALL, _program("make", "--version"), _install("make")),
-    _Look("libelf", Need.ALL, _libelf, _install("libelf-dev")),
+    # of the native module
+    _Look("OpenSSL 3", Need.ALL, _library("libssl.so.3"), _install("libssl-dev")),
+    _Look("nghttp2", Need.ALL, _library("libnghttp2.so.14"), _NGHTTP2),
+    # of a tool of the kernel's headers
+    _Look("libelf", Need.ALL, _library("libelf.so.1"), _install("libelf-dev")),
     _Look("apt-get", Need.ALL, _program("apt-get"), "use Debian 12+ or Ubuntu 24.04+"),
     _Look("dpkg-deb", Need.ALL, _program("dpkg-deb"), _install("dpkg")),
     _Look("Go", Need.TEST, _program("go", "version"), _install("golang-go")),
     _Look("clang", Need.NOTHING, _program("clang", "--version"), _install("clang")),
+    _Look("strace", Need.TEST, _program("strace", "--version"), _install("strace")),
     _Look("nsenter", _STANDARD_PATH, _program("nsenter"), _install("util-linux")),
     _Look(
         "iptables",

@@ -31,15 +31,16 @@ from __future__ import annotations
 
 import enum
 import os
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING, Final, Literal, Self
 
-from fastpath.datapath import geneve, links
+from fastpath.datapath import geneve, links, wires
 from fastpath.datapath.links import Links
 from fastpath.datapath.netns import Namespace, sysctl
 from fastpath.datapath.rules import Mark, iptables
+from fastpath.datapath.wires import Wire
 from fastpath.vm.spec import Tap
 
 if TYPE_CHECKING:
@@ -76,16 +77,6 @@ class Mode(enum.Enum):
     ISTIO_ALPHA = "istio-alpha"
     """The first of each connection, with the rules as shipped: the reply's mark
     is kept with the connection and sends the rest over the plain veth."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wire:
-    """Two ends: a device of the node, and another namespace's `eth0`."""
-
-    name: str
-    node: IPv4Interface
-    peer: IPv4Interface
-    mtu: int = 1500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,53 +209,19 @@ class AmbientGeneve:
     def _build(self) -> None:
         """Connect the namespaces and configure the node and ztunnel's side."""
         plan = self.plan
-        self.node_netns.run(_prepare_node)
+        self.node_netns.run(wires.prepare_node)
         for wire, netns in (
             (plan.pod, self.pod_netns),
             (plan.container, self.container_netns),
             (plan.ztunnel, self.ztunnel_netns),
             (plan.server, self.server_netns),
         ):
-            netns.run(_prepare)
-            self.node_netns.run(_connect, wire, netns.fileno())
-            netns.run(_configure_peer, wire)
+            wires.join(self.node_netns, netns, wire)
 
         node_mac = self.node_netns.run(_mac, plan.ztunnel.name)
         ztunnel_mac = self.ztunnel_netns.run(_mac, "eth0")
         self.node_netns.run(_configure_node, plan, self.mode, self.geneve, ztunnel_mac)
         self.ztunnel_netns.run(_configure_ztunnel, plan, self.geneve, node_mac)
-
-
-def _prepare() -> None:
-    """Sysctls that devices copy when they are made; so before the first one."""
-    # The largest of `all` and the device's own counts; new namespaces may start
-    # with the host's values.
-    for scope in ("all", "default"):
-        sysctl(f"ipv4/conf/{scope}/rp_filter", 0)
-        with suppress(FileNotFoundError):  # a kernel started with ipv6.disable=1
-            sysctl(f"ipv6/conf/{scope}/disable_ipv6", 1)
-    with Links() as ip:
-        ip.up("lo")
-
-
-def _prepare_node() -> None:
-    _prepare()
-    sysctl("ipv4/ip_forward", 1)
-
-
-def _connect(wire: Wire, peer_netns: int) -> None:
-    """In the node: one end of a wire, and its other end where it belongs."""
-    with Links() as ip:
-        ip.veth(wire.name, peer="eth0", peer_netns=peer_netns)
-        ip.address(wire.name, wire.node)
-        ip.up(wire.name, mtu=wire.mtu)
-
-
-def _configure_peer(wire: Wire) -> None:
-    with Links() as ip:
-        ip.address("eth0", wire.peer)
-        ip.up("eth0", mtu=wire.mtu)
-        ip.route("default", dev="eth0", via=str(wire.node.ip))
 
 
 def _mac(device: str) -> str:

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Final
 
 from fastpath import files
 from fastpath.report import svg
-from fastpath.report.table import interval_words, machine_lines, verdict_line
+from fastpath.report.table import (
+    costs,
+    hand_off_titles,
+    interval_words,
+    machine_lines,
+    verdict_line,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -24,10 +30,12 @@ STYLE: Final = """
 :root { color-scheme: light dark;
   --page: #fbfbfa; --card: #fff; --ink: #1d2327; --soft: #5d676e; --rule: #dfe3e6;
   --path0: #0b7285; --path1: #d9480f; --path2: #6741d9; --path3: #5c940d;
+  --path4: #c2255c; --path5: #1864ab; --path6: #846358; --path7: #e67700;
   --good: #2b8a3e; --bad: #c92a2a; --open: #9c5700; }
 @media (prefers-color-scheme: dark) { :root {
   --page: #14181b; --card: #1c2226; --ink: #e6eaed; --soft: #9aa5ac; --rule: #333c42;
   --path0: #3bc9db; --path1: #ff922b; --path2: #b197fc; --path3: #a9e34b;
+  --path4: #f783ac; --path5: #74c0fc; --path6: #d2bab0; --path7: #ffd43b;
   --good: #69db7c; --bad: #ff8787; --open: #ffd43b; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
@@ -60,7 +68,8 @@ table { border-collapse: collapse; width: 100%; background: var(--card);
 th, td { padding: 6px 12px; text-align: right; border-top: 1px solid var(--rule); }
 th { font-weight: 600; font-size: .85rem; }
 th:first-child, td:first-child, td.words, th.words { text-align: left; }
-td.words { vertical-align: top; } td ol { margin: 0; padding-left: 1.2em; }
+td.words { vertical-align: top; min-width: 11em; } td small { display: block;
+  color: var(--soft); } td ol { margin: 0; padding-left: 1.2em; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 20px; margin: 0; }
 dt { color: var(--soft); } dd { margin: 0; }
 svg { display: block; width: 100%; height: auto; }
@@ -84,7 +93,7 @@ PATH_STYLES: Final = "".join(
     f"svg .curve.path{i} {{ stroke: var(--path{i}); }} "
     f"svg .dot.path{i} {{ fill: var(--path{i}); }} "
     f".legend i.path{i} {{ background: var(--path{i}); }}\n"
-    for i in range(4)
+    for i in range(8)
 )
 
 LATENCIES: Final[tuple[tuple[str, Callable[[PathResult], Summary]], ...]] = (
@@ -119,7 +128,8 @@ def render(report: Report) -> str:
             f"<h1>fastpath compare: {escape(names)}</h1>",
             _subtitle(report),
             *(f'<p class="warning">{escape(each)}</p>' for each in report.warnings),
-            *(_verdicts(pair, rows) for pair, rows in report.verdicts.items()),
+            *(_verdicts(pair, rows) for pair, rows in report.judged.items()),
+            _hand_offs(report),
             _distributions(report),
             _figures(report),
             _anatomy(tuple(report.paths.values())),
@@ -135,8 +145,9 @@ def render(report: Report) -> str:
 
 
 def _subtitle(report: Report) -> str:
+    each = ", one more a hand-off" if report.handed_on else ""
     return (
-        '<p class="soft">One run, one microVM, one ztunnel process, the same '
+        f'<p class="soft">One run, one microVM{each}, one ztunnel process, the same '
         f"unmodified program on each path. {escape(report.setting.started)}, "
         f"accelerator {escape(report.setting.accel)}.</p>"
     )
@@ -158,6 +169,28 @@ def _verdicts(pair: str, verdicts: Sequence[Verdict]) -> str:
         f'<div class="card low">{svg.forest(verdicts)}</div>'
         f'<div class="card low"><dl>{lines}</dl></div>'
     )
+
+
+def _hand_offs(report: Report) -> str:
+    """What a hand-off costs beside the path without one."""
+    if not report.handed_on:
+        return ""
+    rows = [
+        (pair, *(f"{v.ratio.median:.2f}x\n{_ends(v)}" for v in verdicts))
+        for pair, verdicts in report.handed_on.items()
+    ]
+    table = _table(("ratio of", *hand_off_titles(report)), rows)
+    return (
+        "<h2>Hand-offs</h2>"
+        '<p class="soft">Below 1x the hand-off is quicker (connect, round trip) or '
+        "slower (bulk); below each ratio is its 95 % interval. "
+        "&quot;Through ztunnel&quot; is through the other proxy, too.</p>" + table
+    )
+
+
+def _ends(verdict: Verdict) -> str:
+    low_high = verdict.ratio.interval
+    return "no interval" if low_high is None else f"{low_high[0]:.2f}-{low_high[1]:.2f}"
 
 
 def _card(verdict: Verdict) -> str:
@@ -204,21 +237,16 @@ def _figures(report: Report) -> str:
         for title, of in LATENCIES
         for p, summary in ((p, of(p)) for p in paths)
     ]
-    bulk = [
-        (
-            p.name,
-            f"{p.up_mb_per_s:.1f}",
-            f"{p.down_mb_per_s:.1f}",
-            f"{p.cpu_us_per_rtt:.1f}",
-        )
-        for p in paths
-    ]
+    figures = costs(paths)
+    rows_of_costs = [(p.name, *(of(p) for of in figures.values())) for p in paths]
+    calls = report.setting.calls_note
     return (
         "<h2>Figures</h2>"
         + _table(("latency, us", "path", "p50", "p99", "min", "n"), rows)
         + '<div class="gap"></div>'
-        + _table(("path", "bulk up, MB/s", "bulk down, MB/s", "host CPU/rtt, us"), bulk)
+        + _table(("path", *figures), rows_of_costs)
         + f'<p class="soft note">{escape(report.setting.cpu_note)}</p>'
+        + (f'<p class="soft note">{escape(calls)}</p>' if calls else "")
     )
 
 
@@ -229,9 +257,12 @@ def _summary_row(title: str, name: str, summary: Summary) -> tuple[str, ...]:
 
 def _anatomy(paths: Sequence[PathResult]) -> str:
     kinds: tuple[tuple[str, Callable[[PathResult], Sequence[str]]], ...] = (
-        ("TCP/IP stacks crossed", lambda p: p.facts.stacks),
-        ("copies, program to ztunnel", lambda p: p.facts.copies_up),
-        ("copies, ztunnel to program", lambda p: p.facts.copies_down),
+        ("who answers", lambda p: (p.facts.answers,)),
+        ("TCP/IP stacks crossed to there", lambda p: p.facts.stacks),
+        ("copies, program to there", lambda p: p.facts.copies_up),
+        ("copies, from there to program", lambda p: p.facts.copies_down),
+        ("TCP connections left, program to server", lambda p: p.facts.connections),
+        ("system calls a round trip", _calls),
     )
     head = "".join(f'<th class="words">{escape(p.facts.title)}</th>' for p in paths)
     rows = "".join(
@@ -239,11 +270,20 @@ def _anatomy(paths: Sequence[PathResult]) -> str:
         + "".join(f'<td class="words">{_numbered(of(p))}</td>' for p in paths)
         + "</tr>"
         for title, of in kinds
+        if of is not _calls or any(p.calls for p in paths)
     )
     return (
         "<h2>What a byte crosses</h2>"
         f'<div class="scroll"><table><tr><th></th>{head}</tr>{rows}</table></div>'
     )
+
+
+def _calls(path: PathResult) -> Sequence[str]:
+    """One line a process, its calls by name, most first."""
+    return [
+        f"{process}: " + ", ".join(f"{name} {n:g}" for name, n in calls.items())
+        for process, calls in path.calls.items()
+    ]
 
 
 def _numbered(items: Sequence[str]) -> str:
@@ -270,7 +310,13 @@ def _method(report: Report) -> str:
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     lines = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+        "<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>"
         for row in rows
     )
     return f'<div class="scroll"><table><tr>{top}</tr>{lines}</table></div>'
+
+
+def _cell(text: str) -> str:
+    """A cell's text; what is behind a line break is small print."""
+    first, _, small = text.partition("\n")
+    return escape(first) + (f"<small>{escape(small)}</small>" if small else "")

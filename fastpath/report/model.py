@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 FAST_PATH: Final = "tsi"
 """The path that the others are compared with."""
+HANDED_ON: Final = f"{FAST_PATH}+"
+"""How the names of its hand-offs begin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +46,14 @@ class PathFacts:
 
     title: str
     stacks: tuple[str, ...]
-    """TCP/IP stacks that a byte crosses between the program and ztunnel."""
+    """TCP/IP stacks that a byte crosses between the program and who answers."""
     copies_up: tuple[str, ...]
-    """Copies of a payload byte by a CPU, program to ztunnel."""
+    """Copies of a payload byte by a CPU, program to who answers."""
     copies_down: tuple[str, ...]
+    connections: tuple[str, ...] = ()
+    """TCP connections that are left, program to a server behind who answers."""
+    answers: str = "ztunnel"
+    """Who does, where a figure is one to ztunnel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +63,20 @@ class PathResult:
     name: str
     facts: PathFacts
     rounds: tuple[Round, ...]
+    calls: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """System calls a round trip with who answers: by process, by name. Empty: they
+    were not counted."""
+
+    @property
+    def calls_words(self) -> str:
+        """How many system calls, process by process, as `6.0 + 3.0`."""
+        each = (f"{sum(calls.values()):.1f}" for calls in self.calls.values())
+        return " + ".join(each) or "not counted"
+
+    @property
+    def handed_on(self) -> bool:
+        """Whether another proxy takes the fast path's connections."""
+        return self.name.startswith(HANDED_ON)
 
     @cached_property
     def connect(self) -> stats.Summary:
@@ -153,6 +173,10 @@ METRICS: Final = (
 docs/measurements.md have them from here, and a test holds the latter to it."""
 
 
+UNJUDGED: Final = tuple(replace(metric, bound=None) for metric in METRICS)
+"""The same without targets, which are the fast path's own."""
+
+
 class Outcome(enum.Enum):
     """What a run shows of a target."""
 
@@ -213,6 +237,8 @@ class Setting:
     pinning: str
     cpu_note: str
     """What the host CPU figure contains and what not."""
+    calls_note: str = ""
+    """How system calls were counted, or why not; empty: they were not asked for."""
     method: tuple[str, ...]
     """Sentences: rounds, counts, order, what was checked before."""
     checks: tuple[str, ...] = ()
@@ -247,13 +273,40 @@ class Report:
 
     @cached_property
     def verdicts(self) -> Mapping[str, tuple[Verdict, ...]]:
-        """The fast path over each other path, by `ours/theirs`; empty for one path."""
+        """The fast path over each other path, by `ours/theirs`; empty for one path.
+
+        A hand-off stands over the fast path, as what it costs; there is no target.
+        """
         return {
             f"{ours.name}/{theirs.name}": tuple(
-                Verdict(metric, _ratio(metric, ours, theirs)) for metric in METRICS
+                Verdict(metric, _ratio(metric, ours, theirs))
+                for metric in (UNJUDGED if ours.handed_on else METRICS)
             )
             for ours, theirs in self._pairs()
         }
+
+    @property
+    def handed_on(self) -> Mapping[str, tuple[Verdict, ...]]:
+        """The verdicts of hand-offs, which have no targets."""
+        return self._split(judged=False)
+
+    @property
+    def judged(self) -> Mapping[str, tuple[Verdict, ...]]:
+        """The others."""
+        return self._split(judged=True)
+
+    def _split(self, *, judged: bool) -> Mapping[str, tuple[Verdict, ...]]:
+        return {
+            pair: verdicts
+            for pair, verdicts in self.verdicts.items()
+            if any(v.metric.bound is not None for v in verdicts) is judged
+        }
+
+    @property
+    def who_answers(self) -> str:
+        """Whose figures those to ztunnel are, if some are another's; or nothing."""
+        others = {p.facts.answers for p in self.paths.values()} - {"ztunnel"}
+        return ", or to the proxy that it hands over to" if others else ""
 
     @property
     def all_met(self) -> bool:
@@ -264,7 +317,8 @@ class Report:
         first = FAST_PATH if FAST_PATH in self.paths else next(iter(self.paths))
         for name, path in self.paths.items():
             if name != first:
-                yield self.paths[first], path
+                ours, theirs = self.paths[first], path
+                yield (theirs, ours) if theirs.handed_on else (ours, theirs)
 
 
 def _pooled(

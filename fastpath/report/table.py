@@ -10,7 +10,7 @@ from rich.text import Text
 from fastpath.report.model import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from rich.console import Console, RenderableType
 
@@ -75,16 +75,21 @@ def _parts(report: Report) -> Iterator[RenderableType]:
     yield Text()
     for warning in report.warnings:
         yield Text(f"warning: {warning}", style="bold yellow")
-    yield _latencies("Sandbox to ztunnel", paths, through=False)
+    to = f"Sandbox to ztunnel{report.who_answers}"
+    yield _latencies(to, paths, through=False)
     yield _latencies("Through ztunnel, to a server behind it", paths, through=True)
-    yield _costs(paths)
-    for pair in report.verdicts:
+    yield _costs(f"Bulk and cost, {to[0].lower()}{to[1:]}", paths)
+    for pair in report.judged:
         yield _ratios(report, pair)
+    if report.handed_on:
+        yield _hand_offs(report)
     grid = Table.grid(padding=(0, 2))
     for name, value in machine_lines(report):
         grid.add_row(Text(name, style="dim"), value)
     yield grid
     yield Text(report.setting.cpu_note, style="dim")
+    if report.setting.calls_note:
+        yield Text(report.setting.calls_note, style="dim")
 
 
 def _table(title: str) -> Table:
@@ -116,22 +121,34 @@ def _cells(summary: Summary) -> tuple[str, str, str, str]:
     )
 
 
-def _costs(paths: tuple[PathResult, ...]) -> Table:
-    table = _table("Bulk and cost, sandbox to ztunnel")
-    table.add_column("")
+COSTS: Final[dict[str, Callable[[PathResult], str]]] = {
+    "up, MB/s": lambda p: f"{p.up_mb_per_s:.1f}",
+    "down, MB/s": lambda p: f"{p.down_mb_per_s:.1f}",
+    "host CPU a trip, us": lambda p: f"{p.cpu_us_per_rtt:.1f}",
+    "system calls a trip": lambda p: p.calls_words,
+    "TCP/IP stacks": lambda p: str(len(p.facts.stacks)),
+    "copies up / down": lambda p: (
+        f"{len(p.facts.copies_up)} / {len(p.facts.copies_down)}"
+    ),
+    "TCP conns. left": lambda p: str(len(p.facts.connections)),
+}
+"""What a path costs, by the figure's name; a trip is one of 64 bytes there and back."""
+
+
+def costs(paths: Iterable[PathResult]) -> dict[str, Callable[[PathResult], str]]:
+    """Return those of `COSTS` that there are for some paths."""
+    without = set() if any(p.calls for p in paths) else {"system calls a trip"}
+    return {name: of for name, of in COSTS.items() if name not in without}
+
+
+def _costs(title: str, paths: tuple[PathResult, ...]) -> Table:
+    table = _table(title)
+    table.add_column("path", no_wrap=True)
+    figures = costs(paths)
+    for name in figures:
+        table.add_column(name, justify="right")
     for path in paths:
-        table.add_column(path.name, justify="right")
-    rows = {
-        "bulk up, MB/s": [f"{p.up_mb_per_s:.1f}" for p in paths],
-        "bulk down, MB/s": [f"{p.down_mb_per_s:.1f}" for p in paths],
-        "host CPU a round trip, us": [f"{p.cpu_us_per_rtt:.1f}" for p in paths],
-        "TCP/IP stacks crossed": [str(len(p.facts.stacks)) for p in paths],
-        "copies up / down": [
-            f"{len(p.facts.copies_up)} / {len(p.facts.copies_down)}" for p in paths
-        ],
-    }
-    for name, cells in rows.items():
-        table.add_row(name, *cells)
+        table.add_row(path.name, *(of(path) for of in figures.values()))
     return table
 
 
@@ -152,3 +169,21 @@ def _ratios(report: Report, pair: str) -> Table:
             Text(verdict.words, style=_STYLES[verdict.outcome]),
         )
     return table
+
+
+def _hand_offs(report: Report) -> Table:
+    base = next(iter(report.handed_on)).partition("/")[2]
+    table = _table(f"Over {base}: median of {report.rounds} paired rounds")
+    table.add_column("hand-off", no_wrap=True)
+    for title in hand_off_titles(report):
+        table.add_column(title, justify="right")
+    for pair, verdicts in report.handed_on.items():
+        ours = pair.partition("/")[0]
+        table.add_row(ours, *(f"{v.ratio.median:.2f}x" for v in verdicts))
+    return table
+
+
+def hand_off_titles(report: Report) -> list[str]:
+    """The figures that hand-offs are compared by."""
+    (verdicts, *_) = report.handed_on.values()
+    return [verdict.metric.title for verdict in verdicts]

@@ -281,9 +281,9 @@ def raw(*descriptors):
 
 
 def endless(guest):
-    """Each descriptor of the ring continues the list."""
+    """Each descriptor of the ring continues the list; the first is shown last."""
     page = guest.ram.alloc(PAGE)
-    for i in range(guest.tx.num):
+    for i in reversed(range(guest.tx.num)):
         at = guest.tx.next.add(i, guest.tx.num)
         flags = DESC_NEXT | (DESC_AVAIL if at.wrap else DESC_USED)
         slot = guest.tx.desc + 16 * at.index

@@ -169,6 +169,7 @@ class OurPool:
         *,
         names=(pki.DB,),
         tls: Tls | None = None,
+        authority: str = "10.0.0.9:80",
         **rest,
     ) -> None:
         self._mesh = mesh
@@ -193,7 +194,7 @@ class OurPool:
         self.headers = mesh.call(
             Headers,
             engine,
-            authority="10.0.0.9:80",
+            authority=authority,
             baggage="k8s.cluster.name=Kubernetes",
             forwarded=('for="10.0.0.1:', '";host=db'),
         )

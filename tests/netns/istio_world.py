@@ -8,6 +8,7 @@ by ZDS.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import socket
@@ -121,6 +122,10 @@ class Node:
     ca: Path
     workloads: str
     ttl_s: int
+    processes: dict[str, subprocess.Popen[bytes]] = dataclasses.field(
+        default_factory=dict
+    )
+    """`ca` and `ztunnel`, once they run."""
 
     def start(self, binary: Path, stack: Any) -> None:
         """Start the CA and ztunnel; return when the pod is served."""
@@ -174,6 +179,7 @@ class Node:
         }
         out = stack.enter_context((self.folder / f"{name}.log").open("w"))
         process = subprocess.Popen(own.command(argv), env=env, stdout=out, stderr=out)
+        self.processes[name] = process
         stack.callback(process.wait, LIMIT_S)
         stack.callback(process.kill)
 

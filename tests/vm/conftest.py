@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -22,6 +23,9 @@ from fastpath.vm.spec import VmSpec
 from tests.support.limits import GUEST_LIMIT_S
 from tests.support.uml import UmlSpec, UserModeLinux
 from tests.vm.world import NETWORK
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FRONTENDS_HEAD = """\
 # Front-ends that were tried
@@ -59,6 +63,13 @@ def pytest_collection_modifyitems(config, items):
         gone = [item for item in items if item.get_closest_marker("nightly")]
         items[:] = [item for item in items if item not in gone]
         config.hook.pytest_deselected(items=gone)
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """Return a folder whose path is short enough for a run's sockets in it."""
+    with tempfile.TemporaryDirectory(prefix="vm-", dir="/tmp") as name:
+        yield Path(name)
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -39,22 +41,19 @@ def compare(*options):
     )
 
 
-def children():
-    """Processes that belong to a comparison, of anybody's."""
-    listed = subprocess.run(
-        ["ps", "-eo", "pid,args"], check=True, capture_output=True, text=True
-    )
-    return {
-        line.split()[0]
-        for line in listed.stdout.splitlines()
-        if "fastpath.commands.compare.server" in line
-        or "fastpath ztunnel --config" in line
-    }
+def children(tmp_path):
+    """Command lines of this test's comparison: those processes have its TMPDIR."""
+    ours = f"TMPDIR={tmp_path}".encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if ours in (process / "environ").read_bytes().split(b"\0"):
+                found.append((process / "cmdline").read_text())
+    return found
 
 
 def test_both_paths_are_measured_and_reported(tmp_path):
     require_namespaces()
-    before = children()
     files = {kind: tmp_path / f"report.{kind}" for kind in ("json", "html")}
     done = compare("--json", str(files["json"]), "--html", str(files["html"]))
     assert done.returncode == 0, done.stderr
@@ -71,7 +70,7 @@ def test_both_paths_are_measured_and_reported(tmp_path):
     assert "tsi/ambient-geneve" in done.stdout
     assert files["html"].read_text().startswith("<!DOCTYPE html>")
     assert list(tmp_path.glob("fastpath-*")) == []
-    assert children() - before == set()
+    assert children(tmp_path) == []
 
 
 def test_the_fast_path_alone_needs_no_namespaces(tmp_path):
@@ -84,19 +83,70 @@ def test_the_fast_path_alone_needs_no_namespaces(tmp_path):
     assert report["ratios"] == {}
 
 
-@pytest.mark.parametrize("signo", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_everything(signo, tmp_path):
+def test_hand_offs_are_measured_beside_the_fast_path(tmp_path):
     require_namespaces()
-    before = children()
-    process = subprocess.Popen(
-        COMPARE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    files = {kind: tmp_path / f"report.{kind}" for kind in ("json", "html")}
+    names = ["tsi", "tsi+inpod", "tsi+ring", "tsi+embedded"]
+    done = compare(
+        *("--paths", ",".join(names)),
+        *("--json", str(files["json"]), "--html", str(files["html"])),
     )
-    while len(children() - before) < 2 and process.poll() is None:
+    assert done.returncode == 0, done.stderr
+    report = json.loads(files["json"].read_text())
+    assert list(report["paths"]) == names
+    assert list(report["ratios"]) == [f"{name}/tsi" for name in names[1:]]
+    for name, path in report["paths"].items():
+        assert path["connect_us"]["n"] == 3 * 40, name
+        assert path["down_mb_per_s"] > 0, name
+        assert path["through"]["rtt_64_us"]["n"] == 3 * 200, name
+        assert path["tcp_connections"], name
+        if report["setting"]["calls_note"].startswith("System calls a round trip"):
+            assert path["system_calls_per_rtt"]["ztunnel"]["epoll_wait"] > 0, name
+    assert "tsi+embedded" in files["html"].read_text()
+    assert list(tmp_path.glob("fastpath-*")) == []
+    assert children(tmp_path) == []
+
+
+def test_hand_offs_that_need_no_namespaces_run_without_a_right(tmp_path):
+    """As nobody in particular: even root has no capabilities here."""
+    file = tmp_path / "report.json"
+    bare = ("setpriv", "--bounding-set", "-all", "--inh-caps", "-all", "--")
+    done = subprocess.run(
+        [*bare, *COMPARE, "--rounds", "2", "--paths", "tsi+unix", "--json", str(file)],
+        check=False,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=TIMEOUT_S,
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(file.read_text())["paths"]) == {"tsi+unix"}
+
+
+@pytest.mark.parametrize(
+    ("signo", "paths"),
+    [
+        (signal.SIGINT, "tsi,ambient-geneve"),
+        (signal.SIGTERM, "tsi,ambient-geneve"),
+        (signal.SIGINT, "tsi,tsi+inpod,tsi+unix"),
+    ],
+)
+def test_a_signal_stops_everything(signo, paths, tmp_path):
+    require_namespaces()
+    process = subprocess.Popen(
+        [*COMPARE, "--paths", paths],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None:
+        if any(line.startswith("qemu") for line in children(tmp_path)):
+            break
         time.sleep(0.05)
-    time.sleep(1.5)  # QEMU boots
+    time.sleep(1.5)  # it boots
     process.send_signal(signo)
     _, said = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 128 + signo, said
     assert "Traceback" not in said
     assert list(tmp_path.glob("fastpath-*")) == []
-    assert children() - before == set()
+    assert children(tmp_path) == []

@@ -1,12 +1,15 @@
-"""`fastpath compare`: both paths, one run, side by side.
+"""`fastpath compare`: the paths, one run, side by side.
 
+    paths       which there are
     site        where the processes run: the standard path's namespaces, or here
-    scenario    the server, ztunnel, the microVM
+    sandboxes   whose connections are whose: one microVM each
+    scenario    the server, ztunnel, other proxies, the microVMs
     selfcheck   each path goes where its name says
     measure     the rounds
+    calls       system calls a round trip
     report      (fastpath.report) what came out
 
-Nothing is judged here and nothing is tuned: both paths meet the same ztunnel
+Nothing is judged here and nothing is tuned: all paths meet the same ztunnel
 process with the same options, on the same CPUs.
 """
 
@@ -19,7 +22,7 @@ import platform
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, cast
 
 from rich.progress import (
@@ -31,30 +34,35 @@ from rich.progress import (
 )
 
 from fastpath import files, stdio
-from fastpath.commands.compare import cpu, facts, load, measure, scenario, selfcheck
-from fastpath.commands.compare.site import AmbientSite, HostSite
+from fastpath.commands.compare import (
+    calls,
+    cpu,
+    facts,
+    load,
+    measure,
+    sandboxes,
+    scenario,
+    selfcheck,
+)
+from fastpath.commands.compare.paths import DEFAULT, PATHS, chosen
+from fastpath.commands.compare.site import AmbientSite, HostSite, NodeSite
 from fastpath.commands.progress import build_image
-from fastpath.datapath import netns
+from fastpath.datapath import netns, pods
 from fastpath.datapath.ambient_geneve import AmbientGeneve
 from fastpath.errors import FastpathError
 from fastpath.report import html, jsonfile, table
-from fastpath.report.model import FAST_PATH, PathResult, Report, Setting
+from fastpath.report.model import PathResult, Report, Setting
 from fastpath.scratch import scratch
 from fastpath.vm import accel
 from vhost_user.closing import hangup_is_ignored
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Coroutine, Iterator, Sequence
     from pathlib import Path
 
     from fastpath.commands.compare.site import Site
-    from fastpath.report.model import PathFacts
     from fastpath.vm.guest import GuestInfo
 
-PATHS: Final[dict[str, PathFacts]] = {
-    FAST_PATH: facts.TSI,
-    "ambient-geneve": facts.AMBIENT_GENEVE,
-}
 IMAGE: Final = "base"
 QUICK_ROUNDS: Final = 3
 EXIT_NOT_MET: Final = 1
@@ -66,7 +74,7 @@ Geneve = Literal["auto", "kernel", "bpf"]
 class CompareOptions:
     """What to compare, how long, and where to write it."""
 
-    paths: tuple[str, ...] = tuple(PATHS)
+    paths: tuple[str, ...] = DEFAULT
     rounds: int = 20
     quick: bool = False
     geneve: Geneve = "auto"
@@ -79,23 +87,6 @@ class CompareOptions:
     html: Path | None = None
     check: bool = False
     """Exit status 1 unless every target is shown to be met."""
-
-
-def parse_paths(value: str) -> tuple[str, ...]:
-    """Read names with commas between them.
-
-    Raises:
-        FastpathError: a name is unknown or given twice.
-    """
-    names = tuple(name.strip() for name in value.split(","))
-    for name in names:
-        if name not in PATHS:
-            raise FastpathError(
-                f"--paths {value}", f"no path {name!r}; there are {', '.join(PATHS)}"
-            )
-    if len(set(names)) < len(names):
-        raise FastpathError(f"--paths {value}", "a path is named twice")
-    return names
 
 
 def parse_geneve(value: str) -> Geneve:
@@ -118,20 +109,24 @@ def run(options: CompareOptions) -> int:
     """
     for file in (options.json, options.html):
         _check_writable(file)
-    standard = options.paths != (FAST_PATH,)
-    if standard:
+    sandboxes.check_memory(options.paths)
+    sandboxes.check_extra(options.paths)
+    if any(path.namespaces for path in chosen(options.paths)):
         _take_rights()
     image = build_image(IMAGE)
-    chosen = accel.choose(options.accel, qemu=options.qemu)
-    with _site(options) as site, scratch() as folder:
+    accelerator = accel.choose(options.accel, qemu=options.qemu)
+    with contextlib.ExitStack() as stack:
+        site = stack.enter_context(_site(options))
+        folder = stack.enter_context(scratch())
         plan = scenario.Plan(
             site=site,
+            sandboxes=sandboxes.plan(options.paths, site, folder, stack),
             folder=folder,
             image=image,
-            accel=chosen,
+            accel=accelerator,
             qemu=options.qemu,
             pinning=cpu.Pinning.choose(),
-            boot_timeout_s=options.boot_timeout_s or chosen.boot_timeout_s,
+            boot_timeout_s=options.boot_timeout_s or accelerator.boot_timeout_s,
         )
         report = asyncio.run(_until_signal(_compare(options, plan)))
     if options.json:
@@ -151,7 +146,7 @@ def _take_rights() -> None:
         return
     if problem := netns.user_namespace_problem():
         raise FastpathError(
-            "the standard path cannot be built here",
+            "network namespaces for these --paths cannot be made here",
             f"not root, and {problem}",
             netns.USER_NAMESPACE_HINT,
         )
@@ -161,11 +156,15 @@ def _take_rights() -> None:
 
 @contextlib.contextmanager
 def _site(options: CompareOptions) -> Iterator[Site]:
-    if options.paths == (FAST_PATH,):
+    paths = chosen(options.paths)
+    if any(path.standard for path in paths):
+        with AmbientGeneve(geneve=options.geneve) as path:
+            yield AmbientSite(path)
+    elif any(path.namespaces for path in paths):
+        with pods.Node() as node:
+            yield NodeSite(node)
+    else:
         yield HostSite()
-        return
-    with AmbientGeneve(geneve=options.geneve) as path:
-        yield AmbientSite(path)
 
 
 async def _until_signal(work: Coroutine[object, object, Report]) -> Report:
@@ -197,16 +196,15 @@ async def _compare(options: CompareOptions, plan: scenario.Plan) -> Report:
     rounds = QUICK_ROUNDS if options.quick else options.rounds
     counts = measure.QUICK if options.quick else measure.FULL
     with _progress() as progress:
-        bar = progress.add_task("booting the microVM", total=rounds)
-        async with scenario.running(plan) as (bench, info):
-            progress.update(bar, description="checking both paths")
-            checks = tuple(
-                [
-                    await selfcheck.verify(bench, name, plan.site, plan.access_log)
-                    for name in options.paths
-                ]
-            )
-            progress.update(bar, description="measuring, rounds done")
+        bar = progress.add_task("starting ztunnel", total=rounds)
+
+        def say(words: str) -> None:
+            progress.update(bar, description=words)
+
+        async with scenario.running(plan, say=say) as (bench, info):
+            say("checking the paths")
+            checks = await _check(bench, options.paths, plan)
+            say("measuring, rounds done")
             measured = await measure.measure(
                 bench,
                 options.paths,
@@ -215,15 +213,35 @@ async def _compare(options: CompareOptions, plan: scenario.Plan) -> Report:
                 budget_s=options.budget_s,
                 progress=lambda done: progress.update(bar, completed=done),
             )
+            counted = calls.Counted()
+            if plan.hands_on:
+                cpu_id = plan.pinning.host
+                counted = await calls.count(bench, options.paths, cpu=cpu_id, say=say)
     done = min(len(figures) for figures in measured.values())
     warnings = before.warnings(load.Ticks.now()) + cut(done, rounds, options.budget_s)
+    setting = _setting(plan, bench, info, started, counts, checks, warnings)
     return Report(
-        setting=_setting(plan, bench, info, started, counts, checks, warnings),
+        setting=replace(setting, calls_note=counted.note),
         paths={
-            name: PathResult(name=name, facts=PATHS[name], rounds=figures)
+            name: PathResult(
+                name=name,
+                facts=PATHS[name].facts,
+                rounds=figures,
+                calls=counted.by_path.get(name, {}),
+            )
             for name, figures in measured.items()
         },
     )
+
+
+async def _check(
+    bench: measure.Bench, paths: Sequence[str], plan: scenario.Plan
+) -> tuple[str, ...]:
+    found = [
+        await selfcheck.verify(bench, name, plan.site, plan.access_log)
+        for name in paths
+    ]
+    return tuple(found)
 
 
 def cut(done: int, rounds: int, budget_s: float) -> tuple[str, ...]:
@@ -266,7 +284,7 @@ def _setting(
         qemu=_qemu_version(plan.qemu),
         pinning=str(plan.pinning),
         cpu_note=cpu.note(),
-        method=facts.method(counts),
+        method=facts.method(counts, handed_on=plan.hands_on),
         checks=checks,
         warnings=warnings,
     )

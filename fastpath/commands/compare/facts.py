@@ -1,8 +1,9 @@
 """What the report says without measuring it: each path's make-up, the method.
 
 Copies and stacks are declared here, with where they are to be seen. They are
-counted from the program's buffer to ztunnel, ztunnel's own reading of the bytes
-included, what it then does with them not.
+counted from the program's buffer to who answers: ztunnel, or the proxy that it hands
+connections to. Its own reading of the bytes is included, what it then does with them
+not.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from fastpath.report.model import PathFacts
 
 if TYPE_CHECKING:
     from fastpath.commands.compare.measure import Counts
+
+OTHER: Final = "the other proxy"
+"""Who answers where connections are handed on."""
 
 TSI: Final = PathFacts(
     title="Fast path: TSI over shared-memory vsock",
@@ -29,6 +33,7 @@ TSI: Final = PathFacts(
         # net/vmw_vsock/virtio_transport_common.c: memcpy_to_msg()
         "guest's receive buffer to the program's",
     ),
+    connections=("ztunnel to server",),
 )
 
 AMBIENT_GENEVE: Final = PathFacts(
@@ -55,16 +60,131 @@ AMBIENT_GENEVE: Final = PathFacts(
         "QEMU to the guest's receive buffer",
         "guest's receive buffer to the program's",
     ),
+    connections=("program to ztunnel", "ztunnel to server"),
 )
 
 
-def method(counts: Counts) -> tuple[str, ...]:
-    """Return how it was measured, in sentences."""
+def _by_socket(
+    title: str,
+    *,
+    stacks: tuple[str, ...] = (),
+    connections: tuple[str, ...],
+    answers: str = OTHER,
+) -> PathFacts:
+    """Make the facts of a hand-off by a socket, whatever its kind."""
+    return PathFacts(
+        title=f"Fast path, handed on: {title}",
+        copies_up=(
+            *TSI.copies_up,
+            # vhost_user/native/side/socket.c: one sendmsg() of guest descriptors
+            "guest memory to a host socket buffer",
+            "host socket buffer to the other proxy",
+        ),
+        copies_down=(
+            "the other proxy to a host socket buffer",
+            # vhost_user/native/side/socket.c: one recvmsg() into RX descriptors
+            "host socket buffer to the guest's receive buffer",
+            *TSI.copies_down[1:],
+        ),
+        stacks=stacks,
+        connections=connections,
+        answers=answers,
+    )
+
+
+_LO: Final = "TCP/IP of the pod's namespace, over lo"
+
+POD: Final = _by_socket(
+    "sockets of the pod's namespace",
+    stacks=(_LO,),
+    connections=("ztunnel, in the pod's namespace, to server",),
+    answers="a server in the pod",
+)
+INPOD: Final = _by_socket(
+    "Istio's in-pod rules",
+    stacks=(f"{_LO}, with NAT",),
+    connections=(
+        "ztunnel to the pod's proxy, over lo with NAT",
+        "that proxy to server",
+    ),
+)
+SOCKS5: Final = _by_socket(
+    "SOCKS5 in the pod's namespace",
+    stacks=(_LO,),
+    connections=("ztunnel to the pod's proxy, over lo", "that proxy to server"),
+)
+UNIX: Final = _by_socket("a unix socket", connections=("the other proxy to server",))
+RING: Final = PathFacts(
+    title="Fast path, handed on: rings of shared memory",
+    stacks=(),
+    copies_up=(
+        *TSI.copies_up,
+        # vhost_user/native/side/ring.c
+        "guest memory to the ring",
+        # lib/ring/fastpath_ring.c: fpring_read()
+        "the ring to the other proxy",
+    ),
+    copies_down=(
+        "the other proxy to the ring",
+        "the ring to the guest's receive buffer",
+        *TSI.copies_down[1:],
+    ),
+    connections=("the other proxy to server",),
+    answers=OTHER,
+)
+
+
+EMBEDDED: Final = PathFacts(
+    title="Fast path, embedded: HBONE to another node's ztunnel",
+    stacks=("TCP/IP from ztunnel to the other node's",),
+    copies_up=(
+        *TSI.copies_up,
+        # vhost_user/native/side/out.c
+        "guest memory to the tunnel's buffer, behind a frame's header",
+        "encryption, into a TLS record",
+        "TLS record to a host socket buffer",
+        "host socket buffer to the other node's ztunnel",
+        "decryption there",
+    ),
+    copies_down=(
+        "encryption at the other node's ztunnel",
+        "TLS record to a host socket buffer",
+        "host socket buffer to ztunnel",
+        "decryption",
+        # vhost_user/native/side/in.c
+        "a frame's payload to the guest's receive buffer",
+        *TSI.copies_down[1:],
+    ),
+    connections=(
+        "ztunnel to the other node's, mutual TLS and HTTP/2",
+        "that ztunnel to server",
+    ),
+    answers="the other node's ztunnel",
+)
+
+
+def method(counts: Counts, *, handed_on: bool) -> tuple[str, ...]:
+    """Return how it was measured, in sentences.
+
+    Args:
+        counts: of a round.
+        handed_on: there are hand-offs among the paths.
+    """
     program = (
         "The same static program (guest/probe.c, plain TCP sockets) runs on each "
         "path, in the same microVM, against the same ztunnel process. To ztunnel: "
         "an echo, a sink and a source that ztunnel answers itself. Through ztunnel: "
         "an echo server in a process of its own."
+    )
+    others = (
+        "A hand-off is a sandbox's, so each has a microVM of its own, of the same "
+        "image and size, with the same ztunnel process behind it. All are up "
+        'during the whole run and idle but the one whose turn it is. What is "to '
+        'ztunnel" elsewhere is to the proxy that takes its connections: a process '
+        "(fastpath/commands/compare/proxy, one thread, epoll) that answers the same "
+        "three itself, and passes others on to the same server. It never spins. Of "
+        "tsi+embedded it is another engine of ours with a gate for HBONE tunnels, "
+        "which asks Python about each CONNECT."
     )
     rounds = (
         f"A round is, on each path: {counts}. The paths take turns within each part "
@@ -76,4 +196,4 @@ def method(counts: Counts) -> tuple[str, ...]:
         "the round's times, or its rate) divided by the other's of the same round; "
         "the interval is two of the rounds' own ratios, exact at 95 % or more."
     )
-    return program, rounds, ratios
+    return (program, *([others] if handed_on else []), rounds, ratios)

@@ -1,4 +1,4 @@
-"""The rounds: the same program on each path, in turns, in one guest.
+"""The rounds: the same program on each path, in turns, in guests of one image.
 
 A round has sections (connect, round trip, bulk up and down, and two through
 ztunnel). Within a section the paths run one right after the other, and the
@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Final
 from fastpath.commands.compare.cpu import used_ns
 from fastpath.commands.compare.site import SERVER_PORT
 from fastpath.errors import FastpathError
-from fastpath.report.model import FAST_PATH, Round
+from fastpath.report.model import Round
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from fastpath.commands.compare.child import Child
     from fastpath.vm.guest import Guest
@@ -72,18 +72,31 @@ QUICK: Final = Counts(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
-    """What is measured: the guest, the processes, the two destinations."""
+class Way:
+    """How a path is driven."""
 
     guest: Guest
     machine: Machine
-    ztunnel: Child
     echo: str
-    """The address that ztunnel answers itself."""
+    """The address of who answers: ztunnel, or the proxy that it hands over to."""
     server: str
-    """The server behind ztunnel."""
+    """The server behind that."""
+    logged: tuple[str, str]
+    """Both, as ztunnel's access log has them."""
+    tsi: bool
+    proxy: Child | None = None
+    """That proxy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """What is measured: the paths' guests, the processes, the destinations."""
+
+    ways: Mapping[str, Way]
+    """By path."""
+    ztunnel: Child
     clocksources: set[str] = field(default_factory=set)
-    """What the guest's clock was read from so far."""
+    """What the guests' clocks were read from so far."""
 
     async def probe(
         self, path: str, address: str, port: int, *args: str
@@ -92,17 +105,20 @@ class Bench:
 
         Raises:
             FastpathError: it failed or hangs, the guest's clock only ticks, or
-                ztunnel or the guest died.
+                a process or the guest died.
         """
         argv = [PROBE, address, str(port), *args]
         what = f"{' '.join(argv)} on path {path}"
         out, err = bytearray(), bytearray()
-        work = self.guest.run(
-            argv, tsi=path == FAST_PATH, stdout=out.extend, stderr=err.extend
+        way = self.ways[path]
+        work: Awaitable[int] = way.guest.run(
+            argv, tsi=way.tsi, stdout=out.extend, stderr=err.extend
         )
+        if way.proxy:
+            work = way.proxy.watch(work)
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                status = await self.ztunnel.watch(self.machine.watch(work))
+                status = await self.ztunnel.watch(way.machine.watch(work))
         except TimeoutError:
             raise FastpathError(
                 what, f"not done within {PROBE_TIMEOUT_S:g} s"
@@ -120,10 +136,25 @@ class Bench:
         self.clocksources.add(result["clocksource"])
         return result
 
-    def host_ns(self) -> int:
-        """CPU time of ztunnel and of QEMU without its vCPUs so far, in ns."""
-        vcpus = self.machine.vcpu_thread_ids
-        return used_ns(self.ztunnel.pid) + used_ns(self.machine.pid, without=vcpus)
+    async def near(self, path: str, port: int, *args: str) -> dict[str, Any]:
+        """The same, against who answers."""
+        return await self.probe(path, self.ways[path].echo, port, *args)
+
+    async def through(self, path: str, *args: str) -> dict[str, Any]:
+        """The same, against the server behind."""
+        return await self.probe(path, self.ways[path].server, SERVER_PORT, *args)
+
+    def processes(self, path: str) -> dict[str, int]:
+        """Process ids of who carries a path's bytes on the host, but for QEMU."""
+        proxy = self.ways[path].proxy
+        return {"ztunnel": self.ztunnel.pid} | ({"proxy": proxy.pid} if proxy else {})
+
+    def host_ns(self, path: str) -> int:
+        """CPU time of those, and of QEMU without its vCPUs, so far, in ns."""
+        machine = self.ways[path].machine
+        return sum(map(used_ns, self.processes(path).values())) + used_ns(
+            machine.pid, without=machine.vcpu_thread_ids
+        )
 
 
 async def measure(
@@ -171,9 +202,7 @@ async def _round(
 
 
 async def _connect(bench: Bench, path: str, counts: Counts) -> dict[str, Any]:
-    result = await bench.probe(
-        path, bench.echo, ECHO_PORT, "connect", str(counts.connect)
-    )
+    result = await bench.near(path, ECHO_PORT, "connect", str(counts.connect))
     return {"connect_ns": tuple(result["ns"])}
 
 
@@ -185,11 +214,9 @@ async def _rtt(bench: Bench, path: str, counts: Counts) -> dict[str, Any]:
     """
 
     async def run(count: int) -> tuple[list[int], int]:
-        before = bench.host_ns()
-        result = await bench.probe(
-            path, bench.echo, ECHO_PORT, "rtt", str(count), str(PAYLOAD)
-        )
-        return result["ns"], bench.host_ns() - before
+        before = bench.host_ns(path)
+        result = await bench.near(path, ECHO_PORT, "rtt", str(count), str(PAYLOAD))
+        return result["ns"], bench.host_ns(path) - before
 
     _, start_ns = await run(1)
     times, all_ns = await run(counts.rtt)
@@ -200,26 +227,22 @@ async def _rtt(bench: Bench, path: str, counts: Counts) -> dict[str, Any]:
 
 
 async def _up(bench: Bench, path: str, counts: Counts) -> dict[str, Any]:
-    result = await bench.probe(path, bench.echo, DISCARD_PORT, "up", str(counts.bulk))
+    result = await bench.near(path, DISCARD_PORT, "up", str(counts.bulk))
     return {"up_bps": result["bytes"] * 1e9 / result["ns"]}
 
 
 async def _down(bench: Bench, path: str, counts: Counts) -> dict[str, Any]:
-    result = await bench.probe(path, bench.echo, CHARGEN_PORT, "down", str(counts.bulk))
+    result = await bench.near(path, CHARGEN_PORT, "down", str(counts.bulk))
     return {"down_bps": result["bytes"] * 1e9 / result["ns"]}
 
 
 async def _through_connect(bench: Bench, path: str, counts: Counts) -> dict[str, Any]:
-    result = await bench.probe(
-        path, bench.server, SERVER_PORT, "connect", str(counts.through_connect)
-    )
+    result = await bench.through(path, "connect", str(counts.through_connect))
     return {"through_connect_ns": tuple(result["ns"])}
 
 
 async def _through_rtt(bench: Bench, path: str, counts: Counts) -> dict[str, Any]:
-    result = await bench.probe(
-        path, bench.server, SERVER_PORT, "rtt", str(counts.through_rtt), str(PAYLOAD)
-    )
+    result = await bench.through(path, "rtt", str(counts.through_rtt), str(PAYLOAD))
     return {"through_rtt_ns": tuple(result["ns"])}
 
 

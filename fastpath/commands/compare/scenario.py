@@ -1,8 +1,10 @@
-"""The scenario: one microVM, one ztunnel, one server, both paths between them.
+"""The scenario: microVMs, one ztunnel, one server, the paths between them.
 
     guest (its vCPU on CPU A)             host (all else on CPU B)
     probe --- TSI ----------------- vsock ring ---+
-      +------ eth0, tap, veth, Geneve, TPROXY ----+--> ztunnel ---> server
+      +------ eth0, tap, veth, Geneve, TPROXY ----+--> ztunnel ----------------> server
+    one more guest a hand-off                     |
+    probe --- TSI ----------------- vsock ring ---+        hand-off --> proxy --/
 
 Everything is a context: leaving it, by success, error or Ctrl-C, stops it.
 """
@@ -18,28 +20,29 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 
 from fastpath.commands.compare.child import READY_FD, Child
-from fastpath.commands.compare.measure import Bench
+from fastpath.commands.compare.measure import Bench, Way
+from fastpath.commands.compare.paths import PATHS
+from fastpath.commands.compare.sandboxes import ECHO, MEMORY_MIB
 from fastpath.commands.compare.site import SERVER_PORT
-from fastpath.scratch import CONSOLE
 from fastpath.vm.guest import Guest
 from fastpath.vm.machine import Machine
 from fastpath.vm.spec import VmSpec
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
     from fastpath.commands.compare.cpu import Pinning
+    from fastpath.commands.compare.sandboxes import Sandbox
     from fastpath.commands.compare.site import Site
     from fastpath.image.images import Image
     from fastpath.vm.guest import GuestInfo
     from fastpath.vm.spec import Accelerator
 
-ECHO: Final = "198.18.0.1"
-"""The address that ztunnel answers itself; RFC 2544's range for benchmarks."""
-
 IDENTITY: Final = "spiffe://cluster.local/ns/compare/sa/sandbox"
 """What ztunnel must take the guest for on every path."""
+
+PYTHON: Final = (sys.executable, "-m")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,7 @@ class Plan:
     """What to bring up."""
 
     site: Site
+    sandboxes: tuple[Sandbox, ...]
     folder: Path
     """For sockets, configuration and logs."""
     image: Image
@@ -54,6 +58,11 @@ class Plan:
     qemu: str
     pinning: Pinning
     boot_timeout_s: float
+
+    @property
+    def hands_on(self) -> bool:
+        """Whether a sandbox's connections are handed to another proxy."""
+        return any(sandbox.handoff for sandbox in self.sandboxes)
 
     @property
     def access_log(self) -> Path:
@@ -65,67 +74,92 @@ class Plan:
         """Istio's local file."""
         return self.folder / "mesh.yaml"
 
-    @property
-    def console(self) -> Path:
-        """The guest's console log."""
-        return self.folder / CONSOLE
-
 
 @contextlib.asynccontextmanager
-async def running(plan: Plan) -> AsyncIterator[tuple[Bench, GuestInfo]]:
-    """Bring everything up; when it is entered, both paths are there.
+async def running(
+    plan: Plan, *, say: Callable[[str], None]
+) -> AsyncIterator[tuple[Bench, GuestInfo]]:
+    """Bring everything up; when it is entered, all paths are there.
+
+    Args:
+        plan: what.
+        say: told what is being done.
 
     Raises:
         FastpathError: a part does not start.
     """
-    site, folder, pinning = plan.site, plan.folder, plan.pinning
-    config = folder / "ztunnel.yaml"
-    config.write_text(yaml.safe_dump(ztunnel_config(plan)), encoding="utf-8")
-    plan.mesh.write_text(yaml.safe_dump(mesh_config(site)), encoding="utf-8")
-    python = (sys.executable, "-m")
-    server = (
-        *python,
-        "fastpath.commands.compare.server",
-        site.listen,
-        str(SERVER_PORT),
-    )
-    ztunnel = (*python, "fastpath", "ztunnel", "--config", str(config))
     async with contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(
-            Child(
-                "server",
-                site.behind((*server, READY_FD)),
-                cpu=pinning.host,
-                log=folder / "server.log",
-            )
-        )
-        tunnel = await stack.enter_async_context(
-            Child(
-                "ztunnel",
-                site.ztunnel((*ztunnel, "--ready-fd", READY_FD)),
-                cpu=pinning.host,
-                log=folder / "ztunnel.log",
-            )
-        )
-        guest = await stack.enter_async_context(
-            Guest(folder / "vsock", console=plan.console)
-        )
-        machine = await stack.enter_async_context(Machine(_spec(plan)))
-        info = await machine.watch(guest.ready(plan.boot_timeout_s))
-        if site.network:
-            await machine.watch(guest.network(*site.network))
-        for thread in machine.vcpu_thread_ids:
-            os.sched_setaffinity(thread, {pinning.vcpu})
-        yield (
-            Bench(
-                guest=guest,
-                machine=machine,
-                ztunnel=tunnel,
-                echo=ECHO,
-                server=site.server,
-            ),
-            info,
-        )
+        await _serve(plan, stack)
+        proxies = await _proxies(plan, stack)
+        ztunnel = await _ztunnel(plan, stack)
+        ways: dict[str, Way] = {}
+        infos = []
+        for number, sandbox in enumerate(plan.sandboxes, start=1):
+            say(f"booting microVM {number} of {len(plan.sandboxes)}")
+            guest, machine, info = await _boot(plan, sandbox, stack)
+            infos.append(info)
+            for path in sandbox.paths:
+                ways[path] = Way(
+                    guest=guest,
+                    machine=machine,
+                    echo=sandbox.echo,
+                    server=sandbox.server(plan.site),
+                    logged=sandbox.logged(plan.site),
+                    tsi=not PATHS[path].standard,
+                    proxy=proxies.get(sandbox.name),
+                )
+        yield Bench(ways=ways, ztunnel=ztunnel), infos[0]
+
+
+async def _serve(plan: Plan, stack: contextlib.AsyncExitStack) -> None:
+    """Start the server behind it all."""
+    module = "fastpath.commands.compare.server"
+    argv = (*PYTHON, module, plan.site.listen, str(SERVER_PORT), READY_FD)
+    await _child("server", plan.site.behind(argv), plan, stack)
+
+
+async def _proxies(plan: Plan, stack: contextlib.AsyncExitStack) -> dict[str, Child]:
+    """Start a proxy for each sandbox that is handed on; by the sandbox's name."""
+    found = {}
+    for sandbox in plan.sandboxes:
+        if sandbox.handoff:
+            argv = sandbox.proxy(READY_FD, plan.site)
+            name = f"{sandbox.name}-proxy"
+            found[sandbox.name] = await _child(name, argv, plan, stack)
+    return found
+
+
+async def _ztunnel(plan: Plan, stack: contextlib.AsyncExitStack) -> Child:
+    config = plan.folder / "ztunnel.yaml"
+    config.write_text(yaml.safe_dump(ztunnel_config(plan)), encoding="utf-8")
+    plan.mesh.write_text(yaml.safe_dump(mesh_config(plan)), encoding="utf-8")
+    argv = [*PYTHON, "fastpath", "ztunnel", "--config", str(config)]
+    argv += ["--ready-fd", READY_FD]
+    return await _child("ztunnel", plan.site.ztunnel(argv), plan, stack)
+
+
+async def _child(
+    name: str, argv: Sequence[str], plan: Plan, stack: contextlib.AsyncExitStack
+) -> Child:
+    log = plan.folder / f"{name}.log"
+    child = Child(name, argv, cpu=plan.pinning.host, log=log)
+    return await stack.enter_async_context(child)
+
+
+async def _boot(
+    plan: Plan, sandbox: Sandbox, stack: contextlib.AsyncExitStack
+) -> tuple[Guest, Machine, GuestInfo]:
+    """Boot a sandbox's microVM."""
+    guest = await stack.enter_async_context(
+        Guest(sandbox.vsock, console=sandbox.console)
+    )
+    machine = await stack.enter_async_context(Machine(_spec(plan, sandbox)))
+    info = await machine.watch(guest.ready(plan.boot_timeout_s))
+    if sandbox.network:
+        await machine.watch(guest.network(*sandbox.network))
+    for thread in machine.vcpu_thread_ids:
+        os.sched_setaffinity(thread, {plan.pinning.vcpu})
+    return guest, machine, info
 
 
 def ztunnel_config(plan: Plan) -> dict[str, Any]:
@@ -133,38 +167,28 @@ def ztunnel_config(plan: Plan) -> dict[str, Any]:
     site = plan.site
     # Everything but what is denied by default, and the server even if it is.
     allow = ["0.0.0.0/0", f"{site.listen}/32:{SERVER_PORT}"]
-    sandbox = {
-        "name": "sandbox",
-        "workload": "compare/sandbox",
-        "socket": str(plan.folder / "vhost.sock"),
-        "cid": 3,
-        "udsPath": str(plan.folder / "vsock"),
-        "egress": {"allow": allow},
-    }
     own: dict[str, Any] = {
         "mesh": str(plan.mesh),
-        "sandboxes": [sandbox],
+        "sandboxes": [each.config(allow) for each in plan.sandboxes],
         "echo": ECHO,
         "accessLog": str(plan.access_log),
         "drainS": 0,
     }
+    for sandbox in plan.sandboxes:
+        if sandbox.peer:
+            own["certificates"] = {"embedded": str(sandbox.certificates)}
     if site.tproxy_port is not None:
         own["outbound"] = {"tproxy": f"0.0.0.0:{site.tproxy_port}"}
     return own
 
 
-def mesh_config(site: Site) -> dict[str, Any]:
+def mesh_config(plan: Plan) -> dict[str, Any]:
     """Make Istio's local file for this scenario."""
-    workload = {
-        "uid": "sandbox",
-        "name": "sandbox",
-        "namespace": "compare",
-        "serviceAccount": "sandbox",
-        "trustDomain": "cluster.local",
-        "workloadIps": [site.pod_ip],
-        "services": {},
+    site = plan.site
+    config: dict[str, Any] = {
+        "workloads": [each for x in plan.sandboxes for each in x.workloads()],
+        "services": [each for x in plan.sandboxes for each in x.services()],
     }
-    config: dict[str, Any] = {"workloads": [workload]}
     if site.server != site.listen:
         _add_service(config, site)
     return config
@@ -173,7 +197,7 @@ def mesh_config(site: Site) -> dict[str, Any]:
 def _add_service(config: dict[str, Any], site: Site) -> None:
     """Make the server a service: `site.server` leads to `site.listen`."""
     ports = {SERVER_PORT: SERVER_PORT}
-    config["services"] = [
+    config["services"].append(
         {
             "name": "server",
             "namespace": "compare",
@@ -181,7 +205,7 @@ def _add_service(config: dict[str, Any], site: Site) -> None:
             "vips": [f"/{site.server}"],
             "ports": ports,
         }
-    ]
+    )
     config["workloads"].append(
         {
             "uid": "server",
@@ -193,14 +217,15 @@ def _add_service(config: dict[str, Any], site: Site) -> None:
     )
 
 
-def _spec(plan: Plan) -> VmSpec:
+def _spec(plan: Plan, sandbox: Sandbox) -> VmSpec:
     return VmSpec(
         image=plan.image,
         accel=plan.accel,
-        vsock_socket=plan.folder / "vhost.sock",
-        console=plan.console,
-        qmp=plan.folder / "qmp.sock",
-        net=plan.site.tap,
+        vsock_socket=sandbox.socket,
+        console=sandbox.console,
+        qmp=sandbox.qmp,
+        memory_mib=MEMORY_MIB,
+        net=sandbox.tap,
         qemu=plan.qemu,
         cpu_affinity=frozenset({plan.pinning.host}),
     )

@@ -1,9 +1,10 @@
 """Before anything long: does each path really go where its name says?
 
 A comparison of the wrong things looks just like one of the right things. So a
-connection to ztunnel and one through it go over each path first. Then ztunnel's
+connection to who answers and one through it go over each path first. Then ztunnel's
 access log must show both with the sandbox's identity, and the tunnel's packet
-counter must have moved for the path that has a tunnel, and not for the other.
+counter must have moved for the path that has a tunnel, and not for the others. Where
+connections are handed on, nobody but the other proxy has the first one's address.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from fastpath.commands.compare.measure import ECHO_PORT
+from fastpath.commands.compare.paths import PATHS
 from fastpath.commands.compare.scenario import IDENTITY
 from fastpath.commands.compare.site import SERVER_PORT
 from fastpath.errors import FastpathError
-from fastpath.report.model import FAST_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,9 +42,10 @@ async def verify(bench: Bench, path: str, site: Site, access_log: Path) -> str:
     """
     known = len(_connections(access_log))
     packets = site.tunnel_packets()
-    wanted = (f"{bench.echo}:{ECHO_PORT}", f"{site.listen}:{SERVER_PORT}")
-    for host, port in ((bench.echo, ECHO_PORT), (bench.server, SERVER_PORT)):
-        await bench.probe(path, host, port, "rtt", str(ROUND_TRIPS), "1")
+    answers, server = bench.ways[path].logged
+    wanted = (f"{answers}:{ECHO_PORT}", f"{server}:{SERVER_PORT}")
+    await bench.near(path, ECHO_PORT, "rtt", str(ROUND_TRIPS), "1")
+    await bench.through(path, "rtt", str(ROUND_TRIPS), "1")
     lines = await _new_connections(access_log, known, len(wanted))
     packets = site.tunnel_packets() - packets
     judge(path, lines, wanted, packets)
@@ -67,7 +69,9 @@ def judge(path: str, lines: Sequence[str], wanted: Sequence[str], packets: int) 
     """
     what = f"self check of path {path}"
     for address in wanted:
-        seen = sum(f"dst.addr={address} " in line for line in lines)
+        # In a tunnel dst.addr is where that goes.
+        forms = (f"dst.addr={address} ", f"dst.hbone_addr={address} ")
+        seen = sum(any(form in line for form in forms) for line in lines)
         if seen != 1:
             raise FastpathError(
                 what, f"one connection to {address}, but ztunnel saw {seen}"
@@ -79,9 +83,10 @@ def judge(path: str, lines: Sequence[str], wanted: Sequence[str], packets: int) 
                 what,
                 f"ztunnel took the sandbox for {found[1] if found else 'nobody'}",
             )
-    if path == FAST_PATH and packets:
+    standard = PATHS[path].standard
+    if not standard and packets:
         raise FastpathError(what, f"{packets} packets took the tunnel")
-    if path != FAST_PATH and packets < ROUND_TRIPS * len(wanted):
+    if standard and packets < ROUND_TRIPS * len(wanted):
         raise FastpathError(
             what,
             f"{ROUND_TRIPS * len(wanted)} round trips, but {packets} packets took "

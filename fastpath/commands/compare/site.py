@@ -1,23 +1,27 @@
-"""Where the processes of a comparison run, with the standard path or without.
+"""Where the processes of a comparison run.
 
-With it, ztunnel and the server have network namespaces of their own, made by
-`fastpath.datapath`. Without it (`--paths tsi`) everything stays where we are,
-which needs no right at all.
+AmbientSite   a standard path is compared: its namespaces, `fastpath.datapath`'s
+NodeSite      none is, but a hand-off takes pods' namespaces: a node for them
+HostSite      neither: all stays where we are, which needs no right at all
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
+from fastpath.datapath import pods, wires
 from fastpath.datapath.ambient_geneve import TPROXY_PORT, AmbientGeneve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fastpath.datapath.netns import Namespace
     from fastpath.vm.spec import Tap
 
 SERVER_PORT: Final = 7007
 """Of the echo server behind ztunnel."""
+PEER: Final = "198.18.4.9"
+"""Of another node's ztunnel, where there are namespaces."""
 
 
 class Site(Protocol):
@@ -26,7 +30,7 @@ class Site(Protocol):
     geneve: str | None
     tap: Tap | None
     pod_ip: str
-    """The sandbox's address, on both paths."""
+    """The sandbox's address, on all paths that share its microVM."""
     server: str
     """The server's address, as the guest has it."""
     listen: str
@@ -35,6 +39,8 @@ class Site(Protocol):
     """Where ztunnel takes captured connections; None: there are none."""
     network: tuple[str, str] | None
     """The guest's address with its prefix, and its gateway."""
+    node: Namespace | None
+    """Where pods can be wired to; None: nowhere."""
 
     def ztunnel(self, argv: Sequence[str]) -> list[str]:
         """Wrap a command line so that it runs where ztunnel does."""
@@ -45,9 +51,12 @@ class Site(Protocol):
     def tunnel_packets(self) -> int:
         """Packets that the sandbox's node has sent into the tunnel so far."""
 
+    def add_peer(self) -> str:
+        """Return an address for another node's ztunnel, which runs `behind`."""
+
 
 class HostSite:
-    """No standard path: ztunnel and the server run in our own namespace."""
+    """No namespaces: ztunnel and the server run in our own."""
 
     geneve: str | None = None
     tap: Tap | None = None
@@ -56,6 +65,7 @@ class HostSite:
     listen = "127.0.0.1"
     tproxy_port: int | None = None
     network: tuple[str, str] | None = None
+    node: Namespace | None = None
 
     def ztunnel(self, argv: Sequence[str]) -> list[str]:
         """Leave it as it is."""
@@ -68,6 +78,37 @@ class HostSite:
     def tunnel_packets(self) -> int:
         """No tunnel, no packets."""
         return 0
+
+    def add_peer(self) -> str:
+        """One of loopback's."""
+        return "127.0.0.9"
+
+
+class NodeSite(HostSite):
+    """A node that pods can be wired to, and no standard path.
+
+    Args:
+        node: entered; the caller leaves it.
+    """
+
+    server = listen = str(pods.SERVER.peer.ip)
+
+    def __init__(self, node: pods.Node) -> None:
+        self._node = node
+        self.node: Namespace | None = node.netns
+
+    def ztunnel(self, argv: Sequence[str]) -> list[str]:
+        """Into ztunnel's namespace."""
+        return self._node.ztunnel_netns.command(argv)
+
+    def behind(self, argv: Sequence[str]) -> list[str]:
+        """Into the server's namespace."""
+        return self._node.server_netns.command(argv)
+
+    def add_peer(self) -> str:
+        """Beside the server."""
+        wires.add_route(self._node.netns, self._node.server_netns, pods.SERVER, PEER)
+        return PEER
 
 
 class AmbientSite:
@@ -90,6 +131,7 @@ class AmbientSite:
             str(path.guest_address),
             path.guest_gateway,
         )
+        self.node: Namespace | None = path.node_netns
 
     def ztunnel(self, argv: Sequence[str]) -> list[str]:
         """Into ztunnel's namespace."""
@@ -98,6 +140,12 @@ class AmbientSite:
     def behind(self, argv: Sequence[str]) -> list[str]:
         """Into the server's namespace."""
         return self._path.server_netns.command(argv)
+
+    def add_peer(self) -> str:
+        """Beside the server."""
+        path = self._path
+        wires.add_route(path.node_netns, path.server_netns, path.plan.server, PEER)
+        return PEER
 
     def tunnel_packets(self) -> int:
         """Ask the path: a BPF tunnel's device counts nothing."""

@@ -13,16 +13,13 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
 import os
 import platform
 import struct
-import subprocess
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from fastpath import tools
 from fastpath.errors import FastpathError
-from fastpath.image.images import cache_directory
+from fastpath.image.compiling import compiled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -37,7 +34,6 @@ _PROG_LOAD: Final = struct.Struct("=IIQQIIQII16s")
 
 _SYSCALL_BPF: Final = {"x86_64": 321, "aarch64": 280}
 _LOG_LEN: Final = 1 << 20
-_COMPILE_TIMEOUT_S: Final = 60.0
 
 _SECTION_HEADER: Final = struct.Struct("<IIQQQQIIQQ")
 _SYMBOL: Final = struct.Struct("<IBBHQQ")
@@ -70,35 +66,12 @@ def compile_source(source: Path) -> Path:
     Raises:
         FastpathError: clang or the kernel's headers are missing.
     """
-    text = source.read_bytes()
-    stem = source.name.split(".")[0]
-    digest = hashlib.sha256(text).hexdigest()[:16]
-    out = cache_directory() / "bpf" / f"{stem}-{digest}.o"
-    if out.exists():
-        return out
-    if (clang := tools.find("clang")) is None:
-        raise FastpathError(
-            f"cannot compile {source.name}",
-            "clang is not installed",
-            "sudo apt-get install clang linux-libc-dev",
-        )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_suffix(f".{os.getpid()}")
     # The target has no headers of its own: asm/ is the host's.
     headers = f"/usr/include/{platform.machine()}-linux-gnu"
-    argv = [clang, "-O2", "-target", "bpf", "-Wall", "-Wextra", "-Wconversion"]
-    argv += ["-Werror", "-idirafter", headers, "-c", str(source), "-o", str(partial)]
-    done = subprocess.run(
-        argv, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S, check=False
-    )
-    if done.returncode:
-        raise FastpathError(
-            f"cannot compile {source.name}",
-            done.stderr.strip() or f"clang exits with {done.returncode}",
-            "sudo apt-get install clang linux-libc-dev",
-        )
-    partial.replace(out)
-    return out
+    argv = ["clang", "-O2", "-target", "bpf", "-Wall", "-Wextra", "-Wconversion"]
+    argv += ["-Werror", "-idirafter", headers, "-c"]
+    hint = "sudo apt-get install clang linux-libc-dev"
+    return compiled(f"bpf/{source.name.split('.')[0]}.o", argv, [source], hint=hint)
 
 
 def load(elf: Path, section: str, parameters: Mapping[str, int]) -> int:

@@ -17,6 +17,7 @@ from tests.support.limits import LIMIT_S
 
 ROOT = Path(__file__).parents[3]
 FASTPATH = (sys.executable, "-m", "fastpath")
+VSOCK = (sys.executable, "-c", "from vhost_user.entry import vsock; vsock()")
 
 
 def run(*argv, **options):
@@ -127,7 +128,7 @@ def test_a_cache_that_is_a_file(tmp_path, qemu):
     assert_one_line(done, 2, "XDG_CACHE_HOME")
 
 
-def test_a_temporary_folder_that_is_not_there(tmp_path):
+def test_a_temporary_folder_that_is_not_there():
     """What Python makes of it differs; that it is one line does not."""
     code = """
         import sys, tempfile
@@ -137,15 +138,22 @@ def test_a_temporary_folder_that_is_not_there(tmp_path):
         tempfile.tempdir = sys.argv[1]
         sys.exit(cli.invoke(["run", "true"]))
     """
-    gone = tmp_path / "gone"
+    gone = "/proc/gone"
     done = run(sys.executable, "-c", textwrap.dedent(code), gone)
-    assert_one_line(done, 2, f"{gone}")
+    assert_one_line(done, 2, gone)
 
 
 def test_the_commands_input_is_not_read_for_an_option(tmp_path):
     for option in ("--policy=/dev/stdin", "--file=/dev/stdin:/x"):
         done = run(*FASTPATH, "run", option, "--", "cat", stdin=None, input="CMD's")
         assert_one_line(done, 2, "is CMD's input")
+
+
+@pytest.mark.parametrize("argv", [(*FASTPATH, "run", "--", "true"), VSOCK])
+def test_a_library_that_is_missing_is_named_in_one_line(tmp_path, argv):
+    (tmp_path / "libnghttp2.so.14").touch()
+    env = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    assert_one_line(run(*argv, env=env), 2, "libnghttp2-14")
 
 
 SLOW_IMPORT = """

@@ -13,7 +13,8 @@ import pytest
 from fastpath.commands import compare
 from fastpath.commands.compare import cpu
 from fastpath.commands.compare.child import READY_FD, Child
-from fastpath.commands.compare.scenario import ECHO, IDENTITY
+from fastpath.commands.compare.sandboxes import ECHO
+from fastpath.commands.compare.scenario import IDENTITY
 from fastpath.commands.compare.selfcheck import judge
 from fastpath.errors import FastpathError
 

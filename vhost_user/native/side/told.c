@@ -70,13 +70,42 @@ void stream_lost(struct stream *s, enum vu_reason reason, int error)
 }
 
 /**
+ * let_go() - A stream is no more, and its peer had said all: nothing is lost
+ * @s:		Stream that HTTP/2 has no more; freed
+ *
+ * The connection goes on by itself: bytes may be kept for its other side. A
+ * peer that has ended and then resets by NO_ERROR only takes no more, which is
+ * what a server does that closes first (RFC 9113, section 8.1).
+ */
+static void let_go(struct stream *s)
+{
+	struct vu_conn *c = s->c;
+	const struct side *side = c ? stream_side(s) : NULL;
+
+	stream_part(s);
+	if (c && conn_flows(c))
+		pipe_break(c, pipe_to(c, side), 0);
+	stream_free(s);
+}
+
+/**
+ * unheard() - Has a connection still to hear of a stream that is closed?
+ * @s:		Stream, closed without an error
+ *
+ * Returns: true if it was reset before both had ended, or before its answer
+ */
+static bool unheard(const struct stream *s)
+{
+	return !s->h2.over || (!s->h2.ends && s->c && !conn_flows(s->c));
+}
+
+/**
  * stream_closed() - A stream is no more
  * @s:		Stream
  * @error:	enum nghttp2_error_code
  *
- * Without an error both have ended, and the connection goes on by itself: bytes
- * may be kept for its other side. A connection that is just giving bytes hears
- * of it later: it can't end in the middle of that.
+ * A connection that is just giving bytes hears of it later: it can't end in the
+ * middle of that.
  */
 void stream_closed(struct stream *s, uint32_t error)
 {
@@ -96,11 +125,10 @@ void stream_closed(struct stream *s, uint32_t error)
 	    s->c->state == CONN_DIALING) {
 		if (!g->ops->refused(g, s))
 			stream_lost(s, VU_REASON_REFUSED, 0);
-	} else if (error || !s->h2.over || !s->h2.ends) {
+	} else if (error || unheard(s)) {
 		stream_lost(s, VU_REASON_RESET, 0);
 	} else {
-		stream_part(s);
-		stream_free(s);
+		let_go(s);
 	}
 	if (list_empty(&t->streams)) {
 		t->idle_us = clock_us();

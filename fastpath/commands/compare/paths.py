@@ -1,0 +1,98 @@
+"""The paths that can be compared, by name.
+
+    tsi              the fast path: ztunnel is its end
+    tsi+HANDOFF      the same, and then another proxy (docs/handoffs.md)
+    ambient-geneve   the standard path
+
+A name says what is built (`site`, `handoffs`) and what the report says of it without
+measuring (`facts`).
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from fastpath.commands.compare import facts
+from fastpath.errors import FastpathError
+from fastpath.report.model import FAST_PATH, HANDED_ON
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastpath.report.model import PathFacts
+
+
+class Handoff(enum.Enum):
+    """Who takes a sandbox's connections; the value is the other end's word for it."""
+
+    POD = "plain"
+    INPOD = "redirect"
+    SOCKS5 = "socks5"
+    UNIX = "unix"
+    RING = "ring"
+    EMBEDDED = "hbone"
+    """Nobody: ztunnel is the mesh's endpoint, and another node's takes its tunnels."""
+
+    @property
+    def in_pod(self) -> bool:
+        """Whether it takes a network namespace of the pod's."""
+        return self in {Handoff.POD, Handoff.INPOD, Handoff.SOCKS5}
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """A path that can be asked for."""
+
+    name: str
+    facts: PathFacts
+    handoff: Handoff | None = None
+
+    @property
+    def standard(self) -> bool:
+        """Whether it is one of those that the fast path is compared with."""
+        return self.handoff is None and self.name != FAST_PATH
+
+    @property
+    def namespaces(self) -> bool:
+        """Whether it takes network namespaces, and so the right to make them."""
+        return self.standard or (self.handoff is not None and self.handoff.in_pod)
+
+
+PATHS: Final = {
+    path.name: path
+    for path in (
+        Path(FAST_PATH, facts.TSI),
+        Path("ambient-geneve", facts.AMBIENT_GENEVE),
+        Path(f"{HANDED_ON}pod", facts.POD, Handoff.POD),
+        Path(f"{HANDED_ON}inpod", facts.INPOD, Handoff.INPOD),
+        Path(f"{HANDED_ON}socks5", facts.SOCKS5, Handoff.SOCKS5),
+        Path(f"{HANDED_ON}unix", facts.UNIX, Handoff.UNIX),
+        Path(f"{HANDED_ON}ring", facts.RING, Handoff.RING),
+        Path(f"{HANDED_ON}embedded", facts.EMBEDDED, Handoff.EMBEDDED),
+    )
+}
+DEFAULT: Final = (FAST_PATH, "ambient-geneve")
+
+
+def parse(value: str) -> tuple[str, ...]:
+    """Read names with commas between them.
+
+    Raises:
+        FastpathError: a name is unknown or given twice.
+    """
+    names = tuple(name.strip() for name in value.split(","))
+    for name in names:
+        if name not in PATHS:
+            raise FastpathError(
+                f"--paths {value}", f"no path {name!r}; there are {', '.join(PATHS)}"
+            )
+    if len(set(names)) < len(names):
+        raise FastpathError(f"--paths {value}", "a path is named twice")
+    return names
+
+
+def chosen(names: Sequence[str]) -> tuple[Path, ...]:
+    """The paths of some names, in their order."""
+    return tuple(PATHS[name] for name in names)

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * flow.h - bytes in one direction, from one end to another
+ */
+#ifndef FLOW_H
+#define FLOW_H
+
+#include "end.h"
+
+/**
+ * struct flow - Bytes in one direction
+ * @from:	Where from; none: there are always more
+ * @to:		Where to; none: they are dropped
+ * @kept:	What @to has yet to take; none: nothing
+ * @start:	Where in it
+ * @len:	How many bytes
+ * @ended:	All were passed on, and that they ended, too
+ */
+struct flow {
+	struct end *from;
+	struct end *to;
+	char *kept;
+	size_t start;
+	size_t len;
+	bool ended;
+};
+
+/**
+ * flow_step() - Move some bytes of a flow, or that they ended
+ * @f:		Flow
+ *
+ * Returns: 1; 0: there is nothing to do now; -errno
+ */
+int flow_step(struct flow *f);
+
+#endif /* FLOW_H */
