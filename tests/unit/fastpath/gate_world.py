@@ -150,6 +150,10 @@ class World:
 
         return asyncio.run_coroutine_threadsafe(do(), self._loop).result(LIMIT_S)
 
+    def renew(self):
+        """Have another certificate in the sandbox's files."""
+        self._leaf(self.folder / "web", self.ca.issue(WEB))
+
     def set_mesh(self, text):
         """Have another content of Istio's file."""
         self.call(self.ztunnel._set_mesh, Mesh.of(self._config(text)))

@@ -12,6 +12,7 @@ import pytest
 from fastpath import proxy_protocol
 from fastpath.errors import FastpathError
 from fastpath.ztunnel.process import Ztunnel
+from tests.support.limits import wait_until
 from tests.unit.fastpath.gate_world import (
     CLIENT,
     DENIES,
@@ -138,6 +139,25 @@ def test_one_gate_an_ip(tmp_path):
 
     world = World(tmp_path, mesh)
     assert ip_address(other) in world.config.workloads[0].workload_ips
+    world.run(play)
+
+
+def test_a_new_certificate_is_shown_to_new_tunnels_and_old_ones_stay(tmp_path):
+    world = World(tmp_path)
+
+    def serial(peer):
+        return peer.sock.getpeercert()["serialNumber"]
+
+    def play(world):
+        guest = world.guest()
+        peer = world.tunnel()
+        stream, conn = served(world, guest, peer)
+        world.renew()
+        wait_until(lambda: serial(world.tunnel()) != serial(peer))
+        conn.send(b"still")
+        assert peer.read(stream, 5) == b"still"
+        served(world, guest, peer, first=False)
+
     world.run(play)
 
 
