@@ -65,6 +65,7 @@ def test_a_peer_gets_no_byte_of_memory_that_is_gone(pool, host, guest):
         if isinstance(event, h2.events.DataReceived) and event.stream_id == stream
     ]
     assert b"".join(data) in {b"", b"before"}
+    wait_for(lambda: host.events_of(EventKind.BROKEN), "broken")
     (event,) = host.events_of(EventKind.BROKEN)
     assert (event.port, event.error) == (ALL_QUEUES, lib.VU_ERR_FAULT)
     peer.send(other, b"y")  # the tunnel, and who else is on it, go on
