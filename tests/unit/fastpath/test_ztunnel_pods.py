@@ -28,7 +28,7 @@ from fastpath.ztunnel.workloads import LocalWorkloads
 from tests.support.limits import LIMIT_S
 from tests.unit.fastpath.dns_peers import Upstream, ask, records, texts
 from tests.unit.fastpath.dns_peers import config as dns_config
-from vhost_user.engine import Dial, Event, EventKind, Reset
+from vhost_user.engine import Dial, Reset
 
 PATH = Path("/run/netns/pod1")
 WEB = ("192.0.2.80", 80)
@@ -124,19 +124,6 @@ def client():
     found.pod, _ = pod()
     found.pod.join(cast("Any", FakeEngine()))
     return clients, found
-
-
-@pytest.mark.parametrize(
-    ("error", "why"),
-    [(errno.EPROTO, "it says nonsense"), (errno.ECONNRESET, "it has gone")],
-    ids=["nonsense", "gone"],
-)
-def test_a_process_that_the_engine_has_no_use_for_is_suspected(error, why):
-    there, namespace = pod("10.0.0.5")
-    engine = FakeEngine()
-    there.join(cast("Any", engine))
-    engine.tell(Event(EventKind.MAKER, error=error))
-    assert namespace.suspected == why
 
 
 def test_a_pod_dials_from_its_ips():
