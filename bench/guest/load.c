@@ -195,8 +195,7 @@ int64_t guest_send_all(struct guest *g, uint32_t first_conn, uint32_t n_conns,
 
 			if (c->state != OPEN)
 				return -ECONNRESET;
-			left -=
-			    send_some(g, conn, size, left < size ? left : size);
+			left -= send_some(g, conn, size, left);
 			if (c->tx == c->peer_fwd)
 				continue;
 			busy = true;

@@ -12,10 +12,10 @@ import h2.events
 import pytest
 
 from tests.conformance.conftest import read_exactly
-from tests.conformance.peers import CONNECT
+from tests.conformance.peers import CODES, CONNECT, Peer
 from tests.conformance.threads import TIMEOUT_S
 from tests.support import pki
-from vhost_user.engine import Dial, Discard, Echo, EventKind, Reset
+from vhost_user.engine import Chargen, Dial, Discard, Echo, EventKind, Reset
 from vhost_user.hbone import Headers, Reason
 
 PROTOCOL_ERROR, REFUSED_STREAM, CANCEL, CONNECT_ERROR = 0x1, 0x7, 0x8, 0xA
@@ -392,3 +392,19 @@ def test_a_gate_that_is_closed_leaves_its_tunnels(gate, mesh, host):
     assert gate.events.reason(2) is Reason.LOST
     host.deliver()
     assert gate.gate.id not in host.engine._handlers
+
+
+def test_bytes_go_on_though_the_socket_was_full_and_no_window_opens(mesh):
+    """What a full socket took a part of leaves room, as a used-up window does."""
+    gate = mesh.gate()
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect(gate.address)
+    tls = mesh.kept(mesh.context(pki.WEB).wrap_socket(sock))
+    wide = {CODES.INITIAL_WINDOW_SIZE: 16 << 20}  # more than any socket holds
+    peer = Peer(tls, client=True, settings=wide)
+    stream = peer.connect()
+    gate.answer(gate.asked(), Chargen())
+    came = 0
+    while came < 12 << 20:
+        came += len(peer.read(stream, 1 << 20, acknowledge=False))

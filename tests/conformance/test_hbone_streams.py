@@ -473,3 +473,19 @@ def test_a_guest_that_leaves_resets_its_streams(guest_pool, guest, aside):
     guest.close()
     assert peer.was_reset(stream) == CANCEL
     peer.fence()
+
+
+def test_streams_that_a_full_socket_stopped_all_go_on(mesh):
+    pool = mesh.pool()
+    size = 3 << 20
+    socks = [pool.client() for _ in range(8)]
+    peer = pool.accept()
+    streams = [peer.request()[0] for _ in socks]
+    for stream in streams:
+        peer.answer(stream)
+    with ThreadPoolExecutor(len(socks)) as pool_of:
+        sent = [pool_of.submit(sock.sendall, bytes(size)) for sock in socks]
+        for stream in streams:  # in turns: its socket is full in between
+            assert peer.read(stream, size) == bytes(size)
+        for each in sent:
+            each.result()

@@ -11,8 +11,7 @@
  * let time pass, drain, turn the engine. The tunnel is one of a gate, or of a
  * pool. TLS is left out (fuzz_hbone.h): its bytes are OpenSSL's business.
  *
- * What must hold: no sanitizer report, no hang, and nothing left when the peer
- * and the other ends are gone.
+ * What must hold: no sanitizer report, no hang, nothing left once all are gone.
  */
 
 #include <errno.h>
@@ -225,10 +224,7 @@ static struct vu_hbone_stats stats_of(struct world *w, int source)
 	return stats;
 }
 
-/*
- * The other thread has its part in a handshake. On a machine that has no time
- * for it that takes as long as it takes: such waits don't count.
- */
+/* The other thread's part in a handshake takes its time: that doesn't count */
 static bool shakes(struct world *w)
 {
 	return stats_of(w, w->gate).shakes || stats_of(w, w->pool).shakes;
@@ -259,7 +255,6 @@ static void begin(struct world *w, bool server)
 {
 	if (server) {
 		w->peer = dial(&w->gate_addr);
-		send(w->peer, "", 0, 0);
 		/* the first byte that it says begins the handshake */
 		send(w->peer, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 24, 0);
 		settle_shakes(w, w->gate);

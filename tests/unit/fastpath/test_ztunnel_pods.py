@@ -36,7 +36,7 @@ from tests.unit.fastpath.pod_fakes import (
     config,
     pod,
 )
-from vhost_user.engine import Dial, Event, EventKind, Reset
+from vhost_user.engine import Dial, Reset
 
 
 @pytest.fixture
@@ -47,19 +47,6 @@ def client():
     found.pod, _ = pod()
     found.pod.join(cast("Any", FakeEngine()))
     return clients, found
-
-
-@pytest.mark.parametrize(
-    ("error", "why"),
-    [(errno.EPROTO, "it says nonsense"), (errno.ECONNRESET, "it has gone")],
-    ids=["nonsense", "gone"],
-)
-def test_a_process_that_the_engine_has_no_use_for_is_suspected(error, why):
-    there, namespace = pod("10.0.0.5")
-    engine = FakeEngine()
-    there.join(cast("Any", engine))
-    engine.tell(Event(EventKind.MAKER, error=error))
-    assert namespace.suspected == why
 
 
 def test_a_pod_dials_from_its_ips():

@@ -40,6 +40,7 @@ static ssize_t give(struct vu_conn *c, struct side *side,
 {
 	struct stream *s = side->stream;
 	struct tunnel *t = s ? s->tunnel : NULL;
+	bool stuck = false;
 	size_t done = 0;
 
 	(void)c;
@@ -49,18 +50,17 @@ static ssize_t give(struct vu_conn *c, struct side *side,
 	if (!t || !s->h2.id)
 		return -EPIPE;
 	t->giving = true;
-	for (;;) {
+	do {
 		done += h2_send(t->h2, &s->h2, iov, n_iov, done, len);
-		if (done == len || t->h2->to < H2_OUT_FULL ||
-		    !tunnel_send(t, false))
+		if (done == len || t->h2->to < H2_OUT_FULL)
 			break;
-	}
+		stuck = !tunnel_send(t, false); /* a part may have gone */
+	} while (!stuck);
 	t->giving = false;
 	tunnel_later(t);
 	if (done < len &&
 	    !s->closed) /* the socket takes no more, or a window */
-		list_add(t->h2->to >= H2_OUT_FULL ? &t->stuck : &t->blocked,
-			 &s->blocked);
+		list_add(stuck ? &t->stuck : &t->blocked, &s->blocked);
 	return done ? (ssize_t)done : -EAGAIN;
 }
 
