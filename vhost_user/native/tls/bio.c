@@ -31,7 +31,8 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 static int bio_write(BIO *b, const char *buf, int len)
 {
 	const struct tls *t = BIO_get_data(b);
-	ssize_t n = send(t->fd, buf, (size_t)len, MSG_NOSIGNAL | MSG_DONTWAIT);
+	int flags = MSG_NOSIGNAL | MSG_DONTWAIT | (t->more ? MSG_MORE : 0);
+	ssize_t n = send(t->fd, buf, (size_t)len, flags);
 
 	BIO_clear_retry_flags(b);
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))

@@ -189,7 +189,9 @@ ssize_t tls_write(struct tls *t, const void *buf, size_t len)
 	int n;
 
 	ERR_clear_error();
+	t->more = len > TLS_RECORD; /* one is written, see context.c */
 	n = SSL_write(t->ssl, buf, len < INT_MAX ? (int)len : INT_MAX);
+	t->more = false;
 	ret = n > 0 ? n : failed(t, n);
 	return ret ? ret : -ECONNRESET;
 }
