@@ -120,7 +120,10 @@ class Issuers:
                 await feed.close()
                 raise
         except FastpathError as exc:
-            raise self._wrong(self._key(identity), exc) from exc
+            why = f"{exc.what}: {exc.why}"
+            if exc.what != f"{identity}":
+                why = f"{identity}: {why}"
+            raise self._error(self._key(identity), why, exc.hint) from exc
         return pems
 
     def dump(self, pems: Pems) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from fastpath.mesh.authority import Authority
 from fastpath.mesh.contexts import PemDirectory
 from fastpath.ztunnel import config, model
 from fastpath.ztunnel.certificates import Certificates
+from fastpath.ztunnel.process import Ztunnel
 from tests.support.limits import until
 from tests.unit.fastpath.mesh_pki import (
     HOUR,
@@ -332,3 +333,33 @@ def test_without_the_extra_the_error_says_which(tmp_path, monkeypatch):
     error = refused(embedded(tmp_path))
     assert error.what == "configuration: fastpath.certificates"
     assert error.hint == "pip install 'vsock-fastpath[mesh]'"
+
+
+def test_a_process_without_its_certificates_does_not_start(tmp_path):
+    """It says where that stands, and leaves no socket."""
+    Authority.open(tmp_path / "ca", "cluster.local", now())
+    (tmp_path / "mesh.yaml").write_text(
+        "workloads:\n- {name: a, namespace: d, workloadIps: [10.0.0.5], services: {}}\n"
+    )
+    (tmp_path / "z.yaml").write_text(
+        f"mesh: {tmp_path}/mesh.yaml\n"
+        "sandboxes:\n"
+        f"- {{name: a, workload: d/a, socket: {tmp_path}/s, cid: 3}}\n"
+        "certificates:\n"
+        "  ca:\n"
+        "    address: https://127.0.0.1:1\n"
+        f"    roots: {tmp_path}/ca/root-cert.pem\n"
+    )
+    loaded = config.load_with_lines(tmp_path / "z.yaml")
+
+    async def main():
+        with pytest.raises(FastpathError) as caught:
+            async with Ztunnel(loaded.config, error=loaded.error):
+                pass
+        return caught.value
+
+    error = asyncio.run(main())
+    assert error.what == f"{tmp_path}/z.yaml:5:3: certificates.ca"
+    assert "CA https://127.0.0.1:1: UNAVAILABLE" in error.why
+    assert "spiffe://cluster.local/ns/d/sa/default" in error.why
+    assert not (tmp_path / "s").exists()
