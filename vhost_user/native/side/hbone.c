@@ -57,9 +57,11 @@ static ssize_t give(struct vu_conn *c, struct side *side,
 	}
 	t->giving = false;
 	tunnel_later(t);
-	if (done < len &&
-	    !s->closed) /* the socket takes no more, or a window */
-		list_add(t->h2->to >= H2_OUT_FULL ? &t->stuck : &t->blocked,
+	/* the socket takes no more, whose buffer may have room again; or a
+	 * window */
+	if (done < len && !s->closed)
+		list_add(!t->writable || t->h2->to >= H2_OUT_FULL ? &t->stuck
+								  : &t->blocked,
 			 &s->blocked);
 	return done ? (ssize_t)done : -EAGAIN;
 }
