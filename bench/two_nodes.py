@@ -6,7 +6,6 @@ The server is the same (host/proxy.c), and so is what a node is: a network names
 
 ours     a is `fastpath ztunnel`, whole, with a sandbox; its client is a guest in user
          space. b is a gate of the engine that dials the server by TCP, as Istio's does
-         Neither polls: they share a CPU
 istio    both are Istio's ztunnel in in-pod mode, with certificates of `fastpath ca`;
          the client is a program in pod a
 """
@@ -64,7 +63,7 @@ class Nodes(World):
                 os.sched_setaffinity(int(task.name), {PROXY_CPU})
 
     def _start_ours(self, name: str, sandboxes: str = SANDBOX) -> None:
-        self.socket = self._ours(name, sandboxes + "pollUs: 0\n") / "s"
+        self.socket = self._ours(name, sandboxes) / "s"
 
     def _start_bench(self, name: str) -> None:
         folder = self.folder / name

@@ -38,7 +38,7 @@ async def serve(folder: Path, ip: str) -> None:
             gate.decide(event.conn, target, tag=next(tags))
             engine.answer(event.conn, target)
 
-    async with Engine(poll_us=0) as engine:
+    async with Engine() as engine:
         sock = socket.create_server((ip, HBONE), backlog=1024)
         gate = Gate(
             engine,
