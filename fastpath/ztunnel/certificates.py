@@ -84,11 +84,12 @@ class Certificates:
             return
         try:
             from fastpath.ztunnel.issuers import Issuers
+
+            self._issuers = Issuers(self._settings, self._error, self._revoked)
         except ModuleNotFoundError as exc:
             why = f"the module {exc.name} is not installed"
             hint = "pip install 'vsock-fastpath[mesh]'"
             raise self._error(HERE, why, hint) from exc
-        self._issuers = Issuers(self._settings, self._error, self._revoked)
         try:
             await self._add_all(dict.fromkeys(identities))
         except BaseException:

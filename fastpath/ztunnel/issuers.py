@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from fastpath.errors import FastpathError
 from fastpath.mesh import revocation
 from fastpath.mesh.authority import Authority
-from fastpath.mesh.client import ServiceSource, parse_address
 from fastpath.mesh.contexts import PemDirectory
 from fastpath.mesh.feed import PemFeed
 from fastpath.mesh.material import certificates, pem, stamp
@@ -65,6 +64,8 @@ class Issuers:
         self._closed = False
         try:
             if settings.ca:
+                from fastpath.mesh.client import parse_address  # gRPC takes 14 MB
+
                 parse_address(settings.ca.address)
         except FastpathError as exc:
             raise error((*HERE, "ca", "address"), exc.why, exc.hint) from exc
@@ -141,6 +142,8 @@ class Issuers:
         if files := self._files.get(identity):
             return _file_source(files)
         if ca:
+            from fastpath.mesh.client import ServiceSource
+
             return ServiceSource(
                 address=ca.address,
                 roots=ca.roots,
