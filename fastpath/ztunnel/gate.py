@@ -22,6 +22,7 @@ Spec: istio/ztunnel, inbound; docs/hbone.md.
 from __future__ import annotations
 
 import dataclasses
+import contextlib
 import errno
 import functools
 import itertools
@@ -268,12 +269,8 @@ class SandboxGate:
         """Answer it by the status for an errno."""
         self._waiting.pop(client.conn, None)
         denied = error == errno.EACCES
-        try:
+        with contextlib.suppress(StateError):  # it is on offer, and ends by that
             self._engine.answer(client.conn, Reset(error if denied else errno.ENETDOWN))
-        except StateError:
-            log.debug(
-                "%s: %d is on offer, and ends by that", self._server.name, client.conn
-            )
 
     def let_go(self, client: GateClient) -> None:
         """The guest has it."""
