@@ -21,8 +21,8 @@ Spec: istio/ztunnel, inbound; docs/hbone.md.
 
 from __future__ import annotations
 
-import dataclasses
 import contextlib
+import dataclasses
 import errno
 import functools
 import itertools

@@ -137,7 +137,7 @@ class Pools:
         try:
             await self._certificates.add(identity)
         except FastpathError as exc:
-            if self._may_log(identity):
+            if self._lines_of(identity).admits():
                 _log.warning("%s: there is no certificate: %s", identity, exc)
 
     def set_mesh(self, state: MeshState) -> None:
@@ -299,25 +299,31 @@ class Pools:
     def _hear(self, key: PoolKey, pool: Pool, event: Event) -> None:
         """A tunnel is there, failed or has ended."""
         reason = Reason(event.reason)
-        if reason in _ORDINARY or not self._may_log(key.source):
-            return
-        text = reason.text
-        if event.error:
-            text += f": {os.strerror(event.error)}"
-        if not event.tag and (peer := pool.failed_peer()):
-            text += f": it is {peer}"
-        if reason is Reason.NAME:
-            text += f", not {' or '.join(map(str, key.sans))}"
-        _log.warning("%s: tunnel to %s: %s", key.source, _format(key.address), text)
+        if reason not in _ORDINARY and self._lines_of(key.source).admits():
+            text = _why(key, pool, event)
+            _log.warning("%s: tunnel to %s: %s", key.source, _format(key.address), text)
 
-    def _may_log(self, source: Identity) -> bool:
+    def _lines_of(self, source: Identity) -> Throttle:
         if source not in self._throttles:
             self._throttles[source] = Throttle(
                 lambda count: _log.warning(
                     "%s: %d more tunnels failed or were lost", source, count
                 )
             )
-        return self._throttles[source].admits()
+        return self._throttles[source]
+
+
+def _why(key: PoolKey, pool: Pool, event: Event) -> str:
+    """Why a tunnel failed or ended, for the log."""
+    reason = Reason(event.reason)
+    text = reason.text
+    if event.error:
+        text += f": {os.strerror(event.error)}"
+    if not event.tag and (peer := pool.failed_peer()):
+        text += f": it is {peer}"
+    if reason is Reason.NAME:
+        text += f", not {' or '.join(map(str, key.sans))}"
+    return text
 
 
 def _format(address: SocketAddress) -> str:
