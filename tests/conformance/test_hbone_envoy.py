@@ -185,7 +185,7 @@ def test_all_of_a_server_that_ends_first_arrives(mesh, as_b, server, host, guest
     wait_for(lambda: b.counter("http.gate.downstream_rq_active") == 0, "its end")
     got = b""
     while len(got) < len(data):
-        packet = conn.expect(Op.RW, Op.SHUTDOWN)
+        packet = conn.expect(Op.RW, Op.SHUTDOWN, Op.CREDIT_REQUEST)
         got += packet.payload
         conn.say(Op.CREDIT_UPDATE)
     assert got == data
