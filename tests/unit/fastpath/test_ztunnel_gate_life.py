@@ -194,7 +194,7 @@ def test_others_that_ask_the_same_are_offered_by_the_engine(tmp_path):
     def play(world):
         guest = world.guest()
         peer = world.tunnel()
-        first, _ = served(world, guest, peer, forwarded=f'for="{PEER}:4001"')
+        first, other = served(world, guest, peer, forwarded=f'for="{PEER}:4001"')
         second, conn = served(
             world, guest, peer, first=False, forwarded=f'for="{PEER}:4002"'
         )
@@ -203,6 +203,7 @@ def test_others_that_ask_the_same_are_offered_by_the_engine(tmp_path):
         for stream, data in ((second, b"12"), (first, b"1")):
             peer.send(stream, data, end=True)
         assert conn.receive_bytes(2) == b"12"
+        assert other.receive_bytes(1) == b"1"
         finish(conn)
         peer.ended(second)
         world.deliver()
