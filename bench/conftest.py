@@ -60,7 +60,7 @@ def pytest_addoption(parser):
         help="not the peer, but this checkout's build of ours (after its make setup)",
     )
     group.addoption(
-        "--ztunnel", type=Path, metavar="BIN", help="Istio's, for bench_handoff.py"
+        "--ztunnel", type=Path, metavar="BIN", help="Istio's, to be measured, too"
     )
     group.addoption("--out", type=Path, metavar="FILE", help="write the summary")
 
@@ -73,10 +73,14 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--short"):
-        gone = [item for item in items if item.get_closest_marker("long")]
-        items[:] = [item for item in items if item not in gone]
-        config.hook.pytest_deselected(items=gone)
+    left_out = {
+        "long": config.getoption("--short"),
+        "ztunnel": config.getoption("--ztunnel") is None,
+    }
+    marks = [mark for mark, out in left_out.items() if out]
+    gone = [item for item in items if any(map(item.get_closest_marker, marks))]
+    items[:] = [item for item in items if item not in gone]
+    config.hook.pytest_deselected(items=gone)
 
 
 def pytest_sessionfinish(session):

@@ -76,7 +76,7 @@ enum tls_step { TLS_READS, TLS_WRITES, TLS_DONE, TLS_FAILED };
  * @drained:	Its socket had less than was asked for: epoll says when it has
  *		more
  * @heard:	The peer has said something
- * @more:	Another record comes at once: the socket need not send this one yet
+ * @more:	Another record comes at once: the socket may wait for it
  * @step:	enum tls_step of the last step
  * @reason:	enum vu_reason
  */
