@@ -9,6 +9,7 @@ sanitizers (`make sanitize tsan`) must not silently be another one.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -42,6 +43,12 @@ def pytest_collection_modifyitems(config, items):
         gone = [item for item in items if item.get_closest_marker("ztunnel")]
         items[:] = [item for item in items if item not in gone]
         config.hook.pytest_deselected(items=gone)
+
+
+def pytest_collection_finish():
+    # what is there now stays: tests that collect garbage first look at little then
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure():

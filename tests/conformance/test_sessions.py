@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
-from pathlib import Path
 
 import pytest
 
+from tests.support.descriptors import descriptors
 from tests.support.limits import LIMIT_S
 from vhost_user.driver import PAGE, Ram, Virtqueue
 from vhost_user.engine import EventKind
@@ -25,10 +25,6 @@ from vhost_user.vsock.driver import TX, VsockGuest
 from vhost_user.vsock.packet import Op
 
 ECHO = 7
-
-
-def open_fds():
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def echo(conn, data=b"ping"):
@@ -67,10 +63,10 @@ def test_sessions_leave_no_fds(host):
         host.idle()
 
     session()
-    before = open_fds()
+    before = descriptors()
     for _ in range(10):
         session()
-    assert open_fds() == before
+    assert descriptors() == before
 
 
 def test_a_driver_that_starts_over_gets_no_old_connections(host, guest):
@@ -236,7 +232,7 @@ def test_a_hostile_front_end_ends_its_own_session_only(host, act, caplog):
     with VsockGuest(host.path) as guest:
         echo(guest.connect(ECHO))
     host.idle()
-    before = open_fds()
+    before = descriptors()
     with Ram() as ram, Frontend(host.path) as vmm:
         vmm.negotiate()
         with pytest.raises((ConnectionError, StateError)) as info:
@@ -247,7 +243,7 @@ def test_a_hostile_front_end_ends_its_own_session_only(host, act, caplog):
     host.idle()
     assert "session ended: request" in caplog.text
     assert "bug" not in caplog.text
-    assert open_fds() == before
+    assert descriptors() == before
 
 
 def test_a_front_end_that_dies_while_data_flows_hurts_nobody(host):
@@ -262,7 +258,7 @@ def test_a_front_end_that_dies_while_data_flows_hurts_nobody(host):
 
 
 def test_fds_that_came_with_garbage_are_closed(host):
-    before = open_fds()
+    before = descriptors()
     for _ in range(20):
         with Frontend(host.path) as vmm:
             fds = [os.eventfd(0) for _ in range(8)]
@@ -271,7 +267,7 @@ def test_fds_that_came_with_garbage_are_closed(host):
                 os.close(fd)
             assert vmm.hung_up()
     host.idle()
-    assert open_fds() == before
+    assert descriptors() == before
 
 
 def test_a_second_vmm_waits_for_the_first(host, guest):

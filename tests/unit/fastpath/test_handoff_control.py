@@ -13,13 +13,13 @@ import resource
 import socket
 import struct
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from fastpath.handoff import control as module
 from fastpath.handoff.control import Control
+from tests.support.descriptors import descriptors
 from tests.support.limits import LIMIT_S, until
 
 MODULE = module.__name__
@@ -70,10 +70,6 @@ def run(work):
     before = descriptors()
     asyncio.run(main())
     assert descriptors() == before
-
-
-def descriptors():
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def filled(control):

@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import os
 import socket
-from pathlib import Path
 
 import pytest
 
 from fastpath.handoff import zds
 from fastpath.handoff.zds import ANSWER_S, HELLO_S, Server, Workload
 from tests.support import clock
+from tests.support.descriptors import descriptors
 from tests.support.limits import LIMIT_S, until
 
 POD1 = Workload("uid1", "pod1", "default", "sa1")
@@ -96,10 +96,6 @@ def run(tmp_path, work, runner=asyncio.run):
         assert not path.exists()
 
     runner(main())
-
-
-def descriptors():
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def inode(file):

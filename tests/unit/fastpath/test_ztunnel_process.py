@@ -38,6 +38,7 @@ from fastpath.ztunnel.model import (
 )
 from fastpath.ztunnel.process import Ztunnel
 from fastpath.ztunnel.serving import serve
+from tests.support.descriptors import descriptors
 from tests.support.limits import LIMIT_S as TIMEOUT_S
 from tests.support.limits import until
 
@@ -134,10 +135,6 @@ def fetch(port, path):
     except urllib.error.HTTPError as exc:
         with exc:
             return exc.code, exc.read().decode()
-
-
-def fds():
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
 
 def test_a_captured_connection_reaches_the_service(tmp_path):
@@ -329,7 +326,7 @@ def test_the_echo_address_is_answered_by_the_engine(tmp_path):
 
 def test_the_sockets_are_there_and_go_away(tmp_path):
     async def main():
-        before = fds()
+        before = descriptors()
         async with Ztunnel(config(tmp_path, 80, 80)) as ztunnel:
             assert not ztunnel.sandboxes["box"].backend.connected.is_set()
             assert (tmp_path / "box.sock").is_socket()
@@ -338,7 +335,7 @@ def test_the_sockets_are_there_and_go_away(tmp_path):
             assert modes == {0o600}
             assert [engine.conns for engine in ztunnel.stats()] == [0]
             assert ztunnel.device_stats()["box"].conns == 0
-        return before, fds()
+        return before, descriptors()
 
     before, after = run(main())
     assert not (tmp_path / "box.sock").exists()

@@ -9,11 +9,11 @@ import errno
 import os
 import socket
 import struct
-from pathlib import Path
 
 import pytest
 
 from fastpath.handoff import ring as rings
+from tests.support.descriptors import descriptors
 from tests.support.limits import LIMIT_S
 from tests.unit.lib.ringlib import (
     DOWN_CONSUMER,
@@ -151,12 +151,12 @@ def test_a_link_is_taken_once_its_message_has_come(offer, take):
     ids=["magic", "version", "size", "zero", "odd", "no-fds", "one-fd"],
 )
 def test_a_message_that_is_wrong_is_refused_and_nothing_kept(offer, take, said, error):
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = descriptors()
     offer.say(**said)
     with pytest.raises(OSError, match=r".") as caught:
         take(offer.theirs)
     assert caught.value.errno == error
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert descriptors() == before
 
 
 def test_memory_that_could_be_taken_away_is_refused(offer, take):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
+from tests.support.descriptors import descriptors
 from vhost_user.descriptors import THREAD_NAME
 from vhost_user.device import SESSION_FEATURES
 from vhost_user.engine import RingConfig  # noqa: TC001  # dataclass field
@@ -203,7 +203,7 @@ def open_fds():
     def count():
         for thread in offloaded():
             thread.join(10)
-        return len(list(Path("/proc/self/fd").iterdir()))
+        return descriptors()
 
     return count
 

@@ -12,10 +12,10 @@ import errno
 import socket
 import struct
 from ipaddress import ip_address
-from pathlib import Path
 
 import pytest
 
+from tests.support.descriptors import descriptors
 from tests.support.limits import LIMIT_S, until
 from vhost_user.engine import ALL_EVENTS, Dial, Engine, Event, EventKind
 from vhost_user.errors import StateError
@@ -94,10 +94,6 @@ class World:
     def nothing_is_asked(self):
         with pytest.raises(BlockingIOError):
             assert self.maker.recv(100) == b""
-
-
-def descriptors():
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def run(work):
