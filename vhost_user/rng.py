@@ -50,6 +50,10 @@ class RngDevice(QueueDevice):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the device until a signal ends it; return the exit status."""
     entry.set_up_streams()
+    return entry.guarded(PROG, lambda: _run(_parser().parse_args(argv)))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROG, description=RngDevice.__doc__)
     parser.add_argument(
         "--socket", type=Path, required=True, help="the VMM connects here"
@@ -71,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--socket-group", type=_checked(parse_group), metavar="GROUP", help="its group"
     )
-    return entry.guarded(PROG, lambda: _run(parser.parse_args(argv)))
+    return parser
 
 
 def _run(options: argparse.Namespace) -> int:
