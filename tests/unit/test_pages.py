@@ -20,8 +20,116 @@ if TYPE_CHECKING:
 
 PAGES = pages.pages()
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+FOLDERS = (
+    *("bench", "docs", "examples", "fastpath", "guest", "lib", "tests", "tools"),
+    *("vhost_user", "vm-images"),
+)
+OF_OTHERS = {
+    "arch/um/drivers/virtio_uml.c",  # Linux's
+    "docs/vsock.md",  # Firecracker's
+}
+"""Files of other projects that pages name."""
 
 
+def tree() -> set[str]:
+    """The files, each by all ends of its path."""
+    found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
+    found += [path for path in ROOT.iterdir() if path.is_file()]
+    ends = set()
+    for path in found:
+        parts = path.relative_to(ROOT).parts
+        ends |= {"/".join(parts[start:]) for start in range(len(parts))}
+    return ends
+
+
+def targets() -> set[str]:
+    """The Makefile's, without patterns."""
+    text = (ROOT / "Makefile").read_text()
+    return set(re.findall(r"^([a-z][a-z-]*):(?!=)", text, re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def files() -> set[str]:
+    return tree()
+
+
+@EVERY_PAGE
+def test_no_line_of_prose_is_wider(page: Page):
+    wide = [number for number, line in page.prose() if len(line) > WIDTH]
+    assert not wide, f"{page.name}: lines {wide}: at most {WIDTH} columns"
+
+
+@EVERY_PAGE
+def test_make_has_the_targets(page: Page):
+    for command in page.commands("make"):
+        named = {word for word in command.words[1:] if re.match(r"[a-z]", word)}
+        assert named <= targets(), command
+
+
+@EVERY_PAGE
+def test_there_are_the_files(page: Page, files: set[str]):
+    named = {name.removeprefix("../") for name in page.files()} - OF_OTHERS
+    missing = {
+        name
+        for name in named
+        if "*" not in name and name not in files and not readers_own(name)
+    }
+    assert not missing, page.name
+    for name in named:
+        if "*" in name:
+            assert any(Path(each).match(name) for each in files), (page.name, name)
+
+
+def readers_own(name: str) -> bool:
+    """A configuration that the reader, or an example, writes."""
+    return name.endswith(".yaml") and not name.startswith(FOLDERS)
+
+
+@EVERY_PAGE
+def test_links_lead_somewhere(page: Page):
+    for link in page.links():
+        name, _, anchor = link.partition("#")
+        there = (page.path.parent / name).resolve() if name else page.path
+        assert there.exists(), f"{page.name}: {link}"
+        if anchor:
+            assert anchor in pages.Page(there).anchors(), f"{page.name}: {link}"
+
+
+@EVERY_PAGE
+def test_sections_that_are_named_are_there(page: Page):
+    for name, title in page.sections():
+        (there,) = [each for each in PAGES if each.path.name == name]
+        assert title in there.headings(), f"{page.name}: {name}, {title!r}"
+
+
+@EVERY_PAGE
+def test_fastpath_has_the_commands_and_options(page: Page):
+    for command in page.commands("fastpath"):
+        words = list(command.words[1:])
+        if words and re.match(r"[A-Z]|--help|\w+:$", words[0]):
+            continue  # `fastpath COMMAND --help`, or what a command says
+        known = the_command(words)
+        options = {name for each in known.params for name in each.opts} | {"--help"}
+        assert set(command.options) <= options, f"{page.name}: {command}"
+
+
+def the_command(words: list[str]) -> Any:
+    """Return the one that words begin with; fail if there is none."""
+    found = typer.main.get_command(cli.app)
+    for word in words:
+        if not hasattr(found, "commands"):
+            break
+        assert word in found.commands, f"fastpath {' '.join(words)}"
+        found = found.commands[word]
+    return found
+
+
+@EVERY_PAGE
+@pytest.mark.parametrize(
+    ("program", "module"),
+    [("vhost-user-vsock", vsock_cli), ("vhost-user-rng", rng)],
+    ids=["vsock", "rng"],
+)
 def test_a_back_end_has_the_options(page: Page, program: str, module):
     known = set(module._parser()._option_string_actions)
     for command in page.commands(program):
