@@ -1,10 +1,11 @@
-"""Two nodes of one mesh, and programs on them that speak to each other by HBONE.
+"""Nodes of one mesh, and programs on them that speak to each other by HBONE.
 
     program -- what node a has -- HBONE, mutual TLS -- what node b has -- program
 
-A node is a network namespace; a veth joins the two. Kinds of a node:
+A node is a network namespace; a veth joins each to node a. Kinds of a node:
 
     ours     `fastpath ztunnel`; the program is a guest's, in user space (no VM)
+    vm       the same, but for a microVM, which the test boots
     pod      the same; the guest's pod has a namespace (`netns`), behind a veth
     capture  `fastpath ztunnel` too; the program is in a pod behind a veth, whose
              connections TPROXY leads to it: the standard path. Its IP has no gate
@@ -37,22 +38,27 @@ from tests.support.pki import Leaf
 from tests.unit.fastpath.tsi_guest import Guest
 from vhost_user.vsock.packet import Op, Shutdown
 
-PODS = {"a": "10.0.0.5", "b": "10.0.0.6"}
-NODES = {"a": "10.0.9.1", "b": "10.0.9.2"}
-VIP = "10.96.0.10"
+PODS = {"a": "10.0.0.5", "b": "10.0.0.6", "c": "10.0.0.7", "d": "10.0.0.8"}
+NODES = {"a": "10.0.9.1", "b": "10.0.9.2", "c": "10.0.9.3", "d": "10.0.9.4"}
+VIPS = {"a": "10.96.0.11", "b": "10.96.0.10", "c": "10.96.0.12", "d": "10.96.0.13"}
+VIP = VIPS["b"]
 PORT, SERVICE = 8080, 80
 OUT, HBONE = 15001, 15008
 HARD = struct.pack("ii", 1, 0)
 LISTENER = 0x100050
 LISTEN = struct.pack("<IIHHHH16s", LISTENER, 5, PORT, 4, 0, 0, bytes(16))
 POLICY = f'published: ["{PORT}"]\n'
-IN_THE_MESH = {"ours", "pod", "istio", "envoy"}
+IN_THE_MESH = {"ours", "vm", "pod", "istio", "envoy"}
 
 NETWORK = """
 ip link set lo up; ip link set e0 up
 ip addr add {node}/24 dev e0; ip addr add {pod}/32 dev e0
 ip route add {other}/32 via {next} src {pod}
 ip route add default dev e0
+"""
+ONE_MORE = """
+ip link set {link} up; ip route add {next}/32 dev {link} src {node}
+ip route add {other}/32 via {next} src {pod}
 """
 POD_NODE = """
 ip link set lo up; ip link set e0 up; ip link set p0 up
@@ -83,24 +89,25 @@ sandboxes:
 
 
 def mesh(kinds):
-    """Istio's file: pods a and b, and a service whose endpoint is b."""
-    rows = "".join(
+    """Istio's file: the nodes' pods, each with a service whose endpoint it is."""
+    workloads = "".join(
         f"""
 - {{uid: cluster1//v1/Pod/default/{name}, name: {name}, namespace: default,
-   serviceAccount: {name}, trustDomain: cluster.local, workloadIps: [{ip}],
-   protocol: {"HBONE" if kinds[name] in IN_THE_MESH else "TCP"}, node: node-{name},
+   serviceAccount: {name}, trustDomain: cluster.local, workloadIps: [{PODS[name]}],
+   protocol: {"HBONE" if kind in IN_THE_MESH else "TCP"}, node: node-{name},
    clusterId: Kubernetes, services: {{
    "default/{name}.default.svc.cluster.local": {{{SERVICE}: {PORT}}}}}}}
 """
-        for name, ip in PODS.items()
+        for name, kind in kinds.items()
     )
-    return (
-        f"workloads:{rows}\nservices:\n- {{name: b, namespace: default,"
-        f" hostname: b.default.svc.cluster.local, vips: [/{VIP}],"
-        f" ports: {{{SERVICE}: {PORT}}}}}\n"
-        "- {name: a, namespace: default, hostname: a.default.svc.cluster.local,"
-        f" vips: [/10.96.0.11], ports: {{{SERVICE}: {PORT}}}}}\n"
+    services = "".join(
+        f"""
+- {{name: {name}, namespace: default, hostname: {name}.default.svc.cluster.local,
+   vips: [/{VIPS[name]}], ports: {{{SERVICE}: {PORT}}}}}
+"""
+        for name in kinds
     )
+    return f"workloads:{workloads}\nservices:{services}"
 
 
 # ---- ends of a connection ----
@@ -233,7 +240,7 @@ class GuestProgram:
 
 
 class World:
-    """Both nodes, with what is on them; `programs` by name.
+    """The nodes, with what is on them; `programs` by name.
 
     Args:
         folder: for files; a short path.
@@ -245,26 +252,22 @@ class World:
     def __init__(self, folder, kinds, stack, binary=None):
         self.folder, self.kinds, self._stack = folder, kinds, stack
         self._binary = binary
-        self.nodes = {name: stack.enter_context(Namespace()) for name in PODS}
+        self.nodes = {name: stack.enter_context(Namespace()) for name in kinds}
         self.pods = dict(self.nodes)
         self.logs, self.programs, self.processes = {}, {}, {}
         now = dt.datetime.now(dt.UTC)
         self._authority = Authority.open(folder / "ca", "cluster.local", now)
         self._network()
-        for name in reversed(PODS):  # b takes clients before a has any
+        for name in reversed(kinds):  # b takes clients before a has any
             getattr(self, f"_start_{kinds[name]}")(name)
 
     def _network(self):
-        a, b = (self.nodes[name].path for name in PODS)
-        _run(f"ip link add e0 netns {a} type veth peer e0 netns {b}")
+        a, *others = (node.path for node in self.nodes.values())
+        for index, b in enumerate(others):
+            _run(f"ip link add e{index} netns {a} type veth peer e0 netns {b}")
         for name, kind in self.kinds.items():
-            other = "b" if name == "a" else "a"
-            fields = {
-                "node": NODES[name],
-                "pod": PODS[name],
-                "other": PODS[other],
-                "next": NODES[other],
-            }
+            other, *more = self._others(name)
+            fields = _addresses(name, other)
             node = self.nodes[name]
             if kind in {"capture", "pod"}:
                 pod = self.pods[name] = self._stack.enter_context(Namespace())
@@ -275,6 +278,14 @@ class World:
                 _run_in(node, POD_NODE.format(**fields))
             else:
                 _run_in(node, NETWORK.format(**fields))
+            for index, each in enumerate(more, 1):
+                fields = _addresses(name, each) | {"link": f"e{index}"}
+                _run_in(node, ONE_MORE.format(**fields))
+
+    def _others(self, name):
+        """Those that a node is joined to: the first, and of that one all others."""
+        first, *others = self.kinds
+        return others if name == first else [first]
 
     def _start_plain(self, name):
         self.programs[name] = SocketProgram(self.pods[name], self._stack)
@@ -288,6 +299,10 @@ class World:
         sandbox = SimpleNamespace(socket=folder / "s", cid=3)
         guest = self._stack.enter_context(Guest(sandbox))
         self.programs[name] = GuestProgram(guest)
+
+    def _start_vm(self, name):
+        more = ", udsPath: FOLDER.vsock}"
+        self._ours(name, SANDBOX.replace("}", more))
 
     def _start_capture(self, name):
         _run_in(self.nodes[name], CAPTURE)
@@ -339,7 +354,7 @@ class World:
         """Envoy takes what comes to the pod's 15008, and asks b's for its clients."""
         folder = self.folder / name
         folder.mkdir()
-        other = "b" if name == "a" else "a"
+        other = self._others(name)[0]
         leaf, roots = self.leaf(name)
         server = envoy.tls(leaf, roots, identity(other), server=True)
         inside = envoy.by_authority("in")
@@ -385,6 +400,15 @@ class World:
     def said(self, name, pattern):
         """Wait for a line of a node's access log."""
         return access_line(self.logs[name], pattern)
+
+
+def _addresses(name, other):
+    return {
+        "node": NODES[name],
+        "pod": PODS[name],
+        "other": PODS[other],
+        "next": NODES[other],
+    }
 
 
 def _read(path):
