@@ -30,12 +30,12 @@ STYLE: Final = """
 :root { color-scheme: light dark;
   --page: #fbfbfa; --card: #fff; --ink: #1d2327; --soft: #5d676e; --rule: #dfe3e6;
   --path0: #0b7285; --path1: #d9480f; --path2: #6741d9; --path3: #5c940d;
-  --path4: #c2255c; --path5: #1864ab; --path6: #846358; --path7: #e67700;
+  --path4: #c2255c; --path5: #1c4fd6; --path6: #6b5a51; --path7: #a17a00;
   --good: #2b8a3e; --bad: #c92a2a; --open: #9c5700; }
 @media (prefers-color-scheme: dark) { :root {
   --page: #14181b; --card: #1c2226; --ink: #e6eaed; --soft: #9aa5ac; --rule: #333c42;
   --path0: #3bc9db; --path1: #ff922b; --path2: #b197fc; --path3: #a9e34b;
-  --path4: #f783ac; --path5: #74c0fc; --path6: #d2bab0; --path7: #ffd43b;
+  --path4: #f783ac; --path5: #7a9cff; --path6: #d2bab0; --path7: #ffe066;
   --good: #69db7c; --bad: #ff8787; --open: #ffd43b; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
@@ -60,18 +60,22 @@ p { margin: 0 0 8px; max-width: 75ch; }
 .charts { display: grid; gap: 12px;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 0 0 12px; }
-.legend i { display: inline-block; width: 22px; height: 4px; border-radius: 2px;
+.legend i { display: inline-block; width: 26px; border-top: 3px solid;
   margin: 0 8px 4px 0; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; } .forest { min-width: 640px; }
 table { border-collapse: collapse; width: 100%; background: var(--card);
   border: 1px solid var(--rule); font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 12px; text-align: right; border-top: 1px solid var(--rule); }
-th { font-weight: 600; font-size: .85rem; }
+th { font-weight: 600; font-size: .85rem; min-width: 5.5em; vertical-align: bottom; }
 th:first-child, td:first-child, td.words, th.words { text-align: left; }
-td.words { vertical-align: top; min-width: 11em; } td small { display: block;
-  color: var(--soft); } td ol { margin: 0; padding-left: 1.2em; }
+td { vertical-align: top; white-space: nowrap; }
+td.list { min-width: 11em; text-align: left; white-space: normal; }
+td small { display: block; color: var(--soft); }
+td ol { margin: 0; padding-left: 1.2em; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 20px; margin: 0; }
 dt { color: var(--soft); } dd { margin: 0; }
+@media (max-width: 640px) { dl { grid-template-columns: 1fr; gap: 0; }
+  dd { margin: 0 0 8px; } }
 svg { display: block; width: 100%; height: auto; }
 svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
 svg .tick, svg .label { text-anchor: middle; }
@@ -92,9 +96,14 @@ svg .interval.none { stroke: var(--soft); } svg .point.none { fill: var(--soft);
 PATH_STYLES: Final = "".join(
     f"svg .curve.path{i} {{ stroke: var(--path{i}); }} "
     f"svg .dot.path{i} {{ fill: var(--path{i}); }} "
-    f".legend i.path{i} {{ background: var(--path{i}); }}\n"
+    f".legend i.path{i} {{ border-color: var(--path{i}); }}\n"
     for i in range(8)
+) + "".join(
+    f"svg .curve.path{i} {{ stroke-dasharray: 9 3; }} "
+    f".legend i.path{i} {{ border-top-style: dashed; }}\n"
+    for i in range(4, 8)
 )
+"""A colour each; those of the second half are dashed, too."""
 
 LATENCIES: Final[tuple[tuple[str, Callable[[PathResult], Summary]], ...]] = (
     ("connect", lambda p: p.connect),
@@ -122,7 +131,7 @@ def write(report: Report, path: Path) -> None:
 
 def render(report: Report) -> str:
     """Return the page; well-formed as XML too, so that a test can read it."""
-    names = " and ".join(report.paths)
+    names = ", ".join(report.paths)
     body = "".join(
         [
             f"<h1>fastpath compare: {escape(names)}</h1>",
@@ -166,7 +175,7 @@ def _verdicts(pair: str, verdicts: Sequence[Verdict]) -> str:
         "where the ratio should be. Met, or not met: the whole interval is on that "
         "side; else neither is shown.</p>"
         f'<div class="cards">{cards}</div>'
-        f'<div class="card low">{svg.forest(verdicts)}</div>'
+        f'<div class="card low scroll">{svg.forest(verdicts)}</div>'
         f'<div class="card low"><dl>{lines}</dl></div>'
     )
 
@@ -242,7 +251,7 @@ def _figures(report: Report) -> str:
     calls = report.setting.calls_note
     return (
         "<h2>Figures</h2>"
-        + _table(("latency, us", "path", "p50", "p99", "min", "n"), rows)
+        + _table(("latency, us", "path", "p50", "p99", "min", "n"), rows, words=2)
         + '<div class="gap"></div>'
         + _table(("path", *figures), rows_of_costs)
         + f'<p class="soft note">{escape(report.setting.cpu_note)}</p>'
@@ -267,7 +276,7 @@ def _anatomy(paths: Sequence[PathResult]) -> str:
     head = "".join(f'<th class="words">{escape(p.facts.title)}</th>' for p in paths)
     rows = "".join(
         f"<tr><td>{title}</td>"
-        + "".join(f'<td class="words">{_numbered(of(p))}</td>' for p in paths)
+        + "".join(f'<td class="list">{_numbered(of(p))}</td>' for p in paths)
         + "</tr>"
         for title, of in kinds
         if of is not _calls or any(p.calls for p in paths)
@@ -307,10 +316,19 @@ def _method(report: Report) -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
+    """A table whose first columns are `words`, the others figures."""
+    kinds = [' class="words"' if i < words else "" for i in range(len(head))]
+    top = "".join(
+        f"<th{kind}>{escape(cell)}</th>" for kind, cell in zip(kinds, head, strict=True)
+    )
     lines = "".join(
-        "<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>"
+        "<tr>"
+        + "".join(
+            f"<td{kind}>{_cell(cell)}</td>"
+            for kind, cell in zip(kinds, row, strict=True)
+        )
+        + "</tr>"
         for row in rows
     )
     return f'<div class="scroll"><table><tr>{top}</tr>{lines}</table></div>'

@@ -83,7 +83,7 @@ def ecdf(title: str, samples_us: Mapping[str, Sequence[float]]) -> str:
         LEFT,
         WIDTH - RIGHT,
     )
-    parts = [_frame(title, HEIGHT), _shares(), _times(axis)]
+    parts = [_frame(title, HEIGHT, kind="ecdf"), _shares(), _times(axis)]
     for place, (name, curve) in enumerate(zip(samples_us, curves, strict=True)):
         median = quantile(curve, 0.5)
         points = _curve(curve, axis)
@@ -104,7 +104,8 @@ def forest(verdicts: Sequence[Verdict]) -> str:
         min(*values, *bounds, 1.0) * 0.9, max(*values, *bounds, 1.0) * 1.1, left, 740
     )
     floor = height - 36
-    parts = [_frame("Ratios with their 95 % intervals and targets", height, 760)]
+    title = "Ratios with their 95 % intervals and targets"
+    parts = [_frame(title, height, 760, kind="forest")]
     for value in axis.ticks():
         x = axis.at(value)
         parts += [_line("grid", x, head, x, floor), _tick_text(x, floor, f"{value:g}x")]
@@ -136,9 +137,9 @@ def _forest_row(verdict: Verdict, axis: LogAxis, left: float, y: float) -> str:
     return "".join(parts)
 
 
-def _frame(title: str, height: float, width: float = WIDTH) -> str:
+def _frame(title: str, height: float, width: float = WIDTH, *, kind: str) -> str:
     return (
-        f'<svg viewBox="0 0 {width} {height:.0f}" role="img" '
+        f'<svg viewBox="0 0 {width} {height:.0f}" role="img" class="{kind}" '
         f'aria-label="{escape(title)}" xmlns="http://www.w3.org/2000/svg">'
     )
 
