@@ -33,7 +33,8 @@ PACKAGES := gcc libc6-dev make python3-venv python3-dev ca-certificates \
 NATIVE   := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
             lib/ring/*.[ch]) vhost_user/native/build.py
 C_FILES  := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
-            lib/ring/*.[ch] lib/ring/examples/*.[ch] guest/*.[ch] guest/*/*.[ch] \
+            lib/ring/*.[ch] lib/ring/examples/*.[ch] \
+            guest/*.[ch] guest/*/*.[ch] guest/agent/*/*.[ch] \
             fastpath/datapath/bpf/*.c fastpath/commands/compare/proxy/*.[ch] \
             tests/vm/*.[ch] tests/vm/*/*.[ch] \
             tests/fuzz/*.[ch] \

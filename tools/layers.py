@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 NATIVE = "vhost_user/native"
+GUEST = "guest"
+PROGRAMS = ("agent", "init")
+"""Folders of guest/ that become a program each, with lib/ and include/."""
 PACKAGES = ("vhost_user", "fastpath")
 SUFFIXES = (".c", ".h", ".py")
 
@@ -87,16 +90,16 @@ class Layers:
 # ---- arrows ----
 
 
-def includes(native: Path) -> Iterator[Arrow]:
+def includes(native: Path, files: Iterable[Path]) -> Iterator[Arrow]:
     """Return who includes which file of ours; paths start at `native`."""
-    for path in sorted(native.rglob("*.[ch]")):
+    for path in sorted(files):
         for name in _INCLUDE.findall(path.read_text()):
             yield Arrow(path.relative_to(native).as_posix(), name)
 
 
-def symbols(native: Path) -> Iterator[Arrow]:
-    """Compile all files; return who uses what another one defines."""
-    sources = sorted(native.rglob("*.c"))
+def symbols(native: Path, files: Iterable[Path]) -> Iterator[Arrow]:
+    """Compile all files; return who uses what another one of them defines."""
+    sources = sorted(path for path in files if path.suffix == ".c")
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
         objects = [Path(folder, f"{i}.o") for i in range(len(sources))]
         listed = list(pool.map(functools.partial(_nm, native), sources, objects))
@@ -196,16 +199,33 @@ def long_files(root: Path, lines: Mapping[str, Any]) -> Iterator[str]:
                 yield f"more than {limit} lines: {name}"
 
 
+def guest_programs(guest: Path) -> list[list[Path]]:
+    """Return the files of each program; they share some, and names of functions."""
+    shared = [*guest.glob("include/*.h"), *guest.glob("lib/*.[ch]")]
+    return [[*shared, *(guest / name).rglob("*.[ch]")] for name in PROGRAMS]
+
+
+def faults_in_c(
+    root: Path, programs: Iterable[list[Path]], rows: Iterable[Mapping[str, Any]]
+) -> list[str]:
+    """Return the faults of C sources, each program's by itself, once."""
+    layers = Layers.of(rows, "/")
+    found: dict[str, None] = {}
+    for paths in programs:
+        files = [path.relative_to(root).as_posix() for path in paths]
+        arrows = [*includes(root, paths), *symbols(root, paths)]
+        found.update(dict.fromkeys([*layers.faults(files, arrows), *circles(arrows)]))
+    return list(found)
+
+
 def faults(root: Path, table: Mapping[str, Any]) -> list[str]:
     """Return all faults of a source tree, a line each."""
-    native = root / NATIVE
-    files = [path.relative_to(native).as_posix() for path in native.rglob("*.[ch]")]
-    in_c = [*includes(native), *symbols(native)]
     known = modules(root)
     in_python = list(imports(known))
+    native, guest = root / NATIVE, root / GUEST
     return [
-        *Layers.of(table["native"], "/").faults(files, in_c),
-        *circles(in_c),
+        *faults_in_c(native, [list(native.rglob("*.[ch]"))], table["native"]),
+        *faults_in_c(guest, guest_programs(guest), table["guest"]),
         *Layers.of(table["python"], ".").faults(known, in_python),
         *circles(in_python),
         *long_files(root, table["lines"]),

@@ -306,7 +306,7 @@ def _hash_of_inputs(what: Recipe) -> str:
     digest = hashlib.sha256(what.text.encode())
     sources = [path for path in GUEST.rglob("*") if path.suffix in {".c", ".h"}]
     builder = Path(__file__).parent.glob("*.py")
-    makefiles = [GUEST / "Makefile", GUEST / "kernel" / "Kbuild"]
+    makefiles = [GUEST / "Makefile", GUEST / "kernel" / "Kbuild", *GUEST.rglob("*.def")]
     for path in sorted([*sources, *makefiles, *builder]):
         digest.update(f"{path.name}\0".encode() + path.read_bytes())
     return digest.hexdigest()

@@ -57,7 +57,7 @@ def build(guest: Path, headers: Sequence[Path], cache: Path) -> dict[str, bytes]
     Raises:
         FastpathError: they can't be compiled.
     """
-    sources = sorted([*guest.glob("kernel/*"), *guest.glob("*.h")])
+    sources = sorted([*guest.glob("kernel/*"), *guest.glob("include/*")])
     digest = hashlib.sha256(Path(__file__).read_bytes())
     for deb in headers:
         digest.update(f"{deb.name}\0".encode())
@@ -78,7 +78,7 @@ def _make(guest: Path, headers: Sequence[Path], work: Path) -> Path:
     tree = next(work.glob("usr/src/linux-headers-*/.kernelvariables")).parent
     makefile = tree / "Makefile"
     makefile.write_text(makefile.read_text().replace("/usr/", f"{work}/usr/"))
-    for source in [*guest.glob("kernel/*"), *guest.glob("*.h")]:
+    for source in [*guest.glob("kernel/*"), *guest.glob("include/*")]:
         copy = work / source.relative_to(guest)
         copy.parent.mkdir(exist_ok=True)
         copy.write_bytes(source.read_bytes())

@@ -1,6 +1,6 @@
 """Messages of TSI streams, the control stream's own: bytes to values and back; no I/O.
 
-`datagram_protocol.py` has the datagram stream's. `guest/tsi_protocol.h` is the other
+`datagram_protocol.py` has the datagram stream's. `guest/include/wire.h` is the other
 end. What a guest sends is checked here, once:
 a value of these types is well formed.
 

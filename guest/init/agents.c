@@ -18,7 +18,7 @@
  */
 
 #define _GNU_SOURCE
-#include "agents.h"
+#include "init/agents.h"
 
 #include <fcntl.h>
 #include <poll.h>

@@ -24,7 +24,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "init.h"
+#include "init/init.h"
 
 #define INIT_PORT 1029
 

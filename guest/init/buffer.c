@@ -5,7 +5,7 @@
 
 #include <string.h>
 
-#include "init.h"
+#include "init/init.h"
 
 /**
  * buffer_u32() - Read a little-endian integer

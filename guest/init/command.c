@@ -13,8 +13,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "agents.h"
-#include "init.h"
+#include "init/agents.h"
+#include "init/init.h"
 
 #define EXEC_TSI 1U
 

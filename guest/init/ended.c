@@ -17,8 +17,8 @@
 #include <sys/ioctl.h>
 #include <sys/wait.h>
 
-#include "agents.h"
-#include "init.h"
+#include "init/agents.h"
+#include "init/init.h"
 
 #define AGENT_FAILED 125
 

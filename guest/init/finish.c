@@ -9,7 +9,7 @@
 #include <sys/reboot.h>
 #include <unistd.h>
 
-#include "init.h"
+#include "init/init.h"
 
 /**
  * finish() - End the VM, or this process outside one

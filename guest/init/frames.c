@@ -18,7 +18,7 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
-#include "init.h"
+#include "init/init.h"
 
 #define INIT_VERSION 1
 

@@ -57,7 +57,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "init.h"
+#include "init/init.h"
 
 static struct buffer from_host;
 

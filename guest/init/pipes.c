@@ -16,7 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "init.h"
+#include "init/init.h"
 
 static struct buffer to_stdin;
 

@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
-#include "init.h"
+#include "init/init.h"
 
 /**
  * say() - Write one line to the console

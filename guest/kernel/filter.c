@@ -6,8 +6,8 @@
  * ===================
  *
  * A call that was led here is shown to the filter again, with a mark in its
- * sixth argument (tsi_kernel.h): to trap it, which gives it to the agent, or to
- * learn whose agent's the thread is.
+ * sixth argument (include/kernel.h): to trap it, which gives it to the agent,
+ * or to learn whose agent's the thread is.
  */
 
 #include <linux/init.h>

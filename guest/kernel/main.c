@@ -29,7 +29,7 @@
  * Whose agent's a thread is, the filter knows best: it is inherited as it has
  * to be. So we ask it, by a call with TSI_WHOSE in the mark, that it fails with
  * the agent's instance for errno. An instance is an open /dev/tsi, which agents
- * hand on as they do the listener (tsi-agent.c), and outlives each of them.
+ * hand on as they do the listener (agent/main.c), and outlives each of them.
  */
 
 #include <linux/file.h>

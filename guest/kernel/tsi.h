@@ -21,7 +21,7 @@
 #include <linux/ptrace.h>
 #include <linux/types.h>
 
-#include "../tsi_kernel.h"
+#include "../include/kernel.h"
 
 #define MAX_INSTANCE 4095 /* an errno */
 

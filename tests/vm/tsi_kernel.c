@@ -40,7 +40,7 @@
 #define REFUSING 8081
 #define MANY	 1500 /* more than the module remembers */
 
-#define MARK ((uint64_t)0x54534921 << 32) /* guest/tsi_kernel.h */
+#define MARK ((uint64_t)0x54534921 << 32) /* guest/include/kernel.h */
 
 static const char *host4, *host6;
 static pid_t agent;

@@ -19,12 +19,13 @@ modules:
 
 @pytest.fixture
 def guest(tmp_path):
-    """Sources of a module that takes a header from the folder above."""
+    """Sources of a module that takes a header from the folder beside it."""
     folder = tmp_path / "guest"
     (folder / "kernel").mkdir(parents=True)
-    (folder / "shared.h").write_text("#define ANSWER 42\n")
+    (folder / "include").mkdir()
+    (folder / "include" / "shared.h").write_text("#define ANSWER 42\n")
     (folder / "kernel" / "Kbuild").write_text("obj-m := tsi.o\n")
-    source = '#include "../shared.h"\nint answer = ANSWER;\n'
+    source = '#include "../include/shared.h"\nint answer = ANSWER;\n'
     (folder / "kernel" / "tsi.c").write_text(source)
     return folder
 
@@ -75,7 +76,9 @@ def test_a_module_is_built_once(guest, headers, tmp_path, log):
     assert log.read_text() == "built\n"
 
 
-@pytest.mark.parametrize("changed", ["shared.h", "kernel/tsi.c", "kernel/Kbuild"])
+@pytest.mark.parametrize(
+    "changed", ["include/shared.h", "kernel/tsi.c", "kernel/Kbuild"]
+)
 def test_a_change_of_a_source_builds_it_again(guest, headers, tmp_path, log, changed):
     kbuild.build(guest, headers, tmp_path / "cache")
     with (guest / changed).open("a") as file:

@@ -11,6 +11,11 @@ TABLE = {
         {"name": "low", "parts": ["low", "mid.h"]},
         {"name": "high", "parts": ["high"]},
     ],
+    "guest": [
+        {"name": "lib", "parts": ["lib"]},
+        {"name": "agent", "parts": ["agent"]},
+        {"name": "init", "parts": ["init"]},
+    ],
     "python": [
         {"name": "seam", "parts": ["vhost_user.__init__", "vhost_user.low"]},
         {"name": "commands", "parts": ["fastpath.__init__", "fastpath.cli"]},
@@ -83,6 +88,14 @@ FAULTS = {
             "more than 6 lines: vhost_user/native/build.py",
         ],
     ),
+    "a call that runs up in the guest": (
+        {
+            "../../guest/agent/main.c": "int main(void) { return 0; }\n"
+            "void up(void) {}\n",
+            "../../guest/lib/low.c": "void up(void);\nvoid low(void) { up(); }\n",
+        },
+        ["arrow up: lib/low.c -> agent/main.c (lib -> agent)"],
+    ),
     "an import that runs up": (
         {"../low.py": "from fastpath import cli\n"},
         [
@@ -132,6 +145,19 @@ def test_a_sound_tree_has_no_fault(tree):
 def test_a_fault_is_found(tree, tmp_path, files, found):
     root = tree(files, tmp_path / "vhost_user" / "native")
     assert differences(root, TABLE) == found
+
+
+def test_programs_of_the_guest_may_use_the_same_names(tree):
+    """Each has its own say(), and what both need is the one of their own."""
+    both = {
+        f"guest/{name}/{file}.c": text
+        for name in ("agent", "init")
+        for file, text in (
+            ("say", "void say(void) {}\n"),
+            ("main", "void say(void);\nint main(void) { say(); return 0; }\n"),
+        )
+    }
+    assert differences(tree(both), TABLE) == []
 
 
 def test_a_known_fault_passes_until_it_is_fixed(tree, tmp_path):

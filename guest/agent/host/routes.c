@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * routes.c - the table of destinations and their tokens
+ *
+ * Theory of operation
+ * ===================
+ *
+ * docs/tsi-protocol.md is the specification. In short: a destination is
+ * registered once, under the next token, and nothing is waited for; connecting
+ * a vsock socket to the token's port reaches the destination. So a second
+ * connect() to the same place costs no message at all.
+ *
+ * The stream gives us a range of tokens, and the latest `window` registered
+ * ones are good. They live in an array indexed by token modulo the
+ * window: registering one more overwrites, and so forgets, the oldest. Tokens
+ * are never given to another destination; when the range is used up, a new
+ * stream brings a new range. A token's slot is its number modulo the window, so
+ * that tokens of a stream before keep theirs until they are overwritten: they
+ * can't be connected to any more, but connections that were have a peer's name.
+ */
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <string.h>
+
+#include "agent/tsi.h"
+
+#define NONE UINT32_MAX
+
+/**
+ * struct grant - What the stream has granted
+ * @first:	First token
+ * @count:	Tokens
+ * @window:	Latest of them that are good; 0: there was no stream yet
+ * @used:	Registered or left out, of @count
+ */
+static struct grant {
+	uint32_t first;
+	uint32_t count;
+	uint32_t window;
+	uint32_t used;
+} grant;
+
+static struct route *routes; /* MAX_WINDOW of them, state.c has the memory */
+static uint32_t heads[MAX_WINDOW]; /* by hash: slot in routes[], or NONE */
+
+/* ---- the table ---- */
+
+/**
+ * chain() - Where the chain of a destination begins
+ * @dst:	Destination
+ *
+ * Returns: in heads[]
+ */
+static uint32_t *chain(const struct destination *dst)
+{
+	return &heads[address_hash(dst) % MAX_WINDOW];
+}
+
+/**
+ * route_unlink() - Take a slot that is about to be overwritten off its chain
+ * @slot:	Slot
+ */
+static void route_unlink(uint32_t slot)
+{
+	uint32_t *link = chain(&routes[slot].dst);
+
+	if (!routes[slot].token)
+		return;
+	kernel_forget(&routes[slot].dst, routes[slot].token);
+	while (*link != NONE && *link != slot)
+		link = &routes[*link].next;
+	if (*link == slot)
+		*link = routes[slot].next;
+}
+
+/**
+ * routes_forget() - The host doesn't know a token
+ * @token:	Token
+ *
+ * It is off its chain, so that nothing finds it; a connection that lives on
+ * still finds its peer's name in the slot.
+ */
+void routes_forget(uint32_t token)
+{
+	if (routes_is_live(token))
+		route_unlink(token % grant.window);
+}
+
+/**
+ * first_free() - The slot after the one that was written last
+ *
+ * Returns: how many tokens of a new stream to leave out, so that those of the
+ *	one before are overwritten as late as can be
+ */
+static uint32_t first_free(void)
+{
+	uint32_t newest = 0, token = 0;
+
+	for (uint32_t slot = 0; slot < MAX_WINDOW; slot++)
+		if (routes[slot].token > token) {
+			token = routes[slot].token;
+			newest = slot + 1;
+		}
+	return (newest + grant.window - grant.first % grant.window) %
+	       grant.window;
+}
+
+/**
+ * routes_begin() - Use what a new stream grants; it knows no destination yet
+ * @welcome:	What it grants
+ */
+void routes_begin(const struct tsi_welcome *welcome)
+{
+	routes = state_routes();
+	memset(heads, 0xff, sizeof(heads)); /* NONE */
+	grant = (struct grant){
+	    .first = welcome->first_token,
+	    .count = welcome->token_count,
+	    .window = welcome->window,
+	};
+	if (grant.window > MAX_WINDOW)
+		grant.window = MAX_WINDOW;
+	grant.used = first_free();
+	if (grant.used >= grant.count)
+		grant.used = 0;
+}
+
+/* ---- tokens ---- */
+
+/**
+ * is_own() - Is it the pod's own address?
+ * @dst:	Destination
+ *
+ * What a token stands for then may be published in this guest next.
+ *
+ * Returns: true if it is
+ */
+static bool is_own(const struct destination *dst)
+{
+	struct in6_addr own =
+	    control_pod_address(IN6_IS_ADDR_V4MAPPED(&dst->address));
+
+	return IN6_ARE_ADDR_EQUAL(&own, &dst->address);
+}
+
+/**
+ * add() - Register a destination under the next token
+ * @dst:	Destination
+ * @ret_token:	The token
+ *
+ * Returns: false if there is no stream any more
+ */
+static bool add(const struct destination *dst, uint32_t *ret_token)
+{
+	uint32_t token = grant.first + grant.used;
+	uint32_t slot = token % grant.window;
+	uint32_t *head = chain(dst);
+	bool v4 = IN6_IS_ADDR_V4MAPPED(&dst->address);
+	struct tsi_route msg = {
+	    .token = token,
+	    .family = v4 ? TSI_IPV4 : TSI_IPV6,
+	    .port = dst->port,
+	};
+
+	memcpy(msg.address, dst->address.s6_addr + (v4 ? 12 : 0), v4 ? 4 : 16);
+	route_unlink(slot); /* the host forgets it when it hears of this */
+	routes[slot].token = 0;
+	if (!control_route(&msg))
+		return false;
+
+	grant.used++;
+	routes[slot] = (struct route){.dst = *dst, .token = token};
+	routes[slot].next = *head;
+	*head = slot;
+	kernel_name(dst, token);
+	*ret_token = token;
+	return true;
+}
+
+/**
+ * routes_token() - The token to connect to for a destination
+ * @dst:	Destination
+ * @ret_token:	Its token, registered now if it was not yet
+ *
+ * Returns: 0, or an errno
+ */
+int routes_token(const struct destination *dst, uint32_t *ret_token)
+{
+	uint32_t slot;
+
+	if (control_is_open() && grant.used >= grant.count)
+		control_reopen("all its tokens are used, opening another");
+	control_keep();
+	if (!control_is_open())
+		return ENETUNREACH;
+
+	for (slot = *chain(dst); slot != NONE; slot = routes[slot].next)
+		if (address_same(&routes[slot].dst, dst)) {
+			*ret_token = routes[slot].token;
+			break;
+		}
+	if (slot == NONE && !add(dst, ret_token))
+		return ENETUNREACH;
+	if (!is_own(dst))
+		kernel_know(dst, *ret_token);
+	return 0;
+}
+
+/**
+ * routes_is_live() - Can a token be connected to?
+ * @token:	Token
+ *
+ * Returns: true if it is one of this stream's latest
+ */
+bool routes_is_live(uint32_t token)
+{
+	uint32_t sequence = token - grant.first;
+
+	return control_is_open() && sequence < grant.used &&
+	       grant.used - sequence <= grant.window;
+}
+
+/**
+ * routes_destination() - What a token stands for
+ * @token:	Token
+ * @ret_dst:	Its destination
+ *
+ * Returns: false if that was forgotten
+ */
+bool routes_destination(uint32_t token, struct destination *ret_dst)
+{
+	const struct route *route;
+
+	if (!grant.window)
+		return false;
+	route = &routes[token % grant.window];
+	if (route->token != token || token == 0)
+		return false;
+	*ret_dst = route->dst;
+	return true;
+}

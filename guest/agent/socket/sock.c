@@ -1,0 +1,447 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * sock.c - the vsock sockets that programs take for TCP sockets
+ *
+ * Theory of operation
+ * ===================
+ *
+ * Each socket carries its own label, and the agent keeps no table of sockets.
+ * The agent doesn't see a program close a socket, nor fork, nor exit, so a
+ * table could only guess when a row is stale; and an agent that is restarted
+ * would have lost it.
+ *
+ * The label is kept in SO_VM_SOCKETS_BUFFER_MAX_SIZE, a 64-bit value that the
+ * kernel stores per socket, gives back unchanged, and uses for one thing: as
+ * an upper bound for a later SO_VM_SOCKETS_BUFFER_SIZE, which no TCP program
+ * sets. The top byte is a mark that makes the value huge, hence harmless, and
+ * tells our sockets from a program's own vsock sockets (the default is
+ * 262144) and from all other files (the getsockopt() fails). Below it are the
+ * family the program asked for, what connect() still owes it, and the values
+ * of the TCP options that it may read back. The kernel module changes labels,
+ * too, so it makes our changes, or one of the two would be lost.
+ *
+ * Sockets get a larger receive buffer than vsock's usual 256 KiB: it is the
+ * window for bytes from the host. recv(MSG_WAITALL) of more than it holds fails
+ * with ENOMEM, which TCP never does, so that such a call enlarges it first
+ * (sock_make_room): the program has room for those bytes in any case.
+ *
+ * All else the kernel knows: whether a socket is connected and to which
+ * token (getpeername), its local port (getsockname), its error.
+ *
+ * Facts of net/vmw_vsock/af_vsock.c that this file relies on:
+ *
+ * - A failed connect() leaves the socket "connecting" until a blocking
+ *   connect() collects the error; only then can it be connected again. That
+ *   call looks at the address only if the socket is not connecting, so that a
+ *   call with an address of no family collects and never starts (sock_settle).
+ * - A non-blocking connect() arms a timer with the socket's connect timeout
+ *   (2 s unless set), which ends the attempt, and holds a reference to the
+ *   socket until then, even if it is connected or closed long before: 1.4 KiB
+ *   each. So the timeout is what the host needs to settle a connect, and not
+ *   more, and less in a guest that connects so often that this would cost it
+ *   its memory (limit()).
+ */
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+#include <linux/netlink.h>
+#include <linux/sock_diag.h>
+#include <linux/vm_sockets.h>
+#include <linux/vm_sockets_diag.h>
+
+#include "agent/tsi.h"
+
+#define BIND_TRIES 1000
+#define DIAG_BYTES 32768 /* the largest part that the kernel sends */
+
+static uint32_t connect_timeout_s = 30;
+
+/**
+ * sock_set_connect_timeout() - Set what sockets made from now on wait
+ * @timeout_ms:	For the host to answer a connection request
+ */
+void sock_set_connect_timeout(uint32_t timeout_ms)
+{
+	connect_timeout_s = (timeout_ms + 999) / 1000;
+	kernel_set_connect_timeout(connect_timeout_s);
+}
+
+/**
+ * limit() - The connect timeout for a socket that is made now
+ *
+ * Returns: the host's, or less at a rate of sockets that would let timers hold
+ *	more than HELD_SOCKETS of them
+ */
+static struct timeval limit(void)
+{
+	static int64_t second;
+	static uint32_t made, made_before;
+	int64_t now = now_ms() / 1000;
+	uint32_t rate, timeout_s;
+
+	if (now != second) {
+		made_before = now == second + 1 ? made : 0;
+		made = 0;
+		second = now;
+	}
+	rate = ++made > made_before ? made : made_before;
+	timeout_s = HELD_SOCKETS / rate;
+	if (timeout_s < MIN_TIMEOUT_S)
+		timeout_s = MIN_TIMEOUT_S;
+	if (timeout_s > connect_timeout_s)
+		timeout_s = connect_timeout_s;
+	return (struct timeval){.tv_sec = timeout_s};
+}
+
+/**
+ * sock_create() - Make a socket
+ * @family:	AF_INET or AF_INET6: what the program asked for
+ * @nonblock:	Whether it is non-blocking
+ *
+ * Returns: the socket, the caller's to close; -1 with errno set otherwise
+ */
+int sock_create(int family, bool nonblock)
+{
+	int type = SOCK_STREAM | SOCK_CLOEXEC | (nonblock ? SOCK_NONBLOCK : 0);
+	const uint64_t size = SOCK_BUFFER_BYTES;
+	const struct timeval timeout = limit();
+	int fd = socket(AF_VSOCK, type, 0);
+
+	if (fd < 0)
+		return -1;
+	setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &timeout,
+		   sizeof(timeout));
+	sock_set_label(fd, family == AF_INET6 ? LABEL_V6 : 0);
+	setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_BUFFER_SIZE, &size,
+		   sizeof(size)); /* the label is its bound */
+	return fd;
+}
+
+/**
+ * sock_label() - Is this one of our sockets?
+ * @fd:		Any file
+ * @ret_label:	Its label, without the mark
+ *
+ * Returns: true if it is
+ */
+bool sock_label(int fd, uint64_t *ret_label)
+{
+	uint64_t value;
+	socklen_t len = sizeof(value);
+
+	if (getsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_BUFFER_MAX_SIZE, &value,
+		       &len) ||
+	    (value & LABEL_MARK_MASK) != LABEL_MARK)
+		return false;
+	*ret_label = value & ~LABEL_MARK_MASK;
+	return true;
+}
+
+/**
+ * sock_set_label() - Say what a socket carries
+ * @fd:		Socket that no program has yet
+ * @label:	LABEL_* bits and fields
+ */
+void sock_set_label(int fd, uint64_t label)
+{
+	uint64_t value = LABEL_MARK | label;
+
+	setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_BUFFER_MAX_SIZE, &value,
+		   sizeof(value));
+}
+
+/**
+ * sock_change_label() - Change some of what a socket carries
+ * @fd:		One of our sockets
+ * @set:	LABEL_* bits and fields to set
+ * @clear:	Those to clear before
+ */
+void sock_change_label(int fd, uint64_t set, uint64_t clear)
+{
+	uint64_t label;
+
+	if (!kernel_change_label(fd, set, clear) && sock_label(fd, &label))
+		sock_set_label(fd, (label & ~clear) | set);
+}
+
+/**
+ * sock_connect() - connect() to a port of the host, or of this guest
+ * @fd:		One of our sockets, non-blocking unless the caller may wait
+ * @cid:	TSI_HOST_CID or VMADDR_CID_LOCAL
+ * @port:	Port
+ *
+ * Returns: 0, or an errno
+ */
+int sock_connect(int fd, uint32_t cid, uint32_t port)
+{
+	struct sockaddr_vm addr = {
+	    .svm_family = AF_VSOCK,
+	    .svm_port = port,
+	    .svm_cid = cid,
+	};
+
+	return connect(fd, (struct sockaddr *)&addr, sizeof(addr)) ? errno : 0;
+}
+
+/**
+ * sock_bind() - Bind to a vsock port
+ * @fd:		vsock socket
+ * @port:	Port
+ *
+ * Returns: 0, or an errno
+ */
+int sock_bind(int fd, uint32_t port)
+{
+	struct sockaddr_vm addr = {
+	    .svm_family = AF_VSOCK,
+	    .svm_port = port,
+	    .svm_cid = VMADDR_CID_ANY,
+	};
+
+	return bind(fd, (struct sockaddr *)&addr, sizeof(addr)) ? errno : 0;
+}
+
+/**
+ * sock_bind_low() - Bind to a port whose low half is given
+ * @fd:		One of our sockets, not bound
+ * @port:	What getsockname() will show
+ *
+ * The upper half makes it one that is free; a failure leaves the socket
+ * unbound, and the kernel chooses a port when it connects.
+ */
+void sock_bind_low(int fd, uint16_t port)
+{
+	static uint16_t upper;
+
+	for (int i = 0; i < BIND_TRIES; i++) {
+		if (upper < FIRST_BOUND || ++upper == UINT16_MAX)
+			upper = FIRST_BOUND;
+		if (sock_bind(fd, VSOCK_PORT(upper, port)) != EADDRINUSE)
+			return;
+	}
+}
+
+/**
+ * sock_make_room() - Let a socket hold more received bytes
+ * @fd:		One of our sockets
+ * @len:	So many, at least
+ */
+void sock_make_room(int fd, uint64_t len)
+{
+	uint64_t size = 0;
+	socklen_t size_len = sizeof(size);
+
+	getsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_BUFFER_SIZE, &size, &size_len);
+	if (size > len)
+		return;
+	size = len < UINT32_MAX ? len + 1 : UINT32_MAX;
+	setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_BUFFER_SIZE, &size,
+		   sizeof(size));
+}
+
+/**
+ * sock_settle() - Collect a failed connect(): the socket is unconnected again
+ * @fd:		One of our sockets with POLLERR: it does not block then
+ *
+ * Returns: the errno of the attempt
+ */
+int sock_settle(int fd)
+{
+	struct sockaddr_vm nowhere = {.svm_family = AF_UNSPEC};
+	bool nonblock = sock_is_nonblocking(fd);
+	int error = 0, pending = 0;
+	socklen_t len = sizeof(pending);
+
+	if (nonblock)
+		sock_set_nonblocking(fd, false);
+	if (connect(fd, (struct sockaddr *)&nowhere, sizeof(nowhere)))
+		error = errno;
+	if (nonblock)
+		sock_set_nonblocking(fd, true);
+
+	/* EINVAL: it was unconnected already, with the error still pending */
+	if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &pending, &len))
+		pending = 0;
+	if (error == EINVAL || error == 0)
+		error = pending;
+	return error ? error : ECONNRESET;
+}
+
+/**
+ * sock_local_port() - The vsock port of our end
+ * @fd:		One of our sockets
+ *
+ * Returns: the port, NO_PORT if it was never connected
+ */
+uint32_t sock_local_port(int fd)
+{
+	struct sockaddr_vm addr;
+	socklen_t len = sizeof(addr);
+
+	if (getsockname(fd, (struct sockaddr *)&addr, &len))
+		return NO_PORT;
+	return addr.svm_port;
+}
+
+/**
+ * sock_peer() - The other end
+ * @fd:		One of our sockets
+ * @ret_addr:	Its address
+ *
+ * Returns: false if there is none
+ */
+bool sock_peer(int fd, struct sockaddr_vm *ret_addr)
+{
+	socklen_t len = sizeof(*ret_addr);
+
+	return !getpeername(fd, (struct sockaddr *)ret_addr, &len);
+}
+
+/**
+ * sock_peer_port() - The vsock port of the other end: a token
+ * @fd:		One of our sockets
+ *
+ * Returns: the token, NO_PORT if it isn't connected
+ */
+uint32_t sock_peer_port(int fd)
+{
+	struct sockaddr_vm addr;
+
+	return sock_peer(fd, &addr) ? addr.svm_port : NO_PORT;
+}
+
+/**
+ * diag_answer() - Look for a socket in a part of the kernel's list
+ * @part:	Netlink messages
+ * @len:	Bytes of them
+ * @inode:	The socket's
+ * @ret_peer:	Set to its peer if it is there and established
+ *
+ * Returns: false if no part follows
+ */
+static bool diag_answer(const void *part, size_t len, uint32_t inode,
+			struct sockaddr_vm *ret_peer)
+{
+	const struct nlmsghdr *header = part;
+
+	for (; NLMSG_OK(header, len); header = NLMSG_NEXT(header, len)) {
+		const struct vsock_diag_msg *msg = NLMSG_DATA(header);
+
+		if (header->nlmsg_type == NLMSG_DONE ||
+		    header->nlmsg_type == NLMSG_ERROR)
+			return false;
+		if (header->nlmsg_len >= NLMSG_LENGTH(sizeof(*msg)) &&
+		    msg->vdiag_ino == inode &&
+		    msg->vdiag_state == TCP_ESTABLISHED) {
+			ret_peer->svm_cid = msg->vdiag_dst_cid;
+			ret_peer->svm_port = msg->vdiag_dst_port;
+		}
+	}
+	return true;
+}
+
+/**
+ * diag_peer() - A socket's peer, from the kernel's list of vsock sockets
+ * @inode:	The socket's
+ * @ret_peer:	Its peer
+ *
+ * Returns: false if it isn't connected, or there is no such list
+ */
+static bool diag_peer(uint32_t inode, struct sockaddr_vm *ret_peer)
+{
+	const struct {
+		struct nlmsghdr header;
+		struct vsock_diag_req req;
+	} ask = {
+	    .header = {.nlmsg_len = sizeof(ask),
+		       .nlmsg_type = SOCK_DIAG_BY_FAMILY,
+		       .nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP},
+	    .req = {.sdiag_family = AF_VSOCK, .vdiag_states = UINT32_MAX},
+	};
+	static char part[DIAG_BYTES] __attribute__((aligned(NLMSG_ALIGNTO)));
+	ssize_t len;
+	int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
+
+	*ret_peer =
+	    (struct sockaddr_vm){.svm_family = AF_VSOCK, .svm_port = NO_PORT};
+	if (fd < 0)
+		return false;
+	if (send(fd, &ask, sizeof(ask), 0) == (ssize_t)sizeof(ask))
+		do
+			len = recv(fd, part, sizeof(part), 0);
+		while (len > 0 &&
+		       diag_answer(part, (size_t)len, inode, ret_peer));
+	close(fd);
+	return ret_peer->svm_port != NO_PORT;
+}
+
+/**
+ * sock_half_closed_peer() - The other end of a socket whose own end is closed
+ * @fd:		One of our sockets for which sock_peer() knows none
+ * @ret_addr:	Its address
+ *
+ * The kernel's getpeername() doesn't tell after a shutdown(), TCP's does.
+ *
+ * Returns: false if it isn't such a socket
+ */
+bool sock_half_closed_peer(int fd, struct sockaddr_vm *ret_addr)
+{
+	struct pollfd state = {.fd = fd};
+	struct stat status;
+
+	poll(&state, 1, 0);
+	if (state.revents & (POLLHUP | POLLERR) ||
+	    sock_local_port(fd) == NO_PORT || fstat(fd, &status))
+		return false;
+	return diag_peer((uint32_t)status.st_ino, ret_addr);
+}
+
+/**
+ * sock_is_listening() - Is this a listener?
+ * @fd:		One of our sockets
+ *
+ * Returns: true if it is
+ */
+bool sock_is_listening(int fd)
+{
+	int value = 0;
+	socklen_t len = sizeof(value);
+
+	return !getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &value, &len) &&
+	       value;
+}
+
+/**
+ * sock_is_nonblocking() - O_NONBLOCK, which programs change unseen
+ * @fd:		Socket
+ *
+ * Returns: true if it is set
+ */
+bool sock_is_nonblocking(int fd)
+{
+	return fcntl(fd, F_GETFL) & O_NONBLOCK;
+}
+
+/**
+ * sock_set_nonblocking() - Set or clear O_NONBLOCK
+ * @fd:		Socket; the flag is the file's, the program sees it too
+ * @on:		Set it
+ *
+ * F_SETFL replaces O_APPEND, O_ASYNC, O_DIRECT and O_NOATIME as well; none of
+ * them but O_ASYNC means anything for a socket, so FIONBIO, which leaves the
+ * others alone, does it in one call.
+ */
+void sock_set_nonblocking(int fd, bool on)
+{
+	int value = on;
+
+	ioctl(fd, FIONBIO, &value);
+}
