@@ -40,6 +40,17 @@ enum h2_in h2_feed(struct h2 *h, const uint8_t *data, size_t len)
 }
 
 /**
+ * length_of() - How long is a frame's payload?
+ * @head:	Its header
+ *
+ * Returns: bytes
+ */
+static uint32_t length_of(const uint8_t *head)
+{
+	return (uint32_t)head[0] << 16 | (uint32_t)head[1] << 8 | head[2];
+}
+
+/**
  * find() - To which stream may a frame's payload go directly?
  * @h:		Session, with the frame's header
  *
@@ -52,9 +63,21 @@ static struct h2_stream *find(const struct h2 *h)
 		      (uint32_t)head[7] << 8 | head[8];
 
 	if (head[3] != NGHTTP2_DATA || head[4] & NGHTTP2_FLAG_PADDED ||
-	    !h->left || id > INT32_MAX || !id)
+	    !length_of(head) || id > INT32_MAX || !id)
 		return NULL;
 	return nghttp2_session_get_stream_user_data(h->session, (int32_t)id);
+}
+
+/**
+ * h2_goes_on() - Is the frame that begins more payload of a stream?
+ * @h:		Session, with the frame's header
+ * @s:		Stream
+ *
+ * Returns: true if it is nothing but that
+ */
+bool h2_goes_on(const struct h2 *h, const struct h2_stream *s)
+{
+	return find(h) == s;
 }
 
 /**
@@ -66,19 +89,16 @@ static struct h2_stream *find(const struct h2 *h)
  */
 enum h2_in h2_head(struct h2 *h, uint64_t now_us)
 {
-	const uint8_t *head = h->head;
-	uint32_t len =
-	    (uint32_t)head[0] << 16 | (uint32_t)head[1] << 8 | head[2];
 	enum h2_in in;
 
-	h->left = len;
+	h->left = length_of(h->head);
 	if (flood_of(h, now_us)) {
 		h2_goaway(h, NGHTTP2_ENHANCE_YOUR_CALM);
 		return H2_FLOOD;
 	}
 	h->direct = NULL;
 	h->left += H2_HEAD;
-	in = h2_feed(h, head, H2_HEAD);
+	in = h2_feed(h, h->head, H2_HEAD);
 	if (in == H2_GOES)
 		h->direct = find(h);
 	return in;
@@ -114,6 +134,17 @@ enum h2_in h2_pass(struct h2 *h, size_t len)
 	if (h->passed < all)
 		h->passed = 0;
 	return H2_GOES;
+}
+
+/**
+ * h2_tells() - Has h2_passed() an end to tell of?
+ * @h:		Session
+ *
+ * Returns: true if it has: payload has to be delivered before
+ */
+bool h2_tells(const struct h2 *h)
+{
+	return h->late_end || h->late_close;
 }
 
 /**

@@ -229,7 +229,9 @@ enum h2_in { H2_GOES, H2_BAD, H2_FLOOD };
 /* frames.c */
 enum h2_in h2_head(struct h2 *h, uint64_t now_us);
 enum h2_in h2_feed(struct h2 *h, const uint8_t *data, size_t len);
+bool h2_goes_on(const struct h2 *h, const struct h2_stream *s);
 enum h2_in h2_pass(struct h2 *h, size_t len);
+bool h2_tells(const struct h2 *h);
 void h2_passed(struct h2 *h);
 
 /* session.c */

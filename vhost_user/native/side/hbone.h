@@ -30,7 +30,6 @@
 #include "side/listener.h"
 #include "side/stock.h"
 #include "tls/tls.h"
-#include "vu_hbone.h"
 
 #define PART_US	  10000000    /* a peer may end a stream that we have let go */
 #define KEPT_MOST (64U << 20) /* of a tunnel; then all its streams wait */
@@ -331,7 +330,8 @@ void stream_taken(struct vu_conn *c, struct side *side, size_t n);
 void stream_run(struct vu_conn *c, struct side *side);
 void stream_keep(struct stream *s, const uint8_t *data, size_t len);
 void stream_put(struct stream *s, const uint8_t *data, size_t len);
-ssize_t stream_pull(struct stream *s, size_t most);
+bool stream_room(const struct stream *s, size_t most, struct room *ret);
+ssize_t stream_pull(struct stream *s, const struct room *room);
 
 /* hbone.c */
 extern const struct side_ops hbone_side;

@@ -5,11 +5,16 @@
  * Theory of operation
  * ===================
  *
- * Frame by frame: its header, then its payload, decrypted straight into the
- * sink's buffers if that can be (stream_pull()), else into scratch memory for
- * nghttp2. A turn reads a bounded number of bytes and of pieces: tunnels take
- * turns, and devices come in between. A peer that doesn't read what we have to
- * say isn't heard either.
+ * Frame by frame: its header, then its payload. A stream's is decrypted
+ * straight into the sink's buffers where that lends some (stream_pull()). Where
+ * it lends none, the payload of frames that follow each other is gathered in
+ * scratch memory, and given in one piece: a record or a frame a system call
+ * would wake the receiver as often. Nothing else of the peer is acted upon
+ * before that. All other frames are nghttp2's.
+ *
+ * A turn reads a bounded number of bytes and of pieces: tunnels take turns, and
+ * devices come in between. A peer that doesn't read what we have to say isn't
+ * heard either.
  */
 
 #include <errno.h>
@@ -19,6 +24,17 @@
 
 #define READ_MOST  (128U << 10) /* bytes, in one turn */
 #define READ_CALLS 512		/* calls of TLS, of which each may be small */
+#define GATHER	   (64U << 10)	/* a core's cache holds several times as many */
+
+/**
+ * struct gathered - Payload that has yet to be given to its sink
+ * @s:		Its stream; NULL: there is none
+ * @len:	Bytes of it, from the start of core.scratch
+ */
+struct gathered {
+	struct stream *s;
+	size_t len;
+};
 
 /* ---- what the session tells ---- */
 
@@ -210,12 +226,29 @@ const struct h2_ops tunnel_hears = {
 /* ---- reading ---- */
 
 /**
+ * pass_on() - Give what was gathered to its sink
+ * @g:		Payload; none afterwards
+ */
+static void pass_on(struct gathered *g)
+{
+	struct stream *s = g->s;
+	size_t len = g->len;
+
+	*g = (struct gathered){0};
+	if (len)
+		stream_put(
+		    s, (const uint8_t *)s->tunnel->group->hbone->core->scratch,
+		    len);
+}
+
+/**
  * read_head() - Read a frame's header, or a part of it
  * @t:		Tunnel
+ * @g:		Payload of the frames before
  *
  * Returns: bytes; as tls_read(); -EBADMSG: no HTTP/2
  */
-static ssize_t read_head(struct tunnel *t)
+static ssize_t read_head(struct tunnel *t, struct gathered *g)
 {
 	struct h2 *h = t->h2;
 	ssize_t n = tls_read(t->tls, h->head + h->have, H2_HEAD - h->have);
@@ -226,6 +259,8 @@ static ssize_t read_head(struct tunnel *t)
 	h->have += (uint32_t)n;
 	if (h->have < H2_HEAD)
 		return n;
+	if (g->s && !h2_goes_on(h, &g->s->h2))
+		pass_on(g);
 	in = h2_head(h, clock_us());
 	if (in == H2_FLOOD) {
 		t->group->stats.floods++;
@@ -236,22 +271,56 @@ static ssize_t read_head(struct tunnel *t)
 }
 
 /**
- * read_piece() - Read once
- * @t:		Tunnel
+ * gather() - Read payload of the frame that comes in
+ * @t:		Tunnel, its session with a direct stream
+ * @g:		Payload of the frames before, of that stream
  *
  * Returns: bytes; as tls_read(); -EBADMSG: no HTTP/2
  */
-static ssize_t read_piece(struct tunnel *t)
+static ssize_t gather(struct tunnel *t, struct gathered *g)
+{
+	struct h2 *h = t->h2;
+	size_t room = SCRATCH - g->len;
+	enum h2_in in;
+	ssize_t n;
+
+	g->s = stream_of(h->direct);
+	n = tls_read(t->tls, t->group->hbone->core->scratch + g->len,
+		     h->left < room ? h->left : room);
+	if (n <= 0)
+		return n;
+	in = h2_pass(h, (size_t)n);
+	if (in != H2_GOES)
+		return -EBADMSG;
+	g->len += h->passed;
+	if (g->len >= GATHER || h2_tells(h))
+		pass_on(g);
+	h2_passed(h);
+	return n;
+}
+
+/**
+ * read_piece() - Read once
+ * @t:		Tunnel
+ * @g:		Payload that was read before
+ *
+ * Returns: bytes; as tls_read(); -EBADMSG: no HTTP/2
+ */
+static ssize_t read_piece(struct tunnel *t, struct gathered *g)
 {
 	struct core *core = t->group->hbone->core;
 	struct h2 *h = t->h2;
+	struct room room;
 	ssize_t n;
 
 	if (h->have < H2_HEAD)
-		return read_head(t);
+		return read_head(t, g);
+	if (h->direct && !g->s &&
+	    stream_room(stream_of(h->direct), h->left, &room))
+		return stream_pull(stream_of(h->direct), &room);
 	if (h->direct)
-		return stream_pull(container_of(h->direct, struct stream, h2),
-				   h->left);
+		return gather(t, g);
+	pass_on(g);
 	n = tls_read(t->tls, core->scratch,
 		     h->left < SCRATCH ? h->left : SCRATCH);
 	if (n > 0 &&
@@ -278,11 +347,27 @@ static void ended(struct tunnel *t, ssize_t n)
 }
 
 /**
+ * hears() - May the peer be heard now?
+ * @t:		Tunnel
+ * @g:		Payload that was read before
+ *
+ * Returns: true; false: once it was sent what waits
+ */
+static bool hears(struct tunnel *t, struct gathered *g)
+{
+	if (t->mute || !h2_busy(t->h2))
+		return true;
+	pass_on(g); /* what is sent may end its stream */
+	return tunnel_send(t, true);
+}
+
+/**
  * tunnel_read() - Take what the peer says, for a turn
  * @t:		Tunnel with a session
  */
 void tunnel_read(struct tunnel *t)
 {
+	struct gathered g = {0};
 	size_t bytes = 0;
 
 	for (unsigned i = 0; t->readable && t->state != TUNNEL_DOOMED; i++) {
@@ -292,9 +377,9 @@ void tunnel_read(struct tunnel *t)
 			tunnel_busy(t);
 			break;
 		}
-		if (!t->mute && h2_busy(t->h2) && !tunnel_send(t, true))
-			break; /* goes on once it was sent */
-		n = read_piece(t);
+		if (!hears(t, &g))
+			break;
+		n = read_piece(t, &g);
 		if (n > 0)
 			bytes += (size_t)n;
 		else if (n != -EAGAIN)
@@ -302,6 +387,7 @@ void tunnel_read(struct tunnel *t)
 		else if (t->tls->drained)
 			t->readable = false;
 	}
+	pass_on(&g);
 	t->group->stats.read_bytes += bytes;
 	tunnel_later(t);
 }

@@ -231,28 +231,25 @@ void stream_put(struct stream *s, const uint8_t *data, size_t len)
 }
 
 /**
- * sink_for() - Find buffers of the sink for bytes of the peer
+ * stream_room() - Borrow buffers of the sink for bytes of the peer
  * @s:		Stream
  * @most:	Bytes that there are
- * @ret:	Buffers
+ * @ret:	Buffers, for stream_pull()
  *
- * Returns: the sink; NULL if it lends none: then bytes are given to it
+ * Returns: false if it lends none: then bytes are given to it
  */
-static struct side *sink_for(const struct stream *s, size_t most,
-			     struct room *ret)
+bool stream_room(const struct stream *s, size_t most, struct room *ret)
 {
 	struct vu_conn *c = s->c;
-	struct side *sink;
-	struct pipe *p;
+	const struct side *sink;
+	const struct pipe *p;
 
 	if (!c || !conn_flows(c))
-		return NULL;
+		return false;
 	p = pipe_from(c, stream_side(s));
 	sink = pipe_sink(c, p);
-	if (p->state != PIPE_FLOWS || bytes_len(&p->kept.bytes) ||
-	    !sink->ops->room || !sink->ops->room(c, most, ret))
-		return NULL;
-	return sink;
+	return p->state == PIPE_FLOWS && !bytes_len(&p->kept.bytes) &&
+	       sink->ops->room && sink->ops->room(c, most, ret);
 }
 
 /**
@@ -286,43 +283,31 @@ static ssize_t read_into(struct tunnel *t, const struct iovec *iov,
 }
 
 /**
- * stream_pull() - Read payload of the frame that comes in
+ * stream_pull() - Read payload of the frame that comes in, into the sink
  * @s:		Stream, the session's direct one
- * @most:	Bytes of payload that are left
+ * @room:	Buffers that stream_room() found
  *
  * Returns: bytes; as tls_read() if there were none; -EBADMSG: no HTTP/2
  */
-ssize_t stream_pull(struct stream *s, size_t most)
+ssize_t stream_pull(struct stream *s, const struct room *room)
 {
 	struct tunnel *t = s->tunnel;
-	struct core *core = t->group->hbone->core;
-	struct room room;
-	struct side *sink = sink_for(s, most, &room);
-	enum h2_in in = H2_GOES;
-	ssize_t n;
+	struct vu_conn *c = s->c;
+	const struct side *sink = pipe_sink(c, pipe_from(c, stream_side(s)));
+	const struct iovec *iov = t->group->hbone->core->rx_payload;
+	ssize_t n = read_into(t, iov, room->n_payload);
+	size_t good;
 
-	if (sink)
-		n = read_into(t, core->rx_payload, room.n_payload);
-	else
-		n = tls_read(t->tls, core->scratch,
-			     most < SCRATCH ? most : SCRATCH);
-	if (n > 0)
-		in = h2_pass(t->h2, (size_t)n);
-	if (n > 0 && in == H2_GOES) {
-		size_t good = t->h2->passed;
-
-		if (sink) {
-			t->owed += good;
-			sink->ops->fill(s->c, &room, good, 0);
-			h2_taken(t->h2, &s->h2, good);
-			stream_settle(t);
-			tunnel_later(t);
-		} else if (good) {
-			stream_put(s, (const uint8_t *)core->scratch, good);
-		}
-		h2_passed(t->h2);
-	} else if (sink) {
-		sink->ops->fill(s->c, &room, 0, 0);
+	if (n <= 0 || h2_pass(t->h2, (size_t)n) != H2_GOES) {
+		sink->ops->fill(c, room, 0, 0);
+		return n > 0 ? -EBADMSG : n;
 	}
-	return in == H2_GOES ? n : -EBADMSG;
+	good = t->h2->passed;
+	t->owed += good;
+	sink->ops->fill(c, room, good, 0);
+	h2_taken(t->h2, &s->h2, good);
+	stream_settle(t);
+	tunnel_later(t);
+	h2_passed(t->h2);
+	return n;
 }
