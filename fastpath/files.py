@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
-import tempfile
 from pathlib import Path
 
 
@@ -27,7 +25,7 @@ def replace(path: Path, text: str) -> None:
     if target.exists() and not target.is_file():
         target.write_text(text, encoding="utf-8")
         return
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    temporary = target.with_name(f".{target.name}.{os.urandom(8).hex()}")
     try:
         with temporary.open("x", encoding="utf-8") as file:
             with contextlib.suppress(FileNotFoundError):
@@ -50,6 +48,8 @@ def check_replaceable(path: Path) -> None:
         code = errno.EISDIR
         raise OSError(code, os.strerror(code), str(path))
     if not target.exists() or target.is_file():
+        import tempfile  # few write files
+
         tempfile.TemporaryFile(dir=target.parent).close()
     if target.exists() and not os.access(target, os.W_OK):
         code = errno.EACCES

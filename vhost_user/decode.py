@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import enum
 import functools
 import gc
@@ -412,6 +411,8 @@ class _Decoder:
             raise self._document.error(path, str(exc)) from exc
 
     def _unknown(self, path: KeyPath, fields: Iterable[str]) -> Exception:
+        import difflib  # what is right needs no hint
+
         near = difflib.get_close_matches(str(path[-1]), fields, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         hint += f"use one of {', '.join(fields)}"

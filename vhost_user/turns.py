@@ -23,7 +23,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import stat
 from typing import TYPE_CHECKING, Final
 
@@ -79,7 +78,7 @@ def _draw(folder: Path, prefix: str) -> tuple[int, Path]:
     """Make a file that nobody else knows of, and lock it."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
-        own = folder / f"{prefix}{secrets.token_hex(8)}"
+        own = folder / f"{prefix}{os.urandom(8).hex()}"
         fd = os.open(own, flags, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

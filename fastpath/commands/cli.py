@@ -1,34 +1,28 @@
 """The command line: options in, one of the commands called, an exit status out.
 
 Each command imports what it needs when it runs, so that `fastpath run` does not
-wait for the parts that only `fastpath compare` uses. An error that the user can
-fix (`FastpathError`, a wrong option, or what the system refuses: a full disk, a
-read-only cache, a closed stdout) becomes one line on stderr and exit status 2;
-anything else is a bug of ours and shows its traceback.
+wait for the parts that only `fastpath compare` uses. `body` says what becomes of an
+error. A command that stays has its own parser (`fastpath.entry`); here it has its line
+in the list.
 """
 
 # ruff: noqa: TC003 - typer reads the annotations when it runs
 
 from __future__ import annotations
 
-import logging
 import math
-import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 
-from fastpath import logs
+from fastpath.commands import body
+from fastpath.commands.body import PROG
 from fastpath.errors import FastpathError
-from vhost_user import entry
-from vhost_user.closing import hangup_is_ignored
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-PROG: Final = "fastpath"
 
 app = typer.Typer(
     name=PROG,
@@ -68,36 +62,24 @@ BootTimeout = Annotated[
 
 def main() -> int:
     """Run the program and return its exit status."""
-    entry.set_up_streams()
-    signal.signal(signal.SIGTERM, _end)
-    if not hangup_is_ignored():
-        signal.signal(signal.SIGHUP, _end)
-    logs.set_up(logging.WARNING)
+    body.set_up()
     return invoke(sys.argv[1:])
 
 
 def invoke(args: Sequence[str]) -> int:
     """Run one command and return its exit status; errors go to stderr."""
-    return entry.guarded(PROG, lambda: _invoke(args))
+    return body.guarded(lambda: _invoke(args))
 
 
 def _invoke(args: Sequence[str]) -> int:
     try:
         status = app(list(args), prog_name=PROG, standalone_mode=False)
-    except FastpathError as exc:
-        return entry.complain(PROG, str(exc))
     except _UsageError as exc:
         command = exc.ctx.command_path if exc.ctx else PROG
-        what = " ".join(exc.format_message().split())
-        return entry.complain(PROG, f"{what}; hint: {command} --help")
+        return body.misused(command, exc.format_message())
     except typer.Abort:
         raise KeyboardInterrupt from None
     return int(status or 0)
-
-
-def _end(signo: int, _frame: object) -> NoReturn:
-    """End by an exception, so that everything that was started is stopped."""
-    sys.exit(128 + signo)
 
 
 @app.command(
@@ -236,17 +218,15 @@ def compare(
     return comparer.run(options)
 
 
-@app.command()
-def ztunnel(
-    config: Annotated[Path, typer.Option(help="Our settings; they name Istio's file.")],
-    ready_fd: Annotated[
-        int | None, typer.Option(help="Write a line to this descriptor when ready.")
-    ] = None,
-) -> int:
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def ztunnel(ctx: typer.Context) -> int:
     """Serve sandboxes and the captured traffic until SIGTERM."""
     from fastpath.commands import ztunnel as server
 
-    return server.run(config, ready_fd)
+    return server.invoke(ctx.args)
 
 
 @app.command()

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from prometheus_client import CONTENT_TYPE_LATEST
-
 from fastpath.errors import FastpathError
 from fastpath.ztunnel.loglevel import USAGE, LogLevel
 from vhost_user.pages import NOT_FOUND, Page, PageServer
@@ -90,6 +88,8 @@ class AdminServer:
         """Make a page; called on the server's thread."""
         with self._lock:
             if path == "/metrics" and not self._closed and not self._tools:
+                from prometheus_client import CONTENT_TYPE_LATEST
+
                 return Page(self._metrics(), CONTENT_TYPE_LATEST)
             if path == "/config_dump" and not self._closed and self._tools:
                 return Page(self._tools.dump(), "application/json")

@@ -10,7 +10,6 @@ import dataclasses
 import enum
 import ipaddress
 import json
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -79,6 +78,8 @@ def dump(
         live: outbound connections.
         certificates: of each identity.
     """
+    from importlib.metadata import version  # takes a MB, and few ask
+
     page = {
         "certificates": list(certificates),
         "config": encode(config.fastpath, everything=True),

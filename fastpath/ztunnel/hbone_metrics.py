@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
+from fastpath.ztunnel.tally import new_family
 from vhost_user.hbone import HboneStats
 
 if TYPE_CHECKING:
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from fastpath.identity import Identity
+    from fastpath.ztunnel.tally import Kind
 
 GAUGES: Final = frozenset({"tunnels", "streams", "shakes"})
 """Values that also fall."""
@@ -49,9 +49,10 @@ class PoolCollector:
             for identity, stats in engine.items():
                 sums[identity] = add(sums.get(identity, NONE), stats)
         for each in fields(HboneStats):
-            kind = GaugeMetricFamily if each.name in GAUGES else CounterMetricFamily
+            kind: Kind = "gauge" if each.name in GAUGES else "counter"
             what = f"{each.name} of the pool, as in vhost_user/native/vu_hbone.h"
-            family = kind(f"fastpath_pool_{each.name}", what, labels=("identity",))
+            name = f"fastpath_pool_{each.name}"
+            family = new_family(kind, name, what, ("identity",))
             for identity, stats in sums.items():
                 family.add_metric((f"{identity}",), getattr(stats, each.name))
             yield family

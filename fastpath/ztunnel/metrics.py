@@ -1,4 +1,4 @@
-"""Istio's TCP metrics, and our own counters of denials, devices and the engine.
+"""Istio's TCP metrics, and counters of denials; `collectors` has what others count.
 
 As in Istio, "received" is client to server and "sent" is server to client, for
 both reporters. The engine tells the bytes of a connection when it ends, so the
@@ -11,29 +11,22 @@ Spec: Istio, "Standard Metrics", TCP; istio/ztunnel for the labels' values.
 from __future__ import annotations
 
 import dataclasses
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Literal
 
-import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Gauge
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
-from fastpath.tsi.datagram_limits import DatagramStats
-from fastpath.tsi.service import TsiStats
-from vhost_user.engine import GAUGES
-from vhost_user.hbone import HboneStats
+from fastpath.ztunnel.tally import Tally, new_family
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
+    from prometheus_client import CollectorRegistry
     from prometheus_client.core import Metric
+    from prometheus_client.registry import Collector
 
     from fastpath.ztunnel.authorization import Whose
-    from fastpath.ztunnel.dns import DnsStats
     from fastpath.ztunnel.model import Service, Workload
     from fastpath.ztunnel.routing import Decision
+    from fastpath.ztunnel.tally import Value
     from fastpath.ztunnel.workloads import LocalWorkload
-    from vhost_user.engine import DeviceStats, EngineStats
 
     _Key = tuple[LocalWorkload, Workload | None, Service | None, bool]
 
@@ -41,10 +34,6 @@ Flag = Literal["-", "DENY", "CONNECT"]
 """`response_flags`: fine, denied by policy, not reached or ended with an error."""
 
 _UNKNOWN, _MUTUAL_TLS = "unknown", "mutual_tls"
-_CURRENT = frozenset(
-    {"streams", "flows", "tokens", "held", "listeners", "tunnels", "shakes"}
-)
-"""Values of UDP's, DNS's, TSI's and HBONE's that also fall."""
 _END_LABELS = (
     "workload",
     "canonical_service",
@@ -76,18 +65,17 @@ LABELS = (
 class _Series:
     """The four counters with one set of labels, looked up once."""
 
-    opened: Counter
-    closed: Counter
-    received: Counter
-    sent: Counter
+    opened: Value
+    closed: Value
+    received: Value
+    sent: Value
 
 
 class Metrics:
-    """The counters, in a registry of their own."""
+    """The counters, and what else is to be on the page."""
 
     def __init__(self) -> None:
-        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
-        self.registry = CollectorRegistry()
+        self._collectors: list[Collector] = [_Build()]
         total = "The total number of TCP connections"
         size = "The size of total bytes"
         case = "in case of a TCP connection"
@@ -100,49 +88,39 @@ class Metrics:
             "received_bytes", f"{size} received during request {case}"
         )
         self._sent = self._counter("sent_bytes", f"{size} sent during response {case}")
-        self._sockets = Gauge(
+        self._sockets = Tally(
             "istio_tcp_sockets_open",
             "The current number of open TCP sockets (unstable)",
             ("reporter",),
-            registry=self.registry,
+            "gauge",
         )
-        Gauge(
-            "istio_build",
-            "Istio component build info",
-            ("component", "tag"),
-            registry=self.registry,
-        ).labels("ztunnel", f"fastpath-{version('vsock-fastpath')}").set(1)
+        self.register(self._sockets)
         self._series: dict[_Key, _Series] = {}
         self._inbound: dict[tuple[LocalWorkload, Whose], _Series] = {}
-        self._unlogged = Counter(
+        self._unlogged = self._tally(
             "fastpath_denied_unlogged",
             "Of those, not in the access log: there were too many at once",
             ("sandbox",),
-            registry=self.registry,
         )
-        self._ended = Counter(
+        self._ended = self._tally(
             "fastpath_policy_ended",
             "Established connections that a new policy ended",
             ("sandbox", "reason"),
-            registry=self.registry,
         )
-        self._reloads = Counter(
+        self._reloads = self._tally(
             "fastpath_policy_reloads",
             "New contents of policy files, good ones and those with an error",
             ("sandbox", "result"),
-            registry=self.registry,
         )
-        self._meshes = Counter(
+        self._meshes = self._tally(
             "fastpath_mesh_reloads",
             "New contents of Istio's file, good ones and those with an error",
             ("result",),
-            registry=self.registry,
         )
-        self._denied = Counter(
+        self._denied = self._tally(
             "fastpath_denied",
             "Connections refused before any dial",
             ("sandbox", "reason"),
-            registry=self.registry,
         )
 
     def opened(self, client: LocalWorkload, decision: Decision) -> None:
@@ -252,9 +230,24 @@ class Metrics:
         """Istio's file has another content."""
         self._meshes.labels("good" if good else "error").inc()
 
+    def register(self, collector: Collector) -> None:
+        """Have what it collects on the page, too."""
+        self._collectors.append(collector)
+
+    def registry(self) -> CollectorRegistry:
+        """All of it for Prometheus's library; callable on any thread."""
+        from prometheus_client import CollectorRegistry
+
+        made = CollectorRegistry()
+        for each in self._collectors:
+            made.register(each)
+        return made
+
     def text(self) -> bytes:
         """All of it in Prometheus's text format; callable on any thread."""
-        return prometheus_client.generate_latest(self.registry)
+        from prometheus_client import generate_latest
+
+        return generate_latest(self.registry())
 
     def _count_failed(self, labels: tuple[str, ...]) -> None:
         self._closed.labels(*labels).inc()
@@ -286,144 +279,27 @@ class Metrics:
             series = self._series[key] = self._make_series(labels)
         return series
 
-    def _counter(self, name: str, what: str) -> Counter:
-        return Counter(f"istio_tcp_{name}", what, LABELS, registry=self.registry)
+    def _counter(self, name: str, what: str) -> Tally:
+        return self._tally(f"istio_tcp_{name}", what, LABELS)
+
+    def _tally(self, name: str, what: str, labels: Sequence[str]) -> Tally:
+        tally = Tally(name, what, labels)
+        self.register(tally)
+        return tally
 
 
-class EngineCollector:
-    """Reads the engine's and the devices' counters when somebody asks.
-
-    Args:
-        engines: gives each engine's.
-        devices: gives each sandbox's, by its name.
-        dropped_lines: access-log lines dropped so far.
-    """
-
-    def __init__(
-        self,
-        engines: Callable[[], Sequence[EngineStats]],
-        devices: Callable[[], Mapping[str, DeviceStats]],
-        dropped_lines: Callable[[], int],
-    ) -> None:
-        self._engines = engines
-        self._devices = devices
-        self._dropped_lines = dropped_lines
+class _Build:
+    """What this process is."""
 
     def collect(self) -> Iterator[Metric]:
-        """One family a counter, one sample an engine or a sandbox."""
-        dropped = "Access-log lines dropped: the reader is too slow"
-        yield CounterMetricFamily(
-            "fastpath_access_log_dropped", dropped, value=self._dropped_lines()
+        """The one family."""
+        from importlib.metadata import version  # takes a MB
+
+        made = new_family(
+            "gauge", "istio_build", "Istio component build info", ("component", "tag")
         )
-        engines = {f"{at}": stats for at, stats in enumerate(self._engines())}
-        yield from _families("engine", "engine", engines)
-        yield from _families("device", "sandbox", self._devices())
-
-
-def _families(
-    part: str, label: str, stats: Mapping[str, EngineStats] | Mapping[str, DeviceStats]
-) -> Iterator[Metric]:
-    families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
-    for whose, of_it in stats.items():
-        for name, value in _numbers(of_it):
-            if name not in families:
-                families[name] = _family(part, name, (label,))
-            families[name].add_metric((whose,), value)
-    yield from families.values()
-
-
-class DatagramCollector:
-    """Reads the counters of UDP and DNS when somebody asks.
-
-    Args:
-        datagrams: gives each sandbox's, by its name.
-        dns: gives those of DNS.
-    """
-
-    def __init__(
-        self,
-        datagrams: Callable[[], Mapping[str, DatagramStats]],
-        dns: Callable[[], DnsStats],
-    ) -> None:
-        self._datagrams = datagrams
-        self._dns = dns
-
-    def collect(self) -> Iterator[Metric]:
-        """One family a counter, one sample a sandbox."""
-        for name, value in _numbers(self._dns()):
-            family = _family("dns", name, (), "fastpath/ztunnel/dns.py")
-            family.add_metric((), value)
-            yield family
-        yield from _of_sandboxes(
-            "datagram",
-            DatagramStats,
-            self._datagrams(),
-            "fastpath/tsi/datagram_limits.py",
-        )
-
-
-class TsiCollector:
-    """Reads the counters of the TSI services when somebody asks.
-
-    Args:
-        services: gives each sandbox's, by its name.
-    """
-
-    def __init__(self, services: Callable[[], Mapping[str, TsiStats]]) -> None:
-        self._services = services
-
-    def collect(self) -> Iterator[Metric]:
-        """One family a counter, one sample a sandbox."""
-        where = "fastpath/tsi/service.py"
-        yield from _of_sandboxes("tsi", TsiStats, self._services(), where)
-
-
-class GateCollector:
-    """Reads the counters of the sandboxes' gates when somebody asks.
-
-    Args:
-        gates: gives each sandbox's, by its name.
-    """
-
-    def __init__(self, gates: Callable[[], Mapping[str, HboneStats]]) -> None:
-        self._gates = gates
-
-    def collect(self) -> Iterator[Metric]:
-        """One family a counter, one sample a sandbox."""
-        where = "vhost_user/native/vu_hbone.h"
-        yield from _of_sandboxes("gate", HboneStats, self._gates(), where)
-
-
-def _of_sandboxes(
-    part: str,
-    kind: type[DatagramStats | TsiStats | HboneStats],
-    stats: Mapping[str, DatagramStats]
-    | Mapping[str, TsiStats]
-    | Mapping[str, HboneStats],
-    where: str,
-) -> Iterator[Metric]:
-    for field in dataclasses.fields(kind):
-        family = _family(part, field.name, ("sandbox",), where)
-        for sandbox, of_it in stats.items():
-            family.add_metric((sandbox,), getattr(of_it, field.name))
-        yield family
-
-
-def _family(
-    part: str,
-    name: str,
-    labels: tuple[str, ...],
-    where: str = "vhost_user/native/vu.h",
-) -> CounterMetricFamily | GaugeMetricFamily:
-    gauge = name in GAUGES or name in _CURRENT
-    kind = GaugeMetricFamily if gauge else CounterMetricFamily
-    what = f"{name} of the {part}, as in {where}"
-    return kind(f"fastpath_{part}_{name}", what, labels=labels)
-
-
-def _numbers(stats: EngineStats | DeviceStats | DnsStats) -> Iterator[tuple[str, int]]:
-    for field in dataclasses.fields(stats):
-        yield field.name, getattr(stats, field.name)
+        made.add_metric(("ztunnel", f"fastpath-{version('vsock-fastpath')}"), 1)
+        yield made
 
 
 def _labels(client: LocalWorkload, decision: Decision, flag: Flag) -> tuple[str, ...]:

@@ -32,19 +32,19 @@ from fastpath.ztunnel.admin import AdminServer, Tools
 from fastpath.ztunnel.authorization import Authorizer, announce
 from fastpath.ztunnel.capture import Capture
 from fastpath.ztunnel.certificates import Certificates
+from fastpath.ztunnel.collectors import (
+    DatagramCollector,
+    EngineCollector,
+    GateCollector,
+    TsiCollector,
+)
 from fastpath.ztunnel.dns import Dns
 from fastpath.ztunnel.drain import drained
 from fastpath.ztunnel.gates import Gates
 from fastpath.ztunnel.hbone_metrics import PoolCollector
 from fastpath.ztunnel.inbound import SandboxPublisher
 from fastpath.ztunnel.loglevel import LogLevel
-from fastpath.ztunnel.metrics import (
-    DatagramCollector,
-    EngineCollector,
-    GateCollector,
-    Metrics,
-    TsiCollector,
-)
+from fastpath.ztunnel.metrics import Metrics
 from fastpath.ztunnel.outbound import Outbound, SandboxRouter
 from fastpath.ztunnel.pods import Pods
 from fastpath.ztunnel.pools import Pools
@@ -268,9 +268,7 @@ class Ztunnel:
             self._accepting.callback(handle.close)
         self._stack.callback(self._accepting.close)
         self._stack.push_async_callback(self._end_all)
-        self.metrics.registry.register(
-            DatagramCollector(self.datagram_stats, self._dns.stats)
-        )
+        self.metrics.register(DatagramCollector(self.datagram_stats, self._dns.stats))
         self._start_admin(access_log)
         announce(self.config, self._mesh.state)
 
@@ -457,13 +455,13 @@ class Ztunnel:
 
     def _start_admin(self, access_log: AccessLog) -> None:
         own = self.config.fastpath
-        self.metrics.registry.register(
+        self.metrics.register(
             EngineCollector(self.stats, self.device_stats, lambda: access_log.dropped)
         )
-        self.metrics.registry.register(TsiCollector(self.tsi_stats))
-        self.metrics.registry.register(GateCollector(self._gates.stats))
+        self.metrics.register(TsiCollector(self.tsi_stats))
+        self.metrics.register(GateCollector(self._gates.stats))
         pools = lambda: [it.tunnels() for it in self._outbounds]  # noqa: E731
-        self.metrics.registry.register(PoolCollector(pools))
+        self.metrics.register(PoolCollector(pools))
         tools = Tools(self._dump, LogLevel())
         addresses: dict[ListenAddress | None, Tools | None]
         addresses = {own.metrics: None, own.readiness: None}  # in order, each once

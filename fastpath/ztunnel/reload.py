@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -70,7 +69,7 @@ class MeshWatch:
         self._loaded = loaded
         self._apply = apply
         self._report = report
-        self._digest: bytes | None = loaded.digest
+        self._content: int | None = loaded.content
         self._asked = False
         self._again = False
         self._task: asyncio.Task[None] | None = None
@@ -117,10 +116,10 @@ class MeshWatch:
 
     async def _read_once(self, *, again: bool) -> None:
         data, missing = await asyncio.to_thread(self._bytes)
-        digest = hashlib.sha256(data).digest() if not missing else None
-        if digest == self._digest and not again:
+        content = hash(data) if not missing else None
+        if content == self._content and not again:
             return
-        self._digest = digest
+        self._content = content
         try:
             mesh = await asyncio.to_thread(self._parse, data, missing)
         except FastpathError as exc:

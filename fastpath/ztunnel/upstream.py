@@ -18,7 +18,7 @@ Spec: RFC 1035 section 4.2; RFC 7766 for TCP.
 from __future__ import annotations
 
 import asyncio
-import secrets
+import os
 import socket
 import struct
 from typing import TYPE_CHECKING, Final
@@ -124,7 +124,7 @@ class _Datagrams(asyncio.DatagramProtocol):
 
     def __init__(self, query: Query) -> None:
         self._query = query
-        self._id = secrets.randbelow(1 << 16)
+        self._id = int.from_bytes(os.urandom(2))
         self.question = dnswire.question_for(query, self._id)
         self._strays = 0
         self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -206,7 +206,7 @@ async def _ask_tcp(
     sock = await _connect(make, host, port, socket.SOCK_STREAM)
     reader, writer = await asyncio.open_connection(sock=sock)
     try:
-        number = secrets.randbelow(1 << 16)
+        number = int.from_bytes(os.urandom(2))
         wire = dnswire.question_for(query, number)
         writer.write(_LENGTH.pack(len(wire)) + wire)
         size = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))[0]

@@ -166,7 +166,7 @@ class World:
     def sample(self, name, **labels):
         """One counter's value; its other labels are any."""
         total = 0.0
-        for family in self.ztunnel.metrics.registry.collect():
+        for family in self.ztunnel.metrics.registry().collect():
             for each in family.samples:
                 if each.name == name and labels.items() <= each.labels.items():
                     total += each.value

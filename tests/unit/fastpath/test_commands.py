@@ -213,6 +213,7 @@ import contextlib, dataclasses, sys
 from fastpath.commands import cli, compare
 from fastpath.vm.spec import Accelerator
 from tests.unit.fastpath import report_sample
+from vhost_user import entry
 
 @contextlib.contextmanager
 def site(options):
@@ -224,7 +225,7 @@ async def measured(options, plan):
 compare._compare, compare._site = measured, site
 compare.build_image = lambda name: None
 compare.accel.choose = lambda *args, **kwargs: Accelerator("tcg", "asked for")
-cli.entry.set_up_streams()
+entry.set_up_streams()
 sys.exit(cli.invoke(["compare", "--paths", "tsi", *sys.argv[1:]]))
 """
 

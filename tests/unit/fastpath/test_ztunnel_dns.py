@@ -6,7 +6,7 @@ Queries and answers are read and written by dnspython, or by hand where they are
 from __future__ import annotations
 
 import asyncio
-import secrets
+import os
 import struct
 
 import dns.edns
@@ -79,7 +79,7 @@ def test_a_services_name_is_answered_here(kind, found):
 
 @pytest.mark.parametrize("tcp", [False, True])
 def test_other_names_are_forwarded_the_way_they_came(tcp, monkeypatch):
-    monkeypatch.setattr(secrets, "randbelow", lambda limit: limit - 1)
+    monkeypatch.setattr(os, "urandom", lambda size: b"\xff" * size)
 
     async def work(resolver, upstream):
         query = dns.message.make_query("other.example", "A")

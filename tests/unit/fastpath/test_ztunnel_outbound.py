@@ -7,8 +7,8 @@ import errno
 
 from fastpath.tsi.datagram_limits import DatagramStats
 from fastpath.tsi.router import Here
+from fastpath.ztunnel.collectors import DatagramCollector, EngineCollector
 from fastpath.ztunnel.dns import DnsStats
-from fastpath.ztunnel.metrics import DatagramCollector, EngineCollector
 from tests.unit.fastpath.outbound_ways import (
     DENIED,
     PRINCIPAL,
@@ -221,7 +221,7 @@ def test_the_engines_counters_are_read_when_asked(world):
         devices=lambda: {"box": device_stats(4, 5), "other": device_stats(6, 7)},
         dropped_lines=lambda: 8,
     )
-    world.metrics.registry.register(collector)
+    world.metrics.register(collector)
     assert world.samples("fastpath_engine_conns") == [({"engine": "0"}, 2)]
     assert world.samples("fastpath_engine_wakeups_total") == [({"engine": "0"}, 3)]
     assert world.value("fastpath_access_log_dropped_total") == 8
@@ -235,7 +235,7 @@ def test_the_engines_counters_are_read_when_asked(world):
 def test_the_counters_of_udp_and_dns_are_read_when_asked(world):
     stats = DatagramStats(sent=4, flows=2)
     collector = DatagramCollector(lambda: {"box": stats}, lambda: DnsStats(local=3))
-    world.metrics.registry.register(collector)
+    world.metrics.register(collector)
     stats.sent += 1
     assert world.samples("fastpath_datagram_sent_total") == [({"sandbox": "box"}, 5)]
     assert world.samples("fastpath_datagram_flows") == [({"sandbox": "box"}, 2)]

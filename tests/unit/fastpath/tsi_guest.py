@@ -176,4 +176,4 @@ def run(there, play):
 
 def sample(ztunnel, name, **labels):
     """One counter's value."""
-    return ztunnel.metrics.registry.get_sample_value(name, labels) or 0
+    return ztunnel.metrics.registry().get_sample_value(name, labels) or 0
