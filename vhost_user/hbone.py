@@ -130,6 +130,7 @@ class HboneStats:
     shakes: int
     requests: int
     decided: int
+    faults: int
     floods: int
     silent: int
     sent_bytes: int

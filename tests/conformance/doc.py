@@ -33,6 +33,8 @@ FILES: Final = (
     "vsock.toml",
     "entropy.toml",
     "vhost-user.toml",
+    "http2.toml",
+    "connect.toml",
 )
 RUNS: Final = DOC.with_name("vsock-test.md")
 """What a run of Linux's vsock_test wrote; part of the document as it is."""
@@ -178,10 +180,10 @@ _HEAD: Final = """\
 # Conformance
 
 Written by `make conformance-doc` from tests/conformance/requirements and the `spec`
-marks of the tests; do not edit. Each MUST and SHOULD that binds a device (VIRTIO 1.2)
-or a back-end (vhost-user) is here, each vhost-user message too; "statement" is a
-sentence without a key word that says what a device does. Texts are quoted or
-shortened. What binds drivers and front-ends is not listed.
+marks of the tests; do not edit. Each MUST and SHOULD that binds a device (VIRTIO 1.2),
+a back-end (vhost-user) or who receives HTTP/2 (RFC 9113) is here, each vhost-user
+message too; "statement" is a sentence without a key word that says what one does.
+Texts are quoted or shortened. What binds drivers, front-ends and senders is not listed.
 """
 
 

@@ -71,6 +71,7 @@ def test_settings_and_windows_are_those_of_ztunnel(gate):
     assert peer.h2.outbound_flow_control_window == 16 << 20
 
 
+@pytest.mark.spec("rfc9113:8.5/once-connected")
 def test_the_answer_comes_once_the_far_side_is_there(gate):
     peer = gate.dial()
     stream = peer.connect()
@@ -254,6 +255,7 @@ def test_what_is_sent_before_the_answer_arrives(gate):
     assert peer.read(stream, 6) == b"answer"
 
 
+@pytest.mark.spec("rfc9113:8.5/fin")
 def test_end_stream_on_the_connect_is_a_fin(gate):
     peer = gate.dial()
     stream = peer.h2.get_next_available_stream_id()
@@ -281,6 +283,7 @@ def test_echo_and_discard_are_far_sides(gate):
     peer.ended(second)
 
 
+@pytest.mark.spec("rfc9113:8.5/rst-back")
 def test_a_reset_of_the_stream_resets_the_far_side(gate, mesh):
     server = mesh.kept(socket.create_server(("127.0.0.1", 0)))
     peer = gate.dial()
@@ -296,6 +299,7 @@ def test_a_reset_of_the_stream_resets_the_far_side(gate, mesh):
     assert (event.error, Reason(event.reason)) == (errno.ECONNRESET, Reason.RESET)
 
 
+@pytest.mark.spec("rfc9113:8.5/rst")
 def test_a_reset_of_the_far_side_resets_the_stream(gate, mesh):
     server = mesh.kept(socket.create_server(("127.0.0.1", 0)))
     peer = gate.dial()
@@ -328,6 +332,7 @@ def test_trailers_are_a_stream_error(gate):
     peer.fence()
 
 
+@pytest.mark.spec("rfc9113:5.1.2/exceeded")
 def test_a_stream_above_the_limit_is_refused_and_the_others_go_on(mesh):
     gate = mesh.gate(max_streams=2)
     peer = gate.dial()

@@ -84,6 +84,7 @@ def test_a_stream_that_ended_makes_room(mesh):
     assert pool.stats().opened == 1
 
 
+@pytest.mark.spec("rfc9113:6.8/no-more")
 def test_goaway_leaves_streams_and_takes_no_new_ones(mesh):
     pool = mesh.pool()
     old_sock = pool.client()

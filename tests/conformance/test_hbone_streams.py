@@ -80,6 +80,7 @@ def test_bytes_go_both_ways(pool):
     assert read_exactly(sock, 4) == b"down"
 
 
+@pytest.mark.spec("rfc9113:5.2.1/respected")
 def test_a_megabyte_goes_both_ways_with_small_windows(pool):
     sock = pool.client()
     peer = pool.accept(window=0)
@@ -108,6 +109,7 @@ def test_padding_is_no_payload(pool):
     assert read_exactly(sock, 14) == b"padded and not"
 
 
+@pytest.mark.spec("rfc9113:4.2/16384")
 def test_a_megabyte_in_one_frame_is_taken(pool):
     sock = pool.client()
     peer = pool.accept()
@@ -130,6 +132,7 @@ def test_a_larger_frame_ends_the_tunnel(pool):
 # ---- ends ----
 
 
+@pytest.mark.spec("rfc9113:8.5/fin")
 def test_the_clients_fin_is_an_empty_frame_and_what_comes_back_arrives(pool):
     sock = pool.client()
     peer = pool.accept()

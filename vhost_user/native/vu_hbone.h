@@ -284,7 +284,8 @@ int vu_hbone_drain(struct vu_engine *engine, uint32_t source,
  * @shakes:	Handshakes under way
  * @requests:	Streams that were opened
  * @decided:	Of them, that vu_hbone_decide() had decided about
- * @floods:	Tunnels that were ended: VU_REASON_FLOOD
+ * @faults:	Tunnels that were ended: VU_REASON_HTTP2
+ * @floods:	Same: VU_REASON_FLOOD
  * @silent:	Same: VU_REASON_PING
  * @sent_bytes:	Plaintext that TLS took, bytes
  * @read_bytes:	And that it gave
@@ -297,6 +298,7 @@ struct vu_hbone_stats {
 	uint64_t shakes;
 	uint64_t requests;
 	uint64_t decided;
+	uint64_t faults;
 	uint64_t floods;
 	uint64_t silent;
 	uint64_t sent_bytes;

@@ -11,18 +11,36 @@
  * peer sends. Payload needs none: it is paced by windows. WINDOW_UPDATEs are
  * earned by the DATA that we send.
  *
+ * A stream that the peer has us reset, by whatever fault, costs what one costs
+ * that it resets itself: both take from one bucket ("MadeYouReset",
+ * CVE-2025-8671). A DATA frame of nothing but padding carries nothing, either.
+ *
  * Spec: RFC 9113, section 10.5 "Denial-of-Service Considerations".
  */
 
 #include "h2/h2.h"
 
-#define BLOCK_MOST (2 * H2_LIST_MOST) /* bytes of a header block */
+#define BLOCK_MOST (2 * H2_LIST_MOST)	/* bytes of a header block */
+#define PARTS_MOST (BLOCK_MOST / 16384) /* of it, in frames of any peer */
 
 /* A second */
 static const uint32_t rates[FLOODS] = {
     [FLOOD_OPEN] = 10000,  [FLOOD_RESET] = 1000, [FLOOD_ACK] = 200,
     [FLOOD_WINDOW] = 2000, [FLOOD_EMPTY] = 1000,
 };
+
+/**
+ * is_empty() - Has a DATA frame no payload?
+ * @h:		Session, with the frame's header and length of its padding
+ *
+ * Returns: true if it has none
+ */
+static bool is_empty(const struct h2 *h)
+{
+	if (h->left && h->head[4] & NGHTTP2_FLAG_PADDED)
+		return h->left <= 1U + h->head[H2_HEAD];
+	return !h->left;
+}
 
 /**
  * kind_of() - What may a frame be a flood of?
@@ -32,9 +50,9 @@ static const uint32_t rates[FLOODS] = {
  */
 static int kind_of(const struct h2 *h)
 {
-	switch (h->head[3]) {
+	switch (h->head[H2_HEAD_TYPE]) {
 	case NGHTTP2_DATA:
-		if (h->left || h->head[4] & NGHTTP2_FLAG_END_STREAM)
+		if (!is_empty(h) || h->head[4] & NGHTTP2_FLAG_END_STREAM)
 			return -1;
 		return FLOOD_EMPTY;
 	case NGHTTP2_HEADERS:
@@ -52,6 +70,22 @@ static int kind_of(const struct h2 *h)
 }
 
 /**
+ * is_endless() - Is a header block too long?
+ * @h:		Session, with the header of a frame of it
+ *
+ * Returns: true if it is, in bytes or in frames
+ */
+static bool is_endless(struct h2 *h)
+{
+	if (h->head[H2_HEAD_TYPE] == NGHTTP2_HEADERS)
+		h->block = h->parts = 0;
+	else if (++h->parts > PARTS_MOST)
+		return true;
+	h->block += h->left;
+	return h->block > BLOCK_MOST;
+}
+
+/**
  * flood_of() - Count a frame
  * @h:		Session, with the frame's header
  * @now_us:	What time it is
@@ -60,14 +94,17 @@ static int kind_of(const struct h2 *h)
  */
 bool flood_of(struct h2 *h, uint64_t now_us)
 {
-	uint8_t type = h->head[3];
+	uint8_t type = h->head[H2_HEAD_TYPE];
 	int kind = kind_of(h);
 
-	if (type == NGHTTP2_HEADERS)
-		h->block = 0;
-	if (type == NGHTTP2_HEADERS || type == NGHTTP2_CONTINUATION) {
-		h->block += h->left;
-		if (h->block > BLOCK_MOST)
+	if (h->left > H2_FRAME_MOST)
+		return false; /* an error of another name */
+	if ((type == NGHTTP2_HEADERS || type == NGHTTP2_CONTINUATION) &&
+	    is_endless(h))
+		return true;
+	for (; h->faults; h->faults--) {
+		if (!bucket_take(&h->floods[FLOOD_RESET], rates[FLOOD_RESET],
+				 now_us))
 			return true;
 	}
 	if (kind < 0)

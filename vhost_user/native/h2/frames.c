@@ -5,8 +5,10 @@
  * Theory of operation
  * ===================
  *
- * The owner reads a frame's header into h->head, then its payload. It goes to
- * nghttp2, which checks and counts it (h2_feed()). Only the payload of a DATA
+ * The owner reads a frame's header into h->head, with the first bytes of the
+ * payload where those matter (needs()), then the rest. It goes to nghttp2,
+ * which checks and counts it (h2_feed()), but for what fault.c knows better.
+ * Only the payload of a DATA
  * frame without padding, of a stream of ours, can be read straight into the
  * sink's buffers: nghttp2 is told of the header, and of as many bytes as there
  * were (h2_pass()). It looks at their number only. What it didn't take, because
@@ -33,8 +35,10 @@ enum h2_in h2_feed(struct h2 *h, const uint8_t *data, size_t len)
 	if (len > h->left)
 		return H2_BAD;
 	h->left -= (uint32_t)len;
-	if (!h->left)
+	if (!h->left) {
 		h->have = 0;
+		h->need = H2_HEAD;
+	}
 	n = nghttp2_session_mem_recv(h->session, data, len);
 	return n == (ssize_t)len ? H2_GOES : H2_BAD;
 }
@@ -51,6 +55,17 @@ static uint32_t length_of(const uint8_t *head)
 }
 
 /**
+ * id_of() - Which stream is a frame of?
+ * @head:	Its header
+ *
+ * Returns: the stream's number, 0: all of them
+ */
+static int32_t id_of(const uint8_t *head)
+{
+	return (head[5] & 0x7f) << 24 | head[6] << 16 | head[7] << 8 | head[8];
+}
+
+/**
  * find() - To which stream may a frame's payload go directly?
  * @h:		Session, with the frame's header
  *
@@ -59,13 +74,11 @@ static uint32_t length_of(const uint8_t *head)
 static struct h2_stream *find(const struct h2 *h)
 {
 	const uint8_t *head = h->head;
-	uint32_t id = (uint32_t)head[5] << 24 | (uint32_t)head[6] << 16 |
-		      (uint32_t)head[7] << 8 | head[8];
 
-	if (head[3] != NGHTTP2_DATA || head[4] & NGHTTP2_FLAG_PADDED ||
-	    !length_of(head) || id > INT32_MAX || !id)
+	if (head[H2_HEAD_TYPE] != NGHTTP2_DATA ||
+	    head[4] & NGHTTP2_FLAG_PADDED || !length_of(head) || !id_of(head))
 		return NULL;
-	return nghttp2_session_get_stream_user_data(h->session, (int32_t)id);
+	return nghttp2_session_get_stream_user_data(h->session, id_of(head));
 }
 
 /**
@@ -77,28 +90,51 @@ static struct h2_stream *find(const struct h2 *h)
  */
 bool h2_goes_on(const struct h2 *h, const struct h2_stream *s)
 {
-	return find(h) == s;
+	return find(h) == s && s->heard && !s->over;
 }
 
 /**
- * h2_head() - A frame's header is in h->head
+ * needs() - How much of a frame has to be there before it is looked at?
+ * @h:		Session, with the frame's header
+ *
+ * Returns: bytes: the length of a DATA frame's padding, and the increment of a
+ * WINDOW_UPDATE, are the first of the payload
+ */
+static uint32_t needs(const struct h2 *h)
+{
+	const uint8_t *head = h->head;
+
+	if (head[H2_HEAD_TYPE] == NGHTTP2_DATA &&
+	    head[4] & NGHTTP2_FLAG_PADDED && h->left)
+		return H2_HEAD + 1;
+	if (head[H2_HEAD_TYPE] == NGHTTP2_WINDOW_UPDATE && h->left == 4)
+		return H2_HEAD + 4;
+	return H2_HEAD;
+}
+
+/**
+ * h2_head() - So many bytes of a frame as were needed are in h->head
  * @h:		Session
  * @now_us:	What time it is
  *
- * Returns: enum h2_in
+ * Returns: enum h2_in; H2_GOES with h->have < h->need: more are needed
  */
 enum h2_in h2_head(struct h2 *h, uint64_t now_us)
 {
 	enum h2_in in;
 
 	h->left = length_of(h->head);
+	h->need = needs(h);
+	if (h->have < h->need)
+		return H2_GOES;
 	if (flood_of(h, now_us)) {
 		h2_goaway(h, NGHTTP2_ENHANCE_YOUR_CALM);
 		return H2_FLOOD;
 	}
 	h->direct = NULL;
+	fault_look(h, id_of(h->head));
 	h->left += H2_HEAD;
-	in = h2_feed(h, h->head, H2_HEAD);
+	in = h2_feed(h, h->head, h->have);
 	if (in == H2_GOES)
 		h->direct = find(h);
 	return in;

@@ -7,6 +7,7 @@
  * fields.c	what a request or a response says
  * flood.c	what a peer may say a second
  * send.c	frames to the peer
+ * fault.c	frames of the peer that are one stream's fault
  * hear.c	what nghttp2 tells of the peer's frames
  * frames.c	bytes of the peer, by frames
  * session.c	one session
@@ -38,6 +39,8 @@
 #define H2_LIST_OURS  16384	 /* header list: of a client */
 #define H2_LIST_MOST  65536	 /* of a server */
 #define H2_QUEUE_MOST 256	 /* frames of ours that wait to be sent */
+#define H2_LOOK	      13 /* bytes of a frame that are looked at, at most */
+#define H2_GAPS	      8	 /* of streams that a client skipped */
 
 /**
  * struct h2_fields - What a request or a response says
@@ -85,6 +88,16 @@ struct h2_stream {
 	bool heard;
 	bool over;
 	bool bad;
+};
+
+/**
+ * struct h2_gap - Streams that a client skipped
+ * @from:	The first
+ * @to:		The last
+ */
+struct h2_gap {
+	uint32_t from;
+	uint32_t to;
 };
 
 struct h2;
@@ -141,11 +154,17 @@ enum flood { FLOOD_OPEN, FLOOD_RESET, FLOOD_ACK, FLOOD_WINDOW, FLOOD_EMPTY };
  * @streams:	That there are
  * @earned:	WINDOW_UPDATEs that the peer may send for our DATA
  * @floods:	What else it may say
+ * @faults:	Streams that its faults ended, which are yet to be counted
+ * @next:	Server: the lowest stream that the client may open
+ * @gaps:	Server: streams below that it didn't, the last of them
+ * @n_gaps:	How often it skipped some
  * @fields:	Header block that comes in
- * @head:	Header of the frame that comes in
+ * @head:	Header of the frame that comes in, and what else is looked at
  * @have:	Bytes of it
+ * @need:	Of so many
  * @left:	Bytes of its payload that have yet to come
  * @block:	Bytes of the header block's frames so far
+ * @parts:	CONTINUATIONs of it
  * @direct:	Its payload goes by h2_pass() to this stream
  * @passed:	Bytes that nghttp2 took of the last h2_pass()
  * @passing:	It is at that: what comes of it is told by h2_passed()
@@ -171,11 +190,17 @@ struct h2 {
 	uint32_t streams;
 	uint32_t earned;
 	struct bucket floods[FLOODS];
+	uint32_t faults;
+	uint32_t next;
+	struct h2_gap gaps[H2_GAPS];
+	uint32_t n_gaps;
 	struct h2_fields fields;
-	uint8_t head[H2_HEAD];
+	uint8_t head[H2_LOOK];
 	uint32_t have;
+	uint32_t need;
 	uint32_t left;
 	uint32_t block;
+	uint32_t parts;
 	struct h2_stream *direct;
 	size_t passed;
 	bool passing;
@@ -214,6 +239,9 @@ void h2_taken_all(struct h2 *h, size_t n);
 void h2_ping(struct h2 *h);
 void h2_notice(struct h2 *h);
 void h2_goaway(struct h2 *h, uint32_t error);
+
+/* fault.c */
+void fault_look(struct h2 *h, int32_t id);
 
 /* hear.c */
 void hear_setup(nghttp2_session_callbacks *calls);

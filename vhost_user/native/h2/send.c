@@ -97,6 +97,20 @@ static int send_data(nghttp2_session *session, nghttp2_frame *frame,
 }
 
 /**
+ * is_fault() - Does RST_STREAM say that the peer did wrong?
+ * @error:	Its code, enum nghttp2_error_code
+ *
+ * Returns: true if it does
+ */
+static bool is_fault(uint32_t error)
+{
+	return error == NGHTTP2_PROTOCOL_ERROR ||
+	       error == NGHTTP2_FLOW_CONTROL_ERROR ||
+	       error == NGHTTP2_STREAM_CLOSED ||
+	       error == NGHTTP2_FRAME_SIZE_ERROR;
+}
+
+/**
  * sent() - Note what went out
  * @session:	nghttp2's
  * @frame:	Frame
@@ -112,6 +126,8 @@ static int sent(nghttp2_session *session, const nghttp2_frame *frame,
 
 	if (frame->hd.type == NGHTTP2_GOAWAY && frame->goaway.error_code)
 		h->broken = true;
+	if (frame->hd.type == NGHTTP2_RST_STREAM)
+		h->faults += is_fault(frame->rst_stream.error_code);
 	if (frame->hd.type != NGHTTP2_DATA ||
 	    !(frame->hd.flags & NGHTTP2_FLAG_END_STREAM))
 		return 0;

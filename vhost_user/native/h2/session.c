@@ -130,6 +130,8 @@ struct h2 *h2_new(const struct h2_ops *ops, void *owner, bool server,
 	h->owner = owner;
 	h->server = server;
 	h->max_streams = max_streams;
+	h->next = 1;
+	h->need = H2_HEAD;
 	if (server) { /* the client's preface, as if a header was before it */
 		h->have = H2_HEAD;
 		h->left = H2_PREFACE;

@@ -86,7 +86,6 @@ static void look(struct tunnel *t, uint64_t now_us)
 		if (now_us - t->start_us >= g->connect_us)
 			tunnel_doom(t, VU_REASON_TIME, 0);
 	} else if (t->asked_us && now_us - t->asked_us >= g->silence_us) {
-		g->stats.silent++;
 		tunnel_doom(t, VU_REASON_PING, 0);
 	} else if (t->state == TUNNEL_OPEN && g->idle_us &&
 		   list_empty(&t->streams) &&

@@ -251,19 +251,19 @@ static void pass_on(struct gathered *g)
 static ssize_t read_head(struct tunnel *t, struct gathered *g)
 {
 	struct h2 *h = t->h2;
-	ssize_t n = tls_read(t->tls, h->head + h->have, H2_HEAD - h->have);
+	ssize_t n = tls_read(t->tls, h->head + h->have, h->need - h->have);
 	enum h2_in in;
 
 	if (n <= 0)
 		return n;
 	h->have += (uint32_t)n;
-	if (h->have < H2_HEAD)
+	if (h->have < h->need)
 		return n;
 	if (g->s && !h2_goes_on(h, &g->s->h2))
 		pass_on(g);
 	in = h2_head(h, clock_us());
 	if (in == H2_FLOOD) {
-		t->group->stats.floods++;
+		pass_on(g);
 		tunnel_send(t, true); /* why, if it takes that */
 		tunnel_doom(t, VU_REASON_FLOOD, 0);
 	}
@@ -313,7 +313,7 @@ static ssize_t read_piece(struct tunnel *t, struct gathered *g)
 	struct room room;
 	ssize_t n;
 
-	if (h->have < H2_HEAD)
+	if (h->have < h->need)
 		return read_head(t, g);
 	if (h->direct && !g->s &&
 	    stream_room(stream_of(h->direct), h->left, &room))

@@ -31,6 +31,18 @@ void tunnel_busy(struct tunnel *t)
 }
 
 /**
+ * count() - Count what a peer did that ends its tunnel
+ * @stats:	Counters
+ * @reason:	Why it ends
+ */
+static void count(struct vu_hbone_stats *stats, enum vu_reason reason)
+{
+	stats->faults += reason == VU_REASON_HTTP2;
+	stats->floods += reason == VU_REASON_FLOOD;
+	stats->silent += reason == VU_REASON_PING;
+}
+
+/**
  * tunnel_doom() - A tunnel is over
  * @t:		Tunnel; the next turn ends it
  * @reason:	Why
@@ -43,6 +55,7 @@ void tunnel_doom(struct tunnel *t, enum vu_reason reason, int error)
 	t->state = TUNNEL_DOOMED;
 	t->reason = (uint8_t)reason;
 	t->error = error;
+	count(&t->group->stats, reason);
 	list_del(&t->waiter.link);
 	tunnel_busy(t);
 }

@@ -276,7 +276,9 @@ static void say_goodbye(struct tunnel *t)
 	if (!t->h2 || t->reason == VU_REASON_LOST)
 		return;
 	if (!t->h2->broken && t->reason != VU_REASON_FLOOD)
-		h2_goaway(t->h2, NGHTTP2_NO_ERROR);
+		h2_goaway(t->h2, t->reason == VU_REASON_HTTP2
+				     ? NGHTTP2_PROTOCOL_ERROR
+				     : NGHTTP2_NO_ERROR);
 	t->state = TUNNEL_DRAINS; /* so that it is sent */
 	tunnel_send(t, true);
 	tls_bye(t->tls);

@@ -20,7 +20,7 @@ void flood_free(struct h2 *h)
 bool flood_frame(struct h2 *h, uint8_t type, uint8_t flags, uint32_t len,
 		 uint64_t now_us)
 {
-	h->head[3] = type;
+	h->head[H2_HEAD_TYPE] = type;
 	h->head[4] = flags;
 	h->left = len;
 	return flood_of(h, now_us);
@@ -29,4 +29,14 @@ bool flood_frame(struct h2 *h, uint8_t type, uint8_t flags, uint32_t len,
 void flood_earn(struct h2 *h, uint32_t n)
 {
 	h->earned = n;
+}
+
+void flood_padding(struct h2 *h, uint8_t len)
+{
+	h->head[H2_HEAD] = len;
+}
+
+void flood_faults(struct h2 *h, uint32_t n)
+{
+	h->faults = n;
 }
