@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vhost_user._vu import CStruct
     from vhost_user.events import Handler
     from vhost_user.handles import DeviceHandle
-    from vhost_user.targets import SocketAddress, Target
+    from vhost_user.targets import Hbone, SocketAddress, Target
 
 __all__ = [
     "MAX_STREAMS",
@@ -93,6 +93,7 @@ class Headers:
         authority: of a request.
         baggage: of a request or a response.
         forwarded: of a request: what is before the client's port and behind it.
+        network: of a request: `x-forwarded-network`.
 
     Raises:
         StateError: a value is no header's, or they are longer than 8 KiB.
@@ -105,12 +106,14 @@ class Headers:
         authority: str | None = None,
         baggage: str | None = None,
         forwarded: tuple[str, str] | None = None,
+        network: str | None = None,
     ) -> None:
         config = ffi.new("struct vu_headers_config *")
-        before, after = forwarded or (None, None)
-        texts = [_text_of(each) for each in (authority, baggage, before, after)]
+        said = (authority, baggage, *(forwarded or (None, None)), network)
+        texts = [_text_of(each) for each in said]
         config.authority, config.baggage = texts[:2]
-        config.forwarded_before, config.forwarded_after = texts[2:]
+        config.forwarded_before, config.forwarded_after = texts[2:4]
+        config.forwarded_network = texts[4]
         self._engine = engine
         self.id = check(lib.vu_headers_add(engine.native, config), "headers")
 
@@ -170,7 +173,8 @@ class Pool(Tunnels):
     Args:
         engine: whose connections use them.
         tls: certificates.
-        address: where to.
+        address: where to; `Hbone`: a stream of another pool carries each tunnel, in
+            place of TCP, and each is for one connection.
         names: SPIFFE identities of which the peer must have one.
         on_event: hears of tunnels (TUNNEL).
         source: address of ours to come from.
@@ -192,7 +196,7 @@ class Pool(Tunnels):
         self,
         engine: Owner,
         tls: Tls,
-        address: SocketAddress,
+        address: SocketAddress | Hbone,
         names: Sequence[str],
         *,
         on_event: Handler,
@@ -213,9 +217,12 @@ class Pool(Tunnels):
         config.max_streams, config.max_tunnels = max_streams, max_tunnels
         _set_times(config, connect_s, ping_s, silence_s)
         config.idle_ms = round(idle_s * 1000)
-        raw = targets.sockaddr(address)
-        ffi.memmove(config.addr, raw, len(raw))
-        config.addr_len = len(raw)
+        if isinstance(address, targets.Hbone):
+            config.via.pool, config.via.headers = address.pool, address.headers
+        else:
+            raw = targets.sockaddr(address)
+            ffi.memmove(config.addr, raw, len(raw))
+            config.addr_len = len(raw)
         if source is not None:
             raw = targets.sockaddr(source)
             ffi.memmove(config.src, raw, len(raw))

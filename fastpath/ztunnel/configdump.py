@@ -22,6 +22,7 @@ from fastpath.ztunnel.istio.model import (
     Service,
     Workload,
 )
+from fastpath.ztunnel.istio.outbound import Transport
 from fastpath.ztunnel.model import ListenAddress, Publication
 from fastpath.ztunnel.rbac import MatchKind, StringMatch
 from vhost_user.decode import camel_case
@@ -61,7 +62,7 @@ class LiveConnection:
     source: str
     original: SocketAddress
     actual: SocketAddress | None
-    protocol: str = "TCP"
+    protocol: Transport = Transport.TCP
 
 
 def dump(
@@ -181,7 +182,7 @@ def _workload_state(
                 {
                     "originalDst": _address(each.original),
                     "actualDst": _address(each.actual or each.original),
-                    "protocol": each.protocol,
+                    "protocol": each.protocol.value,
                 }
             )
     return found

@@ -115,7 +115,7 @@ class Outbound:
                 client.name,
                 decision.destination,
                 decision.address,
-                "HBONE" if decision.connect else "TCP",
+                decision.transport,
             )
             for client, decision in list(self._decisions.values())
         ]
@@ -371,7 +371,7 @@ class Outbound:
         tried = established or not refusal
         service, workload = decision.service, decision.workload
         tunnel = decision.connect
-        identity = workload.identity if workload and tunnel else None
+        identity = tunnel.peer(workload) if tunnel else None
         self._access_log.write(
             Record(
                 level="warn" if refusal else "error" if error else "info",

@@ -5,6 +5,9 @@
                    connection first needs it
       headers      what CONNECT says, by client: its destinations are its own to name
 
+A pool whose tunnels are carried by streams of another one (`Connect.via`) goes by that:
+it has what CONNECT says there itself, and is made anew when the other one was.
+
 The engine has pools and headers in its routes, by ids: so before one is closed, the
 clients that have it are told to forget their routes. A pool that nobody has asked for
 in a while, and that has no tunnel, is closed. A client with more headers than
@@ -27,9 +30,10 @@ from typing import TYPE_CHECKING, Final
 
 from fastpath.errors import FastpathError
 from fastpath.throttle import Throttle
-from fastpath.ztunnel.connect import leads_to
+from fastpath.ztunnel.connect import stands
 from fastpath.ztunnel.hbone_metrics import NONE, add
 from fastpath.ztunnel.istio.outbound import RouteRefusal
+from fastpath.ztunnel.shares import MAX_CARRIED
 from vhost_user.errors import StateError
 from vhost_user.hbone import Headers, Pool, Reason
 from vhost_user.targets import Hbone, Reset
@@ -40,7 +44,7 @@ if TYPE_CHECKING:
     from fastpath.identity import Identity
     from fastpath.ztunnel.certificates import Certificates
     from fastpath.ztunnel.connect import Connect
-    from fastpath.ztunnel.istio.model import Workload
+    from fastpath.ztunnel.istio.model import Service, Workload
     from fastpath.ztunnel.istio.outbound import PoolKey
     from fastpath.ztunnel.istio.state import MeshState
     from fastpath.ztunnel.routing import Decision
@@ -49,13 +53,17 @@ if TYPE_CHECKING:
     from vhost_user.engine import Engine, Event, SocketAddress
     from vhost_user.hbone import HboneStats
 
-    _Key = tuple[PoolKey, int]
+    _Key = tuple[PoolKey, int, Connect | None]
 
 MAX_HEADERS: Final = 1024
 """Of a client."""
 UNUSED_S: Final = 600.0
 """A pool that nobody has asked for in so long, and that has no tunnel, is closed."""
 LOOK_S: Final = 60.0
+CARRIED_S: Final = 20.0
+"""A tunnel to another network is there in so long: its gateway's has to be before."""
+UNTAKEN_S: Final = 10.0
+"""One whose connection did not wait for it ends after so long."""
 _ORDINARY: Final = frozenset({Reason.NONE, Reason.IDLE, Reason.DRAINED, Reason.GOAWAY})
 """Why tunnels end that were not lost."""
 
@@ -69,8 +77,16 @@ class _Pooled:
     pool: Pool
     owner: str
     """The sandbox; empty: the captured, all together."""
+    connect: Connect
+    """The first that it was for."""
     workload: Workload
-    """The peer's."""
+    """The next hop's."""
+    service: Service | None
+    """What was asked for."""
+    carrier: Pool | None
+    """Whose streams carry its tunnels."""
+    headers: Headers | None
+    """What CONNECT says there."""
     stop: Callable[[], None]
     asked_at: float
     clients: set[LocalWorkload] = field(default_factory=set)
@@ -109,9 +125,8 @@ class Pools:
         connect = decision.connect
         if connect is None:
             return decision
-        assert decision.workload
         try:
-            pool = self._pool(client, connect, decision.workload)
+            pool = self._pool(client, connect, decision)
             headers = self._headers_of(client, connect)
         except (StateError, OSError, FastpathError) as exc:
             text = f"no tunnel to {_format(connect.pool.address)}: {exc}"
@@ -151,7 +166,8 @@ class Pools:
         self._headers.clear()
         for key, pooled in list(self._pools.items()):
             pooled.clients.clear()
-            if not leads_to(key[0], pooled.workload, state):
+            asked, service = pooled.connect, pooled.service
+            if not stands(asked, pooled.workload, service, state):
                 self._close(key)
 
     def drain(self, limit_s: float) -> None:
@@ -162,7 +178,7 @@ class Pools:
     def stats(self) -> Mapping[Identity, HboneStats]:
         """Counters by our identity; callable on any thread."""
         found = dict(self._closed)
-        for (key, _), pooled in list(self._pools.items()):
+        for (key, *_), pooled in list(self._pools.items()):
             with contextlib.suppress(StateError):  # it has just been closed
                 found[key.source] = add(
                     found.get(key.source, NONE), pooled.pool.stats()
@@ -179,7 +195,7 @@ class Pools:
             throttle.flush()
 
     def _pool(
-        self, client: LocalWorkload, connect: Connect, workload: Workload
+        self, client: LocalWorkload, connect: Connect, decision: Decision
     ) -> Pool:
         """The pool of a connection.
 
@@ -187,19 +203,28 @@ class Pools:
             StateError: there is no room for it, or no certificate.
             OSError: the engine can't have it.
         """
-        key = (connect.pool, connect.netns)
+        via = connect.via
+        carrier = self._pool(client, via, decision) if via else None
+        key = _key(connect)
         pooled = self._pools.get(key)
         now = asyncio.get_running_loop().time()
+        if pooled is not None and pooled.carrier is not carrier:
+            self._forget_pool(key)
+            pooled = None
         if pooled is None:
-            self._make_room(client)
-            pooled = self._make(client, connect, workload, now)
+            self._make_room(client, _key(via) if via else None)
+            pooled = self._make(client, connect, decision, carrier)
             self._pools[key] = pooled
         pooled.asked_at = now
         pooled.clients.add(client)
         return pooled.pool
 
-    def _make_room(self, client: LocalWorkload) -> None:
+    def _make_room(self, client: LocalWorkload, spared: _Key | None) -> None:
         """Have a client's pools be one less than there may be, if it has them all.
+
+        Args:
+            client: who.
+            spared: of them, one that isn't closed.
 
         Raises:
             StateError: all of them have streams.
@@ -208,32 +233,61 @@ class Pools:
         if len(own) < self._limits.pools:
             return
         for key, pooled in sorted(own, key=lambda item: item[1].asked_at):
-            if not pooled.pool.stats().streams and self._close_if(key, "streams"):
+            idle = key != spared and not pooled.pool.stats().streams
+            if idle and self._close_if(key, "streams"):
                 return
         raise StateError(f"it has connections to {len(own)} peers already")
 
     def _make(
-        self, client: LocalWorkload, connect: Connect, workload: Workload, now: float
+        self,
+        client: LocalWorkload,
+        connect: Connect,
+        decision: Decision,
+        carrier: Pool | None,
     ) -> _Pooled:
-        key = connect.pool
+        key, via = connect.pool, connect.via
+        assert decision.workload
         tls = self._certificates.tls(self._engine, key.source)
-        # in a network namespace tunnels come from the pod's IP, else from ours
-        pool = Pool(
-            self._engine,
-            tls,
-            key.address,
-            [str(each) for each in key.sans],
-            on_event=lambda event: self._hear(key, pool, event),
-            netns=connect.netns,
-            max_tunnels=self._limits.tunnels,
-        )
+        names = [str(each) for each in key.sans]
+        headers = self._say(via) if via else None
+        if carrier and headers:
+            pool = Pool(
+                self._engine,
+                tls,
+                Hbone(carrier.id, headers.id),
+                names,
+                on_event=lambda event: self._hear(connect, pool, event),
+                max_tunnels=MAX_CARRIED,
+                connect_s=CARRIED_S,
+                idle_s=UNTAKEN_S,
+            )
+        else:  # in a network namespace tunnels come from the pod's IP, else from ours
+            pool = Pool(
+                self._engine,
+                tls,
+                key.address,
+                names,
+                on_event=lambda event: self._hear(connect, pool, event),
+                netns=connect.netns,
+                max_tunnels=self._limits.tunnels,
+            )
         stop = self._certificates.subscribe(
             key.source,
             lambda: pool.renew(self._certificates.tls(self._engine, key.source)),
         )
         if self._timer is None:
             self._look_later()
-        return _Pooled(pool, client.name, workload, stop, now)
+        return _Pooled(
+            pool,
+            client.name,
+            connect,
+            decision.workload,
+            decision.service,
+            carrier,
+            headers,
+            stop,
+            asyncio.get_running_loop().time(),
+        )
 
     def _headers_of(self, client: LocalWorkload, connect: Connect) -> Headers:
         """What CONNECT says.
@@ -246,13 +300,17 @@ class Pools:
         if found is None:
             if len(of_client) >= MAX_HEADERS:
                 self._forget_headers(client)
-            found = of_client[connect] = Headers(
-                self._engine,
-                authority=connect.authority,
-                baggage=connect.baggage,
-                forwarded=connect.forwarded,
-            )
+            found = of_client[connect] = self._say(connect)
         return found
+
+    def _say(self, connect: Connect) -> Headers:
+        return Headers(
+            self._engine,
+            authority=connect.authority,
+            baggage=connect.baggage,
+            forwarded=connect.forwarded,
+            network=connect.network,
+        )
 
     def _forget_headers(self, client: LocalWorkload) -> None:
         self._forget(client)
@@ -280,13 +338,21 @@ class Pools:
     def _close_if(self, key: _Key, none: str) -> bool:
         """Close a pool, if it has still none of these once all routes are forgotten."""
         pooled = self._pools[key]
-        for client in tuple(pooled.clients):
-            self._forget_headers(client)
-        pooled.clients.clear()
+        self._forget_clients(pooled)
         if getattr(pooled.pool.stats(), none):
             return False
         self._close(key)
         return True
+
+    def _forget_pool(self, key: _Key) -> None:
+        """Close a pool, once all routes are forgotten."""
+        self._forget_clients(self._pools[key])
+        self._close(key)
+
+    def _forget_clients(self, pooled: _Pooled) -> None:
+        for client in tuple(pooled.clients):
+            self._forget_headers(client)
+        pooled.clients.clear()
 
     def _close(self, key: _Key) -> None:
         pooled = self._pools.pop(key)
@@ -295,13 +361,17 @@ class Pools:
         self._closed[source] = add(self._closed.get(source, NONE), counted)
         pooled.stop()
         pooled.pool.close()
+        if pooled.headers:
+            pooled.headers.close()
 
-    def _hear(self, key: PoolKey, pool: Pool, event: Event) -> None:
+    def _hear(self, connect: Connect, pool: Pool, event: Event) -> None:
         """A tunnel is there, failed or has ended."""
-        reason = Reason(event.reason)
+        reason, key = Reason(event.reason), connect.pool
         if reason not in _ORDINARY and self._lines_of(key.source).admits():
             text = _why(key, pool, event)
-            _log.warning("%s: tunnel to %s: %s", key.source, _format(key.address), text)
+            where = _format(key.address)
+            where = f"{connect.authority} by {where}" if connect.via else where
+            _log.warning("%s: tunnel to %s: %s", key.source, where, text)
 
     def _lines_of(self, source: Identity) -> Throttle:
         if source not in self._throttles:
@@ -311,6 +381,10 @@ class Pools:
                 )
             )
         return self._throttles[source]
+
+
+def _key(connect: Connect) -> _Key:
+    return connect.pool, connect.netns, connect.via
 
 
 def _why(key: PoolKey, pool: Pool, event: Event) -> str:

@@ -19,7 +19,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fastpath.ztunnel.connect import connect, leads_to
+from fastpath.ztunnel.connect import connect, stands
 from fastpath.ztunnel.istio.outbound import (
     Lookup,
     Route,
@@ -66,6 +66,13 @@ class Decision:
     refusal: RouteRefusal | None = None
     cacheable: bool = False
     """The same destination always gets this decision."""
+
+    @property
+    def transport(self) -> Transport:
+        """How it is carried to where it is dialled."""
+        if self.connect is None:
+            return Transport.TCP
+        return Transport.DOUBLE_HBONE if self.connect.via else Transport.HBONE
 
 
 class Routes:
@@ -143,7 +150,7 @@ class Routes:
         key = decision.connect.pool
         if key.source != client.identity:
             return RouteRefusal("mesh", "it has another identity now")
-        if leads_to(key, decision.workload, self._state):
+        if stands(decision.connect, decision.workload, decision.service, self._state):
             return None
         text = f"{format_address(key.address)} has another identity now, or none"
         return RouteRefusal("mesh", text)
@@ -238,7 +245,7 @@ class Routes:
             Reset(),
             route.address,
             endpoint,
-            connect(client, route, source_ip),
+            connect(client, route, source_ip, self._state.network),
             route.service,
             route.workload,
             cacheable=_stays(client, destination) and route.service is None,
@@ -259,9 +266,9 @@ def _unsupported(
 ) -> RouteRefusal | None:
     """Why the engine can't carry a connection as the mesh wants it."""
     where = format_address(destination)
-    if route.transport is Transport.DOUBLE_HBONE:
-        text = f"{route.authority} is on another network: HBONE within HBONE"
-        return RouteRefusal("network", f"{text} is not supported")
+    if route.transport is Transport.DOUBLE_HBONE and not route.final_sans:
+        text = f"{route.authority} is on another network: nobody there can prove to be"
+        return RouteRefusal("network", f"{text} it, for it has no subjectAltNames")
     if client.meshed:
         return None
     why = "not supported without `certificates`, nor with `hbone: false`"

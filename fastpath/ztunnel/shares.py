@@ -30,6 +30,9 @@ MAX_POOL_TUNNELS: Final = 256
 """To one of them, same."""
 USUAL_POOL_TUNNELS: Final = 64
 """To one of them, where they are: 6,400 connections."""
+MAX_CARRIED: Final = 1024
+"""Connections to a service on another network by one gateway: each has a tunnel, which
+is no descriptor, but takes memory."""
 LEAST_POOLS: Final = 8
 LEAST_SHARE: Final = 16
 """Connections that a sandbox gets however few descriptors there are."""

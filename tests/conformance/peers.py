@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ class Peer:
     """HTTP/2 over a TLS socket; all of it in the caller's thread.
 
     Args:
-        sock: after the handshake.
+        sock: a TLS socket after the handshake, or what is like one.
         client: we are the client.
         settings: our first SETTINGS, besides h2's own.
         window: how far the session's window is enlarged, bytes.
@@ -35,7 +36,7 @@ class Peer:
 
     def __init__(
         self,
-        sock: ssl.SSLSocket,
+        sock: Any,
         *,
         client: bool,
         settings: dict[CODES, int] | None = None,
@@ -84,7 +85,11 @@ class Peer:
         head = len(payload).to_bytes(3, "big") + bytes((kind, flags))
         self.sock.sendall(head + stream.to_bytes(4, "big") + payload)
 
-    def until(self, kind: type, true: Callable[..., bool] = lambda _event: True) -> Any:
+    def until(
+        self,
+        kind: type | tuple[type, ...],
+        true: Callable[..., bool] = lambda _event: True,
+    ) -> Any:
         """Read until there is an event of a kind, and take it out."""
         while True:
             for event in self.events:
@@ -193,3 +198,64 @@ class Peer:
 
     def close(self) -> None:
         self.sock.close()
+
+
+class Inside:
+    """A stream of a tunnel with TLS in it, as a socket; in the caller's thread.
+
+    Args:
+        outer: whose stream it is.
+        stream: its number.
+        context: a server's.
+    """
+
+    def __init__(self, outer: Peer, stream: int, context: ssl.SSLContext) -> None:
+        self._outer, self._stream = outer, stream
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._in, self._out, server_side=True)
+        self._until_done(self._tls.do_handshake)
+
+    def settimeout(self, _timeout_s: float) -> None:
+        """The outer socket has one."""
+
+    def sendall(self, data: bytes) -> None:
+        self._until_done(lambda: self._tls.write(data) if data else 0)
+
+    def recv(self, size: int) -> bytes:
+        with contextlib.suppress(ssl.SSLEOFError):
+            return bytes(self._until_done(lambda: self._tls.read(size)))
+        return b""
+
+    def close(self) -> None:
+        self._outer.send(self._stream, b"", end=True)
+
+    def getpeercert(self) -> Any:
+        return self._tls.getpeercert()
+
+    def _until_done(self, work: Callable[[], Any]) -> Any:
+        while True:
+            try:
+                return work()
+            except ssl.SSLWantReadError:
+                self._flush()
+                self._more()
+            finally:
+                self._flush()
+
+    def _flush(self) -> None:
+        if data := self._out.read():
+            self._outer.send(self._stream, data)
+
+    def _more(self) -> None:
+        ends = (h2.events.DataReceived, h2.events.StreamEnded, h2.events.StreamReset)
+        event = self._outer.until(ends, lambda it: it.stream_id == self._stream)
+        if isinstance(event, h2.events.DataReceived):
+            self._in.write(event.data)
+            size = event.flow_controlled_length
+            if size:
+                self._outer.h2.acknowledge_received_data(size, self._stream)
+                self._outer.flush()
+        elif isinstance(event, h2.events.StreamEnded):
+            self._in.write_eof()
+        else:
+            raise ConnectionResetError

@@ -170,6 +170,7 @@ class OurPool:
         names=(pki.DB,),
         tls: Tls | None = None,
         authority: str = "10.0.0.9:80",
+        network: str | None = None,
         **rest,
     ) -> None:
         self._mesh = mesh
@@ -197,6 +198,7 @@ class OurPool:
             authority=authority,
             baggage="k8s.cluster.name=Kubernetes",
             forwarded=('for="10.0.0.1:', '";host=db'),
+            network=network,
         )
         self.target = Hbone(self.pool.id, self.headers.id)
         sock = socket.create_server(("127.0.0.1", 0), backlog=256)

@@ -71,12 +71,14 @@ int vu_tls_del(struct vu_engine *engine, uint32_t tls);
  * @forwarded_before: "forwarded" of a request up to the client's port, which C
  *		adds for each connection
  * @forwarded_after: And behind it
+ * @forwarded_network: "x-forwarded-network" of a request
  */
 struct vu_headers_config {
 	const char *authority;
 	const char *baggage;
 	const char *forwarded_before;
 	const char *forwarded_after;
+	const char *forwarded_network;
 };
 
 /**
@@ -120,6 +122,9 @@ struct vu_hbone_target {
 /**
  * struct vu_pool_config - Tunnels to one address
  * @tls:	Id of vu_tls_add()
+ * @via:	A stream of that pool carries each, in place of TCP, with these
+ *		headers: HBONE within HBONE. Then @addr_len, @src_len and @netns
+ *		are 0. @pool 0: TCP does
  * @netns:	Id of vu_netns_add(): they are made in that namespace, from its
  *		address, with @src_len 0. One that is gone or has no address of
  *		that IP version fails them with ENETUNREACH. 0: our own
@@ -138,6 +143,7 @@ struct vu_hbone_target {
  */
 struct vu_pool_config {
 	uint32_t tls;
+	struct vu_hbone_target via;
 	uint32_t netns;
 	uint16_t addr_len;
 	uint16_t src_len;
@@ -162,9 +168,14 @@ struct vu_pool_config {
  * that has room; if none has, another one is made, and the connection waits for
  * it. VU_EV_TUNNEL tells of each that is there, failed or ended.
  *
+ * What a stream carries is for one connection, and ends with it. Why that
+ * stream failed, or was lost, is why the connection does. A pool or headers of
+ * @via that are gone by then refuse it: ECONNREFUSED.
+ *
  * Returns: the pool's id, and source of its events,
  *	-VU_ERR_INVAL, if a number is 0, an address is none, no name is given,
- *		or there is both a namespace and an address to come from
+ *		there is both a namespace and an address to come from, or either
+ *		with @via
  *	-VU_ERR_GONE, if there are no such certificates
  *	-VU_ERR_FULL, if there are 65536 pools
  *	-VU_ERR_NOMEM, if out of memory

@@ -103,6 +103,10 @@ class MeshState:
         found = best_of(self._by_vip.get((network, ip), ()), namespace)
         return found or self._service_around(network, ip, namespace)
 
+    def service(self, key: NamespacedHostname) -> Service | None:
+        """The service with a name."""
+        return self._services.get(key)
+
     def find(self, destination: GatewayDestination) -> Service | Workload | None:
         """What a gateway's destination names."""
         if destination.address:

@@ -276,28 +276,6 @@ def test_a_sandbox_without_hbone_is_refused_what_takes_it_only(world):
     )
 
 
-def test_an_endpoint_on_another_network_is_refused(world):
-    """HBONE within HBONE."""
-    gateway = GatewayAddress(
-        destination=GatewayDestination.parse(f"/{world.server.ip}"),
-        hbone_mtls_port=HBONE_PORT,
-    )
-    far = world.web(
-        workload_ips=(ip_address("10.1.0.1"),),
-        uid="far",
-        name="far",
-        network="far",
-        network_gateway=gateway,
-    )
-    near = world.web(services={})
-
-    def play(run):
-        assert run.guest.refused(VIP) == errno.ECONNREFUSED
-
-    line = only(world.run(play, far, web=near))
-    assert "is on another network: HBONE within HBONE is not supported" in line
-
-
 def test_another_identity_in_the_mesh_ends_what_is_live(world):
     def play(run):
         conn, peer, _ = run.connect()

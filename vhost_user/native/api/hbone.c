@@ -44,6 +44,21 @@ static bool is_address(const uint8_t *addr, size_t len)
 }
 
 /**
+ * has_address() - Is it said where a pool's tunnels go?
+ * @cfg:	Configuration
+ *
+ * Returns: true if it is, in one way
+ */
+static bool has_address(const struct vu_pool_config *cfg)
+{
+	if (cfg->via.pool)
+		return !cfg->addr_len && !cfg->src_len && !cfg->netns;
+	return is_address(cfg->addr, cfg->addr_len) &&
+	       (!cfg->src_len ||
+		(!cfg->netns && is_address(cfg->src, cfg->src_len)));
+}
+
+/**
  * vu_pool_add() - see vu_hbone.h
  * @e:		Engine
  * @cfg:	Configuration
@@ -54,12 +69,9 @@ int vu_pool_add(struct vu_engine *e, const struct vu_pool_config *cfg)
 {
 	int ret;
 
-	if (!is_address(cfg->addr, cfg->addr_len) ||
-	    (cfg->src_len &&
-	     (cfg->netns || !is_address(cfg->src, cfg->src_len))) ||
-	    !cfg->n_names || !cfg->max_streams || !cfg->max_tunnels ||
-	    !cfg->idle_ms || !cfg->connect_ms || !cfg->ping_ms ||
-	    !cfg->silence_ms)
+	if (!has_address(cfg) || !cfg->n_names || !cfg->max_streams ||
+	    !cfg->max_tunnels || !cfg->idle_ms || !cfg->connect_ms ||
+	    !cfg->ping_ms || !cfg->silence_ms)
 		return -VU_ERR_INVAL;
 	loop_enter(e);
 	ret = pool_new(e->core.hbone, cfg);

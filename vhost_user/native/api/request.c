@@ -35,7 +35,8 @@ static int stream_by_id(const struct vu_engine *e, uint64_t conn,
 
 	if (!c)
 		return -VU_ERR_GONE;
-	*ret = c->near.stream ? c->near.stream : c->far.stream;
+	*ret = c->near.ops == &hbone_side && c->near.stream ? c->near.stream
+							    : c->far.stream;
 	return *ret && (*ret)->group->server ? 0 : -VU_ERR_STATE;
 }
 

@@ -16,6 +16,7 @@ struct vu_conn;
 struct side;
 struct room;
 struct stream;
+struct tunnel;
 
 /**
  * struct side_ops - What a kind of side can do; NULL: nothing
@@ -87,6 +88,7 @@ struct side_ops {
  * struct side - One side of a connection
  * @ops:	What it is
  * @stream:	Its stream of a tunnel, or NULL; see side/hbone.c
+ * @tunnel:	Or the tunnel that the connection carries; see side/carrier.c
  * @fd:		Its socket, or -1
  * @readable:	read() may have bytes; cleared when it had none
  * @writable:	write() may take bytes; cleared when it took none
@@ -96,7 +98,10 @@ struct side_ops {
  */
 struct side {
 	const struct side_ops *ops;
-	struct stream *stream;
+	union {
+		struct stream *stream;
+		struct tunnel *tunnel;
+	};
 	int fd;
 	bool readable : 1;
 	bool writable : 1;

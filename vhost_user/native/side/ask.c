@@ -20,7 +20,7 @@
 #define TRACE_LEN 56
 #define PORT_LEN  6
 #define FORWARDED 8192
-#define HEADERS	  5
+#define HEADERS	  6
 
 /**
  * next_random() - Make a number for a traceparent
@@ -38,12 +38,13 @@ static uint64_t next_random(struct hbone *hb)
 }
 
 /**
- * client_port() - Which port does a connection's client have?
+ * stream_port() - Which port does a connection's client have?
  * @c:		Connection
  *
- * Returns: its TCP port; of a guest, what its vsock port ends with
+ * Returns: its TCP port; of a guest, what its vsock port ends with; of what
+ * carries a tunnel, that of the connection which that is made for
  */
-static unsigned client_port(const struct vu_conn *c)
+unsigned stream_port(const struct vu_conn *c)
 {
 	union {
 		struct sockaddr_storage storage;
@@ -53,7 +54,7 @@ static unsigned client_port(const struct vu_conn *c)
 	int fd =
 	    c->near.ops->socket ? c->near.ops->socket(&c->near) : c->near.fd;
 
-	if (c->dev)
+	if (c->dev || c->peer_port)
 		return (uint16_t)c->peer_port;
 	if (fd < 0 || getpeername(fd, (struct sockaddr *)&name, &len) ||
 	    (name.in.sin_family != AF_INET && name.in.sin_family != AF_INET6))
@@ -105,12 +106,13 @@ int stream_request(struct tunnel *t, struct stream *s)
 		 (unsigned long long)(next_random(hb) | 1));
 	if (h->before)
 		snprintf(forwarded, sizeof(forwarded), "%s%u%s", h->before,
-			 client_port(s->c), h->after ? h->after : "");
+			 stream_port(s->c), h->after ? h->after : "");
 	n = add(nv, 0, ":method", "CONNECT");
 	n = add(nv, n, ":authority", h->authority);
 	n = add(nv, n, "baggage", h->baggage);
 	n = add(nv, n, "forwarded", h->before ? forwarded : NULL);
 	n = add(nv, n, "traceparent", trace);
+	n = add(nv, n, "x-forwarded-network", h->network);
 	t->group->stats.requests++;
 	return h2_request(t->h2, &s->h2, nv, n);
 }

@@ -123,6 +123,7 @@ int headers_new(const struct vu_headers_config *cfg, struct vu_headers **ret)
 	err = err ? err : copy(cfg->baggage, &h->baggage, &left);
 	err = err ? err : copy(cfg->forwarded_before, &h->before, &left);
 	err = err ? err : copy(cfg->forwarded_after, &h->after, &left);
+	err = err ? err : copy(cfg->forwarded_network, &h->network, &left);
 	if (err)
 		headers_unref(h);
 	else
@@ -142,6 +143,7 @@ void headers_unref(struct vu_headers *h)
 	free(h->baggage);
 	free(h->before);
 	free(h->after);
+	free(h->network);
 	free(h);
 }
 

@@ -13,8 +13,10 @@
  * ask.c	CONNECTs of ours
  * in.c		a tunnel's bytes from its peer
  * due.c	what is due for a tunnel
+ * wire.c	a tunnel's ciphertext, where a stream carries it; remote.h
  * tunnel.c	the life of a tunnel
  * remote.c	its TCP connection, if we make it
+ * carrier.c	or a stream of another tunnel's, as which it is a side
  * turns.c	tunnels take turns
  * pool.c	tunnels that we make
  * saying.c	what a CONNECT says, as a key; decision.h
@@ -28,31 +30,14 @@
 #include "conn/conn.h"
 #include "h2/h2.h"
 #include "side/listener.h"
+#include "side/remote.h"
 #include "side/stock.h"
-#include "tls/tls.h"
 
 #define PART_US	  10000000    /* a peer may end a stream that we have let go */
 #define KEPT_MOST (64U << 20) /* of a tunnel; then all its streams wait */
 
 struct group;
 struct stream;
-struct tunnel;
-
-/**
- * struct remote - Where a pool's tunnels go
- * @netns:	As of struct vu_pool_config
- * @addr_len:	Same
- * @src_len:	Same
- * @addr:	Same
- * @src:	Same
- */
-struct remote {
-	uint32_t netns;
-	socklen_t addr_len;
-	socklen_t src_len;
-	struct sockaddr_storage addr;
-	struct sockaddr_storage src;
-};
 
 /**
  * struct vu_headers - Headers of requests or responses
@@ -65,6 +50,7 @@ struct vu_headers {
 	char *baggage;
 	char *before;
 	char *after;
+	char *network;
 };
 
 /**
@@ -158,7 +144,7 @@ struct group {
 
 /**
  * enum tunnel_state - How far a tunnel is
- * @TUNNEL_DIALS: TCP's connect() is under way, or it has no socket yet
+ * @TUNNEL_DIALS: TCP's connect() is under way, or what else carries it
  * @TUNNEL_SHAKES: TLS's handshake
  * @TUNNEL_OPEN: Streams may be opened
  * @TUNNEL_DRAINS: No more of them: the last one ends it
@@ -183,7 +169,7 @@ struct tunnel_name {
 };
 
 /**
- * struct tunnel - TCP, TLS and HTTP/2 to a peer
+ * struct tunnel - TCP, or a stream, TLS and HTTP/2 to a peer
  * @group:	Whose it is
  * @link:	In that
  * @busy:	On the list of those that have something to do
@@ -191,6 +177,7 @@ struct tunnel_name {
  * @timer:	Same, by @due_us
  * @waiter:	It waits for a socket of another network namespace, or dials
  * @remote:	Where it goes, of a pool
+ * @carrier:	What carries it, if TCP doesn't
  * @src:	Its client's address, of a gate
  * @dst:	Where that connected to
  * @streams:	Its streams
@@ -200,7 +187,7 @@ struct tunnel_name {
  * @tls:	TLS, or NULL
  * @h2:		HTTP/2, or NULL
  * @id:		Its id
- * @fd:		Its socket; -1: none yet
+ * @fd:		Its socket; -1: none yet, or never
  * @state:	enum tunnel_state
  * @reason:	enum vu_reason, if doomed
  * @error:	errno, if doomed
@@ -232,6 +219,7 @@ struct tunnel {
 	struct list timer;
 	struct waiter waiter;
 	const struct remote *remote;
+	struct carrier carrier;
 	struct tunnel_name src;
 	struct tunnel_name dst;
 	struct list streams;
@@ -353,6 +341,7 @@ void stream_hear(struct tunnel *t);
 void stream_reap(struct tunnel *t, uint64_t now_us);
 
 /* ask.c */
+unsigned stream_port(const struct vu_conn *c);
 int stream_request(struct tunnel *t, struct stream *s);
 
 /* in.c */
@@ -367,13 +356,11 @@ int hbone_timers(struct hbone *hb);
 void tunnel_tell(const struct tunnel *t);
 struct tunnel *tunnel_new(struct group *g);
 int tunnel_socket(struct tunnel *t, int fd, bool dials);
+void tunnel_shake(struct tunnel *t);
 void tunnel_event(struct tunnel *t, uint32_t events);
 void tunnel_drain(struct tunnel *t, uint64_t deadline_us);
 void tunnel_end(struct tunnel *t);
 void hbone_shaken(struct hbone *hb);
-
-/* remote.c */
-void tunnel_dial(struct tunnel *t, const struct remote *r);
 
 /* turns.c */
 void hbone_run(struct hbone *hb);

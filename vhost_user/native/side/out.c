@@ -66,6 +66,8 @@ void tunnel_doom(struct tunnel *t, enum vu_reason reason, int error)
  * @op:		EPOLL_CTL_ADD or EPOLL_CTL_MOD
  * @room:	Report room for writing too
  *
+ * What carries it tells by itself, if that is no socket.
+ *
  * Returns: 0, or -1 with errno
  */
 int tunnel_watch(struct tunnel *t, int op, bool room)
@@ -77,6 +79,8 @@ int tunnel_watch(struct tunnel *t, int op, bool room)
 	};
 
 	t->fills = room;
+	if (t->fd < 0)
+		return 0;
 	return epoll_ctl(hb->core->epoll_fd, op, t->fd, &ev);
 }
 

@@ -11,6 +11,9 @@
  * and the connection waits for it: no longer than any dial may last. Python
  * isn't asked.
  *
+ * A tunnel that a stream carries is for one connection: there, its peer is
+ * whoever the stream leads to, each time another one.
+ *
  * A peer that allows fewer streams than we would open gets more tunnels. What a
  * tunnel refuses is tried again on another one, a few times. A tunnel that
  * never was ends those that wait, unless another one is there or comes.
@@ -77,7 +80,7 @@ struct group *pool_group(struct vu_pool *p)
  */
 static bool room(const struct tunnel *t)
 {
-	return t->state == TUNNEL_OPEN &&
+	return t->state == TUNNEL_OPEN && !t->carrier.used &&
 	       t->h2->streams < h2_most(t->h2, t->group->max_streams);
 }
 
@@ -130,13 +133,27 @@ static void count(struct vu_pool *p)
 }
 
 /**
+ * carry() - Have a stream of another pool carry a tunnel
+ * @p:		Pool, somebody waits
+ * @t:		Its tunnel, new
+ */
+static void carry(const struct vu_pool *p, struct tunnel *t)
+{
+	const struct stream *s =
+	    container_of(p->waiting.prev, struct stream, link);
+	struct vu_conn *c = carrier_new(t, stream_port(s->c));
+
+	if (c)
+		pool_reach(c, &p->remote.via);
+}
+
+/**
  * dial() - Make tunnels for those that wait
  * @p:		Pool, somebody waits
  */
 static void dial(struct vu_pool *p)
 {
-	uint32_t each =
-	    p->most < p->group.max_streams ? p->most : p->group.max_streams;
+	uint32_t each = p->remote.via.kind ? 1 : p->most;
 
 	if (p->n_waiting > (uint64_t)p->coming * each)
 		count(p);
@@ -146,7 +163,10 @@ static void dial(struct vu_pool *p)
 
 		if (t) {
 			p->coming++;
-			tunnel_dial(t, &p->remote);
+			if (p->remote.via.kind)
+				carry(p, t);
+			else
+				tunnel_dial(t, &p->remote);
 			continue;
 		}
 		if (!p->coming)
@@ -174,6 +194,7 @@ static void serve(struct vu_pool *p, struct tunnel *t)
 			stream_lost(s, VU_REASON_SHORT, ENOMEM);
 		} else {
 			s->tunnel = t;
+			t->carrier.used = p->remote.via.kind;
 			list_add(&t->streams, &s->link);
 		}
 		tunnel_later(t);
@@ -197,23 +218,13 @@ static void spare(struct group *g, struct tunnel *t)
 		p->most = h2_most(t->h2, g->max_streams);
 	if (!p->most)
 		p->most = 1;
-	if (g->gone && list_empty(&t->streams))
+	if (t->carrier.used && list_empty(&t->streams))
+		tunnel_drain(t, clock_us() + PART_US);
+	else if (g->gone && list_empty(&t->streams))
 		tunnel_doom(t, VU_REASON_DRAINED, 0);
 	serve(p, t);
 	if (!list_empty(&p->waiting))
 		dial(p);
-}
-
-/**
- * wait_for_one() - Have a stream wait for a tunnel
- * @p:		Pool
- * @s:		Stream of a connection
- */
-static void wait_for_one(struct vu_pool *p, struct stream *s)
-{
-	list_add(&p->waiting, &s->link);
-	p->n_waiting++;
-	dial(p);
 }
 
 /**
@@ -225,15 +236,18 @@ static void wait_for_one(struct vu_pool *p, struct stream *s)
  */
 static bool refused(struct group *g, struct stream *s)
 {
+	struct vu_pool *p = pool_of(g);
+
 	if (g->gone || ++s->tries > TRIES)
 		return false;
 	s->tunnel->kept -= s->kept;
 	s->kept = 0;
 	s->tunnel = NULL;
 	s->h2 = (struct h2_stream){0};
-	list_del(&s->link);
 	list_del(&s->blocked);
-	wait_for_one(pool_of(g), s);
+	list_move(&p->waiting, &s->link);
+	p->n_waiting++;
+	dial(p);
 	return true;
 }
 
@@ -312,13 +326,7 @@ int pool_new(struct hbone *hb, const struct vu_pool_config *cfg)
 	list_init(&p->group.all);
 	list_init(&p->waiting);
 	p->most = cfg->max_streams;
-	p->remote = (struct remote){
-	    .netns = cfg->netns,
-	    .addr_len = cfg->addr_len,
-	    .src_len = cfg->src_len,
-	};
-	memcpy(&p->remote.addr, cfg->addr, cfg->addr_len);
-	memcpy(&p->remote.src, cfg->src, cfg->src_len);
+	remote_init(&p->remote, cfg);
 	id = p->group.names ? ids_add(&hb->pools, p) : -VU_ERR_NOMEM;
 	if (id > 0) {
 		p->id = (uint32_t)id;
@@ -382,12 +390,11 @@ void pool_reach(struct vu_conn *c, const struct vu_target *target)
 	headers->refs++;
 	s->headers = headers;
 	stream_join(s, c);
-	t = roomy(p);
-	if (t && list_empty(&p->waiting)) {
-		list_add(&p->waiting, &s->link);
-		p->n_waiting++;
+	t = list_empty(&p->waiting) ? roomy(p) : NULL;
+	list_add(&p->waiting, &s->link);
+	p->n_waiting++;
+	if (t)
 		serve(p, t);
-	} else {
-		wait_for_one(p, s);
-	}
+	else
+		dial(p);
 }

@@ -9,17 +9,41 @@
  * process there makes it, bound to the pod's IP (netns.c): a tunnel waits for
  * it as it waits for TCP, and no longer than its connect_us.
  *
+ * What a stream carries: carrier.c.
+ *
  * A tunnel that can't be made is doomed, and its pool hears of it with the next
  * turn, as of any other.
  */
 
 #include <errno.h>
+#include <string.h>
 
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 
 #include "side/hbone.h"
 #include "side/netns.h"
+
+/**
+ * remote_init() - Note where a pool's tunnels go
+ * @r:		That
+ * @cfg:	Configuration, checked
+ */
+void remote_init(struct remote *r, const struct vu_pool_config *cfg)
+{
+	*r = (struct remote){
+	    .netns = cfg->netns,
+	    .addr_len = cfg->addr_len,
+	    .src_len = cfg->src_len,
+	};
+	memcpy(&r->addr, cfg->addr, cfg->addr_len);
+	memcpy(&r->src, cfg->src, cfg->src_len);
+	if (!cfg->via.pool)
+		return;
+	r->via.kind = VU_TARGET_HBONE;
+	r->via.addr_len = sizeof(cfg->via);
+	memcpy(r->via.addr, &cfg->via, sizeof(cfg->via));
+}
 
 /**
  * begin() - Have a tunnel connect

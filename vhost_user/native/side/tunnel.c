@@ -59,14 +59,16 @@ static void push(struct tunnel *t)
 }
 
 /**
- * shake() - TCP is there: begin with TLS
- * @t:		Tunnel
+ * tunnel_shake() - What carries it is there: begin with TLS
+ * @t:		Tunnel in TUNNEL_DIALS
  */
-static void shake(struct tunnel *t)
+void tunnel_shake(struct tunnel *t)
 {
 	struct group *g = t->group;
 
 	t->tls = tls_new(g->tls, g->names, t->fd, g->server, t);
+	if (t->tls && t->carrier.c)
+		t->tls->wire = &t->carrier.wire;
 	if (!t->tls) {
 		tunnel_doom(t, VU_REASON_SHORT, ENOMEM);
 		return;
@@ -126,7 +128,7 @@ int tunnel_socket(struct tunnel *t, int fd, bool dials)
 	if (tunnel_watch(t, EPOLL_CTL_ADD, dials))
 		return -1;
 	if (!dials)
-		shake(t);
+		tunnel_shake(t);
 	return 0;
 }
 
@@ -172,6 +174,7 @@ void hbone_shaken(struct hbone *hb)
 		struct tunnel *t = tls->owner;
 
 		t->shaking = false;
+		wire_back(t);
 		if (t->state == TUNNEL_DOOMED)
 			tunnel_busy(t);
 		else if (tls->step == TLS_DONE)
@@ -201,7 +204,7 @@ static void connected(struct tunnel *t)
 	if (error)
 		tunnel_doom(t, VU_REASON_DIAL, error);
 	else
-		shake(t);
+		tunnel_shake(t);
 }
 
 /**
@@ -293,6 +296,7 @@ static void leave(struct tunnel *t)
 {
 	if (t->h2)
 		h2_free(t->h2);
+	wire_leave(t);
 	if (t->tls)
 		tls_free(t->tls);
 	if (t->fd >= 0)

@@ -28,6 +28,8 @@ static void turn(struct tunnel *t)
 	stream_hear(t);
 	if (t->state == TUNNEL_OPEN || t->state == TUNNEL_DRAINS) {
 		tunnel_read(t);
+		if (t->carrier.c)
+			conn_wake(t->carrier.c); /* it takes more */
 		if (t->h2->settled && !t->was_open) {
 			t->was_open = true;
 			t->group->stats.opened++;
@@ -77,6 +79,7 @@ static void flush(struct tunnel *t)
 		if (t->readable)
 			tunnel_busy(t); /* it was too busy to hear */
 	}
+	wire_flush(t);
 	if (h2_over(t->h2))
 		tunnel_doom(t,
 			    t->h2->broken ? VU_REASON_HTTP2

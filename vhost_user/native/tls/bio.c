@@ -7,11 +7,13 @@
  *
  * OpenSSL's own BIO for sockets would raise SIGPIPE, and asks a socket that it
  * has just emptied once more. This one knows that a short read means that it is
- * empty, and then waits for epoll, as side/stream.c does.
+ * empty, and then waits for epoll, as side/stream.c does. A session that has
+ * none moves its bytes in memory: who has it puts them there, and takes them.
  */
 
 #include <errno.h>
 #include <pthread.h>
+#include <string.h>
 
 #include <sys/socket.h>
 
@@ -19,6 +21,69 @@
 
 static BIO_METHOD *method;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+/**
+ * wire_write() - Have ciphertext sent
+ * @b:		BIO
+ * @w:		Its session's bytes
+ * @buf:	Bytes
+ * @len:	How many
+ *
+ * Returns: bytes taken, or -1
+ */
+static int wire_write(BIO *b, struct tls_wire *w, const char *buf, int len)
+{
+	const struct iovec iov = {
+	    .iov_base = (char *)(uintptr_t)buf,
+	    .iov_len = (size_t)len,
+	};
+
+	BIO_clear_retry_flags(b);
+	if (w->broken)
+		return -1;
+	if (bytes_len(&w->out) >= TLS_WIRE) {
+		BIO_set_retry_write(b);
+		return -1;
+	}
+	return bytes_put(&w->out, &iov, 1, 0) ? len : -1;
+}
+
+/**
+ * wire_read() - Take ciphertext that has come
+ * @b:		BIO
+ * @t:		Its session
+ * @buf:	Room
+ * @len:	Bytes of it
+ *
+ * Returns: bytes; 0: that was all, ever; -1
+ */
+static int wire_read(BIO *b, struct tls *t, char *buf, int len)
+{
+	struct tls_wire *w = t->wire;
+	uint32_t n = bytes_len(&w->in);
+	struct iovec iov[2];
+	unsigned n_iov;
+
+	BIO_clear_retry_flags(b);
+	if (n > (uint32_t)len)
+		n = (uint32_t)len;
+	if (!n && w->ended) {
+		BIO_set_flags(b, BIO_FLAGS_IN_EOF);
+		return 0;
+	}
+	if (!n) {
+		t->drained = true;
+		BIO_set_retry_read(b);
+		return -1;
+	}
+	n_iov = bytes_peek(&w->in, 0, n, iov);
+	for (unsigned i = 0; i < n_iov; buf += iov[i++].iov_len)
+		memcpy(buf, iov[i].iov_base, iov[i].iov_len);
+	bytes_drop(&w->in, n);
+	t->heard = true;
+	t->drained = !bytes_len(&w->in) && !w->ended;
+	return (int)n;
+}
 
 /**
  * bio_write() - Send ciphertext
@@ -32,8 +97,11 @@ static int bio_write(BIO *b, const char *buf, int len)
 {
 	const struct tls *t = BIO_get_data(b);
 	int flags = MSG_NOSIGNAL | MSG_DONTWAIT | (t->more ? MSG_MORE : 0);
-	ssize_t n = send(t->fd, buf, (size_t)len, flags);
+	ssize_t n;
 
+	if (t->wire)
+		return wire_write(b, t->wire, buf, len);
+	n = send(t->fd, buf, (size_t)len, flags);
 	BIO_clear_retry_flags(b);
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		BIO_set_retry_write(b);
@@ -58,6 +126,8 @@ static int bio_read(BIO *b, char *buf, int len)
 		BIO_set_retry_read(b);
 		return -1;
 	}
+	if (t->wire)
+		return wire_read(b, t, buf, len);
 	n = recv(t->fd, buf, (size_t)len, MSG_DONTWAIT);
 	if (n < 0 && errno == EINTR) {
 		BIO_set_retry_read(b);

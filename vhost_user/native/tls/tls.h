@@ -26,6 +26,7 @@
 
 #include <openssl/ssl.h>
 
+#include "base/bytes.h"
 #include "base/list.h"
 #include "vu_hbone.h"
 #include "vu_request.h"
@@ -66,12 +67,29 @@ struct tls_names {
 enum tls_step { TLS_READS, TLS_WRITES, TLS_DONE, TLS_FAILED };
 
 /**
+ * struct tls_wire - A session's ciphertext, where it has no socket
+ * @in:		That it has yet to read
+ * @out:	That it wrote; a session writes no more at TLS_WIRE bytes
+ * @ended:	No more comes in
+ * @broken:	No more goes out
+ */
+struct tls_wire {
+	struct bytes in;
+	struct bytes out;
+	bool ended;
+	bool broken;
+};
+
+#define TLS_WIRE (64U << 10)
+
+/**
  * struct tls - A session
  * @link:	In a shaker's queues
  * @owner:	Whose it is
  * @ssl:	OpenSSL's
  * @names:	Whom the peer has to be
  * @peer:	Who it is: its SPIFFE identity, or NULL
+ * @wire:	In place of a socket, or NULL; not its own
  * @fd:		Its socket, not its own
  * @drained:	Its socket had less than was asked for: epoll says when it has
  *		more
@@ -86,6 +104,7 @@ struct tls {
 	SSL *ssl;
 	struct tls_names *names;
 	char *peer;
+	struct tls_wire *wire;
 	int fd;
 	bool drained;
 	bool heard;
