@@ -134,11 +134,15 @@ static bool held_long(struct vu_dev *d, uint32_t queue)
  * cut() - Does the next turn go on with this one's work?
  * @d:		Device
  *
+ * A turn that was spent with the last of the work may be followed by a wait:
+ * the guest would hear only behind that, and its next bytes be late as much.
+ *
  * Returns: true if it does
  */
 static bool cut(const struct vu_dev *d)
 {
-	return dev_spent(d, WORK_TX) || dev_spent(d, WORK_RUN);
+	return (dev_spent(d, WORK_TX) || dev_spent(d, WORK_RUN)) &&
+	       turn_pending(d);
 }
 
 /**
