@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +21,7 @@ DOC: Final = Path(__file__).parents[1] / "docs/handoffs.md"
 BEGIN: Final = "<!-- measured: written by `make handoff-doc`, do not edit -->\n"
 END: Final = "<!-- end of measured -->\n"
 BASE: Final = "tsi"
+WIDTH: Final = 100
 
 NAMES: Final = {BASE: "none"}
 """What the page calls a path, where that is not the hand-off's name."""
@@ -85,23 +87,20 @@ def _costs(report: Mapping[str, Any], name: str) -> str:
 
 
 def _setting(report: Mapping[str, Any]) -> list[str]:
-    """What the figures hold for, in lines of at most 100 columns."""
+    """What the figures hold for, in lines."""
     setting = report["setting"]
     day = setting["started"].partition("T")[0]
     warnings = (
         each for each in report["warnings"] if "too few for an interval" not in each
     )
-    return [
-        (
-            f"{report['rounds']} rounds, {day}, accelerator {report['accel']}, guest"
-            f" {report['guest_kernel']}; {setting['cpus']} CPUs of an"
-        ),
-        (
-            f"{setting['cpu_model']} machine, Linux {setting['host_kernel']}."
-            " Medians, and ratios to no hand-off paired by rounds."
-        ),
-        *(f"Warning of that run: {each}." for each in warnings),
-    ]
+    where = (
+        f"{report['rounds']} rounds, {day}, accelerator {report['accel']}, guest"
+        f" {report['guest_kernel']}; {setting['cpus']} CPUs of an"
+        f" {setting['cpu_model']} machine, Linux {setting['host_kernel']}."
+        " Medians, and ratios to no hand-off paired by rounds."
+    )
+    said = [where, *(f"Warning of that run: {each}." for each in warnings)]
+    return [line for each in said for line in textwrap.wrap(each, WIDTH)]
 
 
 def main(arguments: list[str]) -> int:
