@@ -188,7 +188,8 @@ bench: setup image
 	$(PYTEST) bench $(BENCH_OPTIONS) --benchmark-json $(BENCH:.json=-pytest.json) \
 	  --out $(BENCH)
 
-# The same in short; fails on a quiet machine when a ratio of bench/baseline.json is lost.
+# The same in short; fails when a size or a count of bench/baseline.json is lost, and on a
+# quiet machine when a timing is.
 bench-short: setup image
 	$(PYTEST) bench $(BENCH_OPTIONS) --short
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from bench import procfs
 from bench.harness import CID, ENGINE_ECHO, TWO_CORES, Guest, pinned, process
 from bench.report import Target
 from vhost_user.closing import Closing
@@ -82,12 +83,6 @@ class _Idle(Closing):
         self._ram.close()
 
 
-def _cpu_us(pid):
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    times = [int((task / "schedstat").read_text().split()[0]) for task in tasks]
-    return sum(times) / 1e3
-
-
 def _beside(idle):
     """Round trips of one guest: their median, and CPU time of the back-end each."""
 
@@ -103,9 +98,9 @@ def _beside(idle):
             conn = guest.connect(ENGINE_ECHO)
 
             def measure():
-                before = _cpu_us(pid)
+                before = procfs.cpu_ns(pid)
                 trips = guest.rtt_ns(conn, 64, TRIPS)
-                return median(trips) / 1e3, (_cpu_us(pid) - before) / TRIPS
+                return median(trips) / 1e3, (procfs.cpu_ns(pid) - before) / 1e3 / TRIPS
 
             yield measure
 
@@ -125,21 +120,14 @@ def bench_round_trip_beside_idle_vms_of_a_process(bench, idle):
     bench.pairs(_beside(idle), _beside(0), [about | figure for figure in figures])
 
 
-def _anon_kib(pid):
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1])
-    raise AssertionError(pid)
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("threads", [1, 2])
 def bench_start_of_a_thousand_vms(bench, threads):
     def sitting():
         with _command(VMS, threads=threads, uds=True) as (_, pid, start_s):
-            memory, cpu_s = _anon_kib(pid), _cpu_us(pid) / 1e6
+            memory, cpu_s = procfs.kib(pid, "RssAnon"), procfs.cpu_ns(pid) / 1e9
         with _command(1, uds=True) as (_, pid, _):
-            return start_s, cpu_s, (memory - _anon_kib(pid)) / (VMS - 1)
+            return start_s, cpu_s, (memory - procfs.kib(pid, "RssAnon")) / (VMS - 1)
 
     starts, cpu, memory = zip(*bench.each(sitting, rounds=3), strict=True)
     about = {"group": GROUP, "less": True}

@@ -11,108 +11,64 @@ that proxy does is in their figures.
 
 from __future__ import annotations
 
-import contextlib
-import statistics
-import sys
-import tempfile
-import time
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.handoff_backend import ISTIOS, OURS, Deed, Way, port
-from bench.harness import TWO_CORES, Guest, awake, pinned, process, program
-from fastpath.datapath import netns
+from bench.harness import TWO_CORES, program
+from bench.measures import (
+    POLL_US,
+    connect_us,
+    down_mb_per_s,
+    guest_of,
+    round_trip_us,
+    up_mb_per_s,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from bench.harness import Pins
+    from bench.harness import Guest
 
 CONNECTS, BATCH = 480, 48
-TRIPS = 2000
-BULK = 64 << 20
 ROUNDS, SHORT_ROUNDS = 15, 5
 
 
-def connect(guest: Guest, way: Way) -> float:
-    """How long one takes to connect in us, the median of batches; no ends count."""
-    taken = []
-    for _ in range(CONNECTS // BATCH):
-        begin = time.perf_counter_ns()
-        first = guest.connect(port(way, Deed.ECHO), BATCH)
-        taken.append(time.perf_counter_ns() - begin)
-        for conn in range(first, first + BATCH):
-            guest.close_conn(conn)
-    return statistics.median(taken) / BATCH / 1e3
+def connect(guest: Guest, port: int) -> float:
+    """Return what one takes, as some in a row do."""
+    return connect_us(guest, port, CONNECTS, BATCH)
 
 
-def trip(guest: Guest, way: Way) -> float:
-    """A round trip of 64 bytes in us, p50."""
-    conn = guest.connect(port(way, Deed.ECHO))
-    times = guest.rtt_ns(conn, 64, TRIPS)
-    guest.close_conn(conn)
-    return statistics.median(times) / 1e3
-
-
-def up(guest: Guest, way: Way) -> float:
-    """MB/s from the guest, in writes of 64 KiB."""
-    conn = guest.connect(port(way, Deed.SINK))
-    taken = guest.send_ns(conn, 65536, BULK)
-    guest.close_conn(conn)
-    return BULK * 1e3 / taken
-
-
-def down(guest: Guest, way: Way) -> float:
-    """MB/s to the guest."""
-    conn = guest.connect(port(way, Deed.SOURCE))
-    taken = guest.receive_ns(conn, BULK)
-    guest.close_conn(conn)
-    return BULK * 1e3 / taken
-
-
-MEASURES: dict[str, tuple[Callable[[Guest, Way], float], str]] = {
-    "connect(), p50 of batches": (connect, "us"),
-    "64 B round trip, p50": (trip, "us"),
-    "bulk up": (up, "MB/s"),
-    "bulk down": (down, "MB/s"),
+MEASURES: dict[str, tuple[Callable[[Guest, int], float], Deed, str]] = {
+    "connect(), p50 of batches": (connect, Deed.ECHO, "us"),
+    "64 B round trip, p50": (round_trip_us, Deed.ECHO, "us"),
+    "bulk up": (up_mb_per_s, Deed.SINK, "MB/s"),
+    "bulk down": (down_mb_per_s, Deed.SOURCE, "MB/s"),
 }
 
 
-@contextmanager
-def one_guest(pins: Pins, ztunnel: Path | None) -> Iterator[Guest]:
-    """Run the back-end in a network namespace of its own, and a guest on it."""
-    own = ("unshare", "--net") if netns.may_configure() else netns.UNSHARE
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(awake())
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vsock-bench-"))
-        stack.enter_context(pinned(pins.driver))
-        socket = Path(folder) / "s"
-        argv = [*own, "--", sys.executable, "-m", "bench.handoff_backend"]
-        argv += [str(socket), str(program("proxy"))]
-        argv += [str(ztunnel.resolve())] if ztunnel else []
-        stack.enter_context(process(argv, pins.backend))
-        guest = Guest(socket)
-        stack.callback(guest.close)
-        yield guest
+RECORDED = ("64 B round trip, p50",)
+"""What differs little between runs."""
 
 
 def bench_handoff(bench, pytestconfig):
     ztunnel = pytestconfig.getoption("--ztunnel")
     ways = [*OURS, *(ISTIOS if ztunnel else ())]
-    with one_guest(TWO_CORES, ztunnel) as guest:
+    args = [
+        POLL_US,
+        str(program("proxy")),
+        *([str(ztunnel.resolve())] if ztunnel else []),
+    ]
+    backend = guest_of("handoff_backend", TWO_CORES, *args, own_netns=True)
+    with backend as (guest, _pid):
 
-        def round_of(order: list[Way] = ways[:]) -> dict[tuple[str, Way], float]:
-            order.reverse()
+        def of(way: Way) -> dict[str, float]:
             return {
-                (what, way): measure(guest, way)
-                for what, (measure, _) in MEASURES.items()
-                for way in order
+                what: measure(guest, port(way, deed))
+                for what, (measure, deed, _) in MEASURES.items()
             }
 
-        round_of()
-        rounds = bench.each(round_of, rounds=SHORT_ROUNDS if bench.short else ROUNDS)
-    for what, (_, unit) in MEASURES.items():
+        rounds = bench.turns(ways, of, rounds=ROUNDS, short=SHORT_ROUNDS)
+    for what, (_, _, unit) in MEASURES.items():
         for way in ways[1:]:
             bench.note(
                 key=f"handoff-{way.name.lower()}-{what}",
@@ -120,7 +76,8 @@ def bench_handoff(bench, pytestconfig):
                 title=f"{what}: {way.name.lower()}",
                 unit=unit,
                 less=unit == "us",
-                ours=tuple(each[what, way] for each in rounds),
-                other=tuple(each[what, Way.PASSTHROUGH] for each in rounds),
+                ours=tuple(each[way][what] for each in rounds),
+                other=tuple(each[Way.PASSTHROUGH][what] for each in rounds),
                 against="passthrough",
+                recorded=what in RECORDED,
             )

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from bench import procfs
 from bench.harness import (
     ONE_CORE,
     TWO_CORES,
@@ -31,6 +32,7 @@ from bench.harness import (
 )
 from bench.hbone_backend import BESIDE, DISCARD, ECHO, HBONE, IDLE_S
 from bench.hbone_shaker import make_tunnels
+from bench.measures import POLL_US
 from bench.report import Target
 from tests.support import pki
 
@@ -65,7 +67,7 @@ def nodes(pins: Pins = ONE_CORE) -> Iterator[Nodes]:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vsock-bench-"))
         stack.enter_context(pinned(pins.driver))
         path = Path(folder) / "s"
-        argv = [sys.executable, "-m", "bench.hbone_backend", str(path)]
+        argv = [sys.executable, "-m", "bench.hbone_backend", str(path), POLL_US]
         child = stack.enter_context(process(argv, pins.backend, stdout=subprocess.PIPE))
         assert child.stdout is not None
         port = int(child.stdout.readline())
@@ -118,14 +120,6 @@ class Handshakes:
         assert server.getpeercert(binary_form=True)
 
 
-def resident_kib(pid: int) -> int:
-    """Return a process's resident memory."""
-    text = Path(f"/proc/{pid}/status").read_text()
-    found = re.search(r"^VmRSS:\s+(\d+) kB", text, re.MULTILINE)
-    assert found
-    return int(found[1])
-
-
 def bench_hbone_eight_streams(bench):
     rounds, total = (SHORT_ROUNDS, SHORT_BULK) if bench.short else (ROUNDS, BULK)
     with nodes() as there, contextlib.closing(Guest(there.socket)) as guest:
@@ -173,6 +167,7 @@ def bench_hbone_new_tunnels(bench, tmp_path):
         other=tuple(other for _, other in found),
         against="OpenSSL's handshakes alone",
         target=Target(0.7),
+        recorded=True,
     )
 
 
@@ -212,16 +207,17 @@ def bench_hbone_beside_handshakes(bench):
         other=tuple(other for _, other in found),
         against="idle",
         target=Target(3.0),
+        recorded=True,
     )
 
 
 def bench_hbone_many_connections(bench):
     with nodes() as there, contextlib.closing(Guest(there.socket)) as guest:
-        before = resident_kib(there.pid)
+        before = procfs.kib(there.pid, "VmRSS")
 
         def all_of() -> tuple[int, int]:
             first = guest.connect(HBONE + ECHO, KEPT)
-            kept = resident_kib(there.pid) - before
+            kept = procfs.kib(there.pid, "VmRSS") - before
             guest.connect(HBONE + ECHO, MANY - KEPT)
             answers = guest.rtt_ns(first, 64, MANY, MANY)
             return len(answers), kept
@@ -243,4 +239,6 @@ def bench_hbone_many_connections(bench):
         unit="KiB a connection",
         less=True,
         ours=(kept / KEPT,),
+        timed=False,
+        recorded=True,
     )

@@ -12,28 +12,24 @@ a proxy can be (host/hop.c), so it is what no proxy, however fast, can take away
 
 from __future__ import annotations
 
-import contextlib
 import statistics
-import sys
-import tempfile
-import time
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.harness import ONE_CORE, TWO_CORES, Guest, awake, pinned, process
+from bench.harness import ONE_CORE, TWO_CORES
+from bench.measures import connect_us, connections_a_second, guest_of
 from bench.pod_backend import OWN, PEERS, POD, WAYS
 from bench.report import Target
-from fastpath.datapath import netns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
-    from bench.harness import Pins
+    from bench.harness import Guest, Pins
 
-CONNECTS, BATCH, ROUNDS, SHORT_ROUNDS = 960, 48, 25, 11
+CONNECTS, BATCH, ROUNDS, SHORT_ROUNDS, SHORT_HOP_ROUNDS = 960, 48, 25, 11, 6
 """A batch has as many dials as fill up the stock three times."""
 CORES = pytest.mark.parametrize(
     ("key", "pins"),
@@ -46,20 +42,13 @@ TRIPS, WARM_UP, BULK_S, SHORT_BULK_S = 2000, 200, 1.0, 0.3
 
 
 def connects(guest: Guest, port: int) -> float:
-    """Return what a connect() takes in us, the median of batches; no ends count."""
-    taken = []
-    for _ in range(CONNECTS // BATCH):
-        begin = time.perf_counter_ns()
-        first = guest.connect(port, BATCH)
-        taken.append(time.perf_counter_ns() - begin)
-        for conn in range(first, first + BATCH):
-            guest.close_conn(conn)
-    return statistics.median(taken) / BATCH / 1e3
+    """Return what a connect() takes in us; no ends count."""
+    return connect_us(guest, port, CONNECTS, BATCH)
 
 
 def churn(guest: Guest, port: int) -> float:
     """Return connections a second, made and closed, eight at a time."""
-    return CONNECTS * 1e9 / guest.churn_ns(port, 8, CONNECTS)
+    return connections_a_second(guest, port, CONNECTS, in_flight=8)
 
 
 def trips(guest: Guest, way: str, bulk_s: float) -> float:
@@ -90,20 +79,9 @@ def connected(guest: Guest, way: str, peer: str) -> Iterator[int]:
     guest.close_conn(conn)
 
 
-@contextmanager
-def one_guest(pins: Pins) -> Iterator[Guest]:
+def one_guest(pins: Pins) -> AbstractContextManager[tuple[Guest, int]]:
     """Run the back-end in a network namespace of its own, and a guest on it."""
-    own = ("unshare", "--net") if netns.may_configure() else netns.UNSHARE
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(awake())
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vsock-bench-"))
-        stack.enter_context(pinned(pins.driver))
-        socket = Path(folder) / "s"
-        argv = [*own, "--", sys.executable, "-m", "bench.pod_backend", str(socket)]
-        stack.enter_context(process(argv, pins.backend))
-        guest = Guest(socket)
-        stack.callback(guest.close)
-        yield guest
+    return guest_of("pod_backend", pins, own_netns=True)
 
 
 @CORES
@@ -125,15 +103,13 @@ def bench_pod(
     title: str,
     unit: str,
 ):
-    with one_guest(pins) as guest:
-
-        def round_of(order: list[int] = [OWN, POD]) -> dict[int, float]:  # noqa: B006
-            order.reverse()
-            return {port: measure(guest, port) for port in order}
-
-        round_of()
-        count = SHORT_ROUNDS if bench.short else ROUNDS
-        rounds = bench.each(round_of, rounds=count)
+    with one_guest(pins) as (guest, _pid):
+        rounds = bench.turns(
+            [OWN, POD],
+            lambda port: measure(guest, port),
+            rounds=ROUNDS,
+            short=SHORT_ROUNDS,
+        )
     cores = "one core" if key == "one" else "two cores"
     bench.note(
         key=f"pod-{what}-{key}",
@@ -145,6 +121,7 @@ def bench_pod(
         other=tuple(each[OWN] for each in rounds),
         against="own namespace",
         target=Target(1.05 if unit == "us" else 0.95),
+        recorded=what == "connect" and key == "one",
     )
 
 
@@ -167,15 +144,13 @@ def bench_pod_hop(
     unit: str,
 ):
     bulk_s = SHORT_BULK_S if bench.short else BULK_S
-    with one_guest(pins) as guest:
-
-        def round_of(order: list[str] = list(WAYS)) -> dict[str, float]:  # noqa: B006
-            order.append(order.pop(0))
-            return {way: measure(guest, way, bulk_s) for way in order}
-
-        round_of()
-        count = SHORT_ROUNDS if bench.short else ROUNDS
-        rounds = bench.each(round_of, rounds=count)
+    with one_guest(pins) as (guest, _pid):
+        rounds = bench.turns(
+            list(WAYS),
+            lambda way: measure(guest, way, bulk_s),
+            rounds=ROUNDS,
+            short=SHORT_HOP_ROUNDS,
+        )
     cores = "one core" if key == "one" else "two cores"
     for way, other, against in (
         ("pod", "own", "own namespace"),
@@ -191,4 +166,5 @@ def bench_pod_hop(
             ours=tuple(each[way] for each in rounds),
             other=tuple(each[other] for each in rounds),
             against=against,
+            recorded=what == "rtt" and way == "pod",
         )

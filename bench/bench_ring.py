@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from bench import procfs
 from bench.harness import (
     ECHO,
     HERE,
@@ -33,6 +34,7 @@ from bench.harness import (
     process,
     server,
 )
+from bench.measures import connections_a_second
 from bench.report import Target
 from bench.ring_backend import RING
 
@@ -47,6 +49,7 @@ LIBRARIES = ("-Wl,--no-as-needed", "-lssl", "-lcrypto", "-lnghttp2")
 GROUP = "Hand-off `ring`, beside unix sockets"
 COUNT, ROUNDS, SHORT_ROUNDS = 20_000, 11, 5
 CONNS = 1000
+RESIDENT = ("RssShmem", "RssAnon")
 
 
 @functools.cache
@@ -86,6 +89,7 @@ def bench_ring_hop(bench):
             other=tuple(each[f"unix_{key}_ns"] / 1e3 for each in runs),
             against="unix socket",
             target=target,
+            recorded=True,
         )
 
 
@@ -116,16 +120,12 @@ def one_guest() -> Iterator[tuple[Guest, int]]:
 def bench_ring_connections(bench, in_flight: int):
     """Connections a second, made and closed."""
     with one_guest() as (guest, _pid):
-
-        def round_of(order: list[int] = [ECHO, RING]) -> dict[int, float]:  # noqa: B006
-            order.reverse()
-            return {
-                port: CONNS * 1e9 / guest.churn_ns(port, in_flight, CONNS)
-                for port in order
-            }
-
-        round_of()
-        rounds = bench.each(round_of, rounds=SHORT_ROUNDS if bench.short else ROUNDS)
+        rounds = bench.turns(
+            [ECHO, RING],
+            lambda port: connections_a_second(guest, port, CONNS, in_flight),
+            rounds=ROUNDS,
+            short=SHORT_ROUNDS,
+        )
     bench.note(
         key=f"ring-churn-{in_flight}",
         group=GROUP,
@@ -138,17 +138,6 @@ def bench_ring_connections(bench, in_flight: int):
     )
 
 
-def _kib(pid: int, key: str) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1])
-    raise MeasureError(f"no {key}")
-
-
-def _fds(pid: int) -> int:
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
-
-
 def bench_ring_idle_connections(bench):
     """What 1,000 that have carried one round trip each take."""
     kib, fds = [], []
@@ -156,17 +145,13 @@ def bench_ring_idle_connections(bench):
 
         def run() -> None:
             guest.close_conn(guest.connect(RING))
-            before = _kib(pid, "RssShmem") + _kib(pid, "RssAnon")
-            open_fds = _fds(pid)
+            before = procfs.kib(pid, *RESIDENT)
+            open_before = procfs.descriptors(pid)
             first = guest.connect(RING, CONNS)
             guest.rtt_ns(first, 64, CONNS, CONNS)
-            after = _kib(pid, "RssShmem") + _kib(pid, "RssAnon")
-            kib.append((after - before) / CONNS)
-            fds.append(
-                (len(list(Path(f"/proc/{pid}/fd").iterdir())) - open_fds) / CONNS
-            )
-            for conn in range(first, first + CONNS):
-                guest.close_conn(conn)
+            kib.append((procfs.kib(pid, *RESIDENT) - before) / CONNS)
+            fds.append((procfs.descriptors(pid) - open_before) / CONNS)
+            guest.close_conn(first, CONNS)
 
         bench.each(run, rounds=1)
     for key, title, unit, values in (
@@ -180,4 +165,6 @@ def bench_ring_idle_connections(bench):
             unit=unit,
             less=True,
             ours=tuple(values),
+            timed=False,
+            recorded=True,
         )

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import procfs
 from bench.bench_native import LOADS, POLL_US
 from bench.harness import (
     CID,
@@ -49,30 +50,15 @@ IDLE_S = 5.0
 # ---- what a connection costs ----
 
 
-def _status_kib(pid, key):
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1])
-    raise AssertionError(key)
-
-
-def _anon_kib(pid):
-    """Memory of a process that is its own: not files, not the guest's."""
-    return _status_kib(pid, "RssAnon")
-
-
-def _fds(pid):
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
-
-
 def _cost(kind):
     """Return KiB and fds of one of CONNS connections, each used once."""
     with guest_on(kind, TWO_CORES) as (guest, pid):
         guest.connect(ECHO, CONNS_BEFORE)
-        memory, fds = _anon_kib(pid), _fds(pid)
+        memory, fds = procfs.kib(pid, "RssAnon"), procfs.descriptors(pid)
         first = guest.connect(ECHO, CONNS)
         guest.rtt_ns(first, 64, CONNS, CONNS)
-        return (_anon_kib(pid) - memory) / CONNS, (_fds(pid) - fds) / CONNS
+        memory = procfs.kib(pid, "RssAnon") - memory
+        return memory / CONNS, (procfs.descriptors(pid) - fds) / CONNS
 
 
 def bench_cost_of_a_connection(bench):
@@ -107,7 +93,7 @@ def bench_many_connections(bench):
         with guest_on(ours(0, more=MANY_LIMITS), ONE_CORE) as (guest, pid):
             first = guest.connect(ENGINE_ECHO, MANY)
             guest.rtt_ns(first, 64, MANY, MANY)
-            return _status_kib(pid, "VmRSS") / 1024
+            return procfs.kib(pid, "VmRSS") / 1024
 
     bench.note(
         ours=tuple(bench.each(sitting, rounds=1)),
@@ -249,11 +235,6 @@ def bench_echo_in_the_engine(bench):
     )
 
 
-def _cpu_ns(pid):
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
-
-
 @pytest.mark.long
 def bench_idle(bench):
     def sitting():
@@ -261,9 +242,9 @@ def bench_idle(bench):
             conn = guest.connect(ECHO)
             guest.rtt_ns(conn, 64, 5000)
             time.sleep(0.5)
-            before = _cpu_ns(pid)
+            before = procfs.cpu_ns(pid)
             time.sleep(IDLE_S)
-            return (_cpu_ns(pid) - before) / IDLE_S / 1e7
+            return (procfs.cpu_ns(pid) - before) / IDLE_S / 1e7
 
     bench.note(
         ours=tuple(bench.each(sitting, rounds=1)),

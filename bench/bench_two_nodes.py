@@ -94,6 +94,10 @@ TITLES = {
 }
 
 
+RECORDED = ("rtt", "rtt-cpu", "churn")
+"""In bench/baseline.json; the others are not reached, or swing."""
+
+
 def note(bench, rounds: list[dict[str, dict[str, float]]]) -> None:
     """Take what was found into the report."""
     for key in rounds[0]["ours"]:
@@ -108,21 +112,20 @@ def note(bench, rounds: list[dict[str, dict[str, float]]]) -> None:
             other=tuple(each["istio"][key] for each in rounds),
             against="Istio's",
             target=target,
+            recorded=key in RECORDED,
         )
 
 
 @pytest.mark.parametrize("measure", [trips, connects, churn, up])
 def bench_two_nodes(bench, sides, measure):
     bulk_s = SHORT_BULK_S if bench.short else BULK_S
-    order = list(SIDES)
-
-    def round_of() -> dict[str, dict[str, float]]:
-        order.reverse()
-        return {name: measure(sides[name], bulk_s) for name in order}
-
-    round_of()
-    count = SHORT_ROUNDS if bench.short else ROUNDS
-    note(bench, bench.each(round_of, rounds=count))
+    rounds = bench.turns(
+        SIDES,
+        lambda name: measure(sides[name], bulk_s),
+        rounds=ROUNDS,
+        short=SHORT_ROUNDS,
+    )
+    note(bench, rounds)
 
 
 def bench_two_nodes_memory(bench, sides):

@@ -6,13 +6,13 @@ starts both sides' processes afresh, warms them up (that round is dropped) and r
 few rounds; what is luck of a start (memory layout, a neighbour) is a part of the
 interval.
 
-The short form compares the ratio to the peer with bench/baseline.json and fails when
-more than a quarter of the advantage is gone. A ratio that looks lost gets more
-sittings, whose rounds count like the first ones: more evidence, not another try.
+The short form compares figures with bench/baseline.json and fails when more than a
+quarter of an advantage is gone. A ratio to the peer that looks lost gets more sittings,
+whose rounds count like the first ones: more evidence, not another try.
 
-Ratios of timings are judged on a quiet machine only (`bench.quiet`): what an unquiet
-one makes of them is said in the summary and fails nothing. That each side does what
-it should, byte for byte, is asserted in any case.
+Timings are judged on a quiet machine only (`bench.quiet`): what an unquiet one makes
+of them is said in the summary and fails nothing. Sizes and counts are judged on any.
+That each side does what it should, byte for byte, is asserted in any case.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     Sides = Callable[[], AbstractContextManager[Measures]]
 
 T = TypeVar("T")
+W = TypeVar("W")
 BASELINE: Final = Path(__file__).with_name("baseline.json")
 FIGURES = pytest.StashKey[list[Figure]]()
 UNJUDGED = pytest.StashKey[list[str]]()
@@ -134,9 +135,24 @@ class Bench:
         self._benchmark.pedantic(lambda: done.append(measure()), rounds=rounds)
         return done
 
+    def turns(
+        self, ways: Sequence[W], measure: Callable[[W], T], *, rounds: int, short: int
+    ) -> list[dict[W, T]]:
+        """Measure the ways in turns, in turned order; the first round is dropped."""
+        order = list(ways)
+
+        def one_round() -> dict[W, T]:
+            order.append(order.pop(0))
+            return {way: measure(way) for way in order}
+
+        one_round()
+        return self.each(one_round, rounds=short if self.short else rounds)
+
     def note(self, **about: Any) -> None:
         """Note a figure that was measured otherwise."""
-        self._note([Figure(**about)])
+        figure = Figure(**about)
+        noise = quiet.noise() if figure.timed and self._lost(figure) else ""
+        self._note([figure], noise)
 
     def _note(self, figures: Sequence[Figure], noise: str = "") -> None:
         """Take figures into the report; fail if one is lost and there is no `noise`."""
@@ -156,14 +172,13 @@ class Bench:
         """Say how much of the recorded advantage is gone; "": enough is left."""
         if not self.short or harness.ANOTHER or not BASELINE.exists():
             return ""
-        recorded = json.loads(BASELINE.read_text())["ratios"].get(figure.key)
+        recorded = json.loads(BASELINE.read_text())["figures"].get(figure.key)
         if recorded is None or (kept := figure.kept(recorded)) >= LOST:
             return ""
-        assert figure.ratio is not None
         return (
-            f"{figure.group}: {figure.title}: {figure.ratio.median:.2f}x the peer "
-            f"over {figure.ratio.pairs} rounds, recorded {recorded:.2f}x: "
-            f"{kept:.0%} of the advantage is left"
+            f"{figure.group}: {figure.title}: {figure.words(figure.worth)} over "
+            f"{len(figure.ours)} rounds, recorded {figure.words(recorded)}: "
+            f"{kept:.0%} of it is left"
         )
 
 

@@ -1,6 +1,6 @@
 """A back-end whose guest reaches the same server by each hand-off.
 
-    python -m bench.handoff_backend SOCKET PROXY [ZTUNNEL]
+    python -m bench.handoff_backend SOCKET POLL_US PROXY [ZTUNNEL]
 
 To be run in a network namespace of its own, whose `lo` it sets up. `PROXY` is
 bench/host/proxy.c's program, which runs once for each way, on our CPU:
@@ -175,14 +175,14 @@ async def istio(
     return server, netns
 
 
-async def serve(path: Path, program: str, binary: Path | None) -> None:
+async def serve(path: Path, poll_us: int, program: str, binary: Path | None) -> None:
     """Run until SIGTERM."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with contextlib.AsyncExitStack() as stack:
         pod = stack.enter_context(Namespace())
         bring_up(pod)
-        engine = await stack.enter_async_context(Engine())
+        engine = await stack.enter_async_context(Engine(poll_us=poll_us))
         _, netns = await join(pod.path, FROM, engine, stack)
         places: dict[Way, Place] = dict.fromkeys(OURS, (socket.socket, "127.0.0.1", 0))
         for way in (Way.POD, Way.SOCKS5):
@@ -205,5 +205,6 @@ async def serve(path: Path, program: str, binary: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    istios = Path(sys.argv[3]) if len(sys.argv) > 3 else None
-    asyncio.run(serve(Path(sys.argv[1]), sys.argv[2], istios))
+    path, poll_us, program, *more = sys.argv[1:]
+    istios = Path(more[0]) if more else None
+    asyncio.run(serve(Path(path), int(poll_us), program, istios))

@@ -187,9 +187,9 @@ class Guest:
         """Send bytes that mean something."""
         _ok(self._lib.guest_say(self._native, conn, data, len(data)), "say")
 
-    def close_conn(self, conn: int) -> None:
-        """Close one."""
-        _ok(self._lib.guest_close(self._native, conn), "close")
+    def close_conn(self, conn: int, count: int = 1) -> None:
+        """Close connections that follow each other."""
+        _ok(self._lib.guest_close(self._native, conn, count), "close")
 
     def rtt_ns(self, conn: int, size: int, count: int, conns: int = 1) -> list[int]:
         """Ping-pong with an echo; return the times."""

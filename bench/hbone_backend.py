@@ -1,6 +1,6 @@
 """A back-end whose guest reaches another engine by HBONE, and by plain TCP.
 
-    python -m bench.hbone_backend SOCKET
+    python -m bench.hbone_backend SOCKET POLL_US
 
 Two engines, of two nodes: the guest's, with a pool, and one with a gate and plain
 listeners. What the second one does by itself (echo, discard, chargen) is behind both
@@ -101,14 +101,14 @@ def tunnel_each(engine: Engine, gate: tuple[str, int], tls: Tls, echo: Headers) 
     return port
 
 
-async def serve(path: Path) -> None:
+async def serve(path: Path, poll_us: int) -> None:
     """Run until SIGTERM."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     ca = pki.Ca()
     async with contextlib.AsyncExitStack() as stack:
-        near = await stack.enter_async_context(Engine())
-        far = await stack.enter_async_context(Engine())
+        near = await stack.enter_async_context(Engine(poll_us=poll_us))
+        far = await stack.enter_async_context(Engine(poll_us=poll_us))
         gate = open_gate(far, ca)
         device = VsockDevice(near, guest_cid=CID, on_event=ignore)
         stack.callback(device.close)
@@ -134,4 +134,4 @@ async def serve(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(Path(sys.argv[1])))
+    asyncio.run(serve(Path(sys.argv[1]), int(sys.argv[2])))

@@ -66,6 +66,10 @@ class Figure:
     """The other side's, in the same rounds; empty: there is none."""
     against: str = "peer"
     target: Target | None = None
+    timed: bool = True
+    """It comes from a clock, so that it means something on a quiet machine only."""
+    recorded: bool | None = None
+    """bench/baseline.json has it; None: it has, if this is beside the peer."""
 
     @property
     def ratio(self) -> Ratio | None:
@@ -85,11 +89,20 @@ class Figure:
         reached = {end <= bound if self.less else end >= bound for end in ends}
         return reached.pop() if len(reached) == 1 else None
 
+    @property
+    def worth(self) -> float:
+        """What bench/baseline.json records: the ratio, or what stands alone."""
+        return self.ratio.median if self.ratio else statistics.median(self.ours)
+
     def kept(self, recorded: float) -> float:
-        """Return which share of a recorded ratio's advantage is still there."""
-        assert self.ratio is not None
-        now = self.ratio.median
-        return recorded / now if self.less else now / recorded
+        """Return which share of a recorded advantage is still there."""
+        return recorded / self.worth if self.less else self.worth / recorded
+
+    def words(self, worth: float) -> str:
+        """Say what is recorded."""
+        return (
+            f"{worth:.2f}x {self.against}" if self.ratio else f"{worth:g} {self.unit}"
+        )
 
     def cells(self) -> tuple[str, ...]:
         """Return the columns of the table: title to verdict."""
@@ -179,7 +192,7 @@ def load(path: Path) -> tuple[dict[str, Any], list[Figure]]:
 
 
 def baseline(runs: Sequence[Path]) -> dict[str, Any]:
-    """Return what bench/baseline.json records of runs: the least advantage of each.
+    """Return what bench/baseline.json records of runs: the least of each figure.
 
     Ratios across cores depend on what waking one costs, so on the machine.
     """
@@ -189,11 +202,12 @@ def baseline(runs: Sequence[Path]) -> dict[str, Any]:
         on, figures = load(run)
         machines.append(on)
         for figure in figures:
-            if figure.ratio is None or figure.against != "peer":
+            beside_the_peer = bool(figure.other) and figure.against == "peer"
+            if not (beside_the_peer if figure.recorded is None else figure.recorded):
                 continue
-            if figure.kept(least.get(figure.key, figure.ratio.median)) <= 1:
-                least[figure.key] = round(figure.ratio.median, 3)
-    return {"machines": machines, "ratios": least}
+            if figure.kept(least.get(figure.key, figure.worth)) <= 1:
+                least[figure.key] = round(figure.worth, 3)
+    return {"machines": machines, "figures": least}
 
 
 def markdown(on: Mapping[str, Any], figures: Sequence[Figure]) -> str:

@@ -23,7 +23,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bench import sandbox
+from bench import procfs, sandbox
 from bench.sandbox import ECHO, Booted
 from fastpath.tsi.policy import Rule
 from fastpath.tsi.policyfile import Egress
@@ -232,7 +232,7 @@ class _Soak:
             program_fds=program_fds,
             agent_fds=agent_fds,
             agent_kib=agent_kib,
-            host_fds=len(os.listdir("/proc/self/fd")),  # noqa: PTH208
+            host_fds=procfs.descriptors("self"),
             host_kib=_rss_kib(),
             host_conns=running.device.handle.stats().conns,
             tokens=running.service.stats().tokens,
@@ -253,9 +253,7 @@ def _rss_kib() -> int:
     the guest's memory, RssShmem, grows as the guest's buffers wander about in it.
     """
     ctypes.CDLL(None).malloc_trim(0)
-    status = Path("/proc/self/status").read_text()
-    (line,) = (text for text in status.splitlines() if text.startswith("RssAnon:"))
-    return int(line.split()[1])
+    return procfs.kib("self", "RssAnon")
 
 
 def main() -> int:

@@ -24,6 +24,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from bench import procfs
 from bench.harness import Guest, program
 from fastpath.tsi.agents import RANGE_SIZE
 from fastpath.tsi.protocol import Welcome
@@ -99,17 +100,12 @@ class Nodes(World):
 
     def cpu_s(self) -> float:
         """Return the CPU time that both proxies have taken."""
-        tick = os.sysconf("SC_CLK_TCK")
-        found = 0
-        for each in self.processes.values():
-            text = Path(f"/proc/{each.pid}/stat").read_text()
-            found += sum(map(int, text.rpartition(")")[2].split()[11:13]))
-        return found / tick
+        pids = (each.pid for each in self.processes.values())
+        return sum(map(procfs.cpu_ns, pids)) / 1e9
 
     def rss_mb(self, name: str) -> float:
         """Return the resident memory of a node's proxy."""
-        text = Path(f"/proc/{self.processes[name].pid}/status").read_text()
-        return int(text.partition("VmRSS:")[2].split()[0]) / 1024
+        return procfs.kib(self.processes[name].pid, "VmRSS") / 1024
 
 
 class Client(Protocol):

@@ -66,19 +66,29 @@ int guest_say(struct guest *g, uint32_t conn, const void *data, uint32_t len)
 }
 
 /**
- * guest_close() - Close a connection and wait for the RST
+ * guest_close() - Close connections and wait for their RSTs
  * @g:		Guest
- * @conn:	Number
+ * @first_conn:	First connection's number
+ * @n_conns:	How many
+ *
+ * All at once: the device holds a RST that answers a close back for company.
  *
  * Returns: 0, or a negated errno
  */
-int guest_close(struct guest *g, uint32_t conn)
+int guest_close(struct guest *g, uint32_t first_conn, uint32_t n_conns)
 {
-	post(g, conn, VIRTIO_VSOCK_OP_SHUTDOWN,
-	     VIRTIO_VSOCK_SHUTDOWN_RCV | VIRTIO_VSOCK_SHUTDOWN_SEND, 0);
-	while (g->conns[conn].state == OPEN) {
-		if (pump(g))
+	for (uint32_t i = 0; i < n_conns; i++) {
+		if (post(g, (first_conn + i) % MAX_CONNS,
+			 VIRTIO_VSOCK_OP_SHUTDOWN,
+			 VIRTIO_VSOCK_SHUTDOWN_RCV | VIRTIO_VSOCK_SHUTDOWN_SEND,
+			 0))
 			return -ETIMEDOUT;
+	}
+	for (uint32_t i = 0; i < n_conns; i++) {
+		while (g->conns[(first_conn + i) % MAX_CONNS].state == OPEN) {
+			if (pump(g))
+				return -ETIMEDOUT;
+		}
 	}
 	return 0;
 }

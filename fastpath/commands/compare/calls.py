@@ -75,7 +75,7 @@ async def _of(bench: Bench, path: str, cpu: int) -> Counts:
     async def run(trips: int) -> dict[str, dict[str, int]]:
         async with contextlib.AsyncExitStack() as stack:
             traces = {
-                name: await stack.enter_async_context(_tracing(pid, cpu))
+                name: await stack.enter_async_context(tracing(pid, cpu))
                 for name, pid in bench.processes(path).items()
             }
             await bench.near(path, ECHO_PORT, "rtt", str(trips), str(PAYLOAD))
@@ -105,7 +105,7 @@ def parse(summary: str) -> dict[str, int]:
 
 
 @contextlib.asynccontextmanager
-async def _tracing(pid: int, cpu: int) -> AsyncIterator[list[str]]:
+async def tracing(pid: int, cpu: int) -> AsyncIterator[list[str]]:
     """Trace a process; the summary is in the list when this is left.
 
     Raises:
