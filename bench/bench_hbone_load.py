@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import pytest
+
 from bench import procfs
 from bench.harness import (
     ONE_CORE,
@@ -31,6 +33,7 @@ from bench.harness import (
     wait_for_socket,
 )
 from bench.hbone_backend import BESIDE, DISCARD, ECHO, HBONE, IDLE_S
+from bench.hbone_crowd import MANY
 from bench.hbone_shaker import make_tunnels
 from bench.measures import POLL_US
 from bench.report import Target
@@ -44,7 +47,6 @@ ROUNDS, SHORT_ROUNDS = 9, 3
 STREAMS: Final = 8
 BULK, SHORT_BULK = 512 << 20, 64 << 20
 TUNNELS: Final = 128
-MANY: Final = 5000
 KEPT: Final = 1000
 TRIPS, SHORT_TRIPS = 20_000, 3_000
 RECORD: Final = 16384
@@ -171,7 +173,36 @@ def bench_hbone_new_tunnels(bench, tmp_path):
     )
 
 
-def bench_hbone_beside_handshakes(bench):
+@contextmanager
+def load(there: Nodes, *, crowd: bool) -> Iterator[None]:
+    """Make tunnels all the time; `crowd`: and use 5,000 connections of another guest.
+
+    Who does so runs when the measuring guest sleeps, and on its core.
+    """
+    module = (sys.executable, "-m")
+    with contextlib.ExitStack() as stack:
+        argv = [*module, "bench.hbone_shaker", f"{there.port}"]
+        shaker = stack.enter_context(process(argv, TWO_CORES.driver))
+        if crowd:
+            argv = [*module, "bench.hbone_crowd", f"{there.socket}"]
+            running = process(argv, TWO_CORES.driver, stdout=subprocess.PIPE)
+            said = stack.enter_context(running).stdout
+            assert said
+            assert said.readline() == b"ready\n"
+        time.sleep(1.0)
+        yield
+        assert shaker.poll() is None
+    time.sleep(3 * IDLE_S)  # the tunnels end
+
+
+@pytest.mark.parametrize(
+    ("crowd", "what"),
+    [
+        pytest.param(False, "handshakes", id="handshakes"),
+        pytest.param(True, "handshakes and 5,000 connections", id="crowd"),
+    ],
+)
+def bench_hbone_beside(bench, crowd, what):
     trips = SHORT_TRIPS if bench.short else TRIPS
     with contextlib.ExitStack() as stack:
         there = stack.enter_context(nodes(TWO_CORES))
@@ -179,28 +210,21 @@ def bench_hbone_beside_handshakes(bench):
             contextlib.closing(Guest(Path(f"{there.socket}2"), cid=BESIDE))
         )
         conn = other.connect(ECHO)
-        module = "bench.hbone_shaker"
-        # who makes them runs when the guest sleeps, and on its core
-        argv = ["chrt", "--idle", "0", sys.executable, "-m", module, str(there.port)]
 
         def p99() -> float:
             return statistics.quantiles(other.rtt_ns(conn, 64, trips), n=100)[98] / 1e3
 
         def round_of() -> tuple[float, float]:
             idle = p99()
-            with process(argv, TWO_CORES.driver) as load:
-                time.sleep(1.0)
-                busy = p99()
-                assert load.poll() is None
-            time.sleep(3 * IDLE_S)
-            return busy, idle
+            with load(there, crowd=crowd):
+                return p99(), idle
 
         round_of()
         found = bench.each(round_of, rounds=SHORT_ROUNDS if bench.short else ROUNDS)
     bench.note(
-        key="hbone-beside",
+        key="hbone-beside-crowd" if crowd else "hbone-beside",
         group=GROUP,
-        title="another sandbox's round trip, p99, beside handshakes",
+        title=f"another sandbox's round trip, p99, beside {what}",
         unit="us",
         less=True,
         ours=tuple(ours for ours, _ in found),

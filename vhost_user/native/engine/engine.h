@@ -6,6 +6,7 @@
  * collect.c	what epoll reports
  * poll.c	adaptive polling
  * loop.c	turns, and the lock
+ * slice.c	how long it has a CPU
  */
 #ifndef ENGINE_H
 #define ENGINE_H
@@ -142,6 +143,9 @@ bool poll_pending(struct vu_engine *e);
 bool poll_give_way(struct vu_engine *e);
 bool poll_spin(struct vu_engine *e, bool (*look)(struct vu_engine *e));
 void poll_adapt(struct poller *p, bool spun, uint64_t blocked_us);
+
+/* slice.c */
+void slice_shorten(void);
 
 /* loop.c */
 void loop_enter(struct vu_engine *e);

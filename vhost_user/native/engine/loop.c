@@ -304,6 +304,7 @@ void loop_turn(struct vu_engine *e)
  */
 int vu_engine_run(struct vu_engine *e)
 {
+	slice_shorten();
 	pthread_mutex_lock(&e->lock);
 	while (!e->stopping) {
 		loop_turn(e);
