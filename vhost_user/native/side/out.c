@@ -142,9 +142,10 @@ bool tunnel_send(struct tunnel *t, bool all)
 		len = h->to - h->from;
 		if (!all)
 			len -= len % TLS_RECORD;
-		if (!len)
+		n = len ? tls_write(t->tls, h->out + h->from, len)
+			: tls_flush(t->tls);
+		if (!len && !n)
 			return true;
-		n = tls_write(t->tls, h->out + h->from, len);
 		if (n == -EAGAIN) {
 			full(t);
 		} else if (n < 0) {

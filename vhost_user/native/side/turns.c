@@ -80,7 +80,7 @@ static void flush(struct tunnel *t)
 			tunnel_busy(t); /* it was too busy to hear */
 	}
 	wire_flush(t);
-	if (h2_over(t->h2))
+	if (h2_over(t->h2) && !t->tls->sealed)
 		tunnel_doom(t,
 			    t->h2->broken ? VU_REASON_HTTP2
 			    : t->cut_us	  ? VU_REASON_DRAINED

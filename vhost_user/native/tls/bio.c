@@ -9,6 +9,10 @@
  * has just emptied once more. This one knows that a short read means that it is
  * empty, and then waits for epoll, as side/stream.c does. A session that has
  * none moves its bytes in memory: who has it puts them there, and takes them.
+ *
+ * Records are put behind each other where the session has a buffer for them
+ * (tls_write()): with a system call a record TCP sends as many packets, and
+ * each of them wakes the peer.
  */
 
 #include <errno.h>
@@ -86,6 +90,27 @@ static int wire_read(BIO *b, struct tls *t, char *buf, int len)
 }
 
 /**
+ * put() - Put ciphertext behind what the socket has yet to take
+ * @b:		BIO
+ * @t:		Its session, with a buffer
+ * @buf:	Bytes
+ * @len:	How many
+ *
+ * Returns: bytes taken, or -1
+ */
+static int put(BIO *b, struct tls *t, const char *buf, int len)
+{
+	BIO_clear_retry_flags(b);
+	if ((size_t)len > TLS_SEALED - t->to) {
+		BIO_set_retry_write(b);
+		return -1;
+	}
+	memcpy(t->sealed + t->to, buf, (size_t)len);
+	t->to += (size_t)len;
+	return len;
+}
+
+/**
  * bio_write() - Send ciphertext
  * @b:		BIO
  * @buf:	Bytes
@@ -95,13 +120,14 @@ static int wire_read(BIO *b, struct tls *t, char *buf, int len)
  */
 static int bio_write(BIO *b, const char *buf, int len)
 {
-	const struct tls *t = BIO_get_data(b);
-	int flags = MSG_NOSIGNAL | MSG_DONTWAIT | (t->more ? MSG_MORE : 0);
+	struct tls *t = BIO_get_data(b);
 	ssize_t n;
 
 	if (t->wire)
 		return wire_write(b, t->wire, buf, len);
-	n = send(t->fd, buf, (size_t)len, flags);
+	if (t->sealed)
+		return put(b, t, buf, len);
+	n = send(t->fd, buf, (size_t)len, MSG_NOSIGNAL | MSG_DONTWAIT);
 	BIO_clear_retry_flags(b);
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		BIO_set_retry_write(b);

@@ -5,16 +5,19 @@
  * Theory of operation
  * ===================
  *
- * OpenSSL works on the socket itself (bio.c): a write is encrypted out of the
- * caller's buffer, a read is decrypted and then copied into the caller's, which
- * may be a guest's memory. It never retries by itself (SSL_MODE_AUTO_RETRY):
- * messages without payload, which a peer may send by thousands, come back as
- * -EAGAIN, so that the caller counts them.
+ * OpenSSL works on the socket itself (bio.c), but for records that are written
+ * together. A write is encrypted out of the caller's buffer, a read is
+ * decrypted and then copied into the caller's, which may be a guest's memory.
+ * It never retries by itself (SSL_MODE_AUTO_RETRY): messages without payload,
+ * which a peer may send by thousands, come back as -EAGAIN, so that the caller
+ * counts them.
  */
 
 #include <errno.h>
 #include <limits.h>
 #include <stdlib.h>
+
+#include <sys/socket.h>
 
 #include <openssl/err.h>
 
@@ -71,6 +74,7 @@ void tls_free(struct tls *t)
 	SSL_free(t->ssl);
 	tls_names_unref(t->names);
 	free(t->peer);
+	free(t->sealed);
 	free(t);
 }
 
@@ -176,24 +180,78 @@ ssize_t tls_read(struct tls *t, void *buf, size_t len)
 }
 
 /**
- * tls_write() - Write plaintext
+ * tls_flush() - Send records that the socket didn't take
  * @t:		Session
- * @buf:	Bytes; after -EAGAIN, the same ones again, or more
+ *
+ * Returns: 0: there are none any more; -EAGAIN; another -errno: it takes no
+ * more
+ */
+int tls_flush(struct tls *t)
+{
+	while (t->from < t->to) {
+		ssize_t n = send(t->fd, t->sealed + t->from, t->to - t->from,
+				 MSG_NOSIGNAL | MSG_DONTWAIT);
+
+		if (n < 0 && errno != EINTR)
+			return -errno;
+		if (n > 0)
+			t->from += (size_t)n;
+	}
+	free(t->sealed);
+	t->sealed = NULL;
+	t->from = t->to = 0;
+	return 0;
+}
+
+/**
+ * seal() - Write one record
+ * @t:		Session
+ * @buf:	Bytes
  * @len:	How many, not 0
  *
- * Returns: bytes taken; -EAGAIN; another -errno: it takes no more
+ * Returns: as tls_write()
  */
-ssize_t tls_write(struct tls *t, const void *buf, size_t len)
+static ssize_t seal(struct tls *t, const void *buf, size_t len)
 {
 	ssize_t ret;
 	int n;
 
 	ERR_clear_error();
-	t->more = len > TLS_RECORD; /* one is written, see context.c */
-	n = SSL_write(t->ssl, buf, len < INT_MAX ? (int)len : INT_MAX);
-	t->more = false;
+	n = SSL_write(t->ssl, buf, len < TLS_RECORD ? (int)len : TLS_RECORD);
 	ret = n > 0 ? n : failed(t, n);
 	return ret ? ret : -ECONNRESET;
+}
+
+/**
+ * tls_write() - Write plaintext
+ * @t:		Session
+ * @buf:	Bytes; after -EAGAIN, the same ones again, or more
+ * @len:	How many, not 0
+ *
+ * What doesn't fit into one record is sealed into several, as far as there is
+ * room, and sent by one system call. The socket may take a part of it: the rest
+ * waits for tls_flush(), or for the next call.
+ *
+ * Returns: bytes taken; -EAGAIN; another -errno: it takes no more
+ */
+ssize_t tls_write(struct tls *t, const void *buf, size_t len)
+{
+	int error = tls_flush(t);
+	size_t done = 0;
+	ssize_t n;
+
+	if (error)
+		return error;
+	if (len > TLS_RECORD && !t->wire) /* without it they go one by one */
+		t->sealed = malloc(TLS_SEALED);
+	do {
+		n = seal(t, (const uint8_t *)buf + done, len - done);
+		if (n > 0)
+			done += (size_t)n;
+	} while (n > 0 && done < len && t->sealed &&
+		 TLS_SEALED - t->to >= TLS_SEALED / 4);
+	tls_flush(t);
+	return done ? (ssize_t)done : n;
 }
 
 /**
@@ -203,5 +261,6 @@ ssize_t tls_write(struct tls *t, const void *buf, size_t len)
 void tls_bye(struct tls *t)
 {
 	SSL_shutdown(t->ssl);
+	tls_flush(t);
 	ERR_clear_error();
 }

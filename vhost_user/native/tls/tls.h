@@ -32,6 +32,7 @@
 #include "vu_request.h"
 
 #define TLS_RECORD 16384 /* bytes of plaintext in a full one */
+#define TLS_SEALED (4 * (TLS_RECORD + 256)) /* ciphertext of four, and more */
 
 /**
  * struct vu_tls - Certificates
@@ -94,7 +95,9 @@ struct tls_wire {
  * @drained:	Its socket had less than was asked for: epoll says when it has
  *		more
  * @heard:	The peer has said something
- * @more:	Another record comes at once: the socket may wait for it
+ * @sealed:	Records that the socket has yet to take, or NULL
+ * @from:	First byte of @sealed that has yet to be sent
+ * @to:		Behind the last
  * @step:	enum tls_step of the last step
  * @reason:	enum vu_reason
  */
@@ -108,7 +111,9 @@ struct tls {
 	int fd;
 	bool drained;
 	bool heard;
-	bool more;
+	uint8_t *sealed;
+	size_t from;
+	size_t to;
 	uint8_t step;
 	uint8_t reason;
 };
@@ -156,6 +161,7 @@ void tls_free(struct tls *t);
 void tls_shake(struct tls *t);
 ssize_t tls_read(struct tls *t, void *buf, size_t len);
 ssize_t tls_write(struct tls *t, const void *buf, size_t len);
+int tls_flush(struct tls *t);
 void tls_bye(struct tls *t);
 
 /* shake.c */
