@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -87,6 +88,15 @@ class Page:
         spans = [" ".join(span.split()) for span in _SPAN.findall(self.text)]
         joined = "\n".join(blocks).replace("\\\n", " ")
         return [*spans, *(line.strip() for line in joined.splitlines() if line.strip())]
+
+    def settings(self) -> list[str]:
+        """Return the blocks that are a file of `fastpath ztunnel`."""
+        blocks = re.findall(r"(?:^    .*\n)+", self.text, re.MULTILINE)
+        return [
+            textwrap.dedent(block)
+            for block in blocks
+            if re.search(r"^ +sandboxes:$", block, re.MULTILINE)
+        ]
 
     def commands(self, *programs: str) -> list[Command]:
         """Return the commands that begin with one of `programs`."""

@@ -10,6 +10,7 @@ import pytest
 import typer.main
 
 from fastpath.commands import cli, ztunnel
+from fastpath.ztunnel import config
 from tests.support import pages
 from tests.support.pages import ROOT, WIDTH
 from vhost_user import rng
@@ -156,6 +157,26 @@ def options() -> set[str]:
 @EVERY_PAGE
 def test_options_in_prose_are_somebodys(page: Page, options: set[str]):
     assert page.options() - {"--"} <= options, page.name
+
+
+@EVERY_PAGE
+def test_settings_are_taken(page: Page, tmp_path: Path, monkeypatch):
+    """With Istio's file made up."""
+    monkeypatch.chdir(ROOT)
+    mesh = tmp_path / "mesh.yaml"
+    for number, text in enumerate(page.settings()):
+        names = re.findall(r"workload: default/([\w-]+)", text)
+        workloads = [
+            f"{{name: {name}, namespace: default, workloadIps: [10.0.0.{at}],"
+            f" services: {{}}}}"
+            for at, name in enumerate(names, 1)
+        ]
+        mesh.write_text(f"workloads: [{', '.join(workloads)}]\n")
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(
+            f"mesh: {mesh}\n" + re.sub(r"^mesh: .*\n", "", text, flags=re.MULTILINE)
+        )
+        assert len(config.load(file).fastpath.sandboxes) == len(names)
 
 
 @EVERY_PAGE
