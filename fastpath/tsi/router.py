@@ -24,10 +24,17 @@ class Here:
 
 
 @dataclass(frozen=True, slots=True)
+class Later:
+    """It can't be said yet: `then` calls back once the router may be asked again."""
+
+    then: Callable[[Callable[[], object]], None]
+
+
+@dataclass(frozen=True, slots=True)
 class Routed:
     """A router's answer."""
 
-    target: Target | Here
+    target: Target | Here | Later
     """`Reset(errno)`: denied."""
     cacheable: bool
     """Whether the answer to this destination will always be the same."""

@@ -57,7 +57,7 @@ from fastpath.tsi.protocol import (
     Unlisten,
     Welcome,
 )
-from fastpath.tsi.router import Here
+from fastpath.tsi.router import Here, Later
 from fastpath.tsi.stream import ControlStream, Pace, far_end
 from vhost_user.engine import FIRST_OPENED_PORT, Ask, EventKind, Reset
 
@@ -264,9 +264,8 @@ class TsiService:
             self.inbound.close()
         if self._datagrams is not None:
             self._datagrams.close()
-        for agent in self._agents.values():
-            if agent.stream is not None:
-                agent.stream.close()
+        for open_one in filter(None, (it.stream for it in self._agents.values())):
+            open_one.close()
         self._agents.clear()
         for timer in self._timers:
             timer.cancel()
@@ -332,19 +331,20 @@ class TsiService:
             del self._held[token]
         return True
 
-    def _answer(self, conn: int, token: int, destination: SocketAddress) -> None:
-        routed = self._router.route(destination, conn)
-        target = routed.target
-        self._live[conn] = destination
-        if isinstance(target, Here):
-            ours = far_end(self._engine, conn)
-            if ours is not None:
-                target.serve(ours)
-            return
-        if routed.cacheable and token not in self._routed:
-            self._routed.add(token)
-            self._device.handle.route(token, target)
-        self._engine.answer(conn, target)
+    def _answer(self, conn: int, token: int, to: SocketAddress) -> None:
+        routed = self._router.route(to, conn)
+        self._live[conn] = to
+        match routed.target:
+            case Here(serve):
+                if ours := far_end(self._engine, conn):
+                    serve(ours)
+            case Later(then):  # it may have ended by then
+                then(lambda: self._answer(conn, token, to) if conn in self._live else 0)
+            case target:
+                if routed.cacheable and token not in self._routed:
+                    self._routed.add(token)
+                    self._device.handle.route(token, target)
+                self._engine.answer(conn, target)
 
     def _tell_failed(self, event: Event) -> None:
         """Send the errno after the engine's RST; the agent waits for it."""

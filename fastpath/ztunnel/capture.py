@@ -16,7 +16,6 @@ from fastpath.ztunnel.routing import unmap
 from vhost_user.engine import EventKind, Reset
 
 if TYPE_CHECKING:
-    from fastpath.identity import Identity
     from fastpath.ztunnel.outbound import Outbound
     from fastpath.ztunnel.routing import Decision
     from fastpath.ztunnel.workloads import LocalWorkload, LocalWorkloads
@@ -87,20 +86,27 @@ class Capture:
             return
         captured = self._captured[conn] = _Captured(client, source, destination)
         decision = self._decide(captured, conn)
-        lacking = self._outbound.lacks(decision)
-        if lacking is None:
+        if not decision.lookup and self._outbound.lacks(decision) is None:
             self._engine.answer(conn, decision.target)
             return
-        task = asyncio.create_task(self._wait(captured, conn, lacking))
+        task = asyncio.create_task(self._wait(captured, conn, decision))
         self._waiting.add(task)
         task.add_done_callback(self._waiting.discard)
 
-    async def _wait(self, captured: _Captured, conn: int, lacking: Identity) -> None:
-        """Answer once there is a certificate, or none is to be had."""
+    async def _wait(self, captured: _Captured, conn: int, decision: Decision) -> None:
+        """Answer once names and a certificate are there, or not to be had."""
         with self._outbound.contained(conn):
-            await self._outbound.certify(lacking)
-            if self._captured.get(conn) is captured:  # it has not ended meanwhile
-                self._engine.answer(conn, self._decide(captured, conn).target)
+            while decision.lookup:
+                await self._outbound.look_up(decision)
+                if self._captured.get(conn) is not captured:
+                    return  # it has ended meanwhile
+                decision = self._decide(captured, conn)
+            if (lacking := self._outbound.lacks(decision)) is not None:
+                await self._outbound.certify(lacking)
+                if self._captured.get(conn) is not captured:
+                    return
+                decision = self._decide(captured, conn)
+            self._engine.answer(conn, decision.target)
 
     def _decide(self, captured: _Captured, conn: int) -> Decision:
         source_ip = ip_address(captured.source[0])

@@ -103,4 +103,6 @@ def leads_to(key: PoolKey, workload: Workload, state: MeshState) -> bool:
     there = state.again(workload)
     if there is None or there.identity not in key.sans:
         return False
+    if not there.workload_ips:  # its IPs are those of its name
+        return bool(there.hostname) and there.hostname == workload.hostname
     return parse_destination(key.address)[0] in there.workload_ips

@@ -47,6 +47,7 @@ from fastpath.ztunnel.dnswire import (
     Type,
     UnservedError,
 )
+from fastpath.ztunnel.hostnames import Hostnames
 from fastpath.ztunnel.istio.state import MeshState, best_of
 from fastpath.ztunnel.upstream import Exchange
 
@@ -209,6 +210,8 @@ class Dns:
             for resolver in config.fastpath.resolvers
         )
         self._resolv_conf = resolv_conf
+        self.hostnames = Hostnames(self.resolvers)
+        """Of workloads that are known only by one."""
         self._stats = DnsStats()
         self._streams: dict[asyncio.Task[None], str] = {}
         """Whose each is."""
@@ -218,6 +221,7 @@ class Dns:
     def set_names(self, names: Names) -> None:
         """Answer by the names of another mesh from now on."""
         self._names = names
+        self.hostnames.forget()
 
     def stats(self) -> DnsStats:
         """Return the counters; the object stays current."""
@@ -263,7 +267,8 @@ class Dns:
         return dnswire.fit(parsed, answer, tcp=tcp)
 
     async def close(self) -> None:
-        """End the TCP connections."""
+        """End the TCP connections, and lookups."""
+        await self.hostnames.close()
         for task in self._streams:
             task.cancel()
         await asyncio.gather(*self._streams, return_exceptions=True)
@@ -385,7 +390,7 @@ class Dns:
         )
         client.exchanges.add(exchange)
         try:
-            answer = await exchange.run(self._upstream(client.pod), timeout_s)
+            answer = await exchange.run(self.resolvers(client.pod), timeout_s)
         finally:
             client.exchanges.discard(exchange)
         if answer is None:
@@ -394,7 +399,12 @@ class Dns:
         self._stats.forwarded += 1
         return dnswire.hand_on(query, answer)
 
-    def _upstream(self, pod: Pod | None = None) -> Sequence[SocketAddress]:
+    def resolvers(self, pod: Pod | None = None) -> Sequence[SocketAddress]:
+        """Whom to ask about names that are no service's.
+
+        Args:
+            pod: where; None: in our own network namespace.
+        """
         if pod is not None and (found := pod.nameservers()):
             return [(host, PORT) for host in found]
         if self._resolvers:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import itertools
 import logging
 import os
@@ -32,7 +33,7 @@ from typing import TYPE_CHECKING
 from fastpath.throttle import Throttle
 from fastpath.tsi.policy import NETNS_GONE
 from fastpath.tsi.protocol import source_port
-from fastpath.tsi.router import Here, Routed
+from fastpath.tsi.router import Here, Later, Routed
 from fastpath.ztunnel import dns
 from fastpath.ztunnel.access_log import Party, Record, party
 from fastpath.ztunnel.configdump import LiveConnection
@@ -91,6 +92,8 @@ class Outbound:
         self._metrics = metrics
         self._end = end
         self._pools = pools
+        self._lookups: set[asyncio.Task[None]] = set()
+        """Connections that wait for one."""
         self.idle = asyncio.Event()
         """Set while no connection is live."""
         self.idle.set()
@@ -160,6 +163,22 @@ class Outbound:
         if self._pools:
             await self._pools.add(identity)
 
+    async def look_up(self, decision: Decision) -> None:
+        """Know the IPs of the name that a decision waits for, if there are some."""
+        if names := self._routes.hostnames:
+            await names.learn(decision.lookup)
+
+    def after_lookup(self, decision: Decision, then: Callable[[], object]) -> None:
+        """Call back once the name is known that a decision waits for."""
+
+        async def wait() -> None:
+            await self.look_up(decision)
+            then()
+
+        task = asyncio.create_task(wait())
+        self._lookups.add(task)
+        task.add_done_callback(self._lookups.discard)
+
     def tunnels(self) -> Mapping[Identity, HboneStats]:
         """Counters of tunnels to other nodes, by our identity; on any thread."""
         return self._pools.stats() if self._pools else {}
@@ -174,7 +193,9 @@ class Outbound:
             self._pools.drain(limit_s)
 
     def close(self) -> None:
-        """Say what has not been said."""
+        """Have nobody wait any more; say what has not been said."""
+        for task in self._lookups:
+            task.cancel()
         for throttle in (*self._throttles.values(), self._bugs):
             throttle.flush()
 
@@ -415,6 +436,9 @@ class SandboxRouter:
             self._outbound.answered_here(self._client, destination, conn)
             return Routed(Here(self._serve_dns), cacheable=False)
         decision = self._outbound.decide(self._client, destination, conn)
+        if decision.lookup:
+            again = functools.partial(self._outbound.after_lookup, decision)
+            return Routed(Later(again), cacheable=False)
         return Routed(decision.target, cacheable=decision.cacheable)
 
     def opened(self, event: Event, destination: SocketAddress) -> None:

@@ -298,15 +298,16 @@ class Ztunnel:
         address = capture.getsockname()[:2] if capture else None
         self._ports |= {it.port for it in (own.metrics, own.readiness, own.admin) if it}
         self._mesh = Mesh.of(self.config)
-        self._routes = Routes(self.config, listener=address)
+        self._dns = Dns(self.config)
+        self._stack.push_async_callback(self._dns.close)
+        names = self._dns.hostnames
+        self._routes = Routes(self.config, listener=address, hostnames=names)
         self._routes.set_mesh(self._mesh.state)
         policies = {name: watch.policy for name, watch in self._watches.items()}
         self._clients = LocalWorkloads(self.config, policies, ports=self._ports)
         self._authorizer = Authorizer(self._mesh.state)
         self._stack.callback(self._authorizer.close)
         self._gates = Gates(self.config, self._certificates, self._authorizer)
-        self._dns = Dns(self.config)
-        self._stack.push_async_callback(self._dns.close)
 
     async def _start_sandboxes(self, access_log: AccessLog) -> None:
         """Start the engines, and what runs for each sandbox."""

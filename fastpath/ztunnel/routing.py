@@ -15,8 +15,9 @@ knows.
 
 from __future__ import annotations
 
+import errno
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fastpath.ztunnel.connect import connect, stands
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fastpath.ztunnel.connect import Connect
+    from fastpath.ztunnel.hostnames import Hostnames
     from fastpath.ztunnel.model import Config, Service, Workload
     from fastpath.ztunnel.workloads import LocalWorkload
     from vhost_user.engine import SocketAddress, Target
@@ -66,6 +68,8 @@ class Decision:
     refusal: RouteRefusal | None = None
     cacheable: bool = False
     """The same destination always gets this decision."""
+    lookup: str = ""
+    """It can't be decided before the IPs of this name are known."""
 
     @property
     def transport(self) -> Transport:
@@ -75,6 +79,27 @@ class Decision:
         return Transport.DOUBLE_HBONE if self.connect.via else Transport.HBONE
 
 
+@dataclass(slots=True)
+class _Names:
+    """Workloads' host names as `outbound` asks for them.
+
+    Args:
+        hostnames: what is known.
+        version: the IP version that is preferred.
+    """
+
+    hostnames: Hostnames | None
+    version: int
+    used: bool = False
+    """Some name's IP was given: it may be another one the next time."""
+
+    def get(self, name: str) -> IpAddress | None:
+        """An IP of a name, if one is known."""
+        found = self.hostnames.find(name, self.version) if self.hostnames else None
+        self.used |= found is not None
+        return found
+
+
 class Routes:
     """The tables for `decide`.
 
@@ -82,6 +107,7 @@ class Routes:
         config: checked.
         listener: our own capture listener: connecting to it would never end.
         rng: chooses among endpoints.
+        hostnames: what workloads' names are; None: nobody looks them up.
     """
 
     def __init__(
@@ -90,9 +116,11 @@ class Routes:
         *,
         listener: SocketAddress | None = None,
         rng: random.Random | None = None,
+        hostnames: Hostnames | None = None,
     ) -> None:
         self._echo = config.fastpath.echo
         self._listener = listener
+        self.hostnames = hostnames
         self._rng = rng or random.Random()  # noqa: S311 - balances load, no secret
         self.set_mesh(MeshState(config, config.fastpath.network))
 
@@ -169,8 +197,14 @@ class Routes:
             return _answer_here(destination)
         if client.proxy:
             return self._hand_over(client, destination, where[0])
+        names = _Names(self.hostnames, where[0].version)
         route = outbound(
-            self._state, self._balancer, client.workload, where, source_ip=source_ip
+            self._state,
+            self._balancer,
+            client.workload,
+            where,
+            source_ip=source_ip,
+            names=names,
         )
         if isinstance(route, RouteRefusal):
             service = self._state.service_at(
@@ -178,12 +212,23 @@ class Routes:
             )
             return _refuse(destination, route, service)
         if isinstance(route, Lookup):
-            text = f"its IP is that of {route.hostname}: not supported"
-            return _refuse(destination, RouteRefusal("hostname", text))
+            return self._look_up(destination, route.hostname)
         if route.transport is not Transport.TCP:
             source_ip = source_ip or client.own_address(where[0].version)
-            return self._tunnelled(client, destination, route, source_ip)
-        return self._dialled(client, destination, route)
+            found = self._tunnelled(client, destination, route, source_ip)
+        else:
+            found = self._dialled(client, destination, route)
+        return replace(found, cacheable=found.cacheable and not names.used)
+
+    def _look_up(self, destination: SocketAddress, hostname: str) -> Decision:
+        """Its IPs have to be known first, unless it is known that there are none."""
+        why = f"{hostname} is not looked up here"
+        if self.hostnames:
+            why = self.hostnames.why_not(hostname)
+        refusal = RouteRefusal("hostname", why, errno.EHOSTUNREACH)
+        if why:
+            return _refuse(destination, refusal)
+        return Decision(destination, Reset(refusal.errno), lookup=hostname)
 
     def _hand_over(
         self, client: LocalWorkload, destination: SocketAddress, address: IpAddress

@@ -20,14 +20,13 @@ import errno
 from dataclasses import dataclass
 from ipaddress import ip_address
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
-from fastpath.ztunnel.istio.model import LoadBalancerMode, Protocol, Service, Workload
+from fastpath.ztunnel.istio import model
+from fastpath.ztunnel.istio.model import LoadBalancerMode, Service, Workload
 from fastpath.ztunnel.istio.services import Purpose, target_port
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from fastpath.identity import Identity
     from fastpath.ztunnel.istio.model import GatewayAddress
     from fastpath.ztunnel.istio.services import Balancer
@@ -35,7 +34,16 @@ if TYPE_CHECKING:
     from vhost_user.engine import SocketAddress
     from vhost_user.schema import IpAddress
 
-NO_NAMES: Final[Mapping[str, IpAddress]] = MappingProxyType({})
+
+class Names(Protocol):
+    """What is known of workloads' host names; a mapping is one."""
+
+    def get(self, name: str, /) -> IpAddress | None:
+        """An IP of a name; None: none is known."""
+        ...
+
+
+NO_NAMES: Final[Names] = MappingProxyType[str, "IpAddress"]({})
 HBONE_PORT: Final = 15008
 """Where workloads take HBONE."""
 
@@ -166,7 +174,7 @@ def outbound(
     destination: tuple[IpAddress, int],
     *,
     source_ip: IpAddress | None = None,
-    names: Mapping[str, IpAddress] = NO_NAMES,
+    names: Names = NO_NAMES,
 ) -> Route | RouteRefusal | Lookup:
     """Decide on a connection.
 
@@ -191,7 +199,7 @@ class _Decision:
         balancer: Balancer,
         source: Workload,
         destination: tuple[IpAddress, int],
-        names: Mapping[str, IpAddress],
+        names: Names,
     ) -> None:
         self._state = state
         self._balancer = balancer
@@ -227,7 +235,7 @@ class _Decision:
     def _direct(self, upstream: _Upstream) -> Route | RouteRefusal:
         if upstream.ip is None:
             return _nowhere(upstream.workload)
-        if upstream.workload.protocol is Protocol.TCP:
+        if upstream.workload.protocol is model.Protocol.TCP:
             return upstream.route(Transport.TCP, service=upstream.service)
         return upstream.route(
             Transport.HBONE,

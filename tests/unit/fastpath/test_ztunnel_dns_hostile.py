@@ -332,11 +332,11 @@ def test_the_hosts_resolvers_are_read_anew(tmp_path):
 
     async def work():
         resolver = Dns(config(), resolv_conf=path)
-        assert list(resolver._upstream()) == []
+        assert list(resolver.resolvers()) == []
         path.write_text("# x\nsearch a\nnameserver\nnameserver 192.0.2.1\n")
-        assert list(resolver._upstream()) == [("192.0.2.1", 53)]
+        assert list(resolver.resolvers()) == [("192.0.2.1", 53)]
         path.write_text("nameserver ::1\nnameserver 1.1.1.1\n" * 3)
-        assert len(resolver._upstream()) == 3
+        assert len(resolver.resolvers()) == 3
 
     asyncio.run(work())
 

@@ -201,7 +201,7 @@ def test_what_the_peer_answers_connect_fails_with(world, status, error, text):
         stream, _ = peer.request()
         peer.answer(stream, status)
         assert run.guest.failed() == error
-        (line,) = lines_of(run, "istio_tcp_connections_failed")
+        (line,) = wait_until(lambda: lines_of(run, "istio_tcp_connections_failed"))
         assert 'response_flags="CONNECT"' in line
 
     line = only(world.run(play))

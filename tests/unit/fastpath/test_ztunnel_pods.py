@@ -201,11 +201,11 @@ def test_a_namespaces_own_resolvers_come_before_those_of_the_file(tmp_path):
     conf.write_text("nameserver 192.0.2.53\n")
     there, _ = pod(etc=tmp_path)
     resolver = Dns(dns_config(), resolv_conf=conf)
-    assert resolver._upstream(there) == [("192.0.2.53", 53)]
+    assert resolver.resolvers(there) == [("192.0.2.53", 53)]
     conf.write_text("# none\n")
     other = tmp_path / "resolv.conf"
     other.write_text("nameserver 192.0.2.54\n")
-    assert Dns(dns_config(), resolv_conf=other)._upstream(there) == [("192.0.2.54", 53)]
+    assert Dns(dns_config(), resolv_conf=other).resolvers(there) == [("192.0.2.54", 53)]
 
 
 class Spaces:
