@@ -34,7 +34,7 @@ NATIVE   := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
             lib/ring/*.[ch]) vhost_user/native/build.py
 C_FILES  := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
             lib/ring/*.[ch] lib/ring/examples/*.[ch] \
-            guest/*.[ch] guest/*/*.[ch] guest/agent/*/*.[ch] \
+            guest/*.[ch] guest/*/*.[ch] guest/agent/*/*.[ch] guest/kernel/*/*.[ch] \
             fastpath/datapath/bpf/*.c fastpath/commands/compare/proxy/*.[ch] \
             tests/vm/*.[ch] tests/vm/*/*.[ch] \
             tests/fuzz/*.[ch] \

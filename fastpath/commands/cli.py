@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, cast
+from typing import TYPE_CHECKING, Annotated, Final, Literal, cast
 
 import typer
 
@@ -122,6 +122,10 @@ def run(
     kernel: Annotated[
         Path | None, typer.Option(help="A kernel other than the image's.")
     ] = None,
+    sockets: Annotated[
+        Literal["agent", "module"],
+        typer.Option(help="Who has CMD's sockets; the module has no UDP."),
+    ] = "agent",
     qemu: Qemu = "qemu-system-x86_64",
     memory: Annotated[int, typer.Option(metavar="M", help="MiB.", min=64)] = 512,
     cpus: Annotated[int, typer.Option(metavar="N", min=1)] = 1,
@@ -153,6 +157,7 @@ def run(
         policy=policy,
         access_log=access_log,
         kernel=kernel,
+        sockets=sockets,
         qemu=qemu,
         memory_mib=memory,
         cpus=cpus,

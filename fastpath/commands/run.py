@@ -28,7 +28,7 @@ import socket
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from fastpath import resolvconf
 from fastpath.commands.progress import build_image
@@ -108,6 +108,8 @@ class RunOptions:
     """A policy file, followed while the program runs."""
     access_log: Path | None = None
     kernel: Path | None = None
+    sockets: Literal["agent", "module"] = "agent"
+    """Who has the program's sockets; `module` is guest/kernel/inet."""
     qemu: str = "qemu-system-x86_64"
     memory_mib: int = 512
     cpus: int = 1
@@ -230,7 +232,8 @@ def _prepare_and_run(options: RunOptions, deadline: Deadline) -> int:
             cpus=options.cpus,
             qemu=options.qemu,
             kernel=options.kernel,
-            append=resolvconf.kernel_parameters(resolvconf.read()),
+            append=f"tsi={options.sockets} "
+            f"{resolvconf.kernel_parameters(resolvconf.read())}",
         )
         return asyncio.run(_Run(options, spec, folder, deadline).main())
 

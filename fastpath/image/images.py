@@ -250,7 +250,8 @@ class _Builder:
             tree = Tree(self._recipe)
             if self._recipe.own_modules:
                 modules = cache_directory() / "modules"
-                tree.own_modules = kbuild.build(GUEST, headers, modules)
+                names = self._recipe.own_modules
+                tree.own_modules = kbuild.build(GUEST, names, headers, modules)
             for done, deb in enumerate(debs):
                 self._tell(f"unpacking {deb.name}", 65 + 25 * done // len(debs), STEPS)
                 tree.add_package(deb)

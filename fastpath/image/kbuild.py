@@ -43,11 +43,14 @@ def headers_of(kernels: Iterable[str]) -> list[str]:
     return [f"linux-headers-{each['release']}" for each in found]
 
 
-def build(guest: Path, headers: Sequence[Path], cache: Path) -> dict[str, bytes]:
-    """Build all modules of guest/kernel, or return what the cache has.
+def build(
+    guest: Path, names: Sequence[str], headers: Sequence[Path], cache: Path
+) -> dict[str, bytes]:
+    """Build modules of guest/kernel, or return what the cache has.
 
     Args:
         guest: folder of the guest's sources.
+        names: which modules.
         headers: packages with the kernel's headers and its kbuild.
         cache: directory to keep them in; made when missing.
 
@@ -57,33 +60,44 @@ def build(guest: Path, headers: Sequence[Path], cache: Path) -> dict[str, bytes]
     Raises:
         FastpathError: they can't be compiled.
     """
-    sources = sorted([*guest.glob("kernel/*"), *guest.glob("include/*")])
+    sources = _sources(guest)
     digest = hashlib.sha256(Path(__file__).read_bytes())
+    digest.update(" ".join(names).encode())
     for deb in headers:
         digest.update(f"{deb.name}\0".encode())
     for source in sources:
-        digest.update(f"{source.name}\0".encode() + source.read_bytes())
+        path = source.relative_to(guest)
+        digest.update(f"{path}\0".encode() + source.read_bytes())
     built = cache / digest.hexdigest()[:16]
     if not built.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix=".new-") as name:
-            _make(guest, headers, Path(name)).rename(built)
+            _make(guest, names, headers, Path(name)).rename(built)
     return {path.stem: path.read_bytes() for path in sorted(built.glob("*.ko"))}
 
 
-def _make(guest: Path, headers: Sequence[Path], work: Path) -> Path:
+def _sources(guest: Path) -> list[Path]:
+    """What modules are made of: `kernel` and what it includes."""
+    found = [*guest.glob("kernel/**/*"), *guest.glob("include/*")]
+    return sorted(path for path in found if path.is_file())
+
+
+def _make(
+    guest: Path, names: Sequence[str], headers: Sequence[Path], work: Path
+) -> Path:
     """Build the modules in `work`; returns the folder that has nothing else."""
     for deb in headers:
         run(["dpkg-deb", "-x", str(deb), str(work)], f"package {deb}", f"rm {deb}")
     tree = next(work.glob("usr/src/linux-headers-*/.kernelvariables")).parent
     makefile = tree / "Makefile"
     makefile.write_text(makefile.read_text().replace("/usr/", f"{work}/usr/"))
-    for source in [*guest.glob("kernel/*"), *guest.glob("include/*")]:
+    for source in _sources(guest):
         copy = work / source.relative_to(guest)
-        copy.parent.mkdir(exist_ok=True)
+        copy.parent.mkdir(exist_ok=True, parents=True)
         copy.write_bytes(source.read_bytes())
     kernel = work / "kernel"
-    command = ["make", "-s", "-C", str(tree), *OPTIONS, f"M={kernel}", "modules"]
+    own = f"OWN={' '.join(names)}"
+    command = ["make", "-s", "-C", str(tree), *OPTIONS, own, f"M={kernel}", "modules"]
     run(
         command, f"modules of {guest / 'kernel'}", "apt-get install gcc make libelf-dev"
     )

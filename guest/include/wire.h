@@ -1,6 +1,6 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /*
- * wire.h - messages between tsi-agent and the host's TSI service
+ * wire.h - messages between tsi-agent, or tsi_inet, and the host's TSI service
  *
  * docs/tsi-protocol.md is the specification; fastpath/tsi/protocol.py is the
  * other end. All integers are little-endian. A message is a header and
@@ -9,8 +9,13 @@
 #ifndef TSI_PROTOCOL_H
 #define TSI_PROTOCOL_H
 
+#ifdef __KERNEL__
+#include <linux/build_bug.h>
+#include <linux/types.h>
+#else
 #include <assert.h>
 #include <stdint.h>
+#endif
 
 /* The control stream is a connection to this port of this CID */
 #define TSI_HOST_CID 2U

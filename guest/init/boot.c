@@ -27,8 +27,9 @@
 #include "init/init.h"
 
 #define INIT_PORT 1029
+#define OURS	  "tsi_inet"
 
-bool booted;
+bool booted, sockets_are_ours;
 
 /**
  * mount_all() - Mount what programs expect to find
@@ -123,11 +124,45 @@ static void load_modules(void)
 	}
 	while (fgets(line, sizeof(line), list)) {
 		line[strcspn(line, "\n")] = '\0';
+		if (!strcmp(line, OURS ".ko") && !sockets_are_ours)
+			continue;
 		snprintf(path, sizeof(path), "/lib/modules/%.65s/%s",
 			 uts.release, line);
 		load(path);
 	}
 	fclose(list);
+}
+
+/**
+ * choose_sockets() - Learn who has the sockets: the agent, or tsi_inet
+ *
+ * The kernel puts its parameter into our environment, and programs don't get
+ * it.
+ */
+static void choose_sockets(void)
+{
+	const char *who = getenv("tsi");
+
+	sockets_are_ours = who && !strcmp(who, "module");
+	unsetenv("tsi");
+}
+
+/**
+ * take_sockets() - Have tsi_inet take the sockets, if it is to have them
+ *
+ * It is loaded, or built in. A program without it would be cut off in silence.
+ */
+static void take_sockets(void)
+{
+	int fd;
+
+	if (!sockets_are_ours)
+		return;
+	fd = open("/sys/module/" OURS "/parameters/enabled",
+		  O_WRONLY | O_CLOEXEC);
+	if (fd < 0 || write(fd, "1", 1) != 1)
+		finish("the kernel has no " OURS);
+	close(fd);
 }
 
 /**
@@ -201,6 +236,8 @@ static void name_resolver(void)
 
 	if (fd >= 0 && write(fd, text, sizeof(text) - 1) < 0)
 		say("/etc/resolv.conf: %s", strerror(errno));
+	if (sockets_are_ours && fd >= 0)
+		dprintf(fd, "options use-vc\n"); /* it has no datagrams */
 	resolver_line(fd, "search", "resolv_search");
 	resolver_line(fd, "options", "resolv_options");
 	if (fd >= 0)
@@ -295,7 +332,9 @@ int boot(void)
 	setenv("HOME", "/root", 1);
 	setenv("TERM", "linux", 1);
 	set_sysctls();
+	choose_sockets();
 	load_modules();
+	take_sockets();
 	lo_up();
 	name_resolver();
 	return call_host();

@@ -188,7 +188,7 @@ void command_exec(uint8_t *p, uint32_t len)
 	cmd.signals = 0;
 	cmd.window = 0;
 	cmd.tail_len = 0;
-	cmd.tsi = buffer_u32(p) & EXEC_TSI;
+	cmd.tsi = (buffer_u32(p) & EXEC_TSI) && !sockets_are_ours;
 	cmd.orphan = 0;
 	pipes_begin();
 	error = cmd.tsi ? start_agent(argv, argc, env, cwd[0])

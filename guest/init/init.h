@@ -130,6 +130,8 @@ void ended_reap(void);
 /* ---- boot.c ---- */
 
 extern bool booted; /* we are PID 1 of a VM and may end it */
+extern bool
+    sockets_are_ours; /* tsi_inet has the sockets, and no agent is needed */
 
 int boot(void);
 

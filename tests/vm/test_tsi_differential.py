@@ -75,4 +75,5 @@ def tsi(world, program, namespace):
 @pytest.mark.parametrize("who", WHO)
 @pytest.mark.parametrize("name", CASES)
 def test_tsi_is_like_tcp(native, tsi, name, who):
-    assert tsi_compat.faults(CASES[name], native[name], tsi[who][name]) == []
+    may_differ = CASES[name].differences
+    assert tsi_compat.faults(may_differ, native[name], tsi[who][name]) == []

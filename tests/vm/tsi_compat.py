@@ -41,12 +41,14 @@ program to host, host to guest program), by the same binary on the same kernel; 
 twice, with the guest's kernel module and without it.
 `tests/vm/test_tsi_differential.py` compares return values, errnos, poll events and
 option values call by call, and what the peer saw; what differs is in the table, and
-nothing else does. Written by `make compat-doc` from `tests/vm/tsi_compat.toml`, guest
-kernel Linux 6.1.
+nothing else does. The last column is `fastpath run --sockets module`: the sockets are
+the kernel module's, tsi_inet's, and there is no agent; `tests/vm/test_tsi_module.py`
+compares. Written by `make compat-doc` from `tests/vm/tsi_compat.toml`, guest kernel
+Linux 6.1.
 
-Not intercepted, so that no row is about it: system calls of 32-bit programs and of
-io_uring (io_uring_setup() fails with ENOSYS, and programs fall back), MPTCP, SCTP, raw
-sockets.
+By the agent not intercepted, so that no row is about it: system calls of 32-bit
+programs and of io_uring (io_uring_setup() fails with ENOSYS, and programs fall back),
+MPTCP, SCTP, raw sockets.
 """
 
 
@@ -67,6 +69,9 @@ class Case:
     name: str
     title: str
     differences: tuple[Difference, ...]
+    """With the agent."""
+    module: tuple[Difference, ...] = ()
+    """With tsi_inet, which has no datagrams."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,7 @@ def load() -> tuple[Section, ...]:
                     case["name"],
                     case["title"],
                     tuple(map(difference, case.get("differs", ()))),
+                    tuple(map(difference, case.get("module", ()))),
                 )
                 for case in section["case"]
             ),
@@ -132,11 +138,13 @@ def parse(text: str) -> Trace:
 
 
 def faults(
-    case: Case, native: Sequence[tuple[str, str]], tsi: Sequence[tuple[str, str]]
+    may_differ: Sequence[Difference],
+    native: Sequence[tuple[str, str]],
+    tsi: Sequence[tuple[str, str]],
 ) -> list[str]:
     """Compare the two traces of a case; return what is wrong."""
     found = []
-    left = list(case.differences)
+    left = list(may_differ)
     if [call for call, _ in native] != [call for call, _ in tsi]:
         return [f"other calls: {native} and {tsi}"]
     for (call, expected), (_, result) in zip(native, tsi, strict=True):
@@ -161,15 +169,29 @@ def render(sections: Sequence[Section]) -> str:
     text = HEAD
     for section in sections:
         text += f"\n## {section.title}\n\n"
-        text += "| case | what is done | differs |\n|---|---|---|\n"
+        text += "| case | what is done | differs | with tsi_inet |\n|---|---|---|---|\n"
         for case in section.cases:
-            differs = "; ".join(
-                f"**{d.call}**: {_cell(d.native)} over TCP, {_cell(d.tsi)} over TSI: "
-                f"{d.reason}"
-                for d in case.differences
+            module = _differs(case.module)
+            if case.differences and case.module == case.differences:
+                module = "same"
+            elif case.name.startswith("udp_"):
+                module = "no UDP"
+            text += (
+                f"| `{case.name}` | {case.title} | {_differs(case.differences)} "
+                f"| {module} |\n"
             )
-            text += f"| `{case.name}` | {case.title} | {differs or '-'} |\n"
     return text
+
+
+def _differs(differences: Sequence[Difference]) -> str:
+    return (
+        "; ".join(
+            f"**{d.call}**: {_cell(d.native)} over TCP, {_cell(d.tsi)} over TSI: "
+            f"{d.reason}"
+            for d in differences
+        )
+        or "-"
+    )
 
 
 def _cell(result: str) -> str:

@@ -111,13 +111,13 @@ def test_modules_of_ours_are_built_with_the_kernels_headers(source, monkeypatch)
     monkeypatch.setattr(kbuild, "NEEDED", ("linux-image-",))  # all that there is
     asked = []
 
-    def build(guest, headers, cache):
-        asked.append([deb.name for deb in headers])
+    def build(guest, names, headers, cache):
+        asked.append((names, [deb.name for deb in headers]))
         return {"tsi": b"\0depends=\0"}
 
     monkeypatch.setattr(kbuild, "build", build)
     image = images.build("tiny")
-    assert asked == [["linux-image-test_1_all.deb"]]
+    assert asked == [(("tsi",), ["linux-image-test_1_all.deb"])]
     assert b"lib/modules/9.9/tsi.ko" in image.initramfs.read_bytes()
 
 

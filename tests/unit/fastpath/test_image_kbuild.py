@@ -10,10 +10,11 @@ from fastpath.errors import FastpathError
 from fastpath.image import kbuild
 
 RELEASE = "6.1.0-1-test"
+OWN = ("tsi",)
 KBUILD = """
 modules:
 \techo built >> {log}
-\tcc -c -g -o $(M)/tsi.ko $(M)/tsi.c
+\tfor each in $(OWN); do cc -c -g -o $(M)/$$each.ko $(M)/$$each.c || exit; done
 """
 
 
@@ -67,8 +68,8 @@ def test_a_kernel_without_headers_is_said():
 
 
 def test_a_module_is_built_once(guest, headers, tmp_path, log):
-    first = kbuild.build(guest, headers, tmp_path / "cache")
-    again = kbuild.build(guest, headers, tmp_path / "cache")
+    first = kbuild.build(guest, OWN, headers, tmp_path / "cache")
+    again = kbuild.build(guest, OWN, headers, tmp_path / "cache")
     assert list(first) == ["tsi"]
     assert first["tsi"].startswith(b"\x7fELF")
     assert b".debug_info" not in first["tsi"]
@@ -80,17 +81,27 @@ def test_a_module_is_built_once(guest, headers, tmp_path, log):
     "changed", ["include/shared.h", "kernel/tsi.c", "kernel/Kbuild"]
 )
 def test_a_change_of_a_source_builds_it_again(guest, headers, tmp_path, log, changed):
-    kbuild.build(guest, headers, tmp_path / "cache")
+    kbuild.build(guest, OWN, headers, tmp_path / "cache")
     with (guest / changed).open("a") as file:
         file.write("\n")
-    kbuild.build(guest, headers, tmp_path / "cache")
+    kbuild.build(guest, OWN, headers, tmp_path / "cache")
+    assert log.read_text() == "built\n" * 2
+
+
+def test_other_modules_are_built_apart(guest, headers, tmp_path, log):
+    (guest / "kernel" / "inet").mkdir()
+    (guest / "kernel" / "inet" / "one.h").write_text("#define ONE 1\n")
+    (guest / "kernel" / "one.c").write_text('#include "inet/one.h"\nint one = ONE;\n')
+    assert list(kbuild.build(guest, OWN, headers, tmp_path / "cache")) == ["tsi"]
+    both = kbuild.build(guest, ("tsi", "one"), headers, tmp_path / "cache")
+    assert list(both) == ["one", "tsi"]
     assert log.read_text() == "built\n" * 2
 
 
 def test_an_error_of_the_compiler_is_told_and_nothing_kept(guest, headers, tmp_path):
     (guest / "kernel" / "tsi.c").write_text("#error no such thing\n")
     with pytest.raises(FastpathError, match="no such thing"):
-        kbuild.build(guest, headers, tmp_path / "cache")
+        kbuild.build(guest, OWN, headers, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -98,10 +109,10 @@ def test_a_damaged_package_is_named(guest, tmp_path):
     deb = tmp_path / "linux-headers-x_1_all.deb"
     deb.write_bytes(b"no package")
     with pytest.raises(FastpathError, match=str(deb)):
-        kbuild.build(guest, [deb], tmp_path / "cache")
+        kbuild.build(guest, OWN, [deb], tmp_path / "cache")
 
 
 def test_a_missing_tool_is_named(guest, headers, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FastpathError, match="dpkg-deb is missing"):
-        kbuild.build(guest, headers, tmp_path / "cache")
+        kbuild.build(guest, OWN, headers, tmp_path / "cache")

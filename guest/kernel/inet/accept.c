@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * accept.c - accept()
+ *
+ * Theory of operation
+ * ===================
+ *
+ * A client comes from the guest by TCP, or from the host by vsock. One of the
+ * host's gets a new inet socket, which has the listener's options as TCP's
+ * would. Only the host can be a client's: a program that connects to the vsock
+ * port itself is sent away, or it could choose the address that is shown.
+ */
+
+#include <linux/sched/signal.h>
+#include <linux/tcp.h>
+#include <net/af_vsock.h>
+#include <net/inet_connection_sock.h>
+#include <net/ipv6.h>
+
+#include "inet.h"
+
+/**
+ * inherit() - Give a connection what it has of its listener
+ * @from:	Listener
+ * @to:		Connection, new
+ */
+static void inherit(const struct sock *from, struct sock *to)
+{
+	static const enum sock_flags flags[] = {SOCK_KEEPOPEN, SOCK_LINGER,
+						SOCK_URGINLINE, SOCK_ZEROCOPY};
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(flags); i++)
+		sock_valbool_flag(to, flags[i], sock_flag(from, flags[i]));
+	to->sk_lingertime = from->sk_lingertime;
+	to->sk_rcvtimeo = from->sk_rcvtimeo;
+	to->sk_sndtimeo = from->sk_sndtimeo;
+	to->sk_rcvlowat = from->sk_rcvlowat;
+	to->sk_priority = from->sk_priority;
+	to->sk_mark = from->sk_mark;
+	to->sk_reuse = from->sk_reuse;
+	to->sk_reuseport = from->sk_reuseport;
+	to->sk_bound_dev_if = from->sk_bound_dev_if;
+	to->sk_userlocks = from->sk_userlocks & SOCK_BUF_LOCK_MASK;
+	to->sk_sndbuf = from->sk_sndbuf;
+	to->sk_rcvbuf = from->sk_rcvbuf;
+	to->sk_ipv6only = from->sk_ipv6only;
+	tcp_sk(to)->nonagle = tcp_sk(from)->nonagle;
+	tcp_sk(to)->keepalive_time = tcp_sk(from)->keepalive_time;
+	tcp_sk(to)->keepalive_intvl = tcp_sk(from)->keepalive_intvl;
+	tcp_sk(to)->keepalive_probes = tcp_sk(from)->keepalive_probes;
+	inet_csk(to)->icsk_user_timeout = inet_csk(from)->icsk_user_timeout;
+	inet_sk(to)->tos = inet_sk(from)->tos;
+	inet_sk(to)->uc_ttl = inet_sk(from)->uc_ttl;
+	if (from->sk_family == AF_INET6) {
+		inet6_sk(to)->tclass = inet6_sk(from)->tclass;
+		inet6_sk(to)->hop_limit = inet6_sk(from)->hop_limit;
+	}
+}
+
+/**
+ * lend() - Make an inet socket's container one of a vsock socket
+ * @sock:	Socket, just made
+ * @ops:	vsock's operations
+ *
+ * Returns: the sock that it had, nobody's
+ */
+static struct sock *lend(struct socket *sock, const struct proto_ops *ops)
+{
+	struct sock *sk = sock->sk;
+
+	sock->sk = NULL;
+	__module_get(ops->owner);
+	module_put(sock->ops->owner);
+	sock->ops = ops;
+	return sk;
+}
+
+/**
+ * discard() - End an inet sock whose container was lent
+ * @sock:	The container, without a vsock sock
+ * @sk:		Sock
+ */
+static void discard(struct socket *sock, struct sock *sk)
+{
+	module_put(sock->ops->owner);
+	sock->ops = real_ops(sk);
+	__module_get(sock->ops->owner);
+	sock->sk = sk;
+	sock_release(sock);
+}
+
+/**
+ * part() - End a vsock connection, and the inet sock that it was to get
+ * @under:	The connection's container
+ * @sk:		The inet sock
+ */
+static void part(struct socket *under, struct sock *sk)
+{
+	under->ops->release(under); /* leaves it without a sock */
+	discard(under, sk);
+}
+
+/**
+ * dress() - Put a vsock connection beneath a new inet socket
+ * @listener:	Where it came
+ * @under:	The connection's socket
+ * @sk:		The inet sock
+ * @newsock:	Where it goes
+ *
+ * Returns: 0, or a negated errno, and then nothing has changed
+ */
+static int dress(struct inner *listener, struct socket *under, struct sock *sk,
+		 struct socket *newsock)
+{
+	const struct sockaddr_vm *from = &vsock_sk(under->sk)->remote_addr;
+	struct inner *inner;
+	struct in6_addr client;
+
+	if (from->svm_cid != VMADDR_CID_HOST ||
+	    !callers_find(from->svm_port, &client))
+		return -EAGAIN; /* not the host's: ask for the next one */
+	inner = kzalloc(sizeof(*inner), GFP_KERNEL_ACCOUNT);
+	if (!inner)
+		return -ENOBUFS;
+	inner_begin(inner, sk, under);
+	inner->phase = ESTABLISHED;
+	inner->peer.address = client;
+	inner->peer.port = htons((u16)from->svm_port);
+	inner->port = listener->port;
+	address_own(listener->outer, &client, listener->port, &inner->own);
+	inherit(listener->outer, sk);
+	sock_graft(sk, newsock);
+	newsock->state = SS_CONNECTED;
+	inner_adopt(inner, newsock);
+	inner_set(sk, inner);
+	return 0;
+}
+
+/**
+ * take() - Take a client that the host has brought
+ * @listener:	Inner listener
+ * @newsock:	Where it goes
+ *
+ * Returns: 0, or a negated errno; -EAGAIN: there is none
+ */
+static int take(struct inner *listener, struct socket *newsock)
+{
+	const struct sock *outer = listener->outer;
+	struct vsock_sock *vsk = vsock_sk(listener->sock->sk);
+	struct socket *under;
+	struct sock *sk;
+	int error;
+
+	while (!list_empty_careful(&vsk->accept_queue)) {
+		error = __sock_create(sock_net(outer), outer->sk_family,
+				      SOCK_STREAM, IPPROTO_TCP, &under, 0);
+		if (error)
+			return error;
+		sk = lend(under, listener->sock->ops);
+		error = real_accept(listener->sock->ops, listener->sock, under,
+				    true);
+		if (error) {
+			discard(under, sk);
+			return error;
+		}
+		error = dress(listener, under, sk, newsock);
+		if (!error)
+			return 0;
+		part(under, sk);
+		if (error != -EAGAIN)
+			return error;
+	}
+	return -EAGAIN;
+}
+
+/**
+ * tsi_accept() - accept()
+ * @sock:	Listener
+ * @newsock:	Where the connection goes
+ *
+ * Returns: 0, or a negated errno
+ */
+int tsi_accept(struct socket *sock, struct socket *newsock, ACCEPT_ARGS)
+{
+	struct sock *sk = sock->sk;
+	struct inner *inner = inner_get(sk);
+	long timeout = sock_rcvtimeo(sk, ACCEPT_FLAGS() & O_NONBLOCK);
+	DEFINE_WAIT_FUNC(wait, woken_wake_function);
+	int error;
+
+	if (!inner || inner->phase != LISTENING) {
+		inner_put(inner);
+		return real_ops(sk)->accept(sock, newsock, ACCEPT_PASS);
+	}
+	add_wait_queue_exclusive(sk_sleep(sk), &wait);
+	for (;;) {
+		error = real_accept(real_ops(sk), sock, newsock, true);
+		if (error == -EAGAIN)
+			error = take(inner, newsock);
+		if (error != -EAGAIN || !timeout)
+			break;
+		if (signal_pending(current)) {
+			error = sock_intr_errno(timeout);
+			break;
+		}
+		timeout = wait_woken(&wait, TASK_INTERRUPTIBLE, timeout);
+	}
+	remove_wait_queue(sk_sleep(sk), &wait);
+	if (error) /* another one's client may have woken us */
+		wake_up_interruptible(sk_sleep(sk));
+	inner_put(inner);
+	return error;
+}

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * bytes.c - what is sent and received
+ *
+ * Theory of operation
+ * ===================
+ *
+ * Bytes are vsock's; who waits, for how long, and which error is told first are
+ * as tcp_sendmsg() and tcp_recvmsg() have it. Receiving waits here, so that
+ * vsock is called only for what is there: it would refuse to wait for more
+ * bytes than its buffer holds. Sending waits in vsock, in the same queue.
+ */
+
+#include <linux/sched/signal.h>
+#include <linux/splice.h>
+#include <linux/uio.h>
+#include <net/af_vsock.h>
+
+#include "inet.h"
+
+/* ---- sending ---- */
+
+/**
+ * await_connection() - Wait as long as a socket is connecting
+ * @sk:		Outer socket
+ * @inner:	Inner one
+ * @flags:	Of the call
+ *
+ * Returns: 0, or a negated errno
+ */
+static int await_connection(struct sock *sk, struct inner *inner, int flags)
+{
+	long timeout = sock_sndtimeo(sk, flags & MSG_DONTWAIT);
+
+	if (smp_load_acquire(&inner->phase) != CONNECTING)
+		return 0;
+	if (!timeout)
+		return -EAGAIN;
+	timeout = wait_event_interruptible_timeout(
+	    *sk_sleep(sk), smp_load_acquire(&inner->phase) != CONNECTING,
+	    timeout);
+	if (timeout > 0)
+		return 0;
+	return timeout ? sock_intr_errno(timeout) : -EAGAIN;
+}
+
+/**
+ * tsi_sendmsg() - send(), write(), and all that ends there
+ * @sock:	Socket
+ * @msg:	What to send; an address in it is ignored, as TCP does
+ * @len:	Bytes of it
+ *
+ * Returns: bytes sent, or a negated errno
+ */
+int tsi_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
+{
+	unsigned int flags = msg->msg_flags;
+	struct sock *sk = sock->sk;
+	struct inner *inner = inner_get(sk);
+	struct sock *under;
+	int sent;
+
+	if (!inner || inner->phase == LISTENING) {
+		inner_put(inner);
+		return real_ops(sk)->sendmsg(sock, msg, len);
+	}
+	sent = await_connection(sk, inner, flags);
+	if (!sent && (sk->sk_err || inner->phase == CLOSED ||
+		      (inner_over(inner) & SEND_SHUTDOWN)))
+		sent = -EPIPE;
+	if (!sent && (flags & MSG_OOB))
+		sent = -EOPNOTSUPP;
+	if (!sent) {
+		under = inner->sock->sk;
+		if (READ_ONCE(under->sk_sndtimeo) != sk->sk_sndtimeo)
+			WRITE_ONCE(under->sk_sndtimeo, sk->sk_sndtimeo);
+		msg->msg_name = NULL;
+		msg->msg_namelen = 0;
+		msg->msg_flags =
+		    (flags & ~(MSG_ZEROCOPY | MSG_EOR)) | MSG_NOSIGNAL;
+		sent = inner->sock->ops->sendmsg(inner->sock, msg, len);
+		msg->msg_flags = flags;
+		if (sent == -ENOTCONN || sent == -ECONNRESET)
+			sent = -EPIPE;
+	}
+	inner_put(inner);
+	return sent == -EPIPE ? sk_stream_error(sk, flags, sent) : sent;
+}
+
+/* ---- receiving ---- */
+
+/**
+ * discard() - Take bytes that nobody wants
+ * @inner:	Connection
+ * @len:	How many at most
+ *
+ * Returns: how many, or a negated errno
+ */
+static int discard(struct inner *inner, size_t len)
+{
+	char bytes[256];
+	struct msghdr msg = {};
+	struct kvec vec = {.iov_base = bytes,
+			   .iov_len = min(len, sizeof(bytes))};
+
+	return kernel_recvmsg(inner->sock, &msg, &vec, 1, vec.iov_len,
+			      MSG_DONTWAIT);
+}
+
+/**
+ * pull() - Take bytes that are there
+ * @inner:	Connection
+ * @msg:	Where to
+ * @len:	How many at most
+ * @flags:	Of the call
+ *
+ * Returns: how many; 0: another thread was faster; or a negated errno
+ */
+static int pull(struct inner *inner, struct msghdr *msg, size_t len, int flags)
+{
+	int got;
+
+	if ((flags & MSG_TRUNC) && (flags & MSG_PEEK))
+		return min(len, inner_readable(inner));
+	if (flags & MSG_TRUNC)
+		got = discard(inner, len);
+	else
+		got = inner->sock->ops->recvmsg(
+		    inner->sock, msg, len, (flags & MSG_PEEK) | MSG_DONTWAIT);
+	return got == -EAGAIN || got == -ENOTCONN ? 0 : got;
+}
+
+/**
+ * is_over() - Will nothing more come?
+ * @sk:		Outer socket
+ * @inner:	Inner one
+ *
+ * Returns: true if so
+ */
+static bool is_over(const struct sock *sk, const struct inner *inner)
+{
+	return READ_ONCE(sk->sk_err) || (inner_over(inner) & RCV_SHUTDOWN) ||
+	       READ_ONCE(inner->phase) == CLOSED;
+}
+
+/**
+ * await_bytes() - Wait for bytes
+ * @sk:		Outer socket
+ * @inner:	Inner one
+ * @want:	So many
+ * @timeout:	At most so long, jiffies
+ *
+ * Returns: what is left of @timeout
+ */
+static long await_bytes(struct sock *sk, struct inner *inner, size_t want,
+			long timeout)
+{
+	DEFINE_WAIT_FUNC(wait, woken_wake_function);
+
+	add_wait_queue(sk_sleep(sk), &wait);
+	while (inner_readable(inner) < want && !is_over(sk, inner) && timeout &&
+	       !signal_pending(current))
+		timeout = wait_woken(&wait, TASK_INTERRUPTIBLE, timeout);
+	remove_wait_queue(sk_sleep(sk), &wait);
+	return timeout;
+}
+
+/**
+ * end_of() - What a read without bytes returns
+ * @sk:		Outer socket
+ * @inner:	Inner one
+ * @timeout:	What is left of it, jiffies
+ *
+ * Returns: 0: it is the end; or a negated errno
+ */
+static int end_of(struct sock *sk, const struct inner *inner, long timeout)
+{
+	int error = sock_error(sk);
+
+	if (error || (inner_over(inner) & RCV_SHUTDOWN))
+		return error;
+	if (READ_ONCE(inner->phase) == CLOSED)
+		return -ENOTCONN;
+	return timeout && signal_pending(current) ? sock_intr_errno(timeout)
+						  : -EAGAIN;
+}
+
+/**
+ * receive() - recvmsg() of a socket that has an inner one
+ * @sk:		Outer socket
+ * @inner:	Inner one
+ * @msg:	Where to
+ * @len:	Bytes at most
+ * @flags:	Of the call
+ *
+ * Returns: bytes received, or a negated errno
+ */
+static int receive(struct sock *sk, struct inner *inner, struct msghdr *msg,
+		   size_t len, int flags)
+{
+	long timeout = sock_rcvtimeo(sk, flags & MSG_DONTWAIT);
+	size_t target = sock_rcvlowat(sk, flags & MSG_WAITALL, len);
+	size_t done = 0, want = flags & MSG_PEEK ? target : 1;
+	int got;
+
+	for (;;) {
+		size_t ready = inner_readable(inner);
+		bool last =
+		    is_over(sk, inner) || !timeout || signal_pending(current);
+
+		if (ready && (ready >= want || last)) {
+			got = pull(inner, msg, len - done, flags);
+			if (got < 0)
+				return done ?: got;
+			done += got;
+			if (done >= target || (flags & MSG_PEEK) || !len)
+				return done;
+			if (got)
+				continue;
+			last = is_over(sk, inner) || !timeout;
+		}
+		if (last)
+			return done ?: end_of(sk, inner, timeout);
+		timeout = await_bytes(sk, inner, want, timeout);
+	}
+}
+
+/**
+ * tsi_recvmsg() - recv(), read(), and all that ends there
+ * @sock:	Socket
+ * @msg:	Where to
+ * @len:	Bytes at most
+ * @flags:	Of the call
+ *
+ * Returns: bytes received, or a negated errno
+ */
+int tsi_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags)
+{
+	struct sock *sk = sock->sk;
+	struct inner *inner = inner_get(sk);
+	int done;
+
+	if (!inner || inner->phase == LISTENING || (flags & MSG_ERRQUEUE)) {
+		inner_put(inner);
+		return real_ops(sk)->recvmsg(sock, msg, len, flags);
+	}
+	done = flags & MSG_OOB ? -EINVAL : receive(sk, inner, msg, len, flags);
+	if (done >= 0)
+		msg->msg_namelen = 0;
+	inner_put(inner);
+	return done;
+}
+
+/**
+ * tsi_splice_read() - splice() to a pipe
+ * @sock:	Socket
+ * @at:		Unused
+ * @pipe:	Pipe
+ * @len:	Bytes at most
+ * @flags:	Of the call
+ *
+ * Returns: bytes, or a negated errno
+ */
+ssize_t tsi_splice_read(struct socket *sock, loff_t *at,
+			struct pipe_inode_info *pipe, size_t len,
+			unsigned int flags)
+{
+	struct inner *inner = inner_get(sock->sk);
+
+	inner_put(inner);
+	return inner ? real_splice_read(sock->file, at, pipe, len, flags)
+		     : real_ops(sock->sk)->splice_read(sock, at, pipe, len,
+						       flags);
+}

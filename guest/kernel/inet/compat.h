@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * compat.h - what differs among the kernels that tsi_inet is built for
+ */
+#ifndef INET_COMPAT_H
+#define INET_COMPAT_H
+
+#include <linux/net.h>
+#include <linux/version.h>
+#include <net/inet_sock.h>
+
+#define SINCE(major, minor)                                                    \
+	(LINUX_VERSION_CODE >= KERNEL_VERSION(major, minor, 0))
+
+/* What bind() and connect() take: of no size from 6.19 on */
+#if SINCE(6, 19)
+typedef struct sockaddr_unsized any_sockaddr;
+#else
+typedef struct sockaddr any_sockaddr;
+#endif
+
+/* accept()'s arguments */
+#if SINCE(6, 10)
+#define ACCEPT_ARGS    struct proto_accept_arg *arg
+#define ACCEPT_PASS    arg
+#define ACCEPT_FLAGS() (arg->flags)
+#else
+#define ACCEPT_ARGS    int flags, bool kern
+#define ACCEPT_PASS    flags, kern
+#define ACCEPT_FLAGS() (flags)
+#endif
+
+/**
+ * real_accept() - accept(), as the kernel's own code wants to be called
+ * @ops:	Whose
+ * @sock:	Listener
+ * @newsock:	Socket without a sock, for the connection
+ * @nonblock:	Whether to fail in place of waiting
+ *
+ * Returns: 0, or a negated errno
+ */
+static inline int real_accept(const struct proto_ops *ops, struct socket *sock,
+			      struct socket *newsock, bool nonblock)
+{
+	int flags = nonblock ? O_NONBLOCK : 0;
+#if SINCE(6, 10)
+	struct proto_accept_arg arg = {.flags = flags};
+
+	return ops->accept(sock, newsock, &arg);
+#else
+	return ops->accept(sock, newsock, flags, false);
+#endif
+}
+
+#if SINCE(6, 5)
+#define real_splice_read copy_splice_read
+#else
+#define real_splice_read generic_file_splice_read
+#endif
+
+/**
+ * free_bind() - Let a socket be bound to an address that no interface has
+ * @sk:		Socket, locked
+ * @on:		Whether to
+ *
+ * Returns: what was set before
+ */
+static inline bool free_bind(struct sock *sk, bool on)
+{
+#if SINCE(6, 6)
+	bool was = inet_test_bit(FREEBIND, sk);
+
+	inet_assign_bit(FREEBIND, sk, on);
+#else
+	bool was = inet_sk(sk)->freebind;
+
+	inet_sk(sk)->freebind = on;
+#endif
+	return was;
+}
+
+#endif /* INET_COMPAT_H */

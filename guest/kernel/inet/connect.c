@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * connect.c - connect()
+ *
+ * Theory of operation
+ * ===================
+ *
+ * As inet_stream_connect(), with the inner socket's phase in place of TCP's
+ * state. Security modules have seen the inet address by now, as it is the
+ * system call that asks them; the hooks of cgroups are inet's own, so they are
+ * asked here. What stays in the guest is TCP's from beginning to end.
+ *
+ *	outer socket		inner phase	connect()
+ *	SS_UNCONNECTED		-		begins
+ *	SS_CONNECTING		CONNECTING	EALREADY, or waits
+ *	SS_CONNECTING		ESTABLISHED	0, and is SS_CONNECTED
+ *	SS_CONNECTING		CLOSED		the errno, and is as before
+ *	SS_CONNECTED		any		EISCONN
+ *
+ * The inner connect() is never waited for in vsock, which gives an attempt up
+ * when a signal comes.
+ */
+
+#include <linux/bpf-cgroup.h>
+#include <linux/sched/signal.h>
+#include <net/af_vsock.h>
+#include <net/inet_sock.h>
+#include <net/ip.h>
+#include <net/ipv6.h>
+
+#include "inet.h"
+
+/**
+ * low_half() - A port to show for a socket that isn't bound
+ * @sk:		Socket
+ *
+ * Returns: one that TCP would choose, in turn
+ */
+static u16 low_half(const struct sock *sk)
+{
+	static atomic_t next;
+	int low, high;
+
+	inet_get_local_port_range(sock_net(sk), &low, &high);
+	return low + (u32)atomic_inc_return(&next) % (high - low + 1);
+}
+
+/**
+ * start() - Begin to connect
+ * @sock:	Outer socket, locked
+ * @to:		Destination
+ * @token:	Its token
+ *
+ * Returns: 0, or a negated errno, and then nothing has changed
+ */
+static int start(struct socket *sock, const struct endpoint *to, u32 token)
+{
+	struct sockaddr_vm at = {
+	    .svm_family = AF_VSOCK,
+	    .svm_cid = VMADDR_CID_HOST,
+	    .svm_port = token,
+	};
+	struct sock *sk = sock->sk;
+	struct tsi_welcome welcome;
+	struct inner *inner;
+	int error = inner_make(sk, &inner);
+
+	if (error)
+		return error;
+	stream_welcome(&welcome);
+	vsock_sk(inner->sock->sk)->connect_timeout =
+	    msecs_to_jiffies(welcome.connect_timeout_ms);
+	inner->token = token;
+	inner->peer = *to;
+	error = inner_bind(inner, inet_sk(sk)->inet_num ?: low_half(sk));
+	if (error)
+		goto put;
+	address_own(sk, &to->address, inner->port, &inner->own);
+	inner_adopt(inner, sock);
+	WRITE_ONCE(sk->sk_err, 0); /* as tcp_connect() */
+	sock_reset_flag(sk, SOCK_DONE);
+	sock->state = SS_CONNECTING;
+	inner_set(sk, inner);
+	error = inner->sock->ops->connect(inner->sock, (any_sockaddr *)&at,
+					  sizeof(at), O_NONBLOCK);
+	if (!error || error == -EINPROGRESS)
+		return 0;
+	inner_set(sk, NULL);
+	sock->state = SS_UNCONNECTED;
+put:
+	inner_put(inner);
+	return error == -ENODEV ? -ENETUNREACH : error;
+}
+
+/**
+ * await() - Wait until an attempt has come to its end
+ * @sk:		Outer socket, locked
+ * @inner:	The attempt, held
+ * @timeout:	At most so long, jiffies
+ *
+ * Returns: what is left of @timeout
+ */
+static long await(struct sock *sk, struct inner *inner, long timeout)
+{
+	DEFINE_WAIT_FUNC(wait, woken_wake_function);
+
+	add_wait_queue(sk_sleep(sk), &wait);
+	while (smp_load_acquire(&inner->phase) == CONNECTING && timeout &&
+	       !signal_pending(current)) {
+		release_sock(sk);
+		timeout = wait_woken(&wait, TASK_INTERRUPTIBLE, timeout);
+		lock_sock(sk);
+	}
+	remove_wait_queue(sk_sleep(sk), &wait);
+	return timeout;
+}
+
+/**
+ * outcome() - What connect() returns of an attempt that has begun
+ * @sock:	Outer socket, locked
+ * @inner:	The attempt, held
+ * @flags:	Of the call
+ * @error:	What it returns if the attempt isn't waited for
+ *
+ * Returns: 0, or a negated errno
+ */
+static int outcome(struct socket *sock, struct inner *inner, int flags,
+		   int error)
+{
+	struct sock *sk = sock->sk;
+	long timeout = sock_sndtimeo(sk, flags & O_NONBLOCK);
+
+	if (smp_load_acquire(&inner->phase) == CONNECTING) {
+		if (!timeout)
+			return error;
+		timeout = await(sk, inner, timeout);
+	}
+	switch (smp_load_acquire(&inner->phase)) {
+	case ESTABLISHED:
+		sock->state = SS_CONNECTED;
+		return 0;
+	case CONNECTING:
+		return timeout ? sock_intr_errno(timeout) : error;
+	default:
+		error = sock_error(sk) ?: -ECONNABORTED;
+		end_inner(sock, inner);
+		return error;
+	}
+}
+
+/**
+ * begin() - connect() of a socket that has no inner one
+ * @sock:	Outer socket, locked
+ * @to:		Destination
+ *
+ * Returns: 0, or a negated errno; the socket is locked
+ */
+static int begin(struct socket *sock, const struct endpoint *to)
+{
+	struct sock *sk = sock->sk;
+	struct inner *inner;
+	u32 token;
+	int error;
+
+	release_sock(sk); /* a destination's first connect() may take a while */
+	error = control_need();
+	if (!error && !address_can_reach(&to->address))
+		error = -ENETUNREACH;
+	if (!error)
+		error = routes_token(to, &token);
+	lock_sock(sk);
+	if (error)
+		return error;
+	inner = inner_get(sk);
+	inner_put(inner);
+	if (inner || sock->state != SS_UNCONNECTED || sk->sk_state != TCP_CLOSE)
+		return -EALREADY; /* another thread was faster */
+	return start(sock, to, token);
+}
+
+/**
+ * disconnect() - connect() to no address
+ * @sock:	Outer socket
+ * @address:	AF_UNSPEC
+ * @len:	Bytes of it
+ * @flags:	Of the call
+ *
+ * Returns: 0, or a negated errno
+ */
+static int disconnect(struct socket *sock, any_sockaddr *address, int len,
+		      int flags)
+{
+	struct sock *sk = sock->sk;
+	struct inner *inner;
+	bool reset = false;
+	int error;
+
+	lock_sock(sk);
+	inner = inner_get(sk);
+	if (inner) {
+		reset = inner->phase != CLOSED && inner->phase != LISTENING;
+		end_inner(sock, inner);
+	}
+	release_sock(sk);
+	inner_put(inner);
+	error = real_ops(sk)->connect(sock, address, len, flags);
+	if (!error && reset)
+		WRITE_ONCE(sk->sk_err, ECONNRESET);
+	return error;
+}
+
+/**
+ * tsi_connect() - connect()
+ * @sock:	Socket
+ * @address:	Address
+ * @len:	Bytes of it
+ * @flags:	Of the call
+ *
+ * Returns: 0, or a negated errno
+ */
+int tsi_connect(struct socket *sock, any_sockaddr *address, int len, int flags)
+{
+	struct sockaddr *plain = (struct sockaddr *)address;
+	struct sock *sk = sock->sk;
+	struct inner *inner;
+	struct endpoint to;
+	bool real = false;
+	int error = 0;
+
+	if (len >= (int)sizeof(plain->sa_family) &&
+	    plain->sa_family == AF_UNSPEC)
+		return disconnect(sock, address, len, flags);
+	lock_sock(sk);
+	inner = inner_get(sk);
+	if (inner && inner->phase == LISTENING) {
+		error = -EISCONN;
+	} else if (inner && sock->state == SS_CONNECTED) {
+		error = -EISCONN;
+	} else if (inner) {
+		error = outcome(sock, inner, flags, -EALREADY);
+	} else if (sock->state != SS_UNCONNECTED || sk->sk_state != TCP_CLOSE) {
+		real = true;
+	} else {
+		if (BPF_CGROUP_PRE_CONNECT_ENABLED(sk) &&
+		    len >= (int)sizeof(struct sockaddr_in))
+			error = sk->sk_prot->pre_connect(sk, address, len);
+		real = !error && !address_leaves(sk, plain, len, &to);
+		if (!error && !real)
+			error = begin(sock, &to);
+		if (!error && !real) {
+			inner = inner_get(sk);
+			error = inner
+				    ? outcome(sock, inner, flags, -EINPROGRESS)
+				    : -ECONNABORTED;
+		}
+	}
+	release_sock(sk);
+	inner_put(inner);
+	return real ? real_ops(sk)->connect(sock, address, len, flags) : error;
+}

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * end.c - shutdown(), close()
+ *
+ * Theory of operation
+ * ===================
+ *
+ * The end of the own direction is the host's business, and an end of reading is
+ * not: with TCP no peer hears of it, and what is there can still be read. Where
+ * TCP resets - unread bytes, SO_LINGER of 0 s, connect() to no address - so
+ * does vsock.
+ */
+
+#include <linux/sched.h>
+#include <net/af_vsock.h>
+
+#include "inet.h"
+
+/**
+ * reset() - Have the host reset a connection, in place of ending it
+ * @inner:	It
+ *
+ * vsock answers a peer that has ended both directions by a RST.
+ */
+static void reset(struct inner *inner)
+{
+	struct sock *sk = inner->sock->sk;
+
+	if (inner->phase != ESTABLISHED)
+		return;
+	lock_sock(sk);
+	vsock_sk(sk)->peer_shutdown = SHUTDOWN_MASK;
+	release_sock(sk);
+}
+
+/**
+ * end_inner() - Part an inet socket from its inner one
+ * @sock:	Outer socket, locked
+ * @inner:	The inner one, held by the caller, too
+ *
+ * Whoever sleeps in it wakes.
+ */
+void end_inner(struct socket *sock, struct inner *inner)
+{
+	struct sock *sk = sock->sk;
+	struct inner *there = inner_get(sk);
+
+	inner_put(there);
+	if (there != inner)
+		return; /* another thread was faster */
+	inner_set(sk, NULL);
+	if (inner->phase == LISTENING) {
+		publish_end(inner);
+	} else {
+		sock->state = SS_UNCONNECTED;
+		WRITE_ONCE(sk->sk_shutdown, 0);
+	}
+	reset(inner);
+	lock_sock(inner->sock->sk);
+	inner->sock->sk->sk_shutdown = SHUTDOWN_MASK;
+	inner->sock->sk->sk_state_change(inner->sock->sk);
+	release_sock(inner->sock->sk);
+	inner_put(inner);
+}
+
+/**
+ * tsi_shutdown() - shutdown()
+ * @sock:	Socket
+ * @how:	SHUT_RD, SHUT_WR or SHUT_RDWR
+ *
+ * Returns: 0, or a negated errno
+ */
+int tsi_shutdown(struct socket *sock, int how)
+{
+	int directions = how + 1; /* SEND_SHUTDOWN, RCV_SHUTDOWN */
+	struct sock *sk = sock->sk;
+	struct inner *inner = inner_get(sk);
+	bool real = !inner;
+	int error = 0;
+
+	if (!inner || (directions & ~SHUTDOWN_MASK) || !directions) {
+		inner_put(inner);
+		return real_ops(sk)->shutdown(sock, how);
+	}
+	lock_sock(sk);
+	switch (inner->phase) {
+	case LISTENING:
+		if (directions & RCV_SHUTDOWN)
+			end_inner(sock, inner);
+		real = true;
+		break;
+	case CONNECTING:
+		end_inner(sock, inner);
+		WRITE_ONCE(sk->sk_err, ECONNRESET);
+		sk->sk_state_change(sk);
+		break;
+	case ESTABLISHED:
+		WRITE_ONCE(sk->sk_shutdown, sk->sk_shutdown | directions);
+		if (directions & SEND_SHUTDOWN)
+			kernel_sock_shutdown(inner->sock, SHUT_WR);
+		sk->sk_state_change(sk);
+		break;
+	case CLOSED:
+		error = -ENOTCONN;
+		break;
+	}
+	release_sock(sk);
+	inner_put(inner);
+	return real ? real_ops(sk)->shutdown(sock, how) : error;
+}
+
+/**
+ * tsi_release() - close() of the last descriptor
+ * @sock:	Socket
+ *
+ * Returns: 0
+ */
+int tsi_release(struct socket *sock)
+{
+	struct sock *sk = sock->sk;
+	struct inner *inner = sk ? inner_get(sk) : NULL;
+	struct sock *under;
+
+	if (!inner)
+		return sk ? real_ops(sk)->release(sock) : 0;
+	lock_sock(sk);
+	inner_set(sk, NULL);
+	release_sock(sk);
+	if (inner->phase == LISTENING)
+		publish_end(inner);
+	under = inner->sock->sk;
+	if (inner_readable(inner) ||
+	    (sock_flag(sk, SOCK_LINGER) && !sk->sk_lingertime)) {
+		reset(inner);
+	} else if (sock_flag(sk, SOCK_LINGER)) {
+		under->sk_lingertime = sk->sk_lingertime;
+		sock_set_flag(under, SOCK_LINGER);
+	}
+	inner_put(inner); /* the socket's */
+	inner_put(inner);
+	return real_ops(sk)->release(sock);
+}

@@ -1,0 +1,214 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * inet.h - what the parts of tsi_inet share
+ *
+ *	main.c		which sockets are ours, and their operations
+ *	connect.c	connect()
+ *	listen.c	bind(), listen()
+ *	accept.c	accept()
+ *	bytes.c		what is sent and received
+ *	poll.c		poll()
+ *	name.c		names, options, ioctl()
+ *	end.c		shutdown(), close()
+ *	address.c	where a destination is, whose an address
+ *	control.c	what the host says, and the thread that hears it
+ *	publish.c	what the host is told of listeners
+ *	inner.c		the vsock sockets beneath
+ *	routes.c	destinations and their tokens
+ *	callers.c	clients and their ranges of ports
+ *	stream.c	the stream to the host
+ *
+ * A part calls those below it.
+ */
+#ifndef INET_H
+#define INET_H
+
+#include <linux/in6.h>
+#include <linux/net.h>
+#include <linux/refcount.h>
+#include <linux/workqueue.h>
+#include <net/sock.h>
+
+#include "../../include/wire.h"
+#include "compat.h"
+
+/**
+ * struct endpoint - An address and a port
+ * @address:	IPv6, or IPv4 in its v4-mapped form
+ * @port:	In network order
+ */
+struct endpoint {
+	struct in6_addr address;
+	__be16 port;
+};
+
+/**
+ * enum phase - How far a vsock socket is
+ * @CONNECTING:	The host was asked
+ * @ESTABLISHED: It carries bytes
+ * @CLOSED:	It failed, or was reset: the errno is the outer socket's
+ * @LISTENING:	The host may connect to it
+ */
+enum phase { CONNECTING, ESTABLISHED, CLOSED, LISTENING };
+
+/**
+ * struct inner - A vsock socket beneath an inet one
+ * @users:	Who holds it
+ * @phase:	How far it is; inner_lock
+ * @failed:	FAILED's errno, 0: hasn't come; same
+ * @ended:	The peer has ended its direction, in order
+ * @outer:	The inet socket
+ * @sock:	The vsock socket; its wait queue is the inet socket's
+ * @port:	Its vsock port, by which the host's messages name it
+ * @token:	Where it is connected to; 0: it was accepted, or listens
+ * @own:	What getsockname() shows of a connection
+ * @peer:	What getpeername() does
+ * @answered:	LISTENING has come; inner_lock, as are the two below
+ * @published:	Port that it named, in host order
+ * @refused:	Errno that it named
+ * @patience:	For FAILED after a reset
+ * @by_port:	In the table of all
+ * @rcu:	For its end
+ */
+struct inner {
+	refcount_t users;
+	enum phase phase;
+	int failed;
+	bool ended;
+	struct sock *outer;
+	struct socket *sock;
+	u32 port;
+	u32 token;
+	struct endpoint own;
+	struct endpoint peer;
+	bool answered;
+	u16 published;
+	int refused;
+	struct delayed_work patience;
+	struct hlist_node by_port;
+	struct rcu_head rcu;
+};
+
+/* ---- main.c ---- */
+
+const struct proto_ops *real_ops(const struct sock *sk);
+
+/* ---- the operations ---- */
+
+int tsi_connect(struct socket *sock, any_sockaddr *address, int len, int flags);
+int tsi_bind(struct socket *sock, any_sockaddr *address, int len);
+int tsi_listen(struct socket *sock, int backlog);
+int tsi_accept(struct socket *sock, struct socket *newsock, ACCEPT_ARGS);
+int tsi_sendmsg(struct socket *sock, struct msghdr *msg, size_t len);
+int tsi_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags);
+ssize_t tsi_splice_read(struct socket *sock, loff_t *ppos,
+			struct pipe_inode_info *pipe, size_t len,
+			unsigned int flags);
+__poll_t tsi_poll(struct file *file, struct socket *sock,
+		  struct poll_table_struct *wait);
+int tsi_getname(struct socket *sock, struct sockaddr *address, int peer);
+int tsi_getsockopt(struct socket *sock, int level, int name, char __user *value,
+		   int __user *len);
+int tsi_ioctl(struct socket *sock, unsigned int request, unsigned long arg);
+#ifdef CONFIG_COMPAT
+int tsi_compat_ioctl(struct socket *sock, unsigned int request,
+		     unsigned long arg);
+#endif
+int tsi_shutdown(struct socket *sock, int how);
+int tsi_release(struct socket *sock);
+
+/* ---- end.c ---- */
+
+void end_inner(struct socket *sock, struct inner *inner);
+
+/* ---- address.c ---- */
+
+bool address_leaves(const struct sock *sk, const struct sockaddr *address,
+		    int len, struct endpoint *ret_to);
+bool address_is_pods(const struct in6_addr *address);
+bool address_can_reach(const struct in6_addr *address);
+void address_bound(const struct sock *sk, struct endpoint *ret_bound);
+void address_own(const struct sock *sk, const struct in6_addr *peer, u32 port,
+		 struct endpoint *ret_own);
+int address_show(const struct sock *sk, const struct endpoint *from,
+		 struct sockaddr *ret_address);
+
+/* ---- publish.c ---- */
+
+int publish(struct inner *listener);
+void publish_end(struct inner *listener);
+
+/* ---- inner.c ---- */
+
+extern spinlock_t inner_lock;
+
+void inner_begin(struct inner *inner, struct sock *sk, struct socket *sock);
+int inner_make(struct sock *sk, struct inner **ret_inner);
+int inner_bind(struct inner *inner, u16 low);
+void inner_adopt(struct inner *inner, struct socket *outer);
+void inner_settle(struct inner *inner);
+struct inner *inner_get(const struct sock *sk);
+void inner_set(struct sock *sk, struct inner *inner);
+void inner_put(struct inner *inner);
+void inner_failed(const struct tsi_failed *failed);
+void inner_listening(const struct tsi_listening *listening);
+void inner_each_listener(int (*tell)(struct inner *listener));
+
+/**
+ * inner_readable() - Bytes that wait
+ * @inner:	Connection
+ *
+ * Returns: how many
+ */
+size_t inner_readable(const struct inner *inner);
+
+/**
+ * inner_over() - Which directions are over, and nothing waits
+ * @inner:	Connection
+ *
+ * Returns: RCV_SHUTDOWN, SEND_SHUTDOWN, both or neither
+ */
+int inner_over(const struct inner *inner);
+
+/* ---- control.c ---- */
+
+int control_begin(void);
+int control_need(void);
+
+/* ---- routes.c ---- */
+
+int routes_token(const struct endpoint *to, u32 *ret_token);
+void routes_begin(void);
+void routes_forget(u32 token);
+
+/* ---- callers.c ---- */
+
+int callers_begin(void);
+bool callers_set(const struct tsi_caller *caller);
+bool callers_find(u32 port, struct in6_addr *ret_address);
+
+/* ---- stream.c ---- */
+
+/**
+ * struct message - What the host may send after WELCOME
+ * @type:	enum tsi_type
+ * @len:	Bytes of payload
+ * @handle:	Called with the payload
+ */
+struct message {
+	u16 type;
+	u16 len;
+	void (*handle)(const void *payload);
+};
+
+#define MAX_PAYLOAD 64 /* of a message from the host, after WELCOME */
+
+int stream_begin(void);
+void stream_close(void);
+bool stream_is_open(void);
+void stream_end(const char *why);
+int stream_send(enum tsi_type type, const void *payload, size_t len);
+int stream_read(const struct message *messages, size_t count);
+void stream_welcome(struct tsi_welcome *ret_welcome);
+
+#endif /* INET_H */

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * listen.c - bind(), listen()
+ *
+ * Theory of operation
+ * ===================
+ *
+ * A listener is TCP's, for the guest's own programs, and beneath it is one of
+ * vsock, for the host's. The program waits for both in one queue. If the host
+ * doesn't publish the port, or there is no host, it stays TCP's alone.
+ */
+
+#include <linux/sched/signal.h>
+#include <net/inet_sock.h>
+#include <net/ipv6.h>
+
+#include "inet.h"
+
+#define ANSWER (5 * HZ) /* for the host to say whether it publishes */
+
+/**
+ * tsi_bind() - bind()
+ * @sock:	Socket
+ * @address:	Address
+ * @len:	Bytes of it
+ *
+ * The pod's address is on no interface of the guest, and is the program's.
+ *
+ * Returns: 0, or a negated errno
+ */
+int tsi_bind(struct socket *sock, any_sockaddr *address, int len)
+{
+	struct sockaddr *plain = (struct sockaddr *)address;
+	struct sock *sk = sock->sk;
+	struct inner *inner = inner_get(sk);
+	struct in6_addr wanted = in6addr_any;
+	bool was, pods;
+	int error;
+
+	if (inner) {
+		inner_put(inner);
+		return -EINVAL;
+	}
+	if (plain->sa_family == AF_INET &&
+	    len >= (int)sizeof(struct sockaddr_in))
+		ipv6_addr_set_v4mapped(
+		    ((struct sockaddr_in *)plain)->sin_addr.s_addr, &wanted);
+	else if (plain->sa_family == AF_INET6 && len >= SIN6_LEN_RFC2133)
+		wanted = ((struct sockaddr_in6 *)plain)->sin6_addr;
+	pods = address_is_pods(&wanted);
+	if (pods) {
+		lock_sock(sk);
+		was = free_bind(sk, true);
+		release_sock(sk);
+	}
+	error = real_ops(sk)->bind(sock, address, len);
+	if (pods) {
+		lock_sock(sk);
+		free_bind(sk, was);
+		release_sock(sk);
+	}
+	return error;
+}
+
+/**
+ * is_private() - Is a socket for the guest's own programs?
+ * @sk:		Socket, bound
+ *
+ * Returns: true if nobody else could reach it
+ */
+static bool is_private(const struct sock *sk)
+{
+	struct endpoint bound;
+
+	address_bound(sk, &bound);
+	if (ipv6_addr_v4mapped(&bound.address))
+		return ipv4_is_loopback(bound.address.s6_addr32[3]);
+	return ipv6_addr_loopback(&bound.address);
+}
+
+/**
+ * await() - Wait for the host's answer
+ * @listener:	Listener that it was told of
+ */
+static void await(struct inner *listener)
+{
+	wait_event_interruptible_timeout(*sk_sleep(listener->outer),
+					 READ_ONCE(listener->answered), ANSWER);
+}
+
+/**
+ * make() - Make the vsock listener beneath a TCP one
+ * @sock:	Outer socket, listening
+ * @backlog:	Its backlog
+ * @ret_inner:	Set to it
+ *
+ * Returns: 0, or a negated errno
+ */
+static int make(struct socket *sock, int backlog, struct inner **ret_inner)
+{
+	struct inner *inner;
+	int error = inner_make(sock->sk, &inner);
+
+	if (error)
+		return error;
+	error = inner_bind(inner, inet_sk(sock->sk)->inet_num);
+	if (!error) {
+		inner_adopt(inner, sock);
+		inner->phase = LISTENING;
+		error = inner->sock->ops->listen(inner->sock, backlog);
+	}
+	if (error)
+		inner_put(inner);
+	else
+		*ret_inner = inner;
+	return error;
+}
+
+/**
+ * tsi_listen() - listen()
+ * @sock:	Socket
+ * @backlog:	Backlog
+ *
+ * Returns: 0, or a negated errno
+ */
+int tsi_listen(struct socket *sock, int backlog)
+{
+	struct sock *sk = sock->sk;
+	struct inner *inner, *other;
+	int error = real_ops(sk)->listen(sock, backlog);
+	bool kept = false;
+
+	if (error)
+		return error;
+	inner = inner_get(sk);
+	if (inner) {
+		inner->sock->ops->listen(inner->sock, backlog);
+		publish(inner);
+		inner_put(inner);
+		return 0;
+	}
+	if (is_private(sk) || control_need() || make(sock, backlog, &inner))
+		return 0;
+	if (!publish(inner))
+		await(inner);
+	error = inner->answered ? -inner->refused : 0;
+	lock_sock(sk);
+	other = inner_get(sk);
+	if (!error && inner->published && !other &&
+	    sk->sk_state == TCP_LISTEN) {
+		inner_set(sk, inner);
+		kept = true;
+	}
+	release_sock(sk);
+	inner_put(other);
+	if (!kept) {
+		if (!error || inner->published)
+			publish_end(inner); /* else the host has none */
+		inner_put(inner);
+	}
+	if (error)
+		real_ops(sk)->shutdown(sock, SHUT_RD);
+	return error;
+}
