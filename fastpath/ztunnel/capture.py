@@ -60,7 +60,7 @@ class Capture:
                 return
             client, there = captured.client, captured.destination
             if event.kind is EventKind.OPENED:
-                self._outbound.opened(client, event, there)
+                self._outbound.opened(client, event, captured.source, there)
                 return
             del self._captured[event.conn]
             if event.kind is EventKind.FAILED:

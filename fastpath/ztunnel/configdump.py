@@ -57,18 +57,39 @@ _NOWHERE: Final = Locality(region="", zone="", subzone="")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LiveConnection:
-    """An open connection."""
+    """An open connection of a program."""
 
     source: str
+    """The sandbox."""
+    client: SocketAddress
+    """The program's end."""
     original: SocketAddress
     actual: SocketAddress | None
     protocol: Transport = Transport.TCP
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class LiveClient:
+    """An open connection to a program."""
+
+    server: str
+    """The sandbox."""
+    client: SocketAddress
+    """Where it comes from: by HBONE, the tunnel."""
+    service: str
+    """The host name that the peer was asked for; empty: it did not say."""
+    actual: SocketAddress
+    """Where the program listens."""
+    protocol: Transport = Transport.TCP
+
+
+Live = LiveConnection | LiveClient
+
+
 def dump(
     state: MeshState,
     config: Config,
-    live: Iterable[LiveConnection],
+    live: Iterable[Live],
     certificates: Sequence[Mapping[str, Any]] = (),
 ) -> bytes:
     """Return the page; callable on any thread.
@@ -76,7 +97,7 @@ def dump(
     Args:
         state: the mesh.
         config: the same one, and our own settings.
-        live: outbound connections.
+        live: connections of sandboxes; others' are left out.
         certificates: of each identity.
     """
     from importlib.metadata import version  # takes a MB, and few ask
@@ -160,9 +181,7 @@ def _service(state: MeshState, service: Service) -> dict[str, Any]:
     return found
 
 
-def _workload_state(
-    config: Config, live: Iterable[LiveConnection]
-) -> dict[str, dict[str, Any]]:
+def _workload_state(config: Config, live: Iterable[Live]) -> dict[str, dict[str, Any]]:
     """What istioctl calls the connections of each pod."""
     found: dict[str, dict[str, Any]] = {}
     for sandbox in config.fastpath.sandboxes:
@@ -177,15 +196,25 @@ def _workload_state(
             "state": "Up",
         }
     for each in live:
-        if each.source in found:
-            found[each.source]["connections"]["outbound"].append(
-                {
-                    "originalDst": _address(each.original),
-                    "actualDst": _address(each.actual or each.original),
-                    "protocol": each.protocol.value,
-                }
-            )
+        inbound = isinstance(each, LiveClient)
+        whose = found.get(each.server if isinstance(each, LiveClient) else each.source)
+        if whose:
+            which = "inbound" if inbound else "outbound"
+            whose["connections"][which].append(_connection(each))
     return found
+
+
+def _connection(live: Live) -> dict[str, Any]:
+    if isinstance(live, LiveClient):
+        original, actual = live.service or None, live.actual
+    else:
+        original, actual = _address(live.original), live.actual or live.original
+    return {
+        "src": _address(live.client),
+        "originalDst": original,
+        "actualDst": _address(actual),
+        "protocol": live.protocol.value,
+    }
 
 
 def _address(address: SocketAddress) -> str:

@@ -130,6 +130,9 @@ class SandboxGate:
         self._around = around
         self._inbound: Inbound
         self._gates: list[Gate] = []
+        """In the order that they were opened; events of old ones still come."""
+        self._first = 0
+        """Of those that are open now."""
         self._waiting: dict[int, GateClient] = {}  # by the gate's connection
         self._decided: dict[int, GateClient] = {}
         """By tag: the first of those that the engine offers by itself."""
@@ -146,7 +149,7 @@ class SandboxGate:
         )
 
     def open(self, inbound_: Inbound) -> None:
-        """Listen at each IP, or at none.
+        """Listen at each IP, or at none; again after `close` or `drain`.
 
         Args:
             inbound_: takes the clients over.
@@ -157,6 +160,7 @@ class SandboxGate:
         self._inbound = inbound_
         inbound_.decider = self
         self._open = True
+        self._first = len(self._gates)
         try:
             for ip in self._server.workload.workload_ips:
                 self._gates.append(self._listen(ip, len(self._gates)))
@@ -167,6 +171,15 @@ class SandboxGate:
         self._unsubscribe = certificates.subscribe(identity, self._renew)
         self.set_mesh()
         self._publisher.gate_is_open = True
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes tunnels."""
+        return self._open
+
+    @property
+    def _those_open(self) -> list[Gate]:
+        return self._gates[self._first :]
 
     def set_mesh(self) -> None:
         """Answer as another content of Istio's file has it."""
@@ -184,7 +197,7 @@ class SandboxGate:
         Clients that are in are still reachable so, and stay.
         """
         if self._open:
-            for gate in self._gates:
+            for gate in self._those_open:
                 gate.drain(limit_s)
             self._stop()
 
@@ -197,16 +210,19 @@ class SandboxGate:
     def _stop(self) -> None:
         self._open = False
         self._unsubscribe()
-        for gate in self._gates:
+        for gate in self._those_open:
             gate.close()
         if self._headers:
             self._headers.close()
+            self._headers = None
         self._lines.flush()
 
     def stats(self) -> HboneStats | None:
         """The counters of all its gates; None: they are closed. On any thread."""
+        if not self._open:
+            return None
         try:
-            each = [gate.stats() for gate in self._gates]
+            each = [gate.stats() for gate in self._those_open]
         except StateError:
             return None
         names = HboneStats.__slots__
@@ -236,7 +252,7 @@ class SandboxGate:
         """Have the engine ask us of all."""
         if self._told and self._open:
             self._told = False
-            for gate in self._gates:
+            for gate in self._those_open:
                 gate.forget()
 
     def forgot(self, tag: int) -> None:
@@ -312,7 +328,7 @@ class SandboxGate:
         """There are other certificates."""
         server = self._server
         tls = self._around.certificates.tls(self._engine, server.identity)
-        for gate in self._gates:
+        for gate in self._those_open:
             gate.renew(tls)
 
     def _handle_event(self, index: int, event: Event) -> None:
@@ -416,6 +432,7 @@ class SandboxGate:
             source=source,
             authority=said.authority,
             accepted=accepted,
+            host=headers.forwarded_host(said.forwarded),
             preface=preface,
             alike=alike and bool(told or not said.forwarded),
         )

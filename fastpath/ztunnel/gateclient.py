@@ -54,6 +54,8 @@ class GateClient(Client):
     """As it came."""
     accepted: Accepted
     """Where it goes, and what policies are asked about."""
+    host: str = ""
+    """The service that it was asked for, as `forwarded` says."""
     preface: bytes = b""
     """What the program gets before the peer's bytes."""
     alike: bool = False

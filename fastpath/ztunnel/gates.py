@@ -2,14 +2,17 @@
 
 A sandbox has gates if its workload is `protocol: HBONE`, there are certificates, and
 neither another proxy nor `hbone: false` says otherwise (`Config.meshed`); and if the
-pod's IPs are for its listeners at all (`podListeners`).
+pod's IPs are for its listeners at all (`podListeners`). The first of these may change
+while the process runs, and a pod's network namespace may go: gates close then, or open.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
+from fastpath.errors import FastpathError
 from fastpath.ztunnel.gate import SandboxGate, Surroundings
 from fastpath.ztunnel.istio.model import Protocol
 from fastpath.ztunnel.shares import max_tunnels
@@ -26,7 +29,39 @@ if TYPE_CHECKING:
     from vhost_user.engine import Engine
     from vhost_user.hbone import HboneStats
 
+STAY_S: Final = 86400.0
+"""Of a workload that takes no more clients by HBONE, those that are in may stay."""
+
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A sandbox that may have a gate."""
+
+    gate: SandboxGate
+    server: LocalWorkload
+    inbound: Inbound
+
+    @property
+    def takes(self) -> bool:
+        """Whether peers may come by HBONE now."""
+        return self.server.workload.protocol is Protocol.HBONE and not self.is_gone
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the pod's network namespace is."""
+        return self.server.pod is not None and self.server.pod.gone
+
+    def open(self) -> None:
+        """Open the gate.
+
+        Raises:
+            FastpathError: it can't be opened.
+        """
+        self.gate.open(self.inbound)
+        ips = ", ".join(map(str, self.server.workload.workload_ips))
+        log.info("%s: HBONE at %s, as %s", self.server.name, ips, self.server.identity)
 
 
 class Gates:
@@ -44,8 +79,8 @@ class Gates:
         self._config = config
         self._certificates = certificates
         self._authorizer = authorizer
-        self._gates: dict[str, SandboxGate] = {}  # by the sandbox's name
-        self._servers: dict[str, LocalWorkload] = {}
+        self._draining = False
+        self._kept: dict[str, _Kept] = {}  # by the sandbox's name
         if not certificates:
             self._say_plain()
 
@@ -57,46 +92,53 @@ class Gates:
         publisher: SandboxPublisher,
         inbound: Inbound | None,
     ) -> None:
-        """Open a sandbox's, if it is to have some.
+        """Open a sandbox's, if it is to have some now; it may later.
 
         Raises:
             FastpathError: one can't be opened.
         """
-        hbone = server.workload.protocol is Protocol.HBONE
-        if not (server.meshed and hbone and sandbox.pod_listeners and inbound):
+        if not (server.meshed and sandbox.pod_listeners and inbound):
             return
         most = max_tunnels(self._config, sandbox)
         around = Surroundings(self._certificates, self._authorizer, most)
         gate = SandboxGate(server, engine, publisher, around)
-        gate.open(inbound)
-        self._gates[sandbox.name] = gate
-        self._servers[sandbox.name] = server
-        ips = ", ".join(map(str, server.workload.workload_ips))
-        log.info("%s: HBONE at %s, as %s", sandbox.name, ips, server.identity)
+        kept = self._kept[sandbox.name] = _Kept(gate, server, inbound)
+        if kept.takes:
+            kept.open()
 
     def judge_again(self, name: str) -> None:
         """A sandbox's network namespace may be gone, or its mesh have changed."""
-        gate = self._gates.get(name)
-        if gate is None:
+        kept = self._kept.get(name)
+        if kept is None:
             return
-        pod = self._servers[name].pod
-        if pod is not None and pod.gone:
+        gate = kept.gate
+        if kept.is_gone:
             gate.close()
+        elif gate.is_open and not kept.takes:
+            log.info("%s: no HBONE any more, by the mesh", name)
+            gate.drain(STAY_S)
+        elif kept.takes and not gate.is_open and not self._draining:
+            try:
+                kept.open()
+            except FastpathError as error:
+                log.warning("%s; there is no HBONE for it", error)
         gate.set_mesh()
 
     def drain(self, limit_s: float) -> None:
         """Have all peers open no more streams; what is left by then is cut."""
-        for gate in self._gates.values():
-            gate.drain(limit_s)
+        self._draining = True
+        for kept in self._kept.values():
+            kept.gate.drain(limit_s)
 
     def close(self) -> None:
         """Take no more tunnels; again: nothing."""
-        for gate in self._gates.values():
-            gate.close()
+        self._draining = True
+        for kept in self._kept.values():
+            kept.gate.close()
 
     def stats(self) -> Mapping[str, HboneStats]:
         """The counters, by sandbox; on any thread."""
-        every = [(name, gate.stats()) for name, gate in list(self._gates.items())]
+        every = [(name, it.gate.stats()) for name, it in list(self._kept.items())]
         return {name: stats for name, stats in every if stats is not None}
 
     def _say_plain(self) -> None:

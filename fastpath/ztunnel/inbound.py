@@ -21,7 +21,9 @@ from fastpath.throttle import Throttle
 from fastpath.ztunnel import listener
 from fastpath.ztunnel.access_log import Party, Record, party
 from fastpath.ztunnel.authorization import Whose
+from fastpath.ztunnel.configdump import LiveClient
 from fastpath.ztunnel.gateclient import GateClient
+from fastpath.ztunnel.istio.outbound import Transport
 from fastpath.ztunnel.model import ListenAddress, TunnelProtocol
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from fastpath.tsi.clients import Client
     from fastpath.ztunnel.access_log import AccessLog
     from fastpath.ztunnel.authorization import Authorizer
+    from fastpath.ztunnel.configdump import Live
     from fastpath.ztunnel.istio.inbound import Rejected
     from fastpath.ztunnel.metrics import Metrics
     from fastpath.ztunnel.model import Sandbox, Workload
@@ -132,6 +135,24 @@ class SandboxPublisher:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setblocking(False)
         return sock
+
+    def connections(self) -> Sequence[Live]:
+        """Those that the guest has taken; callable on any thread."""
+        return [self._live(client) for client in list(self._clients)]
+
+    def _live(self, client: Client) -> LiveClient:
+        there = self._pod_ip(":" in client.reached[0]), client.port
+        source, host = client.address, ""
+        if isinstance(client, GateClient):
+            source, host = client.source, client.host
+        kind = Transport.HBONE if client.identity else Transport.TCP
+        return LiveClient(self._server.name, source, host, there, kind)
+
+    def _pod_ip(self, ipv6: bool) -> str:
+        """The sandbox's, of an IP version if it has one."""
+        ips = self._server.workload.workload_ips
+        version = 6 if ipv6 else 4
+        return str(next((ip for ip in ips if ip.version == version), ips[0]))
 
     @property
     def _tunnel_port(self) -> int:
@@ -289,10 +310,7 @@ class SandboxPublisher:
         if found is None:
             if len(self._parties) >= MAX_PARTIES:
                 self._parties.clear()
-            ips = workload.workload_ips
-            version = 6 if key[1] else 4
-            pod = next((ip for ip in ips if ip.version == version), ips[0])
-            there = (str(pod), port)
+            there = (self._pod_ip(key[1]), port)
             found = self._parties[key] = party(there, workload, self._server.identity)
         return found
 

@@ -22,19 +22,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import functools
 import itertools
 import logging
 import os
 from dataclasses import replace
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from fastpath.throttle import Throttle
 from fastpath.tsi.policy import NETNS_GONE
-from fastpath.tsi.protocol import source_port
-from fastpath.tsi.router import Here, Later, Routed
-from fastpath.ztunnel import dns
 from fastpath.ztunnel.access_log import Party, Record, party
 from fastpath.ztunnel.configdump import LiveConnection
 from fastpath.ztunnel.istio.outbound import RouteRefusal
@@ -43,13 +38,12 @@ from vhost_user.engine import Reset
 from vhost_user.hbone import Reason
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from fastpath.identity import Identity
     from fastpath.tsi.policy import Denial, SandboxPolicy
     from fastpath.ztunnel.access_log import AccessLog
-    from fastpath.ztunnel.dns import Dns
+    from fastpath.ztunnel.configdump import Live
     from fastpath.ztunnel.istio.state import MeshState
     from fastpath.ztunnel.metrics import Metrics
     from fastpath.ztunnel.pools import Pools
@@ -100,6 +94,8 @@ class Outbound:
         self._draining = False
         self._decisions: dict[int, tuple[LocalWorkload, Decision]] = {}
         """By connection; an entry lives as long as the engine knows it."""
+        self._open: dict[int, SocketAddress] = {}
+        """Of these, those that are established, and the programs' ends."""
         self._throttles: dict[LocalWorkload | None, Throttle] = {}
         """None: clients that we do not know."""
         self._bugs = Throttle(
@@ -111,16 +107,19 @@ class Outbound:
         """The connections that we know of and that have not ended."""
         return tuple(self._decisions)
 
-    def connections(self) -> Sequence[LiveConnection]:
-        """Those that we know of and that have not ended; callable on any thread."""
+    def connections(self) -> Sequence[Live]:
+        """Those that are open; callable on any thread."""
+        known = ((self._decisions.get(conn), at) for conn, at in [*self._open.items()])
         return [
             LiveConnection(
-                client.name,
-                decision.destination,
-                decision.address,
-                decision.transport,
+                found[0].name,
+                source,
+                found[1].destination,
+                found[1].address,
+                found[1].transport,
             )
-            for client, decision in list(self._decisions.values())
+            for found, source in known
+            if found
         ]
 
     def decide(
@@ -200,10 +199,15 @@ class Outbound:
             throttle.flush()
 
     def opened(
-        self, client: LocalWorkload, event: Event, destination: SocketAddress
+        self,
+        client: LocalWorkload,
+        event: Event,
+        source: SocketAddress,
+        destination: SocketAddress,
     ) -> None:
         """The connection is established at both ends."""
         with self.contained(event.conn):
+            self._open[event.conn] = source
             known = self._decisions.get(event.conn)
             # None: the engine had the answer cached, so nobody asked us.
             decision = (
@@ -368,6 +372,7 @@ class Outbound:
     def _forget(
         self, client: LocalWorkload, event: Event, destination: SocketAddress
     ) -> Decision:
+        self._open.pop(event.conn, None)
         known = self._decisions.pop(event.conn, None)
         if not self._decisions:
             self.idle.set()
@@ -407,83 +412,6 @@ class Outbound:
                 error=error,
             )
         )
-
-
-class SandboxRouter:
-    """What the TSI service of one sandbox asks and tells (`tsi.router.Router`).
-
-    Args:
-        outbound: does the work.
-        client: the sandbox.
-        resolver: answers its DNS queries.
-    """
-
-    def __init__(
-        self, outbound: Outbound, client: LocalWorkload, resolver: Dns
-    ) -> None:
-        self._outbound = outbound
-        self._client = client
-        self._dns = resolver
-
-    def set_policy(self, policy: SandboxPolicy) -> None:
-        """Decide by `policy` from now on, and end what it denies."""
-        self._outbound.set_policy(self._client, policy)
-
-    def route(self, destination: SocketAddress, conn: int) -> Routed:
-        """Decide on a request of the guest."""
-        gone = self._client.pod is not None and self._client.pod.gone
-        if destination[1] == dns.PORT and not gone:
-            self._outbound.answered_here(self._client, destination, conn)
-            return Routed(Here(self._serve_dns), cacheable=False)
-        decision = self._outbound.decide(self._client, destination, conn)
-        if decision.lookup:
-            again = functools.partial(self._outbound.after_lookup, decision)
-            return Routed(Later(again), cacheable=False)
-        return Routed(decision.target, cacheable=decision.cacheable)
-
-    def opened(self, event: Event, destination: SocketAddress) -> None:
-        """The connection is established at both ends."""
-        self._outbound.opened(self._client, event, destination)
-
-    def failed(self, event: Event, destination: SocketAddress) -> None:
-        """It never was established."""
-        source = self._source(event, destination)
-        self._outbound.failed(self._client, event, source, destination)
-
-    def closed(self, event: Event, destination: SocketAddress) -> None:
-        """It was established and has ended."""
-        source = self._source(event, destination)
-        self._outbound.closed(self._client, event, source, destination)
-
-    async def resolve(self, query: bytes, *, tcp: bool) -> bytes | None:
-        """Answer a DNS query of the guest's."""
-        client = self._client
-        namespace = client.workload.namespace
-        return await self._dns.resolve(
-            query,
-            namespace=namespace,
-            tcp=tcp,
-            sandbox=client.name,
-            pod=client.pod,
-        )
-
-    def datagram_denied(self, peer: SocketAddress, denial: Denial) -> None:
-        """The guest's datagrams to a peer are not carried."""
-        source = self._own_address(peer)
-        self._outbound.datagram_denied(self._client, source, peer, denial)
-
-    def _serve_dns(self, sock: socket.socket) -> None:
-        client = self._client
-        namespace = client.workload.namespace
-        self._dns.serve(sock, sandbox=client.name, namespace=namespace, pod=client.pod)
-
-    def _source(self, event: Event, destination: SocketAddress) -> SocketAddress:
-        """What getsockname() in the guest says: a pod IP and a TCP port."""
-        return (self._own_address(destination), source_port(event.peer_port))
-
-    def _own_address(self, destination: SocketAddress) -> str:
-        version = ip_address(destination[0]).version
-        return str(self._client.own_address(version))
 
 
 def _error_text(event: Event) -> str:

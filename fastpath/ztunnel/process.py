@@ -45,11 +45,12 @@ from fastpath.ztunnel.hbone_metrics import PoolCollector
 from fastpath.ztunnel.inbound import SandboxPublisher
 from fastpath.ztunnel.loglevel import LogLevel
 from fastpath.ztunnel.metrics import Metrics
-from fastpath.ztunnel.outbound import Outbound, SandboxRouter
+from fastpath.ztunnel.outbound import Outbound
 from fastpath.ztunnel.pods import Pods
 from fastpath.ztunnel.pools import Pools
 from fastpath.ztunnel.reload import Mesh, MeshWatch
 from fastpath.ztunnel.routing import Routes
+from fastpath.ztunnel.sandboxrouter import SandboxRouter
 from fastpath.ztunnel.shares import (
     pool_limits,
     raise_file_limit,
@@ -89,6 +90,7 @@ class RunningSandbox:
     service: TsiService
     datagrams: DatagramService
     hybrid: HybridListener | None
+    publisher: SandboxPublisher
 
 
 class Ztunnel:
@@ -419,7 +421,7 @@ class Ztunnel:
                 lambda new: self._set_policy(sandbox.name, service, new),
                 lambda good: self.metrics.reloaded(sandbox.name, good=good),
             )
-        return RunningSandbox(device, backend, service, datagrams, hybrid)
+        return RunningSandbox(device, backend, service, datagrams, hybrid, publisher)
 
     def _set_policy(self, name: str, service: TsiService, new: SandboxPolicy) -> None:
         """Let a new policy hold; captured connections are the first engine's."""
@@ -477,7 +479,9 @@ class Ztunnel:
 
     def _dump(self) -> bytes:
         """Return `/config_dump`; on any thread."""
-        live = [it for each in self._outbounds for it in each.connections()]
+        ways = [outbound.connections for outbound in self._outbounds]
+        ways += [it.publisher.connections for it in self.sandboxes.values()]
+        live = [each for way in ways for each in way()]
         held = self._certificates.dump()
         return configdump.dump(self._mesh.state, self.config, live, held)
 

@@ -10,7 +10,7 @@ from fastpath.tsi.datagram_limits import DatagramLimits
 from fastpath.tsi.peers import Peers
 from fastpath.tsi.port import MAX_PENDING
 from fastpath.tsi.service import TsiService
-from fastpath.ztunnel.outbound import SandboxRouter
+from fastpath.ztunnel.sandboxrouter import SandboxRouter
 from tests.fuzz.tcp_doors import Doors
 from tests.fuzz.tsi_guest import PEER_RANGES, DatagramStream, Stream
 from tests.fuzz.tsi_policies import ECHO, PUBLISHED, WITH_UDP, denied

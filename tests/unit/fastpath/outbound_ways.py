@@ -23,8 +23,9 @@ from fastpath.ztunnel.model import (
     Service,
     Workload,
 )
-from fastpath.ztunnel.outbound import Outbound, SandboxRouter
+from fastpath.ztunnel.outbound import Outbound
 from fastpath.ztunnel.routing import Routes
+from fastpath.ztunnel.sandboxrouter import SandboxRouter
 from fastpath.ztunnel.workloads import LocalWorkloads
 from vhost_user.engine import Event, EventKind
 

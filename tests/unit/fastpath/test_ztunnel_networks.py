@@ -76,6 +76,11 @@ def connect(run, far, gateway=None):
     return conn, gateway, peer, run.take(conn, peer)
 
 
+def outbound(run):
+    page = json.loads(run.ztunnel._dump())
+    return page["workloadState"]["client"]["connections"]["outbound"]
+
+
 def test_a_service_on_another_network_is_reached_by_its_gateway(world, far, parts):
     there, mesh = parts
 
@@ -90,10 +95,13 @@ def test_a_service_on_another_network_is_reached_by_its_gateway(world, far, part
         for tunnel in (gateway, peer):
             uris = dict(tunnel.sock.getpeercert()["subjectAltName"])
             assert uris["URI"] == f"{CLIENT}"
-        (live,) = json.loads(run.ztunnel._dump())["workloadState"]["client"][
-            "connections"
-        ]["outbound"]
-        assert live["protocol"] == "DOUBLEHBONE"
+        (live,) = wait_until(lambda: outbound(run))
+        assert live == {
+            "src": f"10.0.0.2:{conn.guest_port & 0xFFFF}",
+            "originalDst": "{}:{}".format(*VIP),
+            "actualDst": f"{world.server.ip}:{HBONE_PORT}",
+            "protocol": "DOUBLEHBONE",
+        }
         run.echoes(conn, peer, stream)
         conn.shutdown(Shutdown.SEND)
         peer.ended(stream)

@@ -12,9 +12,10 @@ import pytest
 from fastpath.ztunnel import config as configuration
 from fastpath.ztunnel import configdump
 from fastpath.ztunnel.access_log import Party, Record, format_json
-from fastpath.ztunnel.configdump import LiveConnection, encode
+from fastpath.ztunnel.configdump import LiveClient, LiveConnection, encode
 from fastpath.ztunnel.drain import drained
 from fastpath.ztunnel.istio import file
+from fastpath.ztunnel.istio.outbound import Transport
 from fastpath.ztunnel.istio.state import MeshState
 from fastpath.ztunnel.loglevel import MAX_NAMES, LogLevel
 from tests.support.clock import run as run_by_the_clock
@@ -22,6 +23,8 @@ from tests.support.mesh_cases import MESH
 from tests.unit.fastpath.config_errors import SANDBOX, WORKLOAD
 
 TIME = datetime.datetime(2026, 1, 31, 9, 59, 5, 28709, datetime.UTC)
+
+HBONE = Transport.HBONE
 
 
 def test_a_json_line_is_ztunnels():
@@ -62,7 +65,12 @@ def dumped(tmp_path):
 
 
 def test_the_dump_has_what_istioctl_reads(dumped):
-    live = [LiveConnection("a", ("10.96.0.1", 80), ("fd00::1", 8080))]
+    live = [
+        LiveConnection("a", ("10.0.0.1", 7), ("10.96.0.1", 80), ("fd00::1", 8080)),
+        LiveClient("a", ("10.0.0.9", 5), "web.default", ("10.0.0.1", 80), HBONE),
+        LiveClient("a", ("fd00::9", 5), "", ("fd00::1", 80)),
+        LiveClient("other", ("fd00::9", 5), "", ("fd00::1", 80)),
+    ]
     found = dumped(WORKLOAD, SANDBOX, live)
     assert set(found) == {
         "certificates",
@@ -90,13 +98,30 @@ def test_the_dump_has_what_istioctl_reads(dumped):
         }
     ]
     assert found["config"]["sandboxes"][0]["socket"] == "/run/a.sock"
-    assert found["workloadState"]["a"]["connections"]["outbound"] == [
-        {
-            "originalDst": "10.96.0.1:80",
-            "actualDst": "[fd00::1]:8080",
-            "protocol": "TCP",
-        }
-    ]
+    assert found["workloadState"]["a"]["connections"] == {
+        "outbound": [
+            {
+                "src": "10.0.0.1:7",
+                "originalDst": "10.96.0.1:80",
+                "actualDst": "[fd00::1]:8080",
+                "protocol": "TCP",
+            }
+        ],
+        "inbound": [
+            {
+                "src": "10.0.0.9:5",
+                "originalDst": "web.default",
+                "actualDst": "10.0.0.1:80",
+                "protocol": "HBONE",
+            },
+            {
+                "src": "[fd00::9]:5",
+                "originalDst": None,
+                "actualDst": "[fd00::1]:80",
+                "protocol": "TCP",
+            },
+        ],
+    }
 
 
 def test_a_service_is_dumped_with_all_its_endpoints(dumped):
