@@ -148,6 +148,8 @@ bool tunnel_send(struct tunnel *t, bool all)
 			return true;
 		if (n == -EAGAIN) {
 			full(t);
+		} else if (n == -ENOMEM) {
+			tunnel_doom(t, VU_REASON_SHORT, ENOMEM);
 		} else if (n < 0) {
 			/* what it said before, and why, is still to be read */
 			t->writable = false;

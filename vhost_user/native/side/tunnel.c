@@ -67,12 +67,14 @@ void tunnel_shake(struct tunnel *t)
 	struct group *g = t->group;
 
 	t->tls = tls_new(g->tls, g->names, t->fd, g->server, t);
-	if (t->tls && t->carrier.c)
-		t->tls->wire = &t->carrier.wire;
 	if (!t->tls) {
 		tunnel_doom(t, VU_REASON_SHORT, ENOMEM);
 		return;
 	}
+	if (t->carrier.c)
+		t->tls->wire = &t->carrier.wire;
+	else
+		t->tls->room = g->hbone->core->sealed;
 	t->state = TUNNEL_SHAKES;
 	t->tls->step = TLS_READS;
 	g->stats.shakes++;

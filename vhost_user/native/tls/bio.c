@@ -101,7 +101,7 @@ static int wire_read(BIO *b, struct tls *t, char *buf, int len)
 static int put(BIO *b, struct tls *t, const char *buf, int len)
 {
 	BIO_clear_retry_flags(b);
-	if ((size_t)len > TLS_SEALED - t->to) {
+	if ((size_t)len > t->most - t->to) {
 		BIO_set_retry_write(b);
 		return -1;
 	}

@@ -16,6 +16,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <sys/socket.h>
 
@@ -74,7 +75,8 @@ void tls_free(struct tls *t)
 	SSL_free(t->ssl);
 	tls_names_unref(t->names);
 	free(t->peer);
-	free(t->sealed);
+	if (t->sealed != t->room)
+		free(t->sealed);
 	free(t);
 }
 
@@ -197,10 +199,34 @@ int tls_flush(struct tls *t)
 		if (n > 0)
 			t->from += (size_t)n;
 	}
-	free(t->sealed);
+	if (t->sealed != t->room)
+		free(t->sealed);
 	t->sealed = NULL;
 	t->from = t->to = 0;
 	return 0;
+}
+
+/**
+ * keep() - Take records that the socket didn't take out of the engine's buffer
+ * @t:		Session
+ *
+ * Returns: false if out of memory
+ */
+static bool keep(struct tls *t)
+{
+	size_t len = t->to - t->from;
+	uint8_t *own;
+
+	if (!t->sealed || t->sealed != t->room)
+		return true;
+	own = malloc(len);
+	if (!own)
+		return false;
+	memcpy(own, t->sealed + t->from, len);
+	t->sealed = own;
+	t->from = 0;
+	t->to = t->most = len;
+	return true;
 }
 
 /**
@@ -232,7 +258,8 @@ static ssize_t seal(struct tls *t, const void *buf, size_t len)
  * room, and sent by one system call. The socket may take a part of it: the rest
  * waits for tls_flush(), or for the next call.
  *
- * Returns: bytes taken; -EAGAIN; another -errno: it takes no more
+ * Returns: bytes taken; -EAGAIN; -ENOMEM: it is broken; another -errno: it
+ * takes no more
  */
 ssize_t tls_write(struct tls *t, const void *buf, size_t len)
 {
@@ -242,15 +269,19 @@ ssize_t tls_write(struct tls *t, const void *buf, size_t len)
 
 	if (error)
 		return error;
-	if (len > TLS_RECORD && !t->wire) /* without it they go one by one */
-		t->sealed = malloc(TLS_SEALED);
+	if (len > TLS_RECORD) {
+		t->sealed = t->room;
+		t->most = SEALED;
+	}
 	do {
 		n = seal(t, (const uint8_t *)buf + done, len - done);
 		if (n > 0)
 			done += (size_t)n;
 	} while (n > 0 && done < len && t->sealed &&
-		 TLS_SEALED - t->to >= TLS_SEALED / 4);
+		 t->most - t->to >= TLS_MOST);
 	tls_flush(t);
+	if (!keep(t))
+		return -ENOMEM;
 	return done ? (ssize_t)done : n;
 }
 

@@ -28,11 +28,12 @@
 
 #include "base/bytes.h"
 #include "base/list.h"
+#include "conn/core.h"
 #include "vu_hbone.h"
 #include "vu_request.h"
 
-#define TLS_RECORD 16384 /* bytes of plaintext in a full one */
-#define TLS_SEALED (4 * (TLS_RECORD + 256)) /* ciphertext of four, and more */
+#define TLS_RECORD 16384	      /* bytes of plaintext in a full one */
+#define TLS_MOST   (TLS_RECORD + 256) /* of ciphertext in any */
 
 /**
  * struct vu_tls - Certificates
@@ -95,9 +96,12 @@ struct tls_wire {
  * @drained:	Its socket had less than was asked for: epoll says when it has
  *		more
  * @heard:	The peer has said something
- * @sealed:	Records that the socket has yet to take, or NULL
+ * @room:	SEALED bytes of the engine's, to put records behind each other
+ * @sealed:	Records that the socket has yet to take, in @room or its own;
+ *		or NULL
  * @from:	First byte of @sealed that has yet to be sent
  * @to:		Behind the last
+ * @most:	Bytes that fit into @sealed
  * @step:	enum tls_step of the last step
  * @reason:	enum vu_reason
  */
@@ -111,9 +115,11 @@ struct tls {
 	int fd;
 	bool drained;
 	bool heard;
+	uint8_t *room;
 	uint8_t *sealed;
 	size_t from;
 	size_t to;
+	size_t most;
 	uint8_t step;
 	uint8_t reason;
 };
