@@ -141,6 +141,17 @@ void tls_shake(struct tls *t)
 }
 
 /**
+ * forget() - Forget errors of the calls before, if there are any
+ *
+ * To clear what is empty costs as much as a small record does.
+ */
+static void forget(void)
+{
+	if (ERR_peek_error())
+		ERR_clear_error();
+}
+
+/**
  * failed() - What does a failed read or write mean?
  * @t:		Session
  * @ret:	What it returned
@@ -153,7 +164,7 @@ static ssize_t failed(struct tls *t, int ret)
 	int reason = ERR_GET_REASON(ERR_peek_error());
 	bool eof = reason == SSL_R_UNEXPECTED_EOF_WHILE_READING;
 
-	ERR_clear_error();
+	forget();
 	if (error == SSL_ERROR_SSL && reason >= SSL_AD_REASON_OFFSET)
 		t->reason = VU_REASON_ALERT;
 	if (error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE)
@@ -176,7 +187,9 @@ ssize_t tls_read(struct tls *t, void *buf, size_t len)
 {
 	int n;
 
-	ERR_clear_error();
+	if (t->drained && !SSL_has_pending(t->ssl))
+		return -EAGAIN;
+	forget();
 	n = SSL_read(t->ssl, buf, len < INT_MAX ? (int)len : INT_MAX);
 	return n > 0 ? n : failed(t, n);
 }
@@ -242,7 +255,7 @@ static ssize_t seal(struct tls *t, const void *buf, size_t len)
 	ssize_t ret;
 	int n;
 
-	ERR_clear_error();
+	forget();
 	n = SSL_write(t->ssl, buf, len < TLS_RECORD ? (int)len : TLS_RECORD);
 	ret = n > 0 ? n : failed(t, n);
 	return ret ? ret : -ECONNRESET;
