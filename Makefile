@@ -43,8 +43,8 @@ C_FILES  := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
             bench/guest/*.[ch] bench/host/*.c)
 
 .PHONY: setup packages compare test lint types unit conformance \
-        conformance-doc policy-doc handoff-doc figures sanitize tsan netns vm vm-nightly nightly \
-        quota-test compat-doc frontends vsock-test fuzz bench bench-short soak image clean
+        conformance-doc policy-doc handoff-doc compare-doc bench-doc figures sanitize tsan \
+        netns vm vm-nightly nightly quota-test compat-doc frontends vsock-test fuzz bench bench-short soak image clean
 
 PARTS    := lint types unit conformance netns sanitize tsan image vm fuzz bench-short
 RUN_PARTS := $(BIN)/python tests/support/parts.py
@@ -122,6 +122,13 @@ handoff-doc: setup image
 	$(BIN)/fastpath compare --paths $(HANDOFFS) --budget 900 \
 	  --json out/handoffs.json --html out/handoffs.html
 	$(BIN)/python -m tests.handoff_doc out/handoffs.json
+
+# The tables of README and docs/measurements.md, from a comparison and from the benches.
+compare-doc: compare
+	$(BIN)/python -m tests.compare_doc $(JSON)
+
+bench-doc: bench
+	$(BIN)/python -m tests.bench_doc $(BENCH)
 
 # docs/figures: SVG from Graphviz's language (Debian: graphviz).
 figures: $(patsubst %.dot,%.svg,$(wildcard docs/figures/*.dot))

@@ -134,7 +134,7 @@ def number(value: float) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures hold for."""
+    """Return what the figures hold for; `load` is of 15 minutes, the run included."""
     cpu = next(
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -145,6 +145,7 @@ def machine() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "kernel": platform.release(),
         "date": datetime.now(UTC).date().isoformat(),
+        "load": round(os.getloadavg()[2], 1),
     }
 
 

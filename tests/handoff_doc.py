@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import json
 import sys
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+from tests import measured
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-DOC: Final = Path(__file__).parents[1] / "docs/handoffs.md"
-BEGIN: Final = "<!-- measured: written by `make handoff-doc`, do not edit -->\n"
-END: Final = "<!-- end of measured -->\n"
+DOC: Final = measured.ROOT / "docs/handoffs.md"
+PART: Final = "measured"
+MEDIANS: Final = "Medians, and ratios to no hand-off paired by rounds."
 BASE: Final = "tsi"
-WIDTH: Final = 100
 
 NAMES: Final = {BASE: "none"}
 """What the page calls a path, where that is not the hand-off's name."""
@@ -58,7 +58,16 @@ def tables(report: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
         *(f"| {label} | {_costs(report, name)} |" for label, name in shown.items()),
     ]
-    return "\n".join([*made_of, "", *_setting(report), "", *costs, ""])
+    return "\n".join(
+        [
+            *made_of,
+            "",
+            measured.wrapped([*measured.setting(report), MEDIANS]),
+            "",
+            *costs,
+            "",
+        ]
+    )
 
 
 def _made_of(path: Mapping[str, Any]) -> str:
@@ -86,31 +95,11 @@ def _costs(report: Mapping[str, Any], name: str) -> str:
     return " | ".join([*words, f"{path['host_cpu_us_per_rtt']:.0f}"])
 
 
-def _setting(report: Mapping[str, Any]) -> list[str]:
-    """What the figures hold for, in lines."""
-    setting = report["setting"]
-    day = setting["started"].partition("T")[0]
-    warnings = (
-        each for each in report["warnings"] if "too few for an interval" not in each
-    )
-    where = (
-        f"{report['rounds']} rounds, {day}, accelerator {report['accel']}, guest"
-        f" {report['guest_kernel']}; {setting['cpus']} CPUs of an"
-        f" {setting['cpu_model']} machine, Linux {setting['host_kernel']}."
-        " Medians, and ratios to no hand-off paired by rounds."
-    )
-    said = [where, *(f"Warning of that run: {each}." for each in warnings)]
-    return [line for each in said for line in textwrap.wrap(each, WIDTH)]
-
-
 def main(arguments: list[str]) -> int:
     """Write the tables of the report that is named."""
     (file,) = arguments
     report = json.loads(Path(file).read_text(encoding="utf-8"))
-    text = DOC.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    DOC.write_text(f"{before}{BEGIN}\n{tables(report)}\n{END}{after}", encoding="utf-8")
+    measured.write(DOC, PART, tables(report))
     return 0
 
 

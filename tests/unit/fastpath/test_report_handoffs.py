@@ -121,7 +121,7 @@ def test_the_docs_tables_are_what_the_json_says():
     made = handoff_doc.tables(jsonfile.to_dict(report("tsi", "tsi+unix")))
     assert "| `unix` | 1: the other proxy to server | 3 / 3 | 4 + 3 |" in made
     assert re.search(r"\| `unix` \| \d+ \(1\.\d\dx\) \|", made)
-    assert "6 rounds, 2024-05-01" in made
+    assert "6 rounds in turns, 2024-05-01" in made
 
 
 def test_a_run_without_hand_offs_makes_no_docs_tables():
