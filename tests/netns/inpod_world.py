@@ -7,39 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import subprocess
 
 from fastpath.datapath.netns import Namespace
 from tests.netns.pod_world import POD4
-from tests.support.limits import LIMIT_S, wait_until
+from tests.support.limits import LIMIT_S
 
 GATEWAY, SERVER, VIP = "10.0.0.1", "10.0.1.1", "10.96.0.10"
 POD_SIDE = f"""
 ip link set lo up; ip link set e0 up
 ip addr add {POD4}/24 dev e0; ip route add default via {GATEWAY}
-"""
-# What istio-cni writes (reference: istio's in-pod iptables of the 1.2x releases)
-RULES = r"""
-ip rule add fwmark 0x111/0xfff pref 32764 lookup 100
-ip route add local 0.0.0.0/0 dev lo table 100
-for table in mangle nat; do
-  iptables -t $table -N ISTIO_PRERT; iptables -t $table -A PREROUTING -j ISTIO_PRERT
-  iptables -t $table -N ISTIO_OUTPUT; iptables -t $table -A OUTPUT -j ISTIO_OUTPUT
-done
-iptables -t mangle -A ISTIO_PRERT -m mark --mark 0x539/0xfff \
-  -j CONNMARK --set-xmark 0x111/0xfff
-iptables -t mangle -A ISTIO_OUTPUT -m connmark --mark 0x111/0xfff \
-  -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff
-add="iptables -t nat -A"
-ours="-m mark ! --mark 0x539/0xfff"
-$add ISTIO_PRERT ! -d 127.0.0.1/32 -p tcp ! --dport 15008 $ours \
-  -j REDIRECT --to-ports 15006
-$add ISTIO_OUTPUT -p udp $ours -m udp --dport 53 -j REDIRECT --to-ports 15053
-$add ISTIO_OUTPUT ! -d 127.0.0.1/32 -p tcp --dport 53 $ours -j REDIRECT --to-ports 15053
-$add ISTIO_OUTPUT -p tcp -m mark --mark 0x111/0xfff -j ACCEPT
-$add ISTIO_OUTPUT ! -d 127.0.0.1/32 -o lo -j ACCEPT
-$add ISTIO_OUTPUT ! -d 127.0.0.1/32 -p tcp $ours -j REDIRECT --to-ports 15001
 """
 SERVER_SIDE = f"""
 ip link set lo up; ip link set e1 up
@@ -105,13 +82,3 @@ def istios_ztunnel(binary, folder, zds, config=CONFIG, *, own=None, **settings):
         finally:
             process.kill()
             process.wait(LIMIT_S)
-
-
-def access_line(log, pattern):
-    """Wait for a line of its access log."""
-    return wait_until(
-        lambda: next(
-            (it for it in log.read_text().splitlines() if re.search(pattern, it)), None
-        ),
-        what=pattern,
-    )

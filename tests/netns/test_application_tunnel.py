@@ -21,7 +21,8 @@ from fastpath.datapath.netns import Namespace
 from fastpath.errors import FastpathError
 from fastpath.ztunnel.model import ApplicationTunnel, Handoff, TunnelProtocol
 from fastpath.ztunnel.process import Ztunnel
-from tests.netns.inpod_world import access_line, istios_ztunnel, run_in
+from tests.netns.inpod_world import istios_ztunnel, run_in
+from tests.netns.istio_world import access_line
 from tests.netns.pod_world import POD4, PUBLISHED, pod, sandboxes
 from tests.support.limits import LIMIT_S, wait_until
 from tests.unit.fastpath.tsi_guest import Guest, run

@@ -28,10 +28,10 @@ from tests.netns.inpod_world import (
     CONFIG,
     GATEWAY,
     SERVER,
-    access_line,
     istios_ztunnel,
     pod_and_server,
 )
+from tests.netns.istio_world import access_line
 from tests.netns.pod_world import POD4, PUBLISHED, Echo, pod, sandboxes
 from tests.support.limits import LIMIT_S, wait_until
 from tests.unit.fastpath.tsi_guest import Guest, run

@@ -6,16 +6,22 @@ ztunnel's own. We are ztunnel's istio-cni: we tell it of the pod by ZDS.
 
 from __future__ import annotations
 
-import os
+import contextlib
 import struct
-import subprocess
 from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
-from fastpath.datapath.netns import Namespace
 from fastpath.ztunnel.model import ListenAddress
+from tests.netns.inpod_world import (
+    GATEWAY,
+    SERVER,
+    VIP,
+    istios_ztunnel,
+    pod_and_server,
+    run_in,
+)
 from tests.netns.istio_world import IN_POD, Cni, access_line
 from tests.netns.pod_world import POD4, PUBLISHED, Echo, query, sandboxes
 from tests.support.limits import LIMIT_S, wait_until
@@ -23,82 +29,29 @@ from tests.unit.fastpath.tsi_guest import Guest, run
 
 pytestmark = [pytest.mark.netns, pytest.mark.ztunnel]
 
-GATEWAY, SERVER, VIP = "10.0.0.1", "10.0.1.1", "10.96.0.10"
 LISTENER = 0x100050
 LISTEN = struct.pack("<IIHHHH16s", LISTENER, 5, PUBLISHED, 4, 0, 0, bytes(16))
-
-POD_SIDE = f"""
-ip link set lo up; ip link set e0 up
-ip addr add {POD4}/24 dev e0; ip route add default via {GATEWAY}
-{IN_POD}
-"""
-SERVER_SIDE = f"""
-ip link set lo up; ip link set e1 up
-ip addr add {GATEWAY}/24 dev e1; ip addr add {SERVER}/32 dev lo
-"""
-CONFIG = f"""
-workloads:
-- {{uid: cluster1//v1/Pod/default/pod1, name: pod1, namespace: default,
-   serviceAccount: pod1, trustDomain: cluster.local, workloadIps: [{POD4}],
-   protocol: TCP, node: node1, services: {{}}}}
-- {{uid: cluster1//v1/Pod/default/server, name: server, namespace: default,
-   serviceAccount: server, trustDomain: cluster.local, workloadIps: [{SERVER}],
-   protocol: TCP, node: node2, services: {{}}}}
-services:
-- {{name: web, namespace: default, hostname: web.default.svc.cluster.local,
-   vips: [/{VIP}], ports: {{80: 8080}}}}
-"""
 
 
 @pytest.fixture
 def pod():
-    """The pod's namespace, and the server's."""
-    with Namespace() as pod, Namespace() as server:
-        ends = f"e0 netns {pod.path} type veth peer e1 netns {server.path}"
-        steps = (
-            (None, f"ip link add {ends}"),
-            (pod, POD_SIDE),
-            (server, SERVER_SIDE),
-        )
-        for where, script in steps:
-            argv = ["sh", "-ec", script]
-            subprocess.run(where.command(argv) if where else argv, check=True)
+    """The pod's namespace, with Istio's rules, and the server's."""
+    with pod_and_server() as (pod, server):
+        run_in(pod, IN_POD)
         yield pod, server
 
 
 @pytest.fixture
 def ztunnel(request, pod, tmp_path):
     """Istio's, which serves the pod; its log."""
-    (tmp_path / "istio.yaml").write_text(CONFIG)
-    log = tmp_path / "istio.log"
-    make_root = ["openssl", "req", "-x509", "-newkey", "ec", "-nodes", "-subj", "/O=t"]
-    make_root += ["-pkeyopt", "ec_paramgen_curve:P-256", "-keyout", "key", "-out", "ca"]
-    subprocess.run(make_root, check=True, capture_output=True, cwd=tmp_path)
     cni = Cni(tmp_path / "zds", pod[0])
-    settings = {
-        "XDS_ADDRESS": "",
-        "LOCAL_XDS_PATH": f"{tmp_path}/istio.yaml",
-        "PROXY_MODE": "shared",
-        "INPOD_UDS": f"{tmp_path}/zds",
-        "NODE_NAME": "node1",
-        "ZTUNNEL_WORKER_THREADS": "1",
-        "CA_ADDRESS": "https://127.0.0.1:1",  # nobody's: there is no HBONE here
-        "CA_ROOT_CA": f"{tmp_path}/ca",
-    }
     binary = request.config.getoption("--ztunnel")
-    with Namespace() as own, log.open("w") as out:
-        subprocess.run(own.command(["ip", "link", "set", "lo", "up"]), check=True)
-        argv = own.command([str(binary.resolve()), "proxy", "ztunnel"])
-        process = subprocess.Popen(
-            argv, env=settings | {"PATH": os.environ["PATH"]}, stdout=out, stderr=out
-        )
-        try:
-            wait_until(lambda: len(cni.acks) == 2, what="ZDS")
-            yield log
-        finally:
-            process.kill()
-            process.wait(LIMIT_S)
-            cni.close()
+    with (
+        contextlib.closing(cni),
+        istios_ztunnel(binary, tmp_path, tmp_path / "zds") as log,
+    ):
+        wait_until(lambda: len(cni.acks) == 2, what="ZDS")
+        yield log
 
 
 def play_in(tmp_path, pod, play):
