@@ -255,6 +255,8 @@ class Request:
     baggage: str
     forwarded: str
     traceparent: str
+    network: str | None
+    """`x-forwarded-network`, which may be empty; None: it said none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,7 +337,9 @@ class Gate(Tunnels):
         if ret == -lib.VU_ERR_GONE:
             return None
         check(ret, "read request")
-        return Request(*(_str(getattr(raw, name)) for name in Request.__slots__))
+        texts = {name: _str(getattr(raw, name)) for name in Request.__slots__}
+        network = texts.pop("network")
+        return Request(**texts, network=network if raw.has_network else None)
 
     def respond(self, conn: int, headers: Headers) -> bool:
         """Say which headers the answer has; before `Engine.answer()`.
@@ -377,9 +381,10 @@ class Gate(Tunnels):
         """Have all CONNECTs that say what this one says go one way, without REQUEST.
 
         The same is said by whom has the same identity, by a tunnel from the same IP to
-        the same address of ours, with the same authority, baggage and forwarded, but
-        for the client's port in that. Events of theirs, OPENED or FAILED, have the tag;
-        those of a guest's are its device's. This one is still to be answered.
+        the same address of ours, with the same authority, baggage, network and
+        forwarded, but for the client's port in that. Events of theirs, OPENED or
+        FAILED, have the tag; those of a guest's are its device's. This one is still to
+        be answered.
 
         Args:
             conn: of a REQUEST that isn't answered.

@@ -89,6 +89,7 @@ class Authorizer:
         """Who a client is, and which service it probably wants."""
         source = self.state.workload_at(self.state.network, client.ip)
         if isinstance(client, GateClient):
+            source = None if client.far else source
             return Whose(source, client.accepted.service, client.identity)
         service = guess(self.state, server.workload, client.port)
         return Whose(source, service)

@@ -433,6 +433,7 @@ class SandboxGate:
             authority=said.authority,
             accepted=accepted,
             host=headers.forwarded_host(said.forwarded),
+            far=headers.is_foreign(said.network, self._around.authorizer.state.network),
             preface=preface,
             alike=alike and bool(told or not said.forwarded),
         )

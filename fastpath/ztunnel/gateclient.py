@@ -56,6 +56,8 @@ class GateClient(Client):
     """Where it goes, and what policies are asked about."""
     host: str = ""
     """The service that it was asked for, as `forwarded` says."""
+    far: bool = False
+    """It comes from another network, through a gateway: its IP names nobody here."""
     preface: bytes = b""
     """What the program gets before the peer's bytes."""
     alike: bool = False

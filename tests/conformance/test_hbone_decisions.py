@@ -100,6 +100,16 @@ OTHERS = {
     "client": says(baggage="k=v", forwarded='for="10.0.0.2:4";host=db'),
     "host": says(baggage="k=v", forwarded='for="10.0.0.1:4";host=web'),
     "no-forwarded": says(baggage="k=v"),
+    "network": says(
+        baggage="k=v",
+        forwarded='for="10.0.0.1:4";host=db',
+        **{"x-forwarded-network": "east"},
+    ),
+    "empty-network": says(
+        baggage="k=v",
+        forwarded='for="10.0.0.1:4";host=db',
+        **{"x-forwarded-network": ""},
+    ),
     "moved": says(baggage='k=vfor="10.0.0.1:', forwarded='4";host=db'),
 }
 

@@ -40,19 +40,21 @@ def opened(gate, peer, count=1):
 def test_python_is_told_what_the_connect_said(gate):
     peer = gate.dial()
     says = {"baggage": "k=v", "forwarded": 'for="10.0.0.1:4"', "traceparent": "00-1"}
-    peer.connect([*CONNECT, *says.items()])
+    peer.connect([*CONNECT, *says.items(), ("x-forwarded-network", "")])
     event = gate.events.wait(EventKind.REQUEST)
     assert event.src == peer.sock.getsockname()
     assert event.dst == gate.address
     request = gate.request(event.conn)
     assert (request.peer, request.authority) == (pki.WEB, "10.0.0.9:80")
     assert {name: getattr(request, name) for name in says} == says
+    assert request.network == ""
 
 
 def test_what_the_connect_does_not_say_is_empty(gate):
     gate.dial().connect()
     request = gate.request(gate.asked())
     assert (request.baggage, request.forwarded, request.traceparent) == ("", "", "")
+    assert request.network is None
 
 
 def test_a_field_that_comes_twice_is_one_list(gate):

@@ -44,13 +44,13 @@ struct vu_hbone_decision {
  *		same
  *
  * The same is said by whom has the same identity, by a tunnel from the same IP
- * to the same address of ours, with the same authority, baggage and forwarded,
- * but for the client's port in that. There comes no VU_EV_REQUEST for them, but
- * for one that the guest can't have, or has no room for (a RST: @error is
- * ECONNREFUSED): only VU_EV_OPENED or VU_EV_FAILED, with @tag and the tunnel's
- * addresses, from the listener or, of a guest, from its device.
- * vu_hbone_request() reads what one said while it lives. VU_EV_FORGOT, from the
- * same source, is the last event with that tag.
+ * to the same address of ours, with the same authority, baggage, network (or
+ * none) and forwarded, but for the client's port in that. There comes no
+ * VU_EV_REQUEST for them, but for one that the guest can't have, or has no room
+ * for (a RST: @error is ECONNREFUSED): only VU_EV_OPENED or VU_EV_FAILED, with
+ * @tag and the tunnel's addresses, from the listener or, of a guest, from its
+ * device. vu_hbone_request() reads what one said while it lives. VU_EV_FORGOT,
+ * from the same source, is the last event with that tag.
  *
  * Above VU_MAX_DECISIONS the least recently used one goes. One to a guest goes
  * with the guest's device, all with the listener.

@@ -8,6 +8,7 @@
 #ifndef VU_REQUEST_H
 #define VU_REQUEST_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "vu_engine.h"
@@ -22,6 +23,8 @@
  * @baggage:	"baggage"
  * @forwarded:	"forwarded"
  * @traceparent: "traceparent"
+ * @network:	"x-forwarded-network"
+ * @has_network: It said one, which may be ""
  */
 struct vu_hbone_request {
 	char peer[2048];
@@ -29,6 +32,8 @@ struct vu_hbone_request {
 	char baggage[8192];
 	char forwarded[1024];
 	char traceparent[256];
+	char network[256];
+	bool has_network;
 };
 
 /**

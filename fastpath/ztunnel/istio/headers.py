@@ -60,6 +60,11 @@ def forwarded_port(header: str, ip: IpAddress) -> int:
         return 0
 
 
+def is_foreign(said: str | None, network: str) -> bool:
+    """Whether `x-forwarded-network` names another network than ours."""
+    return said is not None and said.lower() != network.lower()
+
+
 def _forwarded(header: str, wanted: str) -> str:
     if not header.isascii():
         return ""

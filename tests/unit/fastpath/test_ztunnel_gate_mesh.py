@@ -8,14 +8,17 @@ import socket
 
 import pytest
 
+from fastpath.ztunnel.istio.headers import is_foreign
 from tests.support.limits import wait_until
 from tests.unit.fastpath.gate_world import (
+    CLIENT,
     HBONE,
     HERE,
     PEER,
     POD,
     WORKLOADS,
     World,
+    fields,
     finish,
     served,
 )
@@ -178,3 +181,32 @@ def test_those_that_the_engine_takes_in_by_itself_are_there_too(tmp_path):
         ] * 2
 
     World(tmp_path).run(play)
+
+
+@pytest.mark.parametrize(
+    ("network", "named"),
+    [(None, True), ("", True), ("near", False), ("Far", False)],
+)
+def test_the_ip_of_a_client_of_another_network_names_nobody_here(
+    tmp_path, network, named
+):
+    """It is a gateway's. Ours is the one without a name."""
+
+    def play(world):
+        guest = world.guest()
+        said = {} if network is None else {"x-forwarded-network": network}
+        peer = world.tunnel()
+        stream, conn = served(world, guest, peer, **said)
+        peer.send(stream, b"", end=True)
+        finish(conn)
+
+    (line,) = World(tmp_path).run(play)
+    said = fields(line)
+    assert said["src.identity"] == CLIENT
+    assert ("src.workload" in said) == named
+
+
+def test_networks_are_the_same_whatever_the_case():
+    assert not is_foreign("East", "eAST")
+    assert is_foreign("", "east")
+    assert not is_foreign(None, "east")

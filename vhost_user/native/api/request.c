@@ -69,6 +69,9 @@ int vu_hbone_request(struct vu_engine *e, uint64_t conn,
 			 text(f->forwarded));
 		snprintf(ret->traceparent, sizeof(ret->traceparent), "%s",
 			 text(f->traceparent));
+		snprintf(ret->network, sizeof(ret->network), "%s",
+			 text(f->network));
+		ret->has_network = f->network;
 	}
 	loop_release(e);
 	return err;

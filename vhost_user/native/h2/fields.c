@@ -78,9 +78,12 @@ void fields_add(struct h2_fields *f, const uint8_t *name, size_t name_len,
 		const char *name;
 		char **at;
 	} known[] = {
-	    {":method", &f->method},	      {":authority", &f->authority},
-	    {"baggage", &f->baggage},	      {"forwarded", &f->forwarded},
+	    {":method", &f->method},
+	    {":authority", &f->authority},
+	    {"baggage", &f->baggage},
+	    {"forwarded", &f->forwarded},
 	    {"traceparent", &f->traceparent},
+	    {"x-forwarded-network", &f->network},
 	};
 
 	f->size += name_len + len + OVERHEAD;
@@ -131,5 +134,6 @@ void fields_clear(struct h2_fields *f)
 	free(f->baggage);
 	free(f->forwarded);
 	free(f->traceparent);
+	free(f->network);
 	*f = (struct h2_fields){0};
 }

@@ -51,6 +51,7 @@
  * @baggage:	"baggage"
  * @forwarded:	"forwarded"
  * @traceparent: "traceparent"
+ * @network:	"x-forwarded-network"
  * @bad:	No HTTP, or more than we take
  */
 struct h2_fields {
@@ -61,6 +62,7 @@ struct h2_fields {
 	char *baggage;
 	char *forwarded;
 	char *traceparent;
+	char *network;
 	bool bad;
 };
 

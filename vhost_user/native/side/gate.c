@@ -128,6 +128,7 @@ static bool fits(const struct h2_fields *f)
 	    {f->baggage, sizeof(room->baggage)},
 	    {f->forwarded, sizeof(room->forwarded)},
 	    {f->traceparent, sizeof(room->traceparent)},
+	    {f->network, sizeof(room->network)},
 	};
 
 	for (size_t i = 0; i < sizeof(parts) / sizeof(*parts); i++) {

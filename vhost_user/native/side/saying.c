@@ -8,8 +8,9 @@
  * Two CONNECTs say the same if they do so word by word: the same identity, from
  * the same IP to the same address of ours, with the same authority, baggage and
  * "forwarded", but for the client's port in that, which each connection has
- * anew. So whatever Python looked at when it decided about one is the other's,
- * too. (A "traceparent" is for nobody but a log.)
+ * anew, and the same "x-forwarded-network", or none. So whatever Python looked
+ * at when it decided about one is the other's, too. (A "traceparent" is for
+ * nobody but a log.)
  *
  * Peers choose most of it: the hash is seeded.
  */
@@ -136,6 +137,8 @@ uint16_t saying_of(const struct stream *s, struct saying *ret)
 	put(ret, t->dst.addr, t->dst.len);
 	put_text(ret, s->request.authority);
 	put_text(ret, s->request.baggage);
+	put_text(ret, s->request.network ? "x-forwarded-network" : NULL);
+	put_text(ret, s->request.network);
 	return put_forwarded(ret, s->request.forwarded);
 }
 
