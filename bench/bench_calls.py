@@ -36,7 +36,10 @@ def counted(pid: int, work: Callable[[], object]) -> dict[str, int]:
             work()
         return said
 
-    return calls.parse("".join(asyncio.run(traced())))
+    try:
+        return calls.parse("".join(asyncio.run(traced())))
+    except calls.NotCountedError as error:
+        pytest.skip(f"system calls can't be counted here: {error}")
 
 
 def of_a_round_trip(guest: Guest, pid: int, vsock_port: int) -> Mapping[str, float]:

@@ -76,7 +76,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 20px; margi
 dt { color: var(--soft); } dd { margin: 0; }
 @media (max-width: 640px) { dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin: 0 0 8px; } }
-svg { display: block; width: 100%; height: auto; }
+svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
 svg .tick, svg .label { text-anchor: middle; }
 svg .share, svg .name { text-anchor: end; }
