@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import enum
 import functools
+import select
+import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tests.conformance.threads import TIMEOUT_S
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable, Iterator
 
 DATA, HEADERS, PRIORITY, RST, SETTINGS, PUSH, PING, GOAWAY, WINDOW, CONT = range(10)
@@ -127,6 +128,32 @@ class Wire:
             seen += self.until(functools.partial(_has, mark))
         return [each for each in seen if each.kind != PING or not each.flags & ACK]
 
+    def shout(self, said: bytes) -> list[Frame]:
+        """Send, and read meanwhile, up to the end; return what came.
+
+        The other end may cut it in the middle. It has to end it.
+        """
+        self.sock.setblocking(False)
+        came, left = b"", memoryview(said)
+        while True:
+            try:
+                left = left[self.sock.send(left[:65536]) :] if left else left
+            except ssl.SSLError:
+                pass  # it takes no more for now
+            except OSError:
+                left = left[:0]
+            try:
+                more = self.sock.recv(1 << 16)
+            except ssl.SSLWantReadError:
+                writes = [self.sock] if left else []
+                assert any(select.select([self.sock], writes, [], TIMEOUT_S))
+                continue
+            except OSError:
+                more = b""
+            if not more:
+                return _parse(came)
+            came += more
+
     def _read(self, size: int) -> bytes:
         data = b""
         while len(data) < size:
@@ -142,3 +169,13 @@ class Wire:
 
 def _has(payload: bytes, each: Frame) -> bool:
     return each.payload == payload
+
+
+def _parse(said: bytes) -> list[Frame]:
+    frames = []
+    while len(said) >= 9:
+        end = 9 + int.from_bytes(said[:3], "big")
+        stream = int.from_bytes(said[5:9], "big")
+        frames.append(Frame(said[3], said[4], stream, said[9:end]))
+        said = said[end:]
+    return frames

@@ -7,7 +7,6 @@ own. Another tunnel is there all the time.
 from __future__ import annotations
 
 import contextlib
-import socket
 
 import pytest
 
@@ -15,32 +14,22 @@ from tests.conformance import rfc9113_messages
 from tests.conformance.conftest import Host, read_exactly
 from tests.conformance.frames import (
     ACK,
-    AUTHORITY,
     CONNECT,
     DATA,
-    END_HEADERS,
-    END_STREAM,
     GOAWAY,
     HEADERS,
-    METHOD,
-    OK,
     PING,
     PREFACE,
     RST,
     SETTINGS,
     WINDOW,
     Code,
-    Wire,
     frame,
 )
-from tests.conformance.links import wait_for
 from tests.conformance.rfc9113 import (
-    ASKED,
     BOTH,
-    CLOSED,
     HALF,
     OPEN,
-    RESET,
     Answers,
     Case,
     Ends,
@@ -50,11 +39,17 @@ from tests.conformance.rfc9113 import (
     settings,
 )
 from tests.conformance.tunnels import Mesh
+from tests.conformance.wires import (
+    LAST,
+    Beside,
+    Gate,
+    Pool,
+    client_of,
+    echoes,
+    server_of,
+)
 from tests.support import pki
-from vhost_user.engine import Echo, EventKind
 from vhost_user.hbone import Reason
-
-LAST = 11
 
 
 def cases(table):
@@ -122,111 +117,35 @@ def own_mesh(tmp_path_factory):
 # ---- the peer is the client ----
 
 
-class Gate:
-    """A gate that answers by what `:authority` has: port 7 an echo, 3 a socket."""
-
-    def __init__(self, mesh):
-        self._mesh = mesh
-        self.ours = mesh.gate(max_streams=1000)
-        self.sockets = []
-        host = mesh.host
-        host.call(host.engine.hear, self.ours.gate.id, self._hear)
-        self._context = mesh.context(pki.WEB)
-        self.beside = self.ours.dial()
-        self.stream = self.beside.connect(
-            [(":method", "CONNECT"), (":authority", "a:7")]
-        )
-        assert self.beside.status(self.stream) == "200"
-
-    def _hear(self, event):
-        self.ours.events.add(event)
-        if event.kind is not EventKind.REQUEST:
-            return
-        engine = self._mesh.host.engine
-        request = self.ours.gate.request(event.conn)
-        if request is None:
-            return
-        if request.authority.endswith(":7"):
-            engine.answer(event.conn, Echo())
-        else:
-            ours, theirs = socket.socketpair()
-            self.sockets.append(self._mesh.kept(ours))
-            engine.answer_fd(event.conn, theirs)
-
-    def wire(self, preface):
-        """Make a tunnel; say this first."""
-        sock = self._mesh.dial(self.ours.address)
-        return Wire(self._mesh.kept(self._context.wrap_socket(sock)), preface)
-
-    def works(self):
-        """The tunnel beside does."""
-        self.beside.send(self.stream, b"there")
-        assert self.beside.read(self.stream, 5) == b"there"
-
-    def ended(self, count=0):
-        """Wait for so many ends of tunnels; return why those ended."""
-        events = self.ours.events
-
-        def reasons():
-            return [r for e in events.of(EventKind.TUNNEL) if (r := Reason(e.reason))]
-
-        wait_for(lambda: len(reasons()) >= count, f"{count} ends")
-        return reasons()
+@pytest.fixture(scope="module")
+def gate(own_mesh):
+    return Gate(own_mesh, max_streams=1000)
 
 
 @pytest.fixture(scope="module")
-def gate(own_mesh):
-    return Gate(own_mesh)
-
-
-def client_of(gate):
-    """Return a client whose streams are as rfc9113.py has them."""
-    wire = gate.wire(PREFACE + frame(SETTINGS))
-    stays = METHOD + AUTHORITY.replace(b":7", b":3")
-    wire.say(
-        headers(OPEN, CONNECT),
-        headers(HALF, stays, END_HEADERS | END_STREAM),
-        headers(CLOSED, CONNECT, END_HEADERS | END_STREAM),
-        headers(RESET, stays),
-        frame(RST, 0, RESET, number(Code.CANCEL)),
-        headers(LAST, CONNECT),
-    )
-    missing = {(HEADERS, OPEN), (HEADERS, HALF), (HEADERS, LAST), (DATA, CLOSED)}
-
-    def all_there(each):
-        missing.discard((each.kind, each.stream))
-        return not missing
-
-    wire.until(all_there)
-    assert not missing
-    return wire
+def beside(own_mesh, gate):
+    return Beside(own_mesh, gate)
 
 
 @pytest.mark.parametrize("case", cases(BOTH | rfc9113_messages.CLIENT))
-def test_a_client_that_breaks_rfc_9113(gate, case):
+def test_a_client_that_breaks_rfc_9113(gate, beside, case):
     wire = client_of(gate)
-    before, ended = gate.ours.stats(), len(gate.ended())
+    before, ended = gate.stats(), len(gate.ends())
     came = outcome(wire, case)
     check(came, case.wants)
-    gate.works()
+    beside.works()
     if isinstance(case.wants, Ends):
-        assert gate.ended(ended + 1)[ended:] == [Reason.HTTP2]
-        after = gate.ours.stats()
+        assert gate.ends(ended + 1)[ended:] == [Reason.HTTP2]
+        after = gate.stats()
         assert after.faults == before.faults + 1
         assert after.tunnels == before.tunnels - 1
         return
-    assert gate.ours.stats().faults == before.faults
+    assert gate.stats().faults == before.faults
     if getattr(case.wants, "stream", None) != OPEN:
-        _echoes(wire, OPEN)
-    _echoes(wire, LAST)
+        echoes(wire, OPEN)
+    echoes(wire, LAST)
     wire.sock.close()
-    gate.ended(ended + 1)
-
-
-def _echoes(wire, stream):
-    wire.say(frame(DATA, 0, stream, b"still"))
-    seen = wire.until(lambda each: (each.kind, each.stream) == (DATA, stream))
-    assert seen[-1].payload.endswith(b"still")
+    gate.ends(ended + 1)
 
 
 PREFACES = {
@@ -239,13 +158,13 @@ PREFACES = {
 
 @pytest.mark.spec("rfc9113:3.4/preface")
 @pytest.mark.parametrize("said", PREFACES.values(), ids=PREFACES)
-def test_a_client_whose_preface_is_none(gate, said):
-    ended = len(gate.ended())
+def test_a_client_whose_preface_is_none(gate, beside, said):
+    ended = len(gate.ends())
     wire = gate.wire(said)
     seen = [each.code for each in wire.frames() if each.kind == GOAWAY]
     assert seen == [Code.PROTOCOL_ERROR]
-    gate.works()
-    assert gate.ended(ended + 1)[ended:] == [Reason.HTTP2]
+    beside.works()
+    assert gate.ends(ended + 1)[ended:] == [Reason.HTTP2]
 
 
 @pytest.mark.spec("rfc9113:6.5.3/acknowledged")
@@ -280,80 +199,31 @@ def test_data_behind_the_end_counts_for_the_tunnels_window(gate):
         wire.say(frame(DATA, 0, HALF, bytes(1 << 20)))
     (given,) = wire.until(lambda each: (each.kind, each.stream) == (WINDOW, 0))[-1:]
     assert int.from_bytes(given.payload, "big") >= 8 << 20
-    _echoes(wire, OPEN)
+    echoes(wire, OPEN)
 
 
 # ---- the peer is the server ----
 
 
-class Pools:
-    """A pool for each case, and one beside."""
-
-    def __init__(self, mesh):
-        self._mesh = mesh
-        self._tls = mesh.tls(pki.WEB)
-        self._context = mesh.context(pki.DB, server=True)
-        beside = self.new()
-        self.sock = beside.client()
-        self.peer = beside.accept(context=self._context)
-        _, self.stream = beside.pair(self.peer, self.sock)
-
-    def new(self):
-        return self._mesh.pool(tls=self._tls, max_tunnels=1)
-
-    def works(self):
-        """The tunnel beside does."""
-        self.peer.send(self.stream, b"there")
-        assert read_exactly(self.sock, 5) == b"there"
-        self.sock.sendall(b"back")
-        assert self.peer.read(self.stream, 4) == b"back"
-
-    def wire(self, pool, preface):
-        """Take a tunnel; say this first."""
-        sock = self._mesh.accept(pool.server)
-        wrapped = self._context.wrap_socket(sock, server_side=True)
-        wire = Wire(self._mesh.kept(wrapped), preface)
-        assert wire._read(len(PREFACE)) == PREFACE
-        return wire
+@pytest.fixture
+def pool(own_mesh, shared):
+    return Pool(own_mesh, *shared, max_tunnels=1)
 
 
 @pytest.fixture(scope="module")
-def pools(own_mesh):
-    return Pools(own_mesh)
-
-
-def server_of(pools, pool):
-    """Return a server whose streams are as rfc9113.py has them, and its clients."""
-    socks = {OPEN: pool.client()}
-    wire = pools.wire(pool, frame(SETTINGS))
-    for stream in (OPEN, HALF, CLOSED, RESET, ASKED):
-        socks[stream] = socks.get(stream) or pool.client()
-        wire.until(
-            lambda each, stream=stream: (each.kind, each.stream) == (HEADERS, stream)
-        )
-        if stream != ASKED:
-            wire.say(headers(stream, OK))
-    socks[CLOSED].close()
-    wire.until(lambda each: (each.stream, each.flags) == (CLOSED, END_STREAM))
-    wire.say(
-        frame(DATA, END_STREAM, HALF),
-        frame(DATA, END_STREAM, CLOSED),
-        frame(RST, 0, RESET, number(Code.CANCEL)),
-    )
-    wire.fence()
-    assert socks[HALF].recv(1) == b""
-    return wire, socks
+def shared(own_mesh):
+    """What costs most of a pool."""
+    return own_mesh.tls(pki.WEB), own_mesh.context(pki.DB, server=True)
 
 
 @pytest.mark.parametrize("case", cases(BOTH | rfc9113_messages.SERVER))
-def test_a_server_that_breaks_rfc_9113(pools, case):
-    pool = pools.new()
-    wire, socks = server_of(pools, pool)
+def test_a_server_that_breaks_rfc_9113(pool, beside, case):
+    wire, socks = server_of(pool)
     came = outcome(wire, case)
     check(came, case.wants)
-    pools.works()
+    beside.works()
     if isinstance(case.wants, Ends):
-        assert pool.events.reason(2) is Reason.HTTP2
+        assert pool.ends(1) == [Reason.HTTP2]
         with pytest.raises(ConnectionResetError):
             socks[OPEN].recv(1)
         assert pool.stats().faults == 1
@@ -376,13 +246,12 @@ def test_a_server_that_breaks_rfc_9113(pools, case):
 @pytest.mark.parametrize(
     "said", [frame(PING, 0, 0, bytes(8)), b"HTTP/1.1 400 Bad\r\n\r\n"]
 )
-def test_a_server_whose_preface_is_none(pools, said):
-    pool = pools.new()
-    pool.client()
-    wire = pools.wire(pool, said)
+def test_a_server_whose_preface_is_none(pool, beside, said):
+    pool.ours.client()
+    wire = pool.wire(said)
     assert Code.PROTOCOL_ERROR in {
         each.code for each in wire.frames() if each.kind == GOAWAY
     }
-    assert pool.events.reason() is Reason.HTTP2
+    assert pool.ends(1) == [Reason.HTTP2]
     assert pool.stats().faults == 1
-    pools.works()
+    beside.works()

@@ -296,7 +296,8 @@ def test_trailers_are_a_stream_error(pool):
 def test_a_stream_that_is_reset_while_its_client_sends_ends_once(pool, aside):
     """The reset goes out when the next bytes do: in the middle of those."""
     first = pool.client()
-    peer = pool.accept(settings={CODES.INITIAL_WINDOW_SIZE: WINDOW})
+    wide = {CODES.INITIAL_WINDOW_SIZE: WINDOW}
+    peer = pool.accept(settings=wide, window=1 << 30)  # all that 30 streams may have
     pool.pair(peer, first)
     for _ in range(30):
         sock = pool.client()
@@ -304,6 +305,7 @@ def test_a_stream_that_is_reset_while_its_client_sends_ends_once(pool, aside):
         sending = aside(_send_for_ever, sock)
         peer.read(stream, 1)
         peer.raw(0x1, 0x5, stream, peer.h2.encoder.encode([("x", "y")]))
+        assert peer.was_reset(stream) == PROTOCOL_ERROR  # reading: the socket is full
         assert isinstance(sending.result(), ConnectionError)
     peer.fence()
 

@@ -28,6 +28,7 @@
 #include <sys/socket.h>
 
 #include "engine/engine.h"
+#include "hbone_frames.h"
 #include "input.h"
 #include "pem.h"
 #include "tls/tls.h"
@@ -327,6 +328,17 @@ static void headers_step(const struct world *w, struct input *in)
 			  sizeof(connect) - 1);
 }
 
+static void rule_step(const struct world *w, struct input *in)
+{
+	const struct said *f = &frames[byte(in) % FRAMES];
+	uint8_t on = byte(in);
+
+	/* mostly on 0 what belongs there */
+	if (f->type == SETTINGS || f->type == PING || f->type == GOAWAY)
+		on = on & 0x80 ? on : 0;
+	say_frame(w, f->type, f->flags, on & 31, f->payload, f->len);
+}
+
 static void answer_step(struct world *w, struct input *in)
 {
 	uint8_t how = byte(in);
@@ -420,6 +432,10 @@ static void step(struct world *w, struct input *in)
 			vu_hbone_drain(w->e, (uint32_t)w->pool, 5000);
 		else if (len == 14)
 			vu_hbone_forget(w->e, (uint32_t)w->gate);
+		break;
+	case 13:
+	case 14:
+		rule_step(w, in);
 		break;
 	default:
 		turn(w);

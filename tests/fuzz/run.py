@@ -51,11 +51,17 @@ SEEDS = {
     ],
     "hbone": [
         # a gate: SETTINGS, a CONNECT, an echo behind it, DATA and its end
-        "01 0004000000 0d 0301 0d 0604 0d 0000000105 68656c6c6f 0d 09 0000010100 0d",
+        "01 0004000000 0f 0301 0f 0604 0f 0000000105 68656c6c6f 0f 09 0000010100 0f",
         # a gate: what is decided about a CONNECT, and one that says the same
-        "01 0004000000 0d 0301 0d 0614 0d 0303 0d 0000030105 68656c6c6f 0d ec 0305 0d",
+        "01 0004000000 0f 0301 0f 0614 0f 0303 0f 0000030105 68656c6c6f 0f ec 0305 0f",
         # a pool: SETTINGS, 200, bytes of the client, DATA, RST_STREAM
-        "00 0004000000 0d 0381 0d 0700 0d 0000000105 68656c6c6f 0d 0003000104 0008 0d",
+        "00 0004000000 0f 0381 0f 0700 0f 0000000105 68656c6c6f 0f 0003000104 0008 0f",
+        # a gate: what a stream does wrong behind its end, and one that is skipped
+        "01 0004000000 0f 0301 0f 0680 0f 0d01 01 0f 0d00 01 0f 0305 0f 0303 0f",
+        # a gate: WINDOW_UPDATE of 0, PRIORITY of 4 bytes, trailers in two frames
+        "01 0004000000 0f 0301 0303 0305 0f 0d24 01 0d16 03 0d0d 05 0d14 05 0f",
+        # a pool: DATA before the answer, and behind an interim one
+        "00 0004000000 0f 0d00 01 0f 0a 0f 0d09 03 0d00 03 0f",
     ],
 }
 """What a corpus begins with; a harness in Python has its own."""

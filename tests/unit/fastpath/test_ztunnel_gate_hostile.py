@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from functools import partial
+
 import pytest
 
+from fastpath.ztunnel import gate
+from tests.conformance.frames import DATA, PING, frame
 from tests.support import pki
 from tests.support.limits import wait_until
 from tests.unit.fastpath.gate_world import (
@@ -15,6 +20,7 @@ from tests.unit.fastpath.gate_world import (
     fields,
     served,
 )
+from vhost_user.hbone import Gate
 from vhost_user.vsock.packet import Op
 
 UNKNOWN = {
@@ -104,3 +110,43 @@ def test_a_connect_that_is_reset_before_it_is_offered_is_forgotten(tmp_path):
 
     lines = [fields(line) for line in World(tmp_path).run(play)]
     assert lines[0]["error"] == "Connection reset by peer (os error 104)"
+
+
+MISDEEDS = {
+    "flood": (frame(PING, 0, 0, bytes(8)) * 1000, "floods", "the peer flooded us"),
+    "http-2": (frame(DATA, 0, 0, b"x"), "faults", "the peer broke HTTP/2"),
+}
+
+
+@pytest.mark.parametrize(("said", "counter", "why"), MISDEEDS.values(), ids=MISDEEDS)
+def test_who_misbehaves_is_told_of_and_counted_and_others_go_on(
+    tmp_path, caplog, said, counter, why
+):
+    def play(world):
+        guest = world.guest()
+        beside = world.tunnel()
+        served(world, guest, beside)
+        peer = world.tunnel()
+        peer.fence()
+        with contextlib.suppress(OSError):
+            peer.sock.sendall(said)
+        name = f"fastpath_gate_{counter}_total"
+        wait_until(lambda: world.sample(name, sandbox="box") == 1)
+        world.deliver()
+        served(world, guest, beside, first=False)
+
+    World(tmp_path).run(play)
+    assert f"box: the tunnel of {PEER} ended: {why}" in caplog.messages
+
+
+def test_who_is_silent_is_told_of_and_counted(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(gate, "Gate", partial(Gate, ping_s=0.1, silence_s=0.3))
+
+    def play(world):
+        world.tunnel().fence()
+        wait_until(lambda: world.sample("fastpath_gate_silent_total", sandbox="box"))
+        world.deliver()
+
+    World(tmp_path).run(play)
+    why = "the peer did not answer a PING"
+    assert f"box: the tunnel of {PEER} ended: {why}" in caplog.messages

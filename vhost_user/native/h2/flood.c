@@ -20,8 +20,9 @@
 
 #include "h2/h2.h"
 
-#define BLOCK_MOST (2 * H2_LIST_MOST)	/* bytes of a header block */
-#define PARTS_MOST (BLOCK_MOST / 16384) /* of it, in frames of any peer */
+#define BLOCK_MOST   (2 * H2_LIST_MOST)	  /* bytes of a header block */
+#define PARTS_MOST   (BLOCK_MOST / 16384) /* of it, in frames of any peer */
+#define GOODBYE_MOST 16384 /* bytes of GOAWAY: nghttp2 keeps them */
 
 /* A second */
 static const uint32_t rates[FLOODS] = {
@@ -101,6 +102,8 @@ bool flood_of(struct h2 *h, uint64_t now_us)
 		return false; /* an error of another name */
 	if ((type == NGHTTP2_HEADERS || type == NGHTTP2_CONTINUATION) &&
 	    is_endless(h))
+		return true;
+	if (type == NGHTTP2_GOAWAY && h->left > GOODBYE_MOST)
 		return true;
 	for (; h->faults; h->faults--) {
 		if (!bucket_take(&h->floods[FLOOD_RESET], rates[FLOOD_RESET],

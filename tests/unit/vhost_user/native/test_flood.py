@@ -118,3 +118,9 @@ def test_streams_that_a_peer_has_us_reset_count_as_those_that_it_resets(says):
 def test_a_frame_that_is_too_large_is_no_flood(says):
     now = 10 * SECOND_US
     assert not says(HEADERS, now, size=(1 << 20) + 1)
+
+
+def test_a_goodbye_has_an_end(says):
+    now = 10 * SECOND_US
+    assert not says(GOAWAY, now, size=16384)
+    assert says(GOAWAY, now, size=16385)
