@@ -176,7 +176,6 @@ FLOODS = {
     "field-block": frame(HEADERS, 0, OPEN) + frame(CONT, 0, OPEN, bytes(16000)) * 100,
 }
 CLIENTS_FLOODS = {
-    "streams": b"".join(headers(each, CONNECT) for each in STREAMS),
     "rapid-reset": b"".join(  # CVE-2023-44487
         headers(each, CONNECT) + frame(RST, 0, each, number(Code.CANCEL))
         for each in STREAMS

@@ -14,13 +14,18 @@ from tests.conformance import rfc9113_messages
 from tests.conformance.conftest import Host, read_exactly
 from tests.conformance.frames import (
     ACK,
+    AUTHORITY,
     CONNECT,
     DATA,
+    END_STREAM,
+    GET,
     GOAWAY,
     HEADERS,
+    PATH,
     PING,
     PREFACE,
     RST,
+    SCHEME,
     SETTINGS,
     WINDOW,
     Code,
@@ -179,6 +184,19 @@ def test_a_ping_is_answered_by_its_bytes(gate):
     wire = gate.wire(PREFACE + frame(SETTINGS) + frame(PING, 0, 0, b"\xff12345\0\n"))
     (answer,) = wire.until(lambda each: each.kind == PING)[-1:]
     assert (answer.flags, answer.payload) == (ACK, b"\xff12345\0\n")
+
+
+@pytest.mark.spec("rfc9113:8.1/no-error")
+def test_who_is_refused_hears_that_before_its_body_is_cut(gate):
+    wire = gate.wire()
+    body = frame(DATA, 0, OPEN, bytes(1000))
+    wire.say(headers(OPEN, GET + AUTHORITY + SCHEME + PATH), body)
+    (answer,) = [each for each in wire.fence() if each.stream == OPEN]
+    assert (answer.kind, answer.payload) == (HEADERS, b"\x8c")  # 400
+    assert answer.flags & END_STREAM
+    wire.say(body)
+    (cut,) = [each for each in wire.fence() if each.stream == OPEN]
+    assert (cut.kind, cut.code) == (RST, Code.NO_ERROR)
 
 
 @pytest.mark.spec("rfc9113:6.9.2/negative")

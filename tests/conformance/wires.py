@@ -164,6 +164,7 @@ def client_of(gate):
 
     wire.until(all_there)
     assert not missing
+    wire.fence()  # an answer on RESET may have been under way
     return wire
 
 

@@ -128,7 +128,8 @@ static int sent(nghttp2_session *session, const nghttp2_frame *frame,
 		h->broken = true;
 	if (frame->hd.type == NGHTTP2_RST_STREAM)
 		h->faults += is_fault(frame->rst_stream.error_code);
-	if (frame->hd.type != NGHTTP2_DATA ||
+	if ((frame->hd.type != NGHTTP2_DATA &&
+	     frame->hd.type != NGHTTP2_HEADERS) ||
 	    !(frame->hd.flags & NGHTTP2_FLAG_END_STREAM))
 		return 0;
 	s = nghttp2_session_get_stream_user_data(session, frame->hd.stream_id);
@@ -292,7 +293,7 @@ void h2_respond(struct h2 *h, struct h2_stream *s, int status,
 	};
 
 	if (status != 200)
-		s->ends = s->ended = true;
+		s->ends = true;
 	nghttp2_submit_response(h->session, s->id, nv, baggage ? 2 : 1,
 				status == 200 ? &provider : NULL);
 }

@@ -90,7 +90,7 @@ static void shut(struct vu_conn *c, struct side *side, int how)
  */
 static void answer(struct stream *s, int status)
 {
-	s->answered = true;
+	s->status = (uint16_t)status;
 	h2_respond(s->tunnel->h2, &s->h2, status,
 		   s->headers ? s->headers->baggage : NULL);
 	tunnel_later(s->tunnel);
@@ -118,7 +118,7 @@ static void opened(struct vu_conn *c, struct side *side)
 	struct stream *s = side->stream;
 
 	(void)c;
-	if (s && s->tunnel && s->group->server && !s->answered)
+	if (s && s->tunnel && s->group->server && !s->status)
 		answer(s, 200);
 }
 
@@ -159,7 +159,7 @@ static void close_stream(struct vu_conn *c, struct side *side, int error)
 	t->parted++;
 	t->kept -= s->kept;
 	s->kept = 0;
-	if (s->group->server && !s->answered)
+	if (s->group->server && !s->status)
 		answer(s, status_for(c, error));
 	else if (error)
 		h2_reset(t->h2, &s->h2,

@@ -265,7 +265,7 @@ struct tunnel {
  * @headers:	Of the request, or of the response; or NULL
  * @request:	Server: what the CONNECT said
  * @tries:	Tunnels that refused it
- * @answered:	Server: the response was sent
+ * @status:	Server: what it was answered; 0: nothing yet
  * @closed:	It is no more, which its connection has yet to hear
  * @error:	Why, enum nghttp2_error_code
  * @kept:	Bytes of the peer that its sink has yet to take
@@ -282,7 +282,7 @@ struct stream {
 	struct vu_headers *headers;
 	struct h2_fields request;
 	uint8_t tries;
-	bool answered;
+	uint16_t status;
 	bool closed;
 	uint32_t error;
 	uint32_t kept;
@@ -318,6 +318,7 @@ void stream_taken(struct vu_conn *c, struct side *side, size_t n);
 void stream_run(struct vu_conn *c, struct side *side);
 void stream_keep(struct stream *s, const uint8_t *data, size_t len);
 void stream_put(struct stream *s, const uint8_t *data, size_t len);
+void stream_drop(struct stream *s);
 bool stream_room(const struct stream *s, size_t most, struct room *ret);
 ssize_t stream_pull(struct stream *s, const struct room *room);
 

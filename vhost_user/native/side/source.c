@@ -170,6 +170,24 @@ void stream_run(struct vu_conn *c, struct side *side)
 }
 
 /**
+ * stream_drop() - Have the peer end a stream that nobody has
+ * @s:		Stream
+ *
+ * As TCP has it for a socket that is closed. But who was refused has to hear
+ * that first: RST_STREAM would overtake it (RFC 9113, section 8.1).
+ */
+void stream_drop(struct stream *s)
+{
+	bool refused = s->status > 200;
+
+	if (refused && !s->h2.ended)
+		return; /* it is reset by what comes then, or later */
+	h2_reset(s->tunnel->h2, &s->h2,
+		 refused ? NGHTTP2_NO_ERROR : NGHTTP2_CANCEL);
+	tunnel_later(s->tunnel);
+}
+
+/**
  * stream_keep() - Keep bytes of the peer until there is a sink, or a better
  * time
  * @s:		Stream
@@ -186,9 +204,8 @@ void stream_keep(struct stream *s, const uint8_t *data, size_t len)
 	struct vu_conn *c = s->c;
 
 	t->owed += len;
-	if (!c) { /* as TCP has it for a socket that is closed */
-		h2_reset(t->h2, &s->h2, NGHTTP2_CANCEL);
-		tunnel_later(t);
+	if (!c) {
+		stream_drop(s);
 	} else if (conn_flows(c) || c->state < CONN_OPEN) {
 		struct pipe *p = pipe_from(c, stream_side(s));
 

@@ -170,7 +170,7 @@ void stream_reap(struct tunnel *t, uint64_t now_us)
 		struct stream *s = container_of(at, struct stream, link);
 
 		if (s->parted_us && now_us - s->parted_us >= PART_US)
-			h2_reset(t->h2, &s->h2, NGHTTP2_CANCEL);
+			stream_drop(s);
 	}
 	tunnel_later(t);
 }
