@@ -201,7 +201,7 @@ def long_files(root: Path, lines: Mapping[str, Any]) -> Iterator[str]:
 
 def guest_programs(guest: Path) -> list[list[Path]]:
     """Return the files of each program; they share some, and names of functions."""
-    shared = [*guest.glob("include/*.h"), *guest.glob("lib/*.[ch]")]
+    shared = [*guest.glob("include/*"), *guest.glob("lib/*.[ch]")]
     return [[*shared, *(guest / name).rglob("*.[ch]")] for name in PROGRAMS]
 
 

@@ -43,7 +43,7 @@
 #define HDR_ROOM  64U
 #define MAX_DATA  65536U
 #define BUF_ALLOC (1U << 20)
-#define PORT0	  1024U
+#define PORT0	  1000U /* an agent's stream, the first, is privileged */
 #define HOST_CID  2
 #define SPINS	  65536U /* between looks at the clock */
 

@@ -37,6 +37,7 @@ from fastpath.errors import FastpathError
 from fastpath.image import images
 from fastpath.scratch import CONSOLE, scratch
 from fastpath.stdio import Input, Output
+from fastpath.tsi import keys
 from fastpath.tsi.policy import Rule
 from fastpath.tsi.policyfile import Egress
 from fastpath.vm import accel
@@ -262,6 +263,8 @@ class _Run:
         self._booted = False
         self._vsock = folder / SOCKET
         self._uds_path = folder / "vsock"
+        self._key_file = folder / "key"
+        self._key = keys.make(self._key_file)
         self._guest: Guest | None = None
         """Set while the program runs: signals go there."""
         self._ended_by: signal.Signals | None = None
@@ -300,7 +303,7 @@ class _Run:
     async def _boot_and_run(self) -> int:
         async with (
             Ztunnel(self._ztunnel_config()),
-            Guest(self._uds_path, console=self._spec.console) as guest,
+            Guest(self._uds_path, console=self._spec.console, key=self._key) as guest,
             Machine(self._spec) as machine,
         ):
             await machine.watch(guest.ready(self._boot_timeout_s()))
@@ -343,6 +346,7 @@ class _Run:
             cid=GUEST_CID,
             addresses=(POD_IP, POD_IPV6) if reaches_ipv6() else (POD_IP,),
             uds_path=self._uds_path,
+            key_file=self._key_file,
             publish=options.publish,
             egress=None if options.policy else egress,
             policy=options.policy,

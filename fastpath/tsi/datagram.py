@@ -52,6 +52,7 @@ class DatagramService:
         policy: decides, and bounds the sockets; replaced by `set_policy`.
         name: the sandbox's, for the log.
         limits: see there.
+        key: what agents have to show, from init; empty: nothing.
         make: makes a socket of a family and kind, where the sandbox's network is.
     """
 
@@ -63,6 +64,7 @@ class DatagramService:
         policy: SandboxPolicy,
         name: str,
         limits: DatagramLimits = DatagramLimits(),  # noqa: B008  frozen
+        key: bytes = b"",
         make: Callable[[int, int], socket.socket] = socket.socket,
     ) -> None:
         self._engine = engine
@@ -70,6 +72,7 @@ class DatagramService:
         self.policy = policy
         self.name = name
         self.limits = limits
+        self.key = key
         self.counts = DatagramStats()
         self.queries: set[asyncio.Task[None]] = set()
         """DNS queries that are being answered, of all streams."""

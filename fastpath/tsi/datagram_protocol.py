@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from fastpath.tsi.protocol import (
-    HELLO_SIZE,
+    HELLO_SIZES,
     VERSION,
     Hello,
     MessageDecoder,
@@ -124,7 +124,7 @@ def _decode_datagram(payload: bytes) -> Datagram:
 _DECODERS: Final[
     dict[int, tuple[int, int, Callable[[bytes], GuestDatagramMessage]]]
 ] = {
-    Type.HELLO: (HELLO_SIZE, HELLO_SIZE, decode_hello),
+    Type.HELLO: (*HELLO_SIZES, decode_hello),
     Type.PEER: (_PEER.size, _PEER.size, _decode_peer),
     Type.DATAGRAM: (_DATAGRAM.size, _DATAGRAM.size + MAX_DATAGRAM, _decode_datagram),
 }

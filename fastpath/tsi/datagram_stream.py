@@ -27,7 +27,6 @@ from fastpath.tsi.datagram_protocol import (
 )
 from fastpath.tsi.policy import Denial
 from fastpath.tsi.protocol import (
-    VERSION,
     Hello,
     ProtocolError,
     Refusal,
@@ -71,6 +70,7 @@ class DatagramContext(Protocol):
     router: DatagramRouter
     policy: SandboxPolicy
     limits: DatagramLimits
+    key: bytes
     counts: DatagramStats
     pace: Pace
     flows: Flows
@@ -214,9 +214,7 @@ class DatagramStream:
     def _greet(self, hello: Hello) -> None:
         if self._greeted:
             raise ProtocolError(Refusal.UNEXPECTED, "a second HELLO")
-        if not hello.version_min <= VERSION <= hello.version_max:
-            text = f"versions {hello.version_min} to {hello.version_max}, not {VERSION}"
-            raise ProtocolError(Refusal.VERSION, text)
+        hello.check(self._service.key)
         self._greeted = True
         self._send(Grant(PEERS).encode())
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 import ipaddress
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -42,7 +42,13 @@ UNNAMED_RANGES: Final = {4: 0, 6: PEER_RANGES - 1}
 _MAGIC: Final = 0x41495354  # "TSIA"
 _HEADER: Final = struct.Struct("<HH")
 _HELLO: Final = struct.Struct("<IHH")
-HELLO_SIZE: Final = _HELLO.size
+KEY_SIZE: Final = 16
+"""Bytes of a key."""
+HELLO_SIZES: Final = (_HELLO.size, _HELLO.size + KEY_SIZE)
+STREAMS: Final = (TSI_PORT, DATAGRAM_PORT)
+"""Ports of agents' streams."""
+LAST_PRIVILEGED_PORT: Final = 1023
+"""A guest's kernel lets those bind vsock ports up to this that may bind TCP's."""
 _WELCOME: Final = struct.Struct("<HHIIII4s16s")
 _REFUSED: Final = struct.Struct("<I")
 _ROUTE: Final = struct.Struct("<IHH16s")
@@ -83,6 +89,7 @@ class Refusal(enum.IntEnum):
     VERSION = 2
     UNEXPECTED = 3
     LIMIT = 4
+    KEY = 5
 
 
 class ProtocolError(Exception):
@@ -105,6 +112,27 @@ class Hello:
 
     version_min: int
     version_max: int
+    key: bytes = field(default=b"", repr=False)
+    """What init had from the host; empty: it has none."""
+
+    def check(self, key: bytes) -> None:
+        """Hold it against what the sandbox asks for.
+
+        Args:
+            key: the sandbox's; empty: none is needed.
+
+        Raises:
+            ProtocolError: no common version, or not its key.
+        """
+        if not self.version_min <= VERSION <= self.version_max:
+            text = f"versions {self.version_min} to {self.version_max}, not {VERSION}"
+            raise ProtocolError(Refusal.VERSION, text)
+        # as ints: how long that takes doesn't say which byte is wrong
+        same = int.from_bytes(self.key, "big") ^ int.from_bytes(key, "big") == 0
+        if key and (len(self.key) != len(key) or not same):
+            raise ProtocolError(
+                Refusal.KEY, "HELLO: not this sandbox's key; init has it from the host"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,14 +345,17 @@ def message(kind: Type, payload: bytes) -> bytes:
 
 def decode_hello(payload: bytes) -> Hello:
     """Decode; raises ProtocolError if it is no agent's."""
-    magic, version_min, version_max = _HELLO.unpack(payload)
+    magic, version_min, version_max = _HELLO.unpack_from(payload)
     if magic != _MAGIC:
         raise ProtocolError(Refusal.MALFORMED, f"HELLO: magic is {magic:#x}")
     if version_min > version_max:
         raise ProtocolError(
             Refusal.MALFORMED, f"HELLO: versions {version_min} to {version_max}"
         )
-    return Hello(version_min, version_max)
+    key = payload[_HELLO.size :]
+    if len(key) not in {0, KEY_SIZE}:
+        raise ProtocolError(Refusal.MALFORMED, f"HELLO: a key of {len(key)} bytes")
+    return Hello(version_min, version_max, key)
 
 
 def _decode_route(payload: bytes) -> Route:
@@ -375,12 +406,12 @@ def _decode_introduced(payload: bytes) -> Introduced:
     return Introduced(*_INTRODUCED.unpack(payload))
 
 
-_DECODERS: Final[dict[int, tuple[int, Callable[[bytes], GuestMessage]]]] = {
-    Type.HELLO: (HELLO_SIZE, decode_hello),
-    Type.ROUTE: (_ROUTE.size, _decode_route),
-    Type.LISTEN: (_LISTEN.size, _decode_listen),
-    Type.UNLISTEN: (_UNLISTEN.size, _decode_unlisten),
-    Type.INTRODUCED: (_INTRODUCED.size, _decode_introduced),
+_DECODERS: Final[dict[int, tuple[tuple[int, ...], Callable[[bytes], GuestMessage]]]] = {
+    Type.HELLO: (HELLO_SIZES, decode_hello),
+    Type.ROUTE: ((_ROUTE.size,), _decode_route),
+    Type.LISTEN: ((_LISTEN.size,), _decode_listen),
+    Type.UNLISTEN: ((_UNLISTEN.size,), _decode_unlisten),
+    Type.INTRODUCED: ((_INTRODUCED.size,), _decode_introduced),
 }
 
 
@@ -394,7 +425,7 @@ def _decoder_of(number: int, size: int) -> Callable[[bytes], GuestMessage]:
     if found is None:
         raise ProtocolError(Refusal.UNEXPECTED, f"message type {number}")
     want, decode = found
-    if size != want:
-        name = Type(number).name
-        raise ProtocolError(Refusal.MALFORMED, f"{name}: {size} bytes, need {want}")
+    if size not in want:
+        name, need = Type(number).name, " or ".join(map(str, want))
+        raise ProtocolError(Refusal.MALFORMED, f"{name}: {size} bytes, need {need}")
     return decode

@@ -31,7 +31,6 @@ import asyncio
 import errno
 import ipaddress
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVarTuple, Unpack
 
 from fastpath.throttle import Throttle
@@ -43,9 +42,10 @@ from fastpath.tsi.protocol import (
     DATAGRAM_PORT,
     FIRST_PEER_PORT,
     FIRST_TOKEN,
+    LAST_PRIVILEGED_PORT,
+    STREAMS,
     TSI_PORT,
     UNKNOWN_TOKEN,
-    VERSION,
     Failed,
     Hello,
     Listen,
@@ -58,6 +58,7 @@ from fastpath.tsi.protocol import (
     Welcome,
 )
 from fastpath.tsi.router import Here, Later
+from fastpath.tsi.stats import TsiStats
 from fastpath.tsi.stream import ControlStream, Pace, far_end
 from vhost_user.engine import FIRST_OPENED_PORT, Ask, EventKind, Reset
 
@@ -95,32 +96,6 @@ CONNECT_TIMEOUT_S: Final = 35.0
 _FORGOTTEN_AT_ONCE: Final = 256
 
 
-@dataclass(slots=True)
-class TsiStats:
-    """What a service has, and counters since it began."""
-
-    streams: int = 0
-    """Open now."""
-    tokens: int = 0
-    """Known now."""
-    held: int = 0
-    """Requests that wait for their ROUTE now."""
-    refused: int = 0
-    """Streams ended for what they sent, or for want of room."""
-    ignored: int = 0
-    """ROUTEs of tokens that were not the stream's to register."""
-    forgotten: int = 0
-    """Tokens dropped because there were too many."""
-    unknown: int = 0
-    """Requests for tokens that nobody registered."""
-    unsent: int = 0
-    """FAILED messages that the guest had left no room for."""
-    listeners: int = 0
-    """Published now."""
-    refused_headers: int = 0
-    """Clients of the application tunnel that had no good header."""
-
-
 class TsiService:
     """Serves the agents of one sandbox's guest.
 
@@ -138,6 +113,7 @@ class TsiService:
         datagrams: the sandbox's UDP; None: it has none.
         other: where connections to ports go that are not TSI's.
         publisher: where the guest's listeners are reachable; None: nowhere.
+        key: what agents have to show, from init; empty: nothing.
     """
 
     def __init__(
@@ -152,7 +128,9 @@ class TsiService:
         datagrams: DatagramService | None = None,
         other: Target = Reset(),  # noqa: B008  frozen
         publisher: Publisher[Any] | None = None,
+        key: bytes = b"",
     ) -> None:
+        self._key = key
         self._engine = engine
         self._device = device
         self._router = router
@@ -251,6 +229,9 @@ class TsiService:
             self._handle_token(event)
         elif not asked:
             return
+        elif event.port in STREAMS and event.peer_port > LAST_PRIVILEGED_PORT:
+            self._stats.unprivileged += 1
+            self._engine.answer(event.conn, Reset(errno.EACCES))
         elif event.port == TSI_PORT:
             self._accept(event)
         elif event.port == DATAGRAM_PORT and self._datagrams is not None:
@@ -423,9 +404,7 @@ class TsiService:
     def _greet(self, agent: Agent, hello: Hello) -> None:
         if agent.greeted:
             raise ProtocolError(Refusal.UNEXPECTED, "a second HELLO")
-        if not hello.version_min <= VERSION <= hello.version_max:
-            text = f"versions {hello.version_min} to {hello.version_max}, not {VERSION}"
-            raise ProtocolError(Refusal.VERSION, text)
+        hello.check(self._key)
         assert agent.stream is not None
         agent.greeted = True
         welcome = Welcome(

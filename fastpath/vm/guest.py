@@ -55,6 +55,7 @@ class Frame(enum.IntEnum):
     EXEC = 1
     STDIN = 2
     SIGNAL = 3
+    KEY = 4
     READY = 16
     STDOUT = 17
     STDERR = 18
@@ -96,9 +97,13 @@ class Guest:
     Args:
         uds_path: the device's unix socket prefix; listens on UDS_PATH_1029.
         console: the guest's console log, named in errors.
+        key: what init hands to agents; empty: nothing.
     """
 
-    def __init__(self, uds_path: Path, *, console: Path | None = None) -> None:
+    def __init__(
+        self, uds_path: Path, *, console: Path | None = None, key: bytes = b""
+    ) -> None:
+        self._key = key
         self._path = Path(f"{uds_path}_{INIT_PORT}")
         self._console = console
         self._server: asyncio.Server | None = None
@@ -273,7 +278,10 @@ class Guest:
         run = self._run
         if kind == Frame.READY:
             if not self._ready.done():
-                self._ready.set_result(decode_ready(payload))
+                info = decode_ready(payload)
+                if self._key:
+                    self._send(Frame.KEY, self._key)
+                self._ready.set_result(info)
         elif run is None or run.ended.done():
             raise ValueError(f"frame {kind} without a command")
         elif kind in {Frame.STDOUT, Frame.STDERR}:

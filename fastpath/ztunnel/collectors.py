@@ -9,7 +9,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from fastpath.tsi.datagram_limits import DatagramStats
-from fastpath.tsi.service import TsiStats
+from fastpath.tsi.stats import TsiStats
 from fastpath.ztunnel.tally import new_family
 from vhost_user.engine import GAUGES
 from vhost_user.hbone import HboneStats

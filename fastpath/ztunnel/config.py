@@ -183,6 +183,7 @@ def for_sandbox(
     echo: IpAddress | None = None,
     access_log: Path | None = None,
     publish: tuple[Publication, ...] = (),
+    key_file: Path | None = None,
 ) -> Config:
     """One sandbox that reaches whatever the process does; no listener, no metrics.
 
@@ -198,6 +199,7 @@ def for_sandbox(
         access_log: None: stderr.
         publish: its listeners that are reachable; not at its pod IPs, which are
             nobody's but the program's.
+        key_file: what its agents have to show.
     """
     workload = Workload(workload_ips=addresses, namespace="default", name=name)
     sandbox = Sandbox(
@@ -206,6 +208,7 @@ def for_sandbox(
         socket=socket,
         cid=cid,
         uds_path=uds_path,
+        key_file=key_file,
         publish=publish,
         pod_listeners=False,
         egress=egress,

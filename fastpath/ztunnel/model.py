@@ -191,6 +191,8 @@ class Sandbox:
     socket_mode: Annotated[int, Parsed(parse_mode)] = DEFAULT_SOCKET_MODE
     """Who may be its VM, and its host side: permission bits of the sockets."""
     socket_group: Annotated[int, Parsed(parse_group)] | None = None
+    key_file: Path | None = None
+    """What its agents have to show. None: a port that only root has is enough."""
     publish: tuple[Publication, ...] = ()
     """Ports that are reachable at addresses of the host. With `policy`, it has to
     publish them; without, this does."""

@@ -21,6 +21,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from fastpath.tsi import keys
 from fastpath.tsi.datagram import DatagramService
 from fastpath.tsi.policy import ISTIO_PORTS
 from fastpath.tsi.policyfile import PolicyWatch
@@ -70,7 +71,7 @@ if TYPE_CHECKING:
 
     from fastpath.tsi.datagram_limits import DatagramStats
     from fastpath.tsi.policy import SandboxPolicy
-    from fastpath.tsi.service import TsiStats
+    from fastpath.tsi.stats import TsiStats
     from fastpath.ztunnel.config import Loaded, MakeError
     from fastpath.ztunnel.model import Config, ListenAddress, Sandbox
     from fastpath.ztunnel.workloads import LocalWorkload
@@ -355,12 +356,7 @@ class Ztunnel:
         self._outbounds.append(outbound)
 
     def _policy_of(self, name: str, policy: SandboxPolicy) -> SandboxPolicy:
-        """What holds for a sandbox by a policy: in its surroundings, within its share.
-
-        Args:
-            name: the sandbox's.
-            policy: as its file has it.
-        """
+        """What its file's policy comes to for a sandbox, where it is, by its share."""
         client = self._clients.sandbox(name)
         policy = self._clients.for_client(client, policy)
         return within_share(self.config, name, policy)
@@ -386,11 +382,13 @@ class Ztunnel:
         )
         self._stack.callback(device.close)
         addresses = self.config.workload(sandbox.workload).workload_ips
+        key = keys.read(sandbox.key_file) if sandbox.key_file else b""
         datagrams = DatagramService(
             engine,
             router,
             policy=policy,
             name=sandbox.name,
+            key=key,
             make=client.pod.client if client.pod else socket.socket,
         )
         service = TsiService(
@@ -403,6 +401,7 @@ class Ztunnel:
             datagrams=datagrams,
             other=Unix(str(sandbox.uds_path)) if sandbox.uds_path else Reset(),
             publisher=publisher,
+            key=key,
         )
         self._stack.callback(service.close)
         self._gates.open(sandbox, client, engine, publisher, service.inbound)

@@ -353,6 +353,17 @@ static void refuse_huge_pages(void)
 }
 
 /**
+ * start_watch() - Have no call wait that a program may make wait
+ *
+ * After the command is started: a fork has none of our threads.
+ */
+static void start_watch(void)
+{
+	if (!watch_start())
+		complain("nobody watches: %s", strerror(errno));
+}
+
+/**
  * adopt() - Take over from an agent that has ended
  * @fds:	"LISTENER,STATE[,DEVICE]"
  *
@@ -377,6 +388,7 @@ static void __attribute__((noreturn)) adopt(const char *fds)
 	callers_init();
 	raise_limits();
 	refuse_huge_pages();
+	start_watch();
 	listen_adopt();
 	error = control_start();
 	if (error)
@@ -438,6 +450,7 @@ int main(int argc, char **argv)
 	start_command(argv + optind, &mask, instance);
 	raise_limits();
 	refuse_huge_pages();
+	start_watch();
 	loop_add(&listener_source, listener, EPOLLIN);
 	loop_add(&signal_source, signal_fd, EPOLLIN);
 	loop_add(&command_source, (int)syscall(SYS_pidfd_open, command, 0),

@@ -26,6 +26,7 @@
  *	host/
  *	 control.c	the stream to the host for all these
  *	 carrier.c	the stream to the host that carries datagrams
+ *	 hello.c	how streams to the host begin
  *	 callers.c	who the clients of listeners are
  *	 routes.c	the table of destinations and their tokens
  *	 failures.c	what the host said of connections that failed
@@ -37,6 +38,7 @@
  *	 kernel.c	what the kernel module is told, if there is one
  *	seccomp/
  *	 blocked.c	calls that block until there is something at a socket
+ *	 stop.c		threads of the target that stand still for a moment
  *	 state.c	what outlives an agent
  *	 notify.c	notifications: receive, look into the target, reply
  *	 filter.c	which system calls are trapped
@@ -103,6 +105,28 @@ int target_fd(const struct call *call, int fd);
 int target_pidfd(const struct call *call);
 pid_t target_tgid(pid_t tid);
 
+/* ---- stop.c ---- */
+
+#define MAX_STOPPED 1024
+
+/**
+ * struct stopped - Threads that stand still
+ * @count:	Used of @threads
+ * @threads:	Their ids, and the signals that they get when they go on
+ */
+struct stopped {
+	unsigned count;
+	struct stopped_thread {
+		pid_t tid;
+		int signal;
+	} threads[MAX_STOPPED];
+};
+
+bool stop_thread(pid_t tid, int *ret_signal);
+void stop_end(pid_t tid, int signal);
+void stop_others(const struct call *call, struct stopped *ret_stopped);
+void stop_end_all(const struct stopped *stopped);
+
 /* ---- state.c ---- */
 
 #define MAX_WINDOW    8192 /* destinations that have a token */
@@ -130,12 +154,9 @@ void state_take_over(void (*resume)(const struct call *call));
 #define NO_PORT UINT32_MAX /* VMADDR_PORT_ANY: not bound, not connected */
 
 /* Upper halves of vsock ports whose lower half is a TCP port */
-#define LISTENERS    16U     /* first of published listeners' */
-#define MAX_SHARED   64U     /* listeners of one TCP port */
-#define FIRST_BOUND  128U    /* of sockets that were bound before connect() */
-#define LOCAL_V4     0xc000U /* connections within the guest, after those */
-#define LOCAL_V6     0xc001U /* same, from ::1 */
-#define LOCAL_MAPPED 0xc002U /* same, to AF_INET6 from 127.0.0.1 */
+#define LISTENERS   16U	 /* first of published listeners' */
+#define FEW_SHARED  64U	 /* listeners of one TCP port that have those */
+#define FIRST_BOUND 128U /* of sockets that were bound before connect() */
 
 #define VSOCK_PORT(upper, port) ((uint32_t)(upper) << 16 | (port))
 
@@ -156,6 +177,23 @@ bool sock_is_listening(int fd);
 bool sock_is_nonblocking(int fd);
 void sock_set_nonblocking(int fd, bool on);
 void sock_set_connect_timeout(uint32_t timeout_ms);
+
+/* ---- hello.c ---- */
+
+/**
+ * struct hello - What a stream to the host begins with
+ * @header:	Its header
+ * @hello:	Payload
+ */
+struct hello {
+	struct tsi_header header;
+	struct tsi_hello hello;
+};
+
+int hello_socket(void);
+int hello_connect(int fd, uint32_t port);
+bool hello_read(int fd, void *ret_part, size_t len);
+void hello_fill(struct hello *ret_msg);
 
 /* ---- control.c ---- */
 
@@ -360,7 +398,7 @@ int listen_give_back(const struct call *call, int fd);
 
 void callers_init(void);
 bool callers_set(uint32_t port, bool v6, const struct in6_addr *address);
-void callers_name(uint32_t port, struct destination *ret_name);
+void callers_name(const struct sockaddr_vm *end, struct destination *ret_name);
 
 /* ---- kernel.c ---- */
 

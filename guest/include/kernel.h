@@ -68,6 +68,12 @@
 #define FIRST_CALLER 0x8000U /* upper half of the first one */
 #define CALLERS	     0x4003U /* the host's, then three for the guest itself */
 
+/* Those three, of connections within the guest. Only they name one that the
+ * host didn't make: any program can bind any other port. */
+#define LOCAL_V4     0xc000U
+#define LOCAL_V6     0xc001U /* from ::1 */
+#define LOCAL_MAPPED 0xc002U /* to AF_INET6 from 127.0.0.1 */
+
 #define TSI_KNOWN 1024 /* a power of two */
 #define TSI_NAMED 1024 /* same */
 

@@ -31,6 +31,9 @@
 /* No token is below: those are ports */
 #define TSI_FIRST_TOKEN 0x10000U
 
+/* Where init leaves the key, for root */
+#define TSI_KEY_FILE "/run/tsi.key"
+
 /* Ports that the host connects to listeners from: a range of 65536 of them for
  * each client IP, the first and the last one for those that have none */
 #define TSI_FIRST_PEER_PORT 0x80000000U
@@ -100,18 +103,26 @@ struct tsi_header {
 };
 static_assert(sizeof(struct tsi_header) == 4, "wire layout");
 
+#define TSI_KEY_BYTES 16U
+
+/* Streams come from a port up to this: the kernel gives them to those only that
+ * may bind TCP's */
+#define TSI_LAST_PRIVILEGED_PORT 1023U
+
 /**
  * struct tsi_hello - Who speaks
  * @magic:	TSI_MAGIC
  * @version_min: Oldest version the agent speaks
  * @version_max: Newest one
+ * @key:	What init had from the host; may be left out where it had none
  */
 struct tsi_hello {
 	uint32_t magic;
 	uint16_t version_min;
 	uint16_t version_max;
+	uint8_t key[TSI_KEY_BYTES];
 };
-static_assert(sizeof(struct tsi_hello) == 8, "wire layout");
+static_assert(sizeof(struct tsi_hello) == 24, "wire layout");
 
 /**
  * struct tsi_welcome - What the agent may use

@@ -7,9 +7,14 @@
  *
  * An agent that runs a command sends us the listener of the command's filter,
  * its state, its kernel module's device if there is one, and the command's
- * process id (tsi-agent -k). We never look into the socket while the agent
- * lives: the message waits there, and descriptors in a message are open. So a
+ * process id (tsi-agent -k). Descriptors in a message are open, so a
  * trapped call never fails for want of an agent, it waits for the next one.
+ *
+ * One that hangs is killed. A program can make it: by memory or a file that
+ * somebody else serves, and doesn't. We look each second. It hangs if nothing
+ * has moved in its state for MAX_STILL looks while it was at work, or while a
+ * call waited for it (include/beat.h). Until it does, idle guests aside, a look
+ * costs two system calls.
  *
  * When an agent ends, killed or because its command has ended, and processes
  * are left under the filter, another one takes over (tsi-agent -a). One that
@@ -19,6 +24,8 @@
 
 #define _GNU_SOURCE
 #include "init/agents.h"
+#include "include/beat.h"
+#include "init/init.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -33,7 +40,9 @@
 
 #define QUICK_S	  1 /* an agent that ends so soon... */
 #define MAX_QUICK 5 /* ...so many times in a row is given up */
-#define MAX_FDS	  3 /* in its message: the listener comes first */
+#define MAX_FDS	  3 /* in its message: listener, state, device */
+#define LOOK_MS	  1000
+#define MAX_STILL 5
 
 /**
  * struct agent - A filter's agent
@@ -42,6 +51,10 @@
  * @sock:	Where its message comes, -1 once it was read
  * @fds:	What agents hand on: the filter's listener first, -1 before
  * @count:	How many those are, 0 before
+ * @command:	Its command, 0 if there is none or it isn't known yet
+ * @told:	Who asks after its end has been told that
+ * @turns:	Of its beat, at the last look
+ * @still:	Looks since then that found it hanging
  * @started_s:	When
  * @quick:	How many have ended too soon in a row
  */
@@ -51,6 +64,10 @@ struct agent {
 	int sock;
 	int fds[MAX_FDS];
 	int count;
+	pid_t command;
+	bool told;
+	uint32_t turns;
+	int still;
 	time_t started_s;
 	int quick;
 };
@@ -137,6 +154,8 @@ pid_t agents_command(pid_t pid)
 	const struct agent *agent = find(pid);
 	pid_t command = 0;
 
+	if (agent && agent->command)
+		return agent->command;
 	if (!agent || agent->sock < 0 ||
 	    recv(agent->sock, &command, sizeof(command),
 		 MSG_PEEK | MSG_DONTWAIT) != (ssize_t)sizeof(command))
@@ -159,12 +178,10 @@ static void forget(struct agent *agent)
 }
 
 /**
- * read_message() - Take what an agent sent
+ * read_message() - Take what an agent sent, if it has
  * @agent:	Agent
- *
- * Returns: its command; 0 if it sent nothing: no command was started
  */
-static pid_t read_message(struct agent *agent)
+static void read_message(struct agent *agent)
 {
 	union {
 		struct cmsghdr header;
@@ -178,16 +195,17 @@ static pid_t read_message(struct agent *agent)
 			     .msg_controllen = CMSG_LEN(sizeof(agent->fds))};
 	size_t len;
 
-	if (recvmsg(agent->sock, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC) !=
+	if (agent->sock < 0 ||
+	    recvmsg(agent->sock, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC) !=
 		(ssize_t)sizeof(command) ||
 	    msg.msg_controllen < CMSG_LEN(sizeof(int)))
-		return 0;
+		return;
 	len = control.header.cmsg_len - CMSG_LEN(0);
 	memcpy(agent->fds, CMSG_DATA(&control.header), len);
 	agent->count = (int)(len / sizeof(int));
 	close(agent->sock);
 	agent->sock = -1;
-	return command;
+	agent->command = command;
 }
 
 /**
@@ -245,8 +263,12 @@ enum agents_end agents_ended(pid_t pid, pid_t *ret_command)
 
 	if (!agent)
 		return AGENTS_NOT;
-	if (agent->sock >= 0)
-		*ret_command = read_message(agent);
+	read_message(agent);
+	if (!agent->told)
+		*ret_command = agent->command;
+	agent->told = true;
+	agent->command = 0;
+	agent->still = 0;
 	if (agent->count == 0 || !is_used(agent)) {
 		forget(agent);
 		return AGENTS_OVER;
@@ -257,4 +279,63 @@ enum agents_end agents_ended(pid_t pid, pid_t *ret_command)
 		return AGENTS_NEXT;
 	forget(agent);
 	return AGENTS_LOST;
+}
+
+/* ---- whether they hang ---- */
+
+/**
+ * hangs() - Has an agent not moved since the last look, with work to do?
+ * @agent:	Agent
+ *
+ * Returns: true if so
+ */
+static bool hangs(struct agent *agent)
+{
+	struct pollfd state = {.fd = agent->fds[0], .events = POLLIN};
+	struct beat beat;
+	uint32_t before = agent->turns;
+
+	if (agent->count < 2 ||
+	    pread(agent->fds[1], &beat, sizeof(beat), 0) != sizeof(beat))
+		return false;
+	agent->turns = beat.turns;
+	if (beat.turns != before)
+		return false;
+	return beat.turns % 2 ||
+	       (poll(&state, 1, 0) > 0 && (state.revents & POLLIN));
+}
+
+/**
+ * agents_timeout_ms() - How long init may sleep
+ *
+ * Returns: ms, -1 for any time
+ */
+int agents_timeout_ms(void)
+{
+	return LIST_EMPTY(&agents) ? -1 : LOOK_MS;
+}
+
+/**
+ * agents_look() - Look whether one hangs, if it is time to
+ *
+ * Who is killed is replaced as any that has ended.
+ */
+void agents_look(void)
+{
+	static time_t looked_s;
+	struct agent *agent;
+
+	if (now_s() == looked_s)
+		return;
+	looked_s = now_s();
+	LIST_FOREACH(agent, &agents, link)
+	{
+		read_message(agent);
+		agent->still = hangs(agent) ? agent->still + 1 : 0;
+		if (agent->still < MAX_STILL)
+			continue;
+		say("tsi-agent: hangs, is killed");
+		kill(agent->pid, SIGKILL);
+		agent->still = 0;
+	}
 }

@@ -24,6 +24,8 @@ enum agents_end { AGENTS_NOT, AGENTS_OVER, AGENTS_NEXT, AGENTS_LOST };
 int agents_prepare(int *ret_theirs);
 bool agents_add(pid_t pid, int sock);
 pid_t agents_command(pid_t pid);
+int agents_timeout_ms(void);
+void agents_look(void);
 enum agents_end agents_ended(pid_t pid, pid_t *ret_command);
 
 #endif /* INIT_AGENTS_H */

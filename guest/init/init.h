@@ -10,6 +10,7 @@
  *	ended.c		the end of the command, and of agents
  *	command.c	the one command
  *	agents.c	its agents, over TSI (agents.h)
+ *	key.c		what agents show the host
  *	pipes.c		the command's stdin, stdout and stderr
  *	frames.c	frames to the host
  *	buffer.c	bytes on their way
@@ -35,6 +36,7 @@ enum frame {
 	FRAME_EXEC = 1,
 	FRAME_STDIN,
 	FRAME_SIGNAL,
+	FRAME_KEY,
 	FRAME_READY = 16,
 	FRAME_STDOUT,
 	FRAME_STDERR,
@@ -122,6 +124,10 @@ extern struct command cmd;
 
 void command_exec(uint8_t *p, uint32_t len);
 void command_signal(const uint8_t *p, uint32_t len);
+
+/* ---- key.c ---- */
+
+void key_keep(const uint8_t *p, uint32_t len);
 
 /* ---- ended.c ---- */
 

@@ -16,6 +16,7 @@
  *		with their NULs: arguments, NAME=VALUE..., the directory
  *	STDIN	bytes for the command; none at all means end of file
  *	SIGNAL	u32 number, for the command's process group
+ *	KEY	what agents have to show the host
  *
  * Guest to host:
  *	READY	u32 version, then kernel release and clocksource, each with NUL
@@ -57,6 +58,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "init/agents.h"
 #include "init/init.h"
 
 static struct buffer from_host;
@@ -83,6 +85,9 @@ static void on_bytes(void)
 			break;
 		case FRAME_SIGNAL:
 			command_signal(p + HEADER, len);
+			break;
+		case FRAME_KEY:
+			key_keep(p + HEADER, len);
 			break;
 		default:
 			finish("unknown frame from the host");
@@ -156,8 +161,10 @@ __attribute__((noreturn)) static void serve(int host)
 		    {.fd = idle ? cmd.fds[2] : -1, .events = POLLIN},
 		};
 
-		if (poll(fds, sizeof(fds) / sizeof(fds[0]), -1) < 0)
+		if (poll(fds, sizeof(fds) / sizeof(fds[0]),
+			 agents_timeout_ms()) < 0)
 			continue;
+		agents_look();
 		if (fds[0].revents & ~POLLOUT)
 			receive(host);
 		pipes_feed();

@@ -28,7 +28,7 @@ static int show_client(int num, void __user *address, int __user *size,
 	struct caller caller = {};
 	struct vsock_sock *vsk;
 	struct socket *sock;
-	u32 port;
+	u32 port, named_by;
 	bool ours, v6;
 	int error;
 
@@ -40,11 +40,16 @@ static int show_client(int num, void __user *address, int __user *size,
 		vsk = vsock_sk(sock->sk);
 		port = vsk->remote_addr.svm_port;
 		v6 = vsk->buffer_max_size & LABEL_V6;
+		named_by = port;
+		/* of the guest itself, which may bind what it likes */
+		if (vsk->remote_addr.svm_cid != VMADDR_CID_HOST &&
+		    (port >> 16) - LOCAL_V4 > LOCAL_MAPPED - LOCAL_V4)
+			named_by = LOCAL_V4 << 16;
 	}
 	sockfd_put(sock);
 	if (!ours)
 		return 0;
-	named = shared_caller(port);
+	named = shared_caller(named_by);
 	if (named) {
 		caller = *named;
 	} else {

@@ -102,39 +102,23 @@ static long serve(const struct hook *hook, const struct pt_regs *regs)
 	return hook->kernels(regs);
 }
 
-/* call, sockets, handler */
-#define HOOKS(_)                                                               \
-	_(socket, 0, socket_make)                                              \
-	_(connect, LABELLED | DATAGRAM | OTHER, connect_socket)                \
-	_(accept, LABELLED, accept_client)                                     \
-	_(accept4, LABELLED, accept_client)                                    \
-	_(bind, LABELLED | DATAGRAM | OTHER, NULL)                             \
-	_(listen, LABELLED | OTHER, NULL)                                      \
-	_(shutdown, LABELLED, NULL)                                            \
-	_(getsockname, LABELLED | DATAGRAM, name_tell)                         \
-	_(getpeername, LABELLED | DATAGRAM, name_tell)                         \
-	_(setsockopt, LABELLED, option_set)                                    \
-	_(getsockopt, LABELLED, option_get)                                    \
-	_(sendmsg, DATAGRAM, name_message)                                     \
-	_(recvmsg, LABELLED | DATAGRAM, name_message)                          \
-	_(sendmmsg, DATAGRAM, NULL)                                            \
-	_(recvmmsg, DATAGRAM, NULL)
-
-#define NUMBER(call, ...) HOOK_##call,
-enum { HOOKS(NUMBER) };
-#undef NUMBER
+#define LED(call, ...) HOOK_##call,
+#define TRAPPED(...)
+enum {
+#include "../include/calls.def"
+};
 
 static struct hook hooks[];
 
-#define FUNCTION(call, ...)                                                    \
+#define LED(call, ...)                                                         \
 	static asmlinkage long tsi_##call(const struct pt_regs *regs)          \
 	{                                                                      \
 		return serve(&hooks[HOOK_##call], regs);                       \
 	}
-HOOKS(FUNCTION)
-#undef FUNCTION
+#define TRAPPED(...)
+#include "../include/calls.def"
 
-#define ROW(call, sockets, handler)                                            \
+#define LED(call, sockets, handler, ...)                                       \
 	[HOOK_##call] = {                                                      \
 	    .symbol = SYMBOL_OF(call),                                         \
 	    .nr = __NR_##call,                                                 \
@@ -142,8 +126,10 @@ HOOKS(FUNCTION)
 	    .handle = handler,                                                 \
 	    .ours = tsi_##call,                                                \
 	},
-static struct hook hooks[] = {HOOKS(ROW)};
-#undef ROW
+#define TRAPPED(...)
+static struct hook hooks[] = {
+#include "../include/calls.def"
+};
 
 /**
  * lead() - ftrace: a function of hooks[] was entered

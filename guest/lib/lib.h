@@ -3,6 +3,7 @@
  * lib.h - what is below the agent's parts and knows nothing of them
  *
  *	loop.c		the event loop
+ *	watch.c		calls that should not wait
  *	address.c	addresses as programs write them, and as we do
  *	log.c		lines on stderr
  */
@@ -14,6 +15,8 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/socket.h>
+
+#include "include/beat.h"
 
 /* ---- loop.c ---- */
 
@@ -50,6 +53,8 @@ void loop_del(int fd);
 bool loop_wait_for(int fd, short events, int limit_ms);
 void loop_bury(struct source *source);
 void loop_once(void);
+void loop_beat(struct beat *memory);
+void loop_alive(void);
 int64_t now_ms(void);
 
 /* ---- log.c ---- */
@@ -58,6 +63,12 @@ extern bool log_verbose; /* -v */
 
 void debug(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+/* ---- watch.c ---- */
+
+bool watch_start(void);
+void watch_begin(void);
+void watch_end(void);
 
 /* ---- address.c ---- */
 

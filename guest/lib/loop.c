@@ -25,6 +25,7 @@
 static int epoll_fd = -1;
 static struct source *dead;
 static struct timer *timers;
+static struct beat none, *beat = &none;
 
 /**
  * loop_init() - Prepare the loop
@@ -138,13 +139,34 @@ static int sleep_ms(void)
 }
 
 /**
+ * loop_beat() - Show from here on that the loop goes on
+ * @memory:	Where
+ */
+void loop_beat(struct beat *memory)
+{
+	beat = memory;
+	beat->turns = (beat->turns + 2) | 1;
+}
+
+/**
+ * loop_alive() - What the loop is at takes a while
+ */
+void loop_alive(void)
+{
+	beat->turns += 2;
+}
+
+/**
  * loop_once() - Wait, then handle what came
  */
 void loop_once(void)
 {
 	struct epoll_event events[BATCH];
-	int n = epoll_wait(epoll_fd, events, BATCH, sleep_ms());
+	int n, limit_ms = sleep_ms();
 
+	beat->turns = (beat->turns | 1) + 1;
+	n = epoll_wait(epoll_fd, events, BATCH, limit_ms);
+	beat->turns |= 1;
 	for (int i = 0; i < n; i++) {
 		struct source *source = events[i].data.ptr;
 

@@ -43,7 +43,8 @@ class Conn:
 
     def __init__(self, box, port, now, listener=1025):
         self.box, self.port, self.since = box, port, now
-        self.peer_port = listener
+        # streams of agents come from a port that not everybody has
+        self.peer_port = 1023 if port in {21587, 21588} else listener
         self.target = None
         """None: Python was asked."""
         self.open = False

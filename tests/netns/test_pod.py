@@ -295,7 +295,7 @@ def test_datagrams_and_their_names_go_by_the_namespace(tmp_path, namespace):
 
         def play(ztunnel):
             with sandbox(ztunnel) as guest:
-                conn = guest.guest.connect(DATAGRAM_PORT)
+                conn = guest.guest.connect_privileged(DATAGRAM_PORT)
                 conn.send(message(1, struct.pack("<IHH", 0x41495354, 1, 1)))
                 conn.receive()
                 for number, (host, port) in enumerate(

@@ -191,7 +191,7 @@ def test_a_process_that_is_stopped_stalls_no_other_sandbox(tmp_path, namespace):
 
 def greet_datagrams(guest, peer):
     """A datagram stream, whose number 0 is a peer."""
-    conn = guest.guest.connect(DATAGRAM_PORT)
+    conn = guest.guest.connect_privileged(DATAGRAM_PORT)
     conn.send(message(1, struct.pack("<IHH", 0x41495354, 1, 1)))
     conn.receive()
     ip = ip_address(peer[0])

@@ -87,7 +87,7 @@ def test_a_sandboxs_query_is_answered_by_the_mesh(tmp_path, pod, ztunnel, tcp):
             conn = guest.connect(("10.96.0.53", 53))
             conn.send(struct.pack("!H", len(asked)) + asked)
         else:
-            conn = guest.guest.connect(21588)
+            conn = guest.guest.connect_privileged(21588)
             conn.send(struct.pack("<HHIHH", 1, 8, 0x41495354, 1, 1))
             conn.receive()
             ip = bytes([10, 96, 0, 53]) + bytes(12)

@@ -32,24 +32,7 @@ TABLES: Final = (
     "datagrams.c",
 )
 
-HEAD: Final = """\
-# What programs can tell from TCP
-
-Each row is a case of `tests/vm/trace/`: a sequence of socket calls that is made over
-native TCP and UDP (guest program to guest program, over `lo`) and over TSI (guest
-program to host, host to guest program), by the same binary on the same kernel; over TSI
-twice, with the guest's kernel module and without it.
-`tests/vm/test_tsi_differential.py` compares return values, errnos, poll events and
-option values call by call, and what the peer saw; what differs is in the table, and
-nothing else does. The last column is `fastpath run --sockets module`: the sockets are
-the kernel module's, tsi_inet's, and there is no agent; `tests/vm/test_tsi_module.py`
-compares. Written by `make compat-doc` from `tests/vm/tsi_compat.toml`, guest kernel
-Linux 6.1.
-
-By the agent not intercepted, so that no row is about it: system calls of 32-bit
-programs and of io_uring (io_uring_setup() fails with ENOSYS, and programs fall back),
-MPTCP, SCTP, raw sockets.
-"""
+HEAD: Final = (Path(__file__).parent / "tsi_compat_head.md").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)

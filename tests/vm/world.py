@@ -40,6 +40,8 @@ HOST4, HOST6 = "192.0.2.1", "2001:db8::1"
 PODS: Final = (("10.0.0.5", "fd00::5"), ("10.0.0.6", "fd00::6"))
 POD4, POD6 = PODS[0]
 ECHO, SLOW, LATE, HTTP, SILENT = 7007, 7500, 7501, 8080, 9999
+KEY: Final = bytes(range(16))
+"""What init of each VM gets from the host."""
 DISCARD: Final = ("198.18.0.1", 9)
 DELAYS_S: Final = {SLOW: 1.5, LATE: 30.0}
 POLICY: Final = SandboxPolicy(published=Ports.parse("7200-7299"), udp=True)
@@ -243,7 +245,11 @@ class World(ABC):
             await self.start(stack)
             for name, spec in self._specs.items():
                 guest = await stack.enter_async_context(
-                    Guest(self._folder / f"{name}.vsock", console=spec.console)
+                    Guest(
+                        self._folder / f"{name}.vsock",
+                        console=spec.console,
+                        key=KEY,
+                    )
                 )
                 machine = await stack.enter_async_context(Machine(spec))
                 self._vms[name] = machine, guest
@@ -291,7 +297,10 @@ class ServiceWorld(World):
             addresses=[POD4, POD6],
             name="test",
             policy=POLICY,
-            datagrams=DatagramService(engine, self.router, policy=POLICY, name="test"),
+            datagrams=DatagramService(
+                engine, self.router, policy=POLICY, name="test", key=KEY
+            ),
+            key=KEY,
             publisher=Publisher(),
             other=Unix(str(self._folder / f"{name}.vsock")),
         )
@@ -313,6 +322,7 @@ class ZtunnelWorld(World):
     def __init__(self, *args):
         super().__init__(*args)
         self._log = self._folder / "access.log"
+        self._key_file = self._folder / "key"
 
     @classmethod
     def names(cls):
@@ -321,6 +331,7 @@ class ZtunnelWorld(World):
     async def start(self, stack):
         for name, policy in self.policies.items():
             self._policy_file(name).write_text(policy)
+        self._key_file.write_text(KEY.hex())
         self.ztunnel = await stack.enter_async_context(Ztunnel(self._config()))
 
     def ask(self, vm, question):
@@ -371,6 +382,7 @@ class ZtunnelWorld(World):
                 socket=self._specs[name].vsock_socket,
                 cid=3 + i,
                 uds_path=self._folder / f"{name}.vsock",
+                key_file=self._key_file,
                 policy=self._policy_file(name),
             )
             for i, name in enumerate(self.names())

@@ -141,6 +141,7 @@ class VsockGuest(Closing):
         self._event_buffers: dict[int, int] = {}
         self._queued: deque[Packet] = deque()
         self._next_port = _FIRST_PORT
+        self._next_privileged = 0
         self._bases = (self.rx.base, self.tx.base)
         self.post_rx(rx_buffers)
         self.post_events(event_buffers or 0)
@@ -385,10 +386,30 @@ class VsockGuest(Closing):
         Raises:
             ConnectionRefusedError: the device says RST.
         """
-        conn = self.request(port, buf_alloc=buf_alloc, kind=kind)
+        return self._opened(self.request(port, buf_alloc=buf_alloc, kind=kind))
+
+    def connect_privileged(self, port: int) -> Connection:
+        """Same, from a port that a guest's kernel gives to privileged programs only.
+
+        Raises:
+            ConnectionRefusedError: the device says RST.
+        """
+        self._next_privileged += 1
+        conn = Connection(
+            self,
+            self._next_privileged,
+            port,
+            buf_alloc=256 * 1024,
+            cid=CID_HOST,
+            kind=Type.STREAM,
+        )
+        conn.say(Op.REQUEST)
+        return self._opened(conn)
+
+    def _opened(self, conn: Connection) -> Connection:
         packet = conn.receive()
         if packet.op == Op.RST:
-            raise ConnectionRefusedError(f"host port {port}")
+            raise ConnectionRefusedError(f"host port {conn.host_port}")
         conn.require(packet, Op.RESPONSE)
         return conn
 

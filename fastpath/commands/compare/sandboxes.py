@@ -101,6 +101,11 @@ class Sandbox:
         return self._file("vsock")
 
     @property
+    def key_file(self) -> Path:
+        """What agents in the VM have to show."""
+        return self._file("key")
+
+    @property
     def qmp(self) -> Path:
         """QEMU's monitor."""
         return self._file("qmp.sock")
@@ -121,6 +126,7 @@ class Sandbox:
             "socket": str(self.socket),
             "cid": self.cid,
             "udsPath": str(self.vsock),
+            "keyFile": str(self.key_file),
             "egress": {"allow": [*allow, *self._peers()]},
             "hbone": bool(self.peer),
         }

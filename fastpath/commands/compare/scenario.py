@@ -24,6 +24,7 @@ from fastpath.commands.compare.measure import Bench, Way
 from fastpath.commands.compare.paths import PATHS
 from fastpath.commands.compare.sandboxes import ECHO, MEMORY_MIB
 from fastpath.commands.compare.site import SERVER_PORT
+from fastpath.tsi import keys
 from fastpath.vm.guest import Guest
 from fastpath.vm.machine import Machine
 from fastpath.vm.spec import VmSpec
@@ -130,6 +131,8 @@ async def _proxies(plan: Plan, stack: contextlib.AsyncExitStack) -> dict[str, Ch
 
 
 async def _ztunnel(plan: Plan, stack: contextlib.AsyncExitStack) -> Child:
+    for sandbox in plan.sandboxes:
+        keys.make(sandbox.key_file)
     config = plan.folder / "ztunnel.yaml"
     config.write_text(yaml.safe_dump(ztunnel_config(plan)), encoding="utf-8")
     plan.mesh.write_text(yaml.safe_dump(mesh_config(plan)), encoding="utf-8")
@@ -151,7 +154,7 @@ async def _boot(
 ) -> tuple[Guest, Machine, GuestInfo]:
     """Boot a sandbox's microVM."""
     guest = await stack.enter_async_context(
-        Guest(sandbox.vsock, console=sandbox.console)
+        Guest(sandbox.vsock, console=sandbox.console, key=keys.read(sandbox.key_file))
     )
     machine = await stack.enter_async_context(Machine(_spec(plan, sandbox)))
     info = await machine.watch(guest.ready(plan.boot_timeout_s))

@@ -30,9 +30,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
-#include <sys/ptrace.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "agent/tsi.h"
@@ -55,7 +53,7 @@ static bool hand_over(const struct call *call, int conn,
 	struct destination name;
 	int error = EFAULT, room;
 
-	callers_name(peer->svm_port, &name);
+	callers_name(peer, &name);
 	if (!target_read(call, call->args[2], &room, sizeof(room)))
 		error = name_write(call, room, v6, &name);
 	if (error) { /* the kernel loses it, too */
@@ -81,6 +79,7 @@ static int take(int fd, int flags, struct sockaddr_vm *ret_peer)
 	socklen_t len = sizeof(*ret_peer);
 	int conn = listeners_unstash(fd);
 	bool nonblock;
+	int error;
 
 	if (conn >= 0) {
 		sock_set_nonblocking(conn, flags & SOCK_NONBLOCK);
@@ -92,10 +91,14 @@ static int take(int fd, int flags, struct sockaddr_vm *ret_peer)
 	nonblock = sock_is_nonblocking(fd);
 	if (!nonblock)
 		sock_set_nonblocking(fd, true);
+	watch_begin(); /* the program may clear it */
 	conn = accept4(fd, (struct sockaddr *)ret_peer, &len,
 		       SOCK_CLOEXEC | (flags & SOCK_NONBLOCK));
+	error = conn < 0 ? errno : 0;
+	watch_end();
 	if (!nonblock)
 		sock_set_nonblocking(fd, false);
+	errno = error == EINTR ? EAGAIN : error; /* there was none */
 	return conn;
 }
 
@@ -221,21 +224,14 @@ static bool is_accepting(pid_t tgid, pid_t tid, int fd)
  * restart() - Have a thread make its system call once more
  * @tid:	Thread
  *
- * A thread that is stopped, as by a debugger, leaves its call, and goes back to
- * it by itself. It sees the descriptor anew then.
+ * It sees the descriptor anew then.
  */
 static void restart(pid_t tid)
 {
-	int status, signal = 0;
+	int signal;
 
-	if (ptrace(PTRACE_SEIZE, tid, NULL, NULL))
-		return;
-	ptrace(PTRACE_INTERRUPT, tid, NULL, NULL);
-	if (waitpid(tid, &status, __WALL) != tid || !WIFSTOPPED(status))
-		return;
-	if (status >> 16 != PTRACE_EVENT_STOP) /* a signal was faster */
-		signal = WSTOPSIG(status);
-	ptrace(PTRACE_DETACH, tid, NULL, (void *)(intptr_t)signal);
+	if (stop_thread(tid, &signal))
+		stop_end(tid, signal);
 }
 
 /**

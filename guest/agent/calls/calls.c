@@ -45,10 +45,10 @@ static int ours(const struct call *call, uint64_t *ret_label)
 }
 
 /**
- * handle_socket() - socket(): hand out a vsock socket
+ * socket_trapped() - socket(): hand out a vsock socket
  * @call:	The call
  */
-static void handle_socket(const struct call *call)
+static void socket_trapped(const struct call *call)
 {
 	int type = (int)call->args[1];
 	int fd = sock_create((int)call->args[0], type & SOCK_NONBLOCK);
@@ -95,10 +95,10 @@ static void allow_pod_address(const struct call *call)
 }
 
 /**
- * handle_bind() - bind(): the socket is the guest's own, for now
+ * bind_trapped() - bind(): the socket is the guest's own, for now
  * @call:	The call
  */
-static void handle_bind(const struct call *call)
+static void bind_trapped(const struct call *call)
 {
 	uint64_t label;
 	int fd = ours(call, &label);
@@ -198,10 +198,10 @@ static int tcp_name(int fd, uint64_t label, bool local,
 }
 
 /**
- * handle_name() - getsockname() and getpeername()
+ * name_trapped() - getsockname() and getpeername()
  * @call:	The call
  */
-static void handle_name(const struct call *call)
+static void name_trapped(const struct call *call)
 {
 	bool local = call->nr == SYS_getsockname;
 	struct destination name;
@@ -250,12 +250,12 @@ static int count_bytes(int fd, uint32_t request)
 }
 
 /**
- * handle_ioctl() - ioctl() about bytes, or about interfaces
+ * ioctl_trapped() - ioctl() about bytes, or about interfaces
  * @call:	The call
  *
  * A socket that asks about interfaces becomes one that can.
  */
-static void handle_ioctl(const struct call *call)
+static void ioctl_trapped(const struct call *call)
 {
 	uint32_t request = (uint32_t)call->args[1];
 	uint64_t label;
@@ -316,10 +316,10 @@ static uint64_t wanted_bytes(const struct call *call)
 }
 
 /**
- * handle_receive() - recv(MSG_WAITALL) of much, or a datagram and its address
+ * recv_trapped() - recv(MSG_WAITALL) of much, or a datagram and its address
  * @call:	The call
  */
-static void handle_receive(const struct call *call)
+static void recv_trapped(const struct call *call)
 {
 	uint64_t flags = call->args[call->nr == SYS_recvmsg ? 2 : 3];
 	uint64_t label, len = 0;
@@ -346,48 +346,12 @@ void call_dispatch(const struct call *call)
 {
 	state_begin(call);
 	switch (call->nr) {
-	case SYS_socket:
-		handle_socket(call);
+#define LED(name, sockets, module, agent, asked) TRAPPED(name, agent)
+#define TRAPPED(name, agent)                                                   \
+	case SYS_##name:                                                       \
+		agent(call);                                                   \
 		break;
-	case SYS_connect:
-		connect_trapped(call);
-		break;
-	case SYS_bind:
-		handle_bind(call);
-		break;
-	case SYS_listen:
-		listen_trapped(call);
-		break;
-	case SYS_accept:
-	case SYS_accept4:
-		accept_trapped(call);
-		break;
-	case SYS_shutdown:
-		shutdown_trapped(call);
-		break;
-	case SYS_getsockname:
-	case SYS_getpeername:
-		handle_name(call);
-		break;
-	case SYS_setsockopt:
-		setsockopt_trapped(call);
-		break;
-	case SYS_getsockopt:
-		getsockopt_trapped(call);
-		break;
-	case SYS_ioctl:
-		handle_ioctl(call);
-		break;
-	case SYS_sendto:
-	case SYS_sendmsg:
-	case SYS_sendmmsg:
-		send_trapped(call);
-		break;
-	case SYS_recvfrom:
-	case SYS_recvmsg:
-	case SYS_recvmmsg:
-		handle_receive(call);
-		break;
+#include "include/calls.def"
 	default: /* filter.c traps something that isn't handled here */
 		reply_native(call->id);
 		break;

@@ -77,7 +77,9 @@ static void start(const struct call *call, int fd, uint64_t label, uint32_t cid,
 
 	if (!nonblock)
 		sock_set_nonblocking(fd, true);
+	watch_begin(); /* the program may clear it */
 	error = sock_connect(fd, cid, port);
+	watch_end();
 	if (!nonblock)
 		sock_set_nonblocking(fd, false);
 

@@ -31,11 +31,13 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <string.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 #include "agent/tsi.h"
 
-#define MANY 65535 /* backlog that a negative one stands for */
+#define BIND_TRIES 1000
+#define MANY	   65535 /* backlog that a negative one stands for */
 
 /* ---- listen() ---- */
 
@@ -77,28 +79,55 @@ static bool bound_to(int fd, uint64_t *ret_label, struct destination *ret_name)
 }
 
 /**
+ * bind_free() - Bind to a vsock port that a TCP port is the lower half of
+ * @fd:		Socket, not bound
+ * @tcp:	TCP port
+ * @ret_port:	vsock port
+ *
+ * Any program may bind vsock ports. Those that listeners usually have may be
+ * taken; then others are tried, which nobody knows before.
+ *
+ * Returns: 0, or an errno
+ */
+static int bind_free(int fd, uint16_t tcp, uint32_t *ret_port)
+{
+	uint32_t upper = LISTENERS;
+	int error = EADDRINUSE;
+
+	for (unsigned i = 1; i <= BIND_TRIES && error == EADDRINUSE; i++) {
+		*ret_port = VSOCK_PORT(upper, tcp);
+		error = sock_bind(fd, *ret_port);
+		upper++;
+		if (i >= FEW_SHARED && getrandom(&upper, sizeof(upper), 0) > 0)
+			upper =
+			    FIRST_BOUND + upper % (FIRST_CALLER - FIRST_BOUND);
+	}
+	return error;
+}
+
+/**
  * make_vsock() - A vsock listener for a TCP port
  * @is:		What it is to be; its port is set
  * @nonblock:	Whether it is non-blocking
  *
- * Returns: the socket; -1 if that fails
+ * Returns: the socket; -1 with errno set otherwise
  */
 static int make_vsock(struct published *is, bool nonblock)
 {
 	int family = is->label & LABEL_V6 ? AF_INET6 : AF_INET;
 	int fd = sock_create(family, nonblock);
-	int error = EADDRINUSE;
 	uint32_t port = 0;
+	int error;
 
 	if (fd < 0)
 		return -1;
-	for (unsigned i = 0; i < MAX_SHARED && error == EADDRINUSE; i++) {
-		port = VSOCK_PORT(LISTENERS + i, is->name.port);
-		error = sock_bind(fd, port);
-	}
+	error = bind_free(fd, is->name.port, &port);
 	sock_set_label(fd, is->label);
-	if (error || listen(fd, is->backlog)) {
+	if (!error && listen(fd, is->backlog))
+		error = errno;
+	if (error) {
 		close(fd);
+		errno = error;
 		return -1;
 	}
 	is->port = port;
@@ -142,17 +171,23 @@ static bool publish(const struct call *call, int inet)
 	int backlog = (int)call->args[1];
 	struct listener *listener = listeners_new();
 	uint16_t port = 0;
-	int error, fd = -1;
+	int error = 0, fd = -1;
 
 	if (!listener)
 		return false;
 	*listener->is =
 	    (struct published){.backlog = backlog < 0 ? MANY : backlog};
-	if (bound_to(inet, &listener->is->label, &listener->is->name))
+	if (bound_to(inet, &listener->is->label, &listener->is->name)) {
 		fd = make_vsock(listener->is, sock_is_nonblocking(inet));
+		error = fd < 0 ? errno : 0;
+	}
 	if (fd < 0) {
 		listeners_free(listener);
-		return false;
+		if (error != EADDRINUSE)
+			return false;
+		reply_error(call->id, error); /* somebody has all of them */
+		close(inet);
+		return true;
 	}
 	error = listeners_announce(listener, &port);
 	if (!error && port)

@@ -184,6 +184,8 @@ int listeners_names(int fd, uint64_t label, struct destination *ret_local,
 {
 	struct sockaddr_vm peer;
 	uint32_t port = sock_local_port(fd);
+	const struct sockaddr_vm own = {.svm_cid = VMADDR_CID_LOCAL,
+					.svm_port = port};
 	bool inbound = label & LABEL_INBOUND;
 	bool listening = inbound && sock_is_listening(fd);
 	bool connected = sock_peer(fd, &peer), v4 = !(label & LABEL_V6);
@@ -193,7 +195,7 @@ int listeners_names(int fd, uint64_t label, struct destination *ret_local,
 	if (!connected && !listening && (label & (LABEL_INBOUND | LABEL_LOCAL)))
 		connected = sock_half_closed_peer(fd, &peer);
 	if (connected && peer.svm_cid == VMADDR_CID_LOCAL) {
-		callers_name(inbound ? peer.svm_port : port, ret_local);
+		callers_name(inbound ? &peer : &own, ret_local);
 		*ret_peer = *ret_local;
 		ret_local->port = (uint16_t)port;
 		ret_peer->port = (uint16_t)peer.svm_port;
@@ -206,7 +208,7 @@ int listeners_names(int fd, uint64_t label, struct destination *ret_local,
 		return ENOTCONN;
 	}
 	if (connected) {
-		callers_name(peer.svm_port, ret_peer);
+		callers_name(&peer, ret_peer);
 		v4 = IN6_IS_ADDR_V4MAPPED(&ret_peer->address);
 	}
 	ret_local->address = control_pod_address(v4);

@@ -70,13 +70,21 @@ bool callers_set(uint32_t port, bool v6, const struct in6_addr *address)
 }
 
 /**
- * callers_name() - The client that a port stands for
- * @port:	vsock port of the end that connected
+ * callers_name() - The client that a vsock address stands for
+ * @end:	Of the end that connected
  * @ret_name:	Its address and port; 0.0.0.0 if it isn't known
+ *
+ * The host's word counts for connections of the host's. What is in the guest is
+ * shown as that, whatever port it has bound.
  */
-void callers_name(uint32_t port, struct destination *ret_name)
+void callers_name(const struct sockaddr_vm *end, struct destination *ret_name)
 {
-	const struct caller *entry = entry_of(port);
+	uint32_t port = end->svm_port, upper = port >> 16;
+	bool inside = end->svm_cid == VMADDR_CID_LOCAL;
+	const struct caller *entry =
+	    entry_of(inside && upper - LOCAL_V4 > LOCAL_MAPPED - LOCAL_V4
+			 ? VSOCK_PORT(LOCAL_V4, (uint16_t)port)
+			 : port);
 	struct sockaddr_storage sa = {.ss_family = AF_INET};
 
 	if (entry && entry->size)

@@ -216,22 +216,15 @@ static void stream_ready(struct source *source, uint32_t events)
  */
 static int greet(int fd, struct tsi_grant *ret_grant)
 {
-	const struct {
-		struct tsi_header header;
-		struct tsi_hello hello;
-	} msg = {
-	    .header = {.type = TSI_HELLO, .len = sizeof(msg.hello)},
-	    .hello = {.magic = TSI_MAGIC,
-		      .version_min = TSI_VERSION,
-		      .version_max = TSI_VERSION},
-	};
+	struct hello msg;
 	struct {
 		struct tsi_header header;
 		struct tsi_grant grant;
 	} answer;
 
+	hello_fill(&msg);
 	if (send(fd, &msg, sizeof(msg), MSG_NOSIGNAL) != sizeof(msg) ||
-	    recv(fd, &answer, sizeof(answer), MSG_WAITALL) != sizeof(answer) ||
+	    !hello_read(fd, &answer, sizeof(answer)) ||
 	    answer.header.type != TSI_GRANT ||
 	    answer.header.len != sizeof(answer.grant))
 		return ECONNREFUSED;
@@ -259,14 +252,14 @@ int carrier_open(void)
 	if (now_ms() < carrier.retry_ms)
 		return ENETUNREACH;
 	carrier.retry_ms = now_ms() + RETRY_MS;
-	fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	fd = hello_socket();
 	if (fd < 0)
 		return ENETUNREACH;
 	setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &answer,
 		   sizeof(answer));
 	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &answer, sizeof(answer));
 	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &answer, sizeof(answer));
-	error = sock_connect(fd, TSI_HOST_CID, TSI_DATAGRAM_PORT);
+	error = hello_connect(fd, TSI_DATAGRAM_PORT);
 	if (!error)
 		error = greet(fd, &grant);
 	if (error) {

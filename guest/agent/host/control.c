@@ -18,6 +18,7 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/param.h>
 #include <sys/time.h>
 #include <unistd.h>
 
@@ -25,7 +26,8 @@
 
 #include "agent/tsi.h"
 
-#define ANSWER_S 5    /* for the host to accept and greet us */
+#define ANSWER_S 5    /* for the host to accept, or answer LISTEN */
+#define LOOK_MS	 200  /* that we are alive is shown so often */
 #define SEND_S	 1    /* for room in the stream */
 #define RETRY_MS 1000 /* after a stream that could not be opened */
 
@@ -110,23 +112,18 @@ static int stream_send(int fd, uint16_t type, const void *payload, size_t len)
  */
 static int stream_greet(int fd)
 {
-	const struct tsi_hello hello = {
-	    .magic = TSI_MAGIC,
-	    .version_min = TSI_VERSION,
-	    .version_max = TSI_VERSION,
-	};
+	struct hello hello;
 	struct tsi_header header;
 	char text[sizeof(uint32_t) + TSI_MAX_TEXT + 1] = {0};
-	int error = stream_send(fd, TSI_HELLO, &hello, sizeof(hello));
 
-	if (error)
-		return error;
-	if (recv(fd, &header, sizeof(header), MSG_WAITALL) != sizeof(header))
+	hello_fill(&hello);
+	if (send(fd, &hello, sizeof(hello), MSG_NOSIGNAL) != sizeof(hello))
+		return errno;
+	if (!hello_read(fd, &header, sizeof(header)))
 		return EPROTO;
 	if (header.type == TSI_WELCOME &&
 	    header.len == sizeof(control.welcome)) {
-		if (recv(fd, &control.welcome, header.len, MSG_WAITALL) !=
-		    header.len)
+		if (!hello_read(fd, &control.welcome, header.len))
 			return EPROTO;
 		if (control.welcome.version == TSI_VERSION &&
 		    control.welcome.first_token >= TSI_FIRST_TOKEN &&
@@ -135,7 +132,7 @@ static int stream_greet(int fd)
 	} else if (header.type == TSI_REFUSED &&
 		   header.len >= sizeof(uint32_t) &&
 		   header.len < sizeof(text)) {
-		if (recv(fd, text, header.len, MSG_WAITALL) == header.len)
+		if (hello_read(fd, text, header.len))
 			complain("the host refuses: %s",
 				 text + sizeof(uint32_t));
 		return ECONNREFUSED;
@@ -278,16 +275,15 @@ static int stream_open(void)
 {
 	const struct timeval answer = {.tv_sec = ANSWER_S};
 	const struct timeval room = {.tv_sec = SEND_S};
-	int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	int fd = hello_socket();
 	int error;
 
 	if (fd < 0)
 		return errno;
 	setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &answer,
 		   sizeof(answer));
-	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &answer, sizeof(answer));
 	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &room, sizeof(room));
-	error = sock_connect(fd, TSI_HOST_CID, TSI_PORT);
+	error = hello_connect(fd, TSI_PORT);
 	if (!error)
 		error = stream_greet(fd);
 	if (error) {
@@ -326,8 +322,9 @@ static bool stream_wait(int limit_ms)
 		left = end - now_ms();
 		if (control.fd < 0 || left <= 0)
 			return false;
-		if (poll(&state, 1, (int)left) > 0)
+		if (poll(&state, 1, (int)MIN(left, LOOK_MS)) > 0)
 			stream_ready(&control.source, 0);
+		loop_alive();
 	}
 	return true;
 }

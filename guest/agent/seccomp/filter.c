@@ -100,18 +100,19 @@ struct rule {
 	struct test tests[MAX_TESTS];
 };
 
-/* Calls that the kernel module leads to itself, if there is one: hooks[] of
- * guest/kernel/main.c */
+/* Calls that the kernel module leads to itself, if there is one */
+#define LED(call, ...) SYS_##call,
+#define TRAPPED(...)
 static const uint32_t led[] = {
-    SYS_socket,	     SYS_connect,    SYS_bind,	     SYS_listen,
-    SYS_accept,	     SYS_accept4,    SYS_shutdown,   SYS_getsockname,
-    SYS_getpeername, SYS_setsockopt, SYS_getsockopt, SYS_sendmsg,
-    SYS_recvmsg,     SYS_sendmmsg,   SYS_recvmmsg,
+#include "include/calls.def"
 };
 
-/* Those of them that it asks TSI_WHOSE about: instance_of() there */
-static const uint32_t asked[] = {SYS_socket, SYS_connect, SYS_getsockname,
-				 SYS_getpeername};
+/* Whether it asks TSI_WHOSE about them */
+#define LED(call, sockets, module, agent, asked) asked,
+#define TRAPPED(...)
+static const bool asked[] = {
+#include "include/calls.def"
+};
 
 #define SOCK_FLAGS ((uint32_t)(SOCK_CLOEXEC | SOCK_NONBLOCK))
 
@@ -319,12 +320,13 @@ static void emit_instance(struct program *prog, uint32_t instance)
 {
 	for (size_t i = 0; i < sizeof(asked) / sizeof(asked[0]); i++) {
 		const struct rule rule = {
-		    .nr = asked[i],
+		    .nr = led[i],
 		    .action = SECCOMP_RET_ERRNO | instance,
 		    .tests = {{ANY_OF, 5, 0, 1, {TSI_WHOSE}}},
 		};
 
-		emit_rule(prog, &rule, true);
+		if (asked[i])
+			emit_rule(prog, &rule, true);
 	}
 }
 

@@ -37,7 +37,13 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <linux/kcmp.h>
+
 #include "agent/tsi.h"
+
+#ifndef PIDFD_THREAD
+#define PIDFD_THREAD O_EXCL
+#endif
 
 #define NOTIF_MAX    256 /* bytes; the kernel's struct has 80 today */
 #define PIDFD_CACHE  256
@@ -250,6 +256,31 @@ int target_read(const struct call *call, uint64_t addr, void *ret_buf,
 }
 
 /**
+ * open_memory() - The target's memory, and nobody else's
+ * @call:	Its call
+ *
+ * A thread's number goes to another thread as soon as it has ended, so what is
+ * written by number may hit a process that has nothing to do with the call. An
+ * open file stays with the memory that it was opened for. Which that is is sure
+ * if the call still waits afterwards.
+ *
+ * Returns: descriptor; -1 if the call waits no more
+ */
+static int open_memory(const struct call *call)
+{
+	char path[32];
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/mem", call->tid);
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd >= 0 && !notify_valid(call->id)) {
+		close(fd);
+		fd = -1;
+	}
+	return fd;
+}
+
+/**
  * target_write() - Copy to the target's memory
  * @call:	Its call
  * @addr:	Address there
@@ -261,15 +292,12 @@ int target_read(const struct call *call, uint64_t addr, void *ret_buf,
 int target_write(const struct call *call, uint64_t addr, const void *buf,
 		 size_t len)
 {
-	struct iovec ours = {.iov_base = (void *)(uintptr_t)buf,
-			     .iov_len = len};
-	struct iovec theirs = {.iov_base = (void *)(uintptr_t)addr,
-			       .iov_len = len};
+	int fd = len ? open_memory(call) : -1;
+	bool done = !len || pwrite(fd, buf, len, (off_t)addr) == (ssize_t)len;
 
-	if (len && process_vm_writev(call->tid, &ours, 1, &theirs, 1, 0) !=
-		       (ssize_t)len)
-		return EFAULT;
-	return 0;
+	if (fd >= 0)
+		close(fd);
+	return done ? 0 : EFAULT;
 }
 
 /**
@@ -284,15 +312,16 @@ int target_write(const struct call *call, uint64_t addr, const void *buf,
 int target_write_pair(const struct call *call, uint64_t first, uint64_t second,
 		      const struct iovec ours[2])
 {
-	const struct iovec theirs[] = {
-	    {.iov_base = (void *)(uintptr_t)first, .iov_len = ours[0].iov_len},
-	    {.iov_base = (void *)(uintptr_t)second, .iov_len = ours[1].iov_len},
-	};
+	const uint64_t places[] = {first, second};
+	int fd = open_memory(call);
+	bool done = fd >= 0;
 
-	if (process_vm_writev(call->tid, ours, 2, theirs, 2, 0) !=
-	    (ssize_t)(ours[0].iov_len + ours[1].iov_len))
-		return EFAULT;
-	return 0;
+	for (int i = 0; i < 2 && done; i++)
+		done = pwrite(fd, ours[i].iov_base, ours[i].iov_len,
+			      (off_t)places[i]) == (ssize_t)ours[i].iov_len;
+	if (fd >= 0)
+		close(fd);
+	return done ? 0 : EFAULT;
 }
 
 /**
@@ -355,6 +384,27 @@ static void process_sweep(void)
 }
 
 /**
+ * open_thread() - A pidfd by which a thread's descriptors can be had
+ * @tid:	Thread, not a leader
+ * @tgid:	Its process
+ *
+ * Linux 6.9 has pidfds of threads. Before, the leader's does as long as both
+ * have one table of descriptors: a leader that has ended has none, and a thread
+ * may have its own. Such a thread's descriptors can't be had then, and another
+ * table's must not be taken for them.
+ *
+ * Returns: pidfd; -1 if there is none
+ */
+static int open_thread(pid_t tid, pid_t tgid)
+{
+	int pidfd = (int)syscall(SYS_pidfd_open, tid, PIDFD_THREAD);
+
+	if (pidfd >= 0 || syscall(SYS_kcmp, tid, tgid, KCMP_FILES, 0, 0) > 0)
+		return pidfd;
+	return (int)syscall(SYS_pidfd_open, tgid, 0);
+}
+
+/**
  * process_of() - The pidfd for a thread
  * @tid:	Thread
  * @ret_kept:	Whether it was kept from an earlier call
@@ -382,7 +432,7 @@ static struct process *process_of(pid_t tid, bool *ret_kept)
 	pidfd = (int)syscall(SYS_pidfd_open, tid, 0);
 	if (pidfd < 0) { /* not a leader */
 		tgid = target_tgid(tid);
-		pidfd = (int)syscall(SYS_pidfd_open, tgid, 0);
+		pidfd = open_thread(tid, tgid);
 	}
 	if (pidfd < 0)
 		return NULL;

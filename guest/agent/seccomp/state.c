@@ -59,6 +59,7 @@ struct kept {
 
 /**
  * struct state - The shared memory
+ * @beat:	loop.c's, for init
  * @current:	The call that is being handled
  * @waiting:	Calls that wait
  * @routes:	routes.c's
@@ -67,6 +68,7 @@ struct kept {
  * @datagrams:	peers.c's and relay.c's
  */
 struct state {
+	struct beat beat;
 	struct kept current;
 	struct kept waiting[MAX_KEPT];
 	struct route routes[MAX_WINDOW];
@@ -108,6 +110,7 @@ int state_map(int fd)
 	if (memory == MAP_FAILED)
 		return -1;
 	state = memory;
+	loop_beat(&state->beat);
 	return 0;
 }
 

@@ -8,8 +8,11 @@
  * An exchange is visible in two places, and both are repaired:
  *
  * - Every descriptor of the process for the socket is replaced, found by the
- *   inode in /proc/PID/fd. Another process that shares the socket keeps the
- *   old one; no program is known that shares a socket before it binds it.
+ *   inode in /proc/PID/fd. The process runs on meanwhile, so each one is looked
+ *   at again right before it is replaced; and where there are several, its
+ * other threads stand still from that look on (stop.c). Another process that
+ * shares the socket keeps the old one; no program is known that shares a socket
+ * before it binds it.
  * - epoll remembers the pair of file and descriptor number. The registrations
  *   are read from /proc/PID/fdinfo, and made again for the new file under the
  *   same number. Only a process that has the file at that number can do that:
@@ -30,8 +33,7 @@
 
 #include "agent/tsi.h"
 
-#define MAX_HOLDERS	  16 /* descriptors of a process for one socket */
-#define MAX_REGISTRATIONS 32
+#define GROWTH 16 /* entries that a table gets at a time */
 
 /**
  * struct holder - A descriptor of the process for the socket
@@ -63,15 +65,37 @@ struct registration {
  * @n_registrations: Used of @registrations
  * @holders:	Descriptors
  * @registrations: epoll registrations
+ * @short_of_memory: There are more of either
  */
 struct survey {
 	pid_t pid;
 	unsigned long inode;
 	unsigned n_holders;
 	unsigned n_registrations;
-	struct holder holders[MAX_HOLDERS];
-	struct registration registrations[MAX_REGISTRATIONS];
+	struct holder *holders;
+	struct registration *registrations;
+	bool short_of_memory;
 };
+
+/**
+ * grow() - Room for one more entry of a table
+ * @survey:	Survey that it is of
+ * @table:	Table, from malloc()
+ * @used:	Entries in it
+ * @size:	Bytes of one
+ *
+ * Returns: the table; NULL, with the old one intact, if out of memory
+ */
+static void *grow(struct survey *survey, void *table, unsigned used,
+		  size_t size)
+{
+	void *larger = table;
+
+	if (used % GROWTH == 0)
+		larger = realloc(table, (used + GROWTH) * size);
+	survey->short_of_memory |= !larger;
+	return larger;
+}
 
 /* ---- where the process keeps it ---- */
 
@@ -83,17 +107,21 @@ struct survey {
  */
 static void survey_holder(struct survey *survey, int num, FILE *info)
 {
+	struct holder *holders =
+	    grow(survey, survey->holders, survey->n_holders, sizeof(*holders));
 	char line[256];
 	unsigned flags = 0;
 
 	while (fgets(line, sizeof(line), info))
 		if (sscanf(line, "flags: %o", &flags) == 1)
 			break;
-	if (survey->n_holders < MAX_HOLDERS)
-		survey->holders[survey->n_holders++] = (struct holder){
-		    .num = num,
-		    .cloexec = flags & O_CLOEXEC,
-		};
+	if (!holders)
+		return;
+	survey->holders = holders;
+	holders[survey->n_holders++] = (struct holder){
+	    .num = num,
+	    .cloexec = flags & O_CLOEXEC,
+	};
 }
 
 /**
@@ -107,7 +135,7 @@ static void survey_epoll(struct survey *survey, int epoll, FILE *info)
 	char line[256];
 
 	while (fgets(line, sizeof(line), info)) {
-		struct registration *reg;
+		struct registration *reg, *table;
 		unsigned events;
 		unsigned long long data;
 		unsigned long inode;
@@ -116,10 +144,14 @@ static void survey_epoll(struct survey *survey, int epoll, FILE *info)
 		if (sscanf(line,
 			   "tfd: %d events: %x data: %llx pos:%*i ino:%lx",
 			   &num, &events, &data, &inode) != 4 ||
-		    inode != survey->inode ||
-		    survey->n_registrations == MAX_REGISTRATIONS)
+		    inode != survey->inode)
 			continue;
-		reg = &survey->registrations[survey->n_registrations++];
+		table = grow(survey, survey->registrations,
+			     survey->n_registrations, sizeof(*table));
+		if (!table)
+			return;
+		survey->registrations = table;
+		reg = &table[survey->n_registrations++];
 		*reg = (struct registration){.epoll = epoll, .num = num};
 		reg->event.events = events;
 		reg->event.data.u64 = data;
@@ -177,9 +209,11 @@ static void survey_take(const struct call *call, int fd,
 		survey.inode = status.st_ino;
 	snprintf(path, sizeof(path), "/proc/%d/fd", survey.pid);
 	dir = opendir(path);
-	while (dir && (entry = readdir(dir)))
+	while (dir && (entry = readdir(dir))) {
 		if (entry->d_name[0] != '.')
 			survey_entry(&survey, dir, entry->d_name);
+		loop_alive(); /* there may be many */
+	}
 	if (dir)
 		closedir(dir);
 	*ret_survey = survey;
@@ -229,6 +263,8 @@ static void repair(const struct call *call, const struct survey *survey,
 	if (!survey->n_registrations)
 		return;
 	child = fork();
+	if (child < 0)
+		complain("epoll of %d: %s", survey->pid, strerror(errno));
 	if (child == 0) {
 		for (unsigned i = 0; i < survey->n_registrations; i++) {
 			/* Its own child each: numbers may clash */
@@ -246,6 +282,60 @@ static void repair(const struct call *call, const struct survey *survey,
 }
 
 /**
+ * replace() - Replace one descriptor, if it still is what it was
+ * @call:	Call of the process
+ * @survey:	Where it keeps the socket
+ * @holder:	Descriptor
+ * @new_fd:	What takes its place
+ *
+ * Returns: 0; EBADF: it is another file by now; or another errno
+ */
+static int replace(const struct call *call, const struct survey *survey,
+		   const struct holder *holder, int new_fd)
+{
+	int now = target_fd(call, holder->num);
+	struct stat status;
+	bool same =
+	    now >= 0 && !fstat(now, &status) && status.st_ino == survey->inode;
+
+	if (now >= 0)
+		close(now);
+	return same ? replace_fd(call->id, new_fd, holder->num, holder->cloexec)
+		    : EBADF;
+}
+
+/**
+ * replace_all() - Replace all descriptors
+ * @call:	Call of the process
+ * @num:	The one that it names the socket by; nothing is done without it
+ * @survey:	Where it keeps the socket
+ * @new_fd:	What takes its place
+ *
+ * Returns: 0, or an errno; nothing has changed then
+ */
+static int replace_all(const struct call *call, int num,
+		       const struct survey *survey, int new_fd)
+{
+	static struct stopped stopped;
+	int error = EBADF;
+
+	/* The one that the call names is in use. The others may be closed, and
+	 * be other files as soon as we look away. */
+	stopped.count = 0;
+	if (survey->n_holders > 1)
+		stop_others(call, &stopped);
+	for (unsigned i = 0; i < survey->n_holders; i++)
+		if (survey->holders[i].num == num)
+			error =
+			    replace(call, survey, &survey->holders[i], new_fd);
+	for (unsigned i = 0; i < survey->n_holders && !error; i++)
+		if (survey->holders[i].num != num)
+			replace(call, survey, &survey->holders[i], new_fd);
+	stop_end_all(&stopped);
+	return error;
+}
+
+/**
  * exchange() - Replace a socket in the process that makes a call
  * @call:	The call
  * @num:	Descriptor it names the socket by
@@ -257,21 +347,15 @@ static void repair(const struct call *call, const struct survey *survey,
 int exchange(const struct call *call, int num, int old_fd, int new_fd)
 {
 	struct survey survey;
-	bool done = false;
 	int error;
 
 	survey_take(call, old_fd, &survey);
-	for (unsigned i = 0; i < survey.n_holders; i++) {
-		const struct holder *holder = &survey.holders[i];
-
-		error =
-		    replace_fd(call->id, new_fd, holder->num, holder->cloexec);
-		if (error && holder->num == num)
-			return error;
-		done |= holder->num == num;
-	}
-	if (!done)
-		return EBADF;
-	repair(call, &survey, old_fd, new_fd);
-	return 0;
+	error = survey.short_of_memory
+		    ? ENOMEM
+		    : replace_all(call, num, &survey, new_fd);
+	if (!error)
+		repair(call, &survey, old_fd, new_fd);
+	free(survey.holders);
+	free(survey.registrations);
+	return error;
 }

@@ -262,8 +262,10 @@ int sock_settle(int fd)
 
 	if (nonblock)
 		sock_set_nonblocking(fd, false);
+	watch_begin();
 	if (connect(fd, (struct sockaddr *)&nowhere, sizeof(nowhere)))
 		error = errno;
+	watch_end();
 	if (nonblock)
 		sock_set_nonblocking(fd, true);
 

@@ -10,11 +10,14 @@
  * out whole or not at all: its room is waited for first, outside of any other
  * lock, and a signal ends the wait.
  *
- * It comes from a port that needs CAP_NET_BIND_SERVICE, which the thread has:
- * that is how the host may tell it from one that a program has opened.
+ * It comes from a port that needs CAP_NET_BIND_SERVICE, which the thread has,
+ * and shows the key that init has written to our parameter: that is how the
+ * host tells it from one that a program has opened.
  */
 
 #include <linux/in6.h>
+#include <linux/kernel.h>
+#include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/random.h>
 #include <linux/sched/signal.h>
@@ -26,6 +29,10 @@
 #define ROOM	   (5 * HZ) /* for a message, if the host is slow to read */
 #define FIRST_PORT 512U
 #define PORTS	   512U
+
+static char key[2 * TSI_KEY_BYTES + 1];
+module_param_string(key, key, sizeof(key), 0200);
+MODULE_PARM_DESC(key, "what the host asks for, in hex digits; empty: nothing");
 
 /**
  * struct stream - The stream
@@ -101,8 +108,11 @@ static int greet(struct socket *sock)
 	struct tsi_header header;
 	struct tsi_welcome welcome;
 	char text[sizeof(u32) + TSI_MAX_TEXT + 1] = "";
-	int error = put(sock, &hello, sizeof(hello));
+	int error;
 
+	if (key[0] && hex2bin(hello.hello.key, key, TSI_KEY_BYTES))
+		return -EINVAL;
+	error = put(sock, &hello, sizeof(hello));
 	if (!error)
 		error = get(sock, &header, sizeof(header));
 	if (error)

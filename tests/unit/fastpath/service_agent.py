@@ -106,7 +106,10 @@ class World:
 
     def event(self, kind, port, conn=None, **fields):
         conn = next(self.conns) if conn is None else conn
-        event = Event(kind=kind, conn=conn, port=port, peer_port=1025, **fields)
+        # where agents' streams come from, as nobody's can
+        peer_port = 1023 if port == TSI_PORT else 1025
+        fields = {"peer_port": peer_port, **fields}
+        event = Event(kind=kind, conn=conn, port=port, **fields)
         self.service.handle_event(event)
         return conn
 

@@ -275,6 +275,7 @@ def test_ranges_are_used_in_turn():
             struct.pack("<HHIHH", 4, 24, 0x10000, 4, 80) + bytes(16), 3, id="no-hello"
         ),
         pytest.param(struct.pack("<HHIHH", 1, 8, 0x41495354, 2, 9), 2, id="version"),
+        pytest.param(HELLO[:2] + b"\x09\0" + HELLO[4:] + b"k", 1, id="half-a-key"),
         pytest.param(b"GET / HTTP/1.0\r\n\r\n", 3, id="garbage"),
     ],
 )
@@ -292,6 +293,41 @@ def test_a_stream_that_breaks_the_protocol_is_refused_with_a_reason(data, code):
         assert world.service.stats().refused == 1
 
     run(work)
+
+
+@pytest.mark.parametrize("port", [TSI_PORT, 21588])
+@pytest.mark.parametrize("guest_port", [1024, 0xFFFFFFFF])
+def test_a_stream_from_a_port_that_every_program_can_bind_is_reset(port, guest_port):
+    """And costs nothing: no range, no socket, no line in the log."""
+
+    async def work(world):
+        conn = world.event(EventKind.REQUEST, port, peer_port=guest_port)
+        assert world.engine.answers[conn] == Reset(errno.EACCES)
+        assert world.service.stats().streams == 0
+        assert world.service.stats().unprivileged == 1
+
+    run(work)
+
+
+@pytest.mark.parametrize("key", [b"", bytes(16), b"k" * 15 + b"x"])
+def test_an_agent_without_the_sandboxs_key_is_refused(key):
+    async def work(world):
+        agent = world.agent()
+        size = 8 + len(key)
+        agent.send(struct.pack("<HHIHH", 1, size, 0x41495354, 1, 1) + key)
+        kind, payload = await agent.receive()
+        assert (kind, payload[:4]) == (REFUSED, b"\5\0\0\0")
+
+    run(work, key=b"k" * 16)
+
+
+def test_an_agent_with_the_sandboxs_key_is_welcome():
+    async def work(world):
+        agent = world.agent()
+        agent.send(struct.pack("<HHIHH", 1, 24, 0x41495354, 1, 1) + b"k" * 16)
+        assert (await agent.receive())[0] == WELCOME
+
+    run(work, key=b"k" * 16)
 
 
 def test_other_ports_go_where_the_caller_says():

@@ -71,7 +71,7 @@ def run(there, play):
 
     def bounded():
         with VsockGuest(there.fastpath.sandboxes[0].socket) as guest:
-            control = guest.connect(TSI_PORT)
+            control = guest.connect_privileged(TSI_PORT)
             control.send(HELLO)
             control.receive()
             play(guest, control)

@@ -87,7 +87,7 @@ class World:
     def _play(self, play, ztunnel):
         (sandbox,) = ztunnel.config.fastpath.sandboxes
         with VsockGuest(sandbox.socket) as guest:
-            control = guest.connect(TSI_PORT)
+            control = guest.connect_privileged(TSI_PORT)
             control.send(HELLO)
             control.receive()
             message = bytearray(LISTEN)

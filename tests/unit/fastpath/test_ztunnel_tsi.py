@@ -45,7 +45,7 @@ class Agent:
 
     def __init__(self, path):
         self.guest = VsockGuest(path)
-        self.control = self.guest.connect(TSI_PORT)
+        self.control = self.guest.connect_privileged(TSI_PORT)
         self.control.send(struct.pack("<HHIHH", 1, 8, 0x41495354, 1, 1))
         welcome = self.control.receive().payload
         kind, self.token = welcome[0], struct.unpack_from("<I", welcome, 8)[0]

@@ -42,7 +42,7 @@ class Stream:
     """A control stream, from the guest's side."""
 
     def __init__(self, guest):
-        self.conn = guest.connect(TSI_PORT)
+        self.conn = guest.connect_privileged(TSI_PORT)
         self._bytes = b""
 
     def send(self, data):

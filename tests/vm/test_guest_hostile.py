@@ -1,0 +1,72 @@
+"""Programs of the guest's that attack others by way of TSI, as nobody.
+
+The attackers are tests/vm/hostile; each test states what a program of root's sees.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.vm import programs, tsi_servers
+from tests.vm.world import PODS, open_world
+
+pytestmark = pytest.mark.vm
+
+POD4 = PODS[0][0]
+CHECKS = programs.checks("hostile")
+WHO = ["kernel", "agent"]
+"""Who handles most calls: the module, or agents without it."""
+
+
+class World(tsi_servers.World):
+    """One VM with the module, and one whose agents do without."""
+
+    policies = dict.fromkeys(WHO, 'published: ["7200-7299"]\n')
+
+
+@pytest.fixture(scope="module")
+def world(base_image, accelerator, namespace, tmp_path_factory):
+    program = programs.compile_c(
+        tmp_path_factory.mktemp("hostile") / "c", *programs.c_files("hostile")
+    )
+    with open_world(
+        base_image,
+        accelerator,
+        {"/bin/tsi_hostile": program},
+        namespace,
+        kind=World,
+        memory_mib=256,
+    ) as there:
+        assert there.run("rm", "/dev/tsi", vm="agent", tsi=False)[0] == 0
+        yield there
+
+
+@pytest.fixture(scope="module")
+def results(world):
+    """The line of each check, by who handles most calls."""
+    said = {who: world.run("tsi_hostile", vm=who)[1] for who in WHO}
+    return {who: programs.results(text) for who, text in said.items()}
+
+
+@pytest.mark.parametrize("who", WHO)
+@pytest.mark.parametrize("name", CHECKS)
+def test_nobody_harms_others(results, name, who):
+    assert results[who].get(name) == f"ok {name}"
+
+
+@pytest.mark.parametrize("who", WHO)
+def test_squatters_keep_no_listener_from_its_clients(world, who):
+    with world.program("tsi_hostile", "serve", "squatted", "7210", vm=who) as server:
+        server.wait_for(r"(ready)\n")
+        with world.connect(PODS[WHO.index(who)][0], 7210) as client:
+            assert client.makefile().readline() == "root's\n"
+        assert server.end() == 0
+
+
+@pytest.mark.parametrize("who", WHO)
+def test_nobody_looks_like_a_client_of_the_hosts(world, who):
+    with world.program("tsi_hostile", "serve", "forged", "7211", vm=who) as server:
+        server.wait_for(r"(ready)\n")
+        with world.connect(PODS[WHO.index(who)][0], 7211) as client:
+            assert client.makefile().readline() == "127.0.0.1\n"
+        assert server.end() == 0
