@@ -6,6 +6,7 @@ The maker's messages are written out by hand, from vhost_user/native/vu_netns.h.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
@@ -220,6 +221,19 @@ def run(work, path):
     asyncio.run(main())
 
 
+async def made_there(there, family, kind):
+    """Make a socket there; its process may be slow to have one."""
+    socks = []
+
+    def has_one():
+        with contextlib.suppress(BlockingIOError):
+            socks.append(there.make(family, kind))
+        return socks
+
+    await until(has_one)
+    return socks[0]
+
+
 @pytest.mark.parametrize(
     ("target", "why", "hint"),
     [
@@ -257,7 +271,7 @@ def test_sockets_come_from_the_process(path, process, family, kind):
     async def work(there):
         await there.start()
         assert there.state is State.RUNNING
-        with there.make(family, kind) as sock:
+        with await made_there(there, family, kind) as sock:
             assert (sock.family, sock.type) == (family, kind)
 
     run(work, path)
@@ -283,7 +297,7 @@ def test_a_process_that_dies_is_replaced_and_its_users_are_told(path, process, c
         await told.wait()
         assert there.state is State.RUNNING
         assert there.pid == 2
-        there.make(socket.AF_INET, socket.SOCK_STREAM).close()
+        (await made_there(there, socket.AF_INET, socket.SOCK_STREAM)).close()
 
     run(work, path)
     (record,) = caplog.records
@@ -335,7 +349,7 @@ def test_a_process_that_says_nothing_is_replaced(path, process, monkeypatch, cap
             there.make(socket.AF_INET, socket.SOCK_STREAM)
         process.silent = False
         await until(lambda: there.state is State.RUNNING and there.pid == 2)
-        there.make(socket.AF_INET, socket.SOCK_STREAM).close()
+        (await made_there(there, socket.AF_INET, socket.SOCK_STREAM)).close()
 
     run(work, path)
     assert "its process is lost (it is silent)" in caplog.records[0].getMessage()
@@ -364,7 +378,7 @@ def test_a_silent_process_stalls_no_other_namespaces(path, process):
         for _ in range(20):
             with pytest.raises(OSError, match="temporarily unavailable"):
                 there.make(socket.AF_INET, socket.SOCK_STREAM)
-            other.make(socket.AF_INET, socket.SOCK_DGRAM).close()
+            (await made_there(other, socket.AF_INET, socket.SOCK_DGRAM)).close()
         other.close()
 
     run(work, path)
