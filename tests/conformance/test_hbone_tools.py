@@ -31,20 +31,24 @@ class Relay(InThread):
         self._address = address
 
     async def _serve(self):
-        server = await asyncio.start_server(self._pass_on, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._take, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
-        async with server:
+        async with server, asyncio.TaskGroup() as self._group:
             await self._until_left()
+
+    def _take(self, reader, writer):
+        self._group.create_task(self._pass_on(reader, writer))
 
     async def _pass_on(self, reader, writer):
         there, back = await asyncio.open_connection(*self._address, ssl=self._context)
-        with contextlib.closing(writer), contextlib.closing(back):
-            ways = [_copy(reader, back), _copy(there, writer)]
-            tasks = [asyncio.create_task(each) for each in ways]
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        ways = [_copy(reader, back), _copy(there, writer)]
+        tasks = [asyncio.create_task(each) for each in ways]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for each in (writer, back):
+            each.transport.abort()
+        await asyncio.gather(
+            *tasks, writer.wait_closed(), back.wait_closed(), return_exceptions=True
+        )
 
 
 async def _copy(reader, writer):
