@@ -21,8 +21,8 @@ from vhost_user.schema import parse_ip
 try:
     from fastpath.mesh import tokens as token_file
     from fastpath.mesh.authority import Authority
+    from fastpath.mesh.issued import stamp
     from fastpath.mesh.issuing import Issuer, Shares
-    from fastpath.mesh.material import stamp
     from fastpath.mesh.service import Server
 except ModuleNotFoundError as exc:
     raise FastpathError(

@@ -7,6 +7,8 @@
     issuing       what it answers to a request
     wire, service, client   Istio's IstioCertificateService: messages, server, caller
     sources       where else a workload's material comes from
+    issued        material as those have it who only use it, without the extra
+    fetcher, fetching   sources in another process, which is there only meanwhile
     rotation      keeps it fresh
     feed          the same with revocation lists, as PEM, for a TLS stack in C
     contexts      as TLS contexts of Python's, and as PEM files

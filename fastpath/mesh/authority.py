@@ -31,15 +31,14 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fastpath import files
 from fastpath.errors import FastpathError
 from fastpath.mesh import signing
+from fastpath.mesh.issued import MAX_PEM_BYTES, stamp
 from fastpath.mesh.material import (
-    MAX_PEM_BYTES,
     UNREADABLE,
     Material,
     certificates,
     pem,
     private_pem,
     public_bytes,
-    stamp,
 )
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ the service's to say.
 
 from __future__ import annotations
 
-import urllib.parse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +17,9 @@ from grpc import aio
 from fastpath import files
 from fastpath.errors import FastpathError
 from fastpath.mesh import signing, wire
-from fastpath.mesh.material import MAX_PEM_BYTES, Material, certificates
+from fastpath.mesh.address import parse_address
+from fastpath.mesh.issued import MAX_PEM_BYTES
+from fastpath.mesh.material import Material, certificates
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
@@ -31,8 +32,6 @@ CALL_S: Final = 10.0
 MAX_TOKEN_BYTES: Final = 8 << 10
 MAX_REASON: Final = 512
 """Characters of a service's words in ours."""
-DEFAULT_PORT: Final = 15012
-"""istiod's."""
 
 _HINTS: Final = {
     grpc.StatusCode.UNAVAILABLE: "is it running, does its certificate name this host,"
@@ -94,6 +93,9 @@ class ServiceSource:
         except ValueError as exc:
             raise FastpathError(what, f"{exc}") from exc
 
+    def look(self) -> None:
+        """There is nothing to warn of."""
+
     async def close(self) -> None:
         """Nothing is held."""
 
@@ -132,23 +134,3 @@ class ServiceSource:
             raise ValueError(f"answers with a certificate of {material.identity}")
         material.check(now)
         return material
-
-
-def parse_address(text: str) -> str:
-    """Return the `HOST:PORT` of an address such as CA_ADDRESS.
-
-    Raises:
-        FastpathError: it is none.
-    """
-    try:
-        parsed = urllib.parse.urlsplit(text)
-        port = parsed.port or DEFAULT_PORT
-    except ValueError:
-        parsed, port = urllib.parse.urlsplit(""), 0
-    bare = parsed.path in ("", "/") and not parsed.query and not parsed.fragment
-    if parsed.scheme != "https" or not parsed.hostname or not bare or parsed.username:
-        raise FastpathError(
-            f"CA address {text}", "is no https://HOST:PORT", "https://localhost:15012"
-        )
-    host = f"[{parsed.hostname}]" if ":" in parsed.hostname else parsed.hostname
-    return f"{host}:{port}"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fastpath.mesh.material import Material
+    from fastpath.mesh.issued import Issued
 
 ALPN: Final = "h2"
 DATA: Final = "..data"
@@ -29,14 +29,14 @@ CHAIN: Final = "cert-chain.pem"
 ROOTS: Final = "root-cert.pem"
 
 
-def server_context(material: Material) -> ssl.SSLContext:
+def server_context(material: Issued) -> ssl.SSLContext:
     """Return a context for a server that asks its clients for certificates."""
     context = _context(ssl.PROTOCOL_TLS_SERVER, material)
     context.num_tickets = 0
     return context
 
 
-def client_context(material: Material) -> ssl.SSLContext:
+def client_context(material: Issued) -> ssl.SSLContext:
     """Return a context for a client; it sends no server name."""
     return _context(ssl.PROTOCOL_TLS_CLIENT, material)
 
@@ -62,7 +62,7 @@ class PemDirectory:
         self.chain = path / CHAIN
         self.roots = path / ROOTS
 
-    def write(self, material: Material) -> None:
+    def write(self, material: Issued) -> None:
         """Make `material` the current one.
 
         Raises:
@@ -89,7 +89,7 @@ class PemDirectory:
                 shutil.rmtree(old, ignore_errors=True)
 
 
-def _context(protocol: int, material: Material) -> ssl.SSLContext:
+def _context(protocol: int, material: Issued) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False  # a SPIFFE identity is no host's name
@@ -100,7 +100,7 @@ def _context(protocol: int, material: Material) -> ssl.SSLContext:
     return context
 
 
-def _load_key(context: ssl.SSLContext, material: Material) -> None:
+def _load_key(context: ssl.SSLContext, material: Issued) -> None:
     """Load chain and key, which `ssl` takes from a file only: one in memory."""
     with os.fdopen(os.memfd_create("material", os.MFD_CLOEXEC), "wb") as file:
         file.write(material.chain_pem + material.key_pem)

@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from fastpath.errors import FastpathError
-from fastpath.mesh import revocation
 from fastpath.mesh.rotation import Phase, Rotation
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fastpath.identity import Identity
-    from fastpath.mesh.material import Material
+    from fastpath.mesh.issued import Issued
     from fastpath.mesh.revocation import Revocations
     from fastpath.mesh.sources import Source
     from fastpath.watch import Followed
@@ -100,6 +99,8 @@ class PemFeed:
             FastpathError: there is none to be had; nothing is left running.
         """
         if self._path is not None:
+            from fastpath.mesh import revocation
+
             self._lists = revocation.follow(self._path, changed=self.revoked)
         try:
             await self._rotation.start()
@@ -129,7 +130,7 @@ class PemFeed:
             self._lists = None
         await self._rotation.close()
 
-    def _pems(self, material: Material) -> Pems:
+    def _pems(self, material: Issued) -> Pems:
         return Pems(
             material.identity,
             material.key_pem,
@@ -138,7 +139,7 @@ class PemFeed:
             self._lists.current.pem if self._lists else b"",
         )
 
-    def _renewed(self, material: Material) -> None:
+    def _renewed(self, material: Issued) -> None:
         """There is a new certificate; raises FastpathError if that is refused."""
         pems = self._pems(material)
         self._changed(pems)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from fastpath.identity import Identity
 from fastpath.mesh import signing, wire
-from fastpath.mesh.material import stamp
+from fastpath.mesh.issued import stamp
 from fastpath.mesh.tokens import Token
 from fastpath.throttle import Bucket
 

@@ -17,6 +17,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
 from fastpath.identity import Identity
+from fastpath.mesh.issued import stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MAX_PEM_BYTES: Final = 1 << 20
-"""Of a file or an answer with certificates."""
 MAX_CHAIN: Final = 10
 """Certificates from a leaf up to its root."""
 
@@ -167,11 +166,6 @@ def private_pem(key: PrivateKeyTypes) -> bytes:
 def pem(certs: Iterable[x509.Certificate]) -> bytes:
     """Certificates one after another."""
     return b"".join(each.public_bytes(serialization.Encoding.PEM) for each in certs)
-
-
-def stamp(when: datetime) -> str:
-    """A time for messages, in UTC."""
-    return when.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _load_key(data: bytes) -> PrivateKeyTypes:

@@ -23,13 +23,13 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from fastpath.errors import FastpathError
-from fastpath.mesh.material import stamp
+from fastpath.mesh.issued import stamp
 from fastpath.watch import FilesWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fastpath.mesh.material import Material
+    from fastpath.mesh.issued import Issued
     from fastpath.mesh.sources import Source
 
 _log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Rotation:
         *,
         name: str,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
-        changed: Callable[[Material], None] = lambda _: None,
+        changed: Callable[[Issued], None] = lambda _: None,
     ) -> None:
         self._source = source
         self._name = name
@@ -77,13 +77,13 @@ class Rotation:
         self._changed = changed
         self._phase = Phase.FRESH
         self._retry = FIRST_RETRY
-        self._current: Material
+        self._current: Issued
         self._retry_at: float | None = None
         self._files_changed = asyncio.Event()
         self._watch: FilesWatch | None = None
 
     @property
-    def current(self) -> Material:
+    def current(self) -> Issued:
         """The newest; it may be over, see `phase`."""
         return self._current
 
@@ -108,6 +108,7 @@ class Rotation:
             raise FastpathError(where, why, "make the directory") from exc
         try:
             now = self._now()
+            self._source.look()
             self._take(await self._source.fetch(now), now)
             self._look(now)
         except BaseException:
@@ -119,6 +120,7 @@ class Rotation:
         while True:
             await self._wait()
             now = self._now()
+            self._source.look()
             try:
                 material = await self._source.fetch(now)
                 # the same: the files were touched
@@ -162,7 +164,7 @@ class Rotation:
             return timedelta()
         return self._current.half_life - now
 
-    def _take(self, material: Material, now: datetime) -> None:
+    def _take(self, material: Issued, now: datetime) -> None:
         self._current = material
         self._phase = Phase.FRESH
         self._retry_at = None

@@ -23,8 +23,8 @@ from grpc import aio
 
 from fastpath.errors import FastpathError
 from fastpath.mesh import wire
+from fastpath.mesh.issued import stamp
 from fastpath.mesh.issuing import RefusedError
-from fastpath.mesh.material import stamp
 from fastpath.throttle import Throttle
 
 if TYPE_CHECKING:

@@ -1,18 +1,21 @@
 """Where a workload's material comes from: the embedded CA, or files.
 
-`client.ServiceSource` is the third kind. A source answers `fetch()`, at once or after
-a while, with material that is whole; what is wrong is a `FastpathError` for the log.
+`client.ServiceSource` is the third kind. Here are kinds that need nothing of the extra
+until they fetch, so that another process can (`fetcher`). A source answers `fetch()`,
+at once or after a while, with material that is whole; what is wrong is a
+`FastpathError` for the log.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fastpath import files
 from fastpath.errors import FastpathError
-from fastpath.mesh.material import MAX_PEM_BYTES, Material
+from fastpath.mesh.issued import MAX_PEM_BYTES
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 
     from fastpath.identity import Identity
     from fastpath.mesh.authority import Authority
+    from fastpath.mesh.issued import Issued
+    from fastpath.mesh.material import Material
 
 
 _log = logging.getLogger(__name__)
@@ -35,7 +40,10 @@ class Source(Protocol):
         None: it can be had anew at any time, and is to be at half of its life.
         """
 
-    async def fetch(self, now: datetime) -> Material:
+    def look(self) -> None:
+        """Warn of what is wrong beside the material, once each."""
+
+    async def fetch(self, now: datetime) -> Issued:
         """Return material.
 
         Raises:
@@ -47,6 +55,62 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class CallSource:
+    """A `client.ServiceSource`, imported when it is called."""
+
+    fields: dict[str, Any]
+    """Its."""
+    paths: tuple[Path, ...] = ()
+
+    def look(self) -> None:
+        """There is nothing to warn of."""
+
+    async def fetch(self, now: datetime) -> Material:
+        """Ask for a certificate.
+
+        Raises:
+            FastpathError: it can't be asked, refuses, or answers nonsense.
+        """
+        from fastpath.mesh.client import ServiceSource
+
+        return await ServiceSource(**self.fields).fetch(now)
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+@dataclass(frozen=True, slots=True)
+class RootSource:
+    """A CA in a directory, which is opened for each fetch."""
+
+    directory: Path
+    identity: Identity
+    life: timedelta
+    paths: tuple[Path, ...] = ()
+
+    def look(self) -> None:
+        """There is nothing to warn of."""
+
+    async def fetch(self, now: datetime) -> Material:
+        """Have a certificate made.
+
+        Raises:
+            FastpathError: the CA is not good.
+        """
+        from fastpath.mesh.authority import Authority
+
+        try:
+            root = Authority.open(self.directory, self.identity.trust_domain, now)
+        except OSError as exc:
+            what, why = f"{exc.filename}", exc.strerror or str(exc)
+            raise FastpathError(what, why) from exc
+        return await EmbeddedSource(root, self.identity, self.life).fetch(now)
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+@dataclass(frozen=True, slots=True)
 class EmbeddedSource:
     """A CA in this process."""
 
@@ -54,6 +118,9 @@ class EmbeddedSource:
     identity: Identity
     life: timedelta
     paths: tuple[Path, ...] = ()
+
+    def look(self) -> None:
+        """There is nothing to warn of."""
 
     async def fetch(self, now: datetime) -> Material:
         """Have a certificate made."""
@@ -89,9 +156,10 @@ class FileSource:
             FastpathError: one can't be read, they don't fit each other, or it is not
                 their time.
         """
+        from fastpath.mesh.material import Material
+
         try:
             parts = [files.read(each, MAX_PEM_BYTES) for each in self.paths]
-            self._warn()
             material = Material.parse(*parts)
             material.check(now)
         except OSError as exc:
@@ -106,13 +174,12 @@ class FileSource:
     async def close(self) -> None:
         """Nothing is held."""
 
-    def _warn(self) -> None:
-        """Say once that others may read the key, as those of a mounted Secret may.
+    def look(self) -> None:
+        """Say once that others may read the key, as those of a mounted Secret may."""
+        with contextlib.suppress(OSError):
+            self._look_at(self.key.stat().st_mode & 0o777)
 
-        Raises:
-            OSError: it is gone.
-        """
-        mode = self.key.stat().st_mode & 0o777
+    def _look_at(self, mode: int) -> None:
         if mode & 0o077 and mode not in self._told:
             self._told.add(mode)
             _log.warning(

@@ -175,6 +175,8 @@ class Certificates:
         for held in self._held.values():
             await held.feed.close()
         self._held.clear()
+        if self._issuers is not None:
+            await self._issuers.leave()
 
     async def _add_all(self, identities: Iterable[Identity]) -> None:
         """Have some; the first that is not to be had ends it."""

@@ -2,7 +2,10 @@
 
     files       an identity's own PEM files come first
     ca          Istio's CreateCertificate
-    embedded    a CA in this process
+    embedded    a CA of ours, in a directory
+
+Another process does all that takes the extra (`fetcher`), but for revocation lists and
+`/config_dump`: few have them.
 
 What is wrong at the start is said with the key of the configuration, and with the file
 or the address that it is about.
@@ -11,16 +14,16 @@ or the address that it is about.
 from __future__ import annotations
 
 import base64
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from fastpath.errors import FastpathError
-from fastpath.mesh import revocation
-from fastpath.mesh.authority import Authority
-from fastpath.mesh.contexts import PemDirectory
+from fastpath.mesh.address import parse_address
 from fastpath.mesh.feed import PemFeed
-from fastpath.mesh.material import certificates, pem, stamp
-from fastpath.mesh.sources import EmbeddedSource, FileSource
+from fastpath.mesh.fetcher import Elsewhere, Fetcher
+from fastpath.mesh.issued import stamp
+from fastpath.mesh.sources import CallSource, FileSource, RootSource
 from fastpath.ztunnel.certificate_settings import HERE
 
 if TYPE_CHECKING:
@@ -48,6 +51,7 @@ class Issuers:
 
     Raises:
         FastpathError: the lists or an address are not good.
+        ModuleNotFoundError: a part of the extra is not installed.
     """
 
     def __init__(
@@ -59,18 +63,21 @@ class Issuers:
         self._settings = settings
         self._error = error
         self._files = {each.identity: each for each in settings.files}
-        self._authority: Authority | None = None
+        self._fetcher = Fetcher()
         self._lists: Followed[Revocations] | None = None
         self._closed = False
+        for name in ("cryptography", *(("grpc",) if settings.ca else ())):
+            if find_spec(name) is None:
+                raise ModuleNotFoundError(name=name)
         try:
             if settings.ca:
-                from fastpath.mesh.client import parse_address  # gRPC takes 14 MB
-
                 parse_address(settings.ca.address)
         except FastpathError as exc:
             raise error((*HERE, "ca", "address"), exc.why, exc.hint) from exc
         try:
             if settings.crls:
+                from fastpath.mesh import revocation
+
                 self._lists = revocation.follow(settings.crls, changed=revoked)
         except FastpathError as exc:
             raise self._wrong((*HERE, "crls"), exc) from exc
@@ -86,17 +93,18 @@ class Issuers:
             self._lists.close()
         self._closed = True
 
+    async def leave(self) -> None:
+        """Fetch no more; the feeds are closed."""
+        await self._fetcher.close()
+
     def feed(self, identity: Identity, changed: Callable[[Pems], None]) -> PemFeed:
         """What keeps an identity's certificate fresh.
 
         Raises:
-            FastpathError: nobody issues it, or the embedded CA is not good.
+            FastpathError: nobody issues it.
         """
         try:
-            source = self._source(identity)
-        except OSError as exc:
-            what, why = f"{exc.filename}", exc.strerror or str(exc)
-            raise self._error(self._key(identity), f"{what}: {why}", None) from exc
+            source = Elsewhere(self._fetcher, self._source(identity))
         except FastpathError as exc:
             raise self._wrong(self._key(identity), exc) from exc
 
@@ -129,6 +137,8 @@ class Issuers:
 
     def dump(self, pems: Pems) -> dict[str, Any]:
         """A certificate as `/config_dump` of Istio's ztunnel has it."""
+        from fastpath.mesh.material import certificates
+
         return {
             "identity": f"{pems.identity}",
             "state": "Available",
@@ -142,23 +152,18 @@ class Issuers:
         if files := self._files.get(identity):
             return _file_source(files)
         if ca:
-            from fastpath.mesh.client import ServiceSource
-
-            return ServiceSource(
-                address=ca.address,
-                roots=ca.roots,
-                token=ca.token,
-                identity=identity,
-                impersonate=ca.impersonate,
-                life=life,
-            )
+            fields = {
+                "address": ca.address,
+                "roots": ca.roots,
+                "token": ca.token,
+                "identity": identity,
+                "impersonate": ca.impersonate,
+                "life": life,
+            }
+            return CallSource(fields)
         if self._settings.embedded is None:
             raise FastpathError(f"{identity}", "nobody issues it", "add it to `files`")
-        if self._authority is None:
-            now = datetime.now(UTC)
-            where, domain = self._settings.embedded, identity.trust_domain
-            self._authority = Authority.open(where, domain, now)
-        return EmbeddedSource(self._authority, identity, life)
+        return RootSource(self._settings.embedded, identity, life)
 
     def _key(self, identity: Identity) -> KeyPath:
         """Where in the configuration it stands."""
@@ -173,6 +178,8 @@ class Issuers:
 
 def _file_source(files: model.CertificateFiles) -> FileSource:
     if files.directory:
+        from fastpath.mesh.contexts import PemDirectory
+
         found = PemDirectory(files.directory)
         return FileSource(found.key, found.chain, found.roots)
     assert files.key
@@ -194,6 +201,8 @@ def _check(identity: Identity, pems: Pems) -> None:
 
 
 def _dumped(cert: x509.Certificate) -> dict[str, str]:
+    from fastpath.mesh.material import pem
+
     return {
         "pem": base64.b64encode(pem((cert,))).decode(),
         "serialNumber": f"{cert.serial_number}",

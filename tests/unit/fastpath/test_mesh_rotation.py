@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from typing import Any
 
 import pytest
 
@@ -39,6 +40,9 @@ class Failing:
         self.closed = False
         self.asked = []
 
+    def look(self):
+        """There is nothing to warn of."""
+
     async def fetch(self, when):
         self.asked.append(when)
         if self.broken:
@@ -53,7 +57,7 @@ def rotate(source, body, **options):
     """Run `body(rotation, seen)` while a rotation runs, by a clock of its own."""
 
     async def main():
-        seen: list[Material] = []
+        seen: list[Any] = []
         rotation = Rotation(source, name="web", now=now, changed=seen.append, **options)
         await rotation.start()
         task = asyncio.create_task(rotation.run())
@@ -455,7 +459,7 @@ def test_material_is_over_with_the_last_of_its_roots():
 
 def test_material_that_is_refused_counts_as_none(tmp_path, caplog):
     source = Failing(tmp_path)
-    seen: list[Material] = []
+    seen: list[Any] = []
     refuses = [True]
 
     def changed(material):

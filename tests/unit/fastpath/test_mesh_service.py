@@ -12,7 +12,7 @@ from grpc import aio
 
 from fastpath.errors import FastpathError
 from fastpath.mesh import tokens, wire
-from fastpath.mesh.client import parse_address
+from fastpath.mesh.address import parse_address
 from fastpath.mesh.issuing import Issuer, Shares
 from fastpath.mesh.material import pem
 from fastpath.mesh.service import SERVER_LIFE, Server

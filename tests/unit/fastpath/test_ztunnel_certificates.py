@@ -270,7 +270,7 @@ def test_an_embedded_ca_where_no_directory_can_be_stops_the_start(tmp_path):
     (tmp_path / "ca").write_text("")
     error = refused(embedded(tmp_path))
     assert error.what == "configuration: fastpath.certificates.embedded"
-    assert error.why == f"{tmp_path / 'ca'}: File exists"
+    assert error.why == f"{WEB}: {tmp_path / 'ca'}: File exists"
 
 
 def test_an_identity_that_nobody_issues_is_refused(tmp_path):
@@ -328,8 +328,7 @@ def test_what_the_engine_cannot_use_leaves_the_old_one(tmp_path, monkeypatch, ca
 
 def test_without_the_extra_the_error_says_which(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "fastpath.ztunnel.issuers", raising=False)
-    monkeypatch.setitem(sys.modules, "fastpath.mesh.revocation", None)
-    monkeypatch.delattr("fastpath.mesh.revocation", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     error = refused(embedded(tmp_path))
     assert error.what == "configuration: fastpath.certificates"
     assert error.hint == "pip install 'vsock-fastpath[mesh]'"
