@@ -113,6 +113,7 @@ class Node:
         ca: the directory of the CA's root, all nodes'.
         workloads: Istio's local file.
         ttl_s: seconds that a certificate is valid.
+        network: the one that the node is on.
     """
 
     name: str
@@ -122,6 +123,7 @@ class Node:
     ca: Path
     workloads: str
     ttl_s: int
+    network: str = ""
     processes: dict[str, subprocess.Popen[bytes]] = dataclasses.field(
         default_factory=dict
     )
@@ -172,6 +174,7 @@ class Node:
             "PROXY_MODE": "shared",
             "INPOD_UDS": f"{self.folder}/zds",
             "NODE_NAME": self.name,
+            "NETWORK": self.network,
             "ZTUNNEL_WORKER_THREADS": "1",
             "CA_ADDRESS": "https://127.0.0.1:15012",
             "CA_ROOT_CA": f"{self.ca}/root-cert.pem",

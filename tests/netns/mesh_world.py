@@ -12,6 +12,9 @@ A node is a network namespace; a veth joins each to node a. Kinds of a node:
     istio    Istio's ztunnel in in-pod mode (`--ztunnel BIN`); the program is in the pod
     envoy    Envoy; the program is beside it
     plain    nothing; the workload is no HBONE one
+    gateway  Envoy; it ends node a's tunnels, and leads what is in them to node c
+
+With a gateway, node c is on a network `far`: the others know its service only, by that.
 
 Certificates are those of one directory, as `fastpath ca --dir` has it.
 """
@@ -48,7 +51,8 @@ HARD = struct.pack("ii", 1, 0)
 LISTENER = 0x100050
 LISTEN = struct.pack("<IIHHHH16s", LISTENER, 5, PORT, 4, 0, 0, bytes(16))
 POLICY = f'published: ["{PORT}"]\n'
-IN_THE_MESH = {"ours", "vm", "pod", "istio", "envoy"}
+IN_THE_MESH = {"ours", "vm", "pod", "istio", "envoy", "gateway"}
+FAR = "far"
 
 NETWORK = """
 ip link set lo up; ip link set e0 up
@@ -76,8 +80,12 @@ POD = """
 ip link set lo up; ip link set p1 up; ip addr add {pod}/32 dev p1
 ip route add 10.0.8.1 dev p1; ip route add default via 10.0.8.1
 """
+BY_A = """
+ip route add {pod}/32 via {next} src {source}
+"""
 OURS = """
 mesh: FOLDER/mesh.yaml
+network: NETWORK
 certificates: {embedded: CA}
 accessLog: FOLDER/access.log
 """
@@ -88,13 +96,27 @@ sandboxes:
 """
 
 
-def mesh(kinds):
-    """Istio's file: the nodes' pods, each with a service whose endpoint it is."""
+def networks(kinds):
+    """The network of each node."""
+    return {
+        name: FAR if "gateway" in kinds.values() and name == "c" else ""
+        for name in kinds
+    }
+
+
+def mesh(kinds, network=""):
+    """Istio's file: the nodes' pods, each with a service whose endpoint it is.
+
+    Its VIP is on `network`, whose nodes get the file.
+    """
+    there = networks(kinds)
+    gateway = f"networkGateway: {{destination: /{PODS['b']}, hboneMtlsPort: {HBONE}}},"
     workloads = "".join(
         f"""
 - {{uid: cluster1//v1/Pod/default/{name}, name: {name}, namespace: default,
    serviceAccount: {name}, trustDomain: cluster.local, workloadIps: [{PODS[name]}],
    protocol: {"HBONE" if kind in IN_THE_MESH else "TCP"}, node: node-{name},
+   network: "{there[name]}", {gateway if there[name] else ""}
    clusterId: Kubernetes, services: {{
    "default/{name}.default.svc.cluster.local": {{{SERVICE}: {PORT}}}}}}}
 """
@@ -103,7 +125,8 @@ def mesh(kinds):
     services = "".join(
         f"""
 - {{name: {name}, namespace: default, hostname: {name}.default.svc.cluster.local,
-   vips: [/{VIPS[name]}], ports: {{{SERVICE}: {PORT}}}}}
+   vips: ["{network}/{VIPS[name]}"], ports: {{{SERVICE}: {PORT}}},
+   subjectAltNames: ["{identity(name)}"]}}
 """
         for name in kinds
     )
@@ -282,6 +305,12 @@ class World:
                 fields = _addresses(name, each) | {"link": f"e{index}"}
                 _run_in(node, ONE_MORE.format(**fields))
 
+        if "gateway" in self.kinds.values():
+            _run_in(self.nodes["a"], "sysctl -qw net.ipv4.ip_forward=1")
+            for name, other in (("b", "c"), ("c", "b")):
+                way = {"next": NODES["a"], "pod": PODS[other], "source": PODS[name]}
+                _run_in(self.nodes[name], BY_A.format(**way))
+
     def _others(self, name):
         """Those that a node is joined to: the first, and of that one all others."""
         first, *others = self.kinds
@@ -313,9 +342,11 @@ class World:
         """Start `fastpath ztunnel`; return its folder."""
         folder = self.folder / name
         folder.mkdir()
-        (folder / "mesh.yaml").write_text(mesh(self.kinds))
+        network = networks(self.kinds)[name]
+        (folder / "mesh.yaml").write_text(mesh(self.kinds, network))
         (folder / "policy.yaml").write_text(POLICY)
         text = (OURS + more).replace("FOLDER", str(folder)).replace("NAME", name)
+        text = text.replace("NETWORK", f'"{network}"')
         config = folder / "z.yaml"
         config.write_text(text.replace("CA", str(self.folder / "ca")))
         argv = [sys.executable, "-m", "fastpath", "ztunnel", "--config", str(config)]
@@ -336,14 +367,16 @@ class World:
 
     def _start_istio(self, name):
         _run_in(self.nodes[name], IN_POD)
+        network = networks(self.kinds)[name]
         node = Node(
             name=f"node-{name}",
             pod=name,
             namespace=self.nodes[name],
             folder=self.folder / name,
             ca=self.folder / "ca",
-            workloads=mesh(self.kinds),
+            workloads=mesh(self.kinds, network),
             ttl_s=3600,
+            network=network,
         )
         node.start(self._binary, self._stack)
         self.processes[name] = node.processes["ztunnel"]
@@ -374,6 +407,19 @@ class World:
         wait_until(lambda: "LIVE" in node.run(there.ask, "/ready"), what="Envoy")
         self.logs[name] = folder / "envoy.log"
         self.programs[name] = SocketProgram(node, self._stack, (PODS[name], OUT))
+
+    def _start_gateway(self, name):
+        folder = self.folder / name
+        folder.mkdir()
+        leaf, roots = self.leaf(name)
+        server = envoy.tls(leaf, roots, identity("a"), server=True)
+        inside = envoy.static("in", (PODS["c"], HBONE))
+        resources = envoy.terminating(folder, server, inside, (PODS[name], HBONE))
+        run = envoy.running(folder, resources, self.nodes[name].command([]))
+        there = self._stack.enter_context(run)
+        node = self.nodes[name]
+        wait_until(lambda: "LIVE" in node.run(there.ask, "/ready"), what="Envoy")
+        self.logs[name] = folder / "envoy.log"
 
     def leaf(self, name):
         """A pod's certificate, and the root."""
