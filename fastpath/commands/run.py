@@ -82,6 +82,9 @@ GUEST_CID: Final = 3
 SOCKET: Final = "vhost.sock"
 """Between QEMU and ztunnel, in the run's folder."""
 
+NAME: Final = "fastpath"
+"""The guest's, which is its own addresses there."""
+
 PIPE_GRACE_S: Final = 1.0
 """Time a program has to end after nobody reads its output any more."""
 
@@ -233,8 +236,13 @@ def _prepare_and_run(options: RunOptions, deadline: Deadline) -> int:
             cpus=options.cpus,
             qemu=options.qemu,
             kernel=options.kernel,
-            append=f"tsi={options.sockets} "
-            f"{resolvconf.kernel_parameters(resolvconf.read())}",
+            append=" ".join(
+                [
+                    f"tsi={options.sockets}",
+                    f"guest_name={','.join((NAME, *map(str, pod_ips())))}",
+                    resolvconf.kernel_parameters(resolvconf.read()),
+                ]
+            ),
         )
         return asyncio.run(_Run(options, spec, folder, deadline).main())
 
@@ -248,6 +256,11 @@ def reaches_ipv6() -> bool:
         probe.connect(("2001:4860::", 9))  # any address of 2000::/3
         return not ipaddress.ip_address(probe.getsockname()[0]).is_link_local
     return False
+
+
+def pod_ips() -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, ...]:
+    """What the program sees as its own addresses."""
+    return (POD_IP, POD_IPV6) if reaches_ipv6() else (POD_IP,)
 
 
 class _Run:
@@ -344,7 +357,7 @@ class _Run:
             name="run",
             socket=self._vsock,
             cid=GUEST_CID,
-            addresses=(POD_IP, POD_IPV6) if reaches_ipv6() else (POD_IP,),
+            addresses=pod_ips(),
             uds_path=self._uds_path,
             key_file=self._key_file,
             publish=options.publish,

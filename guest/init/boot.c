@@ -29,8 +29,6 @@
 #define INIT_PORT 1029
 #define OURS	  "tsi_inet"
 
-bool booted, sockets_are_ours;
-
 /**
  * mount_all() - Mount what programs expect to find
  *
@@ -200,51 +198,6 @@ static void set_sysctls(void)
 }
 
 /**
- * resolver_line() - Write a line of resolv.conf that the host has asked for
- * @fd:		/etc/resolv.conf, or -1: just forget what it has asked for
- * @key:	First word of the line
- * @name:	Kernel parameter with the others, separated by commas; the
- *		kernel puts it into our environment, and programs don't get it
- */
-static void resolver_line(int fd, const char *key, const char *name)
-{
-	char *words = getenv(name);
-
-	if (words && fd >= 0) {
-		for (char *p = words; *p; p++)
-			if (*p == ',')
-				*p = ' ';
-		if (dprintf(fd, "%s %s\n", key, words) < 0)
-			say("/etc/resolv.conf: %s", strerror(errno));
-	}
-	unsetenv(name);
-}
-
-/**
- * name_resolver() - Tell programs where to ask for names
- *
- * Which address it is doesn't matter: over TSI, whatever goes to port 53 is
- * answered on the host. This one is of a range that is nobody's (RFC 2544).
- * Where to search and how long to wait is as on the host, if it has said so. A
- * file that the image or the host brought stays.
- */
-static void name_resolver(void)
-{
-	static const char text[] = "nameserver 198.18.0.53\n";
-	int fd = open("/etc/resolv.conf",
-		      O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-
-	if (fd >= 0 && write(fd, text, sizeof(text) - 1) < 0)
-		say("/etc/resolv.conf: %s", strerror(errno));
-	if (sockets_are_ours && fd >= 0)
-		dprintf(fd, "options use-vc\n"); /* it has no datagrams */
-	resolver_line(fd, "search", "resolv_search");
-	resolver_line(fd, "options", "resolv_options");
-	if (fd >= 0)
-		close(fd);
-}
-
-/**
  * call_host() - Connect to the host
  *
  * Returns: the stream
@@ -336,6 +289,7 @@ int boot(void)
 	load_modules();
 	take_sockets();
 	lo_up();
-	name_resolver();
+	names_resolver();
+	names_own();
 	return call_host();
 }

@@ -18,8 +18,6 @@
 
 #define EXEC_TSI 1U
 
-struct command cmd = {.fds = {-1, -1, -1}};
-
 /**
  * become() - Turn the forked child into the command
  * @argv:	Program and arguments

@@ -2,11 +2,11 @@
 /*
  * init.h - what the parts of init share
  *
- * Theory of operation of the whole: main.c. Dependencies point down this list,
- * but for finish.c, which ends the command too.
+ * Theory of operation of the whole: main.c. Dependencies point down this list.
  *
  *	main.c		frames from the host, the main loop
  *	boot.c		mounts, modules, the way to the host
+ *	names.c		the guest's own name, and where to ask for others
  *	ended.c		the end of the command, and of agents
  *	command.c	the one command
  *	agents.c	its agents, over TSI (agents.h)
@@ -16,6 +16,7 @@
  *	buffer.c	bytes on their way
  *	finish.c	the end of the VM
  *	say.c		lines on the console
+ *	state.c		how we were started, and the command
  */
 #ifndef INIT_INIT_H
 #define INIT_INIT_H
@@ -44,6 +45,41 @@ enum frame {
 	FRAME_ERROR,
 	FRAME_WINDOW,
 };
+
+/* ---- state.c ---- */
+
+extern bool booted;	      /* we are PID 1 of a VM and may end it */
+extern bool sockets_are_ours; /* tsi_inet has them: no agent is needed */
+
+/**
+ * struct command - The one command that runs, or none
+ * @pid:	Its process and process group, 0 if there is none
+ * @tsi:	The process is, or was, tsi-agent
+ * @orphan:	The command itself, once it has lost its agent; else 0
+ * @reaped:	The command itself, if its end came before its agent's; else 0
+ * @status:	The wait status of @reaped
+ * @eof:	The host has sent the end of stdin
+ * @fds:	Our ends of its stdin, stdout, stderr; -1 once closed
+ * @signals:	Bit set of the signals that the host sent
+ * @window:	Bytes taken from stdin that the host was not told of yet
+ * @tail:	The last bytes of its stderr
+ * @tail_len:	Bytes in @tail
+ */
+struct command {
+	pid_t pid;
+	bool tsi;
+	pid_t orphan;
+	pid_t reaped;
+	int status;
+	bool eof;
+	int fds[3];
+	uint64_t signals;
+	uint32_t window;
+	char tail[TAIL_MAX];
+	size_t tail_len;
+};
+
+extern struct command cmd;
 
 /* ---- say.c ---- */
 
@@ -92,36 +128,6 @@ size_t pipes_read(int i, size_t max);
 
 /* ---- command.c ---- */
 
-/**
- * struct command - The one command that runs, or none
- * @pid:	Its process and process group, 0 if there is none
- * @tsi:	The process is, or was, tsi-agent
- * @orphan:	The command itself, once it has lost its agent; else 0
- * @reaped:	The command itself, if its end came before its agent's; else 0
- * @status:	The wait status of @reaped
- * @eof:	The host has sent the end of stdin
- * @fds:	Our ends of its stdin, stdout, stderr; -1 once closed
- * @signals:	Bit set of the signals that the host sent
- * @window:	Bytes taken from stdin that the host was not told of yet
- * @tail:	The last bytes of its stderr
- * @tail_len:	Bytes in @tail
- */
-struct command {
-	pid_t pid;
-	bool tsi;
-	pid_t orphan;
-	pid_t reaped;
-	int status;
-	bool eof;
-	int fds[3];
-	uint64_t signals;
-	uint32_t window;
-	char tail[TAIL_MAX];
-	size_t tail_len;
-};
-
-extern struct command cmd;
-
 void command_exec(uint8_t *p, uint32_t len);
 void command_signal(const uint8_t *p, uint32_t len);
 
@@ -133,11 +139,12 @@ void key_keep(const uint8_t *p, uint32_t len);
 
 void ended_reap(void);
 
-/* ---- boot.c ---- */
+/* ---- names.c ---- */
 
-extern bool booted; /* we are PID 1 of a VM and may end it */
-extern bool
-    sockets_are_ours; /* tsi_inet has the sockets, and no agent is needed */
+void names_resolver(void);
+void names_own(void);
+
+/* ---- boot.c ---- */
 
 int boot(void);
 

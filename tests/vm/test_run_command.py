@@ -215,6 +215,14 @@ def test_names_are_searched_for_as_on_this_host(tmp_path):
     assert "resolv_" not in done.stdout
 
 
+def test_the_guests_name_is_its_own_address():
+    done = run("sh", "-c", "hostname; hostname -i; grep guest_name /proc/self/environ")
+    assert done.returncode == 1  # grep finds nothing
+    name, *addresses = done.stdout.decode().split()
+    assert name == "fastpath"
+    assert "10.200.1.2" in addresses
+
+
 def test_a_program_outlives_its_agent():
     done = run("sh", "-c", "kill -9 $PPID; sleep 1; echo still here; exit 7")
     assert (done.returncode, done.stdout) == (7, b"still here\n")

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * state.c - what all of init knows: how it was started, and the one command
+ */
+
+#include "init/init.h"
+
+bool booted, sockets_are_ours;
+struct command cmd = {.fds = {-1, -1, -1}};
