@@ -57,8 +57,6 @@ int receive_timeout_ms(void);
 int relay_start(void);
 void relay_adopt(void);
 void relay_drain(void);
-void relay_deliver(uint16_t flow, uint32_t peer, const void *data, size_t len);
-void relay_bounce(uint16_t flow, uint32_t peer, int error);
 bool relay_is_here(int fd);
 int relay_stand_in(const struct destination *dst, uint32_t *ret_peer,
 		   struct sockaddr_in *ret_sa);
@@ -103,10 +101,18 @@ struct datagrams {
 	struct peer peers[MAX_PEERS];
 };
 
-void peers_start(void);
-void peers_granted(uint32_t size);
-void peers_forgotten(void);
-bool peers_handle(const struct tsi_header *header, const uint8_t *payload);
+/**
+ * struct delivery - Where peers' datagrams go
+ * @deliver:	One came for a program
+ * @bounce:	A program's didn't arrive
+ */
+struct delivery {
+	void (*deliver)(uint16_t flow, uint32_t peer, const void *data,
+			size_t len);
+	void (*bounce)(uint16_t flow, uint32_t peer, int error);
+};
+
+void peers_start(const struct delivery *delivery);
 int peers_number(const struct destination *dst, uint32_t *ret_peer);
 bool peers_destination(uint32_t number, uint32_t mask,
 		       struct destination *ret_dst);
@@ -116,6 +122,20 @@ int peers_send(uint16_t flow, uint32_t *number, uint32_t mask, const void *data,
 
 /* ---- carrier.c ---- */
 
+/**
+ * struct carried - Who is told what happens on the datagram stream
+ * @granted:	There is one; so many peers may have a number
+ * @message:	A message; false: it should not have been sent
+ * @gone:	There is none any more
+ */
+struct carried {
+	void (*granted)(uint32_t peers);
+	bool (*message)(const struct tsi_header *header,
+			const uint8_t *payload);
+	void (*gone)(void);
+};
+
+void carrier_tell(const struct carried *carried);
 int carrier_open(void);
 bool carrier_is_open(void);
 bool carrier_send(uint16_t type, const void *head, size_t head_len,

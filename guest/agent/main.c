@@ -80,6 +80,23 @@ static bool command_ended;
 static bool filter_unused; /* nobody is left under the filter */
 static int keeper = -1;	   /* -k */
 
+/* ---- what the host says ---- */
+
+static void stream_opened(const struct tsi_welcome *welcome)
+{
+	routes_begin(welcome);
+	listeners_announce_all();
+}
+
+static void connection_failed(const struct tsi_failed *failed)
+{
+	failures_note(failed);
+	wait_failure_arrived(failed->guest_port);
+}
+
+static const struct hearer hearer = {.opened = stream_opened,
+				     .failed = connection_failed};
+
 /* ---- giving up ---- */
 
 /**
@@ -394,7 +411,7 @@ static void __attribute__((noreturn)) adopt(const char *fds)
 	if (error)
 		complain("no TSI service on the host: %s", strerror(error));
 	relay_adopt();
-	state_take_over(wait_resume);
+	state_take_over(call_resume);
 	loop_add(&listener_source, listener, EPOLLIN);
 	while (!filter_unused)
 		loop_once();
@@ -426,6 +443,7 @@ int main(int argc, char **argv)
 		fail("epoll");
 	for (size_t i = 0; i < sizeof(timers) / sizeof(timers[0]); i++)
 		loop_add_timer(&timers[i]);
+	control_hear(&hearer);
 	if (adopted)
 		adopt(adopted);
 	state_fd = state_create();

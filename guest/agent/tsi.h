@@ -9,7 +9,7 @@
  *	main.c		the command as a child, exit status
  *	calls/
  *	 calls.c	one handler per trapped system call
- *	 options.c	socket options that a vsock socket hasn't got
+ *	 options.c	setsockopt() and getsockopt()
  *	 connect.c	connect() and what is learnt of its outcome
  *	 wait.c		trapped calls that are answered when more is known
  *	 send.c		sendto() and its like, of UDP sockets
@@ -34,10 +34,12 @@
  *	socket/
  *	 swap.c		make the program's socket one of another kind
  *	 exchange.c	put another socket under a process's descriptors
+ *	 kept.c		socket options that a vsock socket hasn't got
  *	 sock.c		the vsock sockets and the label each carries
  *	 kernel.c	what the kernel module is told, if there is one
  *	seccomp/
  *	 blocked.c	calls that block until there is something at a socket
+ *	 answer.c	what a program reads when its call returns
  *	 stop.c		threads of the target that stand still for a moment
  *	 state.c	what outlives an agent
  *	 notify.c	notifications: receive, look into the target, reply
@@ -104,6 +106,12 @@ int target_write_pair(const struct call *call, uint64_t first, uint64_t second,
 int target_fd(const struct call *call, int fd);
 int target_pidfd(const struct call *call);
 pid_t target_tgid(pid_t tid);
+
+/* ---- answer.c ---- */
+
+int answer_name(const struct call *call, int room, bool v6,
+		const struct destination *name);
+int answer_option(const struct call *call, const void *value, size_t len);
 
 /* ---- stop.c ---- */
 
@@ -199,6 +207,17 @@ void hello_fill(struct hello *ret_msg);
 
 #define MAX_ERRNO 4095 /* that the host may name */
 
+/**
+ * struct hearer - Who is told what happens on the stream
+ * @opened:	There is one; what the host granted
+ * @failed:	Why a connection failed
+ */
+struct hearer {
+	void (*opened)(const struct tsi_welcome *welcome);
+	void (*failed)(const struct tsi_failed *failed);
+};
+
+void control_hear(const struct hearer *hearer);
 int control_start(void);
 bool control_route(const struct tsi_route *route);
 int control_listen(const struct tsi_listen *listen, uint16_t *ret_port);
@@ -230,6 +249,7 @@ struct route {
 
 void routes_begin(const struct tsi_welcome *welcome);
 void routes_forget(uint32_t token);
+bool routes_know(const struct destination *dst);
 int routes_token(const struct destination *dst, uint32_t *ret_token);
 bool routes_destination(uint32_t token, struct destination *ret_dst);
 bool routes_is_live(uint32_t token);
@@ -288,6 +308,38 @@ int blocked_timeout_ms(const struct blocked_list *list);
 
 int exchange(const struct call *call, int num, int old_fd, int new_fd);
 
+/* ---- kept.c ---- */
+
+#define USUAL_MSS 1460
+
+enum option_kind { KEPT, TAKEN, FIXED, INET, ABSENT };
+
+/**
+ * struct option - An option that a vsock socket hasn't got
+ * @level:	IPPROTO_*
+ * @name:	Option
+ * @kind:	See kept.c
+ * @shift:	KEPT: where in the label
+ * @bits:	KEPT: how many; 1 bit is a truth value
+ * @usual:	What reads give while nothing (or 0) is stored
+ * @min:	Least value that can be set, of those with more than one bit
+ */
+struct option {
+	int level;
+	int name;
+	enum option_kind kind;
+	unsigned shift;
+	unsigned bits;
+	int usual;
+	int min;
+};
+
+const struct option *kept_find(int level, int name);
+uint64_t kept_mask(const struct option *option);
+int kept_value(uint64_t label, const struct option *option);
+void kept_apply(int inet_fd, uint64_t label);
+uint64_t kept_of(int inet_fd);
+
 /* ---- swap.c ---- */
 
 int swap_to_inet(const struct call *call, int num, int fd, uint64_t label);
@@ -295,6 +347,7 @@ int swap_to_vsock(const struct call *call, int num, uint32_t upper, int *fd);
 int swap_to_fresh(const struct call *call, int num, int fd, uint64_t label);
 int swap_exchange(const struct call *call, int num, int from, int to);
 bool swap_is_tcp(int fd);
+bool swap_is_local(pid_t tid, const struct destination *dst);
 int swap_to_our_netns(const struct call *call, int num, int *fd);
 
 /* ---- wait.c ---- */
@@ -304,7 +357,7 @@ void tell_failure(const struct call *call, int fd, int error);
 void wait_for_outcome(const struct call *call, int fd, uint64_t label,
 		      bool resumed);
 void wait_failure_arrived(uint32_t guest_port);
-void wait_resume(const struct call *call);
+void wait_was_pending(const struct call *call);
 void wait_drop_stale(void);
 int wait_timeout_ms(void);
 void wait_tick(void);
@@ -318,9 +371,6 @@ void connect_error_wanted(const struct call *call, int fd, uint64_t label);
 
 void setsockopt_trapped(const struct call *call);
 void getsockopt_trapped(const struct call *call);
-int option_reply(const struct call *call, const void *value, size_t len);
-void options_apply(int inet_fd, uint64_t label);
-uint64_t options_kept(int inet_fd);
 
 /* ---- listeners.c ---- */
 
@@ -372,9 +422,10 @@ int listeners_unstash(int fd);
 
 /* ---- closings.c ---- */
 
-void closings_expect(struct listener *listener);
+void closings_expect(const struct listener *listener);
 void closings_watch(struct listener *listener, int fd);
 void closings_forget(const struct listener *listener);
+void closings_end(struct listener *listener);
 void closings_look(void);
 void closings_reap(void);
 void closings_tick(void);
@@ -423,7 +474,6 @@ int accept_timeout_ms(void);
 /* ---- calls.c ---- */
 
 void call_dispatch(const struct call *call);
-int name_write(const struct call *call, int room, bool v6,
-	       const struct destination *name);
+void call_resume(const struct call *call);
 
 #endif /* TSI_H */

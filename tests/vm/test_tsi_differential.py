@@ -28,6 +28,8 @@ tsi_trace serve {PORT} {HOST4} > /tmp/serving &
 until [ -s /tmp/serving ]; do sleep 0.1; done
 tsi_trace {HOST4} {HOST6} {PORT}
 kill $!
+ip addr del {HOST4}/32 dev lo
+ip addr del {HOST6}/128 dev lo
 """
 
 

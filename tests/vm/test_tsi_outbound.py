@@ -267,6 +267,20 @@ def test_no_command_runs_before_its_agents_successor_could_have_it(world):
     assert world.run("python3", "-c", LATE, tsi=False) == (0, "tsi-agent\n")
 
 
+@pytest.mark.parametrize("address", [HOST4, POD4])
+def test_what_is_the_guests_own_stays_inside(world, address):
+    """Else a program reaches the host by an address that it takes for its own."""
+    own, asked = f"{address}/32", len(world.router.asked)
+    status, said = world.sh(
+        f"ip addr add {own} dev lo 2> /dev/null;"
+        f"nc -w 30 {address} {ECHO} < /dev/null; echo $?;"
+        f"[ {address} = {POD4} ] || ip addr del {own} dev lo"
+    )
+    assert (status, said.splitlines()[-1]) == (0, "1")
+    assert "refused" in said
+    assert len(world.router.asked) == asked
+
+
 def test_one_agent_after_another(world):
     fetch = f"wget -q -O - http://{HOST4}:{HTTP}/"
     status, said = world.sh("; ".join([f"{KILL}; {fetch}"] * 4))

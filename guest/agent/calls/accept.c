@@ -55,7 +55,7 @@ static bool hand_over(const struct call *call, int conn,
 
 	callers_name(peer, &name);
 	if (!target_read(call, call->args[2], &room, sizeof(room)))
-		error = name_write(call, room, v6, &name);
+		error = answer_name(call, room, v6, &name);
 	if (error) { /* the kernel loses it, too */
 		reply_error(call->id, error);
 		return true;

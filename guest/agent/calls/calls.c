@@ -142,33 +142,6 @@ static void local_name(int fd, bool v6, struct destination *ret_name)
 }
 
 /**
- * name_write() - Give the program an address
- * @call:	Its call
- * @room:	How much room there is, as it says at its third argument
- * @v6:		For an AF_INET6 socket
- * @name:	Address and port
- *
- * The call's second argument is where the address goes, and the third where its
- * size does.
- *
- * Returns: 0, or an errno
- */
-int name_write(const struct call *call, int room, bool v6,
-	       const struct destination *name)
-{
-	struct sockaddr_storage sa;
-	int size = (int)address_encode(v6, name, &sa);
-	struct iovec ours[] = {
-	    {.iov_base = &sa, .iov_len = (size_t)MIN(size, room)},
-	    {.iov_base = &size, .iov_len = sizeof(size)},
-	};
-
-	if (room < 0)
-		return EINVAL;
-	return target_write_pair(call, call->args[1], call->args[2], ours);
-}
-
-/**
  * tcp_name() - What getsockname() or getpeername() says of a socket of ours
  * @fd:		Socket
  * @label:	Its label
@@ -222,7 +195,7 @@ static void name_trapped(const struct call *call)
 	if (!error && target_read(call, call->args[2], &room, sizeof(room)))
 		error = EFAULT;
 	if (!error)
-		error = name_write(call, room, v6, &name);
+		error = answer_name(call, room, v6, &name);
 	reply_error(call->id, error);
 }
 
@@ -357,4 +330,14 @@ void call_dispatch(const struct call *call)
 		break;
 	}
 	state_end();
+}
+
+/**
+ * call_resume() - Handle a call that waited in the agent before this one
+ * @call:	The call
+ */
+void call_resume(const struct call *call)
+{
+	wait_was_pending(call);
+	call_dispatch(call);
 }

@@ -31,6 +31,30 @@ static unsigned unwatched; /* listeners */
 /* ---- inotify ---- */
 
 /**
+ * closings_forget() - A listener has ended
+ * @listener:	Listener
+ */
+void closings_forget(const struct listener *listener)
+{
+	if (listener->watch >= 0)
+		inotify_rm_watch(inotify, listener->watch);
+	else
+		unwatched--;
+}
+
+/* ---- what nobody tells of ---- */
+
+/**
+ * closings_end() - A listener is closed: tell the host
+ * @listener:	Listener
+ */
+void closings_end(struct listener *listener)
+{
+	closings_forget(listener);
+	listeners_end(listener);
+}
+
+/**
  * closing() - A watched socket was closed
  * @watch:	Its watch
  */
@@ -40,7 +64,7 @@ static void closing(int watch)
 
 	while ((listener = listeners_next(listener)))
 		if (listener->watch == watch) {
-			listeners_end(listener);
+			closings_end(listener);
 			return;
 		}
 }
@@ -127,10 +151,9 @@ static void try_inotify(void)
  * closings_expect() - A listener begins, which nothing watches yet
  * @listener:	Listener
  */
-void closings_expect(struct listener *listener)
+void closings_expect(const struct listener *listener)
 {
-	listener->watch = -1;
-	unwatched++;
+	unwatched += listener->watch < 0;
 }
 
 /**
@@ -145,20 +168,6 @@ void closings_watch(struct listener *listener, int fd)
 	if (listener->watch >= 0)
 		unwatched--;
 }
-
-/**
- * closings_forget() - A listener has ended
- * @listener:	Listener
- */
-void closings_forget(const struct listener *listener)
-{
-	if (listener->watch >= 0)
-		inotify_rm_watch(inotify, listener->watch);
-	else
-		unwatched--;
-}
-
-/* ---- what nobody tells of ---- */
 
 /**
  * is_free() - Is a vsock port free, its listener gone?
@@ -185,7 +194,7 @@ void closings_look(void)
 
 	while ((listener = listeners_next(listener)))
 		if (listener->watch < 0 && is_free(listener->is->port))
-			listeners_end(listener);
+			closings_end(listener);
 }
 
 /**

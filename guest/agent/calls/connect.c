@@ -62,6 +62,24 @@ static void already(const struct call *call, int fd, uint64_t label,
 }
 
 /**
+ * is_unreported() - Has the program not heard yet that it is connected?
+ * @fd:		Socket
+ * @label:	Its label, as it was
+ *
+ * A call that was interrupted says so once it is let go of. That may be now:
+ * its restart may be here before.
+ *
+ * Returns: true if so
+ */
+static bool is_unreported(int fd, uint64_t label)
+{
+	if (label & LABEL_UNREPORTED)
+		return true;
+	wait_drop_stale();
+	return sock_label(fd, &label) && (label & LABEL_UNREPORTED);
+}
+
+/**
  * start() - Connect a socket to a token, or to a listener of this guest
  * @call:	connect()
  * @fd:		One of our sockets; ours from here on
@@ -93,7 +111,7 @@ static void start(const struct call *call, int fd, uint64_t label, uint32_t cid,
 	}
 	if (error == EINPROGRESS) {
 		sock_change_label(fd, LABEL_UNREPORTED, 0);
-	} else if (error == EISCONN && (label & LABEL_UNREPORTED)) {
+	} else if (error == EISCONN && is_unreported(fd, label)) {
 		sock_change_label(fd, 0, LABEL_UNREPORTED);
 		error = 0;
 	} else if (error == ENODEV) { /* no transport to the host */
@@ -147,6 +165,22 @@ static void start_over(const struct call *call, int fd, uint64_t *label)
 }
 
 /**
+ * stays_inside() - Is a destination the guest's own?
+ * @call:	connect()
+ * @dst:	Destination
+ *
+ * Which addresses are, the kernel knows; it is asked before a destination gets
+ * its token.
+ *
+ * Returns: true if it is
+ */
+static bool stays_inside(const struct call *call, const struct destination *dst)
+{
+	return address_is_native(dst) ||
+	       (!routes_know(dst) && swap_is_local(call->tid, dst));
+}
+
+/**
  * connect_ours() - connect() on one of our sockets
  * @call:	connect()
  * @fd:		Socket; ours from here on
@@ -175,7 +209,7 @@ static void connect_ours(const struct call *call, int fd, uint64_t label,
 	} else if (!fresh && (label & LABEL_LOCAL)) { /* the address is moot */
 		start(call, fd, label, VMADDR_CID_LOCAL, NO_PORT);
 		return;
-	} else if (fresh && address_is_native(dst)) {
+	} else if (fresh && stays_inside(call, dst)) {
 		error = swap_to_inet(call, (int)call->args[0], fd, label);
 		close(fd);
 		if (error)
@@ -270,7 +304,7 @@ void connect_trapped(const struct call *call)
 		 */
 	} else if (!swap_is_tcp(fd)) {
 		reply_native(call->id);
-	} else if (local_listener(&dst, &port) || !address_is_native(&dst)) {
+	} else if (local_listener(&dst, &port) || !stays_inside(call, &dst)) {
 		if (port)
 			upper = local_upper(port,
 					    IN6_IS_ADDR_V4MAPPED(&dst.address));

@@ -70,7 +70,7 @@ static bool bound_to(int fd, uint64_t *ret_label, struct destination *ret_name)
 		    !address_decode(&sa, len, ret_name))
 			return false;
 	}
-	*ret_label = options_kept(fd) | LABEL_INBOUND |
+	*ret_label = kept_of(fd) | LABEL_INBOUND |
 		     (sa.ss_family == AF_INET6 ? LABEL_V6 : 0);
 	unspecified = IN6_IS_ADDR_V4MAPPED(&ret_name->address)
 			  ? !ret_name->address.s6_addr32[3]
@@ -175,6 +175,7 @@ static bool publish(const struct call *call, int inet)
 
 	if (!listener)
 		return false;
+	closings_expect(listener);
 	*listener->is =
 	    (struct published){.backlog = backlog < 0 ? MANY : backlog};
 	if (bound_to(inet, &listener->is->label, &listener->is->name)) {
@@ -182,6 +183,7 @@ static bool publish(const struct call *call, int inet)
 		error = fd < 0 ? errno : 0;
 	}
 	if (fd < 0) {
+		closings_forget(listener);
 		listeners_free(listener);
 		if (error != EADDRINUSE)
 			return false;
@@ -196,6 +198,7 @@ static bool publish(const struct call *call, int inet)
 		if (!error || port) /* else the host has none */
 			control_unlisten(listener->is->port);
 		close(fd);
+		closings_forget(listener);
 		listeners_free(listener);
 		if (!error)
 			return false;
@@ -228,7 +231,7 @@ static int bind_inet(const struct published *is)
 
 	if (fd < 0)
 		return -1;
-	options_apply(fd, is->label);
+	kept_apply(fd, is->label);
 	setsockopt(fd, SOL_IP, IP_FREEBIND, &(int){1}, sizeof(int));
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &(int){1}, sizeof(int));
 	if (!bind(fd, (struct sockaddr *)&sa, len)) {
@@ -257,6 +260,7 @@ void listen_adopt(void)
 		if (!is[i].port)
 			continue;
 		listener = listeners_at(i);
+		closings_expect(listener);
 		listener->inet = bind_inet(&is[i]);
 		if (listener->inet < 0)
 			complain("port %u: %s", is[i].name.port,
@@ -362,7 +366,7 @@ int listen_give_back(const struct call *call, int fd)
 	if (error)
 		return error;
 	accept_end_waiting(call, listener->is->port);
-	listeners_end(listener);
+	closings_end(listener);
 	return 0;
 }
 

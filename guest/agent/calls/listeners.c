@@ -79,9 +79,8 @@ struct listener *listeners_at(size_t slot)
 
 	if (slot >= used)
 		used = (unsigned)slot + 1;
-	*listener =
-	    (struct listener){.is = &state_published()[slot], .inet = -1};
-	closings_expect(listener);
+	*listener = (struct listener){
+	    .is = &state_published()[slot], .inet = -1, .watch = -1};
 	return listener;
 }
 
@@ -107,7 +106,6 @@ struct listener *listeners_new(void)
  */
 void listeners_free(struct listener *listener)
 {
-	closings_forget(listener);
 	stashed -= listener->n_stash;
 	while (listener->n_stash)
 		close(listener->stash[--listener->n_stash]);

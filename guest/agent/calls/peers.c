@@ -28,6 +28,7 @@
 static struct datagrams *table;	  /* state.c has the memory */
 static uint32_t heads[MAX_PEERS]; /* by hash: slot in the table, or NONE */
 static uint32_t hand;
+static const struct delivery *to;
 
 /* ---- the table ---- */
 
@@ -109,31 +110,10 @@ static struct peer *by_number(uint32_t number, uint32_t mask)
 }
 
 /**
- * peers_start() - Use the table, perhaps the one of the agent before this one
- *
- * Its stream was closed with it, so that the host knows none of the peers.
- */
-void peers_start(void)
-{
-	table = state_datagrams();
-	memset(heads, 0xff, sizeof(heads)); /* NONE */
-	for (uint32_t slot = 0; slot < table->size; slot++) {
-		struct peer *peer = &table->peers[slot];
-		uint32_t *head = chain(&peer->dst);
-
-		if (!peer->live)
-			continue;
-		peer->told = peer->judged = false;
-		peer->next = *head;
-		*head = slot;
-	}
-}
-
-/**
- * peers_granted() - A stream was opened
+ * granted() - A stream was opened
  * @size:	Peers that the host knows at once
  */
-void peers_granted(uint32_t size)
+static void granted(uint32_t size)
 {
 	if (size > MAX_PEERS)
 		size = MAX_PEERS;
@@ -145,9 +125,9 @@ void peers_granted(uint32_t size)
 }
 
 /**
- * peers_forgotten() - The stream is closed, and the host knows no peer any more
+ * forgotten() - The stream is closed, and the host knows no peer any more
  */
-void peers_forgotten(void)
+static void forgotten(void)
 {
 	for (uint32_t i = 0; i < table->size; i++)
 		table->peers[i].told = table->peers[i].judged = false;
@@ -167,13 +147,13 @@ static int plausible(uint32_t error)
 }
 
 /**
- * peers_handle() - Handle a message
+ * handle() - Handle a message
  * @header:	Header
  * @payload:	header->len bytes
  *
  * Returns: false if the host should not have sent it
  */
-bool peers_handle(const struct tsi_header *header, const uint8_t *payload)
+static bool handle(const struct tsi_header *header, const uint8_t *payload)
 {
 	struct tsi_verdict verdict;
 	struct tsi_datagram datagram;
@@ -196,17 +176,17 @@ bool peers_handle(const struct tsi_header *header, const uint8_t *payload)
 			return false;
 		memcpy(&datagram, payload, sizeof(datagram));
 		if (by_number(datagram.peer, UINT32_MAX))
-			relay_deliver(datagram.flow, datagram.peer,
-				      payload + sizeof(datagram),
-				      header->len - sizeof(datagram));
+			to->deliver(datagram.flow, datagram.peer,
+				    payload + sizeof(datagram),
+				    header->len - sizeof(datagram));
 		return true;
 	case TSI_UNREACHABLE:
 		if (header->len != sizeof(unreachable))
 			return false;
 		memcpy(&unreachable, payload, sizeof(unreachable));
 		if (by_number(unreachable.peer, UINT32_MAX))
-			relay_bounce(unreachable.flow, unreachable.peer,
-				     plausible(unreachable.error));
+			to->bounce(unreachable.flow, unreachable.peer,
+				   plausible(unreachable.error));
 		return true;
 	default:
 		return false;
@@ -342,4 +322,31 @@ int peers_send(uint16_t flow, uint32_t *number, uint32_t mask, const void *data,
 	if (!carrier_send(TSI_DATAGRAM, &head, sizeof(head), data, len))
 		debug("datagram of port %u: dropped", flow);
 	return 0;
+}
+
+/**
+ * peers_start() - Use the table, perhaps the one of the agent before this one
+ * @delivery:	Where their datagrams go
+ *
+ * Its stream was closed with it, so that the host knows none of the peers.
+ */
+void peers_start(const struct delivery *delivery)
+{
+	static const struct carried told = {
+	    .granted = granted, .message = handle, .gone = forgotten};
+
+	to = delivery;
+	carrier_tell(&told);
+	table = state_datagrams();
+	memset(heads, 0xff, sizeof(heads)); /* NONE */
+	for (uint32_t slot = 0; slot < table->size; slot++) {
+		struct peer *peer = &table->peers[slot];
+		uint32_t *head = chain(&peer->dst);
+
+		if (!peer->live)
+			continue;
+		peer->told = peer->judged = false;
+		peer->next = *head;
+		*head = slot;
+	}
 }

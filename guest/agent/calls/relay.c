@@ -216,13 +216,13 @@ static void send_as(int fd, uint32_t peer, uint16_t flow, const void *data,
 }
 
 /**
- * relay_deliver() - A datagram came for a program
+ * deliver() - A datagram came for a program
  * @flow:	Its socket's port
  * @peer:	Number of the peer that sent it
  * @data:	Data
  * @len:	Bytes of it
  */
-void relay_deliver(uint16_t flow, uint32_t peer, const void *data, size_t len)
+static void deliver(uint16_t flow, uint32_t peer, const void *data, size_t len)
 {
 	send_as(udp, peer, flow, data, len);
 }
@@ -250,12 +250,12 @@ static uint16_t checksum(const void *data, size_t len)
 }
 
 /**
- * relay_bounce() - A datagram of a program's didn't arrive
+ * bounce() - A datagram of a program's didn't arrive
  * @flow:	Its socket's port
  * @peer:	Number of the peer that it was for
  * @error:	Why: errno
  */
-void relay_bounce(uint16_t flow, uint32_t peer, int error)
+static void bounce(uint16_t flow, uint32_t peer, int error)
 {
 	struct sockaddr_in from = home(flow), to = stand_in(peer);
 	struct bounce msg = {
@@ -340,7 +340,7 @@ void relay_drain(void)
 		error =
 		    peers_send(flow, &peer, STAND_IN_MASK, data, (size_t)len);
 		if (error)
-			relay_bounce(flow, peer, error);
+			bounce(flow, peer, error);
 	}
 }
 
@@ -370,6 +370,8 @@ static void open_icmp(void)
 		setsockopt(icmp, SOL_RAW, ICMP_FILTER, &blocked,
 			   sizeof(blocked));
 }
+
+static const struct delivery ours = {.deliver = deliver, .bounce = bounce};
 
 /**
  * relay_start() - Make the sockets, unless they are there
@@ -408,7 +410,7 @@ int relay_start(void)
 	kept->port = name.sin_port;
 	udp = fd;
 	open_icmp();
-	peers_start();
+	peers_start(&ours);
 	source.ready = relay_ready;
 	loop_add(&source, udp, EPOLLIN);
 	return 0;

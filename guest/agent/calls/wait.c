@@ -141,7 +141,8 @@ bool tell_error(const struct call *call, int error)
 {
 	if (call->nr == SYS_connect)
 		return reply_error(call->id, error);
-	return reply_error(call->id, option_reply(call, &error, sizeof(error)));
+	return reply_error(call->id,
+			   answer_option(call, &error, sizeof(error)));
 }
 
 /**
@@ -336,14 +337,13 @@ static void look_at_all(struct waiter_list *list, int64_t now)
 }
 
 /**
- * wait_resume() - Handle a call that waited in the agent before this one
- * @call:	connect(), getsockopt(SO_ERROR), accept() or recvfrom() and its
- * like
+ * wait_was_pending() - A call waited in the agent before this one
+ * @call:	connect(), or another
  *
  * A program that connects hasn't heard of the outcome, which may be there by
  * now.
  */
-void wait_resume(const struct call *call)
+void wait_was_pending(const struct call *call)
 {
 	bool connects = call->nr == SYS_connect || call->nr == SYS_getsockopt;
 	int fd = connects ? target_fd(call, (int)call->args[0]) : -1;
@@ -352,7 +352,6 @@ void wait_resume(const struct call *call)
 		owe(fd, true);
 		close(fd);
 	}
-	call_dispatch(call);
 }
 
 /**

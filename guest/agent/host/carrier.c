@@ -41,6 +41,7 @@
  * @out_len:	Bytes in @out: the stream had no room
  * @in:		Start of a message that isn't here in full
  * @out:	What waits
+ * @told:	Who is told
  */
 static struct carrier {
 	struct source source;
@@ -50,6 +51,7 @@ static struct carrier {
 	size_t out_len;
 	uint8_t in[2 * MAX_MESSAGE];
 	uint8_t out[OUT_BYTES];
+	const struct carried *told;
 } carrier = {.fd = -1};
 
 /**
@@ -67,7 +69,7 @@ static void stream_close(const char *why)
 	carrier.in_len = 0;
 	carrier.out_len = 0;
 	carrier.retry_ms = now_ms() + RETRY_MS;
-	peers_forgotten();
+	carrier.told->gone();
 }
 
 /**
@@ -161,7 +163,8 @@ static bool stream_parse(void)
 			return false;
 		if (carrier.in_len - at < sizeof(header) + header.len)
 			break;
-		good = peers_handle(&header, carrier.in + at + sizeof(header));
+		good = carrier.told->message(&header,
+					     carrier.in + at + sizeof(header));
 		at += sizeof(header) + header.len;
 	}
 	carrier.in_len -= at;
@@ -237,6 +240,15 @@ static int greet(int fd, struct tsi_grant *ret_grant)
 }
 
 /**
+ * carrier_tell() - Say who is told, before all else
+ * @carried:	They
+ */
+void carrier_tell(const struct carried *carried)
+{
+	carrier.told = carried;
+}
+
+/**
  * carrier_open() - Open a stream, unless there is one
  *
  * Returns: 0, or ENETUNREACH
@@ -267,7 +279,7 @@ int carrier_open(void)
 		close(fd);
 		return ENETUNREACH;
 	}
-	peers_granted(grant.peers);
+	carrier.told->granted(grant.peers);
 	carrier.fd = fd;
 	carrier.source.ready = stream_ready;
 	loop_add(&carrier.source, fd, EPOLLIN);

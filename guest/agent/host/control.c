@@ -51,6 +51,7 @@ struct answer {
  * @welcome:	What the host granted
  * @in_len:	Bytes in @in
  * @in:		Start of a message that isn't here in full
+ * @hearer:	Who is told
  */
 static struct control {
 	struct source source;
@@ -59,6 +60,7 @@ static struct control {
 	struct tsi_welcome welcome;
 	size_t in_len;
 	uint8_t in[sizeof(struct tsi_header) + 512];
+	const struct hearer *hearer;
 } control = {.fd = -1};
 
 static struct answer awaited;
@@ -146,7 +148,7 @@ static int stream_greet(int fd)
  */
 static void handle_failed(const void *payload)
 {
-	failures_note(payload);
+	control.hearer->failed(payload);
 }
 
 /**
@@ -292,7 +294,6 @@ static int stream_open(void)
 		return error;
 	}
 
-	routes_begin(&control.welcome);
 	sock_set_connect_timeout(control.welcome.connect_timeout_ms);
 	for (int v4 = 0; v4 <= 1; v4++) {
 		struct in6_addr own = control_pod_address(v4);
@@ -302,7 +303,7 @@ static int stream_open(void)
 	control.fd = fd;
 	control.source.ready = stream_ready;
 	loop_add(&control.source, fd, EPOLLIN);
-	listeners_announce_all();
+	control.hearer->opened(&control.welcome);
 	return 0;
 }
 
@@ -327,6 +328,15 @@ static bool stream_wait(int limit_ms)
 		loop_alive();
 	}
 	return true;
+}
+
+/**
+ * control_hear() - Say who is told, before all else
+ * @hearer:	They
+ */
+void control_hear(const struct hearer *hearer)
+{
+	control.hearer = hearer;
 }
 
 /**

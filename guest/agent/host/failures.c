@@ -50,7 +50,6 @@ void failures_note(const struct tsi_failed *failed)
 	}
 	*slot =
 	    (struct failure){.guest_port = failed->guest_port, .error = error};
-	wait_failure_arrived(failed->guest_port);
 }
 
 /**

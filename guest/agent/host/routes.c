@@ -179,6 +179,23 @@ static bool add(const struct destination *dst, uint32_t *ret_token)
 }
 
 /**
+ * routes_know() - Has a destination a token?
+ * @dst:	Destination
+ *
+ * Returns: true if it has
+ */
+bool routes_know(const struct destination *dst)
+{
+	if (!control_is_open())
+		return false;
+	for (uint32_t slot = *chain(dst); slot != NONE;
+	     slot = routes[slot].next)
+		if (address_same(&routes[slot].dst, dst))
+			return true;
+	return false;
+}
+
+/**
  * routes_token() - The token to connect to for a destination
  * @dst:	Destination
  * @ret_token:	Its token, registered now if it was not yet

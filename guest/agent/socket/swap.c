@@ -87,13 +87,14 @@ static int open_namespace(pid_t pid)
 }
 
 /**
- * make_inet() - A TCP socket in the network namespace of the target
+ * make_inet() - A socket of IP's in the network namespace of the target
  * @tid:	Thread of the target
  * @family:	AF_INET or AF_INET6
+ * @type:	SOCK_STREAM or SOCK_DGRAM
  *
  * Returns: the socket; -1 with errno set otherwise
  */
-static int make_inet(pid_t tid, int family)
+static int make_inet(pid_t tid, int family, int type)
 {
 	int theirs = open_namespace(tid);
 	int ours = -1, fd;
@@ -104,7 +105,7 @@ static int make_inet(pid_t tid, int family)
 			complain("cannot enter the network namespace of %d",
 				 tid);
 	}
-	fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	fd = socket(family, type | SOCK_CLOEXEC, 0);
 	if (theirs >= 0) {
 		int error = errno;
 
@@ -119,6 +120,54 @@ static int make_inet(pid_t tid, int family)
 }
 
 /**
+ * can_bind() - Can a socket of the target have an address?
+ * @tid:	Thread of the target
+ * @address:	Address
+ *
+ * Returns: true if so
+ */
+static bool can_bind(pid_t tid, const struct in6_addr *address)
+{
+	struct destination any_port = {.address = *address};
+	bool v6 = !IN6_IS_ADDR_V4MAPPED(address);
+	struct sockaddr_storage sa;
+	socklen_t len = (socklen_t)address_encode(v6, &any_port, &sa);
+	int fd = make_inet(tid, v6 ? AF_INET6 : AF_INET, SOCK_DGRAM);
+	bool can = fd >= 0 && !bind(fd, (struct sockaddr *)&sa, len);
+
+	if (fd >= 0)
+		close(fd);
+	return can;
+}
+
+/**
+ * swap_is_local() - Is an address one of the target's own?
+ * @tid:	Thread of the target
+ * @dst:	Address; its port doesn't count
+ *
+ * What can be bound is in the kernel's local table, unless it lets everything
+ * be bound (ip_nonlocal_bind): even an address of a range that nobody has.
+ *
+ * Returns: true if it is
+ */
+bool swap_is_local(pid_t tid, const struct destination *dst)
+{
+	const struct in6_addr *address = &dst->address;
+	struct in6_addr nobodys = {.s6_addr = {0x01, 0x00, [15] = 1}};
+	bool v4 = IN6_IS_ADDR_V4MAPPED(address);
+
+	if (v4 ? IN_MULTICAST(ntohl(address->s6_addr32[3])) ||
+		     address->s6_addr32[3] == INADDR_NONE
+	       : IN6_IS_ADDR_MULTICAST(address))
+		return false;
+	if (v4) {
+		nobodys = *address;
+		nobodys.s6_addr32[3] = htonl(0xf0000001); /* class E */
+	}
+	return can_bind(tid, address) && !can_bind(tid, &nobodys);
+}
+
+/**
  * swap_to_inet() - Make one of our sockets a TCP socket of the guest
  * @call:	Call that showed what it is for
  * @num:	Descriptor in the target
@@ -129,13 +178,14 @@ static int make_inet(pid_t tid, int family)
  */
 int swap_to_inet(const struct call *call, int num, int fd, uint64_t label)
 {
-	int inet = make_inet(call->tid, label & LABEL_V6 ? AF_INET6 : AF_INET);
+	int inet = make_inet(call->tid, label & LABEL_V6 ? AF_INET6 : AF_INET,
+			     SOCK_STREAM);
 	int error;
 
 	if (inet < 0)
 		return errno;
 	copy_options(fd, inet);
-	options_apply(inet, label);
+	kept_apply(inet, label);
 	if (sock_is_nonblocking(fd))
 		sock_set_nonblocking(inet, true);
 	error = exchange(call, num, fd, inet);
@@ -197,7 +247,7 @@ int swap_to_vsock(const struct call *call, int num, uint32_t upper, int *fd)
 		return errno;
 	copy_options(*fd, ours);
 	if (sock_label(ours, &label))
-		sock_set_label(ours, label | options_kept(*fd));
+		sock_set_label(ours, label | kept_of(*fd));
 	/* The port is in the same place for IPv4 */
 	if (!getsockname(*fd, (struct sockaddr *)&name, &name_len))
 		port = ntohs(name.sin6_port);

@@ -155,6 +155,22 @@ static void restarted(void)
 	want_echo(fd);
 }
 
+/* The restarted call may come before the answer to the first could have */
+static void restarted_at_once(void)
+{
+	const struct itimerval soon = {.it_value.tv_usec = 300};
+
+	alarm_soon(SA_RESTART);
+	alarm_off();
+	for (int i = 0; i < 100; i++) {
+		int fd = tcp(0);
+
+		setitimer(ITIMER_REAL, &soon, NULL);
+		want(connect4(fd, host4, ECHO) == 0);
+		close(fd);
+	}
+}
+
 static void killed_while_pending(void)
 {
 	struct pollfd earlier = {.fd = tcp(SOCK_NONBLOCK), .events = POLLOUT};
@@ -189,6 +205,7 @@ const struct check blocking_checks[] = {
     CHECK(interrupted),
     CHECK(interrupted_goes_on),
     CHECK(restarted),
+    CHECK(restarted_at_once),
     CHECK(killed_while_pending),
     {0},
 };

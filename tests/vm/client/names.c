@@ -14,6 +14,8 @@
 
 #include "client.h"
 
+#define IPV6_FREEBIND_ 78 /* not in every netinet/in.h */
+
 static void names(void)
 {
 	struct sockaddr_in name;
@@ -131,6 +133,32 @@ static void options_follow_a_swap(void)
 	want(option(fd, SOL_SOCKET, SO_REUSEPORT) == 1);
 }
 
+static void options_before_bind(void)
+{
+	static const struct {
+		int family, level, name;
+	} rows[] = {
+	    {AF_INET, IPPROTO_IP, IP_FREEBIND},
+	    {AF_INET, IPPROTO_IP, IP_TRANSPARENT},
+	    {AF_INET, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT},
+	    {AF_INET, IPPROTO_TCP, TCP_SAVE_SYN},
+	    {AF_INET6, IPPROTO_IPV6, IPV6_FREEBIND_},
+	    {AF_INET6, IPPROTO_IPV6, IPV6_RECVPKTINFO},
+	    {AF_INET6, IPPROTO_IPV6, IPV6_RECVTCLASS},
+	};
+
+	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+		int fd = socket(rows[i].family, SOCK_STREAM, 0);
+
+		round_trip(fd, rows[i].level, rows[i].name, 1);
+		if (rows[i].family == AF_INET) {
+			want(connect4(fd, host4, ECHO) == 0);
+			want_echo(fd);
+		}
+		close(fd);
+	}
+}
+
 const struct check name_checks[] = {
     CHECK(names),
     CHECK(names_ipv6),
@@ -139,5 +167,6 @@ const struct check name_checks[] = {
     CHECK(tcp_options),
     CHECK(tcp_info_state),
     CHECK(options_follow_a_swap),
+    CHECK(options_before_bind),
     {0},
 };
