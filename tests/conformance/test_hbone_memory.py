@@ -108,7 +108,7 @@ def inbound(make_host, make_guest_of, tmp_path):
             host = make_host(max_conns=16, max_queued_bytes=most)
             guest = make_guest_of(host)
             mesh = stack.enter_context(Mesh(host, tmp_path))
-            gate = mesh.gate()
+            gate = mesh.gate(ping_s=3600.0)  # a slow peer is silent for long
             peer = gate.dial()
             handle = host.device.handle
 
