@@ -6,9 +6,10 @@
  * ===================
  *
  * Bytes are vsock's; who waits, for how long, and which error is told first are
- * as tcp_sendmsg() and tcp_recvmsg() have it. Receiving waits here, so that
- * vsock is called only for what is there: it would refuse to wait for more
- * bytes than its buffer holds. Sending waits in vsock, in the same queue.
+ * as tcp_sendmsg() and tcp_recvmsg() have it. A plain call waits in vsock, in
+ * the same queue; what it returns without bytes, TCP's rules decide. Calls that
+ * want a number of bytes wait here: vsock would refuse to wait for more than
+ * its buffer holds.
  */
 
 #include <linux/sched/signal.h>
@@ -17,6 +18,9 @@
 #include <net/af_vsock.h>
 
 #include "inet.h"
+
+/* Flags of a call that takes what there is */
+#define PLAIN (MSG_DONTWAIT | MSG_NOSIGNAL | MSG_CMSG_CLOEXEC)
 
 /* ---- sending ---- */
 
@@ -66,7 +70,7 @@ int tsi_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 	}
 	sent = await_connection(sk, inner, flags);
 	if (!sent && (sk->sk_err || inner->phase == CLOSED ||
-		      (inner_over(inner) & SEND_SHUTDOWN)))
+		      (held_over(inner) & SEND_SHUTDOWN)))
 		sent = -EPIPE;
 	if (!sent && (flags & MSG_OOB))
 		sent = -EOPNOTSUPP;
@@ -108,6 +112,29 @@ static int discard(struct inner *inner, size_t len)
 }
 
 /**
+ * dequeue() - Take bytes although the program has ended this direction
+ * @inner:	Connection
+ * @msg:	Where to
+ * @len:	How many at most
+ * @flags:	Of the call
+ *
+ * Returns: how many, or a negated errno
+ */
+static int dequeue(struct inner *inner, struct msghdr *msg, size_t len,
+		   int flags)
+{
+	struct vsock_sock *vsk = vsock_sk(inner->sock->sk);
+	int got = 0;
+
+	lock_sock(&vsk->sk);
+	if (vsk->transport)
+		got = vsk->transport->stream_dequeue(vsk, msg, len,
+						     flags & MSG_PEEK);
+	release_sock(&vsk->sk);
+	return got;
+}
+
+/**
  * pull() - Take bytes that are there
  * @inner:	Connection
  * @msg:	Where to
@@ -121,9 +148,11 @@ static int pull(struct inner *inner, struct msghdr *msg, size_t len, int flags)
 	int got;
 
 	if ((flags & MSG_TRUNC) && (flags & MSG_PEEK))
-		return min(len, inner_readable(inner));
+		return min(len, held_bytes(inner));
 	if (flags & MSG_TRUNC)
 		got = discard(inner, len);
+	else if (inner->outer->sk_shutdown & RCV_SHUTDOWN)
+		got = dequeue(inner, msg, len, flags);
 	else
 		got = inner->sock->ops->recvmsg(
 		    inner->sock, msg, len, (flags & MSG_PEEK) | MSG_DONTWAIT);
@@ -139,7 +168,7 @@ static int pull(struct inner *inner, struct msghdr *msg, size_t len, int flags)
  */
 static bool is_over(const struct sock *sk, const struct inner *inner)
 {
-	return READ_ONCE(sk->sk_err) || (inner_over(inner) & RCV_SHUTDOWN) ||
+	return READ_ONCE(sk->sk_err) || (held_over(inner) & RCV_SHUTDOWN) ||
 	       READ_ONCE(inner->phase) == CLOSED;
 }
 
@@ -158,7 +187,7 @@ static long await_bytes(struct sock *sk, struct inner *inner, size_t want,
 	DEFINE_WAIT_FUNC(wait, woken_wake_function);
 
 	add_wait_queue(sk_sleep(sk), &wait);
-	while (inner_readable(inner) < want && !is_over(sk, inner) && timeout &&
+	while (held_bytes(inner) < want && !is_over(sk, inner) && timeout &&
 	       !signal_pending(current))
 		timeout = wait_woken(&wait, TASK_INTERRUPTIBLE, timeout);
 	remove_wait_queue(sk_sleep(sk), &wait);
@@ -177,12 +206,33 @@ static int end_of(struct sock *sk, const struct inner *inner, long timeout)
 {
 	int error = sock_error(sk);
 
-	if (error || (inner_over(inner) & RCV_SHUTDOWN))
+	if (error || (held_over(inner) & RCV_SHUTDOWN))
 		return error;
 	if (READ_ONCE(inner->phase) == CLOSED)
 		return -ENOTCONN;
 	return timeout && signal_pending(current) ? sock_intr_errno(timeout)
 						  : -EAGAIN;
+}
+
+/**
+ * plain() - A call that wants what there is
+ * @sk:		Outer socket
+ * @inner:	Inner one
+ * @msg:	Where to
+ * @len:	Bytes at most
+ * @flags:	Of the call
+ *
+ * Returns: bytes received; 0: the end of one of the two; or a negated errno
+ */
+static int plain(struct sock *sk, struct inner *inner, struct msghdr *msg,
+		 size_t len, int flags)
+{
+	struct sock *under = inner->sock->sk;
+
+	if (READ_ONCE(under->sk_rcvtimeo) != sk->sk_rcvtimeo)
+		WRITE_ONCE(under->sk_rcvtimeo, sk->sk_rcvtimeo);
+	return inner->sock->ops->recvmsg(inner->sock, msg, len,
+					 flags & MSG_DONTWAIT);
 }
 
 /**
@@ -203,8 +253,17 @@ static int receive(struct sock *sk, struct inner *inner, struct msghdr *msg,
 	size_t done = 0, want = flags & MSG_PEEK ? target : 1;
 	int got;
 
+	if (target == 1 && len && !(flags & ~PLAIN) &&
+	    READ_ONCE(inner->phase) == ESTABLISHED &&
+	    !(READ_ONCE(sk->sk_shutdown) & RCV_SHUTDOWN)) {
+		got = plain(sk, inner, msg, len, flags);
+		if (got > 0)
+			return got;
+		if (got < 0 && !READ_ONCE(sk->sk_err) && got != -ENOTCONN)
+			return got;
+	}
 	for (;;) {
-		size_t ready = inner_readable(inner);
+		size_t ready = held_bytes(inner);
 		bool last =
 		    is_over(sk, inner) || !timeout || signal_pending(current);
 

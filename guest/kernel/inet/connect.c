@@ -55,21 +55,12 @@ static u16 low_half(const struct sock *sk)
  */
 static int start(struct socket *sock, const struct endpoint *to, u32 token)
 {
-	struct sockaddr_vm at = {
-	    .svm_family = AF_VSOCK,
-	    .svm_cid = VMADDR_CID_HOST,
-	    .svm_port = token,
-	};
 	struct sock *sk = sock->sk;
-	struct tsi_welcome welcome;
 	struct inner *inner;
 	int error = inner_make(sk, &inner);
 
 	if (error)
 		return error;
-	stream_welcome(&welcome);
-	vsock_sk(inner->sock->sk)->connect_timeout =
-	    msecs_to_jiffies(welcome.connect_timeout_ms);
 	inner->token = token;
 	inner->peer = *to;
 	error = inner_bind(inner, inet_sk(sk)->inet_num ?: low_half(sk));
@@ -79,14 +70,12 @@ static int start(struct socket *sock, const struct endpoint *to, u32 token)
 	inner_adopt(inner, sock);
 	WRITE_ONCE(sk->sk_err, 0); /* as tcp_connect() */
 	sock_reset_flag(sk, SOCK_DONE);
+	error = inner_connect(inner, token);
+	if (error)
+		goto put;
 	sock->state = SS_CONNECTING;
 	inner_set(sk, inner);
-	error = inner->sock->ops->connect(inner->sock, (any_sockaddr *)&at,
-					  sizeof(at), O_NONBLOCK);
-	if (!error || error == -EINPROGRESS)
-		return 0;
-	inner_set(sk, NULL);
-	sock->state = SS_UNCONNECTED;
+	return 0;
 put:
 	inner_put(inner);
 	return error == -ENODEV ? -ENETUNREACH : error;
@@ -129,18 +118,22 @@ static int outcome(struct socket *sock, struct inner *inner, int flags,
 {
 	struct sock *sk = sock->sk;
 	long timeout = sock_sndtimeo(sk, flags & O_NONBLOCK);
+	long limit = stream_connect_timeout(), left = 0;
 
+	if (timeout)
+		left = await(sk, inner, min(timeout, limit));
 	if (smp_load_acquire(&inner->phase) == CONNECTING) {
-		if (!timeout)
-			return error;
-		timeout = await(sk, inner, timeout);
+		if (timeout >= limit && !left)
+			inner_expire(inner); /* the host is silent */
+		else
+			inner_arm(inner, limit); /* nobody waits any more */
 	}
 	switch (smp_load_acquire(&inner->phase)) {
 	case ESTABLISHED:
 		sock->state = SS_CONNECTED;
 		return 0;
 	case CONNECTING:
-		return timeout ? sock_intr_errno(timeout) : error;
+		return left ? sock_intr_errno(timeout) : error;
 	default:
 		error = sock_error(sk) ?: -ECONNABORTED;
 		end_inner(sock, inner);
@@ -159,9 +152,11 @@ static int begin(struct socket *sock, const struct endpoint *to)
 {
 	struct sock *sk = sock->sk;
 	struct inner *inner;
-	u32 token;
+	u32 token = stream_is_open() ? routes_find(to) : 0;
 	int error;
 
+	if (likely(token))
+		return start(sock, to, token);
 	release_sock(sk); /* a destination's first connect() may take a while */
 	error = control_need();
 	if (!error && !address_can_reach(&to->address))

@@ -34,6 +34,17 @@ static void reset(struct inner *inner)
 }
 
 /**
+ * end_reading() - Wake who waits in vsock for bytes
+ * @under:	vsock sock; the peer hears nothing
+ */
+static void end_reading(struct sock *under)
+{
+	lock_sock(under);
+	under->sk_shutdown |= RCV_SHUTDOWN;
+	release_sock(under);
+}
+
+/**
  * end_inner() - Part an inet socket from its inner one
  * @sock:	Outer socket, locked
  * @inner:	The inner one, held by the caller, too
@@ -98,6 +109,8 @@ int tsi_shutdown(struct socket *sock, int how)
 		WRITE_ONCE(sk->sk_shutdown, sk->sk_shutdown | directions);
 		if (directions & SEND_SHUTDOWN)
 			kernel_sock_shutdown(inner->sock, SHUT_WR);
+		if (directions & RCV_SHUTDOWN)
+			end_reading(inner->sock->sk);
 		sk->sk_state_change(sk);
 		break;
 	case CLOSED:
@@ -129,7 +142,7 @@ int tsi_release(struct socket *sock)
 	if (inner->phase == LISTENING)
 		publish_end(inner);
 	under = inner->sock->sk;
-	if (inner_readable(inner) ||
+	if (held_bytes(inner) ||
 	    (sock_flag(sk, SOCK_LINGER) && !sk->sk_lingertime)) {
 		reset(inner);
 	} else if (sock_flag(sk, SOCK_LINGER)) {

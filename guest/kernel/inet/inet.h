@@ -14,6 +14,7 @@
  *	control.c	what the host says, and the thread that hears it
  *	publish.c	what the host is told of listeners
  *	inner.c		the vsock sockets beneath
+ *	held.c		what they hold
  *	routes.c	destinations and their tokens
  *	callers.c	clients and their ranges of ports
  *	stream.c	the stream to the host
@@ -23,6 +24,7 @@
 #ifndef INET_H
 #define INET_H
 
+#include <linux/fs.h>
 #include <linux/in6.h>
 #include <linux/net.h>
 #include <linux/refcount.h>
@@ -40,6 +42,17 @@
 struct endpoint {
 	struct in6_addr address;
 	__be16 port;
+};
+
+/**
+ * struct container - A struct socket that no file will ever be for
+ * @socket:	It
+ * @inode:	Where the kernel looks for its inode's number; all 0
+ */
+struct container {
+	struct socket socket;
+	u8 inode[offsetof(struct socket_alloc, vfs_inode) +
+		 offsetofend(struct inode, i_ino) - sizeof(struct socket)];
 };
 
 /**
@@ -66,7 +79,9 @@ enum phase { CONNECTING, ESTABLISHED, CLOSED, LISTENING };
  * @answered:	LISTENING has come; inner_lock, as are the two below
  * @published:	Port that it named, in host order
  * @refused:	Errno that it named
- * @patience:	For FAILED after a reset
+ * @armed:	@patience was scheduled, once or more
+ * @patience:	For the host's answer, and for FAILED after a reset
+ * @container:	@sock's memory, unless it was accepted
  * @by_port:	In the table of all
  * @rcu:	For its end
  */
@@ -84,8 +99,10 @@ struct inner {
 	bool answered;
 	u16 published;
 	int refused;
+	bool armed;
 	struct delayed_work patience;
 	struct hlist_node by_port;
+	struct container container;
 	struct rcu_head rcu;
 };
 
@@ -143,10 +160,13 @@ void publish_end(struct inner *listener);
 extern spinlock_t inner_lock;
 
 void inner_begin(struct inner *inner, struct sock *sk, struct socket *sock);
+int inner_prepare(void);
 int inner_make(struct sock *sk, struct inner **ret_inner);
 int inner_bind(struct inner *inner, u16 low);
 void inner_adopt(struct inner *inner, struct socket *outer);
-void inner_settle(struct inner *inner);
+int inner_connect(struct inner *inner, u32 token);
+void inner_arm(struct inner *inner, unsigned long timeout);
+void inner_expire(struct inner *inner);
 struct inner *inner_get(const struct sock *sk);
 void inner_set(struct sock *sk, struct inner *inner);
 void inner_put(struct inner *inner);
@@ -154,21 +174,10 @@ void inner_failed(const struct tsi_failed *failed);
 void inner_listening(const struct tsi_listening *listening);
 void inner_each_listener(int (*tell)(struct inner *listener));
 
-/**
- * inner_readable() - Bytes that wait
- * @inner:	Connection
- *
- * Returns: how many
- */
-size_t inner_readable(const struct inner *inner);
+/* ---- held.c ---- */
 
-/**
- * inner_over() - Which directions are over, and nothing waits
- * @inner:	Connection
- *
- * Returns: RCV_SHUTDOWN, SEND_SHUTDOWN, both or neither
- */
-int inner_over(const struct inner *inner);
+size_t held_bytes(const struct inner *inner);
+int held_over(const struct inner *inner);
 
 /* ---- control.c ---- */
 
@@ -177,6 +186,7 @@ int control_need(void);
 
 /* ---- routes.c ---- */
 
+u32 routes_find(const struct endpoint *to);
 int routes_token(const struct endpoint *to, u32 *ret_token);
 void routes_begin(void);
 void routes_forget(u32 token);
@@ -210,5 +220,6 @@ void stream_end(const char *why);
 int stream_send(enum tsi_type type, const void *payload, size_t len);
 int stream_read(const struct message *messages, size_t count);
 void stream_welcome(struct tsi_welcome *ret_welcome);
+long stream_connect_timeout(void);
 
 #endif /* INET_H */

@@ -7,6 +7,8 @@
  *
  * An inner socket is made at connect() or listen(), and is the outer socket's
  * until it is disconnected or closed. It has no file: programs can't reach it.
+ * It needs no inode either; it is made as vsock makes a connection's for a
+ * listener, of one that all are like.
  * It wakes whoever waits for the outer socket, because its wait queue is the
  * outer one's; so poll(), epoll, io_uring and SIGIO need nothing of ours.
  *
@@ -40,6 +42,7 @@
 DEFINE_SPINLOCK(inner_lock);
 
 static DEFINE_HASHTABLE(by_port, 10);
+static struct socket *pattern;
 static void (*default_change)(struct sock *sk); /* sock_def_wakeup() */
 static void (*default_error)(struct sock *sk);	/* sock_def_error_report() */
 
@@ -61,45 +64,69 @@ static void fail(struct inner *inner, int error)
 }
 
 /**
- * inner_settle() - Has an attempt come to its end?
- * @inner:	It
+ * arm() - Wait so long, and not longer
+ * @inner:	It; inner_lock is held
+ * @timeout:	Jiffies
  */
-void inner_settle(struct inner *inner)
+static void arm(struct inner *inner, unsigned long timeout)
+{
+	inner->armed = true;
+	mod_delayed_work(system_wq, &inner->patience, timeout);
+}
+
+/**
+ * settle() - Has an attempt come to its end?
+ * @inner:	It; inner_lock is held
+ */
+static void settle(struct inner *inner)
 {
 	struct sock *sk = inner->sock->sk;
-	struct vsock_sock *vsk = vsock_sk(sk);
-	int error = READ_ONCE(sk->sk_err);
+	int state = READ_ONCE(sk->sk_state);
+
+	if (inner->phase != CONNECTING)
+		return;
+	if (state == TCP_ESTABLISHED || state == TCP_CLOSING) {
+		smp_store_release(&inner->phase, ESTABLISHED);
+		if (inner->armed)
+			cancel_delayed_work(&inner->patience);
+	} else if (READ_ONCE(sk->sk_err) && inner->failed) {
+		fail(inner, inner->failed);
+	} else if (READ_ONCE(sk->sk_err)) {
+		arm(inner, PATIENCE);
+	}
+}
+
+/**
+ * inner_expire() - An attempt takes too long
+ * @inner:	It
+ */
+void inner_expire(struct inner *inner)
+{
+	bool reset = READ_ONCE(inner->sock->sk->sk_err);
 
 	spin_lock_bh(&inner_lock);
-	if (inner->phase != CONNECTING)
-		goto out;
-	if (READ_ONCE(sk->sk_state) == TCP_ESTABLISHED ||
-	    READ_ONCE(sk->sk_state) == TCP_CLOSING) {
-		smp_store_release(&inner->phase, ESTABLISHED);
-	} else if (error == ETIMEDOUT || (error && inner->failed)) {
-		fail(inner, inner->failed ?: error);
-	} else {
-		if (error)
-			schedule_delayed_work(&inner->patience, PATIENCE);
-		goto out;
-	}
-	/* The timer of a non-blocking connect() would keep the socket */
-	if (cancel_delayed_work(&vsk->connect_work))
-		sock_put(sk);
-out:
+	settle(inner);
+	if (inner->phase == CONNECTING)
+		fail(inner, inner->failed ?: reset ? ECONNREFUSED : ETIMEDOUT);
 	spin_unlock_bh(&inner_lock);
 }
 
-/* FAILED hasn't come */
 static void impatient(struct work_struct *work)
 {
-	struct inner *inner = container_of(work, struct inner, patience.work);
+	inner_expire(container_of(work, struct inner, patience.work));
+}
 
+/**
+ * inner_arm() - Let an attempt that nobody waits for take so long
+ * @inner:	It
+ * @timeout:	Jiffies
+ */
+void inner_arm(struct inner *inner, unsigned long timeout)
+{
 	spin_lock_bh(&inner_lock);
-	if (!inner->failed)
-		inner->failed = ECONNREFUSED;
+	if (inner->phase == CONNECTING && !READ_ONCE(inner->sock->sk->sk_err))
+		arm(inner, timeout);
 	spin_unlock_bh(&inner_lock);
-	inner_settle(inner);
 }
 
 /**
@@ -131,14 +158,20 @@ static void changed(struct sock *sk)
 {
 	struct inner *inner = READ_ONCE(sk->sk_user_data);
 
-	inner_settle(inner);
+	if (READ_ONCE(inner->phase) == CONNECTING) {
+		spin_lock_bh(&inner_lock);
+		settle(inner);
+		spin_unlock_bh(&inner_lock);
+	}
 	look(inner);
 	default_change(sk);
 }
 
 static void failed(struct sock *sk)
 {
-	inner_settle(READ_ONCE(sk->sk_user_data));
+	spin_lock_bh(&inner_lock);
+	settle(READ_ONCE(sk->sk_user_data));
+	spin_unlock_bh(&inner_lock);
 	default_error(sk);
 }
 
@@ -159,6 +192,23 @@ void inner_begin(struct inner *inner, struct sock *sk, struct socket *sock)
 }
 
 /**
+ * inner_prepare() - Make the one that all are like
+ *
+ * Returns: 0, or a negated errno
+ */
+int __init inner_prepare(void)
+{
+	int error =
+	    sock_create_kern(&init_net, AF_VSOCK, SOCK_STREAM, 0, &pattern);
+
+	if (!error) {
+		default_change = pattern->sk->sk_state_change;
+		default_error = pattern->sk->sk_error_report;
+	}
+	return error;
+}
+
+/**
  * inner_make() - Make one
  * @sk:		The inet socket
  * @ret_inner:	Set to it; whoever holds it puts it
@@ -168,17 +218,28 @@ void inner_begin(struct inner *inner, struct sock *sk, struct socket *sock)
 int inner_make(struct sock *sk, struct inner **ret_inner)
 {
 	struct inner *inner = kzalloc(sizeof(*inner), GFP_KERNEL_ACCOUNT);
-	int error;
+	struct sock *under = inner ? vsock_create_connected(pattern->sk) : NULL;
+	struct socket *sock;
 
-	if (!inner)
-		return -ENOBUFS;
-	error =
-	    sock_create_kern(&init_net, AF_VSOCK, SOCK_STREAM, 0, &inner->sock);
-	if (error) {
+	if (!under) {
 		kfree(inner);
-		return error == -EAFNOSUPPORT ? -ENETUNREACH : error;
+		return -ENOBUFS;
 	}
-	inner_begin(inner, sk, inner->sock);
+	sock = &inner->container.socket;
+	sock->type = SOCK_STREAM;
+	sock->state = SS_UNCONNECTED;
+	sock->ops = pattern->ops;
+	sock->sk = under;
+	init_waitqueue_head(&sock->wq.wait);
+	sk_set_socket(under, sock);
+	under->sk_uid = sk->sk_uid;
+	/* as vsock's own sockets are, before they are bound */
+	spin_lock_bh(&vsock_table_lock);
+	sock_hold(under);
+	list_add(&vsock_sk(under)->bound_table,
+		 &vsock_bind_table[VSOCK_HASH_SIZE]);
+	spin_unlock_bh(&vsock_table_lock);
+	inner_begin(inner, sk, sock);
 	*ret_inner = inner;
 	return 0;
 }
@@ -228,14 +289,42 @@ void inner_adopt(struct inner *inner, struct socket *outer)
 
 	write_lock_bh(&sk->sk_callback_lock);
 	rcu_assign_pointer(sk->sk_wq, &outer->wq);
-	default_change = sk->sk_state_change;
-	default_error = sk->sk_error_report;
 	sk->sk_user_data = inner;
 	sk->sk_state_change = changed;
 	sk->sk_error_report = failed;
 	write_unlock_bh(&sk->sk_callback_lock);
 	sock_set_flag(sk, SOCK_FASYNC); /* the wait queue has the list */
 	look(inner);
+}
+
+/**
+ * inner_connect() - Ask the host for a connection
+ * @inner:	It, bound and adopted
+ * @token:	Where to
+ *
+ * As vsock_connect() of a non-blocking socket, without its timer, which would
+ * keep the socket for as long as the host may take.
+ *
+ * Returns: 0, or a negated errno
+ */
+int inner_connect(struct inner *inner, u32 token)
+{
+	struct vsock_sock *vsk = vsock_sk(inner->sock->sk);
+	int error;
+
+	lock_sock(&vsk->sk);
+	vsock_addr_init(&vsk->remote_addr, VMADDR_CID_HOST, token);
+	error = vsock_assign_transport(vsk, NULL);
+	if (!error) {
+		vsk->sk.sk_state = TCP_SYN_SENT;
+		error = vsk->transport->connect(vsk);
+	}
+	if (error < 0)
+		vsk->sk.sk_state = TCP_CLOSE;
+	else
+		inner->sock->state = SS_CONNECTING;
+	release_sock(&vsk->sk);
+	return error < 0 ? error : 0;
 }
 
 /**
@@ -294,7 +383,8 @@ void inner_put(struct inner *inner)
 	hash_del(&inner->by_port);
 	inner->phase = CLOSED;
 	spin_unlock_bh(&inner_lock);
-	cancel_delayed_work_sync(&inner->patience);
+	if (inner->armed)
+		cancel_delayed_work_sync(&inner->patience);
 	sk = inner->sock->sk;
 	write_lock_bh(&sk->sk_callback_lock);
 	if (sk->sk_user_data) {
@@ -302,10 +392,10 @@ void inner_put(struct inner *inner)
 		sk->sk_error_report = default_error;
 	}
 	write_unlock_bh(&sk->sk_callback_lock);
-	if (inner->token &&
-	    cancel_delayed_work_sync(&vsock_sk(sk)->connect_work))
-		sock_put(sk);
-	sock_release(inner->sock);
+	if (inner->sock == &inner->container.socket)
+		inner->sock->ops->release(inner->sock);
+	else
+		sock_release(inner->sock);
 	kfree_rcu(inner, rcu);
 }
 
@@ -342,8 +432,8 @@ void inner_failed(const struct tsi_failed *failed)
 		inner->failed = error && error < MAX_ERRNO ? error : EIO;
 		if (error == ESTALE)
 			inner->failed = ENETUNREACH;
-		/* it settles, if the RST came first */
-		mod_delayed_work(system_wq, &inner->patience, 0);
+		if (READ_ONCE(inner->sock->sk->sk_err))
+			arm(inner, 0); /* the RST came first */
 	}
 	spin_unlock_bh(&inner_lock);
 }
@@ -394,28 +484,4 @@ void inner_each_listener(int (*tell)(struct inner *listener))
 			inner_put(held[count]);
 		}
 	}
-}
-
-/* ---- what it holds ---- */
-
-size_t inner_readable(const struct inner *inner)
-{
-	s64 waiting = vsock_stream_has_data(vsock_sk(inner->sock->sk));
-
-	return waiting > 0 ? waiting : 0;
-}
-
-int inner_over(const struct inner *inner)
-{
-	const struct sock *sk = inner->sock->sk;
-	u32 theirs = READ_ONCE(vsock_sk(sk)->peer_shutdown);
-	int over = READ_ONCE(inner->outer->sk_shutdown);
-
-	if (READ_ONCE(inner->phase) == ESTABLISHED) {
-		if (theirs & SEND_SHUTDOWN)
-			over |= RCV_SHUTDOWN;
-		if (theirs & RCV_SHUTDOWN)
-			over |= SEND_SHUTDOWN;
-	}
-	return over;
 }

@@ -151,6 +151,8 @@ static int __init tsi_init(void)
 	int error = callers_begin();
 
 	if (!error)
+		error = inner_prepare();
+	if (!error)
 		error = control_begin();
 	if (!error)
 		error = learn(&v4, AF_INET, begin_v4);

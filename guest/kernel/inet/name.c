@@ -146,7 +146,7 @@ static bool count(struct socket *sock, unsigned int request, int *ret_count)
 	inner = inner_get(sock->sk);
 	ours = inner && inner->phase != LISTENING;
 	if (ours && request == SIOCINQ)
-		*ret_count = min_t(size_t, inner_readable(inner), INT_MAX);
+		*ret_count = min_t(size_t, held_bytes(inner), INT_MAX);
 	else if (ours)
 		*ret_count = unsent(inner);
 	inner_put(inner);

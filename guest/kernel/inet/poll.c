@@ -34,7 +34,7 @@ static __poll_t connection_events(const struct sock *sk,
 {
 	struct vsock_sock *vsk = vsock_sk(inner->sock->sk);
 	enum phase phase = smp_load_acquire(&inner->phase);
-	int over = inner_over(inner);
+	int over = held_over(inner);
 	__poll_t events = 0;
 	size_t target = max(READ_ONCE(sk->sk_rcvlowat), 1);
 
@@ -43,7 +43,7 @@ static __poll_t connection_events(const struct sock *sk,
 	if (over & RCV_SHUTDOWN)
 		events |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP;
 	if (phase != CONNECTING) {
-		if (inner_readable(inner) >= target)
+		if (held_bytes(inner) >= target)
 			events |= EPOLLIN | EPOLLRDNORM;
 		if (phase == CLOSED || (over & SEND_SHUTDOWN) ||
 		    vsock_stream_has_space(vsk) > 0)

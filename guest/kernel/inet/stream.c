@@ -327,3 +327,13 @@ void stream_welcome(struct tsi_welcome *ret_welcome)
 {
 	*ret_welcome = stream.welcome;
 }
+
+/**
+ * stream_connect_timeout() - The host has answered a request by then
+ *
+ * Returns: jiffies
+ */
+long stream_connect_timeout(void)
+{
+	return msecs_to_jiffies(READ_ONCE(stream.welcome.connect_timeout_ms));
+}
