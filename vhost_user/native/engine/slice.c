@@ -11,8 +11,7 @@
  * slice of ours. By default all have the same, 1.4 ms on two CPUs. Our turns
  * are short, so we ask for short slices: as much CPU time as before, but soon.
  *
- * A guest's round trip beside handshakes on the engine's core: p99 is 4 times
- * what it is without them by default, and 1.5 times so (docs/measurements.md).
+ * docs/measurements.md, "HBONE beside another sandbox", has what that is worth.
  */
 
 #include <sched.h>
