@@ -207,7 +207,7 @@ int tsi_accept(struct socket *sock, struct socket *newsock, ACCEPT_ARGS)
 		timeout = wait_woken(&wait, TASK_INTERRUPTIBLE, timeout);
 	}
 	remove_wait_queue(sk_sleep(sk), &wait);
-	if (error) /* another one's client may have woken us */
+	if (error && signal_pending(current)) /* a client may have woken us */
 		wake_up_interruptible(sk_sleep(sk));
 	inner_put(inner);
 	return error;

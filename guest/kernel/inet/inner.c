@@ -169,8 +169,13 @@ static void changed(struct sock *sk)
 
 static void failed(struct sock *sk)
 {
+	struct inner *inner = READ_ONCE(sk->sk_user_data);
+	int error = READ_ONCE(sk->sk_err);
+
 	spin_lock_bh(&inner_lock);
-	settle(READ_ONCE(sk->sk_user_data));
+	settle(inner);
+	if (inner->phase == ESTABLISHED && error)
+		fail(inner, error); /* as when the device was reset */
 	spin_unlock_bh(&inner_lock);
 	default_error(sk);
 }
