@@ -68,6 +68,10 @@ class Site(InThread):
         """Take a device out of the engine while its guest runs."""
         self.run(self._remove(cid))
 
+    def wakeups(self):
+        """How often its engine thread has slept."""
+        return self.call(self._engine.stats).wakeups
+
     def stats(self, cid):
         return self.call(self.devices[cid].handle.stats)
 

@@ -20,6 +20,7 @@ from tests.conformance.siblings import (
     site,
     works,
 )
+from tests.support.limits import wait_until
 from vhost_user.frontend import ALL_FEATURES
 from vhost_user.vsock.packet import Op, Seq, Shutdown, Type
 
@@ -38,6 +39,16 @@ def test_bytes_arrive_both_ways_as_they_were_sent(a, b, size):
     up, down = pattern(size), pattern(size, 2)
     assert pump(near, far, up) == up
     assert pump(far, near, down) == down
+
+
+def test_a_guest_that_only_listens_hears_all_that_comes_while_it_rests(site, a, b):
+    """More than a turn's work, none of it in a turn that its rings began."""
+    near, far = connect(a, b)
+    for number in range(200):
+        slept = site.wakeups()
+        wait_until(lambda slept=slept: site.wakeups() > slept)
+        near.send(b"%03d" % number)
+        assert far.receive_bytes(3) == b"%03d" % number
 
 
 @pytest.mark.spec("virtio-1.2:2.7.4.1/any-arrangement")

@@ -160,9 +160,11 @@ bool owe_pop(struct vu_dev *d, unsigned at, struct vu_chain *ret_chain)
 	struct iovec *iov = d->core->rx_iov + at;
 	int ret;
 
-	if (!ring || dev_spent(d, WORK_RX))
+	if (!ring)
 		return false;
-	list_add(&d->core->active, &d->active);
+	list_add(&d->core->active, &d->active); /* spent: a new turn helps */
+	if (dev_spent(d, WORK_RX))
+		return false;
 	ret = vu_ring_pop(ring, iov, BATCH_IOV - at, ret_chain);
 	if (ret < 0 && at)
 		return false; /* end the batch; the next one starts with it */
