@@ -40,6 +40,13 @@ LAST_RETRY_S: Final = 0.5
 """Time between two offers: it doubles from the one to the other."""
 
 _MAX_BACKLOG: Final = 65535
+_FEWEST: Final = 2
+"""Backlog of a TCP listener whose clients have to wait.
+
+With as many handshakes under way as the backlog Linux answers by SYN cookies: with 0,
+always. The last ACK of such a client is forgotten if it meets a full queue, and none is
+asked for again: it waits for ever.
+"""
 
 
 class Offerer(Protocol):
@@ -351,7 +358,7 @@ class Port:
             for door in self._doors.values():
                 door.listener.pause()
         if self._held:
-            self._listen(0)
+            self._listen(min(_FEWEST, self._backlog))
 
     def _go_on(self) -> None:
         """Offer who waits, and take more clients if there is room for them."""

@@ -9,6 +9,7 @@ import random
 import pytest
 
 from tests.conformance.threads import InThread
+from tests.support.limits import wait_until
 from vhost_user.backend import Backend
 from vhost_user.engine import ALL_EVENTS, Echo, Engine
 from vhost_user.vsock.device import VsockDevice
@@ -68,9 +69,14 @@ class Site(InThread):
         """Take a device out of the engine while its guest runs."""
         self.run(self._remove(cid))
 
-    def wakeups(self):
-        """How often its engine thread has slept."""
-        return self.call(self._engine.stats).wakeups
+    def wait_for_sleep(self):
+        """Wait until its engine thread has slept, and with it all devices rested."""
+
+        def wakeups():
+            return self.call(self._engine.stats).wakeups
+
+        before = wakeups()
+        wait_until(lambda: wakeups() > before)
 
     def stats(self, cid):
         return self.call(self.devices[cid].handle.stats)

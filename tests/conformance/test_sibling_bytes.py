@@ -20,7 +20,6 @@ from tests.conformance.siblings import (
     site,
     works,
 )
-from tests.support.limits import wait_until
 from vhost_user.frontend import ALL_FEATURES
 from vhost_user.vsock.packet import Op, Seq, Shutdown, Type
 
@@ -45,8 +44,7 @@ def test_a_guest_that_only_listens_hears_all_that_comes_while_it_rests(site, a, 
     """More than a turn's work, none of it in a turn that its rings began."""
     near, far = connect(a, b)
     for number in range(200):
-        slept = site.wakeups()
-        wait_until(lambda slept=slept: site.wakeups() > slept)
+        site.wait_for_sleep()
         near.send(b"%03d" % number)
         assert far.receive_bytes(3) == b"%03d" % number
 

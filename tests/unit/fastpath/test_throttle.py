@@ -32,6 +32,7 @@ NOT_A_GUESTS = {
     "ztunnel/handoffs.py:_say_if_absent": "once for each sandbox, at the start",
     "ztunnel/reload.py:_read": "once for each content of the host's file",
     "ztunnel/reload.py:_read_once": "once for each content of the host's file",
+    "ztunnel/gates.py:judge_again": "once for each content of the mesh's file",
     "ztunnel/gates.py:open": "once for each sandbox, at the start",
     "ztunnel/gates.py:_say_plain": "once, at the start",
     "ztunnel/drain.py:drained": "once, at the end",
