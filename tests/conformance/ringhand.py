@@ -50,7 +50,9 @@ class HandMade:
         return struct.unpack_from("=I", self.memory, line + word)[0]
 
     def set(self, line, word, value):
-        struct.pack_into("=I", self.memory, line + word, value & 0xFFFF_FFFF)
+        # in one store: struct.pack_into() writes zeros first, which the engine may read
+        at = line + word
+        self.memory[at : at + 4] = struct.pack("=I", value & 0xFFFF_FFFF)
 
     def ring(self):
         os.eventfd_write(self.bell, 1)

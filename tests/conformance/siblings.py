@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from pathlib import Path
 
 import pytest
 
@@ -70,13 +71,9 @@ class Site(InThread):
         self.run(self._remove(cid))
 
     def wait_for_sleep(self):
-        """Wait until its engine thread has slept, and with it all devices rested."""
-
-        def wakeups():
-            return self.call(self._engine.stats).wakeups
-
-        before = wakeups()
-        wait_until(lambda: wakeups() > before)
+        """Wait until its engine's thread sleeps, and with it all devices rest."""
+        stat = Path(f"/proc/self/task/{self._engine._thread.native_id}/stat")
+        wait_until(lambda: stat.read_text().rpartition(") ")[2].startswith("S"))
 
     def stats(self, cid):
         return self.call(self.devices[cid].handle.stats)

@@ -71,7 +71,9 @@ class Memory:
         return struct.unpack_from("=I", self.map, line + word)[0]
 
     def set(self, line, word, value):
-        struct.pack_into("=I", self.map, line + word, value)
+        # in one store: struct.pack_into() writes zeros first, which others may read
+        at = line + word
+        self.map[at : at + 4] = struct.pack("=I", value)
 
     def close(self):
         self.ffi.release(self.base)
