@@ -54,16 +54,25 @@ class Source(Protocol):
         """Let go of what it holds."""
 
 
+class Unheld:
+    """What sources share that hold nothing and have nothing to warn of."""
+
+    __slots__ = ()
+
+    def look(self) -> None:
+        """There is nothing to warn of."""
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
 @dataclass(frozen=True, slots=True)
-class CallSource:
+class CallSource(Unheld):
     """A `client.ServiceSource`, imported when it is called."""
 
     fields: dict[str, Any]
     """Its."""
     paths: tuple[Path, ...] = ()
-
-    def look(self) -> None:
-        """There is nothing to warn of."""
 
     async def fetch(self, now: datetime) -> Material:
         """Ask for a certificate.
@@ -75,21 +84,15 @@ class CallSource:
 
         return await ServiceSource(**self.fields).fetch(now)
 
-    async def close(self) -> None:
-        """Nothing is held."""
-
 
 @dataclass(frozen=True, slots=True)
-class RootSource:
+class RootSource(Unheld):
     """A CA in a directory, which is opened for each fetch."""
 
     directory: Path
     identity: Identity
     life: timedelta
     paths: tuple[Path, ...] = ()
-
-    def look(self) -> None:
-        """There is nothing to warn of."""
 
     async def fetch(self, now: datetime) -> Material:
         """Have a certificate made.
@@ -106,21 +109,15 @@ class RootSource:
             raise FastpathError(what, why) from exc
         return await EmbeddedSource(root, self.identity, self.life).fetch(now)
 
-    async def close(self) -> None:
-        """Nothing is held."""
-
 
 @dataclass(frozen=True, slots=True)
-class EmbeddedSource:
+class EmbeddedSource(Unheld):
     """A CA in this process."""
 
     authority: Authority
     identity: Identity
     life: timedelta
     paths: tuple[Path, ...] = ()
-
-    def look(self) -> None:
-        """There is nothing to warn of."""
 
     async def fetch(self, now: datetime) -> Material:
         """Have a certificate made."""
@@ -129,12 +126,9 @@ class EmbeddedSource:
         except ValueError as exc:
             raise FastpathError("embedded CA", f"{exc}") from exc
 
-    async def close(self) -> None:
-        """Nothing is held."""
-
 
 @dataclass(frozen=True, slots=True)
-class FileSource:
+class FileSource(Unheld):
     """PEM files that somebody else renews, such as cert-manager or `PemDirectory`."""
 
     key: Path
@@ -170,9 +164,6 @@ class FileSource:
             hint = f"{self.key}, {self.chain} and {self.roots} have to be of one issue"
             raise FastpathError(f"{self.chain}", f"{exc}", hint) from exc
         return material
-
-    async def close(self) -> None:
-        """Nothing is held."""
 
     def look(self) -> None:
         """Say once that others may read the key, as those of a mounted Secret may."""
