@@ -23,11 +23,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import hashlib
+import os
 import socket
 import struct
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from types import SimpleNamespace
 
@@ -47,6 +50,7 @@ VIPS = {"a": "10.96.0.11", "b": "10.96.0.10", "c": "10.96.0.12", "d": "10.96.0.1
 VIP = VIPS["b"]
 PORT, SERVICE = 8080, 80
 OUT, HBONE = 15001, 15008
+BULK = 8 << 20
 HARD = struct.pack("ii", 1, 0)
 LISTENER = 0x100050
 LISTEN = struct.pack("<IIHHHH16s", LISTENER, 5, PORT, 4, 0, 0, bytes(16))
@@ -195,6 +199,17 @@ class GuestEnd:
         while (packet := self._conn.receive()).op not in {Op.SHUTDOWN, Op.RST}:
             pass
         return "reset" if packet.op is Op.RST else "end"
+
+
+def check_bulk(near, far):
+    """Megabytes of random bytes each way, and that they arrive as they were sent."""
+    for source, sink in ((near, far), (far, near)):
+        data = os.urandom(BULK)
+        with ThreadPoolExecutor(1) as threads:
+            sent = threads.submit(source.send, data)
+            found = hashlib.sha256(sink.read(BULK)).hexdigest()
+            sent.result()
+        assert found == hashlib.sha256(data).hexdigest()
 
 
 # ---- programs ----

@@ -7,21 +7,17 @@ has Istio's ztunnel (`--ztunnel BIN`).
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
 import re
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.netns.istio_world import identity
-from tests.netns.mesh_world import PODS, SERVICE, VIPS, World
+from tests.netns.mesh_world import PODS, SERVICE, VIPS, World, check_bulk
 from tests.support.limits import LIMIT_S
 
 pytestmark = pytest.mark.netns
 
-BULK = 8 << 20
 ISTIO = pytest.mark.ztunnel
 NAME = f"c.default.svc.cluster.local:{SERVICE}"
 
@@ -58,13 +54,7 @@ def test_a_service_on_another_network_is_reached_by_its_gateway(world):
     """Bytes, ends, who is who in the logs; the program sees the gateway's IP."""
     near, far, seen = connected(world)
     assert seen == PODS["b"]
-    for source, sink in ((near, far), (far, near)):
-        data = os.urandom(BULK)
-        with ThreadPoolExecutor(1) as threads:
-            sent = threads.submit(source.send, data)
-            found = hashlib.sha256(sink.read(BULK)).hexdigest()
-            sent.result()
-        assert found == hashlib.sha256(data).hexdigest()
+    check_bulk(near, far)
     near.end()
     far.ended()
     far.send(b"last")
