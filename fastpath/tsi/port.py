@@ -329,6 +329,10 @@ class Port:
             return
         self._held.append(client)
         self._pause()
+        self._try_again()
+
+    def _try_again(self) -> None:
+        """Have those who are held offered again, one after the other."""
         if self._timer is None:
             self._later(self._retry_s, self._retry)
             self._retry_s = min(2 * self._retry_s, LAST_RETRY_S)
@@ -364,6 +368,8 @@ class Port:
         """Offer who waits, and take more clients if there is room for them."""
         while self._queue and self._has_room():
             self._offer(self._queue.popleft())
+        if self._held and not self._pending:  # so no answer will go on with them
+            self._try_again()
         if not self._has_room():
             self._pause()
         elif self._paused:

@@ -112,3 +112,18 @@ def test_a_client_that_left_or_a_guest_that_sleeps_ends_it(error):
         await world.offered(1)
 
     run(work)
+
+
+def test_who_waits_is_offered_although_the_one_before_left():
+    async def work(world):
+        world.listen()
+        clients = [await world.connect() for _ in range(2)]
+        await world.offered(2)
+        world.full(1)
+        world.full(2)
+        await world.offered(3)
+        world.event(EventKind.FAILED, 3, errno.ECONNABORTED)
+        _, port, _ = await world.offered(4)
+        assert port & 0xFFFF == clients[1].getsockname()[1]
+
+    run(work)
