@@ -7,7 +7,6 @@ is answered here, whatever the address.
 from __future__ import annotations
 
 import functools
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from fastpath.tsi.protocol import source_port
@@ -98,5 +97,8 @@ class SandboxRouter:
         return (self._own_address(destination), source_port(event.peer_port))
 
     def _own_address(self, destination: SocketAddress) -> str:
-        version = ip_address(destination[0]).version
-        return str(self._client.own_address(version))
+        version = 6 if ":" in destination[0] else 4
+        return _text(self._client.own_address(version))
+
+
+_text = functools.lru_cache(maxsize=1024)(str)  # an IP's is made of four parts
