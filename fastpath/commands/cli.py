@@ -36,6 +36,11 @@ image_app = typer.Typer(help="MicroVM images.", no_args_is_help=True)
 app.add_typer(image_app, name="image")
 policy_app = typer.Typer(help="A sandbox's policy.", no_args_is_help=True)
 app.add_typer(policy_app, name="policy")
+path_app = typer.Typer(
+    help="The standard paths: to read, to look around in, to try.",
+    no_args_is_help=True,
+)
+app.add_typer(path_app, name="path")
 
 # typer exports one kind of usage error; its base is that of all of them.
 _UsageError: Final = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
@@ -332,6 +337,55 @@ def image_list(
     from fastpath.commands import image
 
     return image.show(name)
+
+
+PathName = Annotated[str, typer.Argument(help="See `fastpath path list`.")]
+Geneve = Annotated[
+    Literal["auto", "kernel", "bpf"], typer.Option(help="Which Geneve device.")
+]
+
+
+@path_app.command("list")
+def path_list() -> int:
+    """List the paths."""
+    from fastpath.commands import path
+
+    return path.show_all()
+
+
+@path_app.command("show")
+def path_show(name: PathName) -> int:
+    """Show a path: a picture of its hops, and the commands that build it."""
+    from fastpath.commands import path
+
+    return path.show_one(name)
+
+
+@path_app.command("up")
+def path_up(name: PathName, *, geneve: Geneve = "auto") -> int:
+    """Build a path in named network namespaces and leave it; as root."""
+    from fastpath.commands import path
+
+    return path.up(name, geneve)
+
+
+@path_app.command("down")
+def path_down(name: PathName) -> int:
+    """Take a path down again; as root."""
+    from fastpath.commands import path
+
+    return path.down(name)
+
+
+@path_app.command("check")
+def path_check(name: PathName, *, geneve: Geneve = "auto") -> int:
+    """Send one connection over a path and say at which hop it was seen.
+
+    The exit status is 1 when it did not arrive as it should.
+    """
+    from fastpath.commands import path
+
+    return path.check(name, geneve)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,7 @@
 
 The fast path is compared with what a mesh does today, so each standard path is
 built as its project builds it and left as the kernel runs it: nothing here
-makes one slower. One module a path; each is a context manager that offers the
-guest's tap and addresses, and the namespaces for ztunnel and a server behind it.
+makes one slower. A path is data, one module each; one engine builds all of them.
 
     netns             network namespaces held by descriptors
     links             devices, addresses, routes, rules, filters: over netlink
@@ -11,10 +10,19 @@ guest's tap and addresses, and the namespaces for ztunnel and a server behind it
     features          kernel features, and how to get a missing one
     bpf               compiles and loads BPF programs
     geneve            tunnel devices, the kernel's or our tc-eBPF ones
+    steps             what a path is built of: a command each, and how it is done
+    declared          a path as data
+    build             builds one, in namespaces without names or with them
+    wires, plan       what paths have in common: veth pairs, Kata's tcfilter
     ambient_geneve    Istio ambient 1.18 to 1.20: ipset, policy routing, Geneve
+    catalogue         all of them by name
+    show, probe       `fastpath path`: what a path is, and whether it works
+    standin           a guest without a VM, and who listens, for probe and tests
+    pods, inpod       pods' namespaces for hand-offs, and Istio's rules in them
 
-Namespaces, devices and rules all go with the process that made them. Only
-`links` uses pyroute2; only `rules` runs iptables.
+Namespaces, devices and rules all go with the process that made them, but those that
+`build.up` gave names. Only `links` uses pyroute2; only `rules` and `inpod` run
+iptables.
 """
 
 from __future__ import annotations

@@ -30,24 +30,29 @@ src/runtime/virtcontainers/network_linux.go ("tcfilter").
 from __future__ import annotations
 
 import enum
-import os
-from contextlib import ExitStack
-from dataclasses import dataclass
 from ipaddress import IPv4Interface
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Final
 
-from fastpath.datapath import geneve, links, wires
-from fastpath.datapath.links import Links
-from fastpath.datapath.netns import Namespace, sysctl
-from fastpath.datapath.rules import Mark, iptables
-from fastpath.datapath.wires import Wire
-from fastpath.vm.spec import Tap
+from fastpath.datapath import geneve, plan
+from fastpath.datapath.declared import (
+    CONTAINER,
+    NODE,
+    OUTBOUND_PORT,
+    POD,
+    SERVER,
+    ZTUNNEL,
+    Capture,
+    Datapath,
+    Hop,
+)
+from fastpath.datapath.rules import Mark
+from fastpath.datapath.steps import GeneveEnd, IpSet, Iptables, Route, Rule, Sysctl
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from fastpath.datapath.steps import Step
 
+NAME: Final = "ambient-geneve"
 POD_SET: Final = "ztunnel-pods-ips"
-TPROXY_PORT: Final = 15001
 
 OUTBOUND: Final = Mark(0x100, 0x100)
 """A pod's packet: to ztunnel, through the tunnel."""
@@ -68,6 +73,31 @@ _TABLE_OUTBOUND: Final = 101
 _TABLE_DIRECT: Final = 102
 _RULE_MAIN: Final = 32766
 
+TUNNEL: Final = "istioout"
+ZTUNNEL_TUNNEL: Final = "pistioout"
+VNI: Final = 1001
+_NODE_END: Final = IPv4Interface("192.168.127.1/30")
+_ZTUNNEL_END: Final = IPv4Interface("192.168.127.2/30")
+
+_WIRE: Final = plan.ZTUNNEL_WIRE
+NODE_IP: Final = str(_WIRE.node.ip)
+"""The node's end of the underlay: Istio's HIP."""
+ZTUNNEL_IP: Final = str(_WIRE.peer.ip)
+"""The pod IP of ztunnel: Istio's ZIP."""
+
+_PICTURE: Final = """\
+guest     pod netns              node netns               ztunnel netns
+eth0 ---- tap0_kata == eth0 ---- pod                      :15001
+          (Kata's tcfilter)       | mangle: mark 0x100      | TPROXY
+                                  | rule 101: table 101     | mark 0x400
+                                 istioout ~~ Geneve ~~~~~ pistioout
+                                 ztunnel ---------------- eth0
+container netns                   |                         (underlay, replies,
+eth0 --------------------------- container                   upstream)
+server netns                      |
+eth0 --------------------------- server
+"""
+
 
 class Mode(enum.Enum):
     """Which packets from the pod take the tunnel."""
@@ -79,234 +109,117 @@ class Mode(enum.Enum):
     is kept with the connection and sends the rest over the plain veth."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """Every name, address and number of the path."""
-
-    pod: Wire = Wire(
-        name="pod",
-        node=IPv4Interface("10.200.1.1/30"),
-        peer=IPv4Interface("10.200.1.2/30"),
-    )
-    container: Wire = Wire(
-        name="container",
-        node=IPv4Interface("10.200.2.1/30"),
-        peer=IPv4Interface("10.200.2.2/30"),
-    )
-    """A pod without a VM: the host's share of the path alone."""
-    ztunnel: Wire = Wire(
-        name="ztunnel",
-        node=IPv4Interface("10.200.3.1/30"),
-        peer=IPv4Interface("10.200.3.2/30"),
-        mtu=geneve.UNDERLAY_MTU,
-    )
-    server: Wire = Wire(
-        name="server",
-        node=IPv4Interface("10.200.4.1/30"),
-        peer=IPv4Interface("10.200.4.2/30"),
-        mtu=geneve.UNDERLAY_MTU,
-    )
-    """As wide as ztunnel's, or ztunnel's own packets would not pass."""
-    tunnel: Wire = Wire(
-        name="istioout",
-        node=IPv4Interface("192.168.127.1/30"),
-        peer=IPv4Interface("192.168.127.2/30"),
-        mtu=geneve.TUNNEL_MTU,
-    )
-    """Not a veth: the Geneve devices, of which ztunnel's is called pistioout."""
-    vni: int = 1001
-
-    @property
-    def node_ip(self) -> str:
-        """The node's end of the underlay: Istio's HIP."""
-        return str(self.ztunnel.node.ip)
-
-    @property
-    def ztunnel_ip(self) -> str:
-        """The pod IP of ztunnel: Istio's ZIP."""
-        return str(self.ztunnel.peer.ip)
-
-
-class AmbientGeneve:
-    """The whole path, as a context manager.
-
-    Leaving it, or the end of the process by any means, leaves nothing behind.
+def declare(
+    kind: geneve.Kind, mode: Mode = Mode.EVERY_PACKET, name: str = NAME
+) -> Datapath:
+    """Declare the path.
 
     Args:
-        geneve: the tunnel: "kernel", "bpf", or "auto": the kernel's if it has it.
+        kind: of the tunnel, which the kernel may lack.
         mode: which packets take the tunnel.
-        plan: the addresses.
-
-    Raises:
-        FastpathError: a right, a program or a kernel feature is missing.
+        name: of the path.
     """
-
-    tap: Tap
-    geneve: geneve.Kind
-    """Which tunnel it became."""
-    node_netns: Namespace
-    ztunnel_netns: Namespace
-    server_netns: Namespace
-    pod_netns: Namespace
-    """The sandbox's, with the tap; the guest's packets pass it by."""
-    container_netns: Namespace
-    """A pod without a VM: a program in it takes the same path."""
-
-    def __init__(
-        self,
-        *,
-        geneve: Literal["auto", "kernel", "bpf"] = "auto",
-        mode: Mode = Mode.EVERY_PACKET,
-        plan: Plan | None = None,
-    ) -> None:
-        self.mode = mode
-        self.plan = plan or Plan()
-        self._want = geneve
-        self._stack = ExitStack()
-
-    @property
-    def guest_address(self) -> IPv4Interface:
-        """Address and prefix of the guest's interface: the pod's."""
-        return self.plan.pod.peer
-
-    @property
-    def guest_gateway(self) -> str:
-        """The guest's default route."""
-        return str(self.plan.pod.node.ip)
-
-    @property
-    def server_address(self) -> str:
-        """Where a server behind ztunnel listens."""
-        return str(self.plan.server.peer.ip)
-
-    def tunnel_packets(self) -> int:
-        """Packets that the node sent into the tunnel so far, ARP's among them."""
-        return self.node_netns.run(_sent, self.plan.tunnel.name)
-
-    def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            self.geneve = geneve.choose(self._want)
-            self.node_netns = stack.enter_context(Namespace())
-            self.pod_netns = stack.enter_context(Namespace())
-            self.container_netns = stack.enter_context(Namespace())
-            self.ztunnel_netns = stack.enter_context(Namespace())
-            self.server_netns = stack.enter_context(Namespace())
-            self._build()
-            fd, mac = self.pod_netns.run(_kata_tcfilter, self.plan.pod.mtu)
-            stack.callback(os.close, fd)
-            self.tap = Tap(fd=fd, mac=mac)
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self._stack.close()
-
-    def _build(self) -> None:
-        """Connect the namespaces and configure the node and ztunnel's side."""
-        plan = self.plan
-        self.node_netns.run(wires.prepare_node)
-        for wire, netns in (
-            (plan.pod, self.pod_netns),
-            (plan.container, self.container_netns),
-            (plan.ztunnel, self.ztunnel_netns),
-            (plan.server, self.server_netns),
-        ):
-            wires.join(self.node_netns, netns, wire)
-
-        node_mac = self.node_netns.run(_mac, plan.ztunnel.name)
-        ztunnel_mac = self.ztunnel_netns.run(_mac, "eth0")
-        self.node_netns.run(_configure_node, plan, self.mode, self.geneve, ztunnel_mac)
-        self.ztunnel_netns.run(_configure_ztunnel, plan, self.geneve, node_mac)
+    every = mode is Mode.EVERY_PACKET
+    which = "each packet" if every else "the first packet of a connection"
+    return Datapath(
+        name=name,
+        title=f"Istio ambient 1.18 to 1.20: {which} by Geneve, TPROXY",
+        spec="istio 1.18, cni/pkg/ambient/net_linux.go; Kata's tcfilter",
+        picture=_PICTURE,
+        steps=(
+            *plan.wired(POD, CONTAINER, ZTUNNEL, SERVER),
+            *_node(kind, mode),
+            *_ztunnel(kind),
+            *plan.tcfilter(),
+        ),
+        hops=(
+            Hop(POD, plan.TAP, "the guest's tap"),
+            Hop(POD, "eth0", "the pod's veth, by tcfilter"),
+            Hop(NODE, POD, "its other end: mark 0x100, table 101"),
+            Hop(NODE, ZTUNNEL, "the underlay, Geneve in UDP"),
+            Hop(ZTUNNEL, "eth0", "its other end"),
+            Hop(ZTUNNEL, ZTUNNEL_TUNNEL, "out of the tunnel: TPROXY", replies=False),
+        ),
+        sandbox=plan.SANDBOX,
+        capture=Capture.TPROXY,
+        server=str(plan.SERVER_WIRE.peer.ip),
+        tunnel=TUNNEL,
+        every_packet=every,
+    )
 
 
-def _mac(device: str) -> str:
-    with Links() as ip:
-        return ip.mac(device)
-
-
-def _sent(device: str) -> int:
-    with Links() as ip:
-        return ip.sent(device)
-
-
-def _kata_tcfilter(mtu: int) -> tuple[int, str]:
-    """In the pod: join the tap and eth0, past the namespace's own IP stack.
-
-    Returns:
-        The tap's descriptor, and the MAC address of eth0: the node sends to it,
-        so the guest must have it.
-    """
-    fd = links.tap("tap0_kata")
-    try:
-        with Links() as ip:
-            ip.up("tap0_kata", mtu=mtu)
-            ip.redirect("eth0", "tap0_kata")
-            ip.redirect("tap0_kata", "eth0")
-            return fd, ip.mac("eth0")
-    except BaseException:
-        os.close(fd)
-        raise
-
-
-def _configure_node(
-    plan: Plan, mode: Mode, kind: geneve.Kind, ztunnel_mac: str
-) -> None:
+def _node(kind: geneve.Kind, mode: Mode) -> tuple[Step, ...]:
     """Istio's node: CreateRulesOnNode and what adds a pod to the mesh."""
-    wire = plan.ztunnel
+    assert _WIRE.peer_mac
     tunnel = geneve.Tunnel(
-        device=plan.tunnel.name,
-        address=plan.tunnel.node,
-        vni=plan.vni,
-        underlay=wire.name,
-        local=plan.node_ip,
-        remote=plan.ztunnel_ip,
-        remote_mac=ztunnel_mac,
+        device=TUNNEL,
+        address=_NODE_END,
+        vni=VNI,
+        underlay=_WIRE.name,
+        local=NODE_IP,
+        remote=ZTUNNEL_IP,
+        remote_mac=_WIRE.peer_mac,
     )
-    with Links() as ip:
-        geneve.add(ip, tunnel, kind)
-        for device in (plan.tunnel.name, wire.name):
-            sysctl(f"ipv4/conf/{device}/accept_local", 1)
+    tables = (_TABLE_INBOUND, _TABLE_OUTBOUND, _TABLE_DIRECT)
+    out = Route(
+        at=NODE,
+        to="default",
+        dev=TUNNEL,
+        via=str(_ZTUNNEL_END.ip),
+        table=_TABLE_OUTBOUND,
+    )
+    direct = Route(
+        at=NODE,
+        to="default",
+        dev=_WIRE.name,
+        via=ZTUNNEL_IP,
+        table=_TABLE_DIRECT,
+        onlink=True,
+    )
+    pods = (plan.POD_WIRE, plan.CONTAINER_WIRE)
+    return (
+        GeneveEnd(at=NODE, tunnel=tunnel, kind=kind),
+        *(
+            Sysctl(at=NODE, name=f"ipv4/conf/{device}/accept_local")
+            for device in (TUNNEL, _WIRE.name)
+        ),
+        *(
+            Route(at=NODE, to=f"{ZTUNNEL_IP}/32", dev=_WIRE.name, table=table)
+            for table in tables
+        ),
+        out,
+        direct,
+        Rule(at=NODE, priority=100, mark=SKIP, goto=_RULE_MAIN),
+        Rule(at=NODE, priority=101, mark=OUTBOUND, table=_TABLE_OUTBOUND),
+        Rule(at=NODE, priority=102, mark=DIRECT, table=_TABLE_DIRECT),
+        Rule(at=NODE, priority=103, table=_TABLE_INBOUND),
+        IpSet(at=NODE, name=POD_SET, members=tuple(str(it.peer.ip) for it in pods)),
+        Iptables(at=NODE, rules=tuple(node_rules(mode))),
+    )
 
-        for table in (_TABLE_INBOUND, _TABLE_OUTBOUND, _TABLE_DIRECT):
-            ip.route(f"{plan.ztunnel_ip}/32", dev=wire.name, table=table)
-        via = str(plan.tunnel.peer.ip)
-        ip.route("default", dev=plan.tunnel.name, via=via, table=_TABLE_OUTBOUND)
-        via = plan.ztunnel_ip
-        ip.route("default", dev=wire.name, via=via, table=_TABLE_DIRECT, onlink=True)
 
-        ip.rule(100, mark=SKIP, goto=_RULE_MAIN)
-        ip.rule(101, mark=OUTBOUND, table=_TABLE_OUTBOUND)
-        ip.rule(102, mark=DIRECT, table=_TABLE_DIRECT)
-        ip.rule(103, table=_TABLE_INBOUND)
-    links.ipset(POD_SET, [str(plan.pod.peer.ip), str(plan.container.peer.ip)])
-    iptables(*node_rules(plan, mode))
-
-
-def _configure_ztunnel(plan: Plan, kind: geneve.Kind, node_mac: str) -> None:
+def _ztunnel(kind: geneve.Kind) -> tuple[Step, ...]:
     """Istio's ztunnel pod: CreateRulesWithinNodeProxyNS."""
+    assert _WIRE.node_mac
     tunnel = geneve.Tunnel(
-        device="pistioout",
-        address=plan.tunnel.peer,
-        vni=plan.vni,
+        device=ZTUNNEL_TUNNEL,
+        address=_ZTUNNEL_END,
+        vni=VNI,
         underlay="eth0",
-        local=plan.ztunnel_ip,
-        remote=plan.node_ip,
-        remote_mac=node_mac,
+        local=ZTUNNEL_IP,
+        remote=NODE_IP,
+        remote_mac=_WIRE.node_mac,
     )
-    with Links() as ip:
-        geneve.add(ip, tunnel, kind)
-        ip.rule(20000, mark=TPROXY, table=_TABLE_LOCAL)
-        ip.rule(20003, mark=ORIGINAL_SOURCE, table=_TABLE_LOCAL)
-        ip.route("0.0.0.0/0", dev="lo", table=_TABLE_LOCAL, kind="local")
-    iptables(*ztunnel_rules(plan))
+    return (
+        GeneveEnd(at=ZTUNNEL, tunnel=tunnel, kind=kind),
+        Rule(at=ZTUNNEL, priority=20000, mark=TPROXY, table=_TABLE_LOCAL),
+        Rule(at=ZTUNNEL, priority=20003, mark=ORIGINAL_SOURCE, table=_TABLE_LOCAL),
+        Route(at=ZTUNNEL, to="0.0.0.0/0", dev="lo", table=_TABLE_LOCAL, kind="local"),
+        Iptables(at=ZTUNNEL, rules=tuple(ztunnel_rules())),
+    )
 
 
-def node_rules(plan: Plan, mode: Mode) -> list[str]:
+def node_rules(mode: Mode) -> list[str]:
     """Rules of the node, for iptables, in Istio's order.
 
     Without the connection marks each packet is judged by its source address
@@ -320,12 +233,8 @@ def node_rules(plan: Plan, mode: Mode) -> list[str]:
         f"-t nat -A ztunnel-{chain} -m mark --mark {OUTBOUND} -j ACCEPT"
         for chain in ("PREROUTING", "POSTROUTING")
     ]
-    rules += [
-        f"-t mangle -A ztunnel-PREROUTING {rule}" for rule in _prerouting_rules(plan)
-    ]
-    rules.append(
-        f"-t mangle -A ztunnel-OUTPUT -s {plan.node_ip} -j MARK --set-mark {PROXY}"
-    )
+    rules += [f"-t mangle -A ztunnel-PREROUTING {rule}" for rule in _prerouting_rules()]
+    rules.append(f"-t mangle -A ztunnel-OUTPUT -s {NODE_IP} -j MARK --set-mark {PROXY}")
     rules += [
         f"-t mangle -A ztunnel-{chain} -m mark --mark {mark} -j CONNMARK"
         f" --save-mark --nfmask {mark.mask:#x} --ctmask {mark.mask:#x}"
@@ -337,15 +246,15 @@ def node_rules(plan: Plan, mode: Mode) -> list[str]:
     return rules
 
 
-def _prerouting_rules(plan: Plan) -> list[str]:
+def _prerouting_rules() -> list[str]:
     """How the node tells a pod's packet from ztunnel's: the order counts."""
-    device = plan.ztunnel.name
-    answer = f"-i {device} ! -s {plan.ztunnel_ip}"
+    device = _WIRE.name
+    answer = f"-i {device} ! -s {ZTUNNEL_IP}"
     known = f"! -i {device} -m connmark --mark {PROXY_AS_POD}"
     skip = f"-m mark --mark {SKIP} -j RETURN"
     return [
-        f"-i {plan.tunnel.name} -j MARK --set-mark {SKIP}",
-        f"-i {plan.tunnel.name} -j RETURN",
+        f"-i {TUNNEL} -j MARK --set-mark {SKIP}",
+        f"-i {TUNNEL} -j RETURN",
         f"-p udp -m udp --dport {geneve.PORT} -j RETURN",
         f"-m connmark --mark {PROXY} -j MARK --set-mark {SKIP}",
         skip,
@@ -360,12 +269,12 @@ def _prerouting_rules(plan: Plan) -> list[str]:
     ]
 
 
-def ztunnel_rules(plan: Plan) -> list[str]:
+def ztunnel_rules() -> list[str]:
     """Rules for iptables of ztunnel's namespace."""
     pre = "-t mangle -A PREROUTING"
-    to = f"--tproxy-mark {TPROXY} --on-port {TPROXY_PORT} --on-ip 127.0.0.1"
+    to = f"--tproxy-mark {TPROXY} --on-port {OUTBOUND_PORT} --on-ip 127.0.0.1"
     source = ORIGINAL_SOURCE
     return [
         f"{pre} -p tcp -i pistioout -j TPROXY {to}",
-        f"{pre} -p tcp -i eth0 ! -d {plan.ztunnel_ip} -j MARK --set-mark {source}",
+        f"{pre} -p tcp -i eth0 ! -d {ZTUNNEL_IP} -j MARK --set-mark {source}",
     ]

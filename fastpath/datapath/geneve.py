@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Interface
 
 Kind: TypeAlias = Literal["kernel", "bpf"]
+Want: TypeAlias = Literal["auto", "kernel", "bpf"]
 
 PORT: Final = 6081
 OVERHEAD: Final = 50
@@ -53,7 +54,7 @@ class Tunnel:
     """The underlay's other end; only BPF tunnels need it, and only for ARP."""
 
 
-def choose(want: Literal["auto", "kernel", "bpf"]) -> Kind:
+def choose(want: Want) -> Kind:
     """Decide which kind of tunnel to make.
 
     Raises:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fastpath.datapath.rules import Mark
 
 TABLE_MAIN: Final = 254
+_TABLE_LOCAL: Final = 255
 
 CLSACT_INGRESS: Final = 0xFFFF_FFF2
 CLSACT_EGRESS: Final = 0xFFFF_FFF3
@@ -44,6 +45,7 @@ _IFF_NOARP: Final = 0x80
 
 # tun_setiff(2) has no header for us: linux/if_tun.h
 _TUNSETIFF: Final = 0x4004_54CA
+_TUNSETPERSIST: Final = 0x4004_54CB
 _IFF_TAP: Final = 0x0002
 _IFF_NO_PI: Final = 0x1000
 _IFF_VNET_HDR: Final = 0x4000
@@ -81,6 +83,11 @@ class Links(Closing):
             link = next(iter(self._ip.link("get", index=self.index(device))))
         return str(link.get_attr("IFLA_ADDRESS"))
 
+    def set_mac(self, device: str, mac: str) -> None:
+        """Give a device another Ethernet address."""
+        with _asking():
+            self._ip.link("set", index=self.index(device), address=mac)
+
     def up(self, device: str, *, mtu: int | None = None, arp: bool = False) -> None:
         """Bring a device up.
 
@@ -98,15 +105,30 @@ class Links(Closing):
                 self._ip.link("set", index=index, flags=0, change=_IFF_NOARP)
             self._ip.link("set", index=index, **settings)
 
-    def veth(self, device: str, *, peer: str, peer_netns: int) -> None:
-        """Make a veth pair, its other end as `peer` in another namespace."""
+    def veth(
+        self,
+        device: str,
+        *,
+        peer: str,
+        peer_netns: int,
+        mac: str | None = None,
+        peer_mac: str | None = None,
+    ) -> None:
+        """Make a veth pair, its other end as `peer` in another namespace.
+
+        Args:
+            device: this end.
+            peer: the other.
+            peer_netns: where that is.
+            mac: this end's Ethernet address; None: the kernel makes one.
+            peer_mac: the other's.
+        """
+        own = {"address": mac} if mac else {}
+        other: dict[str, object] = {"ifname": peer, "net_ns_fd": peer_netns}
+        if peer_mac:
+            other["address"] = peer_mac
         with _asking(features.VETH):
-            self._ip.link(
-                "add",
-                ifname=device,
-                kind="veth",
-                peer={"ifname": peer, "net_ns_fd": peer_netns},
-            )
+            self._ip.link("add", ifname=device, kind="veth", peer=other, **own)
 
     def ifb(self, device: str) -> None:
         """Make an ifb device."""
@@ -164,6 +186,18 @@ class Links(Closing):
             route["flags"] = ["onlink"]
         with _asking():
             self._ip.route("add", table=table, type=kind, **route)
+
+    def no_local(self, address: str, *, dev: str) -> None:
+        """Have the namespace no more answer for an address of a device."""
+        with _asking():
+            self._ip.route(
+                "del",
+                dst=f"{address}/32",
+                oif=self.index(dev),
+                table=_TABLE_LOCAL,
+                type="local",
+                scope="host",
+            )
 
     def rule(
         self,
@@ -291,6 +325,11 @@ def tap(device: str) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def persist(fd: int) -> None:
+    """Have a tap device stay when its descriptors are closed."""
+    fcntl.ioctl(fd, _TUNSETPERSIST, 1)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Final, ParamSpec, Self, TypeVar
 
 from fastpath.errors import FastpathError
 from vhost_user.closing import Closing
@@ -71,6 +71,13 @@ class Namespace(Closing):
                 f"{exc.strerror}: CAP_SYS_ADMIN is missing",
                 "run as root, or allow user namespaces (see: fastpath doctor)",
             ) from exc
+
+    @classmethod
+    def at(cls, path: Path) -> Self:
+        """Open one that is there, by its file."""
+        self = cls.__new__(cls)
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return self
 
     def fileno(self) -> int:
         """The descriptor, for setns(2); ours to close."""

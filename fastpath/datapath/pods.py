@@ -65,7 +65,7 @@ class Node:
             self.netns = stack.enter_context(Namespace())
             self.ztunnel_netns = stack.enter_context(Namespace())
             self.server_netns = stack.enter_context(Namespace())
-            self.netns.run(wires.prepare_node)
+            wires.prepare_node(self.netns)
             wires.join(self.netns, self.ztunnel_netns, ZTUNNEL)
             wires.join(self.netns, self.server_netns, SERVER)
             self._stack = stack.pop_all()
@@ -98,5 +98,5 @@ def add(node: Namespace, number: int, stack: ExitStack, *, own: str | None) -> P
     netns = stack.enter_context(Namespace())
     wires.join(node, netns, wire)
     if own:
-        netns.run(wires.own_address, own)
+        wires.own_address(netns, own)
     return Pod(netns, str(wire.peer.ip))

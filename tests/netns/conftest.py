@@ -9,15 +9,14 @@ from typing import NoReturn
 
 import pytest
 
-from fastpath.datapath import netns
-from fastpath.datapath.ambient_geneve import TPROXY_PORT, AmbientGeneve, Mode
+from fastpath.datapath import catalogue, netns
+from fastpath.datapath.build import Built
+from fastpath.datapath.declared import OUTBOUND_PORT
+from fastpath.datapath.probe import Capturing
 from fastpath.errors import FastpathError
 from tests.support.limits import LIMIT_S as TIMEOUT_S
 
-ETH_P_ALL = 0x0003
 IP_TRANSPARENT = 19
-SO_RCVBUFFORCE = 33
-PACKET_OUTGOING = 4
 ECHO = ("198.18.0.1", 7)
 
 
@@ -40,10 +39,10 @@ def rights():
         missing_right("CAP_SYS_ADMIN or CAP_NET_ADMIN is missing")
 
 
-def open_path(mode):
+def open_path(name):
     with ExitStack() as stack:
         try:
-            path = stack.enter_context(AmbientGeneve(mode=mode))
+            path = stack.enter_context(Built(catalogue.possible(name)))
         except FastpathError as exc:
             missing_right(str(exc))
         yield path
@@ -51,12 +50,12 @@ def open_path(mode):
 
 @pytest.fixture(scope="module")
 def path():
-    yield from open_path(Mode.EVERY_PACKET)
+    yield from open_path("ambient-geneve")
 
 
 @pytest.fixture
 def istio_alpha():
-    yield from open_path(Mode.ISTIO_ALPHA)
+    yield from open_path("ambient-geneve-alpha")
 
 
 @pytest.fixture
@@ -65,11 +64,11 @@ def listen():
     with ExitStack() as stack:
 
         def make(path):
-            listener = stack.enter_context(path.ztunnel_netns.socket())
+            listener = stack.enter_context(path.netns["ztunnel"].socket())
             listener.settimeout(TIMEOUT_S)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
-            listener.bind(("0.0.0.0", TPROXY_PORT))
+            listener.bind(("0.0.0.0", OUTBOUND_PORT))
             listener.listen()
             return listener
 
@@ -85,7 +84,7 @@ def connect():
     with ExitStack() as stack:
 
         def make(path, listener):
-            client = stack.enter_context(path.container_netns.socket())
+            client = stack.enter_context(path.netns["container"].socket())
             client.settimeout(TIMEOUT_S)
             client.connect(ECHO)
             server = stack.enter_context(listener.accept()[0])
@@ -97,33 +96,11 @@ def connect():
         yield make
 
 
-class Capture:
-    """All frames that a device sends and receives, since it was made."""
-
-    def __init__(self, where, device):
-        self._socket = where.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
-        self._socket.bind((device, ETH_P_ALL))
-        self._socket.setblocking(False)
-
-    def frames(self):
-        """What came so far, as pairs: whether the device sent it, and the frame."""
-        while True:
-            try:
-                frame, address = self._socket.recvfrom(1 << 17)
-            except BlockingIOError:
-                return
-            yield address[2] == PACKET_OUTGOING, frame
-
-    def close(self):
-        self._socket.close()
-
-
 @pytest.fixture
 def capture():
     with ExitStack() as stack:
 
         def make(where, device):
-            return stack.enter_context(closing(Capture(where, device)))
+            return stack.enter_context(closing(Capturing(where, device)))
 
         yield make

@@ -9,6 +9,7 @@ import threading
 
 import pytest
 
+from fastpath.datapath import ambient_geneve, plan
 from tests.support.limits import LIMIT_S
 
 pytestmark = pytest.mark.netns
@@ -33,9 +34,9 @@ def is_tunnel(frame):
     return frame[12:14] == ETH_IPV4 and frame[23] == 17
 
 
-def from_container(path, frames):
+def from_container(frames):
     """Those IPv4 TCP packets whose source is the container."""
-    source = path.plan.container.peer.ip.packed
+    source = plan.CONTAINER_WIRE.peer.ip.packed
     return [p for p in frames if p[9] == 6 and p[12:16] == source]
 
 
@@ -57,12 +58,12 @@ def test_the_listener_sees_the_original_destination_as_its_own(path, listen, con
 def test_the_listener_sees_the_pods_address(path, listen, connect):
     client, server = connect(path, listen(path))
     assert server.getpeername() == client.getsockname()
-    assert server.getpeername()[0] == str(path.plan.container.peer.ip)
+    assert server.getpeername()[0] == str(plan.CONTAINER_WIRE.peer.ip)
 
 
 @pytest.mark.spec("RFC 8926 section 3.4, Tunnel Header Fields")
 def test_the_underlay_carries_geneve_with_network_1001(path, listen, connect, capture):
-    underlay = capture(path.node_netns, path.plan.ztunnel.name)
+    underlay = capture(path.netns["node"], "ztunnel")
     client, server = connect(path, listen(path))
     exchange(client, server, 1)
     sent = [f for out, f in underlay.frames() if out and f[23] == 17]
@@ -76,16 +77,16 @@ def test_the_underlay_carries_geneve_with_network_1001(path, listen, connect, ca
 
 
 def test_every_packet_of_the_pod_takes_the_tunnel(path, listen, connect, capture):
-    pod = capture(path.node_netns, path.plan.container.name)
-    underlay = capture(path.node_netns, path.plan.ztunnel.name)
+    pod = capture(path.netns["node"], "container")
+    underlay = capture(path.netns["node"], "ztunnel")
     before = path.tunnel_packets()
     client, server = connect(path, listen(path))
     exchange(client, server, 100)
 
-    forward = from_container(path, [f[14:] for out, f in pod.frames() if not out])
+    forward = from_container([f[14:] for out, f in pod.frames() if not out])
     frames = [f for out, f in underlay.frames() if out]
-    inside = from_container(path, [p for f in frames if (p := tunnelled(f))])
-    beside = from_container(path, [f[14:] for f in frames if not tunnelled(f)])
+    inside = from_container([p for f in frames if (p := tunnelled(f))])
+    beside = from_container([f[14:] for f in frames if not tunnelled(f)])
     assert len(forward) > 100
     assert [p[20:] for p in inside] == [p[20:] for p in forward]
     assert not beside
@@ -97,20 +98,20 @@ def test_every_packet_of_the_pod_takes_the_tunnel(path, listen, connect, capture
 def test_with_istios_connection_marks_the_first_packet_alone_takes_it(
     istio_alpha, listen, connect, capture
 ):
-    underlay = capture(istio_alpha.node_netns, istio_alpha.plan.ztunnel.name)
+    underlay = capture(istio_alpha.netns["node"], "ztunnel")
     client, server = connect(istio_alpha, listen(istio_alpha))
     assert server.getsockname() == ECHO
     exchange(client, server, 100)
 
     frames = [f for out, f in underlay.frames() if out]
     inside = [p for f in frames if (p := tunnelled(f))]
-    assert len(from_container(istio_alpha, inside)) == 1
+    assert len(from_container(inside)) == 1
     beside = [f[14:] for f in frames if not tunnelled(f)]
-    assert len(from_container(istio_alpha, beside)) > 100
+    assert len(from_container(beside)) > 100
 
 
 def test_replies_come_back_over_the_plain_veth(path, listen, connect, capture):
-    underlay = capture(path.node_netns, path.plan.ztunnel.name)
+    underlay = capture(path.netns["node"], "ztunnel")
     client, server = connect(path, listen(path))
     exchange(client, server, 10)
     received = [f for out, f in underlay.frames() if not out and f[12:14] == ETH_IPV4]
@@ -142,7 +143,7 @@ def test_bulk_arrives_intact(path, listen, connect, direction):
 
 
 def test_large_packets_cross_the_tunnel_in_one_piece(path, listen, connect, capture):
-    underlay = capture(path.node_netns, path.plan.ztunnel.name)
+    underlay = capture(path.netns["node"], "ztunnel")
     client, server = connect(path, listen(path))
     exchange(client, server, 20, size=60_000)
     inside = [p for out, f in underlay.frames() if out and (p := tunnelled(f))]
@@ -150,23 +151,26 @@ def test_large_packets_cross_the_tunnel_in_one_piece(path, listen, connect, capt
 
 
 def test_ztunnels_own_connections_reach_the_server_outside_the_tunnel(path, capture):
-    underlay = capture(path.node_netns, path.plan.ztunnel.name)
-    with path.server_netns.socket() as server, path.ztunnel_netns.socket() as upstream:
-        server.bind((path.server_address, 8080))
+    underlay = capture(path.netns["node"], "ztunnel")
+    with (
+        path.netns["server"].socket() as server,
+        path.netns["ztunnel"].socket() as upstream,
+    ):
+        server.bind((path.path.server, 8080))
         server.listen()
         upstream.settimeout(LIMIT_S)
-        upstream.connect((path.server_address, 8080))
+        upstream.connect((path.path.server, 8080))
         accepted, peer = server.accept()
         accepted.close()
-    assert peer[0] == path.plan.ztunnel_ip
+    assert peer[0] == ambient_geneve.ZTUNNEL_IP
     assert not [f for _, f in underlay.frames() if tunnelled(f)]
 
 
 def test_the_pods_connection_to_the_server_is_caught_too(path, listen):
     listener = listen(path)
-    with path.container_netns.socket() as client:
+    with path.netns["container"].socket() as client:
         client.settimeout(LIMIT_S)
-        client.connect((path.server_address, 8080))
+        client.connect((path.path.server, 8080))
         accepted, _ = listener.accept()
     with accepted:
-        assert accepted.getsockname() == (path.server_address, 8080)
+        assert accepted.getsockname() == (path.path.server, 8080)

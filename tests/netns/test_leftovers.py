@@ -20,11 +20,10 @@ pytestmark = pytest.mark.netns
 
 HOLDER = """
 import sys, time
-from fastpath.datapath.ambient_geneve import AmbientGeneve
-with AmbientGeneve() as path:
-    netns = [path.node_netns, path.pod_netns, path.container_netns,
-             path.ztunnel_netns, path.server_netns]
-    print(*(each.fileno() for each in netns), flush=True)
+from fastpath.datapath import catalogue
+from fastpath.datapath.build import Built
+with Built(catalogue.possible("ambient-geneve")) as path:
+    print(*(each.fileno() for each in path.netns.values()), flush=True)
     end = sys.stdin.readline().strip()
     if end == "exception":
         raise RuntimeError

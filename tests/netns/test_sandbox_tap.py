@@ -24,8 +24,8 @@ class Guest:
     def __init__(self, path):
         self.fd = path.tap.fd
         self.mac = bytes.fromhex(path.tap.mac.replace(":", ""))
-        self.address = path.guest_address.ip.packed
-        self.gateway = bytes(map(int, path.guest_gateway.split(".")))
+        self.address = path.path.sandbox.address.ip.packed
+        self.gateway = bytes(map(int, path.path.sandbox.gateway.split(".")))
 
     def send(self, destination, ethertype, body):
         frame = destination + self.mac + ethertype.to_bytes(2, "big") + body
@@ -81,7 +81,7 @@ def guest(path):
 
 
 def test_the_node_answers_the_guests_arp(path, guest, capture):
-    node = capture(path.node_netns, path.plan.pod.name)
+    node = capture(path.netns["node"], "pod")
     mac = guest.resolve_gateway()
     assert [f for out, f in node.frames() if out and f[6:12] == mac]
 

@@ -45,10 +45,10 @@ from fastpath.commands.compare import (
     selfcheck,
 )
 from fastpath.commands.compare.paths import DEFAULT, PATHS, chosen
-from fastpath.commands.compare.site import AmbientSite, HostSite, NodeSite
+from fastpath.commands.compare.site import HostSite, NodeSite, PathSite
 from fastpath.commands.progress import build_image
-from fastpath.datapath import netns, pods
-from fastpath.datapath.ambient_geneve import AmbientGeneve
+from fastpath.datapath import catalogue, netns, pods
+from fastpath.datapath.build import Built
 from fastpath.errors import FastpathError
 from fastpath.report import html, jsonfile, table
 from fastpath.report.model import PathResult, Report, Setting
@@ -158,8 +158,9 @@ def _take_rights() -> None:
 def _site(options: CompareOptions) -> Iterator[Site]:
     paths = chosen(options.paths)
     if any(path.standard for path in paths):
-        with AmbientGeneve(geneve=options.geneve) as path:
-            yield AmbientSite(path)
+        name = next(path.name for path in paths if path.standard)
+        with Built(catalogue.possible(name, options.geneve)) as path:
+            yield PathSite(path)
     elif any(path.namespaces for path in paths):
         with pods.Node() as node:
             yield NodeSite(node)

@@ -180,8 +180,9 @@ def ztunnel_config(plan: Plan) -> dict[str, Any]:
     for sandbox in plan.sandboxes:
         if sandbox.peer:
             own["certificates"] = {"embedded": str(sandbox.certificates)}
-    if site.tproxy_port is not None:
-        own["outbound"] = {"tproxy": f"0.0.0.0:{site.tproxy_port}"}
+    if site.capture is not None:
+        way, port = site.capture
+        own["outbound"] = {way: f"0.0.0.0:{port}"}
     return own
 
 

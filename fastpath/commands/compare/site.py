@@ -1,20 +1,23 @@
 """Where the processes of a comparison run.
 
-AmbientSite   a standard path is compared: its namespaces, `fastpath.datapath`'s
-NodeSite      none is, but a hand-off takes pods' namespaces: a node for them
-HostSite      neither: all stays where we are, which needs no right at all
+PathSite    a standard path is compared: its namespaces, `fastpath.datapath`'s
+NodeSite    none is, but a hand-off takes pods' namespaces: a node for them
+HostSite    neither: all stays where we are, which needs no right at all
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
-from fastpath.datapath import pods, wires
-from fastpath.datapath.ambient_geneve import TPROXY_PORT, AmbientGeneve
+from fastpath.datapath import plan, pods, wires
+from fastpath.datapath.declared import NODE, OUTBOUND_PORT, SERVER, Capture
+from fastpath.datapath.steps import GeneveEnd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fastpath.datapath.build import Built
+    from fastpath.datapath.declared import Datapath
     from fastpath.datapath.netns import Namespace
     from fastpath.vm.spec import Tap
 
@@ -35,8 +38,9 @@ class Site(Protocol):
     """The server's address, as the guest has it."""
     listen: str
     """The same, as the server has it: another one if it is a service's."""
-    tproxy_port: int | None
-    """Where ztunnel takes captured connections; None: there are none."""
+    capture: tuple[str, int] | None
+    """How ztunnel takes captured connections, and at which port; None: there are none.
+    """
     network: tuple[str, str] | None
     """The guest's address with its prefix, and its gateway."""
     node: Namespace | None
@@ -63,7 +67,7 @@ class HostSite:
     pod_ip = "10.200.1.2"
     server = "198.18.0.2"  # what leads to loopback in a guest is the guest's own
     listen = "127.0.0.1"
-    tproxy_port: int | None = None
+    capture: tuple[str, int] | None = None
     network: tuple[str, str] | None = None
     node: Namespace | None = None
 
@@ -111,42 +115,49 @@ class NodeSite(HostSite):
         return PEER
 
 
-class AmbientSite:
-    """Istio ambient's Geneve path.
+class PathSite:
+    """A standard path's namespaces.
 
     Args:
         path: entered; the caller leaves it.
     """
 
-    tproxy_port: int | None = TPROXY_PORT
-
-    def __init__(self, path: AmbientGeneve) -> None:
+    def __init__(self, path: Built) -> None:
+        declared = path.path
         self._path = path
-        self.geneve: str | None = path.geneve
+        self.geneve: str | None = geneve_kind(declared)
         self.tap: Tap | None = path.tap
-        self.pod_ip = str(path.guest_address.ip)
-        self.server = path.server_address
-        self.listen = path.server_address
+        self.pod_ip = str(declared.sandbox.address.ip)
+        self.server = self.listen = declared.server
+        self.capture: tuple[str, int] | None = None
+        if declared.capture is not Capture.NONE:
+            self.capture = declared.capture.value, OUTBOUND_PORT
         self.network: tuple[str, str] | None = (
-            str(path.guest_address),
-            path.guest_gateway,
+            str(declared.sandbox.address),
+            declared.sandbox.gateway,
         )
-        self.node: Namespace | None = path.node_netns
+        self.node: Namespace | None = path.netns[NODE]
 
     def ztunnel(self, argv: Sequence[str]) -> list[str]:
         """Into ztunnel's namespace."""
-        return self._path.ztunnel_netns.command(argv)
+        return self._path.netns[self._path.path.ztunnel].command(argv)
 
     def behind(self, argv: Sequence[str]) -> list[str]:
         """Into the server's namespace."""
-        return self._path.server_netns.command(argv)
+        return self._path.netns[SERVER].command(argv)
 
     def add_peer(self) -> str:
         """Beside the server."""
-        path = self._path
-        wires.add_route(path.node_netns, path.server_netns, path.plan.server, PEER)
+        netns = self._path.netns
+        wires.add_route(netns[NODE], netns[SERVER], plan.SERVER_WIRE, PEER)
         return PEER
 
     def tunnel_packets(self) -> int:
         """Ask the path: a BPF tunnel's device counts nothing."""
         return self._path.tunnel_packets()
+
+
+def geneve_kind(path: Datapath) -> str | None:
+    """The kind of a path's Geneve tunnel; None: it has none."""
+    ends = [step.kind for step in path.steps if isinstance(step, GeneveEnd)]
+    return ends[0] if ends else None

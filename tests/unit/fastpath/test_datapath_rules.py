@@ -8,7 +8,7 @@ import pytest
 
 from fastpath import tools
 from fastpath.datapath import features
-from fastpath.datapath.ambient_geneve import Mode, Plan, node_rules, ztunnel_rules
+from fastpath.datapath.ambient_geneve import Mode, node_rules, ztunnel_rules
 from fastpath.datapath.rules import Mark, iptables
 from fastpath.errors import FastpathError
 
@@ -33,7 +33,7 @@ SHIPPED_PREROUTING = """
 
 def prerouting(mode):
     head = "-t mangle -A ztunnel-PREROUTING "
-    rules = node_rules(Plan(), mode)
+    rules = node_rules(mode)
     return [r.removeprefix(head) for r in rules if r.startswith(head)]
 
 
@@ -42,14 +42,14 @@ def test_istio_alpha_has_the_rules_as_shipped():
 
 
 def test_every_packet_differs_by_the_connection_marks_only():
-    alpha = node_rules(Plan(), Mode.ISTIO_ALPHA)
-    every = node_rules(Plan(), Mode.EVERY_PACKET)
+    alpha = node_rules(Mode.ISTIO_ALPHA)
+    every = node_rules(Mode.EVERY_PACKET)
     assert set(every) < set(alpha)
     assert all("connmark" in rule.lower() for rule in set(alpha) - set(every))
 
 
 def test_ztunnel_catches_what_leaves_the_tunnel():
-    assert ztunnel_rules(Plan())[0] == (
+    assert ztunnel_rules()[0] == (
         "-t mangle -A PREROUTING -p tcp -i pistioout -j TPROXY"
         " --tproxy-mark 0x400/0xfff --on-port 15001 --on-ip 127.0.0.1"
     )

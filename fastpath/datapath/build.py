@@ -1,0 +1,216 @@
+"""Builds a path that is declared as data: one small engine for all of them.
+
+    with Built(declaration) as path:
+        path.netns["ztunnel"].run(...)
+
+A namespace a role, then the steps in their order, each in its own namespace. What
+fails half-way takes down what was there. Namespaces without names go with the process;
+those with names (`up`) stay until `down`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+from fastpath import tools
+from fastpath.datapath import links
+from fastpath.datapath.links import Links
+from fastpath.datapath.netns import Namespace
+from fastpath.errors import FastpathError
+from fastpath.vm.spec import Tap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from types import TracebackType
+
+    from fastpath.datapath.declared import Datapath
+    from fastpath.datapath.steps import Step
+
+NAMED: Final = Path("/run/netns")
+"""Where ip-netns(8) keeps those with names."""
+PREFIX: Final = "fastpath-"
+_TIMEOUT_S: Final = 30.0
+
+
+class Built:
+    """A path, as a context manager; its namespaces have no names.
+
+    Leaving it, or the end of the process by any means, leaves nothing behind.
+
+    Args:
+        path: what to build.
+
+    Raises:
+        FastpathError: a right, a program or a kernel feature is missing.
+    """
+
+    tap: Tap
+    """Where the sandbox is attached."""
+    netns: Mapping[str, Namespace]
+    """By role."""
+
+    def __init__(self, path: Datapath) -> None:
+        self.path = path
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.netns = {
+                role: stack.enter_context(Namespace()) for role in self.path.roles
+            }
+            taps = apply(self.path.steps, self.netns, stack, what=self.path.name)
+            sandbox = self.path.sandbox
+            self.tap = Tap(fd=taps[sandbox.device], mac=sandbox.mac)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def tunnel_packets(self) -> int:
+        """Packets that the node sent into the tunnel so far, ARP's among them."""
+        if not self.path.tunnel:
+            return 0
+        return self.netns["node"].run(_sent, self.path.tunnel)
+
+
+@dataclass(slots=True)
+class _World:
+    """What steps ask for."""
+
+    ip: Links
+    namespaces: Mapping[str, Namespace]
+    stack: ExitStack
+    persist: bool
+    taps: dict[str, int] = field(default_factory=dict)
+
+    def netns(self, role: str) -> int:
+        """As `steps.World`."""
+        return self.namespaces[role].fileno()
+
+    def keep_tap(self, fd: int, device: str) -> None:
+        """As `steps.World`."""
+        self.stack.callback(os.close, fd)
+        self.taps[device] = fd
+        if self.persist:
+            links.persist(fd)
+
+
+def apply(
+    steps: Iterable[Step],
+    namespaces: Mapping[str, Namespace],
+    stack: ExitStack,
+    *,
+    what: str,
+    persist: bool = False,
+) -> dict[str, int]:
+    """Do steps in their order, each in its namespace.
+
+    Args:
+        steps: them.
+        namespaces: by role.
+        stack: closes the descriptors of taps.
+        what: whose steps these are, for errors.
+        persist: tap devices stay when their descriptors are closed.
+
+    Returns:
+        The descriptor of each tap device, by name.
+
+    Raises:
+        FastpathError: a step cannot be done, and which.
+    """
+    taps: dict[str, int] = {}
+
+    def do(there: Iterable[Step]) -> None:
+        with Links() as ip:
+            world = _World(ip, namespaces, stack, persist, taps)
+            for step in there:
+                try:
+                    step.apply(world)
+                except OSError as exc:
+                    command = step.commands(lambda role: role)[0]
+                    raise FastpathError(
+                        f"path {what}, in {step.at}: {command}", f"{exc.strerror}"
+                    ) from exc
+
+    for role, there in itertools.groupby(steps, key=lambda step: step.at):
+        namespaces[role].run(do, list(there))
+    return taps
+
+
+def names(path: Datapath) -> dict[str, str]:
+    """The names of a path's namespaces while it is `up`, by role."""
+    return {role: f"{PREFIX}{path.name}-{role}" for role in path.roles}
+
+
+def up(path: Datapath) -> None:
+    """Build a path in namespaces with names; it stays when this process ends.
+
+    Raises:
+        FastpathError: it is there already, or can't be built; nothing of it is left.
+    """
+    own = names(path)
+    if there := _there(own.values()):
+        raise FastpathError(
+            f"path {path.name}",
+            f"{', '.join(there)} is there already",
+            f"fastpath path down {path.name}",
+        )
+    with ExitStack() as undo, ExitStack() as stack:
+        namespaces = {}
+        for role, name in own.items():
+            undo.callback(_forget, name)
+            _ip_netns("add", name)
+            namespaces[role] = stack.enter_context(Namespace.at(NAMED / name))
+        apply(path.steps, namespaces, stack, what=path.name, persist=True)
+        undo.pop_all()
+
+
+def down(path: Datapath) -> list[str]:
+    """Take down what `up` made; return the names of its namespaces.
+
+    Raises:
+        FastpathError: the right is missing.
+    """
+    there = _there(names(path).values())
+    for name in there:
+        _ip_netns("delete", name)
+    return there
+
+
+def _there(wanted: Iterable[str]) -> list[str]:
+    return [name for name in wanted if (NAMED / name).exists()]
+
+
+def _forget(name: str) -> None:
+    if (NAMED / name).exists():
+        _ip_netns("delete", name)
+
+
+def _ip_netns(verb: str, name: str) -> None:
+    argv = [tools.path_of("ip"), "netns", verb, name]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+    )
+    if done.returncode:
+        raise FastpathError(
+            f"ip netns {verb} {name}",
+            " ".join(done.stderr.split()) or f"exit status {done.returncode}",
+            "run as root: named network namespaces are mounts of the host's",
+        )
+
+
+def _sent(device: str) -> int:
+    with Links() as ip:
+        return ip.sent(device)

@@ -1,0 +1,46 @@
+"""The standard paths, by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from fastpath.datapath import ambient_geneve, geneve
+from fastpath.datapath.ambient_geneve import Mode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from fastpath.datapath.declared import Datapath
+
+ALPHA: Final = f"{ambient_geneve.NAME}-alpha"
+
+
+def _alpha(kind: geneve.Kind) -> Datapath:
+    return ambient_geneve.declare(kind, Mode.ISTIO_ALPHA, ALPHA)
+
+
+_PATHS: Final[Mapping[str, Callable[[geneve.Kind], Datapath]]] = {
+    ambient_geneve.NAME: ambient_geneve.declare,
+    ALPHA: _alpha,
+}
+NAMES: Final = tuple(_PATHS)
+
+
+def declare(name: str, kind: geneve.Kind = "kernel") -> Datapath:
+    """Declare a path.
+
+    Args:
+        name: one of `NAMES`.
+        kind: of its Geneve tunnel, if it has one.
+    """
+    return _PATHS[name](kind)
+
+
+def possible(name: str, want: geneve.Want = "auto") -> Datapath:
+    """The same, with a tunnel that this kernel has.
+
+    Raises:
+        FastpathError: the kernel's is wanted and the kernel has none.
+    """
+    path = declare(name)
+    return declare(name, geneve.choose(want)) if path.tunnel else path

@@ -1,0 +1,181 @@
+"""Sends one connection over a path and looks at which hop it was seen.
+
+A packet socket stands on each hop's device before the connection begins. What it saw is
+told by the client's address and port, inside Geneve, too.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from fastpath.datapath.build import Built
+from fastpath.datapath.declared import Capture
+from fastpath.datapath.geneve import PORT as GENEVE_PORT
+from fastpath.datapath.standin import SERVER_PORT, Guest, Listener
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fastpath.datapath.declared import Datapath, Hop
+    from fastpath.datapath.netns import Namespace
+
+DESTINATION: Final = ("198.18.0.1", 7)
+"""Nobody's: RFC 2544's range. Only who captures connections can answer for it."""
+MESSAGE: Final = b"fastpath path check"
+
+_ETH_P_ALL: Final = 0x0003
+_ETH_P_IP: Final = b"\x08\x00"
+_TCP, _UDP = 6, 17
+_SO_RCVBUFFORCE: Final = 33
+_PACKET_OUTGOING: Final = 4
+_FRAME: Final = 1 << 17
+_GENEVE: Final = 8 + 8
+"""Bytes of its header, without options, and UDP's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a hop saw of the connection."""
+
+    hop: Hop
+    there: int
+    """Packets from the client."""
+    back: int
+    """Packets to it."""
+
+    @property
+    def good(self) -> bool:
+        """Whether it is what the path says."""
+        return self.there > 0 and (self.back > 0) is self.hop.replies
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of the connection."""
+
+    hops: tuple[Seen, ...]
+    problem: str
+    """Why it did not arrive as it should; empty: it did."""
+    arrived: str
+    """How the far end saw it, in words."""
+
+    @property
+    def good(self) -> bool:
+        """Whether it took each hop and arrived."""
+        return not self.problem and all(seen.good for seen in self.hops)
+
+
+class Capturing:
+    """All frames that a device sends and receives, since it was made."""
+
+    def __init__(self, where: Namespace, device: str) -> None:
+        self._socket = where.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 << 20)
+        self._socket.bind((device, _ETH_P_ALL))
+        self._socket.setblocking(False)
+
+    def frames(self) -> Iterator[tuple[bool, bytes]]:
+        """What came so far: whether the device sent it, and the frame."""
+        while True:
+            try:
+                frame, address = self._socket.recvfrom(_FRAME)
+            except BlockingIOError:
+                return
+            yield address[2] == _PACKET_OUTGOING, frame
+
+    def close(self) -> None:
+        """Capture no more."""
+        self._socket.close()
+
+
+def check(path: Datapath) -> Outcome:
+    """Build a path, send a connection from its sandbox, and take it down again.
+
+    Raises:
+        FastpathError: it can't be built.
+    """
+    with ExitStack() as stack:
+        built = stack.enter_context(Built(path))
+        captures = [
+            stack.enter_context(closing(Capturing(built.netns[it.at], it.device)))
+            for it in path.hops
+        ]
+        listener = stack.enter_context(Listener(built))
+        guest = stack.enter_context(Guest(built.tap.fd, path.sandbox))
+        there = DESTINATION
+        if path.capture is Capture.NONE:
+            there = (path.server, SERVER_PORT)
+        client, problem, arrived = _exchange(guest, listener, there)
+        seen = [
+            Seen(hop, *_count(capture, client))
+            for hop, capture in zip(path.hops, captures, strict=True)
+        ]
+    return Outcome(tuple(seen), problem, arrived)
+
+
+def _exchange(
+    guest: Guest, listener: Listener, there: tuple[str, int]
+) -> tuple[tuple[str, int] | None, str, str]:
+    """Connect, send, answer; return the client's address, a problem, who came."""
+    try:
+        client = guest.connect(there)
+    except OSError as exc:
+        return None, f"connect: {exc.strerror or 'timed out'}", ""
+    with client:
+        own = client.getsockname()
+        try:
+            accepted = listener.accept()
+        except TimeoutError:
+            return own, "connected, but not to the listener", ""
+        with accepted.sock as far:
+            client.sendall(MESSAGE)
+            far.sendall(far.recv(len(MESSAGE)))
+            echoed = client.recv(len(MESSAGE))
+        to = "{}:{}".format(*accepted.destination)
+        arrived = "from {}:{} to {}".format(*accepted.client, to)
+        if echoed != MESSAGE:
+            return own, "the answer differs", arrived
+        if accepted.destination != there:
+            return own, "the original destination is lost", arrived
+    return own, "", arrived
+
+
+def _count(capture: Capturing, client: tuple[str, int] | None) -> tuple[int, int]:
+    """Packets from and to the client; each counts once, as device or as wire."""
+    there = back = 0
+    for _, frame in capture.frames():
+        for packet in _tcp(frame):
+            source, destination = _ends(packet)
+            if client is None:
+                there += destination[0] == DESTINATION[0]
+            there += source == client
+            back += destination == client
+    return there, back
+
+
+def _tcp(frame: bytes) -> Iterator[bytes]:
+    """The IPv4 TCP packet in an Ethernet frame, or in the Geneve packet in it."""
+    if frame[12:14] != _ETH_P_IP:
+        return
+    packet = frame[14:]
+    size = (packet[0] & 15) * 4
+    if packet[9] == _TCP:
+        yield packet
+    elif packet[9] == _UDP:
+        (port,) = struct.unpack_from("!H", packet, size + 2)
+        if port == GENEVE_PORT:
+            options = (packet[size + 8] & 0x3F) * 4
+            yield from _tcp(packet[size + _GENEVE + options :])
+
+
+def _ends(packet: bytes) -> tuple[tuple[str, int], tuple[str, int]]:
+    size = (packet[0] & 15) * 4
+    source, destination = struct.unpack_from("!HH", packet, size)
+    return (
+        (socket.inet_ntoa(packet[12:16]), source),
+        (socket.inet_ntoa(packet[16:20]), destination),
+    )

@@ -1,0 +1,174 @@
+"""Stand-ins at a path's two ends: a guest without a VM, a ztunnel that only answers.
+
+The guest is a network namespace whose eth0 is a tap of its own. A thread carries frames
+between that tap and the path's, as QEMU does, so packets take the same way as a VM's.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+import struct
+import threading
+from contextlib import ExitStack, suppress
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from fastpath.datapath import links
+from fastpath.datapath.declared import OUTBOUND_PORT, SERVER, Capture
+from fastpath.datapath.links import Links
+from fastpath.datapath.netns import Namespace, sysctl
+from vhost_user.closing import Closing
+
+if TYPE_CHECKING:
+    from fastpath.datapath.build import Built
+    from fastpath.datapath.declared import Sandbox
+
+TIMEOUT_S: Final = 10.0
+SERVER_PORT: Final = 7007
+"""Of the server behind."""
+
+_FRAME: Final = 1 << 17
+_IP_TRANSPARENT: Final = 19
+_SO_ORIGINAL_DST: Final = 80
+_SOCKADDR_IN: Final = struct.Struct("!2xH4s8x")
+
+
+class Guest(Closing):
+    """A namespace that is attached where the microVM would be.
+
+    Args:
+        tap: the path's, borrowed.
+        sandbox: the guest's addresses.
+    """
+
+    def __init__(self, tap: int, sandbox: Sandbox) -> None:
+        with ExitStack() as stack:
+            self.netns = stack.enter_context(Namespace())
+            fd = self.netns.run(_interface, sandbox)
+            stack.callback(os.close, fd)
+            ours, self._end = os.pipe2(os.O_CLOEXEC)
+            stack.callback(os.close, ours)
+            thread = threading.Thread(target=_carry, args=(tap, fd, ours), daemon=True)
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(os.close, self._end)
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        """Carry nothing any more, and drop the namespace."""
+        self._stack.close()
+
+    def connect(self, address: tuple[str, int]) -> socket.socket:
+        """Open a TCP connection.
+
+        Raises:
+            OSError: it can't be.
+        """
+        sock = self.netns.socket()
+        try:
+            sock.settimeout(TIMEOUT_S)
+            sock.connect(address)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+
+class Accepted(NamedTuple):
+    """A connection that ztunnel's stand-in took."""
+
+    sock: socket.socket
+    client: tuple[str, int]
+    destination: tuple[str, int]
+    """Where the client wanted to go."""
+
+
+class Listener(Closing):
+    """What listens where the path ends: ztunnel, or the server where there is no mesh.
+
+    Args:
+        path: built.
+    """
+
+    def __init__(self, path: Built) -> None:
+        self._capture = path.path.capture
+        without = self._capture is Capture.NONE
+        role = SERVER if without else path.path.ztunnel
+        self._sock = path.netns[role].socket()
+        try:
+            self._sock.settimeout(TIMEOUT_S)
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if self._capture is Capture.TPROXY:
+                self._sock.setsockopt(socket.SOL_IP, _IP_TRANSPARENT, 1)
+            self._sock.bind(("", SERVER_PORT if without else OUTBOUND_PORT))
+            self._sock.listen()
+        except OSError:
+            self.close()
+            raise
+
+    def accept(self) -> Accepted:
+        """Take the next connection.
+
+        Raises:
+            TimeoutError: none comes.
+        """
+        sock, client = self._sock.accept()
+        sock.settimeout(TIMEOUT_S)
+        return Accepted(sock, client, self._destination(sock))
+
+    def _destination(self, sock: socket.socket) -> tuple[str, int]:
+        if self._capture is not Capture.REDIRECT:
+            host, port = sock.getsockname()
+            return str(host), int(port)
+        return original_destination(sock)
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._sock.close()
+
+
+def original_destination(sock: socket.socket) -> tuple[str, int]:
+    """Where a connection went before NAT.
+
+    Raises:
+        OSError: there was none.
+    """
+    got = sock.getsockopt(socket.SOL_IP, _SO_ORIGINAL_DST, _SOCKADDR_IN.size)
+    port, host = _SOCKADDR_IN.unpack(got)
+    return str(IPv4Address(host)), port
+
+
+def _interface(sandbox: Sandbox) -> int:
+    """In the guest: its eth0, a tap whose descriptor is ours to close."""
+    for scope in ("all", "default"):
+        with suppress(FileNotFoundError):
+            sysctl(f"ipv6/conf/{scope}/disable_ipv6", 1)
+    fd = links.tap("eth0")
+    try:
+        with Links() as ip:
+            ip.up("lo")
+            ip.set_mac("eth0", sandbox.mac)
+            ip.address("eth0", sandbox.address)
+            ip.up("eth0")
+            ip.route("default", dev="eth0", via=sandbox.gateway)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _carry(one: int, other: int, end: int) -> None:
+    """Pass frames between two taps, each way, until `end` closes."""
+    with selectors.DefaultSelector() as selector:
+        for source, target in ((one, other), (other, one)):
+            selector.register(source, selectors.EVENT_READ, target)
+        selector.register(end, selectors.EVENT_READ, None)
+        while True:
+            for key, _ in selector.select():
+                if key.data is None:
+                    return
+                # a device that is down refuses, and loses the frame as a wire would
+                with suppress(OSError):
+                    os.write(key.data, os.read(key.fd, _FRAME))

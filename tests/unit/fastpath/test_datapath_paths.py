@@ -1,0 +1,99 @@
+"""Standard paths as data: what is shown is what is built."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastpath.commands import path as command
+from fastpath.datapath import catalogue, netns, show
+from fastpath.datapath.rules import Mark
+from fastpath.datapath.steps import NotLocal, Route, Rule
+from fastpath.errors import FastpathError
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        (
+            Route(at="node", to="default", dev="eth0", via="192.0.2.1"),
+            "ip route add default via 192.0.2.1 dev eth0",
+        ),
+        (
+            Route(at="node", to="0.0.0.0/0", dev="lo", table=100, kind="local"),
+            "ip route add local 0.0.0.0/0 dev lo table 100",
+        ),
+        (
+            Route(
+                at="node", to="default", dev="z", via="192.0.2.1", table=7, onlink=True
+            ),
+            "ip route add default via 192.0.2.1 dev z table 7 onlink",
+        ),
+        (
+            Rule(at="node", priority=101, mark=Mark(0x100, 0x100), table=101),
+            "ip rule add pref 101 fwmark 0x100/0x100 lookup 101",
+        ),
+        (
+            Rule(at="node", priority=100, goto=32766),
+            "ip rule add pref 100 goto 32766",
+        ),
+        (
+            NotLocal(at="pod", address="192.0.2.9", dev="eth0"),
+            "ip route del local 192.0.2.9 dev eth0 table local",
+        ),
+    ],
+)
+def test_a_step_reads_as_a_person_types_it(step, words):
+    assert step.commands(lambda role: role) == [words]
+
+
+@pytest.mark.parametrize("name", catalogue.NAMES)
+def test_each_hop_is_in_a_namespace_of_the_path(name):
+    path = catalogue.declare(name)
+    assert path.name == name
+    assert {hop.at for hop in path.hops} <= set(path.roles)
+    assert {path.sandbox.at, path.ztunnel, "server"} <= set(path.roles)
+
+
+@pytest.mark.parametrize("name", catalogue.NAMES)
+def test_the_picture_fits_a_terminal(name):
+    lines = catalogue.declare(name).picture.splitlines()
+    assert max(map(len, lines)) <= 80
+
+
+def test_commands_name_the_namespace_that_they_are_for():
+    lines = show.script(catalogue.declare("ambient-geneve"))
+    own = "fastpath-ambient-geneve"
+    assert lines[0] == f"ip netns add {own}-node"
+    assert f"ip -n {own}-pod link set lo up" in lines
+    assert (
+        f"tc -n {own}-pod filter add dev eth0 parent ffff: protocol all u32 match u8"
+        " 0 0 action mirred egress redirect dev tap0_kata"
+    ) in lines
+    assert f"ip netns exec {own}-node ipset add ztunnel-pods-ips 10.200.1.2" in lines
+    assert all(x.startswith(("ip ", "tc ", "# ")) or not x for x in lines)
+
+
+def test_list_has_a_line_for_each_path(capsys):
+    assert command.show_all() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(catalogue.NAMES)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        command.show_one,
+        command.down,
+        lambda name: command.up(name, "auto"),
+        lambda name: command.check(name, "auto"),
+    ],
+)
+def test_an_unknown_name_is_an_error_that_lists_the_others(wrong):
+    with pytest.raises(FastpathError, match=r"there are .*ambient-geneve"):
+        wrong("no-such")
+
+
+def test_up_without_root_says_what_works_instead(monkeypatch):
+    monkeypatch.setattr(netns, "may_configure", lambda: False)
+    with pytest.raises(FastpathError, match="fastpath path check NAME"):
+        command.up("ambient-geneve", "auto")
