@@ -38,6 +38,7 @@ class SandboxRouter:
         self._outbound = outbound
         self._client = client
         self._dns = resolver
+        self._own = {version: str(client.own_address(version)) for version in (4, 6)}
 
     def set_policy(self, policy: SandboxPolicy) -> None:
         """Decide by `policy` from now on, and end what it denies."""
@@ -97,8 +98,4 @@ class SandboxRouter:
         return (self._own_address(destination), source_port(event.peer_port))
 
     def _own_address(self, destination: SocketAddress) -> str:
-        version = 6 if ":" in destination[0] else 4
-        return _text(self._client.own_address(version))
-
-
-_text = functools.lru_cache(maxsize=1024)(str)  # an IP's is made of four parts
+        return self._own[6 if ":" in destination[0] else 4]
