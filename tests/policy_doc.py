@@ -67,7 +67,10 @@ def tables() -> str:
             "the guest's business",
         ),
         (
-            f"the host's own, ports {ports}, those of `metrics`, `readiness`, `tproxy`",
+            (
+                f"the host's own, ports {ports}, those of `metrics`, `readiness`,"
+                " `outbound`"
+            ),
             "`ztunnel_port`",
             "ztunnel's own",
         ),

@@ -178,7 +178,7 @@ def compare(
     *,
     paths: Annotated[
         str, typer.Option(help="The paths, by name, with commas.")
-    ] = "tsi,ambient-geneve",
+    ] = "tsi,inpod-l3forwarding",
     rounds: Annotated[int, typer.Option(metavar="N", min=2, max=1000)] = 20,
     quick: Annotated[
         bool, typer.Option("--quick", help="Three short rounds: does it work?")

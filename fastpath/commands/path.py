@@ -79,7 +79,15 @@ def check(name: str, kind: geneve.Want) -> int:
     _check_name(name)
     netns.own_user_namespace([sys.executable, *sys.orig_argv[1:]])
     path = catalogue.possible(name, kind)
-    outcome = probe.check(path)
+    good = _tell(probe.check(path))
+    if path.inbound:
+        print("inbound, from the node to the sandbox:")
+        good = _tell(probe.check_inbound(path)) and good
+    return 0 if good else EXIT_NOT_SEEN
+
+
+def _tell(outcome: probe.Outcome) -> bool:
+    """Print what became of a connection; return whether that is as it should be."""
     for number, seen in enumerate(outcome.hops, start=1):
         hop = seen.hop
         packets = f"{seen.there} there, {seen.back} back"
@@ -89,7 +97,7 @@ def check(name: str, kind: geneve.Want) -> int:
         print(f"the connection: {outcome.problem} {outcome.arrived}".rstrip())
     else:
         print(f"the connection arrived {outcome.arrived}")
-    return 0 if outcome.good else EXIT_NOT_SEEN
+    return outcome.good
 
 
 def _check_name(name: str) -> None:

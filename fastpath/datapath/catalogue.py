@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from fastpath.datapath import ambient_geneve, geneve
+from fastpath.datapath import ambient_geneve, geneve, inpod_l3forwarding
 from fastpath.datapath.ambient_geneve import Mode
 
 if TYPE_CHECKING:
@@ -15,11 +15,16 @@ if TYPE_CHECKING:
 ALPHA: Final = f"{ambient_geneve.NAME}-alpha"
 
 
+def _inpod(_: geneve.Kind) -> Datapath:
+    return inpod_l3forwarding.declare()
+
+
 def _alpha(kind: geneve.Kind) -> Datapath:
     return ambient_geneve.declare(kind, Mode.ISTIO_ALPHA, ALPHA)
 
 
 _PATHS: Final[Mapping[str, Callable[[geneve.Kind], Datapath]]] = {
+    inpod_l3forwarding.NAME: _inpod,
     ambient_geneve.NAME: ambient_geneve.declare,
     ALPHA: _alpha,
 }

@@ -70,6 +70,9 @@ class Datapath:
     picture: str
     steps: tuple[Step, ...]
     hops: tuple[Hop, ...]
+    """From the sandbox to ztunnel."""
+    inbound: tuple[Hop, ...] = ()
+    """From a client on the node to the sandbox; empty: that half isn't built."""
     sandbox: Sandbox
     capture: Capture
     ztunnel: str = ZTUNNEL

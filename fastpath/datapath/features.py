@@ -63,3 +63,8 @@ XT_SET: Final = Feature("the iptables match set", ("xt_set",))
 XT_MARK: Final = Feature("the iptables match and target MARK", ("xt_mark",))
 XT_CONNMARK: Final = Feature("the iptables match and target CONNMARK", ("xt_connmark",))
 XT_TPROXY: Final = Feature("the iptables target TPROXY", ("xt_TPROXY",))
+XT_SOCKET: Final = Feature("the iptables match socket", ("xt_socket",))
+XT_NAT: Final = Feature(
+    "the iptables targets SNAT, DNAT and REDIRECT", ("xt_nat", "xt_REDIRECT")
+)
+XT_CT: Final = Feature("the iptables target CT", ("xt_CT",))

@@ -10,10 +10,11 @@ import socket
 import struct
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
+from fastpath.datapath import standin
 from fastpath.datapath.build import Built
-from fastpath.datapath.declared import Capture
+from fastpath.datapath.declared import INBOUND_PORT, NODE, Capture
 from fastpath.datapath.geneve import PORT as GENEVE_PORT
 from fastpath.datapath.standin import SERVER_PORT, Guest, Listener
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from fastpath.datapath.declared import Datapath, Hop
     from fastpath.datapath.netns import Namespace
+
+Address: TypeAlias = tuple[str, int]
 
 DESTINATION: Final = ("198.18.0.1", 7)
 """Nobody's: RFC 2544's range. Only who captures connections can answer for it."""
@@ -99,27 +102,78 @@ def check(path: Datapath) -> Outcome:
         FastpathError: it can't be built.
     """
     with ExitStack() as stack:
-        built = stack.enter_context(Built(path))
-        captures = [
-            stack.enter_context(closing(Capturing(built.netns[it.at], it.device)))
-            for it in path.hops
-        ]
+        built, captures, guest = _set_up(path, path.hops, stack)
         listener = stack.enter_context(Listener(built))
-        guest = stack.enter_context(Guest(built.tap.fd, path.sandbox))
         there = DESTINATION
         if path.capture is Capture.NONE:
             there = (path.server, SERVER_PORT)
         client, problem, arrived = _exchange(guest, listener, there)
-        seen = [
-            Seen(hop, *_count(capture, client))
-            for hop, capture in zip(path.hops, captures, strict=True)
-        ]
-    return Outcome(tuple(seen), problem, arrived)
+        ends = [client] * len(captures)
+        return Outcome(_seen(path.hops, captures, ends), problem, arrived)
+
+
+def check_inbound(path: Datapath) -> Outcome:
+    """The same from the node to the sandbox, by way of ztunnel's inbound listener.
+
+    Raises:
+        FastpathError: it can't be built.
+    """
+    with ExitStack() as stack:
+        built, captures, guest = _set_up(path, path.inbound, stack)
+        listener = stack.enter_context(Listener(built, INBOUND_PORT))
+        server = stack.enter_context(guest.listen())
+        client = stack.enter_context(built.netns[NODE].socket())
+        client.settimeout(standin.TIMEOUT_S)
+        there = (str(path.sandbox.address.ip), SERVER_PORT)
+        own: Address | None = None
+        onward_from: Address | None = None
+        problem = arrived = ""
+        try:
+            client.connect(there)
+            own = client.getsockname()
+            accepted = listener.accept()
+            stack.enter_context(accepted.sock)
+            onward = stack.enter_context(standin.onward(built, accepted))
+            onward_from = onward.getsockname()
+            far, seen = server.accept()
+            stack.enter_context(far)
+            client.sendall(MESSAGE)
+            onward.sendall(accepted.sock.recv(len(MESSAGE)))
+            arrived = f"from {seen[0]}:{seen[1]} to {there[0]}:{there[1]}"
+            if far.recv(len(MESSAGE)) != MESSAGE:
+                problem = "what arrives differs"
+            elif seen[0] != own[0]:
+                problem = "the client's address is lost"
+        except OSError as exc:
+            problem = exc.strerror or "timed out"
+        ends = [own] * (len(captures) - 1) + [onward_from]
+        return Outcome(_seen(path.inbound, captures, ends), problem, arrived)
+
+
+def _set_up(
+    path: Datapath, hops: tuple[Hop, ...], stack: ExitStack
+) -> tuple[Built, list[Capturing], Guest]:
+    built = stack.enter_context(Built(path))
+    captures = [
+        stack.enter_context(closing(Capturing(built.netns[it.at], it.device)))
+        for it in hops
+    ]
+    guest = stack.enter_context(Guest(built.tap.fd, path.sandbox))
+    return built, captures, guest
+
+
+def _seen(
+    hops: tuple[Hop, ...], captures: list[Capturing], ends: list[Address | None]
+) -> tuple[Seen, ...]:
+    return tuple(
+        Seen(hop, *_count(capture, client))
+        for hop, capture, client in zip(hops, captures, ends, strict=True)
+    )
 
 
 def _exchange(
-    guest: Guest, listener: Listener, there: tuple[str, int]
-) -> tuple[tuple[str, int] | None, str, str]:
+    guest: Guest, listener: Listener, there: Address
+) -> tuple[Address | None, str, str]:
     """Connect, send, answer; return the client's address, a problem, who came."""
     try:
         client = guest.connect(there)
@@ -144,7 +198,7 @@ def _exchange(
     return own, "", arrived
 
 
-def _count(capture: Capturing, client: tuple[str, int] | None) -> tuple[int, int]:
+def _count(capture: Capturing, client: Address | None) -> tuple[int, int]:
     """Packets from and to the client; each counts once, as device or as wire."""
     there = back = 0
     for _, frame in capture.frames():
@@ -172,7 +226,7 @@ def _tcp(frame: bytes) -> Iterator[bytes]:
             yield from _tcp(packet[size + _GENEVE + options :])
 
 
-def _ends(packet: bytes) -> tuple[tuple[str, int], tuple[str, int]]:
+def _ends(packet: bytes) -> tuple[Address, Address]:
     size = (packet[0] & 15) * 4
     source, destination = struct.unpack_from("!HH", packet, size)
     return (

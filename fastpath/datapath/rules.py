@@ -20,6 +20,11 @@ _TIMEOUT_S: Final = 30.0
 _FEATURES: Final = {
     "TPROXY": features.XT_TPROXY,
     "--match-set": features.XT_SET,
+    "socket": features.XT_SOCKET,
+    "REDIRECT": features.XT_NAT,
+    "SNAT": features.XT_NAT,
+    "DNAT": features.XT_NAT,
+    "CT": features.XT_CT,
     "CONNMARK": features.XT_CONNMARK,
     "connmark": features.XT_CONNMARK,
     "MARK": features.XT_MARK,

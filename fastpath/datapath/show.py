@@ -34,6 +34,10 @@ def text(path: Datapath) -> Iterator[str]:
     yield "hops:"
     for number, hop in enumerate(path.hops, start=1):
         yield f"  {number}. {hop.at:9}  {hop.device:10}  {hop.what}"
+    if path.inbound:
+        yield "inbound hops:"
+    for number, hop in enumerate(path.inbound, start=1):
+        yield f"  {number}. {hop.at:9}  {hop.device:10}  {hop.what}"
     yield ""
     yield from script(path)
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 TIMEOUT_S: Final = 10.0
 SERVER_PORT: Final = 7007
 """Of the server behind."""
+ZTUNNEL_MARK: Final = 0x539
+"""Istio's: of what ztunnel sends itself."""
 
 _FRAME: Final = 1 << 17
 _IP_TRANSPARENT: Final = 19
@@ -75,6 +77,14 @@ class Guest(Closing):
             raise
         return sock
 
+    def listen(self) -> socket.socket:
+        """Listen at `SERVER_PORT`."""
+        sock = self.netns.socket()
+        sock.settimeout(TIMEOUT_S)
+        sock.bind(("", SERVER_PORT))
+        sock.listen()
+        return sock
+
 
 class Accepted(NamedTuple):
     """A connection that ztunnel's stand-in took."""
@@ -90,9 +100,10 @@ class Listener(Closing):
 
     Args:
         path: built.
+        port: of ztunnel's listener.
     """
 
-    def __init__(self, path: Built) -> None:
+    def __init__(self, path: Built, port: int = OUTBOUND_PORT) -> None:
         self._capture = path.path.capture
         without = self._capture is Capture.NONE
         role = SERVER if without else path.path.ztunnel
@@ -102,7 +113,7 @@ class Listener(Closing):
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if self._capture is Capture.TPROXY:
                 self._sock.setsockopt(socket.SOL_IP, _IP_TRANSPARENT, 1)
-            self._sock.bind(("", SERVER_PORT if without else OUTBOUND_PORT))
+            self._sock.bind(("", SERVER_PORT if without else port))
             self._sock.listen()
         except OSError:
             self.close()
@@ -127,6 +138,25 @@ class Listener(Closing):
     def close(self) -> None:
         """Listen no more."""
         self._sock.close()
+
+
+def onward(path: Built, accepted: Accepted) -> socket.socket:
+    """Connect to where an inbound client wanted to go, with its IP, as ztunnel does.
+
+    Raises:
+        OSError: it can't be.
+    """
+    sock = path.netns[path.path.ztunnel].socket()
+    try:
+        sock.settimeout(TIMEOUT_S)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, ZTUNNEL_MARK)
+        sock.setsockopt(socket.SOL_IP, _IP_TRANSPARENT, 1)
+        sock.bind((accepted.client[0], 0))
+        sock.connect(accepted.destination)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def original_destination(sock: socket.socket) -> tuple[str, int]:

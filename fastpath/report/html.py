@@ -137,7 +137,7 @@ def render(report: Report) -> str:
             f"<h1>fastpath compare: {escape(names)}</h1>",
             _subtitle(report),
             *(f'<p class="warning">{escape(each)}</p>' for each in report.warnings),
-            *(_verdicts(pair, rows) for pair, rows in report.judged.items()),
+            *(_verdicts(pair, rows) for pair, rows in report.standard.items()),
             _hand_offs(report),
             _distributions(report),
             _figures(report),

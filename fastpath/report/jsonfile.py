@@ -15,7 +15,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from fastpath import files
-from fastpath.report.model import METRICS, Outcome
+from fastpath.report.model import Outcome
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,9 +41,14 @@ def to_dict(report: Report) -> dict[str, Any]:
             for pair, verdicts in report.verdicts.items()
         },
         "targets": {
-            m.key: {"at_least" if m.at_least else "at_most": m.bound}
-            for m in METRICS
-            if m.bound is not None
+            pair: {
+                v.metric.key: {
+                    "at_least" if v.metric.at_least else "at_most": v.metric.bound
+                }
+                for v in verdicts
+                if v.metric.bound is not None
+            }
+            for pair, verdicts in report.standard.items()
         },
         "setting": {
             "started": setting.started,

@@ -79,7 +79,7 @@ def _parts(report: Report) -> Iterator[RenderableType]:
     yield _latencies(to, paths, through=False)
     yield _latencies("Through ztunnel, to a server behind it", paths, through=True)
     yield _costs(f"Bulk and cost, {to[0].lower()}{to[1:]}", paths)
-    for pair in report.judged:
+    for pair in report.standard:
         yield _ratios(report, pair)
     if report.handed_on:
         yield _hand_offs(report)

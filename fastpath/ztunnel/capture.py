@@ -1,4 +1,4 @@
-"""Connections that were captured (TPROXY): the client is known by its IP.
+"""Connections that were captured (TPROXY, REDIRECT): the client is known by its IP.
 
 A client whose certificate isn't there yet, since no sandbox has its identity, waits
 until it is, or is not to be had.
@@ -32,7 +32,7 @@ class _Captured:
 
 
 class Capture:
-    """The TPROXY listener's events.
+    """The events of the listener of captured connections.
 
     Args:
         engine: takes the answers.

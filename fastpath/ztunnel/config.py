@@ -163,7 +163,8 @@ def ready_line(config: Config) -> str:
     own = config.fastpath
     parts = [f"sandbox {item.name} on {item.socket}" for item in own.sandboxes]
     if own.outbound:
-        parts.append(f"TPROXY on {own.outbound.tproxy}")
+        way = "TPROXY" if own.outbound.tproxy else "REDIRECT"
+        parts.append(f"{way} on {own.outbound.address}")
     if own.metrics:
         parts.append(f"metrics on {own.metrics}")
     if own.admin:
@@ -224,6 +225,13 @@ def _problems(config: Config) -> Iterator[Problem]:
     yield from certificate_settings.problems(config)
     yield from _thread_problems(config.fastpath)
     yield from _echo_problems(config)
+    yield from _outbound_problems(config.fastpath)
+
+
+def _outbound_problems(own: Fastpath) -> Iterator[Problem]:
+    out = own.outbound
+    if out and (out.tproxy is None) is (out.redirect is None):
+        yield ("fastpath", "outbound"), "must have either tproxy or redirect"
 
 
 def _sandbox_problems(config: Config) -> Iterator[Problem]:

@@ -33,14 +33,18 @@ _HINTS = {
     errno.EPERM: "give the process CAP_NET_ADMIN, or run it in a user and network"
     " namespace of its own: unshare -Urn",
     errno.EADDRINUSE: "end the process that listens there, or name another port in"
-    " outbound.tproxy",
+    " outbound",
 }
 
 
-def transparent(address: ListenAddress) -> socket.socket:
-    """Listen where TPROXY delivers connections to other hosts' addresses.
+def captured(address: ListenAddress, *, tproxy: bool) -> socket.socket:
+    """Listen where connections to other hosts' addresses are led to.
 
-    A connection's `getsockname()` is then its original destination.
+    With TPROXY a connection's `getsockname()` is its original destination.
+
+    Args:
+        address: where.
+        tproxy: they come as they are; else by NAT, which takes no right here.
 
     Raises:
         FastpathError: a right is missing, or the address cannot be taken.
@@ -50,15 +54,16 @@ def transparent(address: ListenAddress) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
-        if version6:
+        if tproxy:
+            sock.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
+        if tproxy and version6:
             sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
         sock.bind((str(address.host), address.port))
         sock.listen(BACKLOG)
     except OSError as exc:
         sock.close()
         raise FastpathError(
-            f"cannot open the TPROXY listener {address}",
+            f"cannot open the listener of captured connections {address}",
             exc.strerror or str(exc),
             _HINTS.get(exc.errno or 0),
         ) from exc

@@ -219,9 +219,19 @@ class Sandbox:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboundListener:
-    """Where captured connections arrive."""
+    """Where captured connections arrive: one of the two."""
 
-    tproxy: ListenAddress
+    tproxy: ListenAddress | None = None
+    """As they are."""
+    redirect: ListenAddress | None = None
+    """By NAT (REDIRECT, DNAT), whose table has their destination."""
+
+    @property
+    def address(self) -> ListenAddress:
+        """Either; `config.check` has seen to it that there is one."""
+        found = self.tproxy or self.redirect
+        assert found is not None
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@
       sandbox, for each         vsock device, TSI service, vhost-user socket,
                                 hybrid unix socket
       pods                      processes in the network namespaces of sandboxes
-      capture                   TPROXY listener, if configured
+      capture                   what TPROXY or REDIRECT leads here, if configured
       admin                     metrics and readiness, if configured
 
 What is opened first is closed last. A sandbox's sockets exist before `ready`. Its
@@ -290,7 +290,8 @@ class Ztunnel:
         own = self.config.fastpath
         capture = self._capture
         if capture is None and own.outbound:
-            capture = listener.transparent(own.outbound.tproxy)
+            tproxy = own.outbound.tproxy is not None
+            capture = listener.captured(own.outbound.address, tproxy=tproxy)
             self._ports.add(capture.getsockname()[1])
         self._stack.callback(listener.close, capture)
         return capture

@@ -60,6 +60,16 @@ def test_a_connection_takes_each_hop_and_arrives(name, missing):
     assert [seen for seen in outcome.hops if not seen.good] == []
 
 
+INBOUND = [name for name in catalogue.NAMES if catalogue.declare(name).inbound]
+
+
+@pytest.mark.parametrize("name", INBOUND)
+def test_a_client_reaches_the_sandbox_by_way_of_ztunnel(name):
+    outcome = probe.check_inbound(catalogue.possible(name))
+    assert outcome.problem == ""
+    assert [seen for seen in outcome.hops if not seen.good] == []
+
+
 def test_a_path_that_catches_nothing_is_found_out(monkeypatch):
     monkeypatch.setattr(standin, "TIMEOUT_S", 0.5)  # nothing comes, however long
     path = catalogue.possible(UP_AND_DOWN)

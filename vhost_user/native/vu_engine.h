@@ -103,7 +103,8 @@ enum vu_event_kind {
  * @dst_len:	Bytes used of @dst: 0 for vsock
  * @src:	Listener: the client's sockaddr, or its tunnel's; without @tag
  *		empty once it has hung up
- * @dst:	Listener: getsockname(), with TPROXY the original destination
+ * @dst:	Listener: getsockname(), with TPROXY the original destination;
+ *		VU_EV_REQUEST: that before NAT, if there was any
  */
 struct vu_event {
 	uint64_t conn;

@@ -36,32 +36,51 @@ TSI: Final = PathFacts(
     connections=("ztunnel to server",),
 )
 
-AMBIENT_GENEVE: Final = PathFacts(
-    title="Standard path: veth, Geneve, TPROXY",
-    stacks=(
-        "TCP/IP of the guest",
-        "IP forwarding on the node (mark, policy routing)",
-        "UDP/IP of the Geneve tunnel, out and in",
-        "TCP/IP of the ztunnel's namespace (TPROXY)",
-    ),
-    copies_up=(
-        # net/ipv4/tcp.c: tcp_sendmsg()
-        "program's buffer to a guest socket buffer",
-        # hw/net/virtio-net.c, net/tap.c: writev of guest memory to the tap
-        "guest memory to a host socket buffer (QEMU writes the tap)",
-        # net/ipv4/tcp.c: tcp_recvmsg()
-        "host socket buffer to ztunnel",
-    ),
-    copies_down=(
-        "ztunnel to a host socket buffer",
-        # net/tap.c: tap_send() reads into its own buffer first
-        "host socket buffer to QEMU (reads the tap)",
-        # hw/net/virtio-net.c: iov_from_buf() in virtio_net_receive_rcu()
-        "QEMU to the guest's receive buffer",
-        "guest's receive buffer to the program's",
-    ),
-    connections=("program to ztunnel", "ztunnel to server"),
+_TAP_UP: Final = (
+    # net/ipv4/tcp.c: tcp_sendmsg()
+    "program's buffer to a guest socket buffer",
+    # hw/net/virtio-net.c, net/tap.c: writev of guest memory to the tap
+    "guest memory to a host socket buffer (QEMU writes the tap)",
+    # net/ipv4/tcp.c: tcp_recvmsg()
+    "host socket buffer to ztunnel",
 )
+_TAP_DOWN: Final = (
+    "ztunnel to a host socket buffer",
+    # net/tap.c: tap_send() reads into its own buffer first
+    "host socket buffer to QEMU (reads the tap)",
+    # hw/net/virtio-net.c: iov_from_buf() in virtio_net_receive_rcu()
+    "QEMU to the guest's receive buffer",
+    "guest's receive buffer to the program's",
+)
+
+
+def _by_tap(title: str, *stacks: str) -> PathFacts:
+    """Make the facts of a standard path: by virtio-net, a tap and TCP to ztunnel."""
+    return PathFacts(
+        title=f"Standard path: {title}",
+        stacks=("TCP/IP of the guest", *stacks),
+        copies_up=_TAP_UP,
+        copies_down=_TAP_DOWN,
+        connections=("program to ztunnel", "ztunnel to server"),
+    )
+
+
+_GENEVE: Final = (
+    "IP forwarding on the node (mark, policy routing)",
+    "UDP/IP of the Geneve tunnel, out and in",
+    "TCP/IP of the ztunnel's namespace (TPROXY)",
+)
+STANDARD: Final = {
+    "inpod-l3forwarding": _by_tap(
+        "Istio's in-pod rules, Kata's l3forwarding",
+        "TCP/IP of the pod's namespace (REDIRECT, NAT)",
+    ),
+    "ambient-geneve": _by_tap("veth, Geneve, TPROXY", *_GENEVE),
+    "ambient-geneve-alpha": _by_tap(
+        "veth, TPROXY, Geneve for a connection's first packet", *_GENEVE
+    ),
+}
+"""The standard paths', by name."""
 
 
 def _by_socket(

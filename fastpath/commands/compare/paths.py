@@ -1,8 +1,9 @@
 """The paths that can be compared, by name.
 
-    tsi              the fast path: ztunnel is its end
-    tsi+HANDOFF      the same, and then another proxy (docs/handoffs.md)
-    ambient-geneve   the standard path
+    tsi                  the fast path: ztunnel is its end
+    tsi+HANDOFF          the same, and then another proxy (docs/handoffs.md)
+    inpod-l3forwarding   the standard path of today, and each other one that
+                         `fastpath.datapath.catalogue` has
 
 A name says what is built (`site`, `handoffs`) and what the report says of it without
 measuring (`facts`).
@@ -15,8 +16,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from fastpath.commands.compare import facts
+from fastpath.datapath import catalogue
 from fastpath.errors import FastpathError
-from fastpath.report.model import FAST_PATH, HANDED_ON
+from fastpath.report.model import FAST_PATH, HANDED_ON, HEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +66,7 @@ PATHS: Final = {
     path.name: path
     for path in (
         Path(FAST_PATH, facts.TSI),
-        Path("ambient-geneve", facts.AMBIENT_GENEVE),
+        *(Path(name, facts.STANDARD[name]) for name in catalogue.NAMES),
         Path(f"{HANDED_ON}pod", facts.POD, Handoff.POD),
         Path(f"{HANDED_ON}inpod", facts.INPOD, Handoff.INPOD),
         Path(f"{HANDED_ON}socks5", facts.SOCKS5, Handoff.SOCKS5),
@@ -73,14 +75,14 @@ PATHS: Final = {
         Path(f"{HANDED_ON}embedded", facts.EMBEDDED, Handoff.EMBEDDED),
     )
 }
-DEFAULT: Final = (FAST_PATH, "ambient-geneve")
+DEFAULT: Final = (FAST_PATH, HEADLINE)
 
 
 def parse(value: str) -> tuple[str, ...]:
     """Read names with commas between them.
 
     Raises:
-        FastpathError: a name is unknown or given twice.
+        FastpathError: a name is unknown or given twice, or two are standard paths.
     """
     names = tuple(name.strip() for name in value.split(","))
     for name in names:
@@ -90,6 +92,10 @@ def parse(value: str) -> tuple[str, ...]:
             )
     if len(set(names)) < len(names):
         raise FastpathError(f"--paths {value}", "a path is named twice")
+    if sum(PATHS[name].standard for name in names) > 1:
+        raise FastpathError(
+            f"--paths {value}", "a run has one standard path", "make a run for each"
+        )
     return names
 
 

@@ -337,6 +337,18 @@ OWN_ERRORS = {
         "outbound.tproxy",
         "must be IP:PORT or [IPv6]:PORT",
     ),
+    "no-way-to-capture": (
+        "outbound: {}\n",
+        1,
+        "outbound",
+        "must have either tproxy or redirect",
+    ),
+    "two-ways-to-capture": (
+        "outbound: {tproxy: '0.0.0.0:1', redirect: '0.0.0.0:2'}\n",
+        1,
+        "outbound",
+        "must have either tproxy or redirect",
+    ),
     "listen-address-ipv6-bare": (
         "metrics: '::1:80'\n",
         1,

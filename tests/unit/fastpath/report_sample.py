@@ -55,6 +55,6 @@ def path(name: str, scale: float, **kwargs) -> PathResult:
 
 
 def report(*names: str) -> Report:
-    names = names or ("tsi", "ambient-geneve")
+    names = names or ("tsi", "inpod-l3forwarding")
     paths = {n: path(n, 1.0 if n == "tsi" else 2.0, seed=len(n)) for n in names}
     return Report(setting=SETTING, paths=paths)

@@ -40,6 +40,8 @@ def test_the_fast_path_passes_when_the_tunnel_stood_still():
 
 def test_the_standard_path_passes_when_the_tunnel_moved():
     judge("ambient-geneve", _lines(), WANTED, packets=300)
+    judge("ambient-geneve-alpha", _lines(), WANTED, packets=2)
+    judge("inpod-l3forwarding", _lines(), WANTED, packets=0)
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,9 @@ def plan(names, folder):
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        ("tsi+uinx", "no path 'tsi+uinx'; there are tsi, ambient-geneve, tsi+pod"),
+        ("tsi+uinx", "no path 'tsi+uinx'; there are tsi, inpod-l3forwarding, "),
         ("tsi+unix,tsi,tsi+unix", "a path is named twice"),
+        ("inpod-l3forwarding,ambient-geneve", "a run has one standard path"),
         ("tsi+", "no path 'tsi+'"),
         ("", "no path ''"),
     ],
@@ -47,7 +48,13 @@ def test_a_path_that_is_not_there_or_there_twice_is_refused(value, why):
 
 def test_only_the_standard_path_and_pods_take_namespaces():
     taking = {name for name, path in paths.PATHS.items() if path.namespaces}
-    assert taking >= {"ambient-geneve", "tsi+pod", "tsi+inpod", "tsi+socks5"}
+    assert taking >= {
+        "inpod-l3forwarding",
+        "ambient-geneve",
+        "tsi+pod",
+        "tsi+inpod",
+        "tsi+socks5",
+    }
     assert not taking & {"tsi", "tsi+unix", "tsi+ring"}
 
 

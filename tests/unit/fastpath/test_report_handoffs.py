@@ -63,7 +63,7 @@ def test_a_hand_off_has_ratios_and_no_targets():
     assert all(v.outcome is None for v in of.verdicts["tsi+unix/tsi"])
     assert any(v.outcome is not None for v in of.verdicts["tsi/ambient-geneve"])
     assert list(of.handed_on) == ["tsi+unix/tsi"]
-    assert list(of.judged) == ["tsi/ambient-geneve"]
+    assert list(of.standard) == ["tsi/ambient-geneve"]
     assert report("tsi", "tsi+unix").all_met
     ratio = jsonfile.to_dict(of)["ratios"]["tsi+unix/tsi"]["rtt_64"]
     assert ratio["median"] == pytest.approx(1.5, abs=0.3)

@@ -396,13 +396,13 @@ def test_the_transparent_listener_says_which_right_it_lacks(monkeypatch):
 
     monkeypatch.setattr(socket, "socket", Denied)
     with pytest.raises(FastpathError, match=r"127\.0\.0\.1:0: Oper.*CAP_NET_ADMIN"):
-        listener.transparent(FREE)
+        listener.captured(FREE, tproxy=True)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_the_transparent_listener_accepts(host):
     try:
-        sock = listener.transparent(ListenAddress(ip_address(host), 0))
+        sock = listener.captured(ListenAddress(ip_address(host), 0), tproxy=True)
     except FastpathError as exc:
         pytest.skip(str(exc))
     with sock, socket.create_connection(sock.getsockname()[:2]):

@@ -16,6 +16,10 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <netinet/in.h>
+
+#include <linux/netfilter_ipv4.h>
+
 #include "base/clock.h"
 #include "conn/conn.h"
 
@@ -62,6 +66,32 @@ void conn_names(struct vu_event *event, int fd)
 		memcpy(event->dst, &name, len);
 		event->dst_len = (uint16_t)len;
 	}
+}
+
+/**
+ * put_original() - Give an event the destination that a client had before NAT
+ * @event:	Event, with the socket's addresses
+ * @fd:		Its near side's socket
+ *
+ * A REDIRECT to us leaves its trace in the kernel's connection table only.
+ * Where there is none the socket's own address stays: it is the destination.
+ */
+static void put_original(struct vu_event *event, int fd)
+{
+	struct sockaddr_in in;
+	struct sockaddr_in6 in6;
+	socklen_t len = sizeof(in);
+
+	/* an IPv4 client of an IPv6 listener is in the IPv4 table */
+	if (!getsockopt(fd, SOL_IP, SO_ORIGINAL_DST, &in, &len)) {
+		memcpy(event->dst, &in, sizeof(in));
+		event->dst_len = sizeof(in);
+		return;
+	}
+	len = sizeof(in6);
+	if (event->dst_len == sizeof(in6) &&
+	    !getsockopt(fd, SOL_IPV6, SO_ORIGINAL_DST, &in6, &len))
+		memcpy(event->dst, &in6, sizeof(in6));
 }
 
 /**
@@ -112,6 +142,8 @@ void conn_post(struct vu_conn *c, enum vu_event_kind kind, int error)
 		put_client(&event, c->client);
 	else if (fd >= 0)
 		conn_names(&event, fd);
+	if (kind == VU_EV_REQUEST && !c->client && fd >= 0)
+		put_original(&event, fd);
 	outbox_push(&c->core->outbox, c->outbox, &event,
 		    kind == VU_EV_REQUEST || kind == VU_EV_FAILED);
 }
