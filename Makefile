@@ -27,8 +27,8 @@ SIGBUS_TEST := tests/unit/vhost_user/test_fault.py::test_a_sigbus_elsewhere_keep
 # What the commands need of the system; `fastpath doctor` checks each one.
 PACKAGES := gcc libc6-dev make python3-venv python3-dev ca-certificates \
             qemu-system-x86 busybox-static iproute2 iptables procps clang \
-            libclang-rt-dev golang-go libelf-dev libssl-dev libnghttp2-dev \
-            nghttp2-client strace
+            libclang-rt-dev golang-go libelf-dev libssl-dev libipsec-mb-dev \
+            libnghttp2-dev nghttp2-client strace
 
 NATIVE   := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
             lib/ring/*.[ch]) vhost_user/native/build.py

@@ -306,6 +306,7 @@ _BUILD_IMAGE: Final = f"fastpath image build {IMAGE}"
 _SUDO: Final = "run with sudo"
 _DEBIAN_KERNEL: Final = "boot the kernel of linux-image-amd64"
 
+_IPSEC_MB: Final = _install("libipsec-mb-dev")
 _NGHTTP2: Final = _install("libnghttp2-dev")
 _STANDARD_PATH: Final = Need.COMPARE | Need.TEST
 
@@ -320,6 +321,7 @@ _HOST: Final = (
     _Look("make", Need.ALL, _program("make", "--version"), _install("make")),
     # of the native module
     _Look("OpenSSL 3", Need.ALL, _library("libssl.so.3"), _install("libssl-dev")),
+    _Look("libipsec-mb", Need.ALL, _library("libIPSec_MB.so.1"), _IPSEC_MB),
     _Look("nghttp2", Need.ALL, _library("libnghttp2.so.14"), _NGHTTP2),
     # of a tool of the kernel's headers
     _Look("libelf", Need.ALL, _library("libelf.so.1"), _install("libelf-dev")),

@@ -9,7 +9,10 @@
  * is behind its streams: say a frame, good or bad, or bytes that are none; open
  * a connection, answer one that is held, act on the other end of its socket;
  * let time pass, drain, turn the engine. The tunnel is one of a gate, or of a
- * pool. TLS is left out (fuzz_hbone.h): its bytes are OpenSSL's business.
+ * pool. TLS's handshake is left out (fuzz_hbone.h): it is OpenSSL's business.
+ * The records are sealed as a peer does, each with what the program says:
+ * payload, KeyUpdates and parts of them, alerts, padding, or what is no record
+ * at all.
  *
  * What must hold: no sanitizer report, no hang, nothing left once all are gone.
  */
@@ -29,6 +32,7 @@
 
 #include "engine/engine.h"
 #include "hbone_frames.h"
+#include "hbone_records.h"
 #include "input.h"
 #include "pem.h"
 #include "tls/tls.h"
@@ -37,8 +41,9 @@
 #define NAME   "spiffe://a/b"
 #define SETTLE 2000
 
+#define SECRET 32
+
 static uint64_t now_us = 1000000;
-static int last_error;
 
 /**
  * struct world - One tunnel, and what is around it
@@ -53,6 +58,7 @@ static int last_error;
  * @peer:	The tunnel's other end, or -1
  * @ends:	Other ends of connections, or -1
  * @held:	Connection that waits for an answer, or 0
+ * @keys:	What the peer seals with
  */
 struct world {
 	struct vu_engine *e;
@@ -66,6 +72,7 @@ struct world {
 	int peer;
 	int ends[ENDS];
 	uint64_t held;
+	struct tls_keys keys;
 };
 
 /* ---- what takes the place of TLS and of time ---- */
@@ -78,36 +85,12 @@ int fuzz_time(struct timespec *now)
 	return 0;
 }
 
-int fuzz_read(SSL *ssl, void *buf, int len)
+int fuzz_shake(SSL *ssl)
 {
 	struct tls *t = SSL_get_app_data(ssl);
-	ssize_t n = -1;
 
-	last_error = SSL_ERROR_WANT_READ;
-	if (!t->drained)
-		n = recv(t->fd, buf, (size_t)len, MSG_DONTWAIT);
-	if (n < 0 && !t->drained && errno != EAGAIN)
-		last_error = SSL_ERROR_SYSCALL;
-	else if (n == 0)
-		last_error = SSL_ERROR_ZERO_RETURN;
-	t->drained = n < 0;
-	return (int)n;
-}
-
-int fuzz_write(SSL *ssl, const void *buf, int len)
-{
-	const struct tls *t = SSL_get_app_data(ssl);
-	ssize_t n = send(t->fd, buf, (size_t)len, MSG_DONTWAIT | MSG_NOSIGNAL);
-
-	last_error =
-	    n < 0 && errno == EAGAIN ? SSL_ERROR_WANT_WRITE : SSL_ERROR_SYSCALL;
-	return (int)n;
-}
-
-int fuzz_error(int ret)
-{
-	(void)ret;
-	return last_error;
+	t->in.len = t->out.len = SECRET; /* of zeroes, both */
+	return 1;
 }
 
 void fuzz_alpn(const unsigned char **name, unsigned *len)
@@ -252,12 +235,21 @@ static void add_end(struct world *w, int fd)
 	close(fd);
 }
 
+static void say(struct world *w, const void *data, size_t len)
+{
+	hand_record(w->peer, &w->keys, TLS_TYPE_DATA, data, len);
+}
+
 static void begin(struct world *w, bool server)
 {
+	keys_clear(&w->keys);
+	w->keys.len = SECRET;
+	if (!keys_start(&w->keys, true))
+		abort();
 	if (server) {
 		w->peer = dial(&w->gate_addr);
 		/* the first byte that it says begins the handshake */
-		send(w->peer, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 24, 0);
+		say(w, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 24);
 		settle_shakes(w, w->gate);
 		return;
 	}
@@ -274,13 +266,8 @@ static void begin(struct world *w, bool server)
 
 /* ---- steps ---- */
 
-static void say(const struct world *w, const void *data, size_t len)
-{
-	send(w->peer, data, len, MSG_DONTWAIT | MSG_NOSIGNAL);
-}
-
-static void say_frame(const struct world *w, uint8_t type, uint8_t flags,
-		      uint32_t id, const uint8_t *data, size_t len)
+static void say_frame(struct world *w, uint8_t type, uint8_t flags, uint32_t id,
+		      const uint8_t *data, size_t len)
 {
 	uint8_t head[9] = {(uint8_t)(len >> 16),
 			   (uint8_t)(len >> 8),
@@ -296,7 +283,7 @@ static void say_frame(const struct world *w, uint8_t type, uint8_t flags,
 	say(w, data, len);
 }
 
-static void frame_step(const struct world *w, struct input *in)
+static void frame_step(struct world *w, struct input *in)
 {
 	static const uint8_t zeroes[16384];
 	uint8_t type = byte(in), flags = byte(in), id = byte(in);
@@ -313,7 +300,7 @@ static void frame_step(const struct world *w, struct input *in)
 	in->left -= len;
 }
 
-static void headers_step(const struct world *w, struct input *in)
+static void headers_step(struct world *w, struct input *in)
 {
 	static const uint8_t connect[] = "\x02\x07"
 					 "CONNECT\x01\x03"
@@ -328,7 +315,7 @@ static void headers_step(const struct world *w, struct input *in)
 			  sizeof(connect) - 1);
 }
 
-static void rule_step(const struct world *w, struct input *in)
+static void rule_step(struct world *w, struct input *in)
 {
 	const struct said *f = &frames[byte(in) % FRAMES];
 	uint8_t on = byte(in);
@@ -434,8 +421,10 @@ static void step(struct world *w, struct input *in)
 			vu_hbone_forget(w->e, (uint32_t)w->gate);
 		break;
 	case 13:
-	case 14:
 		rule_step(w, in);
+		break;
+	case 14:
+		hand_step(w->peer, &w->keys, in, len);
 		break;
 	default:
 		turn(w);

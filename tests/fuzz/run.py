@@ -62,6 +62,10 @@ SEEDS = {
         "01 0004000000 0f 0301 0303 0305 0f 0d24 01 0d16 03 0d0d 05 0d14 05 0f",
         # a pool: DATA before the answer, and behind an interim one
         "00 0004000000 0f 0d00 01 0f 0a 0f 0d09 03 0d00 03 0f",
+        # a gate: KeyUpdates both ways, a ticket in two parts, close_notify
+        "01 0004000000 0f 0e03 00 0f 0e07 00 0f 0301 0f 0e03 00 0f 2e00 15 0100 0f",
+        # a pool: a ticket in two records, an empty record, bytes that are none
+        "00 0004000000 0f 5e02 00 0400000201 0f 1e02 00 02 0f 0e00 17 0f 2e01 00 1703",
     ],
 }
 """What a corpus begins with; a harness in Python has its own."""
@@ -86,7 +90,8 @@ def build_c(name: str) -> tuple[list[str], dict[str, str]]:
     hook = HERE / f"fuzz_{name}.h"
     if hook.exists():
         command += ["-include", str(hook)]
-    command += [*map(str, sources), "-lssl", "-lcrypto", "-lnghttp2"]
+    command += [*map(str, sources), "-lssl", "-lcrypto"]
+    command += ["-lIPSec_MB", "-lnghttp2"]
     subprocess.run([*command, "-o", str(binary)], check=True)
     return [str(binary)], {}
 

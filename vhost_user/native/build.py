@@ -20,7 +20,7 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-LIBRARIES = ["ssl", "crypto", "nghttp2"]
+LIBRARIES = ["ssl", "crypto", "IPSec_MB", "nghttp2"]
 RINGS = ROOT / "lib" / "ring"  # a library that is also for others
 MAIN = HERE / "maker" / "main.c"
 MAKER = (MAIN, HERE / "maker" / "maker.c")

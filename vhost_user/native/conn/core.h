@@ -10,7 +10,6 @@
 #include "vu.h"
 
 #define SCRATCH (256 * 1024) /* one turn of one direction, bytes */
-#define SEALED	(128 * 1024) /* records of a tunnel, sent at once */
 
 struct hbone;
 struct vu_conn;
@@ -59,7 +58,6 @@ enum deadline { DEADLINE_DIAL, DEADLINE_LINGER, DEADLINE_ORPHAN };
  * @rx_iov:	Same: buffers of the guest
  * @rx_payload:	Same: they behind the headers
  * @scratch:	Same: what a socket had
- * @sealed:	Same: records for a tunnel's socket
  * @chargen:	RFC 864's bytes
  */
 struct core {
@@ -98,7 +96,6 @@ struct core {
 	struct vu_chain tx_chains[BATCH_CHAINS];
 	struct vu_chain rx_chains[BATCH_CHAINS];
 	char scratch[SCRATCH];
-	uint8_t sealed[SEALED];
 	char chargen[SCRATCH];
 };
 

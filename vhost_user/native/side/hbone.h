@@ -57,6 +57,7 @@ struct vu_headers {
  * struct hbone - What all tunnels of an engine share
  * @core:	What all connections share
  * @shaker:	Handshakes
+ * @buffers:	Of all sessions
  * @tls:	Certificates by id
  * @headers:	Headers by id
  * @pools:	Pools by id
@@ -71,6 +72,7 @@ struct vu_headers {
 struct hbone {
 	struct core *core;
 	struct shaker shaker;
+	struct tls_buffers buffers;
 	struct ids tls;
 	struct ids headers;
 	struct ids pools;

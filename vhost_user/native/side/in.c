@@ -339,7 +339,9 @@ static void ended(struct tunnel *t, ssize_t n)
 	enum vu_reason reason = t->tls->reason;
 
 	t->readable = false;
-	if (n == -EBADMSG || n == -EPROTO)
+	if (n == -ENOMEM)
+		reason = VU_REASON_SHORT;
+	else if (n == -EBADMSG || n == -EPROTO)
 		reason = reason ? reason : VU_REASON_HTTP2;
 	else if (!reason)
 		reason = t->h2->settled ? VU_REASON_LOST : VU_REASON_CLOSED;
@@ -382,10 +384,10 @@ void tunnel_read(struct tunnel *t)
 		n = read_piece(t, &g);
 		if (n > 0)
 			bytes += (size_t)n;
-		else if (n != -EAGAIN)
-			ended(t, n);
-		else if (t->tls->drained)
+		else if (n == -EAGAIN)
 			t->readable = false;
+		else if (n != -EINTR)
+			ended(t, n);
 	}
 	pass_on(&g);
 	t->group->stats.read_bytes += bytes;

@@ -71,10 +71,9 @@ void tunnel_shake(struct tunnel *t)
 		tunnel_doom(t, VU_REASON_SHORT, ENOMEM);
 		return;
 	}
+	t->tls->buffers = &g->hbone->buffers;
 	if (t->carrier.c)
 		t->tls->wire = &t->carrier.wire;
-	else
-		t->tls->room = g->hbone->core->sealed;
 	t->state = TUNNEL_SHAKES;
 	t->tls->step = TLS_READS;
 	g->stats.shakes++;
@@ -232,6 +231,7 @@ void tunnel_event(struct tunnel *t, uint32_t events)
 		if (events & ~(uint32_t)EPOLLOUT) {
 			t->readable = true;
 			t->tls->drained = false;
+			t->tls->ends = events & (EPOLLRDHUP | EPOLLHUP);
 		}
 		if (events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) {
 			t->writable = true;

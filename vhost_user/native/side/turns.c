@@ -80,7 +80,7 @@ static void flush(struct tunnel *t)
 			tunnel_busy(t); /* it was too busy to hear */
 	}
 	wire_flush(t);
-	if (h2_over(t->h2) && !t->tls->sealed)
+	if (h2_over(t->h2) && !t->tls->tx)
 		tunnel_doom(t,
 			    t->h2->broken ? VU_REASON_HTTP2
 			    : t->cut_us	  ? VU_REASON_DRAINED
@@ -146,6 +146,7 @@ void hbone_free(struct hbone *hb)
 	ids_free(&hb->pools);
 	ids_free(&hb->tls);
 	shaker_free(&hb->shaker);
+	buffers_free(&hb->buffers);
 	hb->core->hbone = NULL;
 	free(hb);
 }

@@ -10,9 +10,8 @@
  * empty, and then waits for epoll, as side/stream.c does. A session that has
  * none moves its bytes in memory: who has it puts them there, and takes them.
  *
- * Records are put behind each other where the session has a buffer for them
- * (tls_write()): with a system call a record TCP sends as many packets, and
- * each of them wakes the peer.
+ * OpenSSL reads a record's header, and then as much as that says (it has no
+ * read-ahead): so nothing is left in it when the handshake is over.
  */
 
 #include <errno.h>
@@ -27,87 +26,100 @@ static BIO_METHOD *method;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 /**
- * wire_write() - Have ciphertext sent
- * @b:		BIO
- * @w:		Its session's bytes
+ * wire_send() - Have ciphertext sent
+ * @w:		Session's bytes
  * @buf:	Bytes
  * @len:	How many
  *
- * Returns: bytes taken, or -1
+ * Returns: bytes taken, or -errno
  */
-static int wire_write(BIO *b, struct tls_wire *w, const char *buf, int len)
+static ssize_t wire_send(struct tls_wire *w, const void *buf, size_t len)
 {
 	const struct iovec iov = {
-	    .iov_base = (char *)(uintptr_t)buf,
-	    .iov_len = (size_t)len,
+	    .iov_base = (void *)(uintptr_t)buf,
+	    .iov_len = len,
 	};
 
-	BIO_clear_retry_flags(b);
 	if (w->broken)
-		return -1;
-	if (bytes_len(&w->out) >= TLS_WIRE) {
-		BIO_set_retry_write(b);
-		return -1;
-	}
-	return bytes_put(&w->out, &iov, 1, 0) ? len : -1;
+		return -EPIPE;
+	if (bytes_len(&w->out) >= TLS_WIRE)
+		return -EAGAIN;
+	return bytes_put(&w->out, &iov, 1, 0) ? (ssize_t)len : -ENOMEM;
 }
 
 /**
- * wire_read() - Take ciphertext that has come
- * @b:		BIO
- * @t:		Its session
+ * wire_receive() - Take ciphertext that has come
+ * @t:		Session
  * @buf:	Room
  * @len:	Bytes of it
  *
- * Returns: bytes; 0: that was all, ever; -1
+ * Returns: bytes; 0: that was all, ever; -EAGAIN
  */
-static int wire_read(BIO *b, struct tls *t, char *buf, int len)
+static ssize_t wire_receive(struct tls *t, char *buf, size_t len)
 {
 	struct tls_wire *w = t->wire;
 	uint32_t n = bytes_len(&w->in);
 	struct iovec iov[2];
 	unsigned n_iov;
 
-	BIO_clear_retry_flags(b);
-	if (n > (uint32_t)len)
+	if (n > len)
 		n = (uint32_t)len;
-	if (!n && w->ended) {
-		BIO_set_flags(b, BIO_FLAGS_IN_EOF);
+	if (!n && w->ended)
 		return 0;
-	}
-	if (!n) {
-		t->drained = true;
-		BIO_set_retry_read(b);
-		return -1;
-	}
+	t->drained = n == bytes_len(&w->in) && !w->ended;
+	if (!n)
+		return -EAGAIN;
 	n_iov = bytes_peek(&w->in, 0, n, iov);
 	for (unsigned i = 0; i < n_iov; buf += iov[i++].iov_len)
 		memcpy(buf, iov[i].iov_base, iov[i].iov_len);
 	bytes_drop(&w->in, n);
 	t->heard = true;
-	t->drained = !bytes_len(&w->in) && !w->ended;
-	return (int)n;
+	return (ssize_t)n;
 }
 
 /**
- * put() - Put ciphertext behind what the socket has yet to take
- * @b:		BIO
- * @t:		Its session, with a buffer
+ * tls_send() - Send ciphertext
+ * @t:		Session
  * @buf:	Bytes
  * @len:	How many
  *
- * Returns: bytes taken, or -1
+ * Returns: bytes sent, or -errno
  */
-static int put(BIO *b, struct tls *t, const char *buf, int len)
+ssize_t tls_send(struct tls *t, const void *buf, size_t len)
 {
-	BIO_clear_retry_flags(b);
-	if ((size_t)len > t->most - t->to) {
-		BIO_set_retry_write(b);
-		return -1;
+	ssize_t n;
+
+	if (t->wire)
+		return wire_send(t->wire, buf, len);
+	n = send(t->fd, buf, len, MSG_NOSIGNAL | MSG_DONTWAIT);
+	return n < 0 ? -errno : n;
+}
+
+/**
+ * tls_receive() - Receive ciphertext
+ * @t:		Session
+ * @buf:	Room
+ * @len:	Bytes of it
+ *
+ * Returns: bytes; 0: that was all, ever; -EAGAIN: none now; -EINTR: call again;
+ * another -errno
+ */
+ssize_t tls_receive(struct tls *t, void *buf, size_t len)
+{
+	ssize_t n;
+
+	if (t->drained)
+		return -EAGAIN;
+	if (t->wire)
+		return wire_receive(t, buf, len);
+	n = recv(t->fd, buf, len, MSG_DONTWAIT);
+	if (n < 0) {
+		t->drained = errno == EAGAIN;
+		return -errno;
 	}
-	memcpy(t->sealed + t->to, buf, (size_t)len);
-	t->to += (size_t)len;
-	return len;
+	t->heard |= n > 0;
+	t->drained = n && (size_t)n < len && !t->ends;
+	return n;
 }
 
 /**
@@ -120,18 +132,12 @@ static int put(BIO *b, struct tls *t, const char *buf, int len)
  */
 static int bio_write(BIO *b, const char *buf, int len)
 {
-	struct tls *t = BIO_get_data(b);
-	ssize_t n;
+	ssize_t n = tls_send(BIO_get_data(b), buf, (size_t)len);
 
-	if (t->wire)
-		return wire_write(b, t->wire, buf, len);
-	if (t->sealed)
-		return put(b, t, buf, len);
-	n = send(t->fd, buf, (size_t)len, MSG_NOSIGNAL | MSG_DONTWAIT);
 	BIO_clear_retry_flags(b);
-	if (n < 0 && (errno == EAGAIN || errno == EINTR))
+	if (n == -EAGAIN || n == -EINTR)
 		BIO_set_retry_write(b);
-	return (int)n;
+	return n < 0 ? -1 : (int)n;
 }
 
 /**
@@ -144,29 +150,14 @@ static int bio_write(BIO *b, const char *buf, int len)
  */
 static int bio_read(BIO *b, char *buf, int len)
 {
-	struct tls *t = BIO_get_data(b);
-	ssize_t n;
+	ssize_t n = tls_receive(BIO_get_data(b), buf, (size_t)len);
 
 	BIO_clear_retry_flags(b);
-	if (t->drained) {
+	if (n == -EAGAIN || n == -EINTR)
 		BIO_set_retry_read(b);
-		return -1;
-	}
-	if (t->wire)
-		return wire_read(b, t, buf, len);
-	n = recv(t->fd, buf, (size_t)len, MSG_DONTWAIT);
-	if (n < 0 && errno == EINTR) {
-		BIO_set_retry_read(b);
-	} else if (n < 0 && errno == EAGAIN) {
-		t->drained = true;
-		BIO_set_retry_read(b);
-	} else if (n == 0) {
+	else if (n == 0)
 		BIO_set_flags(b, BIO_FLAGS_IN_EOF);
-	} else if (n > 0) {
-		t->heard = true;
-		t->drained = n < len;
-	}
-	return (int)n;
+	return n < 0 ? -1 : (int)n;
 }
 
 /**

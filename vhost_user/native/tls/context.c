@@ -8,7 +8,8 @@
  * All of it is read once and never changed: a rotation makes new ones for new
  * sessions, and old sessions keep theirs (OpenSSL counts an SSL_CTX itself).
  * Nothing is resumed and no ticket is given, as Istio's ztunnel has it: each
- * tunnel is worth a whole handshake, in which revocation is looked at.
+ * tunnel is worth a whole handshake, in which revocation is looked at. So no
+ * record is sealed by OpenSSL with the keys that are ours then (session.c).
  *
  * A revocation list counts for the issuer that signed it, of all certificates
  * of a chain. Whom no list speaks of is good, and a list that is past its next
@@ -25,7 +26,6 @@
 
 #define SUITES "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384"
 #define GROUPS "X25519:P-256:P-384"
-#define BUFFER (4 * TLS_MOST) /* a read takes four records */
 
 static const unsigned char alpn[] = {2, 'h', '2'};
 
@@ -68,11 +68,7 @@ static bool settle(SSL_CTX *ctx)
 	SSL_CTX_set_alpn_select_cb(ctx, choose, NULL);
 	SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF);
 	SSL_CTX_set_options(ctx, SSL_OP_NO_TICKET);
-	SSL_CTX_set_mode(ctx, SSL_MODE_ENABLE_PARTIAL_WRITE |
-				  SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
-	SSL_CTX_clear_mode(ctx, SSL_MODE_AUTO_RETRY);
-	SSL_CTX_set_read_ahead(ctx, 1);
-	SSL_CTX_set_default_read_buffer_len(ctx, BUFFER);
+	SSL_CTX_set_keylog_callback(ctx, tls_keylog);
 	return SSL_CTX_set_min_proto_version(ctx, TLS1_3_VERSION) &&
 	       SSL_CTX_set_max_proto_version(ctx, TLS1_3_VERSION) &&
 	       SSL_CTX_set_ciphersuites(ctx, SUITES) &&

@@ -90,18 +90,17 @@ static int go_on(int good, X509_STORE_CTX *store)
  */
 bool tls_revoked(struct tls *t, struct vu_tls *c)
 {
-	STACK_OF(X509) *shown = SSL_get_peer_cert_chain(t->ssl);
-	X509 *leaf = SSL_get0_peer_certificate(t->ssl);
 	X509_STORE_CTX *store;
 	bool revoked = false;
 
-	if (SSL_get_SSL_CTX(t->ssl) == c->ctx) /* the handshake saw the lists */
+	if (t->ctx == c->ctx) /* the handshake saw the lists */
 		return false;
 	store = X509_STORE_CTX_new();
-	if (store && leaf &&
-	    X509_STORE_CTX_init(store, SSL_CTX_get_cert_store(c->ctx), leaf,
-				shown) == 1 &&
-	    (listed(store, leaf, NULL) || any_listed(store, shown, false))) {
+	if (store && t->leaf &&
+	    X509_STORE_CTX_init(store, SSL_CTX_get_cert_store(c->ctx), t->leaf,
+				t->shown) == 1 &&
+	    (listed(store, t->leaf, NULL) ||
+	     any_listed(store, t->shown, false))) {
 		X509_VERIFY_PARAM_clear_flags(X509_STORE_CTX_get0_param(store),
 					      X509_V_FLAG_CRL_CHECK |
 						  X509_V_FLAG_CRL_CHECK_ALL);

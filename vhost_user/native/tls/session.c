@@ -5,21 +5,17 @@
  * Theory of operation
  * ===================
  *
- * OpenSSL works on the socket itself (bio.c), but for records that are written
- * together. A write is encrypted out of the caller's buffer, a read is
- * decrypted and then copied into the caller's, which may be a guest's memory.
- * It never retries by itself (SSL_MODE_AUTO_RETRY): messages without payload,
- * which a peer may send by thousands, come back as -EAGAIN, so that the caller
- * counts them.
+ * The handshake is OpenSSL's, on the socket itself (bio.c). It tells the
+ * traffic secrets that come of it, and is freed: records are ours from the
+ * first one on that these protect (write.c, read.c). Neither side has sealed
+ * one with them by then: there are no tickets of ours, there is no early data,
+ * and what the peer sends next is still in the socket.
  */
 
-#include <errno.h>
-#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <sys/socket.h>
-
+#include <openssl/crypto.h>
 #include <openssl/err.h>
 
 #include "tls/tls.h"
@@ -47,6 +43,7 @@ struct tls *tls_new(struct vu_tls *c, struct tls_names *names, int fd,
 	    .ssl = SSL_new(c->ctx),
 	    .names = names,
 	    .fd = fd,
+	    .server = server,
 	};
 	list_init(&t->link);
 	names->refs++;
@@ -73,10 +70,15 @@ void tls_free(struct tls *t)
 {
 	list_del(&t->link);
 	SSL_free(t->ssl);
+	SSL_CTX_free(t->ctx);
+	X509_free(t->leaf);
+	sk_X509_pop_free(t->shown, X509_free);
 	tls_names_unref(t->names);
 	free(t->peer);
-	if (t->sealed != t->room)
-		free(t->sealed);
+	keys_clear(&t->in);
+	keys_clear(&t->out);
+	buffer_give(t->buffers, t->rx);
+	buffer_give(t->buffers, t->tx);
 	free(t);
 }
 
@@ -107,6 +109,74 @@ static enum vu_reason why(const struct tls *t, int error)
 }
 
 /**
+ * tls_keylog() - Take a traffic secret
+ * @ssl:	Session, in its handshake
+ * @line:	NSS's format: label, the client's random and the secret, in
+ *		hexadecimal
+ *
+ * Others than the two of application data are not kept.
+ */
+void tls_keylog(const SSL *ssl, const char *line)
+{
+	static const char *const labels[] = {"CLIENT_TRAFFIC_SECRET_0 ",
+					     "SERVER_TRAFFIC_SECRET_0 "};
+	struct tls *t = SSL_get_app_data(ssl);
+	const char *hex = strrchr(line, ' ');
+
+	for (int server = 0; hex && server < 2; server++) {
+		struct tls_keys *k = t->server == server ? &t->out : &t->in;
+		const char *label = labels[server];
+		size_t len;
+
+		if (!strncmp(line, label, strlen(label)) &&
+		    OPENSSL_hexstr2buf_ex(k->secret, sizeof(k->secret), &len,
+					  hex + 1, 0) == 1)
+			k->len = (uint8_t)len;
+	}
+}
+
+/**
+ * take_over() - The handshake is over: go on without OpenSSL
+ * @t:		Session
+ *
+ * Returns: false if out of memory, or OpenSSL has what it should not
+ */
+static bool take_over(struct tls *t)
+{
+	STACK_OF(X509) *shown = SSL_get_peer_cert_chain(t->ssl);
+
+	if (SSL_has_pending(t->ssl) || !keys_start(&t->in, false) ||
+	    !keys_start(&t->out, true))
+		return false;
+	t->ctx = SSL_get_SSL_CTX(t->ssl);
+	SSL_CTX_up_ref(t->ctx);
+	t->leaf = SSL_get1_peer_certificate(t->ssl);
+	t->shown = shown ? X509_chain_up_ref(shown) : NULL;
+	SSL_free(t->ssl);
+	t->ssl = NULL;
+	return true;
+}
+
+/**
+ * agreed() - Is the handshake's result what it has to be?
+ * @t:		Session
+ *
+ * Returns: true; else t->reason says why not
+ */
+static bool agreed(struct tls *t)
+{
+	const unsigned char *name;
+	unsigned len;
+
+	SSL_get0_alpn_selected(t->ssl, &name, &len);
+	if (!len && !t->server)
+		t->reason = VU_REASON_ALPN;
+	else if (!take_over(t))
+		t->reason = VU_REASON_SHORT;
+	return !t->reason;
+}
+
+/**
  * tls_shake() - Go on with a handshake
  * @t:		Session; its step says how far it is
  */
@@ -117,15 +187,8 @@ void tls_shake(struct tls *t)
 	ERR_clear_error();
 	ret = SSL_do_handshake(t->ssl);
 	if (ret == 1) {
-		const unsigned char *name;
-		unsigned len;
-
-		SSL_get0_alpn_selected(t->ssl, &name, &len);
-		t->step = TLS_DONE;
-		if (!len && !SSL_is_server(t->ssl)) {
-			t->reason = VU_REASON_ALPN;
-			t->step = TLS_FAILED;
-		}
+		t->step = agreed(t) ? TLS_DONE : TLS_FAILED;
+		ERR_clear_error();
 		return;
 	}
 	error = SSL_get_error(t->ssl, ret);
@@ -141,170 +204,10 @@ void tls_shake(struct tls *t)
 }
 
 /**
- * forget() - Forget errors of the calls before, if there are any
- *
- * To clear what is empty costs as much as a small record does.
- */
-static void forget(void)
-{
-	if (ERR_peek_error())
-		ERR_clear_error();
-}
-
-/**
- * failed() - What does a failed read or write mean?
- * @t:		Session
- * @ret:	What it returned
- *
- * Returns: 0: the peer has ended; -EAGAIN; -ECONNRESET; -EPROTO
- */
-static ssize_t failed(struct tls *t, int ret)
-{
-	int error = SSL_get_error(t->ssl, ret);
-	int reason = ERR_GET_REASON(ERR_peek_error());
-	bool eof = reason == SSL_R_UNEXPECTED_EOF_WHILE_READING;
-
-	forget();
-	if (error == SSL_ERROR_SSL && reason >= SSL_AD_REASON_OFFSET)
-		t->reason = VU_REASON_ALERT;
-	if (error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE)
-		return -EAGAIN;
-	if (error == SSL_ERROR_ZERO_RETURN || eof)
-		return 0;
-	return error == SSL_ERROR_SYSCALL ? -ECONNRESET : -EPROTO;
-}
-
-/**
- * tls_read() - Read plaintext
- * @t:		Session
- * @buf:	Where to; may be a guest's memory
- * @len:	Bytes that fit, not 0
- *
- * Returns: bytes read; 0: the peer has ended; -EAGAIN: none now, and unless
- * t->drained there may be some with the next call; -ECONNRESET, -EPROTO
- */
-ssize_t tls_read(struct tls *t, void *buf, size_t len)
-{
-	int n;
-
-	if (t->drained && !SSL_has_pending(t->ssl))
-		return -EAGAIN;
-	forget();
-	n = SSL_read(t->ssl, buf, len < INT_MAX ? (int)len : INT_MAX);
-	return n > 0 ? n : failed(t, n);
-}
-
-/**
- * tls_flush() - Send records that the socket didn't take
- * @t:		Session
- *
- * Returns: 0: there are none any more; -EAGAIN; another -errno: it takes no
- * more
- */
-int tls_flush(struct tls *t)
-{
-	while (t->from < t->to) {
-		ssize_t n = send(t->fd, t->sealed + t->from, t->to - t->from,
-				 MSG_NOSIGNAL | MSG_DONTWAIT);
-
-		if (n < 0 && errno != EINTR)
-			return -errno;
-		if (n > 0)
-			t->from += (size_t)n;
-	}
-	if (t->sealed != t->room)
-		free(t->sealed);
-	t->sealed = NULL;
-	t->from = t->to = 0;
-	return 0;
-}
-
-/**
- * keep() - Take records that the socket didn't take out of the engine's buffer
- * @t:		Session
- *
- * Returns: false if out of memory
- */
-static bool keep(struct tls *t)
-{
-	size_t len = t->to - t->from;
-	uint8_t *own;
-
-	if (!t->sealed || t->sealed != t->room)
-		return true;
-	own = malloc(len);
-	if (!own)
-		return false;
-	memcpy(own, t->sealed + t->from, len);
-	t->sealed = own;
-	t->from = 0;
-	t->to = t->most = len;
-	return true;
-}
-
-/**
- * seal() - Write one record
- * @t:		Session
- * @buf:	Bytes
- * @len:	How many, not 0
- *
- * Returns: as tls_write()
- */
-static ssize_t seal(struct tls *t, const void *buf, size_t len)
-{
-	ssize_t ret;
-	int n;
-
-	forget();
-	n = SSL_write(t->ssl, buf, len < TLS_RECORD ? (int)len : TLS_RECORD);
-	ret = n > 0 ? n : failed(t, n);
-	return ret ? ret : -ECONNRESET;
-}
-
-/**
- * tls_write() - Write plaintext
- * @t:		Session
- * @buf:	Bytes; after -EAGAIN, the same ones again, or more
- * @len:	How many, not 0
- *
- * What doesn't fit into one record is sealed into several, as far as there is
- * room, and sent by one system call. The socket may take a part of it: the rest
- * waits for tls_flush(), or for the next call.
- *
- * Returns: bytes taken; -EAGAIN; -ENOMEM: it is broken; another -errno: it
- * takes no more
- */
-ssize_t tls_write(struct tls *t, const void *buf, size_t len)
-{
-	int error = tls_flush(t);
-	size_t done = 0;
-	ssize_t n;
-
-	if (error)
-		return error;
-	if (len > TLS_RECORD) {
-		t->sealed = t->room;
-		t->most = SEALED;
-	}
-	do {
-		n = seal(t, (const uint8_t *)buf + done, len - done);
-		if (n > 0)
-			done += (size_t)n;
-	} while (n > 0 && done < len && t->sealed &&
-		 t->most - t->to >= TLS_MOST);
-	tls_flush(t);
-	if (!keep(t))
-		return -ENOMEM;
-	return done ? (ssize_t)done : n;
-}
-
-/**
  * tls_bye() - Tell the peer that nothing more comes
  * @t:		Session, its handshake done
  */
 void tls_bye(struct tls *t)
 {
-	SSL_shutdown(t->ssl);
-	tls_flush(t);
-	ERR_clear_error();
+	tls_alert(t, SSL3_AL_WARNING, SSL_AD_CLOSE_NOTIFY);
 }

@@ -4,10 +4,14 @@
  *
  * Each file knows only those above it:
  *
- * bio.c	a session's bytes and its socket
+ * record.h	records: aead.c, keys.c, record.c
+ * buffers.c	where records are, of all sessions
+ * bio.c	a session's bytes and its socket, during the handshake
  * context.c	certificates, roots, revocation lists
  * peer.c	who the peer is
  * revoked.c	whether it was revoked after the handshake
+ * write.c	records to the peer
+ * read.c	records from the peer
  * session.c	one session
  * shake.c	handshakes, on a thread of their own
  *
@@ -28,12 +32,12 @@
 
 #include "base/bytes.h"
 #include "base/list.h"
-#include "conn/core.h"
+#include "tls/record.h"
 #include "vu_hbone.h"
 #include "vu_request.h"
 
-#define TLS_RECORD 16384	      /* bytes of plaintext in a full one */
-#define TLS_MOST   (TLS_RECORD + 256) /* of ciphertext in any */
+#define TLS_BUFFER (7 * TLS_MOST) /* records by one system call */
+#define TLS_SLACK  128		  /* and behind them KeyUpdate, an alert */
 
 /**
  * struct vu_tls - Certificates
@@ -69,6 +73,30 @@ struct tls_names {
 enum tls_step { TLS_READS, TLS_WRITES, TLS_DONE, TLS_FAILED };
 
 /**
+ * struct tls_buffer - Where records are
+ * @next:	In struct tls_buffers
+ * @from:	First byte that is yet to be sent, or opened
+ * @to:		Behind the last
+ * @data:	Records
+ */
+struct tls_buffer {
+	struct tls_buffer *next;
+	size_t from;
+	size_t to;
+	uint8_t data[TLS_BUFFER + TLS_SLACK];
+};
+
+/**
+ * struct tls_buffers - Buffers that no session uses now
+ * @free:	The one that was used last is the next
+ * @n:		How many
+ */
+struct tls_buffers {
+	struct tls_buffer *free;
+	unsigned n;
+};
+
+/**
  * struct tls_wire - A session's ciphertext, where it has no socket
  * @in:		That it has yet to read
  * @out:	That it wrote; a session writes no more at TLS_WIRE bytes
@@ -85,23 +113,47 @@ struct tls_wire {
 #define TLS_WIRE (64U << 10)
 
 /**
+ * struct tls_message - A handshake message of the peer, of which parts are
+ * there
+ * @have:	Bytes of @head
+ * @head:	Its type and length
+ * @left:	Bytes that have yet to come behind that
+ */
+struct tls_message {
+	uint8_t have;
+	uint8_t head[4];
+	uint32_t left;
+};
+
+/**
  * struct tls - A session
  * @link:	In a shaker's queues
  * @owner:	Whose it is
- * @ssl:	OpenSSL's
+ * @ssl:	OpenSSL's; NULL: the handshake is over
+ * @ctx:	Certificates that were believed in it
+ * @leaf:	The peer's, or NULL
+ * @shown:	The chain that it showed, or NULL
  * @names:	Whom the peer has to be
  * @peer:	Who it is: its SPIFFE identity, or NULL
  * @wire:	In place of a socket, or NULL; not its own
+ * @buffers:	Of the engine's sessions
  * @fd:		Its socket, not its own
+ * @server:	The peer connected to us
  * @drained:	Its socket had less than was asked for: epoll says when it has
  *		more
+ * @ends:	Behind what it has comes its end: it is never drained
  * @heard:	The peer has said something
- * @room:	SEALED bytes of the engine's, to put records behind each other
- * @sealed:	Records that the socket has yet to take, in @room or its own;
- *		or NULL
- * @from:	First byte of @sealed that has yet to be sent
- * @to:		Behind the last
- * @most:	Bytes that fit into @sealed
+ * @over:	It says nothing more: close_notify
+ * @broken:	It broke TLS, or we can't go on: nothing more goes out
+ * @owes:	It asked for a KeyUpdate
+ * @idle:	Records without payload that it sent behind each other
+ * @in:		Keys of its records
+ * @out:	Keys of ours
+ * @rx:		Records of it, or NULL
+ * @plain:	Of the one that was opened, plaintext that is yet to be read
+ * @plain_len:	Bytes of it
+ * @message:	Of it
+ * @tx:		Records that the socket has yet to take, or NULL
  * @step:	enum tls_step of the last step
  * @reason:	enum vu_reason
  */
@@ -109,19 +161,31 @@ struct tls {
 	struct list link;
 	void *owner;
 	SSL *ssl;
+	SSL_CTX *ctx;
+	X509 *leaf;
+	STACK_OF(X509) * shown;
 	struct tls_names *names;
 	char *peer;
 	struct tls_wire *wire;
+	struct tls_buffers *buffers;
 	int fd;
+	bool server;
 	bool drained;
+	bool ends;
 	bool heard;
-	uint8_t *room;
-	uint8_t *sealed;
-	size_t from;
-	size_t to;
-	size_t most;
+	bool over;
+	bool broken;
+	bool owes;
+	uint8_t idle;
 	uint8_t step;
 	uint8_t reason;
+	struct tls_keys in;
+	struct tls_keys out;
+	struct tls_buffer *rx;
+	const uint8_t *plain;
+	size_t plain_len;
+	struct tls_message message;
+	struct tls_buffer *tx;
 };
 
 /**
@@ -145,7 +209,14 @@ struct shaker {
 	bool stops;
 };
 
+/* buffers.c */
+struct tls_buffer *buffer_take(struct tls_buffers *b);
+void buffer_give(struct tls_buffers *b, struct tls_buffer *buffer);
+void buffers_free(struct tls_buffers *b);
+
 /* bio.c */
+ssize_t tls_receive(struct tls *t, void *buf, size_t len);
+ssize_t tls_send(struct tls *t, const void *buf, size_t len);
 BIO *tls_bio(struct tls *t);
 
 /* context.c */
@@ -160,14 +231,22 @@ int tls_verify(int good, X509_STORE_CTX *store);
 /* revoked.c */
 bool tls_revoked(struct tls *t, struct vu_tls *c);
 
+/* write.c */
+ssize_t tls_write(struct tls *t, const void *buf, size_t len);
+int tls_flush(struct tls *t);
+void tls_alert(struct tls *t, uint8_t level, uint8_t what);
+
+/* read.c */
+ssize_t tls_peek(struct tls *t, const uint8_t **ret);
+void tls_drop(struct tls *t, size_t n);
+ssize_t tls_read(struct tls *t, void *buf, size_t len);
+
 /* session.c */
+void tls_keylog(const SSL *ssl, const char *line);
 struct tls *tls_new(struct vu_tls *c, struct tls_names *names, int fd,
 		    bool server, void *owner);
 void tls_free(struct tls *t);
 void tls_shake(struct tls *t);
-ssize_t tls_read(struct tls *t, void *buf, size_t len);
-ssize_t tls_write(struct tls *t, const void *buf, size_t len);
-int tls_flush(struct tls *t);
 void tls_bye(struct tls *t);
 
 /* shake.c */

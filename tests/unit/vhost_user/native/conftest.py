@@ -41,12 +41,12 @@ def declarations(header):
 def build(tmp_path_factory):
     """Return a function that builds files and returns cffi's view of them."""
 
-    def build_library(cdef, *sources):
+    def build_library(cdef, *sources, options=()):
         ffi = FFI()
         ffi.cdef("struct iovec { void *iov_base; size_t iov_len; };\n" + cdef)
         out = tmp_path_factory.mktemp("native") / "library.so"
         command = ["gcc", *FLAGS, f"-I{NATIVE}", *map(str, sources), "-o", str(out)]
-        subprocess.run([*command, "-lpthread"], check=True)
+        subprocess.run([*command, *options, "-lpthread"], check=True)
         return ffi, ffi.dlopen(str(out))
 
     return build_library
