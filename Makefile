@@ -28,7 +28,8 @@ SIGBUS_TEST := tests/unit/vhost_user/test_fault.py::test_a_sigbus_elsewhere_keep
 PACKAGES := gcc libc6-dev make python3-venv python3-dev ca-certificates \
             qemu-system-x86 busybox-static iproute2 iptables procps clang \
             libclang-rt-dev golang-go libelf-dev libssl-dev libipsec-mb-dev \
-            libnghttp2-dev nghttp2-client strace
+            libnghttp2-dev nghttp2-client strace gcc-aarch64-linux-gnu \
+            libc6-dev-arm64-cross
 
 NATIVE   := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
             lib/ring/*.[ch]) vhost_user/native/build.py
@@ -44,7 +45,8 @@ C_FILES  := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
 
 .PHONY: setup packages compare test lint types unit conformance \
         conformance-doc policy-doc handoff-doc compare-doc bench-doc figures sanitize tsan \
-        netns vm vm-nightly nightly quota-test compat-doc frontends vsock-test fuzz bench bench-short soak image clean
+        netns vm vm-nightly nightly quota-test compat-doc kernels \
+        frontends vsock-test fuzz bench bench-short soak image clean
 
 PARTS    := lint types unit conformance netns sanitize tsan image vm fuzz bench-short
 RUN_PARTS := $(BIN)/python tests/support/parts.py
@@ -178,6 +180,11 @@ vm: setup image
 # What takes long or needs a large image: servers and clients as Debian has them.
 vm-nightly: setup image
 	$(PYTEST) tests/vm --nightly -m nightly
+
+# Each kernel that modules of ours are for; docs/kernels.md.
+kernels: setup image
+	$(PYTEST) tests/vm/test_kernels.py tests/vm/test_tsi_module.py --nightly \
+	  --write-kernels docs/kernels.md
 
 frontends: setup image
 	$(PYTEST) tests/vm/test_frontends.py --write-frontends docs/frontends.md

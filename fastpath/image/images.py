@@ -5,7 +5,7 @@ The cache, $XDG_CACHE_HOME/vsock-fastpath (or ~/.cache/vsock-fastpath):
     apt/SUITE/              apt's lists and state
     debs/                   packages
     modules/CONTENT/        kernel modules of ours
-    images/NAME-CONTENT/    kernel, initramfs, image.json
+    images/NAME-CONTENT/    kernel, initramfs, image.json, our programs and modules
     images/NAME.INPUTS      text: the folder that these inputs gave last
 
 INPUTS is a hash of the recipe, the guest programs' sources and the builder;
@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING
 
 from fastpath import files
 from fastpath.errors import FastpathError
-from fastpath.image import cpio, kbuild, packages, recipe
+from fastpath.image import cpio, kbuild, packages, recipe, sources
 from fastpath.image.recipe import ROOT, Recipe
 from fastpath.image.tree import KERNELS, Tree, merged, special
 
@@ -228,8 +228,10 @@ class _Builder:
         rest = archive.resolve(self._recipe.packages)
         headers: list[packages.Package] = []
         if self._recipe.own_modules:
-            found = archive.resolve(kbuild.headers_of(each.name for each in wanted))
-            headers = [each for each in found if each.name.startswith(kbuild.NEEDED)]
+            named = kbuild.headers_of(each.name for each in wanted)
+            headers = [*archive.resolve([*named, *kbuild.TOOLS])]
+            if sources.is_hosts(self._recipe.suite):
+                headers = [each for each in headers if _is_headers(each)]
         wanted += [each for each in rest if each.name not in self._recipe.omit]
         self._tell("downloading packages", 15, STEPS)
         debs = archive.fetch(
@@ -261,6 +263,8 @@ class _Builder:
                 cpio.write(tree.entries, out)
             (new / "kernel").write_bytes(tree.kernel)
             (new / "kernel").chmod(0o755)  # a user-mode one is a program
+            for each, data in tree.own_modules.items():
+                (new / f"{each}.ko").write_bytes(data)
             facts = {"release": release, "packages": [deb.name for deb in debs]}
             (new / "image.json").write_text(json.dumps(facts, indent=1) + "\n")
             new.rename(folder)
@@ -289,6 +293,10 @@ class _Builder:
         )
 
 
+def _is_headers(package: packages.Package) -> bool:
+    return package.name.startswith(kbuild.NEEDED)
+
+
 def _compile(programs: Mapping[str, str], out: Path) -> None:
     """Compile guest programs into `out`."""
     if not programs:
@@ -305,10 +313,10 @@ def _compile(programs: Mapping[str, str], out: Path) -> None:
 def _hash_of_inputs(what: Recipe) -> str:
     """Hash all that decides an image's content but the packages' versions."""
     digest = hashlib.sha256(what.text.encode())
-    sources = [path for path in GUEST.rglob("*") if path.suffix in {".c", ".h"}]
+    found = [path for path in GUEST.rglob("*") if path.suffix in {".c", ".h"}]
     builder = Path(__file__).parent.glob("*.py")
     makefiles = [GUEST / "Makefile", GUEST / "kernel" / "Kbuild", *GUEST.rglob("*.def")]
-    for path in sorted([*sources, *makefiles, *builder]):
+    for path in sorted([*found, *makefiles, *builder]):
         digest.update(f"{path.name}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 

@@ -47,12 +47,15 @@ class Archive:
     Args:
         cache: directory for lists and packages; made when missing.
         suite: Debian codename, or "CODENAME-backports"; as `sources.options`.
+        architecture: as Debian calls it; None: the host's.
 
     Raises:
         FastpathError: no apt, or no sources for that suite.
     """
 
-    def __init__(self, cache: Path, suite: str) -> None:
+    def __init__(
+        self, cache: Path, suite: str, architecture: str | None = None
+    ) -> None:
         for tool in ("apt-get", "dpkg-deb"):
             if shutil.which(tool) is None:
                 raise FastpathError(
@@ -62,7 +65,7 @@ class Archive:
                 )
         self._suite = suite
         self._debs = cache / "debs"
-        self._apt = cache / "apt" / suite
+        self._apt = cache / "apt" / "-".join(filter(None, (suite, architecture)))
         self._lists = self._apt / "lists"
         for directory in (
             self._debs,
@@ -82,6 +85,11 @@ class Archive:
             "-oDebug::NoLocking=true",
             *sources.options(self._apt, suite),
         ]
+        if architecture:
+            self._options += [
+                f"-oAPT::Architecture={architecture}",
+                f"-oAPT::Architectures={architecture}",
+            ]
 
     def update(self) -> None:
         """Fetch the package lists.

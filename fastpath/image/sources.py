@@ -73,6 +73,11 @@ def options(directory: Path, suite: str) -> list[str]:
     ]
 
 
+def is_hosts(suite: str) -> bool:
+    """Whether the host has the C library and the compilers of a suite."""
+    return _os_release().get("VERSION_CODENAME") == suite.removesuffix(BACKPORTS)
+
+
 def of_suite(text: str, codename: str, suite: str) -> str:
     """What a sources file says of `codename`, said of `suite`.
 

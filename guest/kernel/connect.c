@@ -142,8 +142,7 @@ static int start(struct socket *sock, u32 token, bool nonblock)
 	release_sock(sock->sk);
 	if (!fresh)
 		return 1;
-	error = kernel_connect(sock, (struct sockaddr *)&to, sizeof(to),
-			       O_NONBLOCK);
+	error = kernel_connect(sock, (void *)&to, sizeof(to), O_NONBLOCK);
 	if (error == -EALREADY || error == -EISCONN)
 		return 1; /* another thread was faster */
 	if (error != -EINPROGRESS && nonblock) {
@@ -195,15 +194,15 @@ static enum whose finish(struct socket *sock, long *ret_answer)
 }
 
 /**
- * connect_socket() - connect()
+ * connect_known() - connect()
  * @call:	The call
  * @sock:	Its socket
  * @ret_answer:	What it returns, if it is ours
  *
  * Returns: whose it is
  */
-enum whose connect_socket(struct call *call, struct socket *sock,
-			  long *ret_answer)
+enum whose connect_known(struct call *call, struct socket *sock,
+			 long *ret_answer)
 {
 	bool nonblock = sock->file->f_flags & O_NONBLOCK;
 	struct tsi_known dst;

@@ -95,8 +95,8 @@ const struct caller *shared_caller(u32 port);
 
 enum whose socket_make(struct call *call, struct socket *unused,
 		       long *ret_answer);
-enum whose connect_socket(struct call *call, struct socket *sock,
-			  long *ret_answer);
+enum whose connect_known(struct call *call, struct socket *sock,
+			 long *ret_answer);
 enum whose accept_client(struct call *call, struct socket *sock,
 			 long *ret_answer);
 enum whose name_tell(struct call *call, struct socket *sock, long *ret_answer);

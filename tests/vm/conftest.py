@@ -20,6 +20,7 @@ from fastpath.vm import accel
 from fastpath.vm.guest import Guest
 from fastpath.vm.machine import Machine
 from fastpath.vm.spec import VmSpec
+from tests import measured
 from tests.support.limits import GUEST_LIMIT_S
 from tests.support.uml import UmlSpec, UserModeLinux
 from tests.vm.world import NETWORK
@@ -41,6 +42,12 @@ its device for any back-end, and user-mode Linux, take them where the back-end h
 """
 
 
+KERNELS_HEAD = """\
+| kernel | builds | boots | cases passed |
+|---|---|---|---|
+"""
+
+
 VSOCK_TEST_HEAD = """\
 # Linux's vsock_test between siblings
 
@@ -53,6 +60,7 @@ guests with a kernel of the same series: siblings of one `vhost-user-vsock`. Wri
 def pytest_addoption(parser):
     parser.addoption("--write-frontends", metavar="FILE", type=Path)
     parser.addoption("--write-vsock-test", metavar="FILE", type=Path)
+    parser.addoption("--write-kernels", metavar="FILE", type=Path)
     parser.addoption(
         "--nightly", action="store_true", help="tests marked `nightly`, too"
     )
@@ -97,6 +105,19 @@ def vsock_test_results(request):
             for number, (name, result) in enumerate(cases):
                 text += f"| {number} | {name} | {result} |\n"
         file.write_text(text)
+
+
+@pytest.fixture(scope="session")
+def kernel_cases(request):
+    """Kernel release -> whether each case was as TCP's, in the form of tsi_inet."""
+    cases: dict[str, list[bool]] = {}
+    yield cases
+    if file := request.config.getoption("--write-kernels", default=None):
+        rows = (
+            f"| {release} | yes | yes | {sum(passed)} of {len(passed)} |\n"
+            for release, passed in cases.items()
+        )
+        measured.write(file, "kernels", KERNELS_HEAD + "".join(rows).rstrip())
 
 
 @pytest.fixture(scope="session")

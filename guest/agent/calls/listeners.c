@@ -18,8 +18,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include <linux/vm_sockets.h>
-
 #include "agent/tsi.h"
 
 static struct listener listeners[MAX_PUBLISHED];

@@ -20,8 +20,6 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include <linux/vm_sockets.h>
-
 #include "agent/datagram.h"
 
 #define ANSWER_S  5    /* for the host to accept and greet us */

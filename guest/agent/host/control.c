@@ -22,8 +22,6 @@
 #include <sys/time.h>
 #include <unistd.h>
 
-#include <linux/vm_sockets.h>
-
 #include "agent/tsi.h"
 
 #define ANSWER_S 5    /* for the host to accept, or answer LISTEN */

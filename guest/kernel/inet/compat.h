@@ -9,6 +9,11 @@
 #include <linux/version.h>
 #include <net/inet_sock.h>
 
+#if __has_include(<linux/hex.h>) /* from 6.8 on, and at first in kernel.h, too \
+				  */
+#include <linux/hex.h>
+#endif
+
 #define SINCE(major, minor)                                                    \
 	(LINUX_VERSION_CODE >= KERNEL_VERSION(major, minor, 0))
 

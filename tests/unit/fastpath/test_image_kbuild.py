@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +57,57 @@ def headers(tmp_path, log):
     command = ["dpkg-deb", "-b", str(root), str(deb)]
     subprocess.run(command, check=True, capture_output=True)
     return [deb]
+
+
+MAKE_IN_ROOT = """#!/bin/sh
+/bin/busybox test -e /dev/null -a -e /proc/self -a ! -e {log} || exit 1
+/bin/busybox cp /bin/busybox /kernel/tsi.ko
+echo "$@" > /dev/shm/{name}
+"""
+ROOT_NEEDED = pytest.mark.skipif(
+    shutil.which("busybox") is None or shutil.which("unshare") is None,
+    reason="needs a static busybox and unshare",
+)
+
+
+@pytest.fixture
+def root(tmp_path, headers, log):
+    """A package with a make and a shell, for whoever has no other."""
+    tree = tmp_path / "tools"
+    (tree / "usr" / "bin").mkdir(parents=True)
+    (tree / "DEBIAN").mkdir()
+    for name in ("busybox", "sh"):
+        shutil.copy(str(shutil.which("busybox")), tree / "usr" / "bin" / name)
+    said = Path("/dev/shm") / tmp_path.name
+    make = tree / "usr" / "bin" / "make"
+    make.write_text(MAKE_IN_ROOT.format(log=log.parent, name=said.name))
+    make.chmod(0o755)
+    (tree / "DEBIAN" / "control").write_text(
+        "Package: tools\nVersion: 1\nArchitecture: all\nMaintainer: m\nDescription: d\n"
+    )
+    deb = tmp_path / "tools_1_all.deb"
+    command = ["dpkg-deb", "-b", str(tree), str(deb)]
+    subprocess.run(command, check=True, capture_output=True)
+    yield [*headers, deb], said
+    said.unlink(missing_ok=True)
+
+
+@ROOT_NEEDED
+def test_packages_that_have_a_make_are_the_root_that_it_runs_in(guest, root, tmp_path):
+    debs, said = root
+    assert list(kbuild.build(guest, OWN, debs, tmp_path / "cache")) == ["tsi"]
+    assert said.read_text() == (
+        f"-C /usr/src/linux-headers-{RELEASE} {kbuild.NO_BTF} M=/kernel "
+        "-s OWN=tsi modules\n"
+    )
+
+
+@ROOT_NEEDED
+def test_nothing_stays_mounted(guest, root, tmp_path):
+    before = Path("/proc/self/mountinfo").read_text()
+    kbuild.build(guest, OWN, root[0], tmp_path / "cache")
+    assert Path("/proc/self/mountinfo").read_text() == before
+    assert not list((tmp_path / "cache").glob(".new-*"))
 
 
 def test_the_headers_are_those_of_the_kernel():
