@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from fastpath.datapath import ambient_geneve, geneve, inpod_l3forwarding
+from fastpath.datapath import (
+    ambient_ebpf,
+    ambient_geneve,
+    geneve,
+    inpod_l3forwarding,
+    plain,
+)
 from fastpath.datapath.ambient_geneve import Mode
 
 if TYPE_CHECKING:
@@ -19,6 +25,14 @@ def _inpod(_: geneve.Kind) -> Datapath:
     return inpod_l3forwarding.declare()
 
 
+def _plain(_: geneve.Kind) -> Datapath:
+    return plain.declare()
+
+
+def _ebpf(_: geneve.Kind) -> Datapath:
+    return ambient_ebpf.declare()
+
+
 def _alpha(kind: geneve.Kind) -> Datapath:
     return ambient_geneve.declare(kind, Mode.ISTIO_ALPHA, ALPHA)
 
@@ -27,6 +41,8 @@ _PATHS: Final[Mapping[str, Callable[[geneve.Kind], Datapath]]] = {
     inpod_l3forwarding.NAME: _inpod,
     ambient_geneve.NAME: ambient_geneve.declare,
     ALPHA: _alpha,
+    ambient_ebpf.NAME: _ebpf,
+    plain.NAME: _plain,
 }
 NAMES: Final = tuple(_PATHS)
 

@@ -79,6 +79,9 @@ class Datapath:
     """The role of the namespace that ztunnel's listener is in."""
     server: str
     """The address of a server behind ztunnel, in `SERVER`."""
+    answers: str = ""
+    """The address, in `SERVER`, of who answers in ztunnel's place; empty: ztunnel does.
+    """
     tunnel: str = ""
     """The node's tunnel device; empty: there is no tunnel."""
     every_packet: bool = field(default=True)

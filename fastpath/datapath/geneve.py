@@ -91,13 +91,13 @@ def add(links: Links, tunnel: Tunnel, kind: Kind) -> None:
 def parameters(links: Links, tunnel: Tunnel) -> dict[str, int]:
     """The values of geneve.bpf.c's parameters for `tunnel`."""
     return {
-        "geneve_local": _wire_order(socket.inet_aton(tunnel.local)),
-        "geneve_remote": _wire_order(socket.inet_aton(tunnel.remote)),
+        "geneve_local": wire_order(socket.inet_aton(tunnel.local)),
+        "geneve_remote": wire_order(socket.inet_aton(tunnel.remote)),
         "geneve_vni": tunnel.vni,
         "geneve_underlay": links.index(tunnel.underlay),
         "geneve_tunnel": links.index(tunnel.device),
-        "geneve_local_mac": _mac(links.mac(tunnel.underlay)),
-        "geneve_remote_mac": _mac(tunnel.remote_mac),
+        "geneve_local_mac": mac_value(links.mac(tunnel.underlay)),
+        "geneve_remote_mac": mac_value(tunnel.remote_mac),
     }
 
 
@@ -124,10 +124,11 @@ def _probe_kernel() -> None:
         links.geneve("probe", vni=1, remote="192.0.2.1", port=PORT)
 
 
-def _mac(address: str) -> int:
-    return _wire_order(bytes.fromhex(address.replace(":", "")))
+def mac_value(address: str) -> int:
+    """An Ethernet address as a parameter of a BPF program."""
+    return wire_order(bytes.fromhex(address.replace(":", "")))
 
 
-def _wire_order(octets: bytes) -> int:
+def wire_order(octets: bytes) -> int:
     """The integer that lies in a little-endian host's memory as `octets`."""
     return int.from_bytes(octets, "little")

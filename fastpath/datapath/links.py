@@ -241,17 +241,21 @@ class Links(Closing):
                 },
             )
 
-    def attach(self, device: str, parent: int, program: int) -> None:
+    def attach(
+        self, device: str, parent: int, program: int, *, first: bool = True
+    ) -> None:
         """Attach a BPF program, which stays when its descriptor is closed.
 
         Args:
-            device: has no clsact qdisc yet.
+            device: its name.
             parent: CLSACT_INGRESS or CLSACT_EGRESS.
             program: descriptor.
+            first: the device has no clsact qdisc yet.
         """
         index = self.index(device)
-        with _asking(features.INGRESS):
-            self._ip.tc("add", "clsact", index)
+        if first:
+            with _asking(features.INGRESS):
+                self._ip.tc("add", "clsact", index)
         with _asking(features.CLS_BPF):
             self._ip.tc(
                 "add-filter",

@@ -343,6 +343,8 @@ class Program:
     devices: tuple[tuple[str, str], ...] = ()
     """Those whose value is a device's index."""
     egress: bool = False
+    first: bool = True
+    """The device's first: it makes the qdisc, too."""
 
     def commands(self, name: Callable[[str], str]) -> list[str]:
         """Two tc(8), as for an object that has its parameters."""
@@ -352,10 +354,8 @@ class Program:
         given += [f"{key}=ifindex({device})" for key, device in self.devices]
         note = f"  # {' '.join(given)}" if given else ""
         load = f"bpf da obj {self.source.stem}.o sec {self.section}"
-        return [
-            f"tc qdisc add dev {self.device} clsact",
-            f"tc filter add dev {self.device} {way} {load}{note}",
-        ]
+        qdisc = [f"tc qdisc add dev {self.device} clsact"] if self.first else []
+        return [*qdisc, f"tc filter add dev {self.device} {way} {load}{note}"]
 
     def apply(self, world: World) -> None:
         """Load it and attach it."""
@@ -364,6 +364,6 @@ class Program:
         program = bpf.load(elf, self.section, dict(self.values) | indices)
         parent = links.CLSACT_EGRESS if self.egress else links.CLSACT_INGRESS
         try:
-            world.ip.attach(self.device, parent, program)
+            world.ip.attach(self.device, parent, program, first=self.first)
         finally:
             os.close(program)

@@ -327,8 +327,10 @@ class Report:
     @property
     def who_answers(self) -> str:
         """Whose figures those to ztunnel are, if some are another's; or nothing."""
+        if any(path.handed_on for path in self.paths.values()):
+            return ", or to the proxy that it hands over to"
         others = {p.facts.answers for p in self.paths.values()} - {"ztunnel"}
-        return ", or to the proxy that it hands over to" if others else ""
+        return ", or to who answers in its place" if others else ""
 
     @property
     def all_met(self) -> bool:

@@ -87,6 +87,18 @@ def test_the_fast_path_alone_needs_no_namespaces(tmp_path):
     assert report["ratios"] == {}
 
 
+@pytest.mark.parametrize("name", ["plain", "ambient-geneve"])
+def test_another_standard_path_is_measured(name, tmp_path):
+    require_namespaces()
+    file = tmp_path / "report.json"
+    done = compare("--rounds", "2", "--paths", name, "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    path = json.loads(file.read_text())["paths"][name]
+    assert path["up_mb_per_s"] > 0
+    assert path["through"]["rtt_64_us"]["p50"] > 0
+    assert children(tmp_path) == []
+
+
 def test_hand_offs_are_measured_beside_the_fast_path(tmp_path):
     require_namespaces()
     files = {kind: tmp_path / f"report.{kind}" for kind in ("json", "html")}

@@ -8,6 +8,7 @@ not.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from fastpath.report.model import PathFacts
@@ -78,6 +79,21 @@ STANDARD: Final = {
     "ambient-geneve": _by_tap("veth, Geneve, TPROXY", *_GENEVE),
     "ambient-geneve-alpha": _by_tap(
         "veth, TPROXY, Geneve for a connection's first packet", *_GENEVE
+    ),
+    "ambient-ebpf": _by_tap(
+        "veth to veth by BPF, bpf_sk_assign",
+        "TCP/IP of the ztunnel's namespace (bpf_sk_assign)",
+    ),
+    "plain": replace(
+        _by_tap(
+            "none: tap and veth, no mesh",
+            "IP forwarding on the node",
+            "TCP/IP of the server's namespace",
+        ),
+        copies_up=(*_TAP_UP[:2], "host socket buffer to who answers"),
+        copies_down=("who answers to a host socket buffer", *_TAP_DOWN[1:]),
+        connections=("program to server",),
+        answers="a server without a mesh",
     ),
 }
 """The standard paths', by name."""

@@ -78,11 +78,11 @@ class Way:
     guest: Guest
     machine: Machine
     echo: str
-    """The address of who answers: ztunnel, or the proxy that it hands over to."""
+    """The address of who answers: ztunnel, or another in its place."""
     server: str
     """The server behind that."""
-    logged: tuple[str, str]
-    """Both, as ztunnel's access log has them."""
+    logged: tuple[str, str] | None
+    """Both, as ztunnel's access log has them; None: it never hears of them."""
     tsi: bool
     proxy: Child | None = None
     """That proxy."""

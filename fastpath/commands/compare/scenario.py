@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import yaml
@@ -22,7 +22,7 @@ import yaml
 from fastpath.commands.compare.child import READY_FD, Child
 from fastpath.commands.compare.measure import Bench, Way
 from fastpath.commands.compare.paths import PATHS
-from fastpath.commands.compare.sandboxes import ECHO, MEMORY_MIB
+from fastpath.commands.compare.sandboxes import ECHO, MEMORY_MIB, proxy_program
 from fastpath.commands.compare.site import SERVER_PORT
 from fastpath.tsi import keys
 from fastpath.vm.guest import Guest
@@ -92,6 +92,7 @@ async def running(
     async with contextlib.AsyncExitStack() as stack:
         await _serve(plan, stack)
         proxies = await _proxies(plan, stack)
+        unmeshed = await _unmeshed(plan, stack)
         ztunnel = await _ztunnel(plan, stack)
         ways: dict[str, Way] = {}
         infos = []
@@ -100,7 +101,7 @@ async def running(
             guest, machine, info = await _boot(plan, sandbox, stack)
             infos.append(info)
             for path in sandbox.paths:
-                ways[path] = Way(
+                own = Way(
                     guest=guest,
                     machine=machine,
                     echo=sandbox.echo,
@@ -109,6 +110,10 @@ async def running(
                     tsi=not PATHS[path].standard,
                     proxy=proxies.get(sandbox.name),
                 )
+                if PATHS[path].standard and plan.site.answers and unmeshed:
+                    there = plan.site.answers
+                    own = replace(own, echo=there, logged=None, proxy=unmeshed)
+                ways[path] = own
         yield Bench(ways=ways, ztunnel=ztunnel), infos[0]
 
 
@@ -128,6 +133,15 @@ async def _proxies(plan: Plan, stack: contextlib.AsyncExitStack) -> dict[str, Ch
             name = f"{sandbox.name}-proxy"
             found[sandbox.name] = await _child(name, argv, plan, stack)
     return found
+
+
+async def _unmeshed(plan: Plan, stack: contextlib.AsyncExitStack) -> Child | None:
+    """Start who answers in ztunnel's place, where the standard path has no mesh."""
+    site = plan.site
+    if site.answers is None:
+        return None
+    argv = [str(proxy_program()), READY_FD, site.answers, site.server, site.listen]
+    return await _child("unmeshed", site.behind([*argv, "plain"]), plan, stack)
 
 
 async def _ztunnel(plan: Plan, stack: contextlib.AsyncExitStack) -> Child:

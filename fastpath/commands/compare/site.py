@@ -41,6 +41,8 @@ class Site(Protocol):
     capture: tuple[str, int] | None
     """How ztunnel takes captured connections, and at which port; None: there are none.
     """
+    answers: str | None
+    """The address of who answers where no ztunnel does; None: ztunnel does."""
     network: tuple[str, str] | None
     """The guest's address with its prefix, and its gateway."""
     node: Namespace | None
@@ -68,6 +70,7 @@ class HostSite:
     server = "198.18.0.2"  # what leads to loopback in a guest is the guest's own
     listen = "127.0.0.1"
     capture: tuple[str, int] | None = None
+    answers: str | None = None
     network: tuple[str, str] | None = None
     node: Namespace | None = None
 
@@ -130,6 +133,7 @@ class PathSite:
         self.pod_ip = str(declared.sandbox.address.ip)
         self.server = self.listen = declared.server
         self.capture: tuple[str, int] | None = None
+        self.answers: str | None = declared.answers or None
         if declared.capture is not Capture.NONE:
             self.capture = declared.capture.value, OUTBOUND_PORT
         self.network: tuple[str, str] | None = (

@@ -44,6 +44,12 @@ def test_the_standard_path_passes_when_the_tunnel_moved():
     judge("inpod-l3forwarding", _lines(), WANTED, packets=0)
 
 
+def test_ztunnel_must_not_see_what_has_no_mesh():
+    judge("plain", [], (), packets=0)
+    with pytest.raises(FastpathError, match="there is no mesh"):
+        judge("plain", _lines()[:1], (), packets=0)
+
+
 @pytest.mark.parametrize(
     ("path", "lines", "packets", "why"),
     [
