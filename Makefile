@@ -209,7 +209,8 @@ bench-short: setup image
 
 # 1,000,000 short connections through one guest; for hours where KVM is missing.
 soak: setup image
-	$(BIN)/python -m bench.soak_tsi --count $(SOAK)
+	$(BIN)/python -m bench.soak_tsi --count $(SOAK) --sockets module
+	$(BIN)/python -m bench.soak_tsi --count $(SOAK) --sockets agent
 
 clean:
 	rm -rf build out $(VENV) vhost_user/_vu*.so vhost_user/_vu.c vhost_user/_maker *.egg-info

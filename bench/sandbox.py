@@ -9,7 +9,7 @@ import tempfile
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from fastpath.image import images
 from fastpath.vm.guest import Guest
@@ -67,29 +67,34 @@ async def booted(
     accelerator: Accelerator,
     configure: Callable[[Path], Config] = config,
     *,
+    image: str = "base",
     program: Path | None = None,
+    sockets: Literal["agent", "module"] = "agent",
     **options: Any,
 ) -> AsyncIterator[Booted]:
-    """Boot the base image.
+    """Boot an image.
 
     Args:
         accelerator: the guest's.
         configure: as `config`.
+        image: which, a folder of vm-images/.
         program: a C file; compiled, it is `/bin/NAME` in the guest.
+        sockets: who has the programs' TCP sockets.
         options: as of `VmSpec`.
     """
     with tempfile.TemporaryDirectory(prefix="fp-bench-") as name:
         folder = Path(name)
-        image = images.build("base")
+        booted = images.build(image)
         if program is not None:
             files = {f"/bin/{program.stem}": _compiled(program, folder)}
-            image = images.with_files(image, files, folder / "initramfs")
+            booted = images.with_files(booted, files, folder / "initramfs")
         spec = VmSpec(
-            image=image,
+            image=booted,
             accel=accelerator,
             vsock_socket=folder / "vhost",
             console=folder / "console",
             qmp=folder / "qmp",
+            append=f"tsi={sockets}",
             **options,
         )
         async with (

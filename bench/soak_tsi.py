@@ -1,6 +1,7 @@
 """Many short connections through a whole fast path, and what is left of them.
 
     python -m bench.soak_tsi [--count 1000000] [--in-flight 64] [--round 20000]
+                             [--sockets agent|module]
 
 A guest makes them in rounds, to a TCP server on the host behind ztunnel and to the
 address that ztunnel answers itself. After each round it is measured what agent and
@@ -21,7 +22,7 @@ import time
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from bench import procfs, sandbox
 from bench.sandbox import ECHO, Booted
@@ -38,7 +39,7 @@ from fastpath.ztunnel.model import (
 from tests.support.limits import LIMIT_S
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from fastpath.vm.spec import Accelerator
 
@@ -48,6 +49,8 @@ SETTLE_S: Final = LIMIT_S
 """How long the ends of a round's connections may take to reach the host."""
 AGENT_KIB: Final = 256
 """What the agent's memory may have grown by since the first round."""
+KERNEL_KIB: Final = 2048
+"""The same of the guest's kernel: pages of which a few objects are in use."""
 HOST_KIB: Final = 4096
 """The same of the host's process: Python's heap, malloc's arenas."""
 
@@ -64,6 +67,8 @@ class Sample:
     agent_fds: int
     agent_kib: int
     """Resident."""
+    kernel_kib: int
+    """What the guest's kernel has allocated for itself."""
     host_fds: int
     host_kib: int
     host_conns: int
@@ -77,6 +82,7 @@ class Sample:
         """All of it, for people."""
         return (
             f"{self.failed} failed; agent: {self.agent_fds} fds, {self.agent_kib} KiB;"
+            f" guest's kernel: {self.kernel_kib} KiB;"
             f" host: {self.host_fds} fds, {self.host_kib} KiB,"
             f" {self.host_conns} connections, {self.tokens} tokens; {self.wall_s:.0f} s"
         )
@@ -94,28 +100,32 @@ def growth(samples: list[Sample]) -> list[str]:
             wrong.append(f"{name} grew from {before} to {now}")
     if last.live:
         wrong.append(f"{last.live} connections are not forgotten")
-    for name, most in (("agent_kib", AGENT_KIB), ("host_kib", HOST_KIB)):
+    for name, most in (
+        ("agent_kib", AGENT_KIB),
+        ("kernel_kib", KERNEL_KIB),
+        ("host_kib", HOST_KIB),
+    ):
         before, now = getattr(first, name), getattr(last, name)
         if now > before + most:
             wrong.append(f"{name} grew from {before} to {now}")
     return wrong
 
 
-def config(folder: Path, port: int) -> Config:
-    """One sandbox, and a service whose endpoint is this host's `port`."""
+def config(folder: Path, port: int, ports: Sequence[int] = (VIP[1],)) -> Config:
+    """One sandbox, and a service of `ports` whose endpoint is this host's `port`."""
     key = NamespacedHostname("default", "echo")
     echo = Workload(
         workload_ips=(ip_address("127.0.0.1"),),
         namespace="default",
         name="echo",
-        services={key: {VIP[1]: port}},
+        services={key: dict.fromkeys(ports, port)},
     )
     service = Service(
         name="echo",
         namespace="default",
         hostname="echo",
         vips=(NetworkAddress("", ip_address(VIP[0])),),
-        ports={VIP[1]: 0},
+        ports=dict.fromkeys(ports, 0),
     )
     opened = (Rule.parse(f"127.0.0.1:{port}"), Rule.parse("0.0.0.0/0"))
     config = sandbox.config(folder, egress=Egress(allow=opened))
@@ -162,6 +172,7 @@ async def soak(
     accelerator: Accelerator,
     tell: Callable[[Sample], None],
     timeout_s: float,
+    sockets: Literal["agent", "module"] = "agent",
 ) -> list[Sample]:
     """Boot a guest and play `rounds` of `count` connections; return a sample of each.
 
@@ -172,13 +183,17 @@ async def soak(
         accelerator: the guest's.
         tell: gets each sample as it is taken.
         timeout_s: for all of it.
+        sockets: who has the guest's sockets.
     """
     samples: list[Sample] = []
     async with (
         asyncio.timeout(timeout_s),
         echo_server() as port,
         sandbox.booted(
-            accelerator, lambda folder: config(folder, port), program=PROGRAM
+            accelerator,
+            lambda folder: config(folder, port),
+            program=PROGRAM,
+            sockets=sockets,
         ) as one,
     ):
         run = _Soak(one, tell, samples)
@@ -225,13 +240,14 @@ class _Soak:
                 break
             await asyncio.sleep(0.05)
         await asyncio.sleep(0.05)  # the router hears of it a little later
-        failed, error, program_fds, agent_fds, agent_kib = guest
+        failed, error, program_fds, agent_fds, agent_kib, kernel_kib = guest
         return Sample(
             failed=failed,
             errno=error,
             program_fds=program_fds,
             agent_fds=agent_fds,
             agent_kib=agent_kib,
+            kernel_kib=kernel_kib,
             host_fds=procfs.descriptors("self"),
             host_kib=_rss_kib(),
             host_conns=running.device.handle.stats().conns,
@@ -263,6 +279,7 @@ def main() -> int:
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--round", type=int, default=20_000)
     parser.add_argument("--accel", default="auto")
+    parser.add_argument("--sockets", choices=("agent", "module"), default="agent")
     options = parser.parse_args()
     rounds = max(2, options.count // options.round)
     done = 0
@@ -280,6 +297,7 @@ def main() -> int:
             accelerator=accel.choose(options.accel),
             tell=tell,
             timeout_s=24 * 3600,
+            sockets=options.sockets,
         )
     )
     wrong = growth(samples)

@@ -1,6 +1,7 @@
 """The rate of accept(): a published listener against a raw AF_VSOCK one.
 
     python -m bench.tsi_accept [--rounds N] [--connections N] [--in-flight N] [--tcp]
+                               [--sockets agent|module] [--image NAME]
 
 One guest, one backend, `probe` in the guest in turn as a TCP server over TSI and as an
 AF_VSOCK server, rounds interleaved. The host's side is the same for both, and as light
@@ -124,6 +125,10 @@ class Bench:
         figures = json.loads(said)
         return figures["bytes"] * 1e9 / figures["ns"]
 
+    async def pair(self):
+        """Return the rates of TSI and of AF_VSOCK, one right after the other."""
+        return await self.rate(tsi=True), await self.rate(tsi=False)
+
     async def tcp_rate(self):
         """Connections a second that the guest takes; our CPU time and its, us each."""
         said = bytearray()
@@ -171,24 +176,32 @@ class Bench:
 
 
 @contextlib.asynccontextmanager
-async def booted(options, accelerator, at):
-    """One guest whose port is published at an address of the host."""
+async def booted(options, accelerator, at, **more):
+    """One guest whose port is published at an address of the host.
+
+    Args:
+        options: how many CPUs the guest has, and what `Bench` takes.
+        accelerator: the guest's.
+        at: address and port.
+        more: as of `sandbox.booted`.
+    """
     published = Publication(ListenAddress.parse(at), PORT)
 
     def config(folder):
         return sandbox.config(folder, publish=(published,))
 
-    async with sandbox.booted(accelerator, config, cpus=options.cpus) as one:
+    async with sandbox.booted(accelerator, config, cpus=options.cpus, **more) as one:
         yield Bench(options, one)
 
 
 async def measure(options):
     """Boot, run all rounds, and return the figures."""
     accelerator = accel.choose("auto")
-    async with booted(options, accelerator, f"{HOST}:0") as bench:
+    more = {"sockets": options.sockets, "image": options.image}
+    async with booted(options, accelerator, f"{HOST}:0", **more) as bench:
         tsi, raw = [], []
         for number in range(options.rounds + 1):
-            pair = [await bench.rate(tsi=True), await bench.rate(tsi=False)]
+            pair = await bench.pair()
             sys.stderr.write(f"{number}: {pair[0]:.0f} {pair[1]:.0f}\n")
             if number:  # the first is warm-up
                 tsi.append(pair[0])
@@ -208,7 +221,8 @@ async def measure(options):
 async def measure_tcp(options):
     """The same by ztunnel's listener."""
     accelerator = accel.choose("auto")
-    async with booted(options, accelerator, f"{HOST}:{TCP_PORT}") as bench:
+    more = {"sockets": options.sockets, "image": options.image}
+    async with booted(options, accelerator, f"{HOST}:{TCP_PORT}", **more) as bench:
         rounds = [await bench.tcp_rate() for _ in range(options.rounds + 1)][1:]
     rates, cpu_us, guest_us = zip(*rounds, strict=True)
     return {
@@ -228,6 +242,8 @@ def main():
     parser.add_argument("--connections", type=int, default=1000)
     parser.add_argument("--in-flight", type=int, default=32)
     parser.add_argument("--cpus", type=int, default=1)
+    parser.add_argument("--sockets", choices=("agent", "module"), default="agent")
+    parser.add_argument("--image", default="base", help="a folder of vm-images/")
     parser.add_argument("--tcp", action="store_true", help="through a TCP listener")
     options = parser.parse_args()
     work = measure_tcp(options) if options.tcp else measure(options)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from bench.soak_tsi import growth, soak
 from tests.support.limits import GUEST_LIMIT_S
 
 
-def test_a_thousand_connections_at_64_in_flight_leave_nothing(accelerator):
+@pytest.mark.parametrize("sockets", ["agent", "module"])
+def test_a_thousand_connections_at_64_in_flight_leave_nothing(accelerator, sockets):
     samples = asyncio.run(
         soak(
             rounds=2,
@@ -21,6 +24,7 @@ def test_a_thousand_connections_at_64_in_flight_leave_nothing(accelerator):
             accelerator=accelerator,
             tell=lambda sample: None,
             timeout_s=GUEST_LIMIT_S,
+            sockets=sockets,
         )
     )
     assert growth(samples) == [], samples

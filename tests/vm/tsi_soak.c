@@ -12,10 +12,11 @@
  * IN_FLIGHT of them are under way at any moment. The result of a round is one
  * line:
  *
- *	done FAILED ERRNO OWN_FDS AGENT_FDS AGENT_RSS
+ *	done FAILED ERRNO OWN_FDS AGENT_FDS AGENT_RSS KERNEL
  *
  * ERRNO is that of the last failure, RSS in KiB; agents are all processes that
- * are called tsi-agent. The figures are taken once the agents have let go of
+ * are called tsi-agent. KERNEL is what the kernel has allocated and can't take
+ * back, KiB. The figures are taken once the agents have let go of
  * what the kernel tells them late, or after SETTLE_S. The next round begins
  * when a line is read from stdin, so that whoever measures the host can do it
  * in between.
@@ -244,6 +245,24 @@ static void agents(unsigned *ret_fds, unsigned long *ret_rss)
 }
 
 /**
+ * kernel_kib() - Measure the kernel's objects
+ *
+ * Returns: KiB
+ */
+static unsigned long kernel_kib(void)
+{
+	FILE *file = fopen("/proc/meminfo", "re");
+	unsigned long kib = 0;
+	char line[128];
+
+	while (file && !kib && fgets(line, sizeof(line), file))
+		sscanf(line, "SUnreclaim: %lu", &kib);
+	if (file)
+		fclose(file);
+	return kib;
+}
+
+/**
  * report() - Print a round's line
  *
  * The agents' descriptors are looked at until they stay the same for a moment.
@@ -262,8 +281,8 @@ static void report(void)
 			break;
 		before = fds;
 	}
-	printf("done %lu %d %u %u %lu\n", failed, last_error,
-	       count_fds("self") - 1, fds, rss);
+	printf("done %lu %d %u %u %lu %lu\n", failed, last_error,
+	       count_fds("self") - 1, fds, rss, kernel_kib());
 	fflush(stdout);
 }
 

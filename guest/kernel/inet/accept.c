@@ -59,80 +59,81 @@ static void inherit(const struct sock *from, struct sock *to)
 }
 
 /**
- * lend() - Make an inet socket's container one of a vsock socket
- * @sock:	Socket, just made
- * @ops:	vsock's operations
+ * next_client() - Take the next client off vsock's queue
+ * @sk:		vsock's listener
  *
- * Returns: the sock that it had, nobody's
+ * As vsock_accept() does it, which wants a socket with an inode.
+ *
+ * Returns: it, whose reference is the caller's; NULL if there is none
  */
-static struct sock *lend(struct socket *sock, const struct proto_ops *ops)
+static struct sock *next_client(struct sock *sk)
 {
-	struct sock *sk = sock->sk;
+	struct vsock_sock *client;
 
-	sock->sk = NULL;
-	__module_get(ops->owner);
-	module_put(sock->ops->owner);
-	sock->ops = ops;
-	return sk;
+	lock_sock(sk);
+	client = list_first_entry_or_null(&vsock_sk(sk)->accept_queue,
+					  struct vsock_sock, accept_queue);
+	if (client) {
+		list_del_init(&client->accept_queue);
+		sk_acceptq_removed(sk);
+		sock_put(sk); /* what the queue had; as is the client's */
+		sock_put(&client->sk);
+	}
+	release_sock(sk);
+	return client ? &client->sk : NULL;
 }
 
 /**
- * discard() - End an inet sock whose container was lent
- * @sock:	The container, without a vsock sock
- * @sk:		Sock
- */
-static void discard(struct socket *sock, struct sock *sk)
-{
-	module_put(sock->ops->owner);
-	sock->ops = real_ops(sk);
-	__module_get(sock->ops->owner);
-	sock->sk = sk;
-	sock_release(sock);
-}
-
-/**
- * part() - End a vsock connection, and the inet sock that it was to get
- * @under:	The connection's container
- * @sk:		The inet sock
- */
-static void part(struct socket *under, struct sock *sk)
-{
-	under->ops->release(under); /* leaves it without a sock */
-	discard(under, sk);
-}
-
-/**
- * dress() - Put a vsock connection beneath a new inet socket
+ * name_client() - Learn from the host's port who a client is
  * @listener:	Where it came
- * @under:	The connection's socket
- * @sk:		The inet sock
- * @newsock:	Where it goes
+ * @inner:	The client
  *
- * Returns: 0, or a negated errno, and then nothing has changed
+ * Returns: false if it isn't the host's
  */
-static int dress(struct inner *listener, struct socket *under, struct sock *sk,
-		 struct socket *newsock)
+static bool name_client(const struct inner *listener, struct inner *inner)
 {
-	const struct sockaddr_vm *from = &vsock_sk(under->sk)->remote_addr;
-	struct inner *inner;
-	struct in6_addr client;
+	const struct sockaddr_vm *from =
+	    &vsock_sk(inner->sock->sk)->remote_addr;
 
-	if (from->svm_cid != VMADDR_CID_HOST ||
-	    !callers_find(from->svm_port, &client))
-		return -EAGAIN; /* not the host's: ask for the next one */
-	inner = kzalloc(sizeof(*inner), GFP_KERNEL_ACCOUNT);
-	if (!inner)
-		return -ENOBUFS;
-	inner_begin(inner, sk, under);
-	inner->phase = ESTABLISHED;
-	inner->peer.address = client;
 	inner->peer.port = htons((u16)from->svm_port);
 	inner->port = listener->port;
-	address_own(listener->outer, &client, listener->port, &inner->own);
+	return from->svm_cid == VMADDR_CID_HOST &&
+	       callers_find(from->svm_port, &inner->peer.address);
+}
+
+/**
+ * dress() - Put the next client beneath an inet sock
+ * @listener:	Where it came
+ * @sock:	A new socket, which has the sock
+ * @newsock:	The socket that gets it
+ *
+ * Returns: 0, or a negated errno, and then @sock still has it
+ */
+static int dress(struct inner *listener, struct socket *sock,
+		 struct socket *newsock)
+{
+	struct inner *inner = inner_new();
+	struct sock *sk = sock->sk;
+	struct sock *client;
+
+	if (!inner)
+		return -ENOBUFS;
+	client = next_client(listener->sock->sk);
+	if (client)
+		inner_own(inner, client);
+	if (!client || !name_client(listener, inner)) {
+		inner_put(inner);
+		return -EAGAIN; /* ask for the next one */
+	}
+	inner->phase = ESTABLISHED;
+	inner->sock->state = SS_CONNECTED;
+	address_own(listener->outer, &inner->peer.address, listener->port,
+		    &inner->own);
 	inherit(listener->outer, sk);
+	sock->sk = NULL;
 	sock_graft(sk, newsock);
 	newsock->state = SS_CONNECTED;
-	inner_adopt(inner, newsock);
+	inner_adopt(inner, newsock, sk);
 	inner_set(sk, inner);
 	return 0;
 }
@@ -148,26 +149,16 @@ static int take(struct inner *listener, struct socket *newsock)
 {
 	const struct sock *outer = listener->outer;
 	struct vsock_sock *vsk = vsock_sk(listener->sock->sk);
-	struct socket *under;
-	struct sock *sk;
+	struct socket *sock;
 	int error;
 
 	while (!list_empty_careful(&vsk->accept_queue)) {
 		error = __sock_create(sock_net(outer), outer->sk_family,
-				      SOCK_STREAM, IPPROTO_TCP, &under, 0);
+				      SOCK_STREAM, IPPROTO_TCP, &sock, 0);
 		if (error)
 			return error;
-		sk = lend(under, listener->sock->ops);
-		error = real_accept(listener->sock->ops, listener->sock, under,
-				    true);
-		if (error) {
-			discard(under, sk);
-			return error;
-		}
-		error = dress(listener, under, sk, newsock);
-		if (!error)
-			return 0;
-		part(under, sk);
+		error = dress(listener, sock, newsock);
+		sock_release(sock); /* nothing but an inode, if it went well */
 		if (error != -EAGAIN)
 			return error;
 	}

@@ -6,6 +6,7 @@
 #define INET_COMPAT_H
 
 #include <linux/net.h>
+#include <linux/timer.h>
 #include <linux/version.h>
 #include <net/inet_sock.h>
 
@@ -33,6 +34,11 @@ typedef struct sockaddr any_sockaddr;
 #define ACCEPT_ARGS    int flags, bool kern
 #define ACCEPT_PASS    flags, kern
 #define ACCEPT_FLAGS() (flags)
+#endif
+
+#if SINCE(6, 2)
+#define del_timer      timer_delete
+#define del_timer_sync timer_delete_sync
 #endif
 
 /**

@@ -31,21 +31,6 @@
 #include "inet.h"
 
 /**
- * low_half() - A port to show for a socket that isn't bound
- * @sk:		Socket
- *
- * Returns: one that TCP would choose, in turn
- */
-static u16 low_half(const struct sock *sk)
-{
-	static atomic_t next;
-	int low, high;
-
-	inet_get_local_port_range(sock_net(sk), &low, &high);
-	return low + (u32)atomic_inc_return(&next) % (high - low + 1);
-}
-
-/**
  * start() - Begin to connect
  * @sock:	Outer socket, locked
  * @to:		Destination
@@ -57,17 +42,14 @@ static int start(struct socket *sock, const struct endpoint *to, u32 token)
 {
 	struct sock *sk = sock->sk;
 	struct inner *inner;
-	int error = inner_make(sk, &inner);
+	int error = stock_take(sk, &inner);
 
 	if (error)
-		return error;
+		return error == -ENODEV ? -ENETUNREACH : error;
 	inner->token = token;
 	inner->peer = *to;
-	error = inner_bind(inner, inet_sk(sk)->inet_num ?: low_half(sk));
-	if (error)
-		goto put;
 	address_own(sk, &to->address, inner->port, &inner->own);
-	inner_adopt(inner, sock);
+	inner_adopt(inner, sock, sk);
 	WRITE_ONCE(sk->sk_err, 0); /* as tcp_connect() */
 	sock_reset_flag(sk, SOCK_DONE);
 	error = inner_connect(inner, token);

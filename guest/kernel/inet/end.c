@@ -133,12 +133,14 @@ int tsi_release(struct socket *sock)
 	struct sock *sk = sock->sk;
 	struct inner *inner = sk ? inner_get(sk) : NULL;
 	struct sock *under;
+	bool connected;
 
 	if (!inner)
 		return sk ? real_ops(sk)->release(sock) : 0;
 	lock_sock(sk);
 	inner_set(sk, NULL);
 	release_sock(sk);
+	connected = inner->token;
 	if (inner->phase == LISTENING)
 		publish_end(inner);
 	under = inner->sock->sk;
@@ -151,5 +153,7 @@ int tsi_release(struct socket *sock)
 	}
 	inner_put(inner); /* the socket's */
 	inner_put(inner);
+	if (connected)
+		stock_fill();
 	return real_ops(sk)->release(sock);
 }

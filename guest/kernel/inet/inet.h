@@ -13,7 +13,9 @@
  *	address.c	where a destination is, whose an address
  *	control.c	what the host says, and the thread that hears it
  *	publish.c	what the host is told of listeners
- *	inner.c		the vsock sockets beneath
+ *	stock.c		one that is made before it is needed
+ *	phase.c		how far the vsock sockets beneath are
+ *	inner.c		their life
  *	held.c		what they hold
  *	routes.c	destinations and their tokens
  *	callers.c	clients and their ranges of ports
@@ -28,7 +30,7 @@
 #include <linux/in6.h>
 #include <linux/net.h>
 #include <linux/refcount.h>
-#include <linux/workqueue.h>
+#include <linux/timer.h>
 #include <net/sock.h>
 
 #include "../../include/wire.h"
@@ -81,9 +83,8 @@ enum phase { CONNECTING, ESTABLISHED, CLOSED, LISTENING };
  * @refused:	Errno that it named
  * @armed:	@patience was scheduled, once or more
  * @patience:	For the host's answer, and for FAILED after a reset
- * @container:	@sock's memory, unless it was accepted
  * @by_port:	In the table of all
- * @rcu:	For its end
+ * @container:	@sock's memory
  */
 struct inner {
 	refcount_t users;
@@ -100,10 +101,9 @@ struct inner {
 	u16 published;
 	int refused;
 	bool armed;
-	struct delayed_work patience;
+	struct timer_list patience;
 	struct hlist_node by_port;
 	struct container container;
-	struct rcu_head rcu;
 };
 
 /* ---- main.c ---- */
@@ -155,22 +155,35 @@ int address_show(const struct sock *sk, const struct endpoint *from,
 int publish(struct inner *listener);
 void publish_end(struct inner *listener);
 
-/* ---- inner.c ---- */
+/* ---- stock.c ---- */
 
-extern spinlock_t inner_lock;
+int stock_take(const struct sock *sk, struct inner **ret_inner);
+void stock_fill(void);
 
-void inner_begin(struct inner *inner, struct sock *sk, struct socket *sock);
-int inner_prepare(void);
-int inner_make(struct sock *sk, struct inner **ret_inner);
-int inner_bind(struct inner *inner, u16 low);
-void inner_adopt(struct inner *inner, struct socket *outer);
+/* ---- phase.c ---- */
+
+void inner_adopt(struct inner *inner, struct socket *outer,
+		 struct sock *outer_sk);
 int inner_connect(struct inner *inner, u32 token);
 void inner_arm(struct inner *inner, unsigned long timeout);
 void inner_expire(struct inner *inner);
+void inner_failed(const struct tsi_failed *failed);
+
+/* ---- inner.c ---- */
+
+extern spinlock_t inner_lock;
+extern struct socket *inner_pattern;
+
+int inner_prepare(void);
+struct inner *inner_new(void);
+void inner_own(struct inner *inner, struct sock *sk);
+int inner_make(struct inner **ret_inner);
+int inner_bind(struct inner *inner, u16 low);
+int inner_aim(struct inner *inner);
+struct inner *inner_find(u32 port);
 struct inner *inner_get(const struct sock *sk);
 void inner_set(struct sock *sk, struct inner *inner);
 void inner_put(struct inner *inner);
-void inner_failed(const struct tsi_failed *failed);
 void inner_listening(const struct tsi_listening *listening);
 void inner_each_listener(int (*tell)(struct inner *listener));
 

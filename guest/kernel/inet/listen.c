@@ -99,13 +99,13 @@ static void await(struct inner *listener)
 static int make(struct socket *sock, int backlog, struct inner **ret_inner)
 {
 	struct inner *inner;
-	int error = inner_make(sock->sk, &inner);
+	int error = inner_make(&inner);
 
 	if (error)
 		return error;
 	error = inner_bind(inner, inet_sk(sock->sk)->inet_num);
 	if (!error) {
-		inner_adopt(inner, sock);
+		inner_adopt(inner, sock, sock->sk);
 		inner->phase = LISTENING;
 		error = inner->sock->ops->listen(inner->sock, backlog);
 	}

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * phase.c - how far a vsock socket is
+ *
+ * Theory of operation
+ * ===================
+ *
+ *			 RESPONSE		   RST, or AF_UNSPEC
+ *	CONNECTING ------------------> ESTABLISHED -----------------> CLOSED
+ *	     |   RST and FAILED, or nobody answers			^
+ *	     +----------------------------------------------------------+
+ *
+ * FAILED comes by another connection than the RST, and either may be first. An
+ * attempt that was reset is CONNECTING until the errno is there, or PATIENCE is
+ * over. All of it is under inner_lock.
+ */
+
+#include <net/af_vsock.h>
+
+#include "inet.h"
+
+#define PATIENCE (1 * HZ) /* docs/tsi-protocol.md, section 4 */
+
+/**
+ * fail() - An attempt has failed, or a connection was reset
+ * @inner:	It; inner_lock is held
+ * @error:	Why
+ */
+static void fail(struct inner *inner, int error)
+{
+	struct sock *sk = inner->outer;
+
+	WRITE_ONCE(sk->sk_err, error);
+	WRITE_ONCE(sk->sk_shutdown, SHUTDOWN_MASK);
+	smp_store_release(&inner->phase, CLOSED);
+	sk->sk_error_report(sk);
+}
+
+/**
+ * arm() - Wait so long, and not longer
+ * @inner:	It; inner_lock is held
+ * @timeout:	Jiffies
+ */
+static void arm(struct inner *inner, unsigned long timeout)
+{
+	inner->armed = true;
+	mod_timer(&inner->patience, jiffies + timeout);
+}
+
+/**
+ * settle() - Has an attempt come to its end?
+ * @inner:	It; inner_lock is held
+ */
+static void settle(struct inner *inner)
+{
+	struct sock *sk = inner->sock->sk;
+	int state = READ_ONCE(sk->sk_state);
+
+	if (inner->phase != CONNECTING)
+		return;
+	if (state == TCP_ESTABLISHED || state == TCP_CLOSING) {
+		smp_store_release(&inner->phase, ESTABLISHED);
+		if (inner->armed)
+			del_timer(&inner->patience);
+	} else if (READ_ONCE(sk->sk_err) && inner->failed) {
+		fail(inner, inner->failed);
+	} else if (READ_ONCE(sk->sk_err)) {
+		arm(inner, PATIENCE);
+	}
+}
+
+/**
+ * inner_expire() - An attempt takes too long
+ * @inner:	It
+ */
+void inner_expire(struct inner *inner)
+{
+	bool reset = READ_ONCE(inner->sock->sk->sk_err);
+
+	spin_lock_bh(&inner_lock);
+	settle(inner);
+	if (inner->phase == CONNECTING)
+		fail(inner, inner->failed ?: reset ? ECONNREFUSED : ETIMEDOUT);
+	spin_unlock_bh(&inner_lock);
+}
+
+static void impatient(struct timer_list *timer)
+{
+	inner_expire(container_of(timer, struct inner, patience));
+}
+
+/**
+ * inner_arm() - Let an attempt that nobody waits for take so long
+ * @inner:	It
+ * @timeout:	Jiffies
+ */
+void inner_arm(struct inner *inner, unsigned long timeout)
+{
+	spin_lock_bh(&inner_lock);
+	if (inner->phase == CONNECTING && !READ_ONCE(inner->sock->sk->sk_err))
+		arm(inner, timeout);
+	spin_unlock_bh(&inner_lock);
+}
+
+/**
+ * look() - What has become of a connection?
+ * @inner:	It
+ *
+ * A peer that ends its direction does so before it closes, so that a RST ahead
+ * of any end is TCP's.
+ */
+static void look(struct inner *inner)
+{
+	struct sock *sk = inner->sock->sk;
+	u32 ended = READ_ONCE(vsock_sk(sk)->peer_shutdown);
+
+	if (inner->phase != ESTABLISHED || inner->ended)
+		return;
+	if (!sock_flag(sk, SOCK_DONE)) {
+		inner->ended = ended & SEND_SHUTDOWN;
+		return;
+	}
+	spin_lock_bh(&inner_lock);
+	if (inner->phase == ESTABLISHED && !inner->ended &&
+	    !(sk->sk_shutdown & SEND_SHUTDOWN))
+		fail(inner, ECONNRESET);
+	spin_unlock_bh(&inner_lock);
+}
+
+static void changed(struct sock *sk)
+{
+	struct inner *inner = READ_ONCE(sk->sk_user_data);
+
+	if (READ_ONCE(inner->phase) == CONNECTING) {
+		spin_lock_bh(&inner_lock);
+		settle(inner);
+		spin_unlock_bh(&inner_lock);
+	}
+	look(inner);
+	inner_pattern->sk->sk_state_change(sk);
+}
+
+static void failed(struct sock *sk)
+{
+	struct inner *inner = READ_ONCE(sk->sk_user_data);
+	int error = READ_ONCE(sk->sk_err);
+
+	spin_lock_bh(&inner_lock);
+	settle(inner);
+	if (inner->phase == ESTABLISHED && error)
+		fail(inner, error); /* as when the device was reset */
+	spin_unlock_bh(&inner_lock);
+	inner_pattern->sk->sk_error_report(sk);
+}
+
+/**
+ * inner_adopt() - Have it wake those who wait for the outer socket
+ * @inner:	It, neither connected nor listening yet, or just accepted
+ * @outer:	Outer socket
+ * @outer_sk:	Its sock, which it may get only later
+ */
+void inner_adopt(struct inner *inner, struct socket *outer,
+		 struct sock *outer_sk)
+{
+	struct sock *sk = inner->sock->sk;
+
+	inner->outer = outer_sk;
+	timer_setup(&inner->patience, impatient, 0);
+	write_lock_bh(&sk->sk_callback_lock);
+	rcu_assign_pointer(sk->sk_wq, &outer->wq);
+	sk->sk_uid = outer_sk->sk_uid;
+	sk->sk_user_data = inner;
+	sk->sk_state_change = changed;
+	sk->sk_error_report = failed;
+	write_unlock_bh(&sk->sk_callback_lock);
+	sock_set_flag(sk, SOCK_FASYNC); /* the wait queue has the list */
+	look(inner);
+}
+
+/**
+ * inner_connect() - Ask the host for a connection
+ * @inner:	It, aimed and adopted
+ * @token:	Where to
+ *
+ * As vsock_connect() of a non-blocking socket, without its timer, which would
+ * keep the socket for as long as the host may take.
+ *
+ * Returns: 0, or a negated errno
+ */
+int inner_connect(struct inner *inner, u32 token)
+{
+	struct vsock_sock *vsk = vsock_sk(inner->sock->sk);
+	int error;
+
+	lock_sock(&vsk->sk);
+	vsk->remote_addr.svm_port = token;
+	vsk->sk.sk_state = TCP_SYN_SENT;
+	error = vsk->transport->connect(vsk);
+	if (error < 0)
+		vsk->sk.sk_state = TCP_CLOSE;
+	else
+		inner->sock->state = SS_CONNECTING;
+	release_sock(&vsk->sk);
+	return error < 0 ? error : 0;
+}
+
+/**
+ * inner_failed() - A FAILED message
+ * @failed:	Payload
+ */
+void inner_failed(const struct tsi_failed *failed)
+{
+	u32 error = failed->error;
+	struct inner *inner;
+
+	spin_lock_bh(&inner_lock);
+	inner = inner_find(failed->guest_port);
+	if (inner && inner->phase == CONNECTING && !inner->failed &&
+	    inner->token == failed->token) {
+		inner->failed = error && error < MAX_ERRNO ? error : EIO;
+		if (error == ESTALE)
+			inner->failed = ENETUNREACH;
+		settle(inner); /* the RST may have come first */
+	}
+	spin_unlock_bh(&inner_lock);
+}
