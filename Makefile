@@ -29,7 +29,7 @@ PACKAGES := gcc libc6-dev make python3-venv python3-dev ca-certificates \
             qemu-system-x86 busybox-static iproute2 iptables procps clang \
             libclang-rt-dev golang-go libelf-dev libssl-dev libipsec-mb-dev \
             libnghttp2-dev nghttp2-client strace gcc-aarch64-linux-gnu \
-            libc6-dev-arm64-cross
+            libc6-dev-arm64-cross flex bison bc xz-utils
 
 NATIVE   := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
             lib/ring/*.[ch]) vhost_user/native/build.py
@@ -181,7 +181,8 @@ vm: setup image
 vm-nightly: setup image
 	$(PYTEST) tests/vm --nightly -m nightly
 
-# Each kernel that modules of ours are for; docs/kernels.md.
+# Each kernel that modules of ours are for, and one of our own, which is compiled the first
+# time, for 17 minutes of CPU time; docs/kernels.md.
 kernels: setup image
 	$(PYTEST) tests/vm/test_kernels.py tests/vm/test_tsi_module.py --nightly \
 	  --write-kernels docs/kernels.md

@@ -322,11 +322,26 @@ def image_build(
     refresh: Annotated[
         bool, typer.Option("--refresh", help="Ask for newer packages first.")
     ] = False,
+    own_kernel: Annotated[
+        bool,
+        typer.Option(
+            "--own-kernel", help="Compile its kernel, without modules and with TSI."
+        ),
+    ] = False,
+    kernel_config: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FRAGMENT", help="CONFIG_ lines for --own-kernel."),
+    ] = None,
 ) -> int:
     """Build an image, or all; what did not change is not built again."""
     from fastpath.commands import image
 
-    return image.build(name, refresh=refresh)
+    return image.build(
+        name,
+        refresh=refresh,
+        own_kernel=own_kernel,
+        fragments=tuple(kernel_config or ()),
+    )
 
 
 @image_app.command("list")

@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fastpath.commands.progress import build_image
 from fastpath.errors import FastpathError
 from fastpath.image import recipe
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
 
-def build(name: str | None, *, refresh: bool) -> int:
+
+BASE = "base"
+
+
+def build(
+    name: str | None, *, refresh: bool, own_kernel: bool, fragments: Sequence[Path]
+) -> int:
     """Build an image, or all; return the exit status.
+
+    Args:
+        name: which; None: all.
+        refresh: whether to ask for newer packages first.
+        own_kernel: whether with a kernel of our own: of the base image, if no other.
+        fragments: of that kernel's configuration.
 
     Raises:
         FastpathError: a recipe, package or tool is missing or broken.
     """
+    if fragments and not own_kernel:
+        raise FastpathError(
+            "--kernel-config", "Debian's kernels are as they are", "add --own-kernel"
+        )
+    if own_kernel:
+        image = build_image(name or BASE, refresh=refresh, own_kernel=fragments)
+        print(f"{image.name}: kernel {image.kernel_release}, {image.kernel}")  # noqa: T201
+        return 0
     for each in [name] if name else _known():
         image = build_image(each, refresh=refresh)
         print(f"{image.name}: kernel {image.kernel_release}, {image.initramfs}")  # noqa: T201

@@ -13,13 +13,18 @@ from fastpath import stdio
 from fastpath.image import images
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from rich.progress import Progress, TaskID
 
     from fastpath.image.images import Image
 
 
-def build_image(name: str, *, refresh: bool = False) -> Image:
-    """Build image `name`, or return the cached one; blocks.
+def build_image(
+    name: str, *, refresh: bool = False, own_kernel: Sequence[Path] | None = None
+) -> Image:
+    """Build image `name`, or return the cached one; blocks. As `images.build`.
 
     Raises:
         FastpathError: a recipe, package or tool is missing or broken.
@@ -36,7 +41,7 @@ def build_image(name: str, *, refresh: bool = False) -> Image:
                 task, description=f"image {name}: {step}", completed=done, total=total
             )
 
-        return images.build(name, refresh=refresh, progress=show)
+        return images.build(name, refresh=refresh, own_kernel=own_kernel, progress=show)
 
 
 def _progress() -> Progress:

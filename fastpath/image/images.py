@@ -5,6 +5,7 @@ The cache, $XDG_CACHE_HOME/vsock-fastpath (or ~/.cache/vsock-fastpath):
     apt/SUITE/              apt's lists and state
     debs/                   packages
     modules/CONTENT/        kernel modules of ours
+    kernels/                kernels of our own (`ownkernel.py`)
     images/NAME-CONTENT/    kernel, initramfs, image.json, our programs and modules
     images/NAME.INPUTS      text: the folder that these inputs gave last
 
@@ -30,20 +31,22 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from fastpath import files
 from fastpath.errors import FastpathError
-from fastpath.image import cpio, kbuild, packages, recipe, sources
+from fastpath.image import cpio, kbuild, ownkernel, packages, recipe, sources
 from fastpath.image.recipe import ROOT, Recipe
 from fastpath.image.tree import KERNELS, Tree, merged, special
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     Progress = Callable[[str, int, int], None]
 
 __all__ = ["Image", "build", "cache_directory", "program", "with_files"]
+
+_T = TypeVar("_T")
 
 GUEST = ROOT / "guest"
 HASH_LEN = 16
@@ -76,7 +79,11 @@ def cache_directory() -> Path:
 
 
 def build(
-    name: str, *, refresh: bool = False, progress: Progress | None = None
+    name: str,
+    *,
+    refresh: bool = False,
+    own_kernel: Sequence[Path] | None = None,
+    progress: Progress | None = None,
 ) -> Image:
     """Build image `name`, or return the cached one when no input changed.
 
@@ -87,6 +94,8 @@ def build(
         name: a folder of vm-images/.
         refresh: ask the package archive for newer versions first. Without it
             an image whose recipe and sources did not change needs no network.
+        own_kernel: fragments of a configuration, for a kernel of our own (see
+            `ownkernel.py`) in place of Debian's; none is fine, too.
         progress: called with (what is done, steps done, steps in all).
 
     Raises:
@@ -95,14 +104,22 @@ def build(
     what = recipe.load(name)
     tell = progress or (lambda _what, _done, _total: None)
     try:
-        builder = _Builder(what, tell)
+        builder = _Builder(what, tell, own_kernel)
         if not refresh and (image := builder.cached()):
             return image
         tell("waiting for another build", 0, STEPS)
         with locked(cache_directory() / "lock"):
             if not refresh and (image := builder.cached()):
                 return image
-            return builder.build(refresh=refresh)
+            if own_kernel is None:
+                return builder.build(refresh=refresh)
+            source = builder.source(refresh=refresh)
+        kernels = cache_directory() / "kernels"
+        with locked(kernels / "lock"):  # for long: others may build images
+            tell(f"compiling {source.stem}", 30, STEPS)
+            kernel = ownkernel.build(GUEST, source, own_kernel, kernels)
+        with locked(cache_directory() / "lock"):
+            return builder.build(refresh=False, own_kernel=kernel)
     except OSError as error:
         raise FastpathError(
             f"image {name}",
@@ -171,12 +188,15 @@ def _append(image: Image, entries: Mapping[str, cpio.Entry], out: Path) -> None:
 class _Builder:
     """One image, from its recipe to its folder in the cache."""
 
-    def __init__(self, what: Recipe, tell: Progress) -> None:
+    def __init__(
+        self, what: Recipe, tell: Progress, own_kernel: Sequence[Path] | None
+    ) -> None:
         self._recipe = what
         self._tell = tell
         self._images = cache_directory() / "images"
         self._images.mkdir(parents=True, exist_ok=True)
-        self._inputs = _hash_of_inputs(what)
+        self._own = own_kernel is not None
+        self._inputs = _hash_of_inputs(what, own_kernel)
         self._pointer = self._images / f"{what.name}.{self._inputs[:HASH_LEN]}"
 
     def cached(self) -> Image | None:
@@ -186,27 +206,46 @@ class _Builder:
         except (FileNotFoundError, ValueError, KeyError):  # damaged: built again
             return None
 
-    def build(self, *, refresh: bool) -> Image:
-        archive = packages.Archive(cache_directory(), self._recipe.suite)
-        if refresh or not archive.has_lists():
-            self._update(archive)
-        try:
-            found, headers = self._fetch(archive)
-        except FastpathError:
-            if refresh:
-                raise
-            self._update(archive)  # old lists name packages that are gone
-            found, headers = self._fetch(archive)
+    def build(self, *, refresh: bool, own_kernel: Path | None = None) -> Image:
+        found, headers = self._from_archive(self._fetch, refresh=refresh)
         versions = "".join(f"{deb.name}\n" for deb in sorted([*found, *headers]))
+        versions += "" if own_kernel is None else own_kernel.name
         content = hashlib.sha256((self._inputs + versions).encode()).hexdigest()
         folder = self._images / f"{self._recipe.name}-{content[:HASH_LEN]}"
         if not self._is_whole(folder):
             shutil.rmtree(folder, ignore_errors=True)
-            self._make(folder, found, headers)
+            self._make(folder, found, headers, own_kernel)
         files.replace(self._pointer, folder.name + "\n")
         self._forget_old(folder)
         self._tell(f"image {self._recipe.name} is ready", STEPS, STEPS)
         return self._open(folder)
+
+    def source(self, *, refresh: bool) -> Path:
+        """Download the source of the recipe's kernel."""
+        return self._from_archive(self._fetch_source, refresh=refresh)
+
+    def _from_archive(
+        self, fetch: Callable[[packages.Archive], _T], *, refresh: bool
+    ) -> _T:
+        """Download something, if need be after fetching newer lists."""
+        archive = packages.Archive(cache_directory(), self._recipe.suite)
+        if refresh or not archive.has_lists():
+            self._update(archive)
+        try:
+            return fetch(archive)
+        except FastpathError:
+            if refresh:
+                raise
+            self._update(archive)  # old lists name packages that are gone
+            return fetch(archive)
+
+    def _fetch_source(self, archive: packages.Archive) -> Path:
+        source = ownkernel.source_of(archive.resolve([self._recipe.kernel]))
+        found = archive.resolve([f"{source.name}={source.version}"])
+        self._tell(f"downloading {source.name}", 10, STEPS)
+        wanted = [each for each in found if each.name == source.name]
+        (deb,) = archive.fetch(wanted, lambda _share: None)
+        return deb
 
     def _is_whole(self, folder: Path) -> bool:
         """Whether an image is there that can be used."""
@@ -223,11 +262,11 @@ class _Builder:
     def _fetch(self, archive: packages.Archive) -> tuple[list[Path], list[Path]]:
         """Download what the recipe names, and headers if it has modules of ours."""
         self._tell("resolving packages", 10, STEPS)
-        kernel = archive.resolve([self._recipe.kernel])
+        kernel = () if self._own else archive.resolve([self._recipe.kernel])
         wanted = [each for each in kernel if each.file.startswith(KERNELS)]
         rest = archive.resolve(self._recipe.packages)
         headers: list[packages.Package] = []
-        if self._recipe.own_modules:
+        if self._recipe.own_modules and not self._own:
             named = kbuild.headers_of(each.name for each in wanted)
             headers = [*archive.resolve([*named, *kbuild.TOOLS])]
             if sources.is_hosts(self._recipe.suite):
@@ -242,7 +281,13 @@ class _Builder:
         )
         return debs[: len(wanted)], debs[len(wanted) :]
 
-    def _make(self, folder: Path, debs: list[Path], headers: list[Path]) -> None:
+    def _make(
+        self,
+        folder: Path,
+        debs: list[Path],
+        headers: list[Path],
+        own_kernel: Path | None,
+    ) -> None:
         """Write the image's folder; it appears whole or not at all."""
         with tempfile.TemporaryDirectory(dir=self._images, prefix=BEGUN) as name:
             new = Path(name) / "image"
@@ -250,7 +295,9 @@ class _Builder:
             self._tell("compiling guest programs", 60, STEPS)
             _compile(self._recipe.programs, new)
             tree = Tree(self._recipe)
-            if self._recipe.own_modules:
+            if own_kernel is not None:
+                tree.add_kernel(own_kernel)
+            elif self._recipe.own_modules:
                 modules = cache_directory() / "modules"
                 names = self._recipe.own_modules
                 tree.own_modules = kbuild.build(GUEST, names, headers, modules)
@@ -310,13 +357,15 @@ def _compile(programs: Mapping[str, str], out: Path) -> None:
     kbuild.run(command, "guest programs", f"make -C {GUEST} shows all of it")
 
 
-def _hash_of_inputs(what: Recipe) -> str:
+def _hash_of_inputs(what: Recipe, own_kernel: Sequence[Path] | None) -> str:
     """Hash all that decides an image's content but the packages' versions."""
     digest = hashlib.sha256(what.text.encode())
     found = [path for path in GUEST.rglob("*") if path.suffix in {".c", ".h"}]
     builder = Path(__file__).parent.glob("*.py")
     makefiles = [GUEST / "Makefile", GUEST / "kernel" / "Kbuild", *GUEST.rglob("*.def")]
-    for path in sorted([*found, *makefiles, *builder]):
+    if own_kernel is not None:
+        makefiles += [GUEST / ownkernel.BASE, GUEST / "kernel" / "Kconfig"]
+    for path in (*sorted([*found, *makefiles, *builder]), *(own_kernel or ())):
         digest.update(f"{path.name}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 

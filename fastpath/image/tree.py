@@ -63,6 +63,7 @@ class Tree:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self._kernel_files: dict[str, bytes] = {}
+        self._own_kernel = False
         self.entries: dict[str, cpio.Entry] = {}
         """Path without a leading slash -> file."""
         self.kernel = b""
@@ -84,6 +85,17 @@ class Tree:
         else:
             for path, entry in packages.read(deb):
                 self.entries.setdefault(merged(path), entry)
+
+    def add_kernel(self, folder: Path) -> None:
+        """Have a kernel that is in no package, and of our modules those it brings.
+
+        Args:
+            folder: files as a package has them.
+        """
+        self._own_kernel = True
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                self._kernel_files[str(path.relative_to(folder))] = path.read_bytes()
 
     def finish(self, programs: Path) -> str:
         """Add what does not come from packages.
@@ -176,8 +188,11 @@ class Tree:
         }
         elf |= self.own_modules
         builtin = self._kernel_files.get(f"{directory}/modules.builtin", b"").decode()
+        ours = self._recipe.own_modules
+        if self._own_kernel:
+            ours = tuple(name for name in ours if name in elf)
         order = modules.in_load_order(
-            (*self._recipe.modules, *self._recipe.own_modules),
+            (*self._recipe.modules, *ours),
             elf,
             filter(None, map(modules.name_of, builtin.splitlines())),
         )

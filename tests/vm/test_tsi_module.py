@@ -23,11 +23,12 @@ CASES = {
     for case in section.cases
     if not case.name.startswith("udp_")
 }
+OWN = "own"
 KERNELS = [
     pytest.param("base", id="linux-6.1"),
     *(
         pytest.param(name, id=name, marks=pytest.mark.nightly)
-        for name in ("linux-6.12", "linux-7", "linux-sid")
+        for name in ("linux-6.12", "linux-7", "linux-sid", OWN)
     ),
 ]
 SWITCH = "/sys/module/tsi_inet/parameters/enabled"
@@ -54,6 +55,9 @@ def program(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=KERNELS)
 def image(request):
+    """Of a kernel: Debian's with the module, or our own with TSI in it."""
+    if request.param == OWN:
+        return images.build("base", own_kernel=())
     return images.build(request.param)
 
 
