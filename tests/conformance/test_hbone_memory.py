@@ -33,9 +33,10 @@ def pool(mesh, host):
 
 
 def put_at_the_end(guest, conn, payload):
-    """Have a packet in the TX ring whose payload is the memory's last page."""
+    """Have a packet in the TX ring whose payload ends in the memory's last page."""
     head = guest.header(Op.RW, conn.guest_port, conn.host_port, len=len(payload))
-    gpa = guest.ram.gpa + guest.ram.size - PAGE - HDR_SIZE
+    before = len(payload) // PAGE * PAGE
+    gpa = guest.ram.gpa + guest.ram.size - PAGE - before - HDR_SIZE
     guest.ram.write(gpa, head.encode() + payload)
     guest.tx.add(readable=[(gpa, HDR_SIZE + len(payload))])
 
@@ -46,7 +47,8 @@ def truncate(guest):
     os.eventfd_write(guest.tx.kick_fd, 1)
 
 
-def test_a_peer_gets_no_byte_of_memory_that_is_gone(pool, host, guest):
+@pytest.mark.parametrize("size", [100, PAGE + 100], ids=["short", "sealed-in-place"])
+def test_a_peer_gets_no_byte_of_memory_that_is_gone(pool, host, guest, size):
     beside = pool.client()
     peer = pool.accept()
     _, other = pool.pair(peer, beside)
@@ -56,7 +58,7 @@ def test_a_peer_gets_no_byte_of_memory_that_is_gone(pool, host, guest):
     conn.require(guest.receive(), Op.RESPONSE)
     conn.say(Op.RW, b"before")
     assert peer.read(stream, 6) == b"before"
-    put_at_the_end(guest, conn, b"x" * 100)
+    put_at_the_end(guest, conn, b"x" * size)
     truncate(guest)
     peer.until(h2.events.StreamReset, lambda event: event.stream_id == stream)
     data = [

@@ -14,9 +14,8 @@ static void hand_record(int peer, struct tls_keys *k, uint8_t type,
 			const void *data, size_t len)
 {
 	static uint8_t out[TLS_RECORD + TLS_OVER];
-	const struct iovec iov = {.iov_base = (void *)(uintptr_t)data,
-				  .iov_len = len};
-	size_t n = record_seal(k, type, &iov, 0, len, out);
+	const struct tls_content c = {.head = data, .head_len = len};
+	size_t n = record_seal(k, type, &c, out);
 
 	send(peer, out, n, MSG_DONTWAIT | MSG_NOSIGNAL);
 }

@@ -174,9 +174,8 @@ EMBEDDED: Final = PathFacts(
     stacks=("TCP/IP from ztunnel to the other node's",),
     copies_up=(
         *TSI.copies_up,
-        # vhost_user/native/side/out.c
-        "guest memory to the tunnel's buffer, behind a frame's header",
-        "encryption, into a TLS record",
+        # vhost_user/native/side/out.c: tunnel_seal(); of frames below 4 KiB one more
+        "guest memory to a TLS record, encrypted",
         "TLS record to a host socket buffer",
         "host socket buffer to the other node's ztunnel",
         "decryption there",

@@ -31,6 +31,7 @@
 #define H2_UNKNOWN    0xfb  /* a type that no peer knows: it has no meaning */
 #define H2_PREFACE    24    /* of a client's first words */
 #define H2_DATA_MOST  16375 /* of a DATA frame of ours: a whole TLS record */
+#define H2_SEALS      4096  /* bytes of one that isn't put with others */
 #define H2_OUT_FULL   65536 /* bytes that wait; then sources do */
 #define H2_OUT_SIZE   (H2_OUT_FULL + 3 * (H2_HEAD + 16384))
 #define H2_WINDOW     (4 << 20)	 /* of a stream */
@@ -117,6 +118,9 @@ struct h2;
  * @data:	Bytes that didn't go by h2_pass()
  * @ended:	A stream's END_STREAM
  * @closed:	A stream is no more; enum nghttp2_error_code
+ * @seal:	A DATA frame's header, and how many of the stream's next bytes
+ *		are its payload. True: they are on their way; else they are put
+ *		into h2->out
  * @lost:	Bytes of a stream were copied. True: they may be anything
  * @room:	The peer takes more: of a stream, NULL: of all
  * @settled:	The peer's first SETTINGS
@@ -132,6 +136,8 @@ struct h2_ops {
 		     size_t len);
 	void (*ended)(void *owner, struct h2_stream *s);
 	void (*closed)(void *owner, struct h2_stream *s, uint32_t error);
+	bool (*seal)(void *owner, struct h2_stream *s, const uint8_t *head,
+		     size_t len);
 	bool (*lost)(void *owner, struct h2_stream *s);
 	void (*room)(void *owner, struct h2_stream *s);
 	void (*settled)(void *owner);

@@ -7,17 +7,16 @@
  *
  * nghttp2 decides which frames go out, and when windows let them. Their bytes
  * are put into h->out, behind each other, so that one TLS record takes several.
- * Payload is copied there once, from where its source has it (h2_send()):
- * nghttp2 sees its length only (NGHTTP2_DATA_FLAG_NO_COPY).
+ * A long payload makes a record of its own: it is sealed from where its source
+ * has it (h2_send()), and a short one is copied into h->out. nghttp2 sees its
+ * length only (NGHTTP2_DATA_FLAG_NO_COPY).
  *
- * A stream has DATA for as long as h2_send() runs, and no longer: then its
- * provider defers. What isn't taken stays with its source.
+ * A stream has DATA for as long as h2_send() runs: then its provider defers.
  *
- * Should the memory that payload is copied from be taken away meanwhile, the
+ * Should the memory that payload is read from be taken away meanwhile, the
  * frame is there already, and nghttp2 has counted it. It goes out as one of a
- * type that nobody knows, which a peer discards (RFC 9113, section 4.1): so it
- * gets no byte that nobody sent. The window has lost its bytes; the stream is
- * reset soon.
+ * type that nobody knows, which a peer discards (RFC 9113, section 4.1). The
+ * window has lost its bytes; the stream is reset soon.
  */
 
 #include <string.h>
@@ -65,7 +64,25 @@ static ssize_t provide(nghttp2_session *session, int32_t id, uint8_t *buf,
 }
 
 /**
- * send_data() - Copy a DATA frame
+ * copy() - Put a DATA frame behind what waits
+ * @h:		Session
+ * @s:		Stream
+ * @head:	Its header
+ * @len:	Bytes of payload
+ */
+static void copy(struct h2 *h, struct h2_stream *s, const uint8_t *head,
+		 size_t len)
+{
+	memcpy(h->out + h->to, head, H2_HEAD);
+	iov_copy(s->iov, s->n_iov, s->off, h->out + h->to + H2_HEAD, len,
+		 false);
+	if (h->ops->lost(h->owner, s))
+		h->out[h->to + H2_HEAD_TYPE] = H2_UNKNOWN;
+	h->to += H2_HEAD + len;
+}
+
+/**
+ * send_data() - Send a DATA frame
  * @session:	nghttp2's
  * @frame:	Frame
  * @head:	Its header
@@ -84,12 +101,8 @@ static int send_data(nghttp2_session *session, nghttp2_frame *frame,
 
 	(void)session;
 	(void)frame;
-	memcpy(h->out + h->to, head, H2_HEAD);
-	iov_copy(s->iov, s->n_iov, s->off, h->out + h->to + H2_HEAD, len,
-		 false);
-	if (h->ops->lost(h->owner, s))
-		h->out[h->to + H2_HEAD_TYPE] = H2_UNKNOWN;
-	h->to += H2_HEAD + len;
+	if (len < H2_SEALS || !h->ops->seal(h->owner, s, head, len))
+		copy(h, s, head, len);
 	s->off += len;
 	if (h->earned < UINT16_MAX)
 		h->earned += 2; /* one of the stream, one of the session */
@@ -212,7 +225,7 @@ bool h2_over(const struct h2 *h)
  * @off:	Leading bytes to leave out
  * @len:	Bytes with those
  *
- * Returns: bytes that are in h->out now
+ * Returns: bytes that are sealed, or in h->out now
  */
 size_t h2_send(struct h2 *h, struct h2_stream *s, const struct iovec *iov,
 	       unsigned n_iov, size_t off, size_t len)

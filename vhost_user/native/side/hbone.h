@@ -308,6 +308,9 @@ void tunnel_doom(struct tunnel *t, enum vu_reason reason, int error);
 int tunnel_watch(struct tunnel *t, int op, bool room);
 void tunnel_later(struct tunnel *t);
 void tunnel_unblock(struct list *waiting);
+bool tunnel_lost(void *owner, struct h2_stream *h);
+bool tunnel_seal(void *owner, struct h2_stream *h, const uint8_t *head,
+		 size_t len);
 bool tunnel_send(struct tunnel *t, bool all);
 
 /* source.c */
@@ -319,7 +322,8 @@ void stream_settle(struct tunnel *t);
 void stream_taken(struct vu_conn *c, struct side *side, size_t n);
 void stream_run(struct vu_conn *c, struct side *side);
 void stream_keep(struct stream *s, const uint8_t *data, size_t len);
-void stream_put(struct stream *s, const uint8_t *data, size_t len);
+void stream_put(struct stream *s, const struct iovec *iov, unsigned n_iov,
+		size_t len);
 void stream_drop(struct stream *s);
 bool stream_room(const struct stream *s, size_t most, struct room *ret);
 ssize_t stream_pull(struct stream *s, const struct room *room);

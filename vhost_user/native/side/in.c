@@ -5,12 +5,11 @@
  * Theory of operation
  * ===================
  *
- * Frame by frame: its header, then its payload. A stream's is decrypted
- * straight into the sink's buffers where that lends some (stream_pull()). Where
- * it lends none, the payload of frames that follow each other is gathered in
- * scratch memory, and given in one piece: a record or a frame a system call
- * would wake the receiver as often. Nothing else of the peer is acted upon
- * before that. All other frames are nghttp2's.
+ * Frame by frame: its header, then its payload. A stream's is copied from where
+ * it was decrypted into buffers that the sink lends (stream_pull()). Where it
+ * lends none, payload of frames that follow each other is given from there, and
+ * together: a record or a frame a system call would wake the receiver as often.
+ * Nothing else of the peer is acted upon before. All else is nghttp2's.
  *
  * A turn reads a bounded number of bytes and of pieces: tunnels take turns, and
  * devices come in between. A peer that doesn't read what we have to say isn't
@@ -24,16 +23,20 @@
 
 #define READ_MOST  (128U << 10) /* bytes, in one turn */
 #define READ_CALLS 512		/* calls of TLS, of which each may be small */
-#define GATHER	   (64U << 10)	/* a core's cache holds several times as many */
+#define GATHER	   64		/* pieces of payload that are given together */
 
 /**
  * struct gathered - Payload that has yet to be given to its sink
  * @s:		Its stream; NULL: there is none
- * @len:	Bytes of it, from the start of core.scratch
+ * @len:	Bytes of it
+ * @n:		Its pieces
+ * @iov:	They, in the session's buffer
  */
 struct gathered {
 	struct stream *s;
 	size_t len;
+	unsigned n;
+	struct iovec iov[GATHER];
 };
 
 /* ---- what the session tells ---- */
@@ -137,21 +140,6 @@ static void on_closed(void *owner, struct h2_stream *h, uint32_t error)
 }
 
 /**
- * on_lost() - Bytes of a stream were copied: are they what was sent?
- * @owner:	Tunnel
- * @h:		Stream
- *
- * Returns: true if they may be something else
- */
-static bool on_lost(void *owner, struct h2_stream *h)
-{
-	struct vu_conn *c = stream_of(h)->c;
-
-	(void)owner;
-	return c && c->near.ops->lost && c->near.ops->lost(c);
-}
-
-/**
  * on_room() - The peer takes more
  * @owner:	Tunnel
  * @h:		Stream; NULL: all of them
@@ -216,7 +204,8 @@ const struct h2_ops tunnel_hears = {
     .data = on_data,
     .ended = on_ended,
     .closed = on_closed,
-    .lost = on_lost,
+    .seal = tunnel_seal,
+    .lost = tunnel_lost,
     .room = on_room,
     .settled = on_settled,
     .pong = on_pong,
@@ -233,12 +222,12 @@ static void pass_on(struct gathered *g)
 {
 	struct stream *s = g->s;
 	size_t len = g->len;
+	unsigned n = g->n;
 
-	*g = (struct gathered){0};
+	g->s = NULL;
+	g->len = g->n = 0;
 	if (len)
-		stream_put(
-		    s, (const uint8_t *)s->tunnel->group->hbone->core->scratch,
-		    len);
+		stream_put(s, g->iov, n, len);
 }
 
 /**
@@ -271,6 +260,20 @@ static ssize_t read_head(struct tunnel *t, struct gathered *g)
 }
 
 /**
+ * peek() - Look at payload of the frame that comes in
+ * @t:		Tunnel
+ * @ret:	It
+ *
+ * Returns: bytes; as tls_peek()
+ */
+static ssize_t peek(struct tunnel *t, const uint8_t **ret)
+{
+	ssize_t n = tls_peek(t->tls, ret);
+
+	return n > (ssize_t)t->h2->left ? (ssize_t)t->h2->left : n;
+}
+
+/**
  * gather() - Read payload of the frame that comes in
  * @t:		Tunnel, its session with a direct stream
  * @g:		Payload of the frames before, of that stream
@@ -280,20 +283,21 @@ static ssize_t read_head(struct tunnel *t, struct gathered *g)
 static ssize_t gather(struct tunnel *t, struct gathered *g)
 {
 	struct h2 *h = t->h2;
-	size_t room = SCRATCH - g->len;
-	enum h2_in in;
+	const uint8_t *data;
 	ssize_t n;
 
 	g->s = stream_of(h->direct);
-	n = tls_read(t->tls, t->group->hbone->core->scratch + g->len,
-		     h->left < room ? h->left : room);
+	n = peek(t, &data);
 	if (n <= 0)
 		return n;
-	in = h2_pass(h, (size_t)n);
-	if (in != H2_GOES)
+	if (h2_pass(h, (size_t)n) != H2_GOES)
 		return -EBADMSG;
+	tls_drop(t->tls, (size_t)n);
+	if (h->passed)
+		g->iov[g->n++] =
+		    (struct iovec){(void *)(uintptr_t)data, h->passed};
 	g->len += h->passed;
-	if (g->len >= GATHER || h2_tells(h))
+	if (g->n == GATHER || h2_tells(h))
 		pass_on(g);
 	h2_passed(h);
 	return n;
@@ -308,11 +312,13 @@ static ssize_t gather(struct tunnel *t, struct gathered *g)
  */
 static ssize_t read_piece(struct tunnel *t, struct gathered *g)
 {
-	struct core *core = t->group->hbone->core;
 	struct h2 *h = t->h2;
+	const uint8_t *data;
 	struct room room;
 	ssize_t n;
 
+	if (g->s && !tls_has(t->tls))
+		pass_on(g); /* what is received takes the place of it */
 	if (h->have < h->need)
 		return read_head(t, g);
 	if (h->direct && !g->s &&
@@ -321,12 +327,11 @@ static ssize_t read_piece(struct tunnel *t, struct gathered *g)
 	if (h->direct)
 		return gather(t, g);
 	pass_on(g);
-	n = tls_read(t->tls, core->scratch,
-		     h->left < SCRATCH ? h->left : SCRATCH);
-	if (n > 0 &&
-	    h2_feed(h, (const uint8_t *)core->scratch, (size_t)n) != H2_GOES)
-		return -EBADMSG;
-	return n;
+	n = peek(t, &data);
+	if (n <= 0)
+		return n;
+	tls_drop(t->tls, (size_t)n);
+	return h2_feed(h, data, (size_t)n) == H2_GOES ? n : -EBADMSG;
 }
 
 /**

@@ -5,10 +5,11 @@
  * Theory of operation
  * ===================
  *
- * What streams give is put into the session's buffer, and sent at the end of
- * the turn, or when the buffer is full: streams of one turn share TLS records
- * and system calls. A socket that takes no more makes the streams wait that
- * have more (t->stuck), and so does a window that is used up (t->blocked).
+ * What streams give is put into the session's buffer, or sealed, and sent at
+ * the end of the turn, or when the buffer is full: streams of one turn share
+ * system calls, and TLS records where they have little. A socket that takes no
+ * more makes the streams wait that have more (t->stuck), and so does a window
+ * that is used up (t->blocked).
  *
  * A tunnel that is over is only marked (tunnel_doom()), wherever that is found
  * out: in the middle of nghttp2's work nothing may be freed. The next turn ends
@@ -118,6 +119,71 @@ static void full(struct tunnel *t)
 	t->writable = false;
 	if (!t->fills && tunnel_watch(t, EPOLL_CTL_MOD, true))
 		tunnel_doom(t, VU_REASON_SHORT, errno);
+}
+
+/**
+ * tunnel_lost() - Bytes of a stream were read: are they what was sent?
+ * @owner:	Tunnel
+ * @h:		Stream
+ *
+ * Returns: true if they may be something else
+ */
+bool tunnel_lost(void *owner, struct h2_stream *h)
+{
+	struct vu_conn *c = container_of(h, struct stream, h2)->c;
+
+	(void)owner;
+	return c && c->near.ops->lost && c->near.ops->lost(c);
+}
+
+/**
+ * catch_up() - Seal what waits, so that a record may come behind it
+ * @t:		Tunnel
+ *
+ * Returns: false if not all of it could be
+ */
+static bool catch_up(struct tunnel *t)
+{
+	struct h2 *h = t->h2;
+
+	while (h->from < h->to) {
+		size_t len = h->to - h->from;
+		struct tls_content c = {.head = h->out + h->from};
+
+		c.head_len = len < TLS_RECORD ? len : TLS_RECORD;
+		if (tls_put(t->tls, &c))
+			return false;
+		h->from += c.head_len;
+		t->group->stats.sent_bytes += c.head_len;
+	}
+	h->from = h->to = 0;
+	return true;
+}
+
+/**
+ * tunnel_seal() - Make a DATA frame a record of its own
+ * @owner:	Tunnel
+ * @h:		Stream, whose next bytes are its payload
+ * @head:	Its header
+ * @len:	Bytes of payload
+ *
+ * Returns: false if it can't be, or if its bytes may be something else: then
+ * nobody has seen it
+ */
+bool tunnel_seal(void *owner, struct h2_stream *h, const uint8_t *head,
+		 size_t len)
+{
+	struct tunnel *t = owner;
+	const struct tls_content c = {head, H2_HEAD, h->iov, h->off, len};
+
+	if (!t->writable || !catch_up(t) || tls_put(t->tls, &c))
+		return false;
+	if (tunnel_lost(t, h)) {
+		tls_take_back(t->tls, H2_HEAD + len);
+		return false;
+	}
+	t->group->stats.sent_bytes += H2_HEAD + len;
+	return true;
 }
 
 /**

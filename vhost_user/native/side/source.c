@@ -223,26 +223,25 @@ void stream_keep(struct stream *s, const uint8_t *data, size_t len)
 /**
  * stream_put() - Pass on bytes of the peer
  * @s:		Stream
- * @data:	Bytes
- * @len:	How many
+ * @iov:	Bytes
+ * @n_iov:	Segments
+ * @len:	How many bytes
  */
-void stream_put(struct stream *s, const uint8_t *data, size_t len)
+void stream_put(struct stream *s, const struct iovec *iov, unsigned n_iov,
+		size_t len)
 {
-	struct iovec iov = {
-	    .iov_base = (uint8_t *)(uintptr_t)data,
-	    .iov_len = len,
-	};
 	struct vu_conn *c = s->c;
 
 	if (!c || !conn_flows(c)) {
-		stream_keep(s, data, len);
+		for (unsigned i = 0; i < n_iov; i++)
+			stream_keep(s, iov[i].iov_base, iov[i].iov_len);
 		return;
 	}
 	s->tunnel->owed += len;
 	s->tunnel->kept += len;
 	s->kept += (uint32_t)len;
 	/* the stream outlives it: what takes bytes frees no tunnel */
-	pipe_put(c, pipe_from(c, stream_side(s)), &iov, 1, len, 0);
+	pipe_put(c, pipe_from(c, stream_side(s)), iov, n_iov, len, 0);
 	bound(s);
 	stream_settle(s->tunnel);
 }

@@ -214,9 +214,24 @@ static ssize_t receive(struct tls *t)
 }
 
 /**
+ * tls_has() - Is there a whole record, without the socket being asked?
+ * @t:		Session
+ *
+ * Returns: true if there is; else what tls_peek() found is no more after its
+ * next call
+ */
+bool tls_has(const struct tls *t)
+{
+	const struct tls_buffer *b = t->rx;
+
+	return t->plain_len ||
+	       (b && record_whole(b->data + b->from, b->to - b->from));
+}
+
+/**
  * tls_peek() - Look at plaintext
  * @t:		Session
- * @ret:	It, until tls_drop() and the next call
+ * @ret:	It; stays where it is for as long as tls_has()
  *
  * Returns: bytes; 0: the peer has ended; -EAGAIN: none now; -EINTR: a record
  * had none, call again; another -errno

@@ -74,17 +74,15 @@ static bool seal_all(struct aead *a, const struct iovec *iov, size_t off,
  * record_seal() - Seal a record
  * @k:		Keys that seal
  * @type:	enum tls_type
- * @iov:	Content: segments with at least @off and @len bytes
- * @off:	Leading bytes to leave out
- * @len:	Bytes, TLS_RECORD at most
+ * @c:		Content, TLS_RECORD bytes at most
  * @out:	Room for TLS_OVER more
  *
  * Returns: bytes in @out; 0: OpenSSL fails
  */
-size_t record_seal(struct tls_keys *k, uint8_t type, const struct iovec *iov,
-		   size_t off, size_t len, uint8_t *out)
+size_t record_seal(struct tls_keys *k, uint8_t type,
+		   const struct tls_content *c, uint8_t *out)
 {
-	size_t sealed = len + 1 + TLS_TAG;
+	size_t len = c->head_len + c->len, sealed = len + 1 + TLS_TAG;
 	uint8_t *body = out + TLS_HEAD;
 	uint8_t nonce[TLS_IV];
 
@@ -94,11 +92,25 @@ size_t record_seal(struct tls_keys *k, uint8_t type, const struct iovec *iov,
 	out[4] = (uint8_t)sealed;
 	nonce_of(k, nonce);
 	if (!aead_begin(k->aead, nonce, out, TLS_HEAD) ||
-	    !seal_all(k->aead, iov, off, len, body) ||
+	    !aead_update(k->aead, body, c->head, c->head_len) ||
+	    !seal_all(k->aead, c->iov, c->off, c->len, body + c->head_len) ||
 	    !aead_update(k->aead, body + len, &type, 1) ||
 	    !aead_end(k->aead, body + len + 1))
 		return 0;
 	return TLS_HEAD + sealed;
+}
+
+/**
+ * record_whole() - Is a record all there?
+ * @bytes:	What has come
+ * @have:	How many bytes
+ *
+ * Returns: true if it is, or so much of it that it is bad
+ */
+bool record_whole(const uint8_t *bytes, size_t have)
+{
+	return have >= TLS_HEAD &&
+	       have - TLS_HEAD >= ((size_t)bytes[3] << 8 | bytes[4]);
 }
 
 /**

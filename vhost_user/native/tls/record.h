@@ -70,6 +70,23 @@ struct tls_record {
 	size_t size;
 };
 
+/**
+ * struct tls_content - What a record is made of
+ * @head:	Its first bytes
+ * @head_len:	How many
+ * @iov:	What comes behind them: segments with at least @off and @len
+ *		bytes
+ * @off:	Leading bytes of those to leave out
+ * @len:	Bytes of them
+ */
+struct tls_content {
+	const void *head;
+	size_t head_len;
+	const struct iovec *iov;
+	size_t off;
+	size_t len;
+};
+
 /* aead.c */
 struct aead *aead_new(const uint8_t *key, size_t len, bool seals);
 void aead_free(struct aead *a);
@@ -86,8 +103,9 @@ bool keys_update(struct tls_keys *k);
 void keys_clear(struct tls_keys *k);
 
 /* record.c */
-size_t record_seal(struct tls_keys *k, uint8_t type, const struct iovec *iov,
-		   size_t off, size_t len, uint8_t *out);
+size_t record_seal(struct tls_keys *k, uint8_t type,
+		   const struct tls_content *c, uint8_t *out);
+bool record_whole(const uint8_t *bytes, size_t have);
 int record_open(struct tls_keys *k, uint8_t *bytes, size_t have,
 		struct tls_record *ret);
 

@@ -232,11 +232,14 @@ int tls_verify(int good, X509_STORE_CTX *store);
 bool tls_revoked(struct tls *t, struct vu_tls *c);
 
 /* write.c */
+int tls_put(struct tls *t, const struct tls_content *c);
+void tls_take_back(struct tls *t, size_t len);
 ssize_t tls_write(struct tls *t, const void *buf, size_t len);
 int tls_flush(struct tls *t);
 void tls_alert(struct tls *t, uint8_t level, uint8_t what);
 
 /* read.c */
+bool tls_has(const struct tls *t);
 ssize_t tls_peek(struct tls *t, const uint8_t **ret);
 void tls_drop(struct tls *t, size_t n);
 ssize_t tls_read(struct tls *t, void *buf, size_t len);

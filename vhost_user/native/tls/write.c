@@ -52,17 +52,14 @@ int tls_flush(struct tls *t)
  * put() - Seal a record behind the others
  * @t:		Session with room for it
  * @type:	enum tls_type
- * @iov:	Content
- * @off:	Leading bytes to leave out
- * @len:	Bytes
+ * @c:		Content
  *
  * Returns: false: the session is broken
  */
-static bool put(struct tls *t, uint8_t type, const struct iovec *iov,
-		size_t off, size_t len)
+static bool put(struct tls *t, uint8_t type, const struct tls_content *c)
 {
 	struct tls_buffer *b = t->tx;
-	size_t n = record_seal(&t->out, type, iov, off, len, b->data + b->to);
+	size_t n = record_seal(&t->out, type, c, b->data + b->to);
 
 	b->to += n;
 	t->broken |= !n;
@@ -78,38 +75,68 @@ static bool put(struct tls *t, uint8_t type, const struct iovec *iov,
 static bool renew(struct tls *t)
 {
 	uint8_t message[] = {KEY_UPDATE, 0, 0, 1, 0 /* update_not_requested */};
-	const struct iovec iov = {.iov_base = message,
-				  .iov_len = sizeof(message)};
 
 	t->owes = false;
-	if (!put(t, TLS_TYPE_HANDSHAKE, &iov, 0, sizeof(message)))
+	if (!put(t, TLS_TYPE_HANDSHAKE,
+		 &(struct tls_content){message, sizeof(message), NULL, 0, 0}))
 		return false;
 	t->broken |= !keys_update(&t->out);
 	return !t->broken;
 }
 
 /**
- * seal() - Seal what there is room for
- * @t:		Session with a buffer
- * @iov:	Bytes
- * @len:	How many
+ * room() - Make room for a record
+ * @t:		Session
  *
- * Returns: bytes that were
+ * Returns: 0; -EAGAIN; -ENOMEM, -EPROTO: it is broken; another -errno: the
+ * socket takes no more
  */
-static size_t seal(struct tls *t, const struct iovec *iov, size_t len)
+static int room(struct tls *t)
 {
-	size_t done = 0;
+	if (t->tx && t->tx->to + TLS_MOST > TLS_BUFFER) {
+		int error = tls_flush(t);
 
-	while (done < len && t->tx->to + TLS_MOST <= TLS_BUFFER) {
-		size_t n = len - done < TLS_RECORD ? len - done : TLS_RECORD;
-
-		if ((t->owes || t->out.seq >= KEY_RECORDS) && !renew(t))
-			break;
-		if (!put(t, TLS_TYPE_DATA, iov, done, n))
-			break;
-		done += n;
+		if (error)
+			return error;
 	}
-	return done;
+	if (t->broken)
+		return -EPROTO;
+	if (!t->tx)
+		t->tx = buffer_take(t->buffers);
+	return t->tx ? 0 : -ENOMEM;
+}
+
+/**
+ * tls_put() - Seal a record of payload, to be sent with others
+ * @t:		Session
+ * @c:		Payload, which may be in a guest's memory
+ *
+ * It waits for tls_flush(), or tls_write(), or more than there is room for.
+ *
+ * Returns: 0; -EAGAIN; another -errno, as tls_write()
+ */
+int tls_put(struct tls *t, const struct tls_content *c)
+{
+	int error = room(t);
+
+	if (!error && (t->owes || t->out.seq >= KEY_RECORDS) && !renew(t))
+		error = -ENOMEM;
+	if (!error && !put(t, TLS_TYPE_DATA, c))
+		error = -ENOMEM;
+	return error;
+}
+
+/**
+ * tls_take_back() - Unmake the record that tls_put() has just made
+ * @t:		Session
+ * @len:	Bytes of its content
+ *
+ * Nobody has seen it, so its number is the next one's.
+ */
+void tls_take_back(struct tls *t, size_t len)
+{
+	t->tx->to -= len + TLS_OVER;
+	t->out.seq--;
 }
 
 /**
@@ -118,30 +145,29 @@ static size_t seal(struct tls *t, const struct iovec *iov, size_t len)
  * @buf:	Bytes; after -EAGAIN, the same ones again, or more
  * @len:	How many, not 0
  *
- * What doesn't fit into one record is sealed into several, as far as there is
- * room, and sent by one system call. The socket may take a part of it: the rest
- * waits for tls_flush(), or for the next call.
+ * What doesn't fit into one record is sealed into several, which are sent by
+ * one system call, as far as there is room. The socket may take a part of them:
+ * the rest waits for tls_flush(), or for the next call.
  *
  * Returns: bytes taken; -EAGAIN; -ENOMEM: it is broken; another -errno: it
  * takes no more
  */
 ssize_t tls_write(struct tls *t, const void *buf, size_t len)
 {
-	const struct iovec iov = {
-	    .iov_base = (void *)(uintptr_t)buf,
-	    .iov_len = len,
-	};
-	int error = t->broken ? -EPROTO : tls_flush(t);
-	size_t done;
+	size_t done = 0;
+	int error = 0;
 
-	if (error)
-		return error;
-	t->tx = buffer_take(t->buffers);
-	if (!t->tx)
-		return -ENOMEM;
-	done = seal(t, &iov, len);
+	while (done < len && !error) {
+		size_t n = len - done < TLS_RECORD ? len - done : TLS_RECORD;
+
+		error =
+		    tls_put(t, &(struct tls_content){(const char *)buf + done,
+						     n, NULL, 0, 0});
+		if (!error)
+			done += n;
+	}
 	tls_flush(t);
-	return done ? (ssize_t)done : -ENOMEM;
+	return done ? (ssize_t)done : error;
 }
 
 /**
@@ -155,7 +181,6 @@ ssize_t tls_write(struct tls *t, const void *buf, size_t len)
 void tls_alert(struct tls *t, uint8_t level, uint8_t what)
 {
 	uint8_t alert[] = {level, what};
-	const struct iovec iov = {.iov_base = alert, .iov_len = sizeof(alert)};
 
 	if (t->broken)
 		return;
@@ -164,6 +189,7 @@ void tls_alert(struct tls *t, uint8_t level, uint8_t what)
 	if (!t->tx)
 		return;
 	if (t->tx->to + TLS_OVER + sizeof(alert) <= sizeof(t->tx->data))
-		put(t, TLS_TYPE_ALERT, &iov, 0, sizeof(alert));
+		put(t, TLS_TYPE_ALERT,
+		    &(struct tls_content){alert, sizeof(alert), NULL, 0, 0});
 	tls_flush(t);
 }

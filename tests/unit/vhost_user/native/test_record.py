@@ -58,14 +58,17 @@ def keys(tls, secret, *, seals):
     return made
 
 
-def seal(tls, sealer, kind, *parts, skip=0):
-    """Seal segments, the first `skip` bytes left out; return the record."""
+def seal(tls, sealer, kind, *parts, skip=0, head=b""):
+    """Seal a head, and segments without their first bytes; return the record."""
     ffi, lib = tls
     held = [ffi.from_buffer("char[]", part) for part in parts]
     iov = ffi.new("struct iovec[]", [(at, len(at)) for at in held])
-    length = sum(map(len, parts)) - skip
+    length = len(head) + sum(map(len, parts)) - skip
+    first = ffi.from_buffer("char[]", head)
+    content = (first, len(head), iov, skip, length - len(head))
     out = ffi.new("uint8_t[]", length + 22)
-    assert lib.record_seal(sealer, kind, iov, skip, length, out) == length + 22
+    made = ffi.new("struct tls_content *", content)
+    assert lib.record_seal(sealer, kind, made, out) == length + 22
     return bytes(ffi.buffer(out))
 
 
@@ -121,12 +124,14 @@ def test_an_update_goes_on_with_the_next_secret_from_number_zero(tls, secret):
 @given(
     parts=st.lists(st.binary(max_size=300), min_size=1, max_size=8).filter(any),
     skip=st.integers(0, 40),
+    head=st.binary(max_size=20),
 )
-def test_segments_are_sealed_as_one_piece(tls, secret, parts, skip):
+def test_segments_are_sealed_as_one_piece(tls, secret, parts, skip, head):
     whole = b"".join(parts)
     skip = min(skip, len(whole) - 1)
-    record = seal(tls, keys(tls, secret, seals=True), DATA, *parts, skip=skip)
-    assert record == Direction(secret).seal(whole[skip:] + b"\x17")
+    sealer = keys(tls, secret, seals=True)
+    record = seal(tls, sealer, DATA, *parts, skip=skip, head=head)
+    assert record == Direction(secret).seal(head + whole[skip:] + b"\x17")
 
 
 @suites
@@ -216,24 +221,25 @@ def test_keys_that_are_cleared_are_zeroes(tls):
 def test_what_changes_while_it_is_sealed_is_still_a_record(tls, secret):
     """A guest writes into what it sends: each byte is read once."""
     ffi, lib = tls
-    content, over = bytearray(FULL), threading.Event()
+    memory, over = bytearray(FULL), threading.Event()
 
     def scribble():
         turn = 0
         while not over.is_set():
             turn += 1
-            content[:] = bytes([turn & 255]) * FULL
+            memory[:] = bytes([turn & 255]) * FULL
 
     thread = threading.Thread(target=scribble)
     thread.start()
     try:
         sealer, opener = keys(tls, secret, seals=True), keys(tls, secret, seals=False)
-        held = ffi.from_buffer(content)
+        held = ffi.from_buffer(memory)
         out = ffi.new("uint8_t[]", FULL + 22)
         found = ffi.new("struct tls_record *")
         iov = ffi.new("struct iovec[]", [(held, 1001), (held + 1001, FULL - 1001)])
+        content = ffi.new("struct tls_content *", (ffi.NULL, 0, iov, 0, FULL))
         for _ in range(500):
-            size = lib.record_seal(sealer, DATA, iov, 0, FULL, out)
+            size = lib.record_seal(sealer, DATA, content, out)
             assert not lib.record_open(opener, out, size, found)
     finally:
         over.set()
