@@ -130,6 +130,7 @@ static int dress(struct inner *listener, struct socket *sock,
 	address_own(listener->outer, &inner->peer.address, listener->port,
 		    &inner->own);
 	inherit(listener->outer, sk);
+	credit_accept(sk, inner, listener);
 	sock->sk = NULL;
 	sock_graft(sk, newsock);
 	newsock->state = SS_CONNECTED;

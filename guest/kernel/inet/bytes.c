@@ -83,6 +83,7 @@ int tsi_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 		msg->msg_flags =
 		    (flags & ~(MSG_ZEROCOPY | MSG_EOR)) | MSG_NOSIGNAL;
 		sent = inner->sock->ops->sendmsg(inner->sock, msg, len);
+		credit_moved(inner, sent);
 		msg->msg_flags = flags;
 		if (sent == -ENOTCONN || sent == -ECONNRESET)
 			sent = -EPIPE;
@@ -306,6 +307,8 @@ int tsi_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags)
 	done = flags & MSG_OOB ? -EINVAL : receive(sk, inner, msg, len, flags);
 	if (done >= 0)
 		msg->msg_namelen = 0;
+	if (!(flags & MSG_PEEK))
+		credit_moved(inner, done);
 	inner_put(inner);
 	return done;
 }

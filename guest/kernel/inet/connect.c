@@ -49,6 +49,7 @@ static int start(struct socket *sock, const struct endpoint *to, u32 token)
 	inner->token = token;
 	inner->peer = *to;
 	address_own(sk, &to->address, inner->port, &inner->own);
+	credit_connect(sk, inner);
 	inner_adopt(inner, sock, sk);
 	WRITE_ONCE(sk->sk_err, 0); /* as tcp_connect() */
 	sock_reset_flag(sk, SOCK_DONE);

@@ -17,6 +17,7 @@
  *	phase.c		how far the vsock sockets beneath are
  *	inner.c		their life
  *	held.c		what they hold
+ *	credit.c	what they may hold
  *	routes.c	destinations and their tokens
  *	callers.c	clients and their ranges of ports
  *	stream.c	the stream to the host
@@ -81,6 +82,8 @@ enum phase { CONNECTING, ESTABLISHED, CLOSED, LISTENING };
  * @answered:	LISTENING has come; inner_lock, as are the two below
  * @published:	Port that it named, in host order
  * @refused:	Errno that it named
+ * @credit:	Bytes that the host may send ahead of the program
+ * @moved:	Bytes that the program has moved since that grew
  * @armed:	@patience was scheduled, once or more
  * @patience:	For the host's answer, and for FAILED after a reset
  * @by_port:	In the table of all
@@ -100,6 +103,8 @@ struct inner {
 	bool answered;
 	u16 published;
 	int refused;
+	u32 credit;
+	u32 moved;
 	bool armed;
 	struct timer_list patience;
 	struct hlist_node by_port;
@@ -191,6 +196,30 @@ void inner_each_listener(int (*tell)(struct inner *listener));
 
 size_t held_bytes(const struct inner *inner);
 int held_over(const struct inner *inner);
+
+/* ---- credit.c ---- */
+
+#define CREDIT_FIRST (32U << 10)
+#define CREDIT_MOST  (256U << 10) /* as vsock has it */
+
+void credit_connect(struct sock *sk, struct inner *inner);
+void credit_accept(struct sock *sk, struct inner *inner,
+		   struct inner *listener);
+void credit_grow(struct inner *inner);
+
+/**
+ * credit_moved() - A program has moved bytes
+ * @inner:	Connection
+ * @bytes:	How many, or a negated errno
+ */
+static inline void credit_moved(struct inner *inner, int bytes)
+{
+	if (bytes <= 0 || READ_ONCE(inner->credit) >= CREDIT_MOST)
+		return;
+	inner->moved += bytes;
+	if (inner->moved >= inner->credit)
+		credit_grow(inner);
+}
 
 /* ---- control.c ---- */
 

@@ -101,6 +101,7 @@ int inner_make(struct inner **ret_inner)
 		return -ENOBUFS;
 	}
 	inner_own(inner, sk);
+	vsock_sk(sk)->buffer_size = CREDIT_FIRST;
 	/* as vsock's own sockets are, before they are bound */
 	spin_lock_bh(&vsock_table_lock);
 	sock_hold(sk);
