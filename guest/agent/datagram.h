@@ -16,6 +16,7 @@
 
 bool datagram_is_udp(int fd, bool *ret_v6);
 int datagram_socket(const struct call *call, bool *ret_v6);
+bool datagram_is_inside(const struct call *call, const struct destination *dst);
 int datagram_point_outside(const struct call *call, int *fd, bool v6,
 			   const struct destination *dst, uint32_t *ret_peer,
 			   struct sockaddr_storage *ret_sa, socklen_t *ret_len);
@@ -113,6 +114,7 @@ struct delivery {
 };
 
 void peers_start(const struct delivery *delivery);
+bool peers_know(const struct destination *dst);
 int peers_number(const struct destination *dst, uint32_t *ret_peer);
 bool peers_destination(uint32_t number, uint32_t mask,
 		       struct destination *ret_dst);

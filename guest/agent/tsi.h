@@ -34,7 +34,9 @@
  *	socket/
  *	 swap.c		make the program's socket one of another kind
  *	 exchange.c	put another socket under a process's descriptors
+ *	 survey.c	where a process keeps a socket
  *	 kept.c		socket options that a vsock socket hasn't got
+ *	 ports.c	the vsock ports that they have
  *	 sock.c		the vsock sockets and the label each carries
  *	 kernel.c	what the kernel module is told, if there is one
  *	seccomp/
@@ -162,9 +164,8 @@ void state_take_over(void (*resume)(const struct call *call));
 #define NO_PORT UINT32_MAX /* VMADDR_PORT_ANY: not bound, not connected */
 
 /* Upper halves of vsock ports whose lower half is a TCP port */
-#define LISTENERS   16U	 /* first of published listeners' */
-#define FEW_SHARED  64U	 /* listeners of one TCP port that have those */
-#define FIRST_BOUND 128U /* of sockets that were bound before connect() */
+#define LISTENERS  16U /* first of published listeners' */
+#define FEW_SHARED 64U /* listeners of one TCP port that have those */
 
 #define VSOCK_PORT(upper, port) ((uint32_t)(upper) << 16 | (port))
 
@@ -173,8 +174,6 @@ bool sock_label(int fd, uint64_t *ret_label);
 void sock_set_label(int fd, uint64_t label);
 void sock_change_label(int fd, uint64_t set, uint64_t clear);
 int sock_connect(int fd, uint32_t cid, uint32_t port);
-int sock_bind(int fd, uint32_t port);
-void sock_bind_low(int fd, uint16_t port);
 void sock_make_room(int fd, uint64_t len);
 int sock_settle(int fd);
 uint32_t sock_local_port(int fd);
@@ -185,6 +184,12 @@ bool sock_is_listening(int fd);
 bool sock_is_nonblocking(int fd);
 void sock_set_nonblocking(int fd, bool on);
 void sock_set_connect_timeout(uint32_t timeout_ms);
+
+/* ---- ports.c ---- */
+
+int ports_bind(int fd, uint32_t port);
+void ports_bind_any(int fd);
+void ports_bind_low(int fd, uint16_t port);
 
 /* ---- hello.c ---- */
 
@@ -306,7 +311,12 @@ int blocked_timeout_ms(const struct blocked_list *list);
 
 /* ---- exchange.c ---- */
 
-int exchange(const struct call *call, int num, int old_fd, int new_fd);
+int exchange(const struct call *call, int num, int old_fd, int new_fd,
+	     bool keep);
+
+/* ---- survey.c ---- */
+
+void survey_expect_epoll(const struct call *call);
 
 /* ---- kept.c ---- */
 

@@ -64,6 +64,9 @@
 #define HELD_SOCKETS  16384 /* by timers, at most: 22 MiB */
 #define MIN_TIMEOUT_S 2	    /* but a connect has that long */
 
+/* Upper half of the first vsock port of sockets whose lower half was chosen */
+#define FIRST_BOUND 128U
+
 /* Ranges of 65536 vsock ports that connections to listeners come from */
 #define FIRST_CALLER 0x8000U /* upper half of the first one */
 #define CALLERS	     0x4003U /* the host's, then three for the guest itself */

@@ -13,11 +13,15 @@
 #include <linux/in.h>
 #include <linux/in6.h>
 #include <linux/net.h>
+#include <linux/random.h>
 #include <linux/un.h>
 #include <net/af_vsock.h>
+#include <net/ip.h>
 #include <net/ipv6.h>
 
 #include "tsi.h"
+
+#define BIND_TRIES 1000
 
 /**
  * address_of() - Read the address of a connect()
@@ -111,6 +115,37 @@ static long timer_limit(long most)
 }
 
 /**
+ * bind_any() - Bind a socket to a port that TCP could have chosen
+ * @sock:	Socket, not bound
+ *
+ * The program sees the lower half; vsock's own choice may be 0. The agent does
+ * the same (agent/socket/ports.c).
+ */
+static void bind_any(struct socket *sock)
+{
+	static atomic_t turn = ATOMIC_INIT(0);
+	struct sockaddr_vm own = {
+	    .svm_family = AF_VSOCK,
+	    .svm_cid = VMADDR_CID_ANY,
+	};
+	int first, last, error = -EADDRINUSE;
+
+	inet_get_local_port_range(sock_net(sock->sk), &first, &last);
+	if (!atomic_read(&turn))
+		atomic_cmpxchg(&turn, 0, get_random_u32());
+	for (int i = 0; i < BIND_TRIES && error == -EADDRINUSE; i++) {
+		u32 number = atomic_inc_return(&turn);
+		u32 count = last - first + 1;
+
+		own.svm_port = (FIRST_BOUND +
+				number / count % (FIRST_CALLER - FIRST_BOUND))
+				   << 16 |
+			       (first + number % count);
+		error = kernel_bind(sock, (void *)&own, sizeof(own));
+	}
+}
+
+/**
  * start() - Begin to connect a socket that is as socket() left it
  * @sock:	Socket, LABELLED
  * @token:	Where to
@@ -142,6 +177,8 @@ static int start(struct socket *sock, u32 token, bool nonblock)
 	release_sock(sock->sk);
 	if (!fresh)
 		return 1;
+	if (vsk->local_addr.svm_port == VMADDR_PORT_ANY)
+		bind_any(sock);
 	error = kernel_connect(sock, (void *)&to, sizeof(to), O_NONBLOCK);
 	if (error == -EALREADY || error == -EISCONN)
 		return 1; /* another thread was faster */

@@ -265,6 +265,16 @@ static void ioctl_trapped(const struct call *call)
 }
 
 /**
+ * epoll_create_trapped() - epoll_create() and epoll_create1()
+ * @call:	The call
+ */
+static void epoll_create_trapped(const struct call *call)
+{
+	survey_expect_epoll(call);
+	reply_native(call->id);
+}
+
+/**
  * wanted_bytes() - How much a recvfrom() or recvmsg() waits for
  * @call:	The call
  *

@@ -178,7 +178,7 @@ void closings_watch(struct listener *listener, int fd)
 static bool is_free(uint32_t port)
 {
 	int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	bool freed = fd >= 0 && sock_bind(fd, port) == 0;
+	bool freed = fd >= 0 && ports_bind(fd, port) == 0;
 
 	if (fd >= 0)
 		close(fd);

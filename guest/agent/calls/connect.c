@@ -229,6 +229,8 @@ static void connect_ours(const struct call *call, int fd, uint64_t label,
 		label &= ~LABEL_LOCAL;
 		sock_change_label(fd, 0, LABEL_LOCAL);
 	}
+	if (fresh && sock_local_port(fd) == NO_PORT)
+		ports_bind_any(fd);
 	start(call, fd, label, TSI_HOST_CID, port);
 }
 
@@ -297,8 +299,7 @@ void connect_trapped(const struct call *call)
 			return;
 		}
 		reply_error(call->id, error);
-	} else if (!address_is_native(&dst) &&
-		   datagram_connect(call, fd, &sa, &dst)) {
+	} else if (datagram_connect(call, fd, &sa, &dst)) {
 		debug("datagrams of %d go to port %u", call->tid, dst.port);
 		/* Else a TCP socket that bound itself first, or from before us
 		 */

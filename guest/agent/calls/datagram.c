@@ -82,6 +82,21 @@ int datagram_socket(const struct call *call, bool *ret_v6)
 }
 
 /**
+ * datagram_is_inside() - Is an endpoint the guest's own?
+ * @call:	Call that names it
+ * @dst:	Endpoint
+ *
+ * As with TCP the kernel's local table says so, before it gets its number.
+ *
+ * Returns: true if it is
+ */
+bool datagram_is_inside(const struct call *call, const struct destination *dst)
+{
+	return address_is_native(dst) ||
+	       (!peers_know(dst) && swap_is_local(call->tid, dst));
+}
+
+/**
  * has_route() - Would a pod reach this endpoint, as far as families go?
  * @dst:	Endpoint
  *
@@ -157,7 +172,8 @@ bool datagram_connect(const struct call *call, int fd,
 	bool v6;
 	int error, own;
 
-	if (!datagram_is_udp(fd, &v6) || (sa->ss_family == AF_INET6 && !v6))
+	if (!datagram_is_udp(fd, &v6) || (sa->ss_family == AF_INET6 && !v6) ||
+	    datagram_is_inside(call, dst))
 		return false;
 	own = dup(fd);
 	error = own < 0 ? errno : 0;

@@ -96,7 +96,7 @@ static int bind_free(int fd, uint16_t tcp, uint32_t *ret_port)
 
 	for (unsigned i = 1; i <= BIND_TRIES && error == EADDRINUSE; i++) {
 		*ret_port = VSOCK_PORT(upper, tcp);
-		error = sock_bind(fd, *ret_port);
+		error = ports_bind(fd, *ret_port);
 		upper++;
 		if (i >= FEW_SHARED && getrandom(&upper, sizeof(upper), 0) > 0)
 			upper =

@@ -97,6 +97,6 @@ void local_bind(int fd, uint32_t port, bool v4)
 	for (unsigned i = FIRST_LOCAL; i <= UINT16_MAX && error == EADDRINUSE;
 	     i++) {
 		last = last == UINT16_MAX ? FIRST_LOCAL : (uint16_t)(last + 1);
-		error = sock_bind(fd, VSOCK_PORT(upper, last));
+		error = ports_bind(fd, VSOCK_PORT(upper, last));
 	}
 }

@@ -223,6 +223,32 @@ static int tell(struct peer *peer)
 }
 
 /**
+ * find() - The slot of an endpoint
+ * @dst:	Endpoint
+ *
+ * Returns: slot, NONE if it has no number
+ */
+static uint32_t find(const struct destination *dst)
+{
+	uint32_t slot = *chain(dst);
+
+	while (slot != NONE && !address_same(&table->peers[slot].dst, dst))
+		slot = table->peers[slot].next;
+	return slot;
+}
+
+/**
+ * peers_know() - Has an endpoint a number?
+ * @dst:	Endpoint
+ *
+ * Returns: true if it has
+ */
+bool peers_know(const struct destination *dst)
+{
+	return table && find(dst) != NONE;
+}
+
+/**
  * peers_number() - The number of an endpoint
  * @dst:	Endpoint
  * @ret_peer:	Its number, given now if it had none
@@ -236,9 +262,7 @@ int peers_number(const struct destination *dst, uint32_t *ret_peer)
 
 	if (!table->size && carrier_open())
 		return ENETUNREACH;
-	for (slot = *chain(dst); slot != NONE; slot = table->peers[slot].next)
-		if (address_same(&table->peers[slot].dst, dst))
-			break;
+	slot = find(dst);
 	peer = slot != NONE ? &table->peers[slot] : add(dst);
 	peer->used = true;
 	*ret_peer = peer->number;

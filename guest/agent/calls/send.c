@@ -105,8 +105,8 @@ static int64_t send_one(const struct call *call, int *fd, bool v6,
 
 	if (!hdr->msg_name ||
 	    target_read(call, (uintptr_t)hdr->msg_name, &sa, len) ||
-	    !address_decode(&sa, len, &dst) || address_is_native(&dst) ||
-	    !dst.port || (sa.ss_family == AF_INET6 && !v6))
+	    !address_decode(&sa, len, &dst) || !dst.port ||
+	    (sa.ss_family == AF_INET6 && !v6) || datagram_is_inside(call, &dst))
 		return -ENOTSUP;
 	error = messages_iov(call, hdr, &count);
 	if (!error)

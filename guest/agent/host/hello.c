@@ -123,7 +123,7 @@ int hello_socket(void)
 		if (error != EADDRINUSE)
 			break;
 		last = last % TSI_LAST_PRIVILEGED_PORT + 1;
-		error = sock_bind(fd, last);
+		error = ports_bind(fd, last);
 	}
 	if (fd >= 0 && error)
 		complain("no port up to %u: %s", TSI_LAST_PRIVILEGED_PORT,

@@ -59,7 +59,6 @@
 
 #include "agent/tsi.h"
 
-#define BIND_TRIES 1000
 #define DIAG_BYTES 32768 /* the largest part that the kernel sends */
 
 static uint32_t connect_timeout_s = 30;
@@ -189,44 +188,6 @@ int sock_connect(int fd, uint32_t cid, uint32_t port)
 	};
 
 	return connect(fd, (struct sockaddr *)&addr, sizeof(addr)) ? errno : 0;
-}
-
-/**
- * sock_bind() - Bind to a vsock port
- * @fd:		vsock socket
- * @port:	Port
- *
- * Returns: 0, or an errno
- */
-int sock_bind(int fd, uint32_t port)
-{
-	struct sockaddr_vm addr = {
-	    .svm_family = AF_VSOCK,
-	    .svm_port = port,
-	    .svm_cid = VMADDR_CID_ANY,
-	};
-
-	return bind(fd, (struct sockaddr *)&addr, sizeof(addr)) ? errno : 0;
-}
-
-/**
- * sock_bind_low() - Bind to a port whose low half is given
- * @fd:		One of our sockets, not bound
- * @port:	What getsockname() will show
- *
- * The upper half makes it one that is free; a failure leaves the socket
- * unbound, and the kernel chooses a port when it connects.
- */
-void sock_bind_low(int fd, uint16_t port)
-{
-	static uint16_t upper;
-
-	for (int i = 0; i < BIND_TRIES; i++) {
-		if (upper < FIRST_BOUND || ++upper == UINT16_MAX)
-			upper = FIRST_BOUND;
-		if (sock_bind(fd, VSOCK_PORT(upper, port)) != EADDRINUSE)
-			return;
-	}
 }
 
 /**

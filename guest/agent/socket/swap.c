@@ -171,7 +171,7 @@ bool swap_is_local(pid_t tid, const struct destination *dst)
  * swap_to_inet() - Make one of our sockets a TCP socket of the guest
  * @call:	Call that showed what it is for
  * @num:	Descriptor in the target
- * @fd:		The socket, ours
+ * @fd:		The socket, ours; only to be closed afterwards
  * @label:	Its label
  *
  * Returns: 0: the call can go on natively; an errno otherwise
@@ -188,7 +188,7 @@ int swap_to_inet(const struct call *call, int num, int fd, uint64_t label)
 	kept_apply(inet, label);
 	if (sock_is_nonblocking(fd))
 		sock_set_nonblocking(inet, true);
-	error = exchange(call, num, fd, inet);
+	error = exchange(call, num, fd, inet, false);
 	close(inet);
 	debug("fd %d of %d is native now: %s", num, call->tid, strerror(error));
 	return error;
@@ -207,7 +207,7 @@ int swap_exchange(const struct call *call, int num, int from, int to)
 {
 	copy_options(from, to);
 	sock_set_nonblocking(to, sock_is_nonblocking(from));
-	return exchange(call, num, from, to);
+	return exchange(call, num, from, to, true);
 }
 
 /**
@@ -251,9 +251,9 @@ int swap_to_vsock(const struct call *call, int num, uint32_t upper, int *fd)
 	/* The port is in the same place for IPv4 */
 	if (!getsockname(*fd, (struct sockaddr *)&name, &name_len))
 		port = ntohs(name.sin6_port);
-	if (port && (!upper || sock_bind(ours, VSOCK_PORT(upper, port))))
-		sock_bind_low(ours, port);
-	error = exchange(call, num, *fd, ours);
+	if (port && (!upper || ports_bind(ours, VSOCK_PORT(upper, port))))
+		ports_bind_low(ours, port);
+	error = exchange(call, num, *fd, ours, false);
 	if (error) {
 		close(ours);
 		return error;
@@ -283,7 +283,7 @@ int swap_to_fresh(const struct call *call, int num, int fd, uint64_t label)
 	copy_options(fd, fresh);
 	sock_set_label(fresh, label & ~(LABEL_UNREPORTED | LABEL_ABORTED |
 					LABEL_LOCAL | LABEL_INBOUND));
-	error = exchange(call, num, fd, fresh);
+	error = exchange(call, num, fd, fresh, false);
 	close(fresh);
 	return error;
 }
@@ -315,7 +315,7 @@ int swap_to_our_netns(const struct call *call, int num, int *fd)
 		sock_set_nonblocking(ours, true);
 	if (address_decode(&name, len, &own) && own.port)
 		bind(ours, (struct sockaddr *)&name, len);
-	error = exchange(call, num, *fd, ours);
+	error = exchange(call, num, *fd, ours, false);
 	if (error) {
 		close(ours);
 		return error;

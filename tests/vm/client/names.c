@@ -14,6 +14,10 @@
 
 #include "client.h"
 
+/* Linux's net.ipv4.ip_local_port_range, unless it was changed */
+#define FIRST_EPHEMERAL 32768
+#define LAST_EPHEMERAL	60999
+
 #define IPV6_FREEBIND_ 78 /* not in every netinet/in.h */
 
 static void names(void)
@@ -35,6 +39,23 @@ static void names(void)
 	if (getenv("POD_IPV4"))
 		want(name.sin_addr.s_addr ==
 		     in4(getenv("POD_IPV4"), 0).sin_addr.s_addr);
+}
+
+/* One in 64 was privileged, and half of them no port that TCP chooses */
+static void own_port(void)
+{
+	struct sockaddr_in name;
+	socklen_t len = sizeof(name);
+
+	for (int i = 0; i < 64; i++) {
+		int fd = tcp(0);
+
+		want(connect4(fd, host4, ECHO) == 0);
+		want(getsockname(fd, (struct sockaddr *)&name, &len) == 0);
+		want(ntohs(name.sin_port) >= FIRST_EPHEMERAL);
+		want(ntohs(name.sin_port) <= LAST_EPHEMERAL);
+		close(fd);
+	}
 }
 
 static void names_ipv6(void)
@@ -161,6 +182,7 @@ static void options_before_bind(void)
 
 const struct check name_checks[] = {
     CHECK(names),
+    CHECK(own_port),
     CHECK(names_ipv6),
     CHECK(short_name_buffer),
     CHECK(kind_options),

@@ -151,12 +151,13 @@ static void by_select(void)
 	want(so_error(fd) == 0);
 }
 
-static void epoll_survives_a_swap(void)
+/* A socket in an epoll instance becomes one of the guest's */
+static void want_it_survives(int epoll)
 {
 	struct epoll_event event = {.events = EPOLLOUT};
 	struct sockaddr_in sa;
 	int server = listener(&sa);
-	int fd = tcp(SOCK_NONBLOCK), epoll = epoll_create1(0);
+	int fd = tcp(SOCK_NONBLOCK);
 
 	event.data.u64 = 0x1122334455667788;
 	want(epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0);
@@ -170,6 +171,48 @@ static void epoll_survives_a_swap(void)
 	want(epoll_ctl(epoll, EPOLL_CTL_MOD, fd, &event) == 0);
 	want(epoll_wait(epoll, &event, 1, 0) == 0);
 	want(epoll_ctl(epoll, EPOLL_CTL_DEL, fd, NULL) == 0);
+	close(server);
+	close(fd);
+}
+
+static void epoll_survives_a_swap(void)
+{
+	want_it_survives(epoll_create1(0));
+}
+
+/* Who looks for instances once doesn't see those that come later */
+static void epolls_made_later_survive_swaps(void)
+{
+	for (int i = 0; i < 12; i++) {
+		int epoll = epoll_create(1);
+
+		want_it_survives(epoll);
+		want_it_survives(epoll);
+	}
+}
+
+static void dup_of_an_epoll_survives_a_swap(void)
+{
+	int epoll = epoll_create1(0), other;
+
+	want_it_survives(epoll);
+	other = dup(epoll);
+	close(epoll);
+	want_it_survives(other);
+}
+
+static void inherited_epoll_survives_a_swap(void)
+{
+	int epoll = epoll_create1(0), status;
+	pid_t pid;
+
+	want_it_survives(epoll);
+	pid = fork();
+	if (!pid) {
+		want_it_survives(epoll);
+		_exit(0);
+	}
+	want(waitpid(pid, &status, 0) == pid && status == 0);
 }
 
 const struct check nonblocking_checks[] = {
@@ -184,5 +227,8 @@ const struct check nonblocking_checks[] = {
     CHECK(epoll_after_connect),
     CHECK(by_select),
     CHECK(epoll_survives_a_swap),
+    CHECK(epolls_made_later_survive_swaps),
+    CHECK(dup_of_an_epoll_survives_a_swap),
+    CHECK(inherited_epoll_survives_a_swap),
     {0},
 };

@@ -8,7 +8,9 @@
 #include <netinet/in.h>
 #include <pthread.h>
 #include <sched.h>
+#include <stdio.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -21,6 +23,8 @@
 #define ATTACK_S  5
 #define LONGEST_S 2.0 /* a call of somebody else's; it was minutes */
 #define ROUNDS	  60
+#define MANY	  20000 /* descriptors */
+#define BINDS	  5
 
 static volatile int target = -1;
 static volatile int over;
@@ -172,7 +176,70 @@ static void all_names_of_a_socket_are_exchanged(void)
 	}
 }
 
+/* ---- many descriptors ---- */
+
+/* What the agents have run, in ns */
+static double agents_ran(void)
+{
+	double ran = 0;
+	FILE *file = popen(
+	    "for i in $(pidof tsi-agent); do cat /proc/$i/schedstat; done"
+	    " | { n=0; while read ns _; do n=$((n + ns)); done; echo $n; }",
+	    "r");
+
+	want(file && fscanf(file, "%lf", &ran) == 1);
+	pclose(file);
+	return ran;
+}
+
+static void bind_often(void)
+{
+	for (int i = 0; i < BINDS; i++) {
+		struct sockaddr_in own = {.sin_family = AF_INET};
+		int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+		own.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+		want(bind(fd, (struct sockaddr *)&own, sizeof(own)) == 0);
+		close(fd);
+	}
+}
+
+/* In an attacker: the exit status says that it opened them */
+static void bind_beside(void *descriptors)
+{
+	for (int i = 0; i < *(int *)descriptors; i++)
+		if (open("/dev/null", O_RDONLY) < 0)
+			_exit(1);
+	bind_often(); /* what is found once needn't be again */
+	kill(getpid(), SIGSTOP);
+	bind_often();
+}
+
+static double cost_beside(int descriptors)
+{
+	pid_t pid = as_nobody(bind_beside, &descriptors);
+	int status;
+	double ran;
+
+	want(waitpid(pid, &status, WUNTRACED) == pid && WIFSTOPPED(status));
+	ran = agents_ran();
+	kill(pid, SIGCONT);
+	want(waitpid(pid, &status, 0) == pid && status == 0);
+	return agents_ran() - ran;
+}
+
+static void descriptors_cost_others_nothing(void)
+{
+	const struct rlimit limit = {2 * MANY, 2 * MANY};
+	double few;
+
+	want(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+	few = cost_beside(0);
+	want(cost_beside(MANY) < 3 * few);
+}
+
 const struct check hangs[] = {
+    SANDBOX(descriptors_cost_others_nothing),
     SANDBOX(all_names_of_a_socket_are_exchanged),
     SANDBOX(a_file_opened_meanwhile_stays),
     SANDBOX(a_program_that_clears_o_nonblock_keeps_nobody_waiting),

@@ -16,6 +16,7 @@
 
 #include "udp.h"
 
+#define OWN   "192.0.2.99"
 #define PEERS 100 /* of the check with many */
 
 static void ipv6(void)
@@ -195,6 +196,31 @@ static void loopback(void)
 	want(recv(server6, buf, sizeof(buf), 0) == 2);
 }
 
+/* Neither stand-in nor host is asked */
+static void own_address(void)
+{
+	struct sockaddr_in in = addr4(OWN, 0), from;
+	socklen_t len = sizeof(in);
+	int server = udp4(), client = udp4(), other = udp4();
+	char buf[8];
+
+	want(system("ip addr add " OWN "/32 dev lo") == 0);
+	want(!bind(server, (struct sockaddr *)&in, sizeof(in)));
+	want(!getsockname(server, (struct sockaddr *)&in, &len));
+	want(sendto(client, "in", 2, 0, (struct sockaddr *)&in, len) == 2);
+	want(readable(server, WAIT_MS));
+	want(recvfrom(server, buf, sizeof(buf), 0, (struct sockaddr *)&from,
+		      &len) == 2);
+	want(!connect(other, (struct sockaddr *)&in, len));
+	want(send(other, "on", 2, 0) == 2);
+	want(readable(server, WAIT_MS));
+	want(recv(server, buf, sizeof(buf), 0) == 2);
+	in.sin_port = htons(ECHO); /* nobody has it */
+	want(!connect(other, (struct sockaddr *)&in, len));
+	want(send(other, "x", 1, 0) == 1);
+	want(recv(other, buf, sizeof(buf), 0) < 0 && errno == ECONNREFUSED);
+}
+
 static void denied_destination(void)
 {
 	struct sockaddr_in in = addr4("169.254.169.254", 123);
@@ -241,6 +267,7 @@ const struct check address_checks[] = {
     CHECK(a_killed_server_leaves_its_port),
     CHECK(many_peers),
     CHECK(loopback),
+    SANDBOX(own_address),
     SANDBOX(denied_destination),
     DENIED(udp_off),
     {0},
