@@ -118,7 +118,7 @@ bool peers_know(const struct destination *dst);
 int peers_number(const struct destination *dst, uint32_t *ret_peer);
 bool peers_destination(uint32_t number, uint32_t mask,
 		       struct destination *ret_dst);
-int peers_verdict(uint32_t number);
+int peers_verdict(uint32_t number, bool again);
 int peers_send(uint16_t flow, uint32_t *number, uint32_t mask, const void *data,
 	       size_t len);
 
@@ -139,9 +139,7 @@ struct carried {
 
 void carrier_tell(const struct carried *carried);
 int carrier_open(void);
-bool carrier_is_open(void);
 bool carrier_send(uint16_t type, const void *head, size_t head_len,
 		  const void *data, size_t len);
-bool carrier_wait(int limit_ms);
 
 #endif /* DATAGRAM_H */

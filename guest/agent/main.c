@@ -69,6 +69,8 @@ static struct timer timers[] = {
     {.tick = accept_tick, .timeout_ms = accept_timeout_ms},
     {.tick = closings_tick, .timeout_ms = closings_timeout_ms},
     {.tick = receive_tick, .timeout_ms = receive_timeout_ms},
+    {.tick = later_tick, .timeout_ms = later_timeout_ms},
+    {.tick = publish_tick, .timeout_ms = publish_timeout_ms},
 };
 
 static int listener = -1;
@@ -95,7 +97,8 @@ static void connection_failed(const struct tsi_failed *failed)
 }
 
 static const struct hearer hearer = {.opened = stream_opened,
-				     .failed = connection_failed};
+				     .failed = connection_failed,
+				     .listening = publish_answered};
 
 /* ---- giving up ---- */
 
@@ -107,6 +110,18 @@ static void __attribute__((noreturn)) fail(const char *what)
 {
 	complain("%s: %s", what, strerror(errno));
 	exit(EXIT_AGENT);
+}
+
+/**
+ * complain_of_host() - Say that there is no stream, if that wasn't said yet
+ * @error:	From control_start()
+ *
+ * The last line that an agent says is what the host is told of its end.
+ */
+static void complain_of_host(int error)
+{
+	if (error && error != EACCES)
+		complain("no TSI service on the host: %s", strerror(error));
 }
 
 /* ---- what it waits for ---- */
@@ -389,7 +404,6 @@ static void start_watch(void)
 static void __attribute__((noreturn)) adopt(const char *fds)
 {
 	static struct source listener_source = {.ready = listener_ready};
-	int error;
 
 	if (sscanf(fds, "%d,%d,%d", &listener, &state_fd, &device_fd) < 2) {
 		complain("-a %s: not LISTENER,STATE[,DEVICE]", fds);
@@ -407,9 +421,7 @@ static void __attribute__((noreturn)) adopt(const char *fds)
 	refuse_huge_pages();
 	start_watch();
 	listen_adopt();
-	error = control_start();
-	if (error)
-		complain("no TSI service on the host: %s", strerror(error));
+	complain_of_host(control_start());
 	relay_adopt();
 	state_take_over(call_resume);
 	loop_add(&listener_source, listener, EPOLLIN);
@@ -444,6 +456,7 @@ int main(int argc, char **argv)
 	for (size_t i = 0; i < sizeof(timers) / sizeof(timers[0]); i++)
 		loop_add_timer(&timers[i]);
 	control_hear(&hearer);
+	later_start(call_dispatch);
 	if (adopted)
 		adopt(adopted);
 	state_fd = state_create();
@@ -459,7 +472,7 @@ int main(int argc, char **argv)
 	callers_init();
 	error = control_start();
 	if (error) {
-		complain("no TSI service on the host: %s", strerror(error));
+		complain_of_host(error);
 		return EXIT_AGENT;
 	}
 	interface_init();

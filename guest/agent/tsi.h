@@ -20,6 +20,7 @@
  *	 peers.c	UDP endpoints outside the guest
  *	 accept.c	accept() on listeners that the host publishes
  *	 listen.c	listen(), and what ends it
+ *	 publish.c	what makes a listener a published one
  *	 local.c	connections within the guest to those listeners
  *	 closings.c	when listeners are closed
  *	 listeners.c	the table of them
@@ -40,6 +41,7 @@
  *	 sock.c		the vsock sockets and the label each carries
  *	 kernel.c	what the kernel module is told, if there is one
  *	seccomp/
+ *	 later.c	calls that are made anew when the host has answered
  *	 blocked.c	calls that block until there is something at a socket
  *	 answer.c	what a program reads when its call returns
  *	 stop.c		threads of the target that stand still for a moment
@@ -114,28 +116,6 @@ pid_t target_tgid(pid_t tid);
 int answer_name(const struct call *call, int room, bool v6,
 		const struct destination *name);
 int answer_option(const struct call *call, const void *value, size_t len);
-
-/* ---- stop.c ---- */
-
-#define MAX_STOPPED 1024
-
-/**
- * struct stopped - Threads that stand still
- * @count:	Used of @threads
- * @threads:	Their ids, and the signals that they get when they go on
- */
-struct stopped {
-	unsigned count;
-	struct stopped_thread {
-		pid_t tid;
-		int signal;
-	} threads[MAX_STOPPED];
-};
-
-bool stop_thread(pid_t tid, int *ret_signal);
-void stop_end(pid_t tid, int signal);
-void stop_others(const struct call *call, struct stopped *ret_stopped);
-void stop_end_all(const struct stopped *stopped);
 
 /* ---- state.c ---- */
 
@@ -216,16 +196,19 @@ void hello_fill(struct hello *ret_msg);
  * struct hearer - Who is told what happens on the stream
  * @opened:	There is one; what the host granted
  * @failed:	Why a connection failed
+ * @listening:	Where clients reach a listener: its vsock port, and a TCP port;
+ *		0: nowhere, and the errno that listen() fails with, or 0
  */
 struct hearer {
 	void (*opened)(const struct tsi_welcome *welcome);
 	void (*failed)(const struct tsi_failed *failed);
+	void (*listening)(uint32_t listener, uint16_t port, int error);
 };
 
 void control_hear(const struct hearer *hearer);
 int control_start(void);
 bool control_route(const struct tsi_route *route);
-int control_listen(const struct tsi_listen *listen, uint16_t *ret_port);
+bool control_listen(const struct tsi_listen *listen);
 void control_unlisten(uint32_t listener);
 struct in6_addr control_pod_address(bool v4);
 bool control_has_family(bool v4);
@@ -309,14 +292,19 @@ void blocked_drop_stale(struct blocked_list *list);
 void blocked_tick(struct blocked_list *list);
 int blocked_timeout_ms(const struct blocked_list *list);
 
+/* ---- later.c ---- */
+
+void later_start(void (*dispatch)(const struct call *call));
+bool later_is_again(const struct call *call);
+bool later_keep(const struct call *call, uint32_t key, int limit_ms);
+void later_wake(uint32_t key);
+void later_tick(void);
+int later_timeout_ms(void);
+
 /* ---- exchange.c ---- */
 
 int exchange(const struct call *call, int num, int old_fd, int new_fd,
 	     bool keep);
-
-/* ---- survey.c ---- */
-
-void survey_expect_epoll(const struct call *call);
 
 /* ---- kept.c ---- */
 
@@ -423,7 +411,7 @@ struct listener *listeners_at(size_t slot);
 struct listener *listeners_new(void);
 void listeners_free(struct listener *listener);
 void listeners_end(struct listener *listener);
-int listeners_announce(const struct listener *listener, uint16_t *ret_port);
+bool listeners_announce(const struct listener *listener);
 void listeners_announce_all(void);
 int listeners_names(int fd, uint64_t label, struct destination *ret_local,
 		    struct destination *ret_peer);
@@ -446,6 +434,14 @@ int closings_timeout_ms(void);
 bool local_listener(const struct destination *dst, uint32_t *ret_port);
 uint32_t local_upper(uint32_t port, bool v4);
 void local_bind(int fd, uint32_t port, bool v4);
+
+/* ---- publish.c ---- */
+
+bool publish(const struct call *call, int inet);
+void publish_reserve(int inet);
+void publish_answered(uint32_t listener, uint16_t port, int error);
+void publish_tick(void);
+int publish_timeout_ms(void);
 
 /* ---- listen.c ---- */
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 
+from fastpath.errors import FastpathError
 from tests.vm import programs, tsi_servers
 from tests.vm.world import PODS, open_world
 
@@ -70,3 +71,17 @@ def test_nobody_looks_like_a_client_of_the_hosts(world, who):
         with world.connect(PODS[WHO.index(who)][0], 7211) as client:
             assert client.makefile().readline() == "127.0.0.1\n"
         assert server.end() == 0
+
+
+@pytest.mark.parametrize("who", WHO)
+def test_an_agent_without_the_key_says_so_and_runs_nothing(world, who):
+    """One line, in what `fastpath run` says and on the console."""
+    keep = "cp /run/tsi.key /run/kept; head -c 16 /dev/zero > /run/tsi.key"
+    assert world.sh(keep, vm=who, tsi=False)[0] == 0
+    try:
+        with pytest.raises(FastpathError) as refused:
+            world.run("true", vm=who)
+    finally:
+        assert world.sh("mv /run/kept /run/tsi.key", vm=who, tsi=False)[0] == 0
+    assert "the host refuses: HELLO: not this sandbox's key" in str(refused.value)
+    assert world.run("true", vm=who) == (0, "")

@@ -22,6 +22,7 @@ import dns.rdatatype
 import dns.rrset
 import pytest
 
+from fastpath.tsi.datagram_stream import DatagramStream
 from fastpath.ztunnel.model import (
     Config,
     Fastpath,
@@ -48,6 +49,8 @@ pytestmark = pytest.mark.vm
 HERE = Path(__file__).parent
 VIP = "10.96.0.10"
 OTHER = 7008
+UNJUDGED_PORT, N_UNJUDGED = 20000, 40
+"""Peers that the host does not judge."""
 RESOLVER = ("127.0.0.1", 5353)
 POLICIES = {"on": "udp: true\n", "off": "egress: {errno: EACCES}\n"}
 UDP_CLIENT = ("python3", "-m", "tests.vm.udp_client", HOST4)
@@ -309,6 +312,38 @@ def test_the_other_namespace_of_a_container_reaches_out_too(world):
     script = "import socket; print(socket.getaddrinfo('web.', 80)[0][4][0])"
     status, said = world.sh(f'unshare -n python3 -c "{script}"')
     assert (status, said) == (0, f"{VIP}\n")
+
+
+UNJUDGED = f"""
+import os, socket, threading, time
+
+def send(i):
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.sendto(b"x", ("{HOST4}", {UNJUDGED_PORT} + i))
+
+os.setuid(65534)
+begin = time.monotonic()
+threads = [threading.Thread(target=send, args=(i,)) for i in range({N_UNJUDGED})]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(time.monotonic() - begin)
+"""
+
+
+def test_who_waits_for_a_verdict_keeps_nobody_waiting(world, monkeypatch):
+    """Each waits for a second; one after the other they took as many as they are."""
+    register = DatagramStream._register
+
+    def hear(stream, message):
+        if message.address[1] < UNJUDGED_PORT:
+            register(stream, message)
+
+    monkeypatch.setattr(DatagramStream, "_register", hear)
+    status, said = world.run("python3", "-c", UNJUDGED)
+    assert status == 0, said
+    assert float(said) < N_UNJUDGED / 2
 
 
 SURVIVOR = f"""

@@ -33,6 +33,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "agent/seccomp/stop.h"
 #include "agent/tsi.h"
 
 static struct blocked_list waiters;

@@ -23,6 +23,7 @@
 #include <linux/sockios.h>
 
 #include "agent/datagram.h"
+#include "agent/socket/survey.h"
 #include "agent/tsi.h"
 
 /**

@@ -131,11 +131,10 @@ void listeners_end(struct listener *listener)
 /**
  * listeners_announce() - Tell the host of a listener
  * @listener:	Listener
- * @ret_port:	Where clients reach it; 0: nowhere. NULL: don't wait for that
  *
- * Returns: 0, or an errno
+ * Returns: false if there is no stream
  */
-int listeners_announce(const struct listener *listener, uint16_t *ret_port)
+bool listeners_announce(const struct listener *listener)
 {
 	const struct in6_addr *addr = &listener->is->name.address;
 	bool v6 = listener->is->label & LABEL_V6;
@@ -151,7 +150,7 @@ int listeners_announce(const struct listener *listener, uint16_t *ret_port)
 		memcpy(msg.address, addr->s6_addr, 16);
 	else
 		memcpy(msg.address, addr->s6_addr + 12, 4);
-	return control_listen(&msg, ret_port);
+	return control_listen(&msg);
 }
 
 /**
@@ -161,7 +160,7 @@ void listeners_announce_all(void)
 {
 	for (unsigned i = 0; i < used; i++)
 		if (listeners[i].is)
-			listeners_announce(&listeners[i], NULL);
+			listeners_announce(&listeners[i]);
 }
 
 /* ---- names ---- */

@@ -22,8 +22,7 @@
 
 #include "agent/datagram.h"
 
-#define VERDICT_MS 1000 /* for the host to judge a peer */
-#define NONE	   UINT32_MAX
+#define NONE UINT32_MAX
 
 static struct datagrams *table;	  /* state.c has the memory */
 static uint32_t heads[MAX_PEERS]; /* by hash: slot in the table, or NONE */
@@ -129,8 +128,13 @@ static void granted(uint32_t size)
  */
 static void forgotten(void)
 {
-	for (uint32_t i = 0; i < table->size; i++)
-		table->peers[i].told = table->peers[i].judged = false;
+	for (uint32_t i = 0; i < table->size; i++) {
+		struct peer *peer = &table->peers[i];
+
+		if (peer->told && !peer->judged)
+			later_wake(peer->number);
+		peer->told = peer->judged = false;
+	}
 }
 
 /* ---- what the host says ---- */
@@ -169,6 +173,7 @@ static bool handle(const struct tsi_header *header, const uint8_t *payload)
 		if (peer) {
 			peer->judged = true;
 			peer->error = plausible(verdict.error);
+			later_wake(peer->number);
 		}
 		return true;
 	case TSI_DATAGRAM:
@@ -290,32 +295,27 @@ bool peers_destination(uint32_t number, uint32_t mask,
 /**
  * peers_verdict() - Are datagrams to a peer carried?
  * @number:	Its number
+ * @again:	The host was asked for the sake of this datagram
  *
- * The first time the host is asked, and waited for; and each time that it says
- * no, so that it hears of each attempt.
+ * The first time the host is asked; and each time that it says no, so that it
+ * hears of each attempt.
  *
- * Returns: 0, or the errno that sendto() fails with
+ * Returns: 0, or the errno that sendto() fails with; EINPROGRESS: the host
+ *	hasn't said yet, later_wake() is called with the number when it has
  */
-int peers_verdict(uint32_t number)
+int peers_verdict(uint32_t number, bool again)
 {
 	struct peer *peer = by_number(number, UINT32_MAX);
-	int64_t deadline = now_ms() + VERDICT_MS;
 	int error;
 
 	if (!peer)
 		return ENETUNREACH;
-	if (peer->judged && peer->error)
+	if (peer->judged && peer->error && !again)
 		peer->told = peer->judged = false;
 	error = tell(peer);
-	while (!error && !peer->judged && carrier_is_open()) {
-		int64_t left = deadline - now_ms();
-
-		if (left <= 0 || !carrier_wait((int)left))
-			return 0; /* a slow host judges what it gets */
-	}
 	if (error)
 		return error;
-	return peer->judged ? peer->error : ENETUNREACH;
+	return peer->judged ? peer->error : EINPROGRESS;
 }
 
 /**

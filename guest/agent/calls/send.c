@@ -7,7 +7,7 @@
  *
  * The agent sends the same data from the program's socket to the stand-in of
  * the address (relay.c), after the host has said, once for each peer, that this
- * peer isn't denied.
+ * peer isn't denied. Until then the call waits (later.c), and nobody else.
  */
 
 #define _GNU_SOURCE
@@ -22,6 +22,7 @@
 
 #define MAX_NAME      sizeof(struct sockaddr_storage)
 #define SEND_ATTEMPTS 4
+#define VERDICT_MS    1000 /* for the host to judge a peer */
 
 /**
  * keep_udp() - Drop the control messages that aren't of UDP itself
@@ -81,17 +82,38 @@ static int64_t emit(int fd, const struct msghdr *hdr, int flags)
 }
 
 /**
+ * may_go() - Is a datagram to a peer carried?
+ * @call:	Its call
+ * @peer:	Number of the peer
+ * @first:	Nothing of the call's was sent yet
+ *
+ * Returns: 0, or an errno; EINPROGRESS: that isn't known yet, and the call is
+ *	made anew when it is
+ */
+static int may_go(const struct call *call, uint32_t peer, bool first)
+{
+	int error = peers_verdict(peer, later_is_again(call));
+
+	if (error != EINPROGRESS || !first ||
+	    later_keep(call, peer, VERDICT_MS))
+		return error;
+	return 0; /* a slow host judges what it gets */
+}
+
+/**
  * send_one() - Send one message of the program's
  * @call:	Its call
  * @fd:		Socket; may become another
  * @v6:		Of AF_INET6
  * @hdr:	Message, as the program has it
  * @flags:	MSG_*
+ * @first:	It is the call's first
  *
- * Returns: bytes, or a negated errno; -ENOTSUP: the kernel can send it as it is
+ * Returns: bytes, or a negated errno; -ENOTSUP: the kernel can send it as it
+ *	is; -EINPROGRESS: see may_go()
  */
 static int64_t send_one(const struct call *call, int *fd, bool v6,
-			const struct msghdr *hdr, int flags)
+			const struct msghdr *hdr, int flags, bool first)
 {
 	static uint8_t control[MAX_CONTROL];
 	struct sockaddr_storage sa = {0}, to;
@@ -123,7 +145,7 @@ static int64_t send_one(const struct call *call, int *fd, bool v6,
 		error = datagram_point_outside(call, fd, v6, &dst, &peer, &to,
 					       &ours.msg_namelen);
 	if (!error && dst.port != DNS_PORT)
-		error = peers_verdict(peer);
+		error = may_go(call, peer, first);
 	return error ? -error : emit(*fd, &ours, flags);
 }
 
@@ -145,7 +167,8 @@ static int64_t send_many(const struct call *call, int *fd, bool v6,
 		const struct msghdr *hdr = &messages_here[i].msg_hdr;
 		uint64_t at = call->args[1] + i * sizeof(messages_here[0]) +
 			      offsetof(struct mmsghdr, msg_len);
-		int64_t sent = send_one(call, fd, v6, hdr, (int)call->args[3]);
+		int64_t sent =
+		    send_one(call, fd, v6, hdr, (int)call->args[3], i == 0);
 
 		/* After one for outside, one for inside is the next call's */
 		if (sent < 0)
@@ -175,11 +198,11 @@ void send_trapped(const struct call *call)
 		sent = call->nr == SYS_sendmmsg
 			   ? send_many(call, &fd, v6, count)
 			   : send_one(call, &fd, v6, &messages_here[0].msg_hdr,
-				      flags);
+				      flags, true);
 		close(fd);
 	}
 	if (sent == -ENOTSUP)
 		reply_native(call->id);
-	else
+	else if (sent != -EINPROGRESS)
 		reply_value(call->id, sent);
 }

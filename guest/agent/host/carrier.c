@@ -13,7 +13,6 @@
 
 #define _GNU_SOURCE
 #include <errno.h>
-#include <poll.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/time.h>
@@ -282,31 +281,4 @@ int carrier_open(void)
 	carrier.source.ready = stream_ready;
 	loop_add(&carrier.source, fd, EPOLLIN);
 	return 0;
-}
-
-/**
- * carrier_is_open() - Is there a stream?
- *
- * Returns: true if there is
- */
-bool carrier_is_open(void)
-{
-	return carrier.fd >= 0;
-}
-
-/**
- * carrier_wait() - Read and write once, outside the event loop
- * @limit_ms:	Wait at most so long for what can be
- *
- * Returns: false if time is up
- */
-bool carrier_wait(int limit_ms)
-{
-	short out = carrier.out_len ? POLLOUT : 0;
-	struct pollfd state = {.fd = carrier.fd, .events = POLLIN | out};
-
-	if (poll(&state, 1, limit_ms) <= 0)
-		return false;
-	stream_ready(&carrier.source, (uint32_t)state.revents);
-	return true;
 }

@@ -8,7 +8,7 @@
  * docs/tsi-protocol.md is the specification. The stream carries destinations
  * and their tokens (routes.c), listeners (listeners.c) and their clients
  * (callers.c), and why connections failed (failures.c). Nothing is waited for
- * but the greeting and the answer to LISTEN.
+ * but the greeting.
  *
  * If the stream breaks, the next connect() tries to open another one.
  */
@@ -24,22 +24,9 @@
 
 #include "agent/tsi.h"
 
-#define ANSWER_S 5    /* for the host to accept, or answer LISTEN */
-#define LOOK_MS	 200  /* that we are alive is shown so often */
+#define ANSWER_S 5    /* for the host to accept */
 #define SEND_S	 1    /* for room in the stream */
 #define RETRY_MS 1000 /* after a stream that could not be opened */
-
-/**
- * struct answer - LISTENING, if it is waited for
- * @listener:	Whose; 0: nobody's, or it has come
- * @port:	What it said
- * @error:	Same
- */
-struct answer {
-	uint32_t listener;
-	uint16_t port;
-	uint32_t error;
-};
 
 /**
  * struct control - The stream
@@ -60,8 +47,6 @@ static struct control {
 	uint8_t in[sizeof(struct tsi_header) + 512];
 	const struct hearer *hearer;
 } control = {.fd = -1};
-
-static struct answer awaited;
 
 /* ---- the stream ---- */
 
@@ -135,7 +120,7 @@ static int stream_greet(int fd)
 		if (hello_read(fd, text, header.len))
 			complain("the host refuses: %s",
 				 text + sizeof(uint32_t));
-		return ECONNREFUSED;
+		return EACCES;
 	}
 	return EPROTO;
 }
@@ -156,11 +141,9 @@ static void handle_failed(const void *payload)
 static void handle_listening(const void *payload)
 {
 	const struct tsi_listening *listening = payload;
+	int error = listening->error > MAX_ERRNO ? EIO : (int)listening->error;
 
-	if (awaited.listener != listening->listener)
-		return;
-	awaited =
-	    (struct answer){.port = listening->port, .error = listening->error};
+	control.hearer->listening(listening->listener, listening->port, error);
 }
 
 /**
@@ -306,29 +289,6 @@ static int stream_open(void)
 }
 
 /**
- * stream_wait() - Read the stream until LISTEN is answered, or time is up
- * @limit_ms:	At most so long; nothing else is done meanwhile
- *
- * Returns: true if it is
- */
-static bool stream_wait(int limit_ms)
-{
-	int64_t end = now_ms() + limit_ms, left;
-
-	while (awaited.listener != 0) {
-		struct pollfd state = {.fd = control.fd, .events = POLLIN};
-
-		left = end - now_ms();
-		if (control.fd < 0 || left <= 0)
-			return false;
-		if (poll(&state, 1, (int)MIN(left, LOOK_MS)) > 0)
-			stream_ready(&control.source, 0);
-		loop_alive();
-	}
-	return true;
-}
-
-/**
  * control_hear() - Say who is told, before all else
  * @hearer:	They
  */
@@ -340,7 +300,7 @@ void control_hear(const struct hearer *hearer)
 /**
  * control_start() - Open the stream
  *
- * Returns: 0, or an errno
+ * Returns: 0, or an errno; EACCES: the host refuses, and it is said why
  */
 int control_start(void)
 {
@@ -395,37 +355,17 @@ bool control_route(const struct tsi_route *route)
 /**
  * control_listen() - Tell the host of a listener
  * @listen:	Listener
- * @ret_port:	TCP port that clients reach it at; 0: none does. NULL: the
- *		answer isn't waited for
  *
- * Returns: 0, or the errno that listen() fails with
+ * Returns: false if there is no stream
  */
-int control_listen(const struct tsi_listen *listen, uint16_t *ret_port)
+bool control_listen(const struct tsi_listen *listen)
 {
-	int error = 0;
-
-	if (ret_port) {
-		*ret_port = 0;
-		control_keep();
-	}
 	if (control.fd < 0)
-		return 0;
-	awaited.listener = ret_port ? listen->listener : awaited.listener;
-	if (stream_send(control.fd, TSI_LISTEN, listen, sizeof(*listen))) {
-		stream_close("the host doesn't read it");
-		awaited.listener = 0;
-		return 0;
-	}
-	if (!ret_port)
-		return 0;
-	if (stream_wait(ANSWER_S * 1000)) {
-		*ret_port = awaited.port;
-		error = awaited.error > MAX_ERRNO ? EIO : (int)awaited.error;
-	} else {
-		control_unlisten(listen->listener);
-	}
-	awaited.listener = 0;
-	return error;
+		return false;
+	if (!stream_send(control.fd, TSI_LISTEN, listen, sizeof(*listen)))
+		return true;
+	stream_close("the host doesn't read it");
+	return false;
 }
 
 /**

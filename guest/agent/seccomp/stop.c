@@ -17,6 +17,7 @@
 #include <sys/ptrace.h>
 #include <sys/wait.h>
 
+#include "agent/seccomp/stop.h"
 #include "agent/tsi.h"
 
 /**

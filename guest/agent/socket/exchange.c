@@ -31,6 +31,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "agent/seccomp/stop.h"
 #include "agent/socket/survey.h"
 #include "agent/tsi.h"
 

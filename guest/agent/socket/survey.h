@@ -49,5 +49,6 @@ void survey_begin(const struct call *call, int num, int fd, unsigned long inode,
 		  struct survey *ret_survey);
 void survey_holders(struct survey *survey, int epoll, int fd);
 void survey_end(struct survey *survey);
+void survey_expect_epoll(const struct call *call);
 
 #endif /* SURVEY_H */
