@@ -285,6 +285,18 @@ def _tproxy() -> str:
     return _PRESENT
 
 
+def _nat() -> str:
+    """What Istio's in-pod rules and Kata's need beside marks."""
+    iptables(
+        "-t nat -A PREROUTING -p tcp -j REDIRECT --to-ports 1",
+        "-t nat -A OUTPUT -p tcp -j DNAT --to-destination 192.0.2.1",
+        "-t nat -A POSTROUTING -p tcp -j SNAT --to-source 192.0.2.1",
+        "-t mangle -A PREROUTING -p tcp -m socket -j ACCEPT",
+        "-t raw -A PREROUTING -p udp -j CT --zone 1",
+    )
+    return "REDIRECT, DNAT, SNAT, zones, the match of sockets"
+
+
 def _bpf_geneve() -> str:
     tunnel = geneve.Tunnel(
         device="tunnel",
@@ -349,6 +361,7 @@ _NETWORK: Final = (
     _Look("IP sets", _STANDARD_PATH, _ipset),
     _Look("marks", _STANDARD_PATH, _marks),
     _Look("TPROXY", _STANDARD_PATH, _tproxy),
+    _Look("NAT", _STANDARD_PATH, _nat),
     _Look("Geneve in the kernel", Need.NOTHING, _kernel_geneve),
 )
 
