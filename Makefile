@@ -17,6 +17,8 @@ BENCH_OPTIONS := --benchmark-quiet --benchmark-disable-gc
 FUZZ_S   ?= 60
 NIGHTLY_FUZZ_S ?= 1800
 SOAK     ?= 1000000
+CPU_S    ?= 3600
+FIRST_SEED ?= 1000
 comma    := ,
 # Not under sanitizers: the first would measure their memory, the second take it away,
 # and the SIGBUS of the third is their own to handle.
@@ -45,7 +47,7 @@ C_FILES  := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
 
 .PHONY: setup packages compare test lint types unit conformance \
         conformance-doc policy-doc handoff-doc compare-doc bench-doc figures sanitize tsan \
-        netns vm vm-nightly nightly quota-test compat-doc kernels \
+        netns vm vm-nightly random nightly quota-test compat-doc kernels \
         frontends vsock-test fuzz bench bench-short soak image clean
 
 PARTS    := lint types unit conformance netns sanitize tsan image vm fuzz bench-short
@@ -186,6 +188,11 @@ vm-nightly: setup image
 kernels: setup image
 	$(PYTEST) tests/vm/test_kernels.py tests/vm/test_tsi_module.py --nightly \
 	  --write-kernels docs/kernels.md
+
+# Random sequences of system calls, over TCP and over TSI: CPU_S seconds of each guest.
+random: setup image
+	$(PYTEST) tests/vm/test_tsi_random.py --nightly -m nightly --cpu-seconds $(CPU_S) \
+	  --first-seed $(FIRST_SEED)
 
 frontends: setup image
 	$(PYTEST) tests/vm/test_frontends.py --write-frontends docs/frontends.md

@@ -7,18 +7,21 @@ import pytest
 from tests.vm.tsi_compat import (
     DOC,
     Difference,
+    Rule,
     faults,
     load,
     names,
     parse,
     render,
+    rules,
 )
 
 ROW = Difference("read", "0", "ENOTCONN", "why")
 
 
 def test_the_document_is_what_the_table_says():
-    assert DOC.read_text(encoding="utf-8") == render(load()), "see its first lines"
+    text = render(load(), rules())
+    assert DOC.read_text(encoding="utf-8") == text, "see its first lines"
 
 
 def test_the_table_has_each_case_of_the_program():
@@ -54,3 +57,11 @@ def test_a_trace_that_did_not_come_to_its_end_is_none():
 )
 def test_only_declared_differences_pass(native, tsi, count):
     assert len(faults([ROW], native, tsi)) == count
+
+
+def test_a_rule_allows_what_fits_all_of_its_patterns():
+    rule = Rule(("module",), "getsockopt, IP_MTU of *", "0 *", "ENOTCONN", "why", False)
+    assert rule.allows("getsockopt, IP_MTU of 4", "0 4: ffff0000", "ENOTCONN")
+    assert not rule.allows("getsockopt, IP_TTL of 4", "0 4: ffff0000", "ENOTCONN")
+    assert not rule.allows("getsockopt, IP_MTU of 4", "EINVAL", "ENOTCONN")
+    assert not rule.allows("getsockopt, IP_MTU of 4", "0 4: ffff0000", "0 4: 00000000")

@@ -64,6 +64,13 @@ def pytest_addoption(parser):
     parser.addoption(
         "--nightly", action="store_true", help="tests marked `nightly`, too"
     )
+    parser.addoption(
+        "--cpu-seconds",
+        type=int,
+        default=120,
+        help="of random sequences, the guest's (default: %(default)s)",
+    )
+    parser.addoption("--first-seed", type=int, default=1000)
 
 
 def pytest_collection_modifyitems(config, items):

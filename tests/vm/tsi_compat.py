@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import tomllib
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +34,20 @@ TABLES: Final = (
 )
 
 HEAD: Final = (Path(__file__).parent / "tsi_compat_head.md").read_text(encoding="utf-8")
+
+RANDOM: Final = """
+## Random sequences
+
+`tests/vm/random/` makes random sequences of calls on three sockets and their peers:
+connections, listeners, options, names, events and bytes, by the program itself, its
+children, and descriptors that were passed on. `tests/vm/test_tsi_random.py` runs each
+over TCP and over TSI and compares call by call; `make random` goes on for a CPU-hour.
+What may differ there is in this table, in which `*` is any text. "module" is
+`fastpath run --sockets module`.
+
+| call | over TCP | over TSI | where | why |
+|---|---|---|---|---|
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +80,31 @@ class Section:
     cases: tuple[Case, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A result of a random sequence that may differ; patterns are fnmatch's."""
+
+    forms: tuple[str, ...]
+    """"agent", "module"."""
+    call: str
+    native: str
+    tsi: str
+    reason: str
+    ends: bool
+    """What comes after it in the sequence is not compared: the states differ."""
+
+    def allows(self, call: str, native: str, tsi: str) -> bool:
+        """Whether a difference is this one."""
+        return all(
+            fnmatchcase(said, pattern)
+            for said, pattern in (
+                (call, self.call),
+                (native, self.native),
+                (tsi, self.tsi),
+            )
+        )
+
+
 Trace = dict[str, list[tuple[str, str]]]
 """Case -> calls with their results, in order."""
 
@@ -92,6 +132,22 @@ def load() -> tuple[Section, ...]:
             ),
         )
         for section in raw["section"]
+    )
+
+
+def rules() -> tuple[Rule, ...]:
+    """Read what may differ in random sequences."""
+    raw = tomllib.loads(DATA.read_text(encoding="utf-8"))
+    return tuple(
+        Rule(
+            tuple(row["forms"]),
+            row["call"],
+            row["native"],
+            row["tsi"],
+            raw["reasons"][row["reason"]],
+            row.get("ends", False),
+        )
+        for row in raw.get("random", ())
     )
 
 
@@ -147,7 +203,7 @@ def faults(
     return found
 
 
-def render(sections: Sequence[Section]) -> str:
+def render(sections: Sequence[Section], rules: Sequence[Rule]) -> str:
     """Return the document."""
     text = HEAD
     for section in sections:
@@ -163,6 +219,12 @@ def render(sections: Sequence[Section]) -> str:
                 f"| `{case.name}` | {case.title} | {_differs(case.differences)} "
                 f"| {module} |\n"
             )
+    text += RANDOM
+    for rule in rules:
+        text += (
+            f"| `{rule.call}` | {_cell(rule.native)} | {_cell(rule.tsi)} "
+            f"| {', '.join(rule.forms)} | {rule.reason} |\n"
+        )
     return text
 
 
@@ -182,4 +244,4 @@ def _cell(result: str) -> str:
 
 
 if __name__ == "__main__":
-    DOC.write_text(render(load()), encoding="utf-8")
+    DOC.write_text(render(load(), rules()), encoding="utf-8")

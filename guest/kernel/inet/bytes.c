@@ -103,13 +103,10 @@ int tsi_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
  */
 static int discard(struct inner *inner, size_t len)
 {
-	char bytes[256];
 	struct msghdr msg = {};
-	struct kvec vec = {.iov_base = bytes,
-			   .iov_len = min(len, sizeof(bytes))};
 
-	return kernel_recvmsg(inner->sock, &msg, &vec, 1, vec.iov_len,
-			      MSG_DONTWAIT);
+	iov_iter_discard(&msg.msg_iter, READ, len);
+	return inner->sock->ops->recvmsg(inner->sock, &msg, len, MSG_DONTWAIT);
 }
 
 /**
@@ -149,7 +146,7 @@ static int pull(struct inner *inner, struct msghdr *msg, size_t len, int flags)
 	int got;
 
 	if ((flags & MSG_TRUNC) && (flags & MSG_PEEK))
-		return min(len, held_bytes(inner));
+		return min(len, held_bytes(inner, len));
 	if (flags & MSG_TRUNC)
 		got = discard(inner, len);
 	else if (inner->outer->sk_shutdown & RCV_SHUTDOWN)
@@ -188,8 +185,8 @@ static long await_bytes(struct sock *sk, struct inner *inner, size_t want,
 	DEFINE_WAIT_FUNC(wait, woken_wake_function);
 
 	add_wait_queue(sk_sleep(sk), &wait);
-	while (held_bytes(inner) < want && !is_over(sk, inner) && timeout &&
-	       !signal_pending(current))
+	while (held_bytes(inner, want) < want && !is_over(sk, inner) &&
+	       timeout && !signal_pending(current))
 		timeout = wait_woken(&wait, TASK_INTERRUPTIBLE, timeout);
 	remove_wait_queue(sk_sleep(sk), &wait);
 	return timeout;
@@ -264,7 +261,7 @@ static int receive(struct sock *sk, struct inner *inner, struct msghdr *msg,
 			return got;
 	}
 	for (;;) {
-		size_t ready = held_bytes(inner);
+		size_t ready = held_bytes(inner, want);
 		bool last =
 		    is_over(sk, inner) || !timeout || signal_pending(current);
 

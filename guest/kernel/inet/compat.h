@@ -8,6 +8,7 @@
 #include <linux/net.h>
 #include <linux/timer.h>
 #include <linux/version.h>
+#include <linux/virtio_vsock.h>
 #include <net/inet_sock.h>
 
 #if __has_include(<linux/hex.h>) /* from 6.8 on, and at first in kernel.h, too \
@@ -68,6 +69,21 @@ static inline int real_accept(const struct proto_ops *ops, struct socket *sock,
 #else
 #define real_splice_read generic_file_splice_read
 #endif
+
+/**
+ * packet_read() - How much of a packet of vsock's was read
+ * @skb:	It
+ *
+ * Returns: bytes of its length; older kernels shorten it
+ */
+static inline size_t packet_read(const struct sk_buff *skb)
+{
+#if SINCE(6, 7)
+	return VIRTIO_VSOCK_SKB_CB(skb)->offset;
+#else
+	return 0;
+#endif
+}
 
 /**
  * free_bind() - Let a socket be bound to an address that no interface has

@@ -34,6 +34,21 @@ static void reset(struct inner *inner)
 }
 
 /**
+ * reset_clients() - Have the host reset those that nobody has accepted
+ * @listener:	Inner listener; no more come
+ */
+static void reset_clients(struct inner *listener)
+{
+	struct vsock_sock *vsk = vsock_sk(listener->sock->sk), *client;
+
+	lock_sock(&vsk->sk);
+	vsk->sk.sk_shutdown = SHUTDOWN_MASK;
+	list_for_each_entry(client, &vsk->accept_queue, accept_queue)
+	    WRITE_ONCE(client->peer_shutdown, SHUTDOWN_MASK);
+	release_sock(&vsk->sk);
+}
+
+/**
  * end_reading() - Wake who waits in vsock for bytes
  * @under:	vsock sock; the peer hears nothing
  */
@@ -62,6 +77,7 @@ void end_inner(struct socket *sock, struct inner *inner)
 	inner_set(sk, NULL);
 	if (inner->phase == LISTENING) {
 		publish_end(inner);
+		reset_clients(inner);
 	} else {
 		sock->state = SS_UNCONNECTED;
 		WRITE_ONCE(sk->sk_shutdown, 0);
@@ -106,6 +122,7 @@ int tsi_shutdown(struct socket *sock, int how)
 		sk->sk_state_change(sk);
 		break;
 	case ESTABLISHED:
+		sock->state = SS_CONNECTED; /* as inet_shutdown() */
 		WRITE_ONCE(sk->sk_shutdown, sk->sk_shutdown | directions);
 		if (directions & SEND_SHUTDOWN)
 			kernel_sock_shutdown(inner->sock, SHUT_WR);
@@ -141,10 +158,12 @@ int tsi_release(struct socket *sock)
 	inner_set(sk, NULL);
 	release_sock(sk);
 	connected = inner->token;
-	if (inner->phase == LISTENING)
+	if (inner->phase == LISTENING) {
 		publish_end(inner);
+		reset_clients(inner);
+	}
 	under = inner->sock->sk;
-	if (held_bytes(inner) ||
+	if (held_bytes(inner, 1) ||
 	    (sock_flag(sk, SOCK_LINGER) && !sk->sk_lingertime)) {
 		reset(inner);
 	} else if (sock_flag(sk, SOCK_LINGER)) {

@@ -3,6 +3,7 @@
  * held.c - what a connection holds, and which of its directions are over
  */
 
+#include <linux/virtio_vsock.h>
 #include <net/af_vsock.h>
 
 #include "inet.h"
@@ -10,15 +11,29 @@
 /**
  * held_bytes() - Bytes that wait
  * @inner:	Inner socket
+ * @enough:	Count so many, or a few more
+ *
+ * vsock's own count has packets that are read in part as a whole.
  *
  * Returns: how many
  */
-size_t held_bytes(const struct inner *inner)
+size_t held_bytes(const struct inner *inner, size_t enough)
 {
-	struct vsock_sock *vsk = vsock_sk(inner->sock->sk);
-	s64 waiting = vsk->transport ? vsock_stream_has_data(vsk) : 0;
+	struct virtio_vsock_sock *trans = vsock_sk(inner->sock->sk)->trans;
+	const struct sk_buff *skb;
+	size_t held = 0;
 
-	return waiting > 0 ? waiting : 0;
+	if (!trans)
+		return 0;
+	spin_lock_bh(&trans->rx_lock);
+	skb_queue_walk(&trans->rx_queue, skb)
+	{
+		if (held >= enough)
+			break;
+		held += skb->len - packet_read(skb);
+	}
+	spin_unlock_bh(&trans->rx_lock);
+	return held;
 }
 
 /**

@@ -131,6 +131,8 @@ __poll_t tsi_poll(struct file *file, struct socket *sock,
 int tsi_getname(struct socket *sock, struct sockaddr *address, int peer);
 int tsi_getsockopt(struct socket *sock, int level, int name, char __user *value,
 		   int __user *len);
+int tsi_setsockopt(struct socket *sock, int level, int name, sockptr_t value,
+		   unsigned int len);
 int tsi_ioctl(struct socket *sock, unsigned int request, unsigned long arg);
 #ifdef CONFIG_COMPAT
 int tsi_compat_ioctl(struct socket *sock, unsigned int request,
@@ -194,7 +196,7 @@ void inner_each_listener(int (*tell)(struct inner *listener));
 
 /* ---- held.c ---- */
 
-size_t held_bytes(const struct inner *inner);
+size_t held_bytes(const struct inner *inner, size_t enough);
 int held_over(const struct inner *inner);
 
 /* ---- credit.c ---- */

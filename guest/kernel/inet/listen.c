@@ -19,6 +19,33 @@
 #define ANSWER (5 * HZ) /* for the host to say whether it publishes */
 
 /**
+ * bind_bound() - bind() of a connection whose port is no port of TCP's
+ * @sk:		Outer socket
+ * @address:	Address; its port is changed
+ * @len:	Bytes of it
+ *
+ * An address that can't be bound is told first: so another socket is asked.
+ *
+ * Returns: a negated errno
+ */
+static int bind_bound(const struct sock *sk, any_sockaddr *address, int len)
+{
+	struct sockaddr_in *in = (struct sockaddr_in *)address;
+	struct socket *other;
+	int error = sock_create_kern(sock_net(sk), sk->sk_family, SOCK_STREAM,
+				     IPPROTO_TCP, &other);
+
+	if (error)
+		return error;
+	if (len >= (int)sizeof(*in) && ntohs(in->sin_port) >= PROT_SOCK)
+		in->sin_port = 0; /* where IPv6's is, too */
+	other->sk->sk_ipv6only = sk->sk_ipv6only;
+	error = other->ops->bind(other, address, len);
+	sock_release(other);
+	return error && error != -EADDRINUSE ? error : -EINVAL;
+}
+
+/**
  * tsi_bind() - bind()
  * @sock:	Socket
  * @address:	Address
@@ -34,13 +61,12 @@ int tsi_bind(struct socket *sock, any_sockaddr *address, int len)
 	struct sock *sk = sock->sk;
 	struct inner *inner = inner_get(sk);
 	struct in6_addr wanted = in6addr_any;
-	bool was, pods;
+	bool was, pods, bound = inner && !inet_sk(sk)->inet_num;
 	int error;
 
-	if (inner) {
-		inner_put(inner);
-		return -EINVAL;
-	}
+	inner_put(inner);
+	if (bound)
+		return bind_bound(sk, address, len);
 	if (plain->sa_family == AF_INET &&
 	    len >= (int)sizeof(struct sockaddr_in))
 		ipv6_addr_set_v4mapped(

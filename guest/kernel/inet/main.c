@@ -135,6 +135,7 @@ static int __init learn(struct kind *kind, int family,
 #endif
 	ops->listen = tsi_listen;
 	ops->shutdown = tsi_shutdown;
+	ops->setsockopt = tsi_setsockopt;
 	ops->getsockopt = tsi_getsockopt;
 	ops->sendmsg = tsi_sendmsg;
 	ops->recvmsg = tsi_recvmsg;

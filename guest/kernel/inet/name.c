@@ -110,6 +110,32 @@ int tsi_getsockopt(struct socket *sock, int level, int name, char __user *value,
 }
 
 /**
+ * tsi_setsockopt() - setsockopt(), but of SOL_SOCKET
+ * @sock:	Socket
+ * @level:	Level
+ * @name:	Option
+ * @value:	Value
+ * @len:	Bytes of it
+ *
+ * TCP refuses this one to a socket that has a port.
+ *
+ * Returns: 0, or a negated errno
+ */
+int tsi_setsockopt(struct socket *sock, int level, int name, sockptr_t value,
+		   unsigned int len)
+{
+	struct sock *sk = sock->sk;
+	struct inner *inner = NULL;
+
+	if (level == SOL_IPV6 && name == IPV6_V6ONLY)
+		inner = inner_get(sk);
+	inner_put(inner);
+	if (inner && sk->sk_family == AF_INET6)
+		return -EINVAL;
+	return real_ops(sk)->setsockopt(sock, level, name, value, len);
+}
+
+/**
  * unsent() - Bytes that the peer has not taken yet
  * @inner:	Connection
  *
@@ -146,7 +172,7 @@ static bool count(struct socket *sock, unsigned int request, int *ret_count)
 	inner = inner_get(sock->sk);
 	ours = inner && inner->phase != LISTENING;
 	if (ours && request == SIOCINQ)
-		*ret_count = min_t(size_t, held_bytes(inner), INT_MAX);
+		*ret_count = min_t(size_t, held_bytes(inner, INT_MAX), INT_MAX);
 	else if (ours)
 		*ret_count = unsent(inner);
 	inner_put(inner);

@@ -43,7 +43,7 @@ static __poll_t connection_events(const struct sock *sk,
 	if (over & RCV_SHUTDOWN)
 		events |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP;
 	if (phase != CONNECTING) {
-		if (held_bytes(inner) >= target)
+		if (held_bytes(inner, target) >= target)
 			events |= EPOLLIN | EPOLLRDNORM;
 		if (phase == CLOSED || (over & SEND_SHUTDOWN) ||
 		    vsock_stream_has_space(vsk) > 0)

@@ -16,13 +16,17 @@
  *	fill		fill the listener's queue: it answers no SYN from here
  *			on
  *	free MS		answer; after so long empty the queue
- *	accept		wait for a connection, at most 10 s: 1, or 0
+ *	accept MS	wait for a connection, 0: as long as there is time: 1,
+ *			or 0
  *	hold N		accept N connections and keep them
  *	drop		close those
  *	dial PORT	connect to the case: that is the connection of interest
  *	read N		read N bytes, or up to the end or an error
  *	readall		read to the end, or to an error
  *	write N		write N bytes
+ *	drain		read what is there, up to the end or an error
+ *	wrong		how many bytes of those weren't as they should be
+ *	late N		answer; after LATE_MS write N bytes
  *	oob		write one byte of urgent data
  *	flood		write until that fails
  *	echo N		read N bytes and write them
@@ -47,12 +51,12 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/resource.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "trace.h"
 
 #define MAX_HELD 20000
+#define LATE_MS	 30
 
 /**
  * struct session - What the process of a case has
@@ -61,6 +65,9 @@
  * @filler:	Our own connection that fills the queue, or -1
  * @udp:	UDP socket, or -1
  * @udp_port:	Port that the last datagram came from
+ * @written:	Bytes that "write" wrote to @conn
+ * @drained:	Bytes that "drain" read from it
+ * @wrong:	How many of those weren't pattern()'s
  * @n_held:	Used of @held
  * @held:	Connections that are kept
  */
@@ -70,6 +77,9 @@ static struct session {
 	int filler;
 	int udp;
 	int udp_port;
+	long written;
+	long drained;
+	long wrong;
 	int n_held;
 	int held[MAX_HELD];
 } session = {.listener = -1, .conn = -1, .filler = -1, .udp = -1};
@@ -114,10 +124,7 @@ static long do_fill(long unused)
 
 static long do_free(long ms)
 {
-	const struct timespec pause = {.tv_sec = ms / 1000,
-				       .tv_nsec = ms % 1000 * 1000000};
-
-	nanosleep(&pause, NULL);
+	pause_ms(ms);
 	close(accept(session.listener, NULL, NULL));
 	return close(session.filler);
 }
@@ -136,14 +143,25 @@ static long do_refuse(long unused)
 	return port_of(bound(SOCK_STREAM, 0), false);
 }
 
-static long do_accept(long unused)
+/* Begin with a connection, of which each packet goes at once */
+static void begin(int conn)
+{
+	int on = 1;
+
+	setsockopt(conn, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+	session.conn = conn;
+	session.written = 0;
+	session.drained = 0;
+	session.wrong = 0;
+}
+
+static long do_accept(long ms)
 {
 	struct pollfd state = {.fd = session.listener, .events = POLLIN};
 
-	(void)unused;
-	if (poll(&state, 1, WAIT_MS) != 1)
+	if (poll(&state, 1, ms ? (int)ms : WAIT_MS) != 1)
 		return 0;
-	session.conn = accept(session.listener, NULL, NULL);
+	begin(accept(session.listener, NULL, NULL));
 	return session.conn >= 0;
 }
 
@@ -189,7 +207,7 @@ static long do_read_all(long unused)
 	return do_read(INT32_MAX);
 }
 
-static long do_write(long count)
+static long send_bytes(long count)
 {
 	long done = 0;
 
@@ -203,6 +221,46 @@ static long do_write(long count)
 		done += n;
 	}
 	return done;
+}
+
+static long do_write(long count)
+{
+	long done;
+
+	for (long i = 0; i < count && i < (long)sizeof(bytes); i++)
+		bytes[i] = pattern(session.written + i);
+	done = send_bytes(count);
+	session.written += done;
+	return done;
+}
+
+static long do_drain(long unused)
+{
+	long done = 0;
+	ssize_t n;
+
+	(void)unused;
+	while ((n = recv(session.conn, bytes, sizeof(bytes), MSG_DONTWAIT)) >
+	       0) {
+		for (ssize_t i = 0; i < n; i++)
+			session.wrong +=
+			    bytes[i] != pattern(session.drained + i);
+		session.drained += n;
+		done += n;
+	}
+	return done;
+}
+
+static long do_wrong(long unused)
+{
+	(void)unused;
+	return session.wrong;
+}
+
+static long do_late(long count)
+{
+	pause_ms(LATE_MS);
+	return do_write(count);
 }
 
 static long do_oob(long unused)
@@ -220,7 +278,7 @@ static long do_flood(long done)
 
 static long do_echo(long count)
 {
-	return do_write(do_read(count));
+	return send_bytes(do_read(count));
 }
 
 static long do_shut(long unused)
@@ -259,7 +317,7 @@ static long do_own(long unused)
 
 static long do_dial(long port)
 {
-	session.conn = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	begin(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
 	return connect_to(session.conn, client_host, port);
 }
 
@@ -315,18 +373,33 @@ static const struct command {
 	long (*run)(long arg);
 	bool answer_first;
 } commands[] = {
-    {"listen", do_listen, false},    {"refuse", do_refuse, false},
-    {"fill", do_fill, false},	     {"free", do_free, true},
-    {"accept", do_accept, false},    {"hold", do_hold, false},
-    {"drop", do_drop, false},	     {"read", do_read, false},
-    {"readall", do_read_all, false}, {"write", do_write, false},
-    {"oob", do_oob, false},	     {"flood", do_flood, false},
-    {"echo", do_echo, false},	     {"shut", do_shut, false},
-    {"close", do_close, false},	     {"reset", do_reset, false},
-    {"port", do_port, false},	     {"unread", do_unread, false},
-    {"own", do_own, false},	     {"dial", do_dial, false},
-    {"udp", do_udp, false},	     {"bounce", do_bounce, false},
-    {"udpport", do_udp_port, false}, {"udpclose", do_udp_close, false},
+    {"listen", do_listen, false},
+    {"refuse", do_refuse, false},
+    {"fill", do_fill, false},
+    {"free", do_free, true},
+    {"accept", do_accept, false},
+    {"hold", do_hold, false},
+    {"drop", do_drop, false},
+    {"read", do_read, false},
+    {"readall", do_read_all, false},
+    {"write", do_write, false},
+    {"oob", do_oob, false},
+    {"flood", do_flood, false},
+    {"echo", do_echo, false},
+    {"shut", do_shut, false},
+    {"close", do_close, false},
+    {"reset", do_reset, false},
+    {"port", do_port, false},
+    {"unread", do_unread, false},
+    {"own", do_own, false},
+    {"dial", do_dial, false},
+    {"drain", do_drain, false},
+    {"wrong", do_wrong, false},
+    {"late", do_late, true},
+    {"udp", do_udp, false},
+    {"bounce", do_bounce, false},
+    {"udpport", do_udp_port, false},
+    {"udpclose", do_udp_close, false},
 };
 
 /* Do one line of a control connection */

@@ -2,7 +2,9 @@
 /*
  * trace.h - what the parts of tsi_trace share
  *
- *	main.c		runs the cases, writes the trace; helpers of the cases
+ *	main.c		runs the cases
+ *	helpers.c	writes the trace, speaks to the peer; helpers of the
+ *			cases
  *	peer.c		the other end: a server that does as the cases say
  *	connects.c	cases: connect()
  *	sockets.c	cases: connect() of shared, bound, used or many sockets
@@ -61,6 +63,7 @@ void trace_echo(int fd);
 
 long silent_port(void);
 long peer(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+long peer_errno(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void trace_peer(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 #define WAIT_MS (LIMIT_S * 1000) /* for what has to come */
@@ -78,10 +81,22 @@ void set_blocking(int fd, bool on);
 void pause_ms(long ms);
 void alarm_in(long ms, int sa_flags);
 void alarm_off(void);
+void count_sigpipes(void);
 void settle(void);
 
-extern const char *host4, *host6;
+extern const char *host4, *host6; /* where the peer is */
+extern const char *case_name;	  /* first column of the trace */
+extern long control_port;
 extern volatile int sigpipes;
+
+#define CONTROLS 4
+extern int control; /* which of the peer's processes is spoken to */
+
+/* The byte of a connection at an offset, where it is looked at */
+static inline char pattern(long at)
+{
+	return (char)(at * 7 + (at >> 8));
+}
 
 int serve(long port, const char *client);
 
