@@ -35,7 +35,7 @@ tsi_random {HOST4} {HOST6} {PORT} "$@"
 kill $!
 rm /tmp/serving
 """
-REPORTS: Final = ("WARNING", "BUG:", "Oops", "Call Trace", "INFO:", "KASAN", "KFENCE")
+REPORTS: Final = ("WARNING", "BUG", "Oops", "Call Trace", "INFO:", "KASAN", "KFENCE")
 """What the guest's kernel says of itself when something is wrong."""
 
 Calls = list[tuple[str, str]]
@@ -85,7 +85,7 @@ class Runner:
 
     Args:
         world: with the program as /bin/tsi_random.
-        form: what TSI is here: "agent" or "module".
+        form: what TSI is here, as the table of rules calls it.
         steps: of a sequence.
     """
 
