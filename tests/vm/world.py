@@ -17,6 +17,7 @@ import threading
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from ipaddress import ip_address
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -37,15 +38,16 @@ from vhost_user.engine import ALL_EVENTS, Dial, Discard, Engine, EventKind, Rese
 from vhost_user.vsock.device import VsockDevice
 
 HOST4, HOST6 = "192.0.2.1", "2001:db8::1"
-PODS: Final = (("10.0.0.5", "fd00::5"), ("10.0.0.6", "fd00::6"))
+PODS: Final = tuple((f"10.0.0.{n}", f"fd00::{n}") for n in (5, 6, 7))
 POD4, POD6 = PODS[0]
 ECHO, SLOW, LATE, HTTP, SILENT = 7007, 7500, 7501, 8080, 9999
+BACK = 7503
 KEY: Final = bytes(range(16))
 """What init of each VM gets from the host."""
 DISCARD: Final = ("198.18.0.1", 9)
 DELAYS_S: Final = {SLOW: 1.5, LATE: 30.0}
 POLICY: Final = SandboxPolicy(published=Ports.parse("7200-7299"), udp=True)
-ADDRESSES: Final = (HOST4, HOST6, *PODS[0], *PODS[1])
+ADDRESSES: Final = (HOST4, HOST6, *chain(*PODS))
 NETWORK: Final = "\n".join(
     [
         "ip link set lo up",
@@ -149,12 +151,23 @@ async def echo(reader, writer):
     writer.close()
 
 
+async def back(reader, writer):
+    """Connect to the pod's port that is named, and be an echo there."""
+    with contextlib.suppress(ConnectionError):
+        port = int(await reader.readline())
+        await echo(*await asyncio.open_connection(POD4, port))
+    writer.close()
+
+
 async def http(reader, writer):
     with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.0 200 OK\r\nContent-Length: 6\r\n\r\nhello\n")
         await writer.drain()
     writer.close()
+
+
+SERVERS: Final = ((echo, ECHO), (echo, SLOW), (http, HTTP), (back, BACK))
 
 
 class World(ABC):
@@ -165,6 +178,9 @@ class World(ABC):
         folder: of their sockets; `folder/NAME.vsock` is a VM's own.
         namespace: where the host's side lives.
     """
+
+    appends: ClassVar[dict[str, str]] = {}
+    """Parameters of a VM's kernel, besides the usual ones."""
 
     def __init__(self, specs, folder, namespace):
         self.namespace = namespace
@@ -278,7 +294,7 @@ class ServiceWorld(World):
 
     async def start(self, stack):
         for host in (HOST4, HOST6):
-            for handler, port in ((echo, ECHO), (echo, SLOW), (http, HTTP)):
+            for handler, port in SERVERS:
                 server = await asyncio.start_server(handler, host, port, backlog=4096)
                 stack.callback(server.close)
         engine = await stack.enter_async_context(Engine())
@@ -373,7 +389,7 @@ class ZtunnelWorld(World):
             Workload(
                 workload_ips=tuple(map(ip_address, ips)), namespace="default", name=name
             )
-            for name, ips in zip(self.names(), PODS, strict=True)
+            for name, ips in zip(self.names(), PODS, strict=False)
         ]
         sandboxes = [
             Sandbox(
@@ -409,7 +425,7 @@ def open_world(image, accelerator, files, namespace, kind=ServiceWorld, **option
                 vsock_socket=folder / f"{name}.vhost",
                 console=folder / f"{name}.console",
                 qmp=folder / f"{name}.qmp",
-                **{"memory_mib": 1024} | options,
+                **{"memory_mib": 1024, "append": kind.appends.get(name, "")} | options,
             )
             for name in kind.names()
         }

@@ -133,6 +133,8 @@ static int dress(struct inner *listener, struct socket *sock,
 	credit_accept(sk, inner, listener);
 	sock->sk = NULL;
 	sock_graft(sk, newsock);
+	if (test_bit(SOCK_SUPPORT_ZC, &listener->outer->sk_socket->flags))
+		set_bit(SOCK_SUPPORT_ZC, &newsock->flags);
 	newsock->state = SS_CONNECTED;
 	inner_adopt(inner, newsock, sk);
 	inner_set(sk, inner);

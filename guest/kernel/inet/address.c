@@ -23,12 +23,23 @@
  * @sk:		Socket
  * @address:	Address
  *
+ * In a network namespace that has had no address yet, there is no table to look
+ * in, and the kernel takes each for a broadcast one.
+ *
  * Returns: true if so
  */
 static bool leaves_v4(const struct sock *sk, __be32 address)
 {
-	return !ipv4_is_loopback(address) && !ipv4_is_zeronet(address) &&
-	       inet_addr_type(sock_net(sk), address) == RTN_UNICAST;
+	struct net *net = sock_net(sk);
+	unsigned int type;
+
+	if (ipv4_is_loopback(address) || ipv4_is_zeronet(address) ||
+	    ipv4_is_lbcast(address) || ipv4_is_multicast(address))
+		return false;
+	type = inet_addr_type(net, address);
+	if (type == RTN_BROADCAST)
+		return inet_addr_type(net, htonl(INADDR_LOOPBACK)) == type;
+	return type == RTN_UNICAST;
 }
 
 /**

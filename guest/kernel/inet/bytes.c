@@ -49,6 +49,21 @@ static int await_connection(struct sock *sk, struct inner *inner, int flags)
 }
 
 /**
+ * tell() - Tell a program that asked for MSG_ZEROCOPY that bytes were copied
+ * @told:	What tells it, on the socket's error queue; NULL: nothing
+ * @sent:	Whether any were
+ */
+static void tell(struct ubuf_info *told, bool sent)
+{
+	if (told && sent) {
+		uarg_to_msgzc(told)->zerocopy = 0;
+		net_zcopy_put(told);
+	} else {
+		net_zcopy_put_abort(told, true);
+	}
+}
+
+/**
  * tsi_sendmsg() - send(), write(), and all that ends there
  * @sock:	Socket
  * @msg:	What to send; an address in it is ignored, as TCP does
@@ -61,14 +76,21 @@ int tsi_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 	unsigned int flags = msg->msg_flags;
 	struct sock *sk = sock->sk;
 	struct inner *inner = inner_get(sk);
+	struct ubuf_info *told = NULL;
 	struct sock *under;
-	int sent;
+	int sent = 0;
 
 	if (!inner || inner->phase == LISTENING) {
 		inner_put(inner);
 		return real_ops(sk)->sendmsg(sock, msg, len);
 	}
-	sent = await_connection(sk, inner, flags);
+	if ((flags & MSG_ZEROCOPY) && len && !msg->msg_ubuf &&
+	    sock_flag(sk, SOCK_ZEROCOPY)) {
+		told = zerocopy_begin(sk, len);
+		sent = told ? 0 : -ENOBUFS;
+	}
+	if (!sent)
+		sent = await_connection(sk, inner, flags);
 	if (!sent && (sk->sk_err || inner->phase == CLOSED ||
 		      (held_over(inner) & SEND_SHUTDOWN)))
 		sent = -EPIPE;
@@ -88,6 +110,7 @@ int tsi_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 		if (sent == -ENOTCONN || sent == -ECONNRESET)
 			sent = -EPIPE;
 	}
+	tell(told, sent > 0);
 	inner_put(inner);
 	return sent == -EPIPE ? sk_stream_error(sk, flags, sent) : sent;
 }

@@ -5,7 +5,9 @@
 #ifndef INET_COMPAT_H
 #define INET_COMPAT_H
 
+#include <linux/bpf-cgroup.h>
 #include <linux/net.h>
+#include <linux/skbuff.h>
 #include <linux/timer.h>
 #include <linux/version.h>
 #include <linux/virtio_vsock.h>
@@ -104,6 +106,46 @@ static inline bool free_bind(struct sock *sk, bool on)
 	inet_sk(sk)->freebind = on;
 #endif
 	return was;
+}
+
+/**
+ * is_deferred() - Has a connect() left its work to the first bytes?
+ * @sk:		Socket, locked
+ *
+ * Returns: true if so (TCP_FASTOPEN_CONNECT)
+ */
+static inline bool is_deferred(const struct sock *sk)
+{
+#if SINCE(6, 6)
+	return inet_test_bit(DEFER_CONNECT, sk);
+#else
+	return inet_sk(sk)->defer_connect;
+#endif
+}
+
+/* Ask the cgroup's programs for another name */
+#if SINCE(6, 7)
+#define ask_name(sk, address, len, hook)                                       \
+	BPF_CGROUP_RUN_SA_PROG(sk, address, &(len), hook)
+#else
+#define ask_name(sk, address, len, hook)                                       \
+	BPF_CGROUP_RUN_SA_PROG(sk, address, hook)
+#endif
+
+/**
+ * zerocopy_begin() - What will tell that bytes were sent
+ * @sk:		Socket
+ * @len:	Bytes
+ *
+ * Returns: it; NULL if there is no memory
+ */
+static inline struct ubuf_info *zerocopy_begin(struct sock *sk, size_t len)
+{
+#if SINCE(6, 16)
+	return msg_zerocopy_realloc(sk, len, NULL, false);
+#else
+	return msg_zerocopy_realloc(sk, len, NULL);
+#endif
 }
 
 #endif /* INET_COMPAT_H */

@@ -8,7 +8,8 @@
  * As inet_stream_connect(), with the inner socket's phase in place of TCP's
  * state. Security modules have seen the inet address by now, as it is the
  * system call that asks them; the hooks of cgroups are inet's own, so they are
- * asked here. What stays in the guest is TCP's from beginning to end.
+ * asked here, once: they may give the call another destination, in the guest
+ * or outside. What stays in the guest is TCP's from there on.
  *
  *	outer socket		inner phase	connect()
  *	SS_UNCONNECTED		-		begins
@@ -29,6 +30,8 @@
 #include <net/ipv6.h>
 
 #include "inet.h"
+
+#define TRIES 2 /* of streams: the first one's tokens may all be used */
 
 /**
  * start() - Begin to connect
@@ -125,30 +128,47 @@ static int outcome(struct socket *sock, struct inner *inner, int flags,
 }
 
 /**
+ * is_in_guest() - Is it an address that lo was given meanwhile?
+ * @sk:		Socket
+ * @address:	The pod's, perhaps
+ *
+ * Returns: true if so
+ */
+static bool is_in_guest(const struct sock *sk, const struct in6_addr *address)
+{
+	return net_eq(sock_net(sk), &init_net) && address_is_pods(address);
+}
+
+/**
  * begin() - connect() of a socket that has no inner one
  * @sock:	Outer socket, locked
  * @to:		Destination
  *
- * Returns: 0, or a negated errno; the socket is locked
+ * Returns: 0, or a negated errno; 1: it is the pod's own address, which the
+ * guest didn't know before. The socket is locked
  */
 static int begin(struct socket *sock, const struct endpoint *to)
 {
 	struct sock *sk = sock->sk;
 	struct inner *inner;
 	u32 token = stream_is_open() ? routes_find(to) : 0;
-	int error;
+	int error, tries = 0;
 
 	if (likely(token))
 		return start(sock, to, token);
 	release_sock(sk); /* a destination's first connect() may take a while */
-	error = control_need();
-	if (!error && !address_can_reach(&to->address))
-		error = -ENETUNREACH;
-	if (!error)
-		error = routes_token(to, &token);
+	do {
+		error = control_need();
+		if (!error && is_in_guest(sk, &to->address))
+			error = 1;
+		else if (!error && !address_can_reach(&to->address))
+			error = -ENETUNREACH;
+		else if (!error)
+			error = routes_token(to, &token);
+	} while (error == -ESTALE && ++tries < TRIES);
 	lock_sock(sk);
 	if (error)
-		return error;
+		return error == -ESTALE ? -ENETUNREACH : error;
 	inner = inner_get(sk);
 	inner_put(inner);
 	if (inner || sock->state != SS_UNCONNECTED || sk->sk_state != TCP_CLOSE)
@@ -188,6 +208,35 @@ static int disconnect(struct socket *sock, any_sockaddr *address, int len,
 }
 
 /**
+ * stay() - Connect within the guest, the cgroup's programs having been asked
+ * @sock:	Socket, locked; released at the end
+ * @address:	Address
+ * @len:	Bytes of it
+ * @flags:	Of the call
+ *
+ * TCP's own connect() would ask them again. So its first step is done here, and
+ * it finds a socket that is connecting.
+ *
+ * Returns: 0, or a negated errno
+ */
+static int stay(struct socket *sock, any_sockaddr *address, int len, int flags)
+{
+	struct sock *sk = sock->sk;
+	int error = sk->sk_prot->connect(sk, address, len);
+	bool over = error < 0 || is_deferred(sk);
+
+	if (error >= 0)
+		sock->state = SS_CONNECTING;
+	release_sock(sk);
+	if (over)
+		return error;
+	if (flags & O_NONBLOCK)
+		return -EINPROGRESS;
+	error = real_ops(sk)->connect(sock, address, len, flags);
+	return error == -EALREADY ? -EINPROGRESS : error;
+}
+
+/**
  * tsi_connect() - connect()
  * @sock:	Socket
  * @address:	Address
@@ -202,7 +251,7 @@ int tsi_connect(struct socket *sock, any_sockaddr *address, int len, int flags)
 	struct sock *sk = sock->sk;
 	struct inner *inner;
 	struct endpoint to;
-	bool real = false;
+	bool asked = false, real = false;
 	int error = 0;
 
 	if (len >= (int)sizeof(plain->sa_family) &&
@@ -219,12 +268,13 @@ int tsi_connect(struct socket *sock, any_sockaddr *address, int len, int flags)
 	} else if (sock->state != SS_UNCONNECTED || sk->sk_state != TCP_CLOSE) {
 		real = true;
 	} else {
-		if (BPF_CGROUP_PRE_CONNECT_ENABLED(sk) &&
-		    len >= (int)sizeof(struct sockaddr_in))
+		asked = BPF_CGROUP_PRE_CONNECT_ENABLED(sk);
+		if (asked)
 			error = sk->sk_prot->pre_connect(sk, address, len);
 		real = !error && !address_leaves(sk, plain, len, &to);
 		if (!error && !real)
 			error = begin(sock, &to);
+		real = real || error > 0;
 		if (!error && !real) {
 			inner = inner_get(sk);
 			error = inner
@@ -232,6 +282,8 @@ int tsi_connect(struct socket *sock, any_sockaddr *address, int len, int flags)
 				    : -ECONNABORTED;
 		}
 	}
+	if (real && asked)
+		return stay(sock, address, len, flags);
 	release_sock(sk);
 	inner_put(inner);
 	return real ? real_ops(sk)->connect(sock, address, len, flags) : error;

@@ -6,9 +6,9 @@
  * ===================
  *
  * The stream is opened when it is first needed, and again after it has ended,
- * at most once a second. Who needs it waits for the thread to have tried. No
- * call of a program opens it: a program may not bind the port, and could be
- * stopped in the middle.
+ * if it is needed or anything listens; at most once a second. Who needs it
+ * waits for the thread to have tried. No call of a program opens it: a program
+ * may not bind the port, and could be stopped in the middle.
  */
 
 #include <linux/kthread.h>
@@ -55,21 +55,25 @@ static const struct message messages[] = {
 
 static int run(void *unused)
 {
-	int error;
+	int error = 0, before;
 
 	for (;;) {
-		wait_event_idle(queue, READ_ONCE(wanted));
+		wait_event_idle(queue, READ_ONCE(wanted) || listeners_any());
 		WRITE_ONCE(wanted, false);
+		before = error;
 		error = stream_begin();
 		if (!error) {
+			before = 0;
+			interface_begin();
 			routes_begin();
-			inner_each_listener(publish);
+			publish_all();
 		}
 		atomic_inc(&tries);
 		wake_up_all(&queue);
 		while (!error)
 			error = stream_read(messages, ARRAY_SIZE(messages));
-		pr_warn_ratelimited("tsi: control stream: %d\n", error);
+		if (error != before)
+			pr_warn("tsi: control stream: %d\n", error);
 		stream_close();
 		schedule_timeout_idle(RETRY);
 	}

@@ -12,14 +12,17 @@
  *	end.c		shutdown(), close()
  *	address.c	where a destination is, whose an address
  *	control.c	what the host says, and the thread that hears it
+ *	interface.c	the pod's addresses, on lo
  *	publish.c	what the host is told of listeners
  *	stock.c		one that is made before it is needed
  *	phase.c		how far the vsock sockets beneath are
  *	inner.c		their life
+ *	listeners.c	all that listen
  *	held.c		what they hold
  *	credit.c	what they may hold
  *	routes.c	destinations and their tokens
  *	callers.c	clients and their ranges of ports
+ *	users.c		what one user may take
  *	stream.c	the stream to the host
  *
  * A part calls those below it.
@@ -87,6 +90,7 @@ enum phase { CONNECTING, ESTABLISHED, CLOSED, LISTENING };
  * @armed:	@patience was scheduled, once or more
  * @patience:	For the host's answer, and for FAILED after a reset
  * @by_port:	In the table of all
+ * @listening:	In the list of those that listen
  * @container:	@sock's memory
  */
 struct inner {
@@ -108,6 +112,7 @@ struct inner {
 	bool armed;
 	struct timer_list patience;
 	struct hlist_node by_port;
+	struct list_head listening;
 	struct container container;
 };
 
@@ -160,6 +165,7 @@ int address_show(const struct sock *sk, const struct endpoint *from,
 /* ---- publish.c ---- */
 
 int publish(struct inner *listener);
+void publish_all(void);
 void publish_end(struct inner *listener);
 
 /* ---- stock.c ---- */
@@ -172,6 +178,7 @@ void stock_fill(void);
 void inner_adopt(struct inner *inner, struct socket *outer,
 		 struct sock *outer_sk);
 int inner_connect(struct inner *inner, u32 token);
+int inner_listen(struct inner *inner, int backlog);
 void inner_arm(struct inner *inner, unsigned long timeout);
 void inner_expire(struct inner *inner);
 void inner_failed(const struct tsi_failed *failed);
@@ -192,7 +199,13 @@ struct inner *inner_get(const struct sock *sk);
 void inner_set(struct sock *sk, struct inner *inner);
 void inner_put(struct inner *inner);
 void inner_listening(const struct tsi_listening *listening);
-void inner_each_listener(int (*tell)(struct inner *listener));
+
+/* ---- listeners.c ---- */
+
+int listeners_add(struct inner *inner);
+void listeners_remove(struct inner *inner);
+bool listeners_any(void);
+struct inner *listeners_after(struct inner *inner);
 
 /* ---- held.c ---- */
 
@@ -228,6 +241,10 @@ static inline void credit_moved(struct inner *inner, int bytes)
 int control_begin(void);
 int control_need(void);
 
+/* ---- interface.c ---- */
+
+void interface_begin(void);
+
 /* ---- routes.c ---- */
 
 u32 routes_find(const struct endpoint *to);
@@ -240,6 +257,12 @@ void routes_forget(u32 token);
 int callers_begin(void);
 bool callers_set(const struct tsi_caller *caller);
 bool callers_find(u32 port, struct in6_addr *ret_address);
+
+/* ---- users.c ---- */
+
+int users_wait(void);
+bool users_add(kuid_t uid);
+void users_remove(kuid_t uid);
 
 /* ---- stream.c ---- */
 

@@ -165,6 +165,23 @@ int inner_aim(struct inner *inner)
 }
 
 /**
+ * inner_listen() - Have it listen
+ * @inner:	It, bound and adopted
+ * @backlog:	Its backlog
+ *
+ * Returns: 0, or a negated errno: -ENOBUFS: its user has too many
+ */
+int inner_listen(struct inner *inner, int backlog)
+{
+	int error = listeners_add(inner);
+
+	if (error)
+		return error;
+	inner->phase = LISTENING;
+	return inner->sock->ops->listen(inner->sock, backlog);
+}
+
+/**
  * inner_get() - The inner socket of an inet one
  * @sk:		The inet socket, its file held
  *
@@ -216,21 +233,26 @@ void inner_set(struct sock *sk, struct inner *inner)
  */
 void inner_put(struct inner *inner)
 {
+	bool listened;
 	struct sock *sk;
 
 	if (!inner || !refcount_dec_and_test(&inner->users))
 		return;
 	spin_lock_bh(&inner_lock);
 	hash_del(&inner->by_port);
+	listened = inner->phase == LISTENING;
 	inner->phase = CLOSED;
 	spin_unlock_bh(&inner_lock);
 	if (inner->armed)
 		del_timer_sync(&inner->patience);
+	if (listened)
+		listeners_remove(inner);
 	sk = inner->sock->sk;
 	if (sk) {
 		write_lock_bh(&sk->sk_callback_lock);
 		sk->sk_state_change = inner_pattern->sk->sk_state_change;
 		sk->sk_error_report = inner_pattern->sk->sk_error_report;
+		sk->sk_write_space = inner_pattern->sk->sk_write_space;
 		write_unlock_bh(&sk->sk_callback_lock);
 		inner->sock->ops->release(inner->sock);
 	}
@@ -270,32 +292,4 @@ void inner_listening(const struct tsi_listening *listening)
 		inner->sock->sk->sk_state_change(inner->sock->sk);
 	}
 	spin_unlock_bh(&inner_lock);
-}
-
-/**
- * inner_each_listener() - Tell of all listeners
- * @tell:	Called with each, which it doesn't keep; it may sleep
- */
-void inner_each_listener(int (*tell)(struct inner *listener))
-{
-	struct inner *inner;
-	int bucket;
-
-	for (bucket = 0; bucket < HASH_SIZE(by_port); bucket++) {
-		struct inner *held[16];
-		int count = 0;
-
-		spin_lock_bh(&inner_lock);
-		hlist_for_each_entry(
-		    inner, &by_port[bucket],
-		    by_port) if (inner->phase == LISTENING &&
-				 count < ARRAY_SIZE(held) &&
-				 refcount_inc_not_zero(&inner->users))
-		    held[count++] = inner;
-		spin_unlock_bh(&inner_lock);
-		while (count) {
-			tell(held[--count]);
-			inner_put(held[count]);
-		}
-	}
 }

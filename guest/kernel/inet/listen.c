@@ -7,7 +7,8 @@
  *
  * A listener is TCP's, for the guest's own programs, and beneath it is one of
  * vsock, for the host's. The program waits for both in one queue. If the host
- * doesn't publish the port, or there is no host, it stays TCP's alone.
+ * doesn't publish the port, it stays TCP's alone. A host that has yet to come
+ * is told when it is there.
  */
 
 #include <linux/sched/signal.h>
@@ -51,29 +52,24 @@ static int bind_bound(const struct sock *sk, any_sockaddr *address, int len)
  * @address:	Address
  * @len:	Bytes of it
  *
- * The pod's address is on no interface of the guest, and is the program's.
+ * The pod's address is the program's, although in other network namespaces no
+ * interface has it, nor any before the host has named it.
  *
  * Returns: 0, or a negated errno
  */
 int tsi_bind(struct socket *sock, any_sockaddr *address, int len)
 {
-	struct sockaddr *plain = (struct sockaddr *)address;
 	struct sock *sk = sock->sk;
 	struct inner *inner = inner_get(sk);
-	struct in6_addr wanted = in6addr_any;
 	bool was, pods, bound = inner && !inet_sk(sk)->inet_num;
+	struct endpoint wanted;
 	int error;
 
 	inner_put(inner);
 	if (bound)
 		return bind_bound(sk, address, len);
-	if (plain->sa_family == AF_INET &&
-	    len >= (int)sizeof(struct sockaddr_in))
-		ipv6_addr_set_v4mapped(
-		    ((struct sockaddr_in *)plain)->sin_addr.s_addr, &wanted);
-	else if (plain->sa_family == AF_INET6 && len >= SIN6_LEN_RFC2133)
-		wanted = ((struct sockaddr_in6 *)plain)->sin6_addr;
-	pods = address_is_pods(&wanted);
+	pods = address_leaves(sk, (struct sockaddr *)address, len, &wanted) &&
+	       !control_need() && address_is_pods(&wanted.address);
 	if (pods) {
 		lock_sock(sk);
 		was = free_bind(sk, true);
@@ -132,14 +128,35 @@ static int make(struct socket *sock, int backlog, struct inner **ret_inner)
 	error = inner_bind(inner, inet_sk(sock->sk)->inet_num);
 	if (!error) {
 		inner_adopt(inner, sock, sock->sk);
-		inner->phase = LISTENING;
-		error = inner->sock->ops->listen(inner->sock, backlog);
+		error = inner_listen(inner, backlog);
 	}
 	if (error)
 		inner_put(inner);
 	else
 		*ret_inner = inner;
 	return error;
+}
+
+/**
+ * keep() - Hang a listener beneath its socket, if it is still wanted
+ * @sk:		Outer socket
+ * @inner:	Listener
+ *
+ * Returns: true if it is the socket's now
+ */
+static bool keep(struct sock *sk, struct inner *inner)
+{
+	struct inner *other;
+	bool kept;
+
+	lock_sock(sk);
+	other = inner_get(sk);
+	kept = !other && sk->sk_state == TCP_LISTEN;
+	if (kept)
+		inner_set(sk, inner);
+	release_sock(sk);
+	inner_put(other);
+	return kept;
 }
 
 /**
@@ -152,38 +169,35 @@ static int make(struct socket *sock, int backlog, struct inner **ret_inner)
 int tsi_listen(struct socket *sock, int backlog)
 {
 	struct sock *sk = sock->sk;
-	struct inner *inner, *other;
+	struct inner *inner;
 	int error = real_ops(sk)->listen(sock, backlog);
-	bool kept = false;
 
 	if (error)
 		return error;
 	inner = inner_get(sk);
 	if (inner) {
 		inner->sock->ops->listen(inner->sock, backlog);
-		publish(inner);
+		if (!users_wait())
+			publish(inner);
 		inner_put(inner);
 		return 0;
 	}
-	if (is_private(sk) || control_need() || make(sock, backlog, &inner))
+	if (is_private(sk))
 		return 0;
-	if (!publish(inner))
+	error = users_wait() ?: make(sock, backlog, &inner);
+	if (error)
+		goto fail;
+	if (!control_need() && !publish(inner))
 		await(inner);
-	error = inner->answered ? -inner->refused : 0;
-	lock_sock(sk);
-	other = inner_get(sk);
-	if (!error && inner->published && !other &&
-	    sk->sk_state == TCP_LISTEN) {
-		inner_set(sk, inner);
-		kept = true;
-	}
-	release_sock(sk);
-	inner_put(other);
-	if (!kept) {
-		if (!error || inner->published)
+	if (READ_ONCE(inner->answered))
+		error = -inner->refused;
+	if (error || (inner->answered && !inner->published) ||
+	    !keep(sk, inner)) {
+		if (!error)
 			publish_end(inner); /* else the host has none */
 		inner_put(inner);
 	}
+fail:
 	if (error)
 		real_ops(sk)->shutdown(sock, SHUT_RD);
 	return error;

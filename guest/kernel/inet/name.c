@@ -54,6 +54,33 @@ static bool has_peer(const struct inner *inner)
 }
 
 /**
+ * show() - Write a name, as the cgroup's programs want it
+ * @sk:		Socket
+ * @name:	Name
+ * @peer:	Whether it is the peer's
+ * @address:	Where to
+ *
+ * Returns: bytes written
+ */
+static int show(struct sock *sk, const struct endpoint *name, bool peer,
+		struct sockaddr *address)
+{
+	int len = address_show(sk, name, address);
+
+	lock_sock(sk);
+	if (sk->sk_family == AF_INET6 && peer)
+		ask_name(sk, address, len, CGROUP_INET6_GETPEERNAME);
+	else if (sk->sk_family == AF_INET6)
+		ask_name(sk, address, len, CGROUP_INET6_GETSOCKNAME);
+	else if (peer)
+		ask_name(sk, address, len, CGROUP_INET4_GETPEERNAME);
+	else
+		ask_name(sk, address, len, CGROUP_INET4_GETSOCKNAME);
+	release_sock(sk);
+	return len;
+}
+
+/**
  * tsi_getname() - getsockname(), getpeername(), the address of accept()
  * @sock:	Socket
  * @address:	Where to
@@ -73,8 +100,8 @@ int tsi_getname(struct socket *sock, struct sockaddr *address, int peer)
 	else if (peer == 1 && !has_peer(inner))
 		len = -ENOTCONN;
 	else
-		len = address_show(sk, peer ? &inner->peer : &inner->own,
-				   address);
+		len =
+		    show(sk, peer ? &inner->peer : &inner->own, peer, address);
 	inner_put(inner);
 	return len;
 }

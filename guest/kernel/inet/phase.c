@@ -12,7 +12,9 @@
  *
  * FAILED comes by another connection than the RST, and either may be first. An
  * attempt that was reset is CONNECTING until the errno is there, or PATIENCE is
- * over. All of it is under inner_lock.
+ * over, and until then nobody hears of an error, or of the room that each
+ *packet tells of: io_uring takes the wake-up's word for it. All of it is under
+ * inner_lock.
  */
 
 #include <net/af_vsock.h>
@@ -144,13 +146,24 @@ static void failed(struct sock *sk)
 {
 	struct inner *inner = READ_ONCE(sk->sk_user_data);
 	int error = READ_ONCE(sk->sk_err);
+	bool pending;
 
 	spin_lock_bh(&inner_lock);
 	settle(inner);
 	if (inner->phase == ESTABLISHED && error)
 		fail(inner, error); /* as when the device was reset */
+	pending = inner->phase == CONNECTING;
 	spin_unlock_bh(&inner_lock);
-	inner_pattern->sk->sk_error_report(sk);
+	if (!pending)
+		inner_pattern->sk->sk_error_report(sk);
+}
+
+static void room(struct sock *sk)
+{
+	struct inner *inner = READ_ONCE(sk->sk_user_data);
+
+	if (READ_ONCE(inner->phase) != CONNECTING)
+		inner_pattern->sk->sk_write_space(sk);
 }
 
 /**
@@ -172,6 +185,7 @@ void inner_adopt(struct inner *inner, struct socket *outer,
 	sk->sk_user_data = inner;
 	sk->sk_state_change = changed;
 	sk->sk_error_report = failed;
+	sk->sk_write_space = room;
 	write_unlock_bh(&sk->sk_callback_lock);
 	sock_set_flag(sk, SOCK_FASYNC); /* the wait queue has the list */
 	look(inner);

@@ -49,7 +49,8 @@ static __poll_t connection_events(const struct sock *sk,
 		    vsock_stream_has_space(vsk) > 0)
 			events |= EPOLLOUT | EPOLLWRNORM;
 	}
-	if (READ_ONCE(sk->sk_err))
+	if (READ_ONCE(sk->sk_err) ||
+	    !skb_queue_empty_lockless(&sk->sk_error_queue))
 		events |= EPOLLERR;
 	return events;
 }

@@ -35,12 +35,31 @@ int publish(struct inner *listener)
 }
 
 /**
+ * publish_all() - Tell a new host of all listeners
+ */
+void publish_all(void)
+{
+	struct inner *listener = NULL, *next;
+
+	while ((next = listeners_after(listener))) {
+		inner_put(listener);
+		listener = next;
+		publish(listener);
+	}
+	inner_put(listener);
+}
+
+/**
  * publish_end() - A listener is none any more
  * @listener:	It
+ *
+ * A host that can't be told would keep it: its stream ends, and with it all
+ * that it knows.
  */
 void publish_end(struct inner *listener)
 {
 	const struct tsi_unlisten msg = {.listener = listener->port};
 
-	stream_send(TSI_UNLISTEN, &msg, sizeof(msg));
+	if (stream_send(TSI_UNLISTEN, &msg, sizeof(msg)))
+		stream_end("it has no room for the end of a listener");
 }

@@ -160,19 +160,21 @@ static int add(const struct endpoint *to, u32 *ret_token)
  * @to:		Destination
  * @ret_token:	Set to its token, registered now if it was not yet
  *
- * Returns: 0, or a negated errno
+ * Returns: 0, or a negated errno; -ESTALE: the next stream will have one
  */
 int routes_token(const struct endpoint *to, u32 *ret_token)
 {
-	int error = 0;
+	int error = users_wait();
 
+	if (error)
+		return error;
 	if (mutex_lock_interruptible(&grant.write))
 		return -ERESTARTSYS;
 	*ret_token = routes_find(to);
 	if (!*ret_token && grant.used >= grant.count) {
 		if (grant.count)
 			stream_end("all its tokens are used");
-		error = -ENETUNREACH;
+		error = -ESTALE;
 	} else if (!*ret_token) {
 		error = add(to, ret_token);
 	}

@@ -21,12 +21,14 @@
 #include <linux/mutex.h>
 #include <linux/random.h>
 #include <linux/sched/signal.h>
+#include <linux/virtio_vsock.h>
 #include <net/af_vsock.h>
 
 #include "inet.h"
 
 #define ANSWER	   (5 * HZ) /* for the host to accept and greet us */
 #define ROOM	   (5 * HZ) /* for a message, if the host is slow to read */
+#define RESERVE	   16384U
 #define FIRST_PORT 512U
 #define PORTS	   512U
 
@@ -38,6 +40,7 @@ MODULE_PARM_DESC(key, "what the host asks for, in hex digits; empty: nothing");
  * struct stream - The stream
  * @write:	Held by who writes, opens or closes
  * @sock:	Socket, NULL if there is none
+ * @ended:	It is of no use any more
  * @welcome:	What the host granted; of the last one, if there is none
  * @in_len:	Bytes in @in; these two are the thread's
  * @in:		Start of a message that isn't here in full
@@ -45,6 +48,7 @@ MODULE_PARM_DESC(key, "what the host asks for, in hex digits; empty: nothing");
 static struct stream {
 	struct mutex write;
 	struct socket *sock;
+	bool ended;
 	struct tsi_welcome welcome;
 	size_t in_len;
 	u8 in[512];
@@ -191,6 +195,7 @@ int stream_begin(void)
 	sock->sk->sk_rcvtimeo = MAX_SCHEDULE_TIMEOUT;
 	stream.in_len = 0;
 	mutex_lock(&stream.write);
+	WRITE_ONCE(stream.ended, false);
 	WRITE_ONCE(stream.sock, sock);
 	mutex_unlock(&stream.write);
 	return 0;
@@ -218,7 +223,7 @@ void stream_close(void)
  */
 bool stream_is_open(void)
 {
-	return READ_ONCE(stream.sock);
+	return READ_ONCE(stream.sock) && !READ_ONCE(stream.ended);
 }
 
 /**
@@ -230,9 +235,29 @@ void stream_end(const char *why)
 	mutex_lock(&stream.write);
 	if (stream.sock) {
 		pr_warn_ratelimited("tsi: control stream: %s\n", why);
+		WRITE_ONCE(stream.ended, true);
 		kernel_sock_shutdown(stream.sock, SHUT_RDWR);
 	}
 	mutex_unlock(&stream.write);
+}
+
+/**
+ * reserve() - Room that a message leaves to others
+ * @type:	Its type
+ *
+ * What a program causes leaves room for what has to be said whatever happens:
+ * the end of a listener, an answer. The host tells of room when half of all is.
+ *
+ * Returns: bytes
+ */
+static size_t reserve(enum tsi_type type)
+{
+	const struct virtio_vsock_sock *trans =
+	    vsock_sk(stream.sock->sk)->trans;
+
+	if (type != TSI_ROUTE && type != TSI_LISTEN)
+		return 0;
+	return min(RESERVE, READ_ONCE(trans->peer_buf_alloc) / 4);
 }
 
 /**
@@ -256,7 +281,8 @@ int stream_send(enum tsi_type type, const void *payload, size_t len)
 	memcpy(msg.payload, payload, len);
 	mutex_lock(&stream.write);
 	while (stream.sock &&
-	       vsock_stream_has_space(vsock_sk(stream.sock->sk)) < (s64)size) {
+	       vsock_stream_has_space(vsock_sk(stream.sock->sk)) <
+		   (s64)(size + reserve(type))) {
 		mutex_unlock(&stream.write);
 		if (time_after(jiffies, end) || signal_pending(current))
 			return -ENETUNREACH;

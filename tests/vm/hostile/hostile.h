@@ -4,6 +4,7 @@
  *
  *	main.c		runs them; what they have in common
  *	streams.c	who may speak for the guest
+ *	floods.c	who takes more than a share
  *	hangs.c		who keeps the agent waiting
  */
 #ifndef HOSTILE_H
@@ -27,7 +28,7 @@ int vsock_bind(int fd, uint32_t port);
 int tcp_connect(int fd, const char *host, int port);
 int tcp_listener(int port);
 
-extern const struct check streams[], hangs[];
+extern const struct check streams[], hangs[], floods[];
 
 /* Runs until a client of the host's has come; see test_guest_hostile.py */
 int serve_squatted(int port);

@@ -89,5 +89,6 @@ int main(int argc, char **argv)
 			   : serve_squatted(atoi(argv[3]));
 	run_checks(streams, argv + 1);
 	run_checks(hangs, argv + 1);
+	run_checks(floods, argv + 1);
 	return sum_up();
 }
