@@ -66,6 +66,7 @@ static int run(void *unused)
 			before = 0;
 			interface_begin();
 			routes_begin();
+			stream_ready();
 			publish_all();
 		}
 		atomic_inc(&tries);

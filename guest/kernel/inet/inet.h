@@ -281,6 +281,7 @@ struct message {
 #define MAX_PAYLOAD 64 /* of a message from the host, after WELCOME */
 
 int stream_begin(void);
+void stream_ready(void);
 void stream_close(void);
 bool stream_is_open(void);
 void stream_end(const char *why);

@@ -195,7 +195,7 @@ int stream_begin(void)
 	sock->sk->sk_rcvtimeo = MAX_SCHEDULE_TIMEOUT;
 	stream.in_len = 0;
 	mutex_lock(&stream.write);
-	WRITE_ONCE(stream.ended, false);
+	WRITE_ONCE(stream.ended, true); /* until stream_ready() */
 	WRITE_ONCE(stream.sock, sock);
 	mutex_unlock(&stream.write);
 	return 0;
@@ -214,6 +214,14 @@ void stream_close(void)
 	mutex_unlock(&stream.write);
 	if (sock)
 		sock_release(sock);
+}
+
+/**
+ * stream_ready() - Let others use the stream that was begun
+ */
+void stream_ready(void)
+{
+	WRITE_ONCE(stream.ended, false);
 }
 
 /**
