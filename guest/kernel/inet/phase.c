@@ -12,8 +12,8 @@
  *
  * FAILED comes by another connection than the RST, and either may be first. An
  * attempt that was reset is CONNECTING until the errno is there, or PATIENCE is
- * over, and until then nobody hears of an error, or of the room that each
- *packet tells of: io_uring takes the wake-up's word for it. All of it is under
+ * over. Until then nobody hears of an error, or of the room that each packet
+ * tells of: io_uring takes the wake-up's word for it. All of it is under
  * inner_lock.
  */
 
