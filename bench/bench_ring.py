@@ -37,6 +37,7 @@ from bench.harness import (
 from bench.measures import connections_a_second
 from bench.report import Target
 from bench.ring_backend import RING
+from tests.support.native import LINKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 ROOT = HERE.parent
 LIBRARY = ROOT / "lib" / "ring"
 MAKER = ROOT / "vhost_user" / "native" / "maker"
-LIBRARIES = ("-Wl,--no-as-needed", "-lssl", "-lcrypto", "-lnghttp2")
+LIBRARIES = ("-Wl,--no-as-needed", *LINKS)
 """What the engine uses; named before the sources that do."""
 GROUP = "Hand-off `ring`, beside unix sockets"
 COUNT, ROUNDS, SHORT_ROUNDS = 20_000, 11, 5

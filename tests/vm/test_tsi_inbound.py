@@ -125,7 +125,7 @@ def test_two_vms_listen_on_the_same_port(world):
     with world.program(*argv) as one, world.program(*argv, vm="two") as two:
         for server in (one, two):
             server.wait_for(r"ready (\d+)\n")
-        for pod, _ in PODS:
+        for pod, _ in PODS[:2]:
             (_, _, local), _ = world.line(pod, PORT)
             assert local == f"{pod}/{PORT}"
         assert (one.end(), two.end()) == (0, 0)

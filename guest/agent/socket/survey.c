@@ -229,6 +229,29 @@ static void look_at_all(struct survey *survey)
 /* ---- epoll instances ---- */
 
 /**
+ * forget_ended() - Forget processes that are no more
+ */
+static void forget_ended(void)
+{
+	struct pollfd states[PROCESSES];
+
+	for (int i = 0; i < PROCESSES; i++) {
+		bool known = processes[i].tgid;
+
+		states[i].fd = known ? processes[i].pidfd : -1;
+		states[i].events = POLLIN;
+	}
+	if (poll(states, PROCESSES, 0) <= 0)
+		return;
+	for (int i = 0; i < PROCESSES; i++) {
+		if (states[i].revents) {
+			close(processes[i].pidfd);
+			processes[i].tgid = 0;
+		}
+	}
+}
+
+/**
  * process_of() - What is known of the process that makes a call
  * @call:	The call
  *
@@ -246,6 +269,7 @@ static struct process *process_of(const struct call *call)
 		return NULL;
 	if (process->tgid == tgid && !poll(&state, 1, 0))
 		return process;
+	forget_ended();
 	if (process->tgid)
 		close(process->pidfd);
 	*process = (struct process){

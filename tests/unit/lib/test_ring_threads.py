@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import native
 from tests.support.limits import LIMIT_S
 from tests.unit.lib.ringlib import LIBRARY
 
@@ -20,12 +21,9 @@ FLAGS += ["-Werror", "-fsanitize=thread", "-Wno-tsan"]
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
     out = tmp_path_factory.mktemp("threads") / "ring_threads"
-    sources = [HERE / "ring_threads.c", *LIBRARY.glob("*.c"), *NATIVE.rglob("*.c")]
-    others = ("_vu.c", "main.c")  # cffi's, and a program of its own
-    sources = [path for path in sources if path.name not in others]
-    command = ["gcc", *FLAGS, f"-I{NATIVE}", f"-I{LIBRARY}", *map(str, sources)]
-    libraries = ["-lssl", "-lcrypto", "-lnghttp2"]
-    subprocess.run([*command, "-o", str(out), *libraries], check=True)
+    command = ["gcc", *FLAGS, f"-I{NATIVE}", f"-I{LIBRARY}"]
+    command += [str(HERE / "ring_threads.c"), *native.SOURCES]
+    subprocess.run([*command, "-o", str(out), *native.LINKS], check=True)
     return out
 
 
