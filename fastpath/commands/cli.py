@@ -128,9 +128,14 @@ def run(
         Path | None, typer.Option(help="A kernel other than the image's.")
     ] = None,
     sockets: Annotated[
-        Literal["agent", "module"],
-        typer.Option(help="Who has CMD's sockets; the module has no UDP."),
-    ] = "agent",
+        Literal["auto", "module", "agent"],
+        typer.Option(
+            help="Who has CMD's sockets; auto: the guest's kernel, if it can."
+        ),
+    ] = "auto",
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say what the guest is.")
+    ] = False,
     qemu: Qemu = "qemu-system-x86_64",
     memory: Annotated[int, typer.Option(metavar="M", help="MiB.", min=64)] = 512,
     cpus: Annotated[int, typer.Option(metavar="N", min=1)] = 1,
@@ -163,6 +168,7 @@ def run(
         access_log=access_log,
         kernel=kernel,
         sockets=sockets,
+        verbose=verbose,
         qemu=qemu,
         memory_mib=memory,
         cpus=cpus,

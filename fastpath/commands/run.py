@@ -58,6 +58,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+Sockets = Literal["auto", "module", "agent"]
+
 EXIT_TIMEOUT: Final = 124
 """As timeout(1) has it."""
 
@@ -112,8 +114,9 @@ class RunOptions:
     """A policy file, followed while the program runs."""
     access_log: Path | None = None
     kernel: Path | None = None
-    sockets: Literal["agent", "module"] = "agent"
-    """Who has the program's sockets; `module` is guest/kernel/inet."""
+    sockets: Sockets = "auto"
+    """Who has the program's sockets: guest/kernel/inet, or tsi-agent where it isn't."""
+    verbose: bool = False
     qemu: str = "qemu-system-x86_64"
     memory_mib: int = 512
     cpus: int = 1
@@ -319,8 +322,13 @@ class _Run:
             Guest(self._uds_path, console=self._spec.console, key=self._key) as guest,
             Machine(self._spec) as machine,
         ):
-            await machine.watch(guest.ready(self._boot_timeout_s()))
+            info = await machine.watch(guest.ready(self._boot_timeout_s()))
             self._booted = True
+            if self._options.verbose:
+                complain(
+                    "fastpath",
+                    f"guest: Linux {info.kernel}, sockets by the {info.sockets}",
+                )
             return await machine.watch(self._program(guest))
 
     def _boot_timeout_s(self) -> float:

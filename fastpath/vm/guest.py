@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     Sink = Callable[[bytes], Awaitable[None] | None]
 
-INIT_VERSION = 1
+INIT_VERSION = 2
 INIT_PORT = 1029
 """vsock port of the host that init connects to."""
 HEADER = struct.Struct("<II")
@@ -75,6 +75,8 @@ class GuestInfo:
     version: int
     kernel: str
     clocksource: str
+    sockets: str
+    """Who has programs' sockets: "module", or "agent: " and why."""
 
 
 @dataclass(slots=True)
@@ -175,7 +177,8 @@ class Guest:
 
         Args:
             argv: program, looked up in PATH, and its arguments.
-            tsi: run it under tsi-agent.
+            tsi: have its sockets, and those of all that runs from then on, lead to
+                the host.
             env: added to init's own environment (PATH, HOME, TERM).
             cwd: directory to start in.
             stdin: what it reads; None is an empty input.
@@ -378,9 +381,10 @@ def decode_ready(payload: bytes) -> GuestInfo:
     """
     version = int.from_bytes(payload[:4], "little")
     parts = payload[4:].split(b"\0")
-    if version != INIT_VERSION or len(parts) != 3:
+    if version != INIT_VERSION or len(parts) != 4:
         raise ValueError(f"init speaks version {version}, not {INIT_VERSION}")
-    return GuestInfo(version, printable(parts[0]), printable(parts[1]))
+    kernel, clocksource, sockets, _ = map(printable, parts)
+    return GuestInfo(version, kernel, clocksource, sockets)
 
 
 def printable(text: bytes) -> str:

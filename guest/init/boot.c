@@ -28,7 +28,6 @@
 #include "init/init.h"
 
 #define INIT_PORT 1029
-#define OURS	  "tsi_inet"
 
 /**
  * mount_all() - Mount what programs expect to find
@@ -65,9 +64,9 @@ static void mount_all(void)
  * insmod() - Load one module with busybox, which knows compressed ones
  * @path:	Module
  *
- * Returns: true if it was loaded
+ * Returns: 0, or an errno
  */
-static bool insmod(const char *path)
+static int insmod(const char *path)
 {
 	int status = -1;
 	pid_t pid = fork();
@@ -76,29 +75,31 @@ static bool insmod(const char *path)
 		execl("/bin/busybox", "busybox", "insmod", path, (char *)NULL);
 		_exit(127);
 	}
-	return pid > 0 && waitpid(pid, &status, 0) == pid && status == 0;
+	return pid > 0 && waitpid(pid, &status, 0) == pid && status == 0
+		   ? 0
+		   : ENOEXEC;
 }
 
 /**
  * load() - Load one module
  * @path:	Module, compressed or not
+ *
+ * Returns: 0, or an errno
  */
-static void load(const char *path)
+static int load(const char *path)
 {
 	size_t len = strlen(path);
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	int fd = open(path, O_RDONLY | O_CLOEXEC), error = 0;
 
-	if (fd < 0) {
-		say("%s: %s", path, strerror(errno));
-		return;
-	}
-	if (len > 3 && strcmp(path + len - 3, ".ko")) {
-		if (!insmod(path))
-			say("%s: not loaded", path);
-	} else if (syscall(SYS_finit_module, fd, "", 0) && errno != EEXIST) {
-		say("%s: %s", path, strerror(errno));
-	}
-	close(fd);
+	if (fd < 0)
+		error = errno;
+	else if (len > 3 && strcmp(path + len - 3, ".ko"))
+		error = insmod(path);
+	else if (syscall(SYS_finit_module, fd, "", 0) && errno != EEXIST)
+		error = errno;
+	if (fd >= 0)
+		close(fd);
+	return error;
 }
 
 /**
@@ -113,6 +114,7 @@ static void load_modules(void)
 	char path[PATH_MAX], line[512];
 	struct utsname uts;
 	FILE *list;
+	int error;
 
 	uname(&uts);
 	snprintf(path, sizeof(path), "/lib/modules/%.65s/order", uts.release);
@@ -123,45 +125,17 @@ static void load_modules(void)
 	}
 	while (fgets(line, sizeof(line), list)) {
 		line[strcspn(line, "\n")] = '\0';
-		if (!strcmp(line, OURS ".ko") && !sockets_are_ours)
+		if (!sockets_wants(line))
 			continue;
 		snprintf(path, sizeof(path), "/lib/modules/%.65s/%s",
 			 uts.release, line);
-		load(path);
+		error = load(path);
+		if (error)
+			say("%s: %s", path, strerror(error));
+		if (error)
+			sockets_failed(line, error);
 	}
 	fclose(list);
-}
-
-/**
- * choose_sockets() - Learn who has the sockets: the agent, or tsi_inet
- *
- * The kernel puts its parameter into our environment, and programs don't get
- * it.
- */
-static void choose_sockets(void)
-{
-	const char *who = getenv("tsi");
-
-	sockets_are_ours = who && !strcmp(who, "module");
-	unsetenv("tsi");
-}
-
-/**
- * take_sockets() - Have tsi_inet take the sockets, if it is to have them
- *
- * It is loaded, or built in. A program without it would be cut off in silence.
- */
-static void take_sockets(void)
-{
-	int fd;
-
-	if (!sockets_are_ours)
-		return;
-	fd = open("/sys/module/" OURS "/parameters/enabled",
-		  O_WRONLY | O_CLOEXEC);
-	if (fd < 0 || write(fd, "1", 1) != 1)
-		finish("the kernel has no " OURS);
-	close(fd);
 }
 
 /**
@@ -286,9 +260,9 @@ int boot(void)
 	setenv("HOME", "/root", 1);
 	setenv("TERM", "linux", 1);
 	set_sysctls();
-	choose_sockets();
+	sockets_choose();
 	load_modules();
-	take_sockets();
+	sockets_settle();
 	lo_up();
 	names_resolver();
 	names_own();

@@ -186,11 +186,13 @@ void command_exec(uint8_t *p, uint32_t len)
 	cmd.signals = 0;
 	cmd.window = 0;
 	cmd.tail_len = 0;
-	cmd.tsi = (buffer_u32(p) & EXEC_TSI) && !sockets_are_ours;
+	cmd.tsi = (buffer_u32(p) & EXEC_TSI) && !module_has_sockets;
 	cmd.orphan = 0;
 	pipes_begin();
-	error = cmd.tsi ? start_agent(argv, argc, env, cwd[0])
-			: start(argv, env, cwd[0]);
+	error = sockets_take(buffer_u32(p) & EXEC_TSI);
+	if (!error)
+		error = cmd.tsi ? start_agent(argv, argc, env, cwd[0])
+				: start(argv, env, cwd[0]);
 	if (error)
 		frames_send(FRAME_ERROR, error, strlen(error));
 	else

@@ -20,7 +20,7 @@
 
 #include "init/init.h"
 
-#define INIT_VERSION 1
+#define INIT_VERSION 2
 
 static struct buffer to_host;
 static int host = -1;
@@ -85,6 +85,7 @@ void frames_send_ready(void)
 	uname(&uts);
 	len += (size_t)snprintf(payload + len, 128, "%.100s", uts.release) + 1;
 	len += (size_t)snprintf(payload + len, 64, "%s", clock) + 1;
+	len += (size_t)snprintf(payload + len, 64, "%s", sockets_who()) + 1;
 	frames_send(FRAME_READY, payload, len);
 }
 

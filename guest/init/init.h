@@ -6,6 +6,7 @@
  *
  *	main.c		frames from the host, the main loop
  *	boot.c		mounts, modules, the way to the host
+ *	sockets.c	who has the programs' sockets
  *	names.c		the guest's own name, and where to ask for others
  *	ended.c		the end of the command, and of agents
  *	command.c	the one command
@@ -48,8 +49,8 @@ enum frame {
 
 /* ---- state.c ---- */
 
-extern bool booted;	      /* we are PID 1 of a VM and may end it */
-extern bool sockets_are_ours; /* tsi_inet has them: no agent is needed */
+extern bool booted;		/* we are PID 1 of a VM and may end it */
+extern bool module_has_sockets; /* tsi_inet: no agent is needed */
 
 /**
  * struct command - The one command that runs, or none
@@ -138,6 +139,15 @@ void key_keep(const uint8_t *p, uint32_t len);
 /* ---- ended.c ---- */
 
 void ended_reap(void);
+
+/* ---- sockets.c ---- */
+
+void sockets_choose(void);
+bool sockets_wants(const char *file);
+void sockets_failed(const char *file, int error);
+void sockets_settle(void);
+const char *sockets_who(void);
+const char *sockets_take(bool tsi);
 
 /* ---- names.c ---- */
 

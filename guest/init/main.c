@@ -19,7 +19,8 @@
  *	KEY	what agents have to show the host
  *
  * Guest to host:
- *	READY	u32 version, then kernel release and clocksource, each with NUL
+ *	READY	u32 version, then kernel release, clocksource and who has the
+ *		programs' sockets (sockets.c), each with NUL
  *	STDOUT, STDERR	what the command wrote
  *	EXIT	u32 wait status; follows all that the command wrote
  *	ERROR	text: the agent failed, the command never ended by itself
@@ -35,12 +36,13 @@
  * moment is sent first, then EXIT; a background process that keeps the pipe
  * open delays nothing, it gets SIGPIPE once it writes again.
  *
- * Over TSI the process is tsi-agent, which ends with the command's status. If
- * it is killed, another one takes over (agents.c), and the command, our child
- * from then on, is waited for (ended.c). It may also fail by itself
- * (AGENT_FAILED and a last line "tsi-agent: ..."), be killed before there is a
- * command, or too often. Programs cannot connect without it, so all of them are
- * killed and the host gets ERROR.
+ * Over TSI, unless the kernel's module has the sockets (sockets.c), the process
+ * is tsi-agent, which ends with the command's status. If it is killed, another
+ * one takes over (agents.c), and the command, our child from then on, is waited
+ * for (ended.c). It may also fail by itself (AGENT_FAILED and a last line
+ * "tsi-agent: ..."), be killed before there is a command, or too often.
+ * Programs cannot connect without it, so all of them are killed and the host
+ * gets ERROR.
  *
  * When the stream ends the VM does, too. "init --serve FD" runs the same loop
  * over an inherited socket on any Linux, which is how it is tested.

@@ -50,8 +50,6 @@ void names_resolver(void)
 
 	if (fd >= 0 && write(fd, text, sizeof(text) - 1) < 0)
 		say("/etc/resolv.conf: %s", strerror(errno));
-	if (sockets_are_ours && fd >= 0)
-		dprintf(fd, "options use-vc\n"); /* it has no datagrams */
 	resolver_line(fd, "search", "resolv_search");
 	resolver_line(fd, "options", "resolv_options");
 	if (fd >= 0)

@@ -5,5 +5,5 @@
 
 #include "init/init.h"
 
-bool booted, sockets_are_ours;
+bool booted, module_has_sockets;
 struct command cmd = {.fds = {-1, -1, -1}};

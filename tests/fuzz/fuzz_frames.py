@@ -29,7 +29,7 @@ with atheris.instrument_imports(include=["fastpath", "vhost_user"]):
 from tests.fuzz.budget import Budget
 from tests.fuzz.input import fuzz
 
-READY = struct.pack("<I", 1) + b"6.1\0tsc\0"
+READY = struct.pack("<I", 2) + b"6.1\0tsc\0module\0"
 WAIT_S = 20
 
 
@@ -47,7 +47,7 @@ async def run_command(data):
         await there._read(reader)
     assert run.ended.done(), "a command that never ends"
     info = there._ready.result()
-    assert (info.kernel, info.clocksource) == ("6.1", "tsc")
+    assert (info.kernel, info.clocksource, info.sockets) == ("6.1", "tsc", "module")
     error = run.ended.exception()
     if error is None:
         assert 0 <= run.ended.result() <= 255
@@ -69,7 +69,7 @@ async def say_who_it_is(data):
         info = there._ready.result()
     except guest.GuestGoneError:
         return
-    assert (info.kernel + info.clocksource).isprintable()
+    assert (info.kernel + info.clocksource + info.sockets).isprintable()
 
 
 def connect_line(data):

@@ -33,7 +33,7 @@ class World(tsi_servers.World):
     """VMs: one with tsi.ko, one whose agents do without, one with tsi_inet."""
 
     policies = dict.fromkeys(WHO, 'published: ["7200-7299"]\n')
-    appends: ClassVar[dict[str, str]] = {"module": "tsi=module"}
+    appends: ClassVar[dict[str, str]] = dict.fromkeys(["kernel", "agent"], "tsi=agent")
 
 
 @pytest.fixture(scope="module")

@@ -185,6 +185,7 @@ def test_env_and_file_are_the_programs(tmp_path):
     assert done.stdout == b"hi = there\0binary\xff"
 
 
+AGENT = ("--sockets", "agent")
 KILL_AGENTS = "while :; do kill -9 $(pidof tsi-agent) 2> /dev/null; done"
 """One after another: a single one is replaced."""
 
@@ -224,7 +225,10 @@ def test_the_guests_name_is_its_own_address():
 
 
 def test_a_program_outlives_its_agent():
-    done = run("sh", "-c", "kill -9 $PPID; sleep 1; echo still here; exit 7")
+    done = run(
+        *("sh", "-c", "kill -9 $PPID; sleep 1; echo still here; exit 7"),
+        options=AGENT,
+    )
     assert (done.returncode, done.stdout) == (7, b"still here\n")
 
 
@@ -239,7 +243,7 @@ def test_a_program_outlives_its_agent():
 def test_a_guest_that_dies_is_an_error_that_names_the_console_log(
     script, why, tmp_path
 ):
-    done = run("sh", "-c", script)
+    done = run("sh", "-c", script, options=AGENT)
     assert done.returncode == 2
     assert done.stderr.count(b"\n") == 1
     assert why in done.stderr

@@ -42,7 +42,9 @@ def program(tmp_path_factory):
 @pytest.fixture(scope="module")
 def world(base_image, accelerator, program, namespace):
     files = {"/bin/tsi_trace": program}
-    with open_world(base_image, accelerator, files, namespace) as there:
+    with open_world(
+        base_image, accelerator, files, namespace, append="tsi=agent"
+    ) as there:
         yield there
 
 

@@ -43,7 +43,13 @@ def servers(tmp_path_factory):
 def world(accelerator, servers, namespace):
     image = images.build("nginx")
     with open_world(
-        image, accelerator, servers, namespace, kind=World, memory_mib=384
+        image,
+        accelerator,
+        servers,
+        namespace,
+        kind=World,
+        memory_mib=384,
+        append="tsi=agent",
     ) as there:
         yield there
 

@@ -37,7 +37,9 @@ def world(base_image, accelerator, program, namespace):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(service, "CONNECT_TIMEOUT_S", SHORT_S)
         patch.setattr(service, "Welcome", welcome)
-        with open_world(base_image, accelerator, files, namespace) as there:
+        with open_world(
+            base_image, accelerator, files, namespace, append="tsi=agent"
+        ) as there:
             yield there
 
 

@@ -17,12 +17,7 @@ from tests.vm.world import HOST4, HOST6, POD4, open_world
 pytestmark = pytest.mark.vm
 
 PORT = "7100"
-CASES = {
-    case.name: case
-    for section in tsi_compat.load()
-    for case in section.cases
-    if not case.name.startswith("udp_")
-}
+CASES = {case.name: case for section in tsi_compat.load() for case in section.cases}
 OWN = "own"
 KERNELS = [
     pytest.param("base", id="linux-6.1"),
@@ -64,7 +59,7 @@ def image(request):
 @pytest.fixture(scope="module")
 def world(image, accelerator, program, namespace):
     files = {"/bin/tsi_trace": program}
-    with open_world(image, accelerator, files, namespace, append="tsi=module") as there:
+    with open_world(image, accelerator, files, namespace) as there:
         yield there
 
 

@@ -36,7 +36,9 @@ def clients(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def world(apps_image, accelerator, clients, namespace):
-    with open_world(apps_image, accelerator, clients, namespace) as there:
+    with open_world(
+        apps_image, accelerator, clients, namespace, append="tsi=agent"
+    ) as there:
         yield there
 
 

@@ -1,8 +1,8 @@
-"""UDP and names over TSI: real programs in two microVMs of one ztunnel.
+"""UDP and names over TSI: real programs in microVMs of one ztunnel.
 
-Sandbox "on" may use UDP, "off" may not until its policy changes; both may ask for
-names. The resolver that ztunnel forwards to listens on the loopback of the namespace
-that the host's side lives in.
+Sandbox "on" may use UDP, "off" may not until its policy changes, and "agent" may, but
+has no kernel module of ours; all may ask for names. The resolver that ztunnel forwards
+to listens on the loopback of the namespace that the host's side lives in.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from tests.vm.world import (
     HOST6,
     HTTP,
     POD4,
+    PODS,
     ZtunnelWorld,
     http,
     open_world,
@@ -52,7 +53,11 @@ OTHER = 7008
 UNJUDGED_PORT, N_UNJUDGED = 20000, 40
 """Peers that the host does not judge."""
 RESOLVER = ("127.0.0.1", 5353)
-POLICIES = {"on": "udp: true\n", "off": "egress: {errno: EACCES}\n"}
+POLICIES = {
+    "on": "udp: true\n",
+    "off": "egress: {errno: EACCES}\n",
+    "agent": "udp: true\n",
+}
 UDP_CLIENT = ("python3", "-m", "tests.vm.udp_client", HOST4)
 C_CHECKS = programs.checks("udp")
 NAMES = {
@@ -196,15 +201,20 @@ def world(apps_image, accelerator, clients, namespace):
 
 @pytest.fixture(scope="module")
 def c_results(world):
-    """The C client's line for each check."""
-    env = {"POD_IPV4": POD4}
-    _, said = world.run("udp_client", HOST4, HOST6, env=env)
-    return programs.results(said)
+    """The C client's line for each check, by sandbox."""
+    env = {"on": {"POD_IPV4": POD4}, "agent": {"POD_IPV4": PODS[2][0], "AGENT": "1"}}
+    return {
+        name: programs.results(
+            world.run("udp_client", HOST4, HOST6, vm=name, env=each)[1]
+        )
+        for name, each in env.items()
+    }
 
 
+@pytest.mark.parametrize("sandbox", ["on", "agent"])
 @pytest.mark.parametrize("name", C_CHECKS)
-def test_the_c_client_sees_what_udp_does(c_results, name):
-    assert c_results.get(name) == f"ok {name}"
+def test_the_c_client_sees_what_udp_does(c_results, name, sandbox):
+    assert c_results[sandbox].get(name) == f"ok {name}"
 
 
 def test_the_c_client_sees_the_same_over_native_udp(world, namespace, clients):
@@ -212,17 +222,19 @@ def test_the_c_client_sees_the_same_over_native_udp(world, namespace, clients):
     programs.run_natively(namespace, clients["/bin/udp_client"], HOST4, HOST6)
 
 
-def test_python_programs(world):
-    status, said = world.run(*UDP_CLIENT)
+@pytest.mark.parametrize("sandbox", ["on", "agent"])
+def test_python_programs(world, sandbox):
+    status, said = world.run(*UDP_CLIENT, vm=sandbox)
     assert status == 0, said
 
 
-def test_go_programs(world):
-    status, said = world.run("udp_client_go", HOST4)
+@pytest.mark.parametrize("sandbox", ["on", "agent"])
+def test_go_programs(world, sandbox):
+    status, said = world.run("udp_client_go", HOST4, vm=sandbox)
     assert status == 0, said
 
 
-@pytest.mark.parametrize("sandbox", ["on", "off"])
+@pytest.mark.parametrize("sandbox", ["on", "off", "agent"])
 @pytest.mark.parametrize(
     ("command", "found"),
     [
@@ -240,7 +252,7 @@ def test_names_are_found(world, sandbox, command, found):
     assert found in world.sh(command, vm=sandbox)[1]
 
 
-@pytest.mark.parametrize("sandbox", ["on", "off"])
+@pytest.mark.parametrize("sandbox", ["on", "off", "agent"])
 @pytest.mark.parametrize(
     "url",
     ["http://web.default.svc.cluster.local/", f"http://one.example:{HTTP}/"],
@@ -310,7 +322,7 @@ def test_udp_that_is_switched_off_ends_under_the_program(world):
 
 def test_the_other_namespace_of_a_container_reaches_out_too(world):
     script = "import socket; print(socket.getaddrinfo('web.', 80)[0][4][0])"
-    status, said = world.sh(f'unshare -n python3 -c "{script}"')
+    status, said = world.sh(f'unshare -n python3 -c "{script}"', vm="agent")
     assert (status, said) == (0, f"{VIP}\n")
 
 
@@ -398,11 +410,12 @@ print("survived")
 
 def test_an_agents_death_is_survived(world):
     """By sockets that are connected and not, and by calls that wait."""
-    assert world.run("python3", "-c", SURVIVOR) == (0, "survived\n")
+    said = world.run("python3", "-c", SURVIVOR, vm="agent")
+    assert said == (0, "survived\n")
 
 
 def test_flows_end_with_the_agent(world):
-    assert world.run(*UDP_CLIENT)[0] == 0
-    assert world.sh("true")[0] == 0
-    stats = world.stats("on")
+    assert world.run(*UDP_CLIENT, vm="agent")[0] == 0
+    assert world.sh("true", vm="agent")[0] == 0
+    stats = world.stats("agent")
     assert (stats.streams, stats.flows) == (0, 0)

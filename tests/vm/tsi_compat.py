@@ -69,7 +69,7 @@ class Case:
     differences: tuple[Difference, ...]
     """With the agent."""
     module: tuple[Difference, ...] = ()
-    """With tsi_inet, which has no datagrams."""
+    """With tsi_inet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,8 +213,6 @@ def render(sections: Sequence[Section], rules: Sequence[Rule]) -> str:
             module = _differs(case.module)
             if case.differences and case.module == case.differences:
                 module = "same"
-            elif case.name.startswith("udp_"):
-                module = "no UDP"
             text += (
                 f"| `{case.name}` | {case.title} | {_differs(case.differences)} "
                 f"| {module} |\n"

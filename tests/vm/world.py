@@ -179,7 +179,7 @@ class World(ABC):
         namespace: where the host's side lives.
     """
 
-    appends: ClassVar[dict[str, str]] = {}
+    appends: ClassVar[dict[str, str]] = {"agent": "tsi=agent"}
     """Parameters of a VM's kernel, besides the usual ones."""
 
     def __init__(self, specs, folder, namespace):
@@ -414,7 +414,10 @@ class ZtunnelWorld(World):
 
 @contextlib.contextmanager
 def open_world(image, accelerator, files, namespace, kind=ServiceWorld, **options):
-    """Boot `image` with `files` (guest path -> host file) added, once a name."""
+    """Boot `image` with `files` (guest path -> host file) added, once a name.
+
+    One that is called "agent" has no kernel module of ours.
+    """
     with tempfile.TemporaryDirectory(prefix="tsi-") as there:
         folder = Path(there)
         image = images.with_files(image, files, folder / "initramfs")
@@ -425,7 +428,8 @@ def open_world(image, accelerator, files, namespace, kind=ServiceWorld, **option
                 vsock_socket=folder / f"{name}.vhost",
                 console=folder / f"{name}.console",
                 qmp=folder / f"{name}.qmp",
-                **{"memory_mib": 1024, "append": kind.appends.get(name, "")} | options,
+                **{"memory_mib": 1024, "append": kind.appends.get(name, "tsi=module")}
+                | options,
             )
             for name in kind.names()
         }

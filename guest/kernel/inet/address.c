@@ -79,11 +79,11 @@ bool address_leaves(const struct sock *sk, const struct sockaddr *address,
 }
 
 /**
- * pod_address() - The pod's address
+ * address_pods() - The pod's address
  * @v4:		The IPv4 one
  * @ret_address: Set to it; unspecified if it has none
  */
-static void pod_address(bool v4, struct in6_addr *ret_address)
+void address_pods(bool v4, struct in6_addr *ret_address)
 {
 	struct tsi_welcome welcome;
 
@@ -107,7 +107,7 @@ bool address_is_pods(const struct in6_addr *address)
 
 	if (v4 ? !address->s6_addr32[3] : ipv6_addr_any(address))
 		return false;
-	pod_address(v4, &own);
+	address_pods(v4, &own);
 	return ipv6_addr_equal(&own, address);
 }
 
@@ -122,7 +122,7 @@ bool address_can_reach(const struct in6_addr *address)
 	bool v4 = ipv6_addr_v4mapped(address);
 	struct in6_addr own;
 
-	pod_address(v4, &own);
+	address_pods(v4, &own);
 	return v4 ? own.s6_addr32[3] : !ipv6_addr_any(&own);
 }
 
@@ -158,7 +158,7 @@ void address_own(const struct sock *sk, const struct in6_addr *peer, u32 port,
 	if (ipv6_addr_any(&ret_own->address) ||
 	    (ipv6_addr_v4mapped(&ret_own->address) &&
 	     !ret_own->address.s6_addr32[3]))
-		pod_address(v4, &ret_own->address);
+		address_pods(v4, &ret_own->address);
 }
 
 /**

@@ -22,6 +22,7 @@
 static DECLARE_WAIT_QUEUE_HEAD(queue); /* of the thread, and of who waits */
 static atomic_t tries;		       /* to open it, which have ended */
 static bool wanted;
+static int failure; /* of the last try */
 
 static void handle_failed(const void *payload)
 {
@@ -62,9 +63,10 @@ static int run(void *unused)
 		WRITE_ONCE(wanted, false);
 		before = error;
 		error = stream_begin();
+		WRITE_ONCE(failure, error);
 		if (!error) {
 			before = 0;
-			interface_begin();
+			interface_show();
 			routes_begin();
 			stream_ready();
 			publish_all();
@@ -110,4 +112,16 @@ int control_need(void)
 	if (left < 0)
 		return left;
 	return stream_is_open() ? 0 : -ENETUNREACH;
+}
+
+/**
+ * control_open() - Same, for who wants to know why there is none
+ *
+ * Returns: 0, or a negated errno
+ */
+int control_open(void)
+{
+	int error = control_need();
+
+	return error == -ENETUNREACH ? READ_ONCE(failure) ?: error : error;
 }

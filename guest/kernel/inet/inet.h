@@ -12,7 +12,10 @@
  *	end.c		shutdown(), close()
  *	address.c	where a destination is, whose an address
  *	control.c	what the host says, and the thread that hears it
- *	interface.c	the pod's addresses, on lo
+ *	datagrams.c	UDP, and its thread
+ *	interface.c	the network interface, its addresses and routes
+ *	packet.c	datagrams as IP packets
+ *	peers.c		UDP endpoints outside, and their numbers
  *	publish.c	what the host is told of listeners
  *	stock.c		one that is made before it is needed
  *	phase.c		how far the vsock sockets beneath are
@@ -23,7 +26,8 @@
  *	routes.c	destinations and their tokens
  *	callers.c	clients and their ranges of ports
  *	users.c		what one user may take
- *	stream.c	the stream to the host
+ *	stream.c	the control stream to the host
+ *	hello.c		how streams begin
  *
  * A part calls those below it.
  */
@@ -154,6 +158,7 @@ void end_inner(struct socket *sock, struct inner *inner);
 
 bool address_leaves(const struct sock *sk, const struct sockaddr *address,
 		    int len, struct endpoint *ret_to);
+void address_pods(bool v4, struct in6_addr *ret_address);
 bool address_is_pods(const struct in6_addr *address);
 bool address_can_reach(const struct in6_addr *address);
 void address_bound(const struct sock *sk, struct endpoint *ret_bound);
@@ -236,14 +241,50 @@ static inline void credit_moved(struct inner *inner, int bytes)
 		credit_grow(inner);
 }
 
+/* ---- datagrams.c ---- */
+
+int datagrams_begin(void);
+
+/* ---- interface.c ---- */
+
+int interface_begin(const struct net_device_ops *ops,
+		    struct net_device **ret_device);
+void interface_show(void);
+
+/* ---- packet.c ---- */
+
+/**
+ * struct datagram - What a packet is
+ * @from:	Who sends
+ * @to:		Whom it is for
+ * @at:		Where its data are in the packet
+ * @len:	Bytes of them
+ */
+struct datagram {
+	struct endpoint from;
+	struct endpoint to;
+	unsigned int at;
+	unsigned int len;
+};
+
+bool packet_read(struct sk_buff *skb, struct datagram *ret);
+struct sk_buff *packet_datagram(const struct endpoint *from,
+				const struct endpoint *to, const void *data,
+				size_t len);
+struct sk_buff *packet_unreachable(const struct endpoint *from,
+				   const struct endpoint *to, int error);
+
+/* ---- peers.c ---- */
+
+int peers_begin(u32 count);
+u32 peers_number(const struct endpoint *to, bool *ret_new);
+const struct endpoint *peers_find(u32 number);
+
 /* ---- control.c ---- */
 
 int control_begin(void);
 int control_need(void);
-
-/* ---- interface.c ---- */
-
-void interface_begin(void);
+int control_open(void);
 
 /* ---- routes.c ---- */
 
@@ -289,5 +330,10 @@ int stream_send(enum tsi_type type, const void *payload, size_t len);
 int stream_read(const struct message *messages, size_t count);
 void stream_welcome(struct tsi_welcome *ret_welcome);
 long stream_connect_timeout(void);
+
+/* ---- hello.c ---- */
+
+int hello_open(u32 port, enum tsi_type type, void *ret_answer, size_t len,
+	       struct socket **ret_sock);
 
 #endif /* INET_H */

@@ -34,8 +34,33 @@
 
 #include "inet.h"
 
+static bool begun;
 static bool enabled;
-module_param(enabled, bool, 0644);
+
+/**
+ * set_enabled() - Write the parameter
+ * @text:	What is written
+ * @parameter:	It
+ *
+ * Who turns it on hears whether there is a way to the host.
+ *
+ * Returns: 0, or a negated errno
+ */
+static int set_enabled(const char *text, const struct kernel_param *parameter)
+{
+	int error = param_set_bool(text, parameter);
+
+	if (!error && enabled && begun)
+		error = control_open();
+	return error;
+}
+
+static const struct kernel_param_ops enabled_ops = {
+    .flags = KERNEL_PARAM_OPS_FL_NOARG,
+    .set = set_enabled,
+    .get = param_get_bool,
+};
+module_param_cb(enabled, &enabled_ops, &enabled, 0644);
 MODULE_PARM_DESC(enabled, "whether new TCP sockets are ours");
 
 static bool namespaces;
@@ -154,11 +179,14 @@ static int __init tsi_init(void)
 	if (!error)
 		error = inner_prepare();
 	if (!error)
+		error = datagrams_begin();
+	if (!error)
 		error = control_begin();
 	if (!error)
 		error = learn(&v4, AF_INET, begin_v4);
 	if (!error && learn(&v6, AF_INET6, begin_v6))
 		pr_info("tsi: no IPv6\n");
+	begun = !error;
 	return error;
 }
 module_init(tsi_init);

@@ -9,32 +9,18 @@
  * stream (control.c); whoever has something to say writes to it. A message goes
  * out whole or not at all: its room is waited for first, outside of any other
  * lock, and a signal ends the wait.
- *
- * It comes from a port that needs CAP_NET_BIND_SERVICE, which the thread has,
- * and shows the key that init has written to our parameter: that is how the
- * host tells it from one that a program has opened.
  */
 
 #include <linux/in6.h>
-#include <linux/kernel.h>
-#include <linux/module.h>
 #include <linux/mutex.h>
-#include <linux/random.h>
 #include <linux/sched/signal.h>
 #include <linux/virtio_vsock.h>
 #include <net/af_vsock.h>
 
 #include "inet.h"
 
-#define ANSWER	   (5 * HZ) /* for the host to accept and greet us */
-#define ROOM	   (5 * HZ) /* for a message, if the host is slow to read */
-#define RESERVE	   16384U
-#define FIRST_PORT 512U
-#define PORTS	   512U
-
-static char key[2 * TSI_KEY_BYTES + 1];
-module_param_string(key, key, sizeof(key), 0200);
-MODULE_PARM_DESC(key, "what the host asks for, in hex digits; empty: nothing");
+#define ROOM	(5 * HZ) /* for a message, if the host is slow to read */
+#define RESERVE 16384U
 
 /**
  * struct stream - The stream
@@ -74,125 +60,27 @@ static int put(struct socket *sock, void *bytes, size_t len)
 }
 
 /**
- * get() - Read bytes
- * @sock:	Stream
- * @bytes:	Where to
- * @len:	How many
- *
- * Returns: 0, or a negated errno if they aren't there in time
- */
-static int get(struct socket *sock, void *bytes, size_t len)
-{
-	struct msghdr msg = {};
-	struct kvec vec = {.iov_base = bytes, .iov_len = len};
-	int got = kernel_recvmsg(sock, &msg, &vec, 1, len, MSG_WAITALL);
-
-	if (got == (int)len)
-		return 0;
-	return got < 0 ? got : -EPROTO;
-}
-
-/**
- * greet() - Exchange HELLO and WELCOME
- * @sock:	Stream
- *
- * Returns: 0, or a negated errno
- */
-static int greet(struct socket *sock)
-{
-	struct {
-		struct tsi_header header;
-		struct tsi_hello hello;
-	} __packed hello = {
-	    .header = {.type = TSI_HELLO, .len = sizeof(hello.hello)},
-	    .hello = {.magic = TSI_MAGIC,
-		      .version_min = TSI_VERSION,
-		      .version_max = TSI_VERSION},
-	};
-	struct tsi_header header;
-	struct tsi_welcome welcome;
-	char text[sizeof(u32) + TSI_MAX_TEXT + 1] = "";
-	int error;
-
-	if (key[0] && hex2bin(hello.hello.key, key, TSI_KEY_BYTES))
-		return -EINVAL;
-	error = put(sock, &hello, sizeof(hello));
-	if (!error)
-		error = get(sock, &header, sizeof(header));
-	if (error)
-		return error;
-	if (header.type == TSI_REFUSED && header.len > sizeof(u32) &&
-	    header.len < sizeof(text) && !get(sock, text, header.len)) {
-		pr_err("tsi: the host refuses: %s\n", text + sizeof(u32));
-		return -ECONNREFUSED;
-	}
-	if (header.type != TSI_WELCOME || header.len != sizeof(welcome))
-		return -EPROTO;
-	error = get(sock, &welcome, sizeof(welcome));
-	if (error)
-		return error;
-	if (welcome.version != TSI_VERSION ||
-	    welcome.first_token < TSI_FIRST_TOKEN || !welcome.window ||
-	    !welcome.token_count ||
-	    welcome.token_count > U32_MAX - welcome.first_token)
-		return -EPROTO;
-	stream.welcome = welcome;
-	return 0;
-}
-
-/**
- * bind_low() - Take a port that not everybody may
- * @sock:	Socket
- *
- * Returns: 0, or a negated errno
- */
-static int bind_low(struct socket *sock)
-{
-	struct sockaddr_vm at = {
-	    .svm_family = AF_VSOCK,
-	    .svm_cid = VMADDR_CID_ANY,
-	};
-	u32 first = get_random_u32(), i;
-	int error = -EADDRINUSE;
-
-	for (i = 0; i < PORTS && error == -EADDRINUSE; i++) {
-		at.svm_port = FIRST_PORT + (first + i) % PORTS;
-		error = sock->ops->bind(sock, (any_sockaddr *)&at, sizeof(at));
-	}
-	return error;
-}
-
-/**
  * stream_begin() - Open it; there is none
  *
  * Returns: 0, or a negated errno
  */
 int stream_begin(void)
 {
-	struct sockaddr_vm to = {
-	    .svm_family = AF_VSOCK,
-	    .svm_cid = VMADDR_CID_HOST,
-	    .svm_port = TSI_PORT,
-	};
+	struct tsi_welcome welcome;
 	struct socket *sock;
-	int error;
+	int error =
+	    hello_open(TSI_PORT, TSI_WELCOME, &welcome, sizeof(welcome), &sock);
 
-	error = sock_create_kern(&init_net, AF_VSOCK, SOCK_STREAM, 0, &sock);
 	if (error)
 		return error;
-	vsock_sk(sock->sk)->connect_timeout = ANSWER;
-	sock->sk->sk_rcvtimeo = ANSWER;
-	error = bind_low(sock);
-	if (!error)
-		error = sock->ops->connect(sock, (any_sockaddr *)&to,
-					   sizeof(to), 0);
-	if (!error)
-		error = greet(sock);
-	if (error) {
+	if (welcome.version != TSI_VERSION ||
+	    welcome.first_token < TSI_FIRST_TOKEN || !welcome.window ||
+	    !welcome.token_count ||
+	    welcome.token_count > U32_MAX - welcome.first_token) {
 		sock_release(sock);
-		return error;
+		return -EPROTO;
 	}
-	sock->sk->sk_rcvtimeo = MAX_SCHEDULE_TIMEOUT;
+	stream.welcome = welcome;
 	stream.in_len = 0;
 	mutex_lock(&stream.write);
 	WRITE_ONCE(stream.ended, true); /* until stream_ready() */

@@ -124,7 +124,7 @@ def test_says_who_it_is(in_guest):
     info = in_guest(lambda there: there.ready(LIMIT_S))
     assert isinstance(info, GuestInfo)
     assert info.kernel
-    assert info.version == 1
+    assert (info.version, info.sockets) == (2, "agent")
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def play(tmp_path, *frames):
     async def work():
         async with asyncio.timeout(LIMIT_S), Guest(tmp_path / "v") as there:
             reader, writer = await asyncio.open_unix_connection(f"{tmp_path}/v_1029")
-            ready = struct.pack("<I", 1) + b"6.1\0tsc\0"
+            ready = struct.pack("<I", 2) + b"6.1\0tsc\0module\0"
             writer.write(struct.pack("<II", 16, len(ready)) + ready)
             command = asyncio.create_task(there.run(["x"], tsi=False))
             await reader.readexactly(8)
@@ -325,7 +325,7 @@ def test_frames_of_output_do_not_keep_others_from_their_turn(tmp_path, monkeypat
         reader.feed_data(struct.pack("<II", 16, 0) * 400)
         reader.feed_eof()
         async with Guest(tmp_path / "v") as there:
-            there._ready.set_result(GuestInfo(1, "", ""))
+            there._ready.set_result(GuestInfo(2, "", "", ""))
             reading = asyncio.create_task(there._read(reader))
             while not reading.done():
                 turns.append(None)

@@ -9,7 +9,8 @@
  *
  * Each check (checks.h) makes calls and states what UDP answers, and passes
  * over native UDP and over TSI. With DENIED=ERRNO those run that are for a
- * sandbox that may not use UDP, and no others.
+ * sandbox that may not use UDP, and no others. With AGENT=1, sends with an
+ * address to who is denied fail: that is the agent's.
  *
  * The peer, at both addresses: ports 7007 and 7008 echo, nobody has 8081.
  * 169.254.169.254 is denied.
