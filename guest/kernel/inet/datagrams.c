@@ -205,7 +205,7 @@ static bool fill(struct sk_buff *skb)
 	u32 number;
 	bool new;
 
-	if (!packet_read(skb, &datagram) ||
+	if (!packet_parse(skb, &datagram) ||
 	    !address_is_pods(&datagram.from.address))
 		return false;
 	if (skb_copy_bits(skb, datagram.at, out->data, datagram.len))

@@ -267,7 +267,7 @@ struct datagram {
 	unsigned int len;
 };
 
-bool packet_read(struct sk_buff *skb, struct datagram *ret);
+bool packet_parse(struct sk_buff *skb, struct datagram *ret);
 struct sk_buff *packet_datagram(const struct endpoint *from,
 				const struct endpoint *to, const void *data,
 				size_t len);

@@ -72,13 +72,13 @@ static unsigned int read_v6(struct sk_buff *skb, struct datagram *ret)
 }
 
 /**
- * packet_read() - Take a packet for a datagram
+ * packet_parse() - Take a packet for a datagram
  * @skb:	Packet, whose headers may be moved
  * @ret:	Set to what it is
  *
  * Returns: false if it isn't UDP, or not all of a datagram
  */
-bool packet_read(struct sk_buff *skb, struct datagram *ret)
+bool packet_parse(struct sk_buff *skb, struct datagram *ret)
 {
 	unsigned int at = 0, len;
 	const struct udphdr *udp;
