@@ -102,7 +102,7 @@ def test_another_user_connects(world):
     ],
 )
 def test_children_connect_wherever_they_are(world, way):
-    assert world.sh(f"{way} {FETCH}") == (0, "hello\n")
+    assert world.sh(f"{way} {FETCH}; exit $?") == (0, "hello\n")
 
 
 LOCAL = """
