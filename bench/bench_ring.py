@@ -37,14 +37,13 @@ from bench.harness import (
 from bench.measures import connections_a_second
 from bench.report import Target
 from bench.ring_backend import RING
-from tests.support.native import LINKS
+from tests.support.native import LINKS, SOURCES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = HERE.parent
 LIBRARY = ROOT / "lib" / "ring"
-MAKER = ROOT / "vhost_user" / "native" / "maker"
 LIBRARIES = ("-Wl,--no-as-needed", *LINKS)
 """What the engine uses; named before the sources that do."""
 GROUP = "Hand-off `ring`, beside unix sockets"
@@ -59,16 +58,14 @@ def ring_program(name: str, *sources: Path) -> Path:
     out = Path(_scratch().name) / name
     native = ROOT / "vhost_user" / "native"
     flags = ("-pthread", f"-I{LIBRARY}", f"-I{native}", *LIBRARIES)
-    own = (HERE / "host" / f"{name}.c", LIBRARY / "fastpath_ring.c")
-    _compile(*own, *sources, out=out, flags=flags)
+    own = {HERE / "host" / f"{name}.c", LIBRARY / "fastpath_ring.c"}
+    _compile(*sorted(own.union(sources)), out=out, flags=flags)
     return out
 
 
 def bench_ring_hop(bench):
     """A round trip of 64 bytes to the process, and the way there."""
-    native = set((ROOT / "vhost_user" / "native").rglob("*.c"))
-    native -= set(MAKER.glob("main.c"))  # a program of its own
-    command = [str(ring_program("ringhop", *native)), "0", "1", str(COUNT)]
+    command = [str(ring_program("ringhop", *SOURCES)), "0", "1", str(COUNT)]
 
     def run() -> dict[str, float]:
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True)

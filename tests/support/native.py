@@ -15,7 +15,7 @@ assert _SPEC.loader
 _build = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(_build)
 
-SOURCES: Final[tuple[str, ...]] = tuple(map(str, _build.SOURCES))
+SOURCES: Final[tuple[Path, ...]] = tuple(_build.SOURCES)
 """Its C files, those of lib/ring among them."""
 LINKS: Final[tuple[str, ...]] = tuple(f"-l{name}" for name in _build.LIBRARIES)
 """The libraries that it needs, after whoever uses them."""

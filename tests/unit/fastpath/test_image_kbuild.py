@@ -10,6 +10,7 @@ import pytest
 
 from fastpath.errors import FastpathError
 from fastpath.image import kbuild
+from tests.unit.fastpath.kernel_sources import kernel_sources
 
 RELEASE = "6.1.0-1-test"
 OWN = ("tsi",)
@@ -22,15 +23,7 @@ modules:
 
 @pytest.fixture
 def guest(tmp_path):
-    """Sources of a module that takes a header from the folder beside it."""
-    folder = tmp_path / "guest"
-    (folder / "kernel").mkdir(parents=True)
-    (folder / "include").mkdir()
-    (folder / "include" / "shared.h").write_text("#define ANSWER 42\n")
-    (folder / "kernel" / "Kbuild").write_text("obj-m := tsi.o\n")
-    source = '#include "../include/shared.h"\nint answer = ANSWER;\n'
-    (folder / "kernel" / "tsi.c").write_text(source)
-    return folder
+    return kernel_sources(tmp_path / "guest", "Kbuild", "obj-m := tsi.o\n")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 from fastpath.errors import FastpathError
 from fastpath.image import ownkernel
 from fastpath.image.packages import Package
+from tests.unit.fastpath.kernel_sources import kernel_sources
 
 RELEASE = "6.1.9-tsi"
 MAKEFILE = """
@@ -29,14 +30,8 @@ modules:
 
 @pytest.fixture
 def guest(tmp_path):
-    folder = tmp_path / "guest"
-    (folder / "kernel").mkdir(parents=True)
-    (folder / "include").mkdir()
-    (folder / "include" / "shared.h").write_text("#define ANSWER 42\n")
-    (folder / "kernel" / "own.config").write_text("# ours\nCONFIG_TSI=y\n")
-    source = '#include "../include/shared.h"\nint answer = ANSWER;\n'
-    (folder / "kernel" / "tsi.c").write_text(source)
-    return folder
+    text = "# ours\nCONFIG_TSI=y\n"
+    return kernel_sources(tmp_path / "guest", "own.config", text)
 
 
 @pytest.fixture

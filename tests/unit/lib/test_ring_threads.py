@@ -22,7 +22,7 @@ FLAGS += ["-Werror", "-fsanitize=thread", "-Wno-tsan"]
 def program(tmp_path_factory):
     out = tmp_path_factory.mktemp("threads") / "ring_threads"
     command = ["gcc", *FLAGS, f"-I{NATIVE}", f"-I{LIBRARY}"]
-    command += [str(HERE / "ring_threads.c"), *native.SOURCES]
+    command += map(str, (HERE / "ring_threads.c", *native.SOURCES))
     subprocess.run([*command, "-o", str(out), *native.LINKS], check=True)
     return out
 
