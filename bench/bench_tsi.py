@@ -41,7 +41,6 @@ IDLE, UNREAD, SETTLE_S = 1000, 600, 3
 FDS, LOOPBACKS = 20_000, 200
 RUN_S = 120.0
 ALONE = "rm -f /dev/tsi"
-SWITCH = "echo {} > /sys/module/tsi_inet/parameters/enabled"
 KERNELS = {"base": "6.1", "linux-6.12": "6.12"}
 kernels = pytest.mark.parametrize("image", KERNELS)
 
@@ -74,7 +73,7 @@ class Pair:
             to = TO[how]
             token = await self._token(*to)
         args = how, *map(str, to), str(token), str(count)
-        tsi, raw = await self._samples(*args, tsi=self._form != "module")
+        tsi, raw = await self._samples(*args, tsi=True)
         if how == "new":
             self._tokens |= {(to[0], to[1] + i): 0 for i in range(count + 20)}
         return tsi, raw
@@ -96,9 +95,10 @@ class Pair:
     async def loopback(self) -> tuple[list[float], list[float]]:
         """Return medians of bind() and connect() in us: sockets of TSI's, and TCP's."""
         out = []
-        for ours in 1, 0:
-            await self.run("sh", "-c", SWITCH.format(ours))
-            said = await self.run("held", "loopback", str(FDS), str(LOOPBACKS))
+        for ours in True, False:
+            said = await self.run(
+                "held", "loopback", str(FDS), str(LOOPBACKS), tsi=ours
+            )
             out.append(_medians(said))
         return out[0], out[1]
 
@@ -107,7 +107,7 @@ class Pair:
         if self._form != "module":  # each program has an agent, with a stream
             return self._next_stream()
         if (host, port) not in self._tokens:
-            await self._samples("alone", host, str(port), "1", tsi=False)
+            await self._samples("alone", host, str(port), "1", tsi=True)
             self._tokens[host, port] = len(self._tokens)
         return FIRST_TOKENS + self._tokens[host, port]
 
