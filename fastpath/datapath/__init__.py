@@ -17,7 +17,7 @@ makes one slower. A path is data, one module each; one engine builds all of them
     inpod_l3forwarding  Istio's in-pod rules, Kata's l3forwarding: what there is today
     ambient_geneve    Istio ambient 1.18 to 1.20: ipset, policy routing, Geneve
     ambient_ebpf      its other mode: redirects by BPF programs
-    plain             no mesh
+    plain, macvtap    no mesh, by Kata's two older models
     catalogue         all of them by name
     show, probe       `fastpath path`: what a path is, and whether it works
     standin           a guest without a VM, and who listens, for probe and tests

@@ -99,11 +99,11 @@ class _World:
         """As `steps.World`."""
         return self.namespaces[role].fileno()
 
-    def keep_tap(self, fd: int, device: str) -> None:
+    def keep_tap(self, fd: int, device: str, *, persists: bool = False) -> None:
         """As `steps.World`."""
         self.stack.callback(os.close, fd)
         self.taps[device] = fd
-        if self.persist:
+        if self.persist and not persists:
             links.persist(fd)
 
 

@@ -9,6 +9,7 @@ from fastpath.datapath import (
     ambient_geneve,
     geneve,
     inpod_l3forwarding,
+    macvtap,
     plain,
 )
 from fastpath.datapath.ambient_geneve import Mode
@@ -33,6 +34,10 @@ def _ebpf(_: geneve.Kind) -> Datapath:
     return ambient_ebpf.declare()
 
 
+def _macvtap(_: geneve.Kind) -> Datapath:
+    return macvtap.declare()
+
+
 def _alpha(kind: geneve.Kind) -> Datapath:
     return ambient_geneve.declare(kind, Mode.ISTIO_ALPHA, ALPHA)
 
@@ -43,6 +48,7 @@ _PATHS: Final[Mapping[str, Callable[[geneve.Kind], Datapath]]] = {
     ALPHA: _alpha,
     ambient_ebpf.NAME: _ebpf,
     plain.NAME: _plain,
+    macvtap.NAME: _macvtap,
 }
 NAMES: Final = tuple(_PATHS)
 

@@ -46,6 +46,7 @@ class Feature:
 
 VETH: Final = Feature("veth devices", ("veth",))
 TUN: Final = Feature("tap devices", ("tun",))
+MACVTAP: Final = Feature("macvtap devices", ("macvtap",))
 IFB: Final = Feature("ifb devices", ("ifb",))
 GENEVE: Final = Feature("Geneve tunnels", ("geneve",))
 INGRESS: Final = Feature("the ingress and clsact qdiscs", ("sch_ingress",))

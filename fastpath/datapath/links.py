@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import secrets
 import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
@@ -130,6 +131,26 @@ class Links(Closing):
         with _asking(features.VETH):
             self._ip.link("add", ifname=device, kind="veth", peer=other, **own)
 
+    def macvtap(self, device: str, *, lower: str, mac: str) -> int:
+        """Make a macvtap device in bridge mode on top of another device.
+
+        Returns:
+            Its index, which no other namespace is likely to have: file names depend
+            on it.
+        """
+        index = secrets.randbelow(1 << 30) + (1 << 20)
+        with _asking(features.MACVTAP):
+            self._ip.link(
+                "add",
+                ifname=device,
+                index=index,
+                kind="macvtap",
+                link=self.index(lower),
+                macvtap_mode="bridge",
+                address=mac,
+            )
+        return index
+
     def ifb(self, device: str) -> None:
         """Make an ifb device."""
         with _asking(features.IFB):
@@ -145,6 +166,16 @@ class Links(Closing):
                 geneve_id=vni,
                 geneve_remote=remote,
                 geneve_port=port,
+            )
+
+    def no_address(self, device: str, address: IPv4Interface) -> None:
+        """Take an address from a device, and its routes with it."""
+        with _asking():
+            self._ip.addr(
+                "del",
+                index=self.index(device),
+                address=str(address.ip),
+                prefixlen=address.network.prefixlen,
             )
 
     def address(self, device: str, address: IPv4Interface) -> None:
@@ -329,6 +360,26 @@ def tap(device: str) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def open_macvtap(index: int) -> int:
+    """Open a macvtap device, which has virtio-net headers by itself.
+
+    Args:
+        index: of the device, by which the kernel names its file.
+
+    Raises:
+        FastpathError: not for this user.
+    """
+    path = f"/dev/tap{index}"
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as exc:
+        raise FastpathError(
+            "cannot open a macvtap device",
+            f"{path}: {exc.strerror}",
+            "run as root of the host, with devtmpfs on /dev",
+        ) from exc
 
 
 def persist(fd: int) -> None:

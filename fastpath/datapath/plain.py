@@ -14,7 +14,7 @@ Spec: kata-containers, src/runtime/virtcontainers/network_linux.go ("tcfilter").
 from __future__ import annotations
 
 from ipaddress import IPv4Interface
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from fastpath.datapath import plan
 from fastpath.datapath.declared import (
@@ -28,6 +28,9 @@ from fastpath.datapath.declared import (
 )
 from fastpath.datapath.steps import Address, Route
 
+if TYPE_CHECKING:
+    from fastpath.datapath.steps import Step
+
 NAME: Final = "plain"
 ANSWERS: Final = "198.18.0.3"
 """Of who answers in ztunnel's place; RFC 2544's range for benchmarks."""
@@ -40,21 +43,24 @@ eth0 ---- tap0_kata == eth0 ---- pod             the server, and who answers
 """
 
 
+def without_tap() -> tuple[Step, ...]:
+    """All but how the guest is attached."""
+    answers = f"{ANSWERS}/32"
+    return (
+        *plan.wired(POD, ZTUNNEL, SERVER),
+        Address(at=SERVER, device="lo", address=IPv4Interface(answers)),
+        Route(at=NODE, to=answers, dev=SERVER, via=str(plan.SERVER_WIRE.peer.ip)),
+    )
+
+
 def declare() -> Datapath:
     """Declare the path."""
-    answers = f"{ANSWERS}/32"
-    server = str(plan.SERVER_WIRE.peer.ip)
     return Datapath(
         name=NAME,
         title="no mesh: Kata's tcfilter and veth alone",
         spec="kata-containers, network_linux.go",
         picture=_PICTURE,
-        steps=(
-            *plan.wired(POD, ZTUNNEL, SERVER),
-            Address(at=SERVER, device="lo", address=IPv4Interface(answers)),
-            Route(at=NODE, to=answers, dev=SERVER, via=server),
-            *plan.tcfilter(),
-        ),
+        steps=(*without_tap(), *plan.tcfilter()),
         hops=(
             Hop(POD, plan.TAP, "the guest's tap"),
             Hop(POD, "eth0", "the pod's veth, by tcfilter"),
@@ -64,6 +70,6 @@ def declare() -> Datapath:
         ),
         sandbox=plan.SANDBOX,
         capture=Capture.NONE,
-        server=server,
+        server=str(plan.SERVER_WIRE.peer.ip),
         answers=ANSWERS,
     )

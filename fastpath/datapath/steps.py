@@ -36,8 +36,8 @@ class World(Protocol):
     def netns(self, role: str) -> int:
         """Return a descriptor of another role's namespace."""
 
-    def keep_tap(self, fd: int, device: str) -> None:
-        """Take over the descriptor of a tap device."""
+    def keep_tap(self, fd: int, device: str, *, persists: bool = False) -> None:
+        """Take over the descriptor of a tap device, which may stay without it."""
 
 
 class Step(Protocol):
@@ -103,6 +103,63 @@ class TapDevice:
     def apply(self, world: World) -> None:
         """Make it; it lives as long as its descriptor."""
         world.keep_tap(links.tap(self.device), self.device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Macvtap:
+    """A macvtap device on top of another one, for QEMU."""
+
+    at: str
+    device: str
+    lower: str
+    mac: str
+
+    def commands(self, name: Callable[[str], str]) -> list[str]:
+        """One ip-link(8)."""
+        del name
+        head = f"ip link add link {self.lower} name {self.device} address {self.mac}"
+        return [f"{head} type macvtap mode bridge"]
+
+    def apply(self, world: World) -> None:
+        """Make it, and open its file."""
+        index = world.ip.macvtap(self.device, lower=self.lower, mac=self.mac)
+        world.keep_tap(links.open_macvtap(index), self.device, persists=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mac:
+    """A device gets another Ethernet address."""
+
+    at: str
+    device: str
+    mac: str
+
+    def commands(self, name: Callable[[str], str]) -> list[str]:
+        """One ip-link(8)."""
+        del name
+        return [f"ip link set {self.device} address {self.mac}"]
+
+    def apply(self, world: World) -> None:
+        """Do it."""
+        world.ip.set_mac(self.device, self.mac)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoAddress:
+    """An address is taken from a device."""
+
+    at: str
+    device: str
+    address: IPv4Interface
+
+    def commands(self, name: Callable[[str], str]) -> list[str]:
+        """One ip-address(8)."""
+        del name
+        return [f"ip address del {self.address} dev {self.device}"]
+
+    def apply(self, world: World) -> None:
+        """Do it."""
+        world.ip.no_address(self.device, self.address)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,6 +66,22 @@ def _by_tap(title: str, *stacks: str) -> PathFacts:
     )
 
 
+def _without_mesh(tap: str) -> PathFacts:
+    """Make the facts of a path that has no mesh."""
+    by_tap = _by_tap(
+        f"none: {tap} and veth, no mesh",
+        "IP forwarding on the node",
+        "TCP/IP of the server's namespace",
+    )
+    return replace(
+        by_tap,
+        copies_up=(*_TAP_UP[:2], "host socket buffer to who answers"),
+        copies_down=("who answers to a host socket buffer", *_TAP_DOWN[1:]),
+        connections=("program to server",),
+        answers="a server without a mesh",
+    )
+
+
 _GENEVE: Final = (
     "IP forwarding on the node (mark, policy routing)",
     "UDP/IP of the Geneve tunnel, out and in",
@@ -84,17 +100,8 @@ STANDARD: Final = {
         "veth to veth by BPF, bpf_sk_assign",
         "TCP/IP of the ztunnel's namespace (bpf_sk_assign)",
     ),
-    "plain": replace(
-        _by_tap(
-            "none: tap and veth, no mesh",
-            "IP forwarding on the node",
-            "TCP/IP of the server's namespace",
-        ),
-        copies_up=(*_TAP_UP[:2], "host socket buffer to who answers"),
-        copies_down=("who answers to a host socket buffer", *_TAP_DOWN[1:]),
-        connections=("program to server",),
-        answers="a server without a mesh",
-    ),
+    "plain": _without_mesh("tap"),
+    "macvtap": _without_mesh("macvtap"),
 }
 """The standard paths', by name."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Interface
+
 import pytest
 
 from fastpath.commands import path as command
 from fastpath.datapath import catalogue, netns, show
 from fastpath.datapath.rules import Mark
-from fastpath.datapath.steps import NotLocal, Route, Rule
+from fastpath.datapath.steps import Macvtap, NoAddress, NotLocal, Route, Rule
 from fastpath.errors import FastpathError
 
 
@@ -39,6 +41,17 @@ from fastpath.errors import FastpathError
         (
             NotLocal(at="pod", address="192.0.2.9", dev="eth0"),
             "ip route del local 192.0.2.9 dev eth0 table local",
+        ),
+        (
+            Macvtap(at="pod", device="t", lower="eth0", mac="02:00:00:00:00:01"),
+            (
+                "ip link add link eth0 name t address 02:00:00:00:00:01 type macvtap"
+                " mode bridge"
+            ),
+        ),
+        (
+            NoAddress(at="pod", device="eth0", address=IPv4Interface("192.0.2.9/24")),
+            "ip address del 192.0.2.9/24 dev eth0",
         ),
     ],
 )
