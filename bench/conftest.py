@@ -28,9 +28,10 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 import pytest
 from rich.console import Console
 
-from bench import harness, peer, quiet
+from bench import harness, quiet
 from bench.report import LOST, Figure, save, tables
 from fastpath.errors import FastpathError
+from fastpath.image import programs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -246,7 +247,7 @@ def bench(benchmark, pytestconfig):
 def _peer():
     """Without the peer there is nothing to measure against: the run ends."""
     try:
-        peer.binary()
+        programs.VHOST_DEVICE_VSOCK.path()
     except FastpathError as error:
         pytest.exit(str(error), returncode=1)
 

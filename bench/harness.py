@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cffi import FFI
 
-from bench import peer
 from bench.report import Target
+from fastpath.image import programs
 from tests.support.limits import LIMIT_S
 from vhost_user.driver import Ram, Virtqueue
 from vhost_user.errors import VhostUserError
@@ -89,7 +89,10 @@ def theirs(cids: Sequence[int] = (CID,), poll_us: int = 0) -> Backend:
         argv = [str(program), f"--poll-us={poll_us}", *map(_vm, cids)]
         return Backend("other", [*argv, f"--echo-port={ENGINE_ECHO}"])
     more = ",tx-buffer-size=65536,queue-size=1024"
-    return Backend("peer", [str(peer.binary()), *(_vm(cid) + more for cid in cids)])
+    return Backend(
+        "peer",
+        [str(programs.VHOST_DEVICE_VSOCK.path()), *(_vm(cid) + more for cid in cids)],
+    )
 
 
 def against() -> str:

@@ -43,6 +43,7 @@ def up(name: str, kind: geneve.Want) -> int:
     """
     _check_name(name)
     _check_root(f"path up {name}")
+    catalogue.fetch(name)
     path = catalogue.possible(name, kind)
     build.up(path)
     own = build.names(path)
@@ -77,6 +78,7 @@ def check(name: str, kind: geneve.Want) -> int:
         FastpathError: it can't be built here.
     """
     _check_name(name)
+    catalogue.fetch(name)
     netns.own_user_namespace([sys.executable, *sys.orig_argv[1:]])
     path = catalogue.possible(name, kind)
     good = _tell(probe.check(path))

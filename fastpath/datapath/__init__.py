@@ -11,6 +11,7 @@ makes one slower. A path is data, one module each; one engine builds all of them
     bpf               compiles and loads BPF programs
     geneve            tunnel devices, the kernel's or our tc-eBPF ones
     steps             what a path is built of: a command each, and how it is done
+    attach            what a guest can be attached to
     declared          a path as data
     build             builds one, in namespaces without names or with them
     wires, plan       what paths have in common: veth pairs, Kata's tcfilter
@@ -18,6 +19,7 @@ makes one slower. A path is data, one module each; one engine builds all of them
     ambient_geneve    Istio ambient 1.18 to 1.20: ipset, policy routing, Geneve
     ambient_ebpf      its other mode: redirects by BPF programs
     plain, macvtap    no mesh, by Kata's two older models
+    passt             no mesh, no tap
     catalogue         all of them by name
     show, probe       `fastpath path`: what a path is, and whether it works
     standin           a guest without a VM, and who listens, for probe and tests

@@ -11,19 +11,17 @@ those with names (`up`) stay until `down`.
 from __future__ import annotations
 
 import itertools
-import os
 import subprocess
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from fastpath import tools
-from fastpath.datapath import links
+from fastpath.datapath.attach import Passt
 from fastpath.datapath.links import Links
 from fastpath.datapath.netns import Namespace
 from fastpath.errors import FastpathError
-from fastpath.vm.spec import Tap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -31,6 +29,7 @@ if TYPE_CHECKING:
 
     from fastpath.datapath.declared import Datapath
     from fastpath.datapath.steps import Step
+    from fastpath.vm.spec import Nic
 
 NAMED: Final = Path("/run/netns")
 """Where ip-netns(8) keeps those with names."""
@@ -45,18 +44,22 @@ class Built:
 
     Args:
         path: what to build.
+        stand_in: what is attached isn't a VM (`standin.Guest`).
 
     Raises:
         FastpathError: a right, a program or a kernel feature is missing.
     """
 
-    tap: Tap
+    nic: Nic
     """Where the sandbox is attached."""
+    pids: Mapping[str, int]
+    """Processes that carry its packets, by name: as they are now."""
     netns: Mapping[str, Namespace]
     """By role."""
 
-    def __init__(self, path: Datapath) -> None:
+    def __init__(self, path: Datapath, *, stand_in: bool = False) -> None:
         self.path = path
+        self._stand_in = stand_in
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -64,9 +67,16 @@ class Built:
             self.netns = {
                 role: stack.enter_context(Namespace()) for role in self.path.roles
             }
-            taps = apply(self.path.steps, self.netns, stack, what=self.path.name)
+            kept = apply(
+                self.path.steps,
+                self.netns,
+                stack,
+                what=self.path.name,
+                as_frames=self._stand_in,
+            )
             sandbox = self.path.sandbox
-            self.tap = Tap(fd=taps[sandbox.device], mac=sandbox.mac)
+            self.nic = replace(kept.nics[sandbox.device], mac=sandbox.mac)
+            self.pids = kept.pids
             self._stack = stack.pop_all()
         return self
 
@@ -86,25 +96,37 @@ class Built:
 
 
 @dataclass(slots=True)
+class _Kept:
+    """What steps leave."""
+
+    nics: dict[str, Nic] = field(default_factory=dict)
+    """What sandboxes can be attached to, by name; without an address."""
+    pids: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class _World:
     """What steps ask for."""
 
     ip: Links
     namespaces: Mapping[str, Namespace]
-    stack: ExitStack
-    persist: bool
-    taps: dict[str, int] = field(default_factory=dict)
+    closing: ExitStack
+    stays: bool
+    as_frames: bool
+    kept: _Kept
 
     def netns(self, role: str) -> int:
         """As `steps.World`."""
         return self.namespaces[role].fileno()
 
-    def keep_tap(self, fd: int, device: str, *, persists: bool = False) -> None:
+    @property
+    def pids(self) -> dict[str, int]:
         """As `steps.World`."""
-        self.stack.callback(os.close, fd)
-        self.taps[device] = fd
-        if self.persist and not persists:
-            links.persist(fd)
+        return self.kept.pids
+
+    def keep(self, device: str, nic: Nic) -> None:
+        """As `steps.World`."""
+        self.kept.nics[device] = nic
 
 
 def apply(
@@ -113,28 +135,30 @@ def apply(
     stack: ExitStack,
     *,
     what: str,
-    persist: bool = False,
-) -> dict[str, int]:
+    stays: bool = False,
+    as_frames: bool = False,
+) -> _Kept:
     """Do steps in their order, each in its namespace.
 
     Args:
         steps: them.
         namespaces: by role.
-        stack: closes the descriptors of taps.
+        stack: lets go of what sandboxes are attached to.
         what: whose steps these are, for errors.
-        persist: tap devices stay when their descriptors are closed.
+        stays: what is made outlives this process.
+        as_frames: sandboxes are stand-ins, which take Ethernet frames.
 
     Returns:
-        The descriptor of each tap device, by name.
+        What sandboxes can be attached to, and what carries packets.
 
     Raises:
         FastpathError: a step cannot be done, and which.
     """
-    taps: dict[str, int] = {}
+    kept = _Kept()
 
     def do(there: Iterable[Step]) -> None:
         with Links() as ip:
-            world = _World(ip, namespaces, stack, persist, taps)
+            world = _World(ip, namespaces, stack, stays, as_frames, kept)
             for step in there:
                 try:
                     step.apply(world)
@@ -146,7 +170,7 @@ def apply(
 
     for role, there in itertools.groupby(steps, key=lambda step: step.at):
         namespaces[role].run(do, list(there))
-    return taps
+    return kept
 
 
 def names(path: Datapath) -> dict[str, str]:
@@ -169,11 +193,12 @@ def up(path: Datapath) -> None:
         )
     with ExitStack() as undo, ExitStack() as stack:
         namespaces = {}
+        undo.callback(_end_programs, path)
         for role, name in own.items():
             undo.callback(_forget, name)
             _ip_netns("add", name)
             namespaces[role] = stack.enter_context(Namespace.at(NAMED / name))
-        apply(path.steps, namespaces, stack, what=path.name, persist=True)
+        apply(path.steps, namespaces, stack, what=path.name, stays=True)
         undo.pop_all()
 
 
@@ -184,6 +209,8 @@ def down(path: Datapath) -> list[str]:
         FastpathError: the right is missing.
     """
     there = _there(names(path).values())
+    if there:
+        _end_programs(path)
     for name in there:
         _ip_netns("delete", name)
     return there
@@ -191,6 +218,12 @@ def down(path: Datapath) -> list[str]:
 
 def _there(wanted: Iterable[str]) -> list[str]:
     return [name for name in wanted if (NAMED / name).exists()]
+
+
+def _end_programs(path: Datapath) -> None:
+    for step in path.steps:
+        if isinstance(step, Passt):
+            step.end()
 
 
 def _forget(name: str) -> None:

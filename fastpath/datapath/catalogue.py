@@ -10,9 +10,11 @@ from fastpath.datapath import (
     geneve,
     inpod_l3forwarding,
     macvtap,
+    passt,
     plain,
 )
 from fastpath.datapath.ambient_geneve import Mode
+from fastpath.datapath.attach import Passt, passt_program
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,6 +40,10 @@ def _macvtap(_: geneve.Kind) -> Datapath:
     return macvtap.declare()
 
 
+def _passt(_: geneve.Kind) -> Datapath:
+    return passt.declare()
+
+
 def _alpha(kind: geneve.Kind) -> Datapath:
     return ambient_geneve.declare(kind, Mode.ISTIO_ALPHA, ALPHA)
 
@@ -49,6 +55,7 @@ _PATHS: Final[Mapping[str, Callable[[geneve.Kind], Datapath]]] = {
     ambient_ebpf.NAME: _ebpf,
     plain.NAME: _plain,
     macvtap.NAME: _macvtap,
+    passt.NAME: _passt,
 }
 NAMES: Final = tuple(_PATHS)
 
@@ -61,6 +68,18 @@ def declare(name: str, kind: geneve.Kind = "kernel") -> Datapath:
         kind: of its Geneve tunnel, if it has one.
     """
     return _PATHS[name](kind)
+
+
+def fetch(name: str) -> None:
+    """Download the programs that a path is made of, if they aren't here yet.
+
+    There may be no network any more in a namespace of a user's.
+
+    Raises:
+        FastpathError: they can't be had.
+    """
+    if any(isinstance(step, Passt) for step in declare(name).steps):
+        passt_program()
 
 
 def possible(name: str, want: geneve.Want = "auto") -> Datapath:

@@ -57,6 +57,10 @@ class Sandbox:
     mac: str
     at: str = POD
     device: str = "tap0_kata"
+    """What its eth0 is attached to: a step's that `World` keeps."""
+    mtu: int = 1500
+    by_proxy: bool = False
+    """Who it is attached to makes its connections anew: no hop sees its own port."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

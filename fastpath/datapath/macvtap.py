@@ -18,8 +18,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from fastpath.datapath import plain, plan
+from fastpath.datapath.attach import Macvtap
 from fastpath.datapath.declared import NODE, POD, SERVER, Datapath, Hop
-from fastpath.datapath.steps import Mac, Macvtap, NoAddress, Up
+from fastpath.datapath.steps import Mac, NoAddress, Up
 
 if TYPE_CHECKING:
     from fastpath.datapath.steps import Step

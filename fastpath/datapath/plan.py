@@ -10,8 +10,9 @@ from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING, Final
 
 from fastpath.datapath import geneve, wires
+from fastpath.datapath.attach import TapDevice
 from fastpath.datapath.declared import CONTAINER, POD, SERVER, ZTUNNEL, Sandbox
-from fastpath.datapath.steps import Redirect, TapDevice, Up
+from fastpath.datapath.steps import Redirect, Up
 from fastpath.datapath.wires import Wire
 
 if TYPE_CHECKING:

@@ -107,7 +107,8 @@ def check(path: Datapath) -> Outcome:
         there = DESTINATION
         if path.capture is Capture.NONE:
             there = (path.server, SERVER_PORT)
-        client, problem, arrived = _exchange(guest, listener, there)
+        anew = path.sandbox.by_proxy
+        client, problem, arrived = _exchange(guest, listener, there, anew=anew)
         ends = [client] * len(captures)
         return Outcome(_seen(path.hops, captures, ends), problem, arrived)
 
@@ -153,12 +154,12 @@ def check_inbound(path: Datapath) -> Outcome:
 def _set_up(
     path: Datapath, hops: tuple[Hop, ...], stack: ExitStack
 ) -> tuple[Built, list[Capturing], Guest]:
-    built = stack.enter_context(Built(path))
+    built = stack.enter_context(Built(path, stand_in=True))
     captures = [
         stack.enter_context(closing(Capturing(built.netns[it.at], it.device)))
         for it in hops
     ]
-    guest = stack.enter_context(Guest(built.tap.fd, path.sandbox))
+    guest = stack.enter_context(Guest(built.nic, path.sandbox))
     return built, captures, guest
 
 
@@ -172,9 +173,12 @@ def _seen(
 
 
 def _exchange(
-    guest: Guest, listener: Listener, there: Address
+    guest: Guest, listener: Listener, there: Address, *, anew: bool
 ) -> tuple[Address | None, str, str]:
-    """Connect, send, answer; return the client's address, a problem, who came."""
+    """Connect, send, answer; return the client's address, a problem, who came.
+
+    The address is that on the hops: another one where a proxy makes it `anew`.
+    """
     try:
         client = guest.connect(there)
     except OSError as exc:
@@ -185,6 +189,8 @@ def _exchange(
             accepted = listener.accept()
         except TimeoutError:
             return own, "connected, but not to the listener", ""
+        if anew:
+            own = accepted.client
         with accepted.sock as far:
             client.sendall(MESSAGE)
             far.sendall(far.recv(len(MESSAGE)))

@@ -2,6 +2,7 @@
 
 The guest is a network namespace whose eth0 is a tap of its own. A thread carries frames
 between that tap and the path's, as QEMU does, so packets take the same way as a VM's.
+passt takes frames from a stream here, each behind its length: QEMU's -netdev stream.
 """
 
 from __future__ import annotations
@@ -13,17 +14,21 @@ import struct
 import threading
 from contextlib import ExitStack, suppress
 from ipaddress import IPv4Address
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from fastpath.datapath import links
 from fastpath.datapath.declared import OUTBOUND_PORT, SERVER, Capture
 from fastpath.datapath.links import Links
 from fastpath.datapath.netns import Namespace, sysctl
+from fastpath.vm.spec import Tap
 from vhost_user.closing import Closing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fastpath.datapath.build import Built
     from fastpath.datapath.declared import Sandbox
+    from fastpath.vm.spec import Nic
 
 TIMEOUT_S: Final = 10.0
 SERVER_PORT: Final = 7007
@@ -35,24 +40,35 @@ _FRAME: Final = 1 << 17
 _IP_TRANSPARENT: Final = 19
 _SO_ORIGINAL_DST: Final = 80
 _SOCKADDR_IN: Final = struct.Struct("!2xH4s8x")
+_LENGTH: Final = struct.Struct("!I")
+_NO_OFFLOADS: Final = bytes(10)
+"""A virtio-net header, which a tap has before each frame."""
 
 
 class Guest(Closing):
     """A namespace that is attached where the microVM would be.
 
     Args:
-        tap: the path's, borrowed.
+        nic: the path's, borrowed.
         sandbox: the guest's addresses.
     """
 
-    def __init__(self, tap: int, sandbox: Sandbox) -> None:
+    def __init__(self, nic: Nic, sandbox: Sandbox) -> None:
         with ExitStack() as stack:
             self.netns = stack.enter_context(Namespace())
             fd = self.netns.run(_interface, sandbox)
             stack.callback(os.close, fd)
             ours, self._end = os.pipe2(os.O_CLOEXEC)
             stack.callback(os.close, ours)
-            thread = threading.Thread(target=_carry, args=(tap, fd, ours), daemon=True)
+            there: _End
+            if isinstance(nic, Tap):
+                there = _TapEnd(nic.fd)
+            else:
+                stream = stack.enter_context(socket.socket(socket.AF_UNIX))
+                stream.connect(str(nic.socket))
+                there = _StreamEnd(stream.fileno())
+            args = (there, _TapEnd(fd), ours)
+            thread = threading.Thread(target=_carry, args=args, daemon=True)
             thread.start()
             stack.callback(thread.join)
             stack.callback(os.close, self._end)
@@ -181,7 +197,7 @@ def _interface(sandbox: Sandbox) -> int:
             ip.up("lo")
             ip.set_mac("eth0", sandbox.mac)
             ip.address("eth0", sandbox.address)
-            ip.up("eth0")
+            ip.up("eth0", mtu=sandbox.mtu)
             ip.route("default", dev="eth0", via=sandbox.gateway)
     except BaseException:
         os.close(fd)
@@ -189,16 +205,71 @@ def _interface(sandbox: Sandbox) -> int:
     return fd
 
 
-def _carry(one: int, other: int, end: int) -> None:
-    """Pass frames between two taps, each way, until `end` closes."""
+class _End(Protocol):
+    """What frames come from and go to, each with a virtio-net header."""
+
+    fd: int
+
+    def read(self) -> Iterator[bytes]:
+        """Take what is there: at least once called, it doesn't wait."""
+
+    def write(self, frame: bytes) -> None:
+        """Give one."""
+
+
+class _TapEnd:
+    """A tap."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def read(self) -> Iterator[bytes]:
+        """As `_End`."""
+        yield os.read(self.fd, _FRAME)
+
+    def write(self, frame: bytes) -> None:
+        """As `_End`."""
+        os.write(self.fd, frame)
+
+
+class _StreamEnd:
+    """A stream socket, where a frame is behind its length and without that header."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._came = bytearray()
+
+    def read(self) -> Iterator[bytes]:
+        """As `_End`."""
+        self._came += os.read(self.fd, _FRAME)
+        while len(self._came) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._came)
+            end = _LENGTH.size + length
+            if len(self._came) < end:
+                return
+            yield _NO_OFFLOADS + self._came[_LENGTH.size : end]
+            del self._came[:end]
+
+    def write(self, frame: bytes) -> None:
+        """As `_End`."""
+        own = frame[len(_NO_OFFLOADS) :]
+        left = memoryview(_LENGTH.pack(len(own)) + own)
+        while left:
+            left = left[os.write(self.fd, left) :]
+
+
+def _carry(one: _End, other: _End, end: int) -> None:
+    """Pass frames between two ends, each way, until `end` closes."""
     with selectors.DefaultSelector() as selector:
         for source, target in ((one, other), (other, one)):
-            selector.register(source, selectors.EVENT_READ, target)
+            selector.register(source.fd, selectors.EVENT_READ, (source, target))
         selector.register(end, selectors.EVENT_READ, None)
         while True:
             for key, _ in selector.select():
                 if key.data is None:
                     return
+                source, target = key.data
                 # a device that is down refuses, and loses the frame as a wire would
                 with suppress(OSError):
-                    os.write(key.data, os.read(key.fd, _FRAME))
+                    for frame in source.read():
+                        target.write(frame)

@@ -2,7 +2,8 @@
 
 A step is data that knows two things: the command that a person would type for it, and
 how the kernel is asked without that command. It names its network namespace by role
-("pod", "node", "ztunnel"); whoever applies it knows which one that is.
+("pod", "node", "ztunnel"); whoever applies it knows which one that is. What a guest's
+eth0 is attached to: attach.py.
 
 Spec: ip-link(8), ip-address(8), ip-route(8), ip-rule(8), tc-u32(8), tc-mirred(8),
 tc-bpf(8), ipset(8), iptables(8); Linux, Documentation/networking/ip-sysctl.rst.
@@ -20,11 +21,13 @@ from fastpath.datapath.rules import iptables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import ExitStack
     from ipaddress import IPv4Interface
     from pathlib import Path
 
     from fastpath.datapath.links import Links
     from fastpath.datapath.rules import Mark
+    from fastpath.vm.spec import Nic
 
 
 class World(Protocol):
@@ -36,8 +39,20 @@ class World(Protocol):
     def netns(self, role: str) -> int:
         """Return a descriptor of another role's namespace."""
 
-    def keep_tap(self, fd: int, device: str, *, persists: bool = False) -> None:
-        """Take over the descriptor of a tap device, which may stay without it."""
+    stays: bool
+    """What is made here outlives this process."""
+    as_frames: bool
+    """A stand-in takes the sandbox's place: it reads and writes Ethernet frames."""
+
+    closing: ExitStack
+    """What is to be let go of with the path."""
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Processes that carry packets, by name."""
+
+    def keep(self, device: str, nic: Nic) -> None:
+        """Remember what a sandbox can be attached to; its mac is filled in."""
 
 
 class Step(Protocol):
@@ -86,44 +101,6 @@ class Veth:
             mac=self.mac,
             peer_mac=self.peer_mac,
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TapDevice:
-    """A tap device for QEMU, with virtio-net headers."""
-
-    at: str
-    device: str
-
-    def commands(self, name: Callable[[str], str]) -> list[str]:
-        """One ip-tuntap(8)."""
-        del name
-        return [f"ip tuntap add dev {self.device} mode tap vnet_hdr"]
-
-    def apply(self, world: World) -> None:
-        """Make it; it lives as long as its descriptor."""
-        world.keep_tap(links.tap(self.device), self.device)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Macvtap:
-    """A macvtap device on top of another one, for QEMU."""
-
-    at: str
-    device: str
-    lower: str
-    mac: str
-
-    def commands(self, name: Callable[[str], str]) -> list[str]:
-        """One ip-link(8)."""
-        del name
-        head = f"ip link add link {self.lower} name {self.device} address {self.mac}"
-        return [f"{head} type macvtap mode bridge"]
-
-    def apply(self, world: World) -> None:
-        """Make it, and open its file."""
-        index = world.ip.macvtap(self.device, lower=self.lower, mac=self.mac)
-        world.keep_tap(links.open_macvtap(index), self.device, persists=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -221,18 +221,18 @@ class Guest:
             with contextlib.suppress(GuestGoneError):
                 self._send(Frame.SIGNAL, struct.pack("<I", signo))
 
-    async def network(self, address: str, gateway: str) -> None:
+    async def network(self, address: str, gateway: str, mtu: int = 1500) -> None:
         """Bring eth0 up: `address` is "10.200.1.2/30", `gateway` an address.
 
         Raises:
             FastpathError: the guest has no eth0, or refuses the addresses.
         """
         script = (
-            'ip address add "$1" dev eth0; ip link set eth0 up; '
+            'ip address add "$1" dev eth0; ip link set eth0 up mtu "$3"; '
             'ip route add default via "$2"'
         )
         said = bytearray()
-        command = ["sh", "-ec", script, "sh", address, gateway]
+        command = ["sh", "-ec", script, "sh", address, gateway, str(mtu)]
         if await self.run(command, tsi=False, stderr=said.extend) != 0:
             raise FastpathError("guest network", said.decode(errors="replace"))
 

@@ -6,7 +6,7 @@ Spec: QEMU 7.2, "'microvm' virtual platform" and qemu-system-x86_64(1).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,6 +42,19 @@ class Tap:
 
 
 @dataclass(frozen=True, slots=True)
+class VhostUserNet:
+    """A vhost-user network back-end, which becomes the guest's eth0."""
+
+    socket: Path
+    """The back-end listens there before QEMU starts."""
+    mac: str
+
+
+Nic: TypeAlias = Tap | VhostUserNet
+"""What a guest's eth0 is attached to outside of QEMU."""
+
+
+@dataclass(frozen=True, slots=True)
 class UserNet:
     """QEMU's own network: the guest's eth0 reaches the host's loopback at 10.0.2.2."""
 
@@ -72,7 +85,7 @@ class VmSpec:
     QMP, which `Machine` needs."""
     memory_mib: int = 512
     cpus: int = 1
-    net: Tap | UserNet | None = None
+    net: Nic | UserNet | None = None
     machine: Literal["microvm", "microvm-pci", "q35"] = "microvm"
     """Virtio devices are on the mmio bus of a microvm, else on PCI."""
     vsock_device: str = VSOCK
@@ -186,17 +199,23 @@ def _backend(spec: VmSpec, own: str, device: str, socket: Path | None) -> list[s
 
 
 def _net(spec: VmSpec) -> list[str]:
-    if spec.net is None:
-        return []
     device = f"{_device(spec, 'virtio-net')},netdev=net"
-    if isinstance(spec.net, Tap):
-        device += f",mac={spec.net.mac}"
-        netdev = f"tap,id=net,fd={spec.net.fd}"
-    else:
-        netdev = "user,id=net"
-        if spec.net.forward is not None:
-            netdev += ",hostfwd=tcp:127.0.0.1:{}-:{}".format(*spec.net.forward)
-    return ["-netdev", netdev, "-device", device]
+    chardev: list[str] = []
+    netdev = "user,id=net"
+    match spec.net:
+        case None:
+            return []
+        case Tap(fd, mac):
+            device += f",mac={mac}"
+            netdev = f"tap,id=net,fd={fd}"
+        case VhostUserNet(path, mac):
+            device += f",mac={mac}"
+            chardev = ["-chardev", f"socket,id=net,path={_escaped(path)}"]
+            netdev = "vhost-user,id=net,chardev=net"
+        case UserNet(forward):
+            if forward is not None:
+                netdev += ",hostfwd=tcp:127.0.0.1:{}-:{}".format(*forward)
+    return [*chardev, "-netdev", netdev, "-device", device]
 
 
 def _cpu(accel: Accelerator) -> str:

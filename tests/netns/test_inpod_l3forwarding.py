@@ -39,7 +39,7 @@ def path(missing):
 
 @pytest.fixture
 def guest(path):
-    with Guest(path.tap.fd, path.path.sandbox) as guest:
+    with Guest(path.nic, path.path.sandbox) as guest:
         yield guest
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +22,7 @@ from tests.support.limits import LIMIT_S, wait_until
 pytestmark = pytest.mark.netns
 
 FASTPATH = (sys.executable, "-m", "fastpath", "path")
+RUN = Path("/run")
 UP_AND_DOWN = "ambient-geneve"
 
 
@@ -52,6 +57,7 @@ def fastpath(*args):
 def test_a_connection_takes_each_hop_and_arrives(name, missing):
     outcome = None
     try:
+        catalogue.fetch(name)
         outcome = probe.check(catalogue.possible(name))
     except FastpathError as exc:
         missing(str(exc))
@@ -98,6 +104,54 @@ def test_up_leaves_named_namespaces_and_down_takes_them(named):
     assert fastpath("down", UP_AND_DOWN).returncode == 0
     assert ours() == []
     assert fastpath("down", UP_AND_DOWN).stdout == ""
+
+
+def test_passt_stays_while_its_path_is_up_and_no_longer(named):
+    assert fastpath("up", "passt").returncode == 0
+    pid = int((RUN / "fastpath-passt.pid").read_text())
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as vmm:
+        vmm.connect(str(RUN / "fastpath-passt.sock"))
+    pidfd = os.pidfd_open(pid)
+    try:
+        assert fastpath("down", "passt").returncode == 0
+        assert select.select([pidfd], [], [], LIMIT_S)[0]
+    finally:
+        os.close(pidfd)
+    assert list(RUN.glob("fastpath-passt*")) == []
+
+
+HOLDER = """
+import socket, sys
+from fastpath.datapath import catalogue
+from fastpath.datapath.build import Built
+with Built(catalogue.possible("passt")) as path:
+    vmm = socket.socket(socket.AF_UNIX)
+    vmm.connect(str(path.nic.socket))
+    while not path.pids:
+        pass
+    print(path.pids["passt"], flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("signo", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_passt_ends_with_its_vmm_however_that_ends(signo, missing):
+    try:
+        catalogue.fetch("passt")
+    except FastpathError as exc:
+        missing(str(exc))
+    argv = [sys.executable, "-c", HOLDER]
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout
+        pidfd = os.pidfd_open(int(holder.stdout.readline()))
+        holder.send_signal(signo)
+        holder.wait(LIMIT_S)
+    try:
+        assert select.select([pidfd], [], [], LIMIT_S)[0]
+    finally:
+        os.close(pidfd)
 
 
 def test_up_that_fails_half_way_leaves_nothing(named):

@@ -22,8 +22,8 @@ class Guest:
     """One interface, as far as ARP and the first packets of TCP."""
 
     def __init__(self, path):
-        self.fd = path.tap.fd
-        self.mac = bytes.fromhex(path.tap.mac.replace(":", ""))
+        self.fd = path.nic.fd
+        self.mac = bytes.fromhex(path.nic.mac.replace(":", ""))
         self.address = path.path.sandbox.address.ip.packed
         self.gateway = bytes(map(int, path.path.sandbox.gateway.split(".")))
 

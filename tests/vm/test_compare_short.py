@@ -87,7 +87,7 @@ def test_the_fast_path_alone_needs_no_namespaces(tmp_path):
     assert report["ratios"] == {}
 
 
-@pytest.mark.parametrize("name", ["plain", "macvtap", "ambient-geneve"])
+@pytest.mark.parametrize("name", ["plain", "macvtap", "passt", "ambient-geneve"])
 def test_another_standard_path_is_measured(name, tmp_path):
     require_namespaces()
     file = tmp_path / "report.json"

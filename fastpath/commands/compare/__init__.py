@@ -111,6 +111,9 @@ def run(options: CompareOptions) -> int:
         _check_writable(file)
     sandboxes.check_memory(options.paths)
     sandboxes.check_extra(options.paths)
+    for path in chosen(options.paths):
+        if path.standard:
+            catalogue.fetch(path.name)
     if any(path.namespaces for path in chosen(options.paths)):
         _take_rights()
     image = build_image(IMAGE)

@@ -102,6 +102,30 @@ STANDARD: Final = {
     ),
     "plain": _without_mesh("tap"),
     "macvtap": _without_mesh("macvtap"),
+    "passt": replace(
+        _without_mesh("passt"),
+        title="Standard path: none: passt in a tap's place, no mesh",
+        stacks=(
+            "TCP/IP of the guest",
+            "TCP/IP of passt, in user space",
+            "TCP/IP of the pod's namespace",
+            "IP forwarding on the node",
+            "TCP/IP of the server's namespace",
+        ),
+        copies_up=(
+            _TAP_UP[0],
+            # passt, tcp_vu.c: sendmsg() of guest descriptors
+            "guest memory to a host socket buffer (passt)",
+            "host socket buffer to who answers",
+        ),
+        copies_down=(
+            "who answers to a host socket buffer",
+            # passt, tcp_vu.c: recvmsg() into guest descriptors, peeking
+            "host socket buffer to the guest's receive buffer (passt)",
+            _TAP_DOWN[-1],
+        ),
+        connections=("program to passt", "passt to server"),
+    ),
 }
 """The standard paths', by name."""
 

@@ -86,6 +86,8 @@ class Way:
     tsi: bool
     proxy: Child | None = None
     """That proxy."""
+    pids: Mapping[str, int] = field(default_factory=dict)
+    """More processes that carry the path's bytes, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,8 +148,9 @@ class Bench:
 
     def processes(self, path: str) -> dict[str, int]:
         """Process ids of who carries a path's bytes on the host, but for QEMU."""
-        proxy = self.ways[path].proxy
-        return {"ztunnel": self.ztunnel.pid} | ({"proxy": proxy.pid} if proxy else {})
+        proxy, more = self.ways[path].proxy, self.ways[path].pids
+        own = {"ztunnel": self.ztunnel.pid} | ({"proxy": proxy.pid} if proxy else {})
+        return own | dict(more)
 
     def host_ns(self, path: str) -> int:
         """CPU time of those, and of QEMU without its vCPUs, so far, in ns."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fastpath.commands.compare.paths import Path as Way
     from fastpath.commands.compare.site import Site
     from fastpath.datapath.netns import Namespace
-    from fastpath.vm.spec import Tap
+    from fastpath.vm.spec import Nic
 
 ECHO: Final = "198.18.0.1"
 """The address that ztunnel answers itself; RFC 2544's range for benchmarks."""
@@ -63,8 +63,8 @@ class Sandbox:
     ip: str
     """The pod's."""
     folder: Path
-    tap: Tap | None = None
-    network: tuple[str, str] | None = None
+    nic: Nic | None = None
+    network: tuple[str, str, int] | None = None
     """As `Site.network`."""
     handoff: Handoff | None = None
     netns: Namespace | None = None
@@ -267,7 +267,7 @@ def plan(
                 cid=FIRST_CID,
                 ip=site.pod_ip,
                 folder=folder,
-                tap=site.tap,
+                nic=site.nic,
                 network=site.network,
             )
         )

@@ -110,9 +110,11 @@ async def running(
                     tsi=not PATHS[path].standard,
                     proxy=proxies.get(sandbox.name),
                 )
-                if PATHS[path].standard and plan.site.answers and unmeshed:
-                    there = plan.site.answers
-                    own = replace(own, echo=there, logged=None, proxy=unmeshed)
+                if PATHS[path].standard:
+                    own = replace(own, pids=plan.site.pids)
+                    if plan.site.answers and unmeshed:
+                        there = plan.site.answers
+                        own = replace(own, echo=there, logged=None, proxy=unmeshed)
                 ways[path] = own
         yield Bench(ways=ways, ztunnel=ztunnel), infos[0]
 
@@ -174,6 +176,8 @@ async def _boot(
     info = await machine.watch(guest.ready(plan.boot_timeout_s))
     if sandbox.network:
         await machine.watch(guest.network(*sandbox.network))
+    for pid in plan.site.pids.values():
+        os.sched_setaffinity(pid, {plan.pinning.host})
     for thread in machine.vcpu_thread_ids:
         os.sched_setaffinity(thread, {plan.pinning.vcpu})
     return guest, machine, info
@@ -243,7 +247,7 @@ def _spec(plan: Plan, sandbox: Sandbox) -> VmSpec:
         console=sandbox.console,
         qmp=sandbox.qmp,
         memory_mib=MEMORY_MIB,
-        net=sandbox.tap,
+        net=sandbox.nic,
         qemu=plan.qemu,
         cpu_affinity=frozenset({plan.pinning.host}),
     )

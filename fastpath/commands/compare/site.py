@@ -7,6 +7,7 @@ HostSite    neither: all stays where we are, which needs no right at all
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Protocol
 
 from fastpath.datapath import plan, pods, wires
@@ -14,12 +15,12 @@ from fastpath.datapath.declared import NODE, OUTBOUND_PORT, SERVER, Capture
 from fastpath.datapath.steps import GeneveEnd
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from fastpath.datapath.build import Built
     from fastpath.datapath.declared import Datapath
     from fastpath.datapath.netns import Namespace
-    from fastpath.vm.spec import Tap
+    from fastpath.vm.spec import Nic
 
 SERVER_PORT: Final = 7007
 """Of the echo server behind ztunnel."""
@@ -31,7 +32,7 @@ class Site(Protocol):
     """What the scenario needs to know of its place."""
 
     geneve: str | None
-    tap: Tap | None
+    nic: Nic | None
     pod_ip: str
     """The sandbox's address, on all paths that share its microVM."""
     server: str
@@ -43,8 +44,10 @@ class Site(Protocol):
     """
     answers: str | None
     """The address of who answers where no ztunnel does; None: ztunnel does."""
-    network: tuple[str, str] | None
-    """The guest's address with its prefix, and its gateway."""
+    network: tuple[str, str, int] | None
+    """The guest's address with its prefix, its gateway, its MTU."""
+    pids: Mapping[str, int]
+    """Processes that carry the standard path's packets, by name."""
     node: Namespace | None
     """Where pods can be wired to; None: nowhere."""
 
@@ -65,13 +68,14 @@ class HostSite:
     """No namespaces: ztunnel and the server run in our own."""
 
     geneve: str | None = None
-    tap: Tap | None = None
+    nic: Nic | None = None
     pod_ip = "10.200.1.2"
     server = "198.18.0.2"  # what leads to loopback in a guest is the guest's own
     listen = "127.0.0.1"
     capture: tuple[str, int] | None = None
     answers: str | None = None
-    network: tuple[str, str] | None = None
+    network: tuple[str, str, int] | None = None
+    pids: Mapping[str, int] = MappingProxyType({})
     node: Namespace | None = None
 
     def ztunnel(self, argv: Sequence[str]) -> list[str]:
@@ -129,17 +133,19 @@ class PathSite:
         declared = path.path
         self._path = path
         self.geneve: str | None = geneve_kind(declared)
-        self.tap: Tap | None = path.tap
+        self.nic: Nic | None = path.nic
         self.pod_ip = str(declared.sandbox.address.ip)
         self.server = self.listen = declared.server
         self.capture: tuple[str, int] | None = None
         self.answers: str | None = declared.answers or None
         if declared.capture is not Capture.NONE:
             self.capture = declared.capture.value, OUTBOUND_PORT
-        self.network: tuple[str, str] | None = (
+        self.network: tuple[str, str, int] | None = (
             str(declared.sandbox.address),
             declared.sandbox.gateway,
+            declared.sandbox.mtu,
         )
+        self.pids: Mapping[str, int] = path.pids
         self.node: Namespace | None = path.netns[NODE]
 
     def ztunnel(self, argv: Sequence[str]) -> list[str]:

@@ -8,8 +8,9 @@ import pytest
 
 from fastpath.commands import path as command
 from fastpath.datapath import catalogue, netns, show
+from fastpath.datapath.attach import Macvtap, Passt
 from fastpath.datapath.rules import Mark
-from fastpath.datapath.steps import Macvtap, NoAddress, NotLocal, Route, Rule
+from fastpath.datapath.steps import NoAddress, NotLocal, Route, Rule
 from fastpath.errors import FastpathError
 
 
@@ -47,6 +48,13 @@ from fastpath.errors import FastpathError
             (
                 "ip link add link eth0 name t address 02:00:00:00:00:01 type macvtap"
                 " mode bridge"
+            ),
+        ),
+        (
+            Passt(at="pod", device="p"),
+            (
+                "passt --vhost-user --quiet --ipv4-only --no-map-gw --dns none"
+                " --socket-path /run/fastpath-p.sock --pid /run/fastpath-p.pid"
             ),
         ),
         (

@@ -13,6 +13,7 @@ from fastpath.vm.spec import (
     Accelerator,
     Tap,
     UserNet,
+    VhostUserNet,
     VmSpec,
     argv,
 )
@@ -50,6 +51,13 @@ def test_a_tap_is_passed_by_its_number():
     line = argv(replace(SPEC, net=Tap(7, "02:00:00:00:00:01")))
     assert option(line, "-netdev") == ["tap,id=net,fd=7"]
     assert option(line, "-device")[1].endswith("mac=02:00:00:00:00:01")
+
+
+def test_a_vhost_user_network_is_at_its_socket():
+    line = argv(replace(SPEC, net=VhostUserNet(Path("/t/a,b"), "02:00:00:00:00:01")))
+    assert "socket,id=net,path=/t/a,,b" in option(line, "-chardev")
+    assert option(line, "-netdev") == ["vhost-user,id=net,chardev=net"]
+    assert option(line, "-device")[1].endswith("netdev=net,mac=02:00:00:00:00:01")
 
 
 @pytest.mark.parametrize(
