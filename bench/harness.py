@@ -190,8 +190,12 @@ class Guest:
         """Send bytes that mean something."""
         _ok(self._lib.guest_say(self._native, conn, data, len(data)), "say")
 
+    def leave(self, conn: int) -> None:
+        """Close a connection as a program does, which waits for no answer to that."""
+        _ok(self._lib.guest_leave(self._native, conn, 1), "leave")
+
     def close_conn(self, conn: int, count: int = 1) -> None:
-        """Close connections that follow each other."""
+        """Close connections that follow each other, and wait until they are gone."""
         _ok(self._lib.guest_close(self._native, conn, count), "close")
 
     def rtt_ns(self, conn: int, size: int, count: int, conns: int = 1) -> list[int]:

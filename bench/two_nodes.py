@@ -162,7 +162,7 @@ class GuestClient:
             conn = self._guest.connect(self._tokens[ECHO])
             self._guest.rtt_ns(conn, 1, 1)
             found.append(time.perf_counter_ns() - begin)
-            self._guest.close_conn(conn)
+            self._guest.leave(conn)
         return statistics.median(found) / 1e3
 
     def churn(self, count: int) -> float:

@@ -57,6 +57,7 @@ struct guest *guest_new(const struct guest_config *cfg);
 void guest_free(struct guest *g);
 int guest_connect(struct guest *g, uint32_t host_port, uint32_t count);
 int guest_say(struct guest *g, uint32_t conn, const void *data, uint32_t len);
+int guest_leave(struct guest *g, uint32_t first_conn, uint32_t n_conns);
 int guest_close(struct guest *g, uint32_t first_conn, uint32_t n_conns);
 int guest_rtt(struct guest *g, uint32_t first_conn, uint32_t n_conns,
 	      uint32_t size, uint32_t count, uint64_t *ret_ns);

@@ -66,6 +66,27 @@ int guest_say(struct guest *g, uint32_t conn, const void *data, uint32_t len)
 }
 
 /**
+ * guest_leave() - Close connections as a program does: without a wait
+ * @g:		Guest
+ * @first_conn:	First connection's number
+ * @n_conns:	How many
+ *
+ * Returns: 0, or a negated errno
+ */
+int guest_leave(struct guest *g, uint32_t first_conn, uint32_t n_conns)
+{
+	for (uint32_t i = 0; i < n_conns; i++) {
+		if (post(g, (first_conn + i) % MAX_CONNS,
+			 VIRTIO_VSOCK_OP_SHUTDOWN,
+			 VIRTIO_VSOCK_SHUTDOWN_RCV | VIRTIO_VSOCK_SHUTDOWN_SEND,
+			 0))
+			return -ETIMEDOUT;
+	}
+	kick(g);
+	return 0;
+}
+
+/**
  * guest_close() - Close connections and wait for their RSTs
  * @g:		Guest
  * @first_conn:	First connection's number
@@ -77,20 +98,15 @@ int guest_say(struct guest *g, uint32_t conn, const void *data, uint32_t len)
  */
 int guest_close(struct guest *g, uint32_t first_conn, uint32_t n_conns)
 {
-	for (uint32_t i = 0; i < n_conns; i++) {
-		if (post(g, (first_conn + i) % MAX_CONNS,
-			 VIRTIO_VSOCK_OP_SHUTDOWN,
-			 VIRTIO_VSOCK_SHUTDOWN_RCV | VIRTIO_VSOCK_SHUTDOWN_SEND,
-			 0))
-			return -ETIMEDOUT;
-	}
-	for (uint32_t i = 0; i < n_conns; i++) {
+	int err = guest_leave(g, first_conn, n_conns);
+
+	for (uint32_t i = 0; i < n_conns && !err; i++) {
 		while (g->conns[(first_conn + i) % MAX_CONNS].state == OPEN) {
 			if (pump(g))
 				return -ETIMEDOUT;
 		}
 	}
-	return 0;
+	return err;
 }
 
 /**
