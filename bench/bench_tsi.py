@@ -5,8 +5,7 @@ given. The engine answers it itself, so no host socket is in the figures, but in
 of destinations that are new, which lead to a server of the host on both sides. QEMU on
 CPU 0, the engine on CPU 1; the two sides take turns.
 
-A form is who has the program's sockets: `module` is tsi_inet, `agent` is the agent with
-tsi.ko, `alone` the agent without a module.
+A form is who has the program's sockets: `module` is tsi_inet, `agent` the agent.
 """
 
 from __future__ import annotations
@@ -40,7 +39,6 @@ NEW_PORTS = range(10000, 16000)
 IDLE, UNREAD, SETTLE_S = 1000, 600, 3
 FDS, LOOPBACKS = 20_000, 200
 RUN_S = 120.0
-ALONE = "rm -f /dev/tsi"
 KERNELS = {"base": "6.1", "linux-6.12": "6.12"}
 kernels = pytest.mark.parametrize("image", KERNELS)
 
@@ -54,11 +52,6 @@ class Pair:
         self._streams = 0
         self._tokens: dict[tuple[str, int], int] = {}
         self._port = NEW_PORTS.start
-
-    async def begin(self) -> None:
-        """Make the guest what its form is."""
-        if self._form == "alone":
-            await self.run("sh", "-c", ALONE)
 
     async def turns(self, how: str) -> tuple[float, float]:
         """Return medians in us, over TSI and raw, of a program that does both."""
@@ -150,11 +143,10 @@ def one_guest(image, form, program=CONNECT):
             lambda folder: config(folder, port),
             image=image,
             program=program,
-            sockets="module" if form == "module" else "agent",
+            sockets=form,
             cpu_affinity=frozenset({TWO_CORES.driver}),
         )
         pair = Pair(loop.run(inside.enter_async_context(booted)), form)
-        loop.run(pair.begin())
         yield lambda what, *args: loop.run(getattr(pair, what)(*args))
 
 
@@ -179,7 +171,6 @@ def group(image, form):
         ("module", "down", "1 MiB from the host, p50", 1.01),
         ("agent", "connects", "socket() + connect(), known, p50", 2.0),
         ("agent", "rtt", "round trip 64 B, p50", 1.02),
-        ("alone", "connects", "socket() + connect(), known, p50", 2.0),
     ],
 )
 def bench_calls(bench, image, form, how, title, bound):

@@ -3,7 +3,7 @@
  * main.c - tsi-agent: run a command whose TCP connections leave over vsock
  *
  *	tsi-agent [-v] [-k SOCKET] -- COMMAND [ARGUMENT]...
- *	tsi-agent [-v] -a LISTENER,STATE[,DEVICE]
+ *	tsi-agent [-v] -a LISTENER,STATE
  *
  * Theory of operation
  * ===================
@@ -31,13 +31,12 @@
  * of itself behind, which ends when the last of them does.
  *
  * An agent may be killed. With -k, SOCKET is a unix socket to a keeper: it gets
- * one message, the command's process id and descriptors: the listener, the
- * state (state.c) and, if there is one, the device (kernel.c). While it holds
- * them, calls wait; it starts the next agent with them, by -a, whenever one has
- * ended and the listener is in use still. Such an agent ends with the last
- * process under the filter, and the command, now the keeper's child, is the
- * keeper's to wait for. With a keeper no copy is left behind. Without one,
- * calls get ENOSYS after a death.
+ * one message, the command's process id and descriptors: the listener and the
+ * state (state.c). While it holds them, calls wait; it starts the next agent
+ * with them, by -a, whenever one has ended and the listener is in use still.
+ * Such an agent ends with the last process under the filter, and the command,
+ * now the keeper's child, is the keeper's to wait for. With a keeper no copy is
+ * left behind. Without one, calls get ENOSYS after a death.
  */
 
 #define _GNU_SOURCE
@@ -75,7 +74,6 @@ static struct timer timers[] = {
 
 static int listener = -1;
 static int state_fd = -1;
-static int device_fd = -1; /* -1: there is no kernel module */
 static int signal_fd = -1;
 static pid_t command = -1;
 static bool command_ended;
@@ -219,12 +217,11 @@ static int take_fd(int sock, pid_t child)
  * @sock:	To the agent
  * @argv:	Command
  * @mask:	Signal mask to run it with
- * @instance:	The kernel module's, 0 without one
  */
-static void __attribute__((noreturn))
-become_command(int sock, char **argv, const sigset_t *mask, uint32_t instance)
+static void __attribute__((noreturn)) become_command(int sock, char **argv,
+						     const sigset_t *mask)
 {
-	int fd = filter_install(instance);
+	int fd = filter_install();
 
 	if (fd < 0 || !offer_fd(sock, fd))
 		fail(fd < 0 && errno == EBUSY ? "another agent is above this"
@@ -240,25 +237,24 @@ become_command(int sock, char **argv, const sigset_t *mask, uint32_t instance)
 /**
  * tell_keeper() - Hand over what the next agent needs
  *
- * The command, the listener, the state and the device, in one message.
+ * The command, the listener and the state, in one message.
  */
 static void tell_keeper(void)
 {
-	const int fds[] = {listener, state_fd, device_fd};
-	size_t size = device_fd < 0 ? 2 * sizeof(int) : sizeof(fds);
+	const int fds[] = {listener, state_fd};
 	union {
 		struct cmsghdr header;
 		char space[CMSG_SPACE(sizeof(fds))];
-	} control = {.header = {.cmsg_len = CMSG_LEN(size),
+	} control = {.header = {.cmsg_len = CMSG_LEN(sizeof(fds)),
 				.cmsg_level = SOL_SOCKET,
 				.cmsg_type = SCM_RIGHTS}};
 	struct iovec iov = {.iov_base = &command, .iov_len = sizeof(command)};
 	struct msghdr msg = {.msg_iov = &iov,
 			     .msg_iovlen = 1,
 			     .msg_control = &control,
-			     .msg_controllen = CMSG_SPACE(size)};
+			     .msg_controllen = sizeof(control)};
 
-	memcpy(CMSG_DATA(&control.header), fds, size);
+	memcpy(CMSG_DATA(&control.header), fds, sizeof(fds));
 	if (sendmsg(keeper, &msg, MSG_NOSIGNAL) < 0)
 		complain("keeper: %s", strerror(errno));
 	close(keeper);
@@ -268,9 +264,8 @@ static void tell_keeper(void)
  * start_command() - Fork the command and get its listener
  * @argv:	Command
  * @mask:	Signal mask to run it with
- * @instance:	The kernel module's, 0 without one
  */
-static void start_command(char **argv, const sigset_t *mask, uint32_t instance)
+static void start_command(char **argv, const sigset_t *mask)
 {
 	int socks[2], status;
 
@@ -282,7 +277,7 @@ static void start_command(char **argv, const sigset_t *mask, uint32_t instance)
 	if (command == 0) {
 		if (keeper >= 0)
 			close(keeper);
-		become_command(socks[1], argv, mask, instance);
+		become_command(socks[1], argv, mask);
 	}
 	close(socks[1]);
 	listener = take_fd(socks[0], command);
@@ -397,7 +392,7 @@ static void start_watch(void)
 
 /**
  * adopt() - Take over from an agent that has ended
- * @fds:	"LISTENER,STATE[,DEVICE]"
+ * @fds:	"LISTENER,STATE"
  *
  * Without the host, connect() fails until it is back.
  */
@@ -405,16 +400,13 @@ static void __attribute__((noreturn)) adopt(const char *fds)
 {
 	static struct source listener_source = {.ready = listener_ready};
 
-	if (sscanf(fds, "%d,%d,%d", &listener, &state_fd, &device_fd) < 2) {
-		complain("-a %s: not LISTENER,STATE[,DEVICE]", fds);
+	if (sscanf(fds, "%d,%d", &listener, &state_fd) != 2) {
+		complain("-a %s: not LISTENER,STATE", fds);
 		exit(EXIT_AGENT);
 	}
 	fcntl(listener, F_SETFD, FD_CLOEXEC);
 	fcntl(state_fd, F_SETFD, FD_CLOEXEC);
-	if (device_fd >= 0)
-		fcntl(device_fd, F_SETFD, FD_CLOEXEC);
-	if (state_map(state_fd) || notify_init(listener) ||
-	    (device_fd >= 0 && !kernel_map(device_fd)))
+	if (state_map(state_fd) || notify_init(listener))
 		fail("what the agent before this one left");
 	callers_init();
 	raise_limits();
@@ -438,7 +430,6 @@ int main(int argc, char **argv)
 	const char *adopted = NULL;
 	sigset_t mask;
 	int option, error;
-	uint32_t instance = 0;
 
 	while ((option = getopt(argc, argv, "+va:k:")) != -1) {
 		log_verbose |= option == 'v';
@@ -462,13 +453,6 @@ int main(int argc, char **argv)
 	state_fd = state_create();
 	if (state_fd < 0 || state_map(state_fd))
 		fail("state");
-	device_fd = kernel_open();
-	if (device_fd >= 0)
-		instance = kernel_map(device_fd);
-	if (device_fd >= 0 && !instance) {
-		close(device_fd);
-		device_fd = -1;
-	}
 	callers_init();
 	error = control_start();
 	if (error) {
@@ -478,7 +462,7 @@ int main(int argc, char **argv)
 	interface_init();
 
 	block_signals(&mask);
-	start_command(argv + optind, &mask, instance);
+	start_command(argv + optind, &mask);
 	raise_limits();
 	refuse_huge_pages();
 	start_watch();

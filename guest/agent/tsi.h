@@ -39,7 +39,6 @@
  *	 kept.c		socket options that a vsock socket hasn't got
  *	 ports.c	the vsock ports that they have
  *	 sock.c		the vsock sockets and the label each carries
- *	 kernel.c	what the kernel module is told, if there is one
  *	seccomp/
  *	 later.c	calls that are made anew when the host has answered
  *	 blocked.c	calls that block until there is something at a socket
@@ -64,7 +63,7 @@
 #include <linux/seccomp.h>
 #include <linux/vm_sockets.h>
 
-#include "include/kernel.h"
+#include "agent/label.h"
 #include "include/wire.h"
 #include "lib/lib.h"
 
@@ -75,7 +74,7 @@
 
 /* ---- filter.c ---- */
 
-int filter_install(uint32_t instance);
+int filter_install(void);
 
 /* ---- notify.c ---- */
 
@@ -143,11 +142,7 @@ void state_take_over(void (*resume)(const struct call *call));
 
 #define NO_PORT UINT32_MAX /* VMADDR_PORT_ANY: not bound, not connected */
 
-/* Upper halves of vsock ports whose lower half is a TCP port */
-#define LISTENERS  16U /* first of published listeners' */
-#define FEW_SHARED 64U /* listeners of one TCP port that have those */
-
-#define VSOCK_PORT(upper, port) ((uint32_t)(upper) << 16 | (port))
+#define SOCK_BUFFER_BYTES (1 << 20) /* most that a socket queues */
 
 int sock_create(int family, bool nonblock);
 bool sock_label(int fd, uint64_t *ret_label);
@@ -240,7 +235,6 @@ void routes_forget(uint32_t token);
 bool routes_know(const struct destination *dst);
 int routes_token(const struct destination *dst, uint32_t *ret_token);
 bool routes_destination(uint32_t token, struct destination *ret_dst);
-bool routes_is_live(uint32_t token);
 
 /* ---- interface.c ---- */
 
@@ -453,22 +447,20 @@ int listen_give_back(const struct call *call, int fd);
 
 /* ---- callers.c ---- */
 
+/**
+ * struct caller - A range of ports, and whose connections come from it
+ * @addr:	What accept() gives, the port 0: struct sockaddr_in6 or
+ *		sockaddr_in
+ * @size:	Bytes of it; 0: nobody has the range
+ */
+struct caller {
+	struct sockaddr_in6 addr;
+	uint32_t size;
+};
+
 void callers_init(void);
 bool callers_set(uint32_t port, bool v6, const struct in6_addr *address);
 void callers_name(const struct sockaddr_vm *end, struct destination *ret_name);
-
-/* ---- kernel.c ---- */
-
-int kernel_open(void);
-uint32_t kernel_map(int fd);
-void kernel_set_connect_timeout(uint32_t timeout_s);
-void kernel_set_pod_address(bool v4, const struct in6_addr *address);
-void kernel_know(const struct destination *dst, uint32_t token);
-void kernel_name(const struct destination *dst, uint32_t token);
-void kernel_forget(const struct destination *dst, uint32_t token);
-void kernel_forget_all(void);
-struct caller *kernel_callers(void);
-bool kernel_change_label(int fd, uint64_t set, uint64_t clear);
 
 /* ---- accept.c ---- */
 

@@ -6,9 +6,9 @@
  * ===================
  *
  * An agent that runs a command sends us the listener of the command's filter,
- * its state, its kernel module's device if there is one, and the command's
- * process id (tsi-agent -k). Descriptors in a message are open, so a
- * trapped call never fails for want of an agent, it waits for the next one.
+ * its state, and the command's process id (tsi-agent -k). Descriptors in a
+ * message are open, so a trapped call never fails for want of an agent, it
+ * waits for the next one.
  *
  * One that hangs is killed. A program can make it: by memory or a file that
  * somebody else serves, and doesn't. We look each second. It hangs if nothing
@@ -40,7 +40,7 @@
 
 #define QUICK_S	  1 /* an agent that ends so soon... */
 #define MAX_QUICK 5 /* ...so many times in a row is given up */
-#define MAX_FDS	  3 /* in its message: listener, state, device */
+#define MAX_FDS	  2 /* in its message: listener, state */
 #define LOOK_MS	  1000
 #define MAX_STILL 5
 

@@ -14,7 +14,6 @@
 #define _GNU_SOURCE
 #include <string.h>
 
-#include "include/kernel.h"
 #include "lib/lib.h"
 
 /**
@@ -115,10 +114,13 @@ bool address_decode(const struct sockaddr_storage *sa, size_t len,
  */
 uint32_t address_hash(const struct destination *dst)
 {
-	uint64_t address[2];
+	uint64_t address[2], high;
 
 	memcpy(address, &dst->address, sizeof(address));
-	return tsi_hash(address, dst->port);
+	high = address[0] ^ (uint64_t)dst->port << 48;
+	return (uint32_t)(((address[1] ^ (high * 0x9e3779b97f4a7c15ULL)) *
+			   0xff51afd7ed558ccdULL) >>
+			  32);
 }
 
 /**

@@ -5,8 +5,6 @@ The attackers are tests/vm/hostile; each test states what a program of root's se
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import pytest
 
 from fastpath.errors import FastpathError
@@ -17,11 +15,11 @@ pytestmark = pytest.mark.vm
 
 POD4 = PODS[0][0]
 CHECKS = programs.checks("hostile")
-WHO = ["kernel", "agent", "module"]
-"""Who handles most calls: tsi.ko, agents without it, or tsi_inet without agents."""
+WHO = ["agent", "module"]
+"""Who has the sockets: agents, or tsi_inet without any."""
 NOT_ALL = {
-    "an_agent_that_hangs_is_replaced": ["kernel", "agent"],
-    "descriptors_cost_others_nothing": ["kernel", "agent"],
+    "an_agent_that_hangs_is_replaced": ["agent"],
+    "descriptors_cost_others_nothing": ["agent"],
     "a_flood_of_listeners_keeps_nobody_from_listening": ["module"],
     "signals_end_no_call_wrongly": ["module"],
 }
@@ -30,10 +28,9 @@ PAIRS = [(name, who) for name in CHECKS for who in NOT_ALL.get(name, WHO)]
 
 
 class World(tsi_servers.World):
-    """VMs: one with tsi.ko, one whose agents do without, one with tsi_inet."""
+    """VMs: one with agents, one with tsi_inet."""
 
     policies = dict.fromkeys(WHO, 'published: ["7200-7299"]\n')
-    appends: ClassVar[dict[str, str]] = dict.fromkeys(["kernel", "agent"], "tsi=agent")
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +46,12 @@ def world(base_image, accelerator, namespace, tmp_path_factory):
         kind=World,
         memory_mib=256,
     ) as there:
-        assert there.run("rm", "/dev/tsi", vm="agent", tsi=False)[0] == 0
         yield there
 
 
 @pytest.fixture(scope="module")
 def results(world):
-    """The line of each check, by who handles most calls."""
+    """The line of each check, by who has the sockets."""
     names = {who: [name for name, for_whom in PAIRS if for_whom == who] for who in WHO}
     said = {who: world.run("tsi_hostile", *names[who], vm=who)[1] for who in WHO}
     return {who: programs.results(text) for who, text in said.items()}
@@ -84,18 +80,17 @@ def test_nobody_looks_like_a_client_of_the_hosts(world, who):
         assert server.end() == 0
 
 
-@pytest.mark.parametrize("who", ["kernel", "agent"])
-def test_an_agent_without_the_key_says_so_and_runs_nothing(world, who):
+def test_an_agent_without_the_key_says_so_and_runs_nothing(world):
     """One line, in what `fastpath run` says and on the console."""
     keep = "cp /run/tsi.key /run/kept; head -c 16 /dev/zero > /run/tsi.key"
-    assert world.sh(keep, vm=who, tsi=False)[0] == 0
+    assert world.sh(keep, vm="agent", tsi=False)[0] == 0
     try:
         with pytest.raises(FastpathError) as refused:
-            world.run("true", vm=who)
+            world.run("true", vm="agent")
     finally:
-        assert world.sh("mv /run/kept /run/tsi.key", vm=who, tsi=False)[0] == 0
+        assert world.sh("mv /run/kept /run/tsi.key", vm="agent", tsi=False)[0] == 0
     assert "the host refuses: HELLO: not this sandbox's key" in str(refused.value)
-    assert world.run("true", vm=who) == (0, "")
+    assert world.run("true", vm="agent") == (0, "")
 
 
 def test_no_kernel_complains(world, results):

@@ -1,8 +1,7 @@
 """The same calls over native TCP and over TSI give the same, or docs/tsi-compat.md.
 
 All run in one guest: natively a server in the guest answers, at the address that the
-host has over TSI. TSI runs twice: with the kernel module, and then without it, when
-every call is the agent's.
+host has over TSI. TSI is the agent's here; tests/vm/test_tsi_module.py has tsi_inet's.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ pytestmark = pytest.mark.vm
 
 PORT = "7100"
 CASES = {case.name: case for section in tsi_compat.load() for case in section.cases}
-WHO = ("kernel", "agent")
 NATIVE = f"""
 ip addr add {HOST4}/32 dev lo
 ip addr add {HOST6}/128 dev lo
@@ -57,27 +55,20 @@ def native(world):
 
 @pytest.fixture(scope="module")
 def tsi(world, program, namespace):
-    """What TSI gave, by who handles the usual calls."""
-    found = {}
+    """What TSI gave."""
     command = namespace.command([str(program), "serve", PORT, POD4])
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             assert server.stdout.readline() == "serving\n"
-            for who in WHO:
-                if who == "agent":
-                    assert world.run("rm", "/dev/tsi", tsi=False)[0] == 0
-                argv = ("tsi_trace", HOST4, HOST6, PORT)
-                status, said = world.run(*argv)
-                assert status == 0, said
-                found[who] = tsi_compat.parse(said)
+            status, said = world.run("tsi_trace", HOST4, HOST6, PORT)
         finally:
             server.kill()
-    return found
+    assert status == 0, said
+    return tsi_compat.parse(said)
 
 
-@pytest.mark.parametrize("who", WHO)
 @pytest.mark.parametrize("name", CASES)
-def test_tsi_is_like_tcp(native, tsi, name, who):
+def test_tsi_is_like_tcp(native, tsi, name):
     may_differ = CASES[name].differences
-    assert tsi_compat.faults(may_differ, native[name], tsi[who][name]) == []
+    assert tsi_compat.faults(may_differ, native[name], tsi[name]) == []

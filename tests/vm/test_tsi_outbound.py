@@ -8,9 +8,21 @@ from pathlib import Path
 import pytest
 
 from fastpath.errors import FastpathError
+from fastpath.tsi import service
+from fastpath.tsi.protocol import Welcome
 from tests.support.limits import wait_until
 from tests.vm import programs
-from tests.vm.world import ECHO, HOST4, HOST6, HTTP, POD4, SILENT, SLOW, open_world
+from tests.vm.world import (
+    ECHO,
+    HOST4,
+    HOST6,
+    HTTP,
+    LATE,
+    POD4,
+    SILENT,
+    SLOW,
+    open_world,
+)
 from vhost_user.engine import EventKind
 
 pytestmark = pytest.mark.vm
@@ -18,6 +30,10 @@ pytestmark = pytest.mark.vm
 HERE = Path(__file__).parent
 TSI_CLIENT = ("python3", "-m", "tests.vm.tsi_client", HOST4)
 C_CHECKS = programs.checks("client")
+SHORT_S = 8.0
+"""What the host lets a connect take: less than it takes itself at LATE."""
+FEW, FEWER = 1024, 64
+"""Tokens of a stream, and those that can be connected to: the checks need more."""
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +50,19 @@ def clients(tmp_path_factory):
     return found
 
 
+def welcome(**fields):
+    return Welcome(**(fields | {"token_count": FEW, "window": FEWER}))
+
+
 @pytest.fixture(scope="module")
 def world(apps_image, accelerator, clients, namespace):
-    with open_world(
-        apps_image, accelerator, clients, namespace, append="tsi=agent"
-    ) as there:
-        yield there
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service, "CONNECT_TIMEOUT_S", SHORT_S)
+        patch.setattr(service, "Welcome", welcome)
+        with open_world(
+            apps_image, accelerator, clients, namespace, append="tsi=agent"
+        ) as there:
+            yield there
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +124,12 @@ def test_programs_say_why_they_cannot(world, command, status, message):
     found, said = world.sh(command)
     assert found == status
     assert message in said
+
+
+def test_a_host_that_does_not_answer_times_out(world):
+    status, said = world.sh(f"nc {HOST4} {LATE} < /dev/null")
+    why = f"nc: can't connect to remote host ({HOST4}): Connection timed out\n"
+    assert (status, said) == (1, why)
 
 
 def test_a_destination_is_decided_once(world):
@@ -234,7 +263,7 @@ def test_the_commands_status_survives_its_agent(world):
     assert world.sh("kill -9 $PPID; kill -TERM $$")[0] == 143
 
 
-LATE = """
+LATE_AGENT = """
 import os, socket, subprocess
 
 init, agents = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -266,7 +295,7 @@ agent.kill()
 
 def test_no_command_runs_before_its_agents_successor_could_have_it(world):
     """Or one that kills its agent at once ends without a status, and unserved."""
-    assert world.run("python3", "-c", LATE, tsi=False) == (0, "tsi-agent\n")
+    assert world.run("python3", "-c", LATE_AGENT, tsi=False) == (0, "tsi-agent\n")
 
 
 @pytest.mark.parametrize("address", [HOST4, POD4])
@@ -275,7 +304,7 @@ def test_what_is_the_guests_own_stays_inside(world, address):
     own, asked = f"{address}/32", len(world.router.asked)
     status, said = world.sh(
         f"ip addr add {own} dev lo 2> /dev/null;"
-        f"nc -w 30 {address} {ECHO} < /dev/null; echo $?;"
+        f"nc -w 30 {address} {ECHO} < /dev/null 2>&1; echo $?;"
         f"[ {address} = {POD4} ] || ip addr del {own} dev lo"
     )
     assert (status, said.splitlines()[-1]) == (0, "1")

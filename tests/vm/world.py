@@ -416,7 +416,7 @@ class ZtunnelWorld(World):
 def open_world(image, accelerator, files, namespace, kind=ServiceWorld, **options):
     """Boot `image` with `files` (guest path -> host file) added, once a name.
 
-    One that is called "agent" has no kernel module of ours.
+    In one that is called "agent", agents have the sockets.
     """
     with tempfile.TemporaryDirectory(prefix="tsi-") as there:
         folder = Path(there)

@@ -5,9 +5,8 @@
  * Theory of operation
  * ===================
  *
- * With the kernel module accept() never comes here (guest/kernel).
- * Without it the kernel would give the address of a vsock socket, so the agent
- * accepts in the program's place and says whom the port stands for (listen.c).
+ * The kernel would give the address of a vsock socket, so the agent accepts in
+ * the program's place and says whom the port stands for (listen.c).
  * accept() without an address isn't trapped at all, and readiness is the
  * kernel's to tell: the listener is the program's own.
  *

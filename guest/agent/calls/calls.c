@@ -322,24 +322,45 @@ static void recv_trapped(const struct call *call)
 	}
 }
 
+/* What filter.c traps, and what answers it */
+static void (*const handlers[])(const struct call *call) = {
+    [SYS_socket] = socket_trapped,
+    [SYS_connect] = connect_trapped,
+    [SYS_accept] = accept_trapped,
+    [SYS_accept4] = accept_trapped,
+    [SYS_bind] = bind_trapped,
+    [SYS_listen] = listen_trapped,
+    [SYS_shutdown] = shutdown_trapped,
+    [SYS_getsockname] = name_trapped,
+    [SYS_getpeername] = name_trapped,
+    [SYS_setsockopt] = setsockopt_trapped,
+    [SYS_getsockopt] = getsockopt_trapped,
+    [SYS_ioctl] = ioctl_trapped,
+    [SYS_sendto] = send_trapped,
+    [SYS_sendmsg] = send_trapped,
+    [SYS_sendmmsg] = send_trapped,
+    [SYS_recvfrom] = recv_trapped,
+    [SYS_recvmsg] = recv_trapped,
+    [SYS_recvmmsg] = recv_trapped,
+    [SYS_epoll_create1] = epoll_create_trapped,
+#ifdef SYS_epoll_create
+    [SYS_epoll_create] = epoll_create_trapped,
+#endif
+};
+
 /**
  * call_dispatch() - Answer a trapped call, now or later
  * @call:	The call
  */
 void call_dispatch(const struct call *call)
 {
+	size_t nr = (size_t)call->nr;
+
 	state_begin(call);
-	switch (call->nr) {
-#define LED(name, sockets, module, agent, asked) TRAPPED(name, agent)
-#define TRAPPED(name, agent)                                                   \
-	case SYS_##name:                                                       \
-		agent(call);                                                   \
-		break;
-#include "include/calls.def"
-	default: /* filter.c traps something that isn't handled here */
+	if (nr < sizeof(handlers) / sizeof(handlers[0]) && handlers[nr])
+		handlers[nr](call);
+	else /* filter.c traps something that isn't handled here */
 		reply_native(call->id);
-		break;
-	}
 	state_end();
 }
 

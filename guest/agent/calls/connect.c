@@ -142,29 +142,6 @@ static int check_family(uint64_t label, const struct sockaddr_storage *sa,
 }
 
 /**
- * start_over() - Forget a kernel module's attempt that had no chance
- * @call:	connect()
- * @fd:		One of our sockets
- * @label:	Its label; becomes what it is then
- *
- * Its token was of a stream that is gone, or has been overwritten since.
- */
-static void start_over(const struct call *call, int fd, uint64_t *label)
-{
-	struct pollfd state = {.fd = fd};
-
-	if (call->args[5] != ((uint64_t)TSI_MARK << 32 | TSI_RESET) ||
-	    routes_is_live((uint32_t)call->args[3]))
-		return;
-	poll(&state, 1, 0);
-	if (!(state.revents & POLLERR))
-		return; /* the program says so, not the module */
-	sock_settle(fd);
-	*label &= ~LABEL_UNREPORTED;
-	sock_change_label(fd, 0, LABEL_UNREPORTED);
-}
-
-/**
  * stays_inside() - Is a destination the guest's own?
  * @call:	connect()
  * @dst:	Destination
@@ -292,7 +269,6 @@ void connect_trapped(const struct call *call)
 	if (fd < 0 || !notify_valid(call->id)) {
 		reply_native(call->id);
 	} else if (sock_label(fd, &label)) {
-		start_over(call, fd, &label);
 		error = check_family(label, &sa, &dst);
 		if (!error) {
 			connect_ours(call, fd, label, &dst);

@@ -9,14 +9,10 @@
  * who the client is: an index into a table that the host fills by CALLER. The
  * table holds sockaddrs as the program is to see them, all but the port.
  *
- * The kernel's accept() would show the vsock address, and to trap it costs
- * several times what it does (docs/measurements.md). So the kernel module, if
- * there is one, shows what the table says. It has one table for the whole
- * guest, mapped into our memory: that serves every agent, as the ranges of
- * ports are the device's, not an agent's. An address is known from the moment
- * that it is written, and the host, which waits for our answer to CALLER, lets
- * no connection come before. Without a module the table is the agent's
- * (state.c), and accept() is trapped (accept.c).
+ * The kernel's accept() would show the vsock address, so one that asks for it
+ * is trapped (accept.c). An address is known from the moment that it is
+ * written, and the host, which waits for our answer to CALLER, lets no
+ * connection come before. The next agent has the table, too (state.c).
  */
 
 #define _GNU_SOURCE
@@ -109,12 +105,10 @@ static void set_known(void)
 }
 
 /**
- * callers_init() - Have the table, the kernel module's if there is one
+ * callers_init() - Have the table
  */
 void callers_init(void)
 {
-	table = kernel_callers();
-	if (!table)
-		table = state_callers();
+	table = state_callers();
 	set_known();
 }

@@ -63,7 +63,6 @@ static void stream_close(const char *why)
 	close(control.fd);
 	control.fd = -1;
 	control.in_len = 0;
-	kernel_forget_all();
 	control.retry_ms = now_ms() + RETRY_MS;
 }
 
@@ -276,11 +275,6 @@ static int stream_open(void)
 	}
 
 	sock_set_connect_timeout(control.welcome.connect_timeout_ms);
-	for (int v4 = 0; v4 <= 1; v4++) {
-		struct in6_addr own = control_pod_address(v4);
-
-		kernel_set_pod_address(v4, &own);
-	}
 	control.fd = fd;
 	control.source.ready = stream_ready;
 	loop_add(&control.source, fd, EPOLLIN);

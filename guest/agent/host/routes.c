@@ -67,11 +67,24 @@ static void route_unlink(uint32_t slot)
 
 	if (!routes[slot].token)
 		return;
-	kernel_forget(&routes[slot].dst, routes[slot].token);
 	while (*link != NONE && *link != slot)
 		link = &routes[*link].next;
 	if (*link == slot)
 		*link = routes[slot].next;
+}
+
+/**
+ * is_live() - Can a token be connected to?
+ * @token:	Token
+ *
+ * Returns: true if it is one of this stream's latest
+ */
+static bool is_live(uint32_t token)
+{
+	uint32_t sequence = token - grant.first;
+
+	return control_is_open() && sequence < grant.used &&
+	       grant.used - sequence <= grant.window;
 }
 
 /**
@@ -83,7 +96,7 @@ static void route_unlink(uint32_t slot)
  */
 void routes_forget(uint32_t token)
 {
-	if (routes_is_live(token))
+	if (is_live(token))
 		route_unlink(token % grant.window);
 }
 
@@ -129,22 +142,6 @@ void routes_begin(const struct tsi_welcome *welcome)
 /* ---- tokens ---- */
 
 /**
- * is_own() - Is it the pod's own address?
- * @dst:	Destination
- *
- * What a token stands for then may be published in this guest next.
- *
- * Returns: true if it is
- */
-static bool is_own(const struct destination *dst)
-{
-	struct in6_addr own =
-	    control_pod_address(IN6_IS_ADDR_V4MAPPED(&dst->address));
-
-	return IN6_ARE_ADDR_EQUAL(&own, &dst->address);
-}
-
-/**
  * add() - Register a destination under the next token
  * @dst:	Destination
  * @ret_token:	The token
@@ -173,7 +170,6 @@ static bool add(const struct destination *dst, uint32_t *ret_token)
 	routes[slot] = (struct route){.dst = *dst, .token = token};
 	routes[slot].next = *head;
 	*head = slot;
-	kernel_name(dst, token);
 	*ret_token = token;
 	return true;
 }
@@ -219,23 +215,7 @@ int routes_token(const struct destination *dst, uint32_t *ret_token)
 		}
 	if (slot == NONE && !add(dst, ret_token))
 		return ENETUNREACH;
-	if (!is_own(dst))
-		kernel_know(dst, *ret_token);
 	return 0;
-}
-
-/**
- * routes_is_live() - Can a token be connected to?
- * @token:	Token
- *
- * Returns: true if it is one of this stream's latest
- */
-bool routes_is_live(uint32_t token)
-{
-	uint32_t sequence = token - grant.first;
-
-	return control_is_open() && sequence < grant.used &&
-	       grant.used - sequence <= grant.window;
 }
 
 /**

@@ -14,20 +14,17 @@
  * close, dup, fork and half-closes work on a vsock socket as they do on a TCP
  * socket. (glibc and musl make send() and recv() of sendto() and recvfrom()
  * without an address.) sendmsg() and recvmsg() keep the address in memory, so
- * without the kernel module they are trapped whatever the socket is; the agent
- * looks whether there is one, which costs each such call a trap. For a system
- * call whose rules don't look at arguments, or that has none, the kernel caches
- * the verdict in a bitmap (since 5.11), so that an untrapped call costs a bit
- * test and not a run of the filter. read() and write() are such calls; recv()
- * runs a few instructions of it.
+ * they are trapped whatever the socket is; the agent looks whether there is
+ * one, which costs each such call a trap. For a system call whose rules don't
+ * look at arguments, or that has none, the kernel caches the verdict in a
+ * bitmap (since 5.11), so that an untrapped call costs a bit test and not a run
+ * of the filter. read() and write() are such calls; recv() runs a few
+ * instructions of it.
  *
  * The filter sees argument values, never memory behind them. Where a rule
  * can't tell a TCP socket from another, the handler looks and says "go on".
  * Arguments are ints to these system calls, so their low halves are all that
  * counts, for the kernel as for us.
- *
- * With the kernel module (guest/kernel) the calls of led[] are trapped
- * only if they carry its mark: it looks at the socket and at the memory first.
  *
  * Calls of another ABI (i386 under x86_64) aren't trapped: their numbers mean
  * other things. Such a program gets plain sockets.
@@ -98,20 +95,6 @@ struct rule {
 	uint32_t nr;
 	uint32_t action;
 	struct test tests[MAX_TESTS];
-};
-
-/* Calls that the kernel module leads to itself, if there is one */
-#define LED(call, ...) SYS_##call,
-#define TRAPPED(...)
-static const uint32_t led[] = {
-#include "include/calls.def"
-};
-
-/* Whether it asks TSI_WHOSE about them */
-#define LED(call, sockets, module, agent, asked) asked,
-#define TRAPPED(...)
-static const bool asked[] = {
-#include "include/calls.def"
 };
 
 #define SOCK_FLAGS ((uint32_t)(SOCK_CLOEXEC | SOCK_NONBLOCK))
@@ -269,35 +252,17 @@ static void emit_test(struct program *prog, const struct test *test,
 }
 
 /**
- * is_led() - Does the module see a call before us?
- * @nr:		System call
- *
- * Returns: true if it does
- */
-static bool is_led(uint32_t nr)
-{
-	for (size_t i = 0; i < sizeof(led) / sizeof(led[0]); i++)
-		if (led[i] == nr)
-			return true;
-	return false;
-}
-
-/**
  * emit_rule() - Append a rule: the number, each test, then the verdict
  * @prog:	Program
  * @rule:	Rule
- * @marked:	It holds for calls with the module's mark only
  *
  * A test overwrites the accumulator, so each rule starts by loading the
  * number again.
  */
-static void emit_rule(struct program *prog, const struct rule *rule,
-		      bool marked)
+static void emit_rule(struct program *prog, const struct rule *rule)
 {
-	static const struct test mark = {
-	    ANY_OF, 5 | HIGH_HALF, 0, 1, {TSI_MARK}};
 	uint32_t action = rule->action ? rule->action : SECCOMP_RET_USER_NOTIF;
-	unsigned after = marked ? 1 + test_size(&mark) : 1;
+	unsigned after = 1;
 
 	for (unsigned i = 0; i < MAX_TESTS && rule->tests[i].relation; i++)
 		after += test_size(&rule->tests[i]);
@@ -305,10 +270,6 @@ static void emit_rule(struct program *prog, const struct rule *rule,
 	emit(prog, BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr),
 	     0, 0);
 	emit(prog, BPF_JMP | BPF_JEQ | BPF_K, rule->nr, 0, after);
-	if (marked) {
-		after -= test_size(&mark);
-		emit_test(prog, &mark, after);
-	}
 	for (unsigned i = 0; i < MAX_TESTS && rule->tests[i].relation; i++) {
 		after -= test_size(&rule->tests[i]);
 		emit_test(prog, &rule->tests[i], after);
@@ -317,27 +278,7 @@ static void emit_rule(struct program *prog, const struct rule *rule,
 }
 
 /**
- * emit_instance() - Append what answers the module's TSI_WHOSE
- * @prog:	Program
- * @instance:	This agent's, or 0
- */
-static void emit_instance(struct program *prog, uint32_t instance)
-{
-	for (size_t i = 0; i < sizeof(asked) / sizeof(asked[0]); i++) {
-		const struct rule rule = {
-		    .nr = led[i],
-		    .action = SECCOMP_RET_ERRNO | instance,
-		    .tests = {{ANY_OF, 5, 0, 1, {TSI_WHOSE}}},
-		};
-
-		if (asked[i])
-			emit_rule(prog, &rule, true);
-	}
-}
-
-/**
  * filter_install() - Trap the calling thread and all that it starts
- * @instance:	Of the kernel module; 0: there is none
  *
  * With CAP_SYS_ADMIN, no_new_privs stays off and setuid programs keep working.
  * NEW_LISTENER is the only flag: WAIT_KILLABLE_RECV would keep signals from
@@ -345,7 +286,7 @@ static void emit_instance(struct program *prog, uint32_t instance)
  *
  * Returns: the listener, close-on-exec; -1 with errno set otherwise
  */
-int filter_install(uint32_t instance)
+int filter_install(void)
 {
 	struct program prog = {0};
 	struct sock_fprog fprog;
@@ -354,9 +295,8 @@ int filter_install(uint32_t instance)
 	     offsetof(struct seccomp_data, arch), 0, 0);
 	emit(&prog, BPF_JMP | BPF_JEQ | BPF_K, OUR_ARCH, 1, 0);
 	emit(&prog, BPF_RET | BPF_K, SECCOMP_RET_ALLOW, 0, 0);
-	emit_instance(&prog, instance);
 	for (size_t i = 0; i < sizeof(rules) / sizeof(rules[0]); i++)
-		emit_rule(&prog, &rules[i], instance && is_led(rules[i].nr));
+		emit_rule(&prog, &rules[i]);
 	emit(&prog, BPF_RET | BPF_K, SECCOMP_RET_ALLOW, 0, 0);
 	if (prog.len > MAX_BPF) {
 		errno = E2BIG;

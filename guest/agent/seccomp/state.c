@@ -63,7 +63,7 @@ struct kept {
  * @current:	The call that is being handled
  * @waiting:	Calls that wait
  * @routes:	routes.c's
- * @callers:	callers.c's, if the kernel module hasn't got it
+ * @callers:	callers.c's
  * @published:	listeners.c's
  * @datagrams:	peers.c's and relay.c's
  */

@@ -47,11 +47,12 @@
 #define BIT_OF(flag) ((unsigned)__builtin_ctzll(flag))
 
 static const struct option options[] = {
-#define ROW(name, shift, bits, usual, min)                                     \
-	{IPPROTO_TCP, name, KEPT, shift, bits, usual, min},
-    TSI_TCP_OPTIONS(ROW)
-#undef ROW
-	{IPPROTO_TCP, TCP_MAXSEG, TAKEN, 0, 0, USUAL_MSS, 0},
+    {IPPROTO_TCP, TCP_NODELAY, KEPT, 6, 1, 0, 0},
+    {IPPROTO_TCP, TCP_CORK, KEPT, 7, 1, 0, 0},
+    {IPPROTO_TCP, TCP_KEEPIDLE, KEPT, 16, 15, 7200, 1},
+    {IPPROTO_TCP, TCP_KEEPINTVL, KEPT, 31, 15, 75, 1},
+    {IPPROTO_TCP, TCP_KEEPCNT, KEPT, 46, 7, 9, 1},
+    {IPPROTO_TCP, TCP_MAXSEG, TAKEN, 0, 0, USUAL_MSS, 0},
     {IPPROTO_TCP, TCP_SYNCNT, TAKEN, 0, 0, 6, 0},
     {IPPROTO_TCP, TCP_LINGER2, TAKEN, 0, 0, 60, 0},
     {IPPROTO_TCP, TCP_DEFER_ACCEPT, TAKEN, 0, 0, 0, 0},

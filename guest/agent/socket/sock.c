@@ -17,8 +17,7 @@
  * tells our sockets from a program's own vsock sockets (the default is
  * 262144) and from all other files (the getsockopt() fails). Below it are the
  * family the program asked for, what connect() still owes it, and the values
- * of the TCP options that it may read back. The kernel module changes labels,
- * too, so it makes our changes, or one of the two would be lost.
+ * of the TCP options that it may read back.
  *
  * Sockets get a larger receive buffer than vsock's usual 256 KiB: it is the
  * window for bytes from the host. recv(MSG_WAITALL) of more than it holds fails
@@ -59,7 +58,9 @@
 
 #include "agent/tsi.h"
 
-#define DIAG_BYTES 32768 /* the largest part that the kernel sends */
+#define DIAG_BYTES    32768 /* the largest part that the kernel sends */
+#define HELD_SOCKETS  16384 /* by timers, at most: 22 MiB */
+#define MIN_TIMEOUT_S 2	    /* but a connect has that long */
 
 static uint32_t connect_timeout_s = 30;
 
@@ -70,7 +71,6 @@ static uint32_t connect_timeout_s = 30;
 void sock_set_connect_timeout(uint32_t timeout_ms)
 {
 	connect_timeout_s = (timeout_ms + 999) / 1000;
-	kernel_set_connect_timeout(connect_timeout_s);
 }
 
 /**
@@ -167,7 +167,7 @@ void sock_change_label(int fd, uint64_t set, uint64_t clear)
 {
 	uint64_t label;
 
-	if (!kernel_change_label(fd, set, clear) && sock_label(fd, &label))
+	if (sock_label(fd, &label))
 		sock_set_label(fd, (label & ~clear) | set);
 }
 

@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <poll.h>
+#include <stdio.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -40,8 +41,29 @@ static void one_after_another(void)
 	}
 }
 
+static void more_destinations_than_tokens(void)
+{
+	enum { COUNT = 1100 }; /* a stream has 1024, of which 64 are good */
+	struct sockaddr_in peer, known = in4(host4, ECHO);
+	socklen_t len = sizeof(peer);
+	char host[INET_ADDRSTRLEN];
+	int fd;
+
+	for (int i = 0; i < COUNT; i++) {
+		fd = tcp(0);
+		snprintf(host, sizeof(host), "169.254.%d.%d", i / 250,
+			 1 + i % 250);
+		want_errno(connect4(fd, host, 80), ECONNREFUSED);
+		close(fd);
+	}
+	fd = echo_socket();
+	want(getpeername(fd, (struct sockaddr *)&peer, &len) == 0);
+	want(peer.sin_addr.s_addr == known.sin_addr.s_addr);
+}
+
 const struct check many_checks[] = {
     CHECK(many_at_once),
     CHECK(one_after_another),
+    SANDBOX(more_destinations_than_tokens),
     {0},
 };
