@@ -8,6 +8,7 @@
  *	probe ADDRESS PORT connect COUNT	socket() and connect(), each
  *	probe ADDRESS PORT rtt COUNT SIZE	SIZE bytes to an echo and back
  *	probe ADDRESS PORT up BYTES		to a discard, until its end
+ *	probe ADDRESS PORT put BYTES		the same without half a close
  *	probe ADDRESS PORT down BYTES		from a chargen
  *	probe ADDRESS PORT echo BYTES		to an echo, both ways at once
  *	probe ADDRESS PORT accept COUNT		of clients that hang up
@@ -15,6 +16,9 @@
  *
  * ADDRESS is numeric, IPv4 or IPv6 for TCP, or vsock:CID. It is the peer's,
  * but of accept our own; vsock:4294967295 is any.
+ *
+ * "put" is for devices that have no half-close: its last byte is PUT_END, the
+ * others are 0, and the discard ends the connection then.
  *
  * The result is one line of JSON on stdout. Plain sockets and nothing else: the
  * same binary runs over TSI and over the standard paths, so it must not know
@@ -39,6 +43,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -55,6 +60,7 @@
 #define CHUNK		(64U * 1024) /* of a bulk transfer, bytes */
 #define WARM_UP_CONNECT 8U	     /* samples dropped */
 #define WARM_UP_RTT	100U
+#define PUT_END		'\xff'
 #define VSOCK		"vsock:"
 #define CLOCK_WINDOW_NS (50 * 1000 * 1000)
 
@@ -315,7 +321,7 @@ static void time_rtt(uint64_t count, size_t size)
  *
  * The discard closes when it has read our end: all has arrived by then.
  */
-static void time_up(uint64_t bytes)
+static void time_up(uint64_t bytes, bool half_close)
 {
 	char *buf = allocate(CHUNK);
 	int s = dial();
@@ -325,16 +331,18 @@ static void time_up(uint64_t bytes)
 	for (uint64_t left = bytes; left;) {
 		size_t n = left < CHUNK ? (size_t)left : CHUNK;
 
+		if (n == left && !half_close)
+			buf[n - 1] = PUT_END;
 		send_all(s, buf, n);
 		left -= n;
 	}
-	if (shutdown(s, SHUT_WR))
+	if (half_close && shutdown(s, SHUT_WR))
 		fail("shutdown: %s", strerror(errno));
 	while ((got = read(s, buf, CHUNK)) > 0)
 		;
 	if (got < 0)
 		fail("read: %s", strerror(errno));
-	print_bulk("up", bytes, now_ns() - start);
+	print_bulk(half_close ? "up" : "put", bytes, now_ns() - start);
 	close(s);
 	free(buf);
 }
@@ -468,7 +476,9 @@ int main(int argc, char **argv)
 		time_rtt(number(argv[4], COUNT_MAX, "COUNT"),
 			 number(argv[5], SIZE_MAX_BYTES, "SIZE"));
 	else if (argc == 5 && !strcmp(op, "up"))
-		time_up(number(argv[4], UINT64_MAX, "BYTES"));
+		time_up(number(argv[4], UINT64_MAX, "BYTES"), true);
+	else if (argc == 5 && !strcmp(op, "put"))
+		time_up(number(argv[4], UINT64_MAX, "BYTES"), false);
 	else if (argc == 5 && !strcmp(op, "down"))
 		time_down(number(argv[4], UINT64_MAX, "BYTES"));
 	else if (argc == 5 && !strcmp(op, "echo"))
@@ -477,7 +487,8 @@ int main(int argc, char **argv)
 		time_accept(number(argv[4], COUNT_MAX, "COUNT"));
 	else
 		fail("usage: probe ADDRESS PORT connect COUNT | rtt COUNT SIZE"
-		     " | up BYTES | down BYTES | echo BYTES | accept COUNT;"
+		     " | up BYTES | put BYTES | down BYTES | echo BYTES | "
+		     "accept COUNT;"
 		     " or: probe clock");
 	return 0;
 }

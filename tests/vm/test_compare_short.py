@@ -99,6 +99,24 @@ def test_another_standard_path_is_measured(name, tmp_path):
     assert children(tmp_path) == []
 
 
+def test_a_programs_own_vsock_is_measured_over_both_devices(tmp_path):
+    file = tmp_path / "report.json"
+    names = ("tsi", "vsock", "vsock-rust-vmm")
+    more = ("--rounds", "2", "--json", str(file))
+    done = compare("--paths", ",".join(names), *more)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(file.read_text())
+    assert set(report["paths"]) == set(names)
+    for name in names[1:]:
+        path = report["paths"][name]
+        assert path["tcp_ip_stacks"] == []
+        assert path["up_mb_per_s"] > 0
+        assert path["through"]["rtt_64_us"]["p50"] > 0
+        assert f"tsi/{name}" in report["ratios"]
+    assert list(tmp_path.glob("fastpath-*")) == []
+    assert children(tmp_path) == []
+
+
 def test_hand_offs_are_measured_beside_the_fast_path(tmp_path):
     require_namespaces()
     files = {kind: tmp_path / f"report.{kind}" for kind in ("json", "html")}

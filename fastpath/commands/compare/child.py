@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 READY_TIMEOUT_S: Final = 120.0
 END_TIMEOUT_S: Final = 5.0
+POLL_S: Final = 0.05
 READY_FD: Final = "{ready_fd}"
 """Stands in a command line for the descriptor that takes the ready line."""
 
@@ -33,10 +34,20 @@ class Child:
         argv: its command line, in which `READY_FD` is replaced.
         cpu: the one CPU that it may use.
         log: gets its stderr.
+        socket: a file of its own that says that it is ready, in place of the line.
     """
 
-    def __init__(self, name: str, argv: Sequence[str], *, cpu: int, log: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        cpu: int,
+        log: Path,
+        socket: Path | None = None,
+    ) -> None:
         self._name = name
+        self._socket = socket
         self._argv = argv
         self._cpu = cpu
         self._log = log
@@ -75,7 +86,11 @@ class Child:
             os.close(write_fd)
         self._ended = asyncio.create_task(self._process.wait())
         try:
-            await self._ready(read_fd)
+            if self._socket is None:
+                await self._ready(read_fd)
+            else:
+                os.close(read_fd)
+                await self.watch(self._listening(self._socket))
         except BaseException:
             await self._stop()
             raise
@@ -122,6 +137,16 @@ class Child:
         if not line:
             await self._ended
             raise self._died()
+
+    async def _listening(self, socket: Path) -> None:
+        """Wait for a file that its maker can't tell us of."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + READY_TIMEOUT_S
+        while not os.access(socket, os.F_OK):
+            if loop.time() > end:
+                why = f"not at {socket.name} within {READY_TIMEOUT_S:g} s"
+                raise FastpathError(self._name, why)
+            await asyncio.sleep(POLL_S)
 
     def _died(self) -> FastpathError:
         said = self._log.read_text(errors="replace").strip().splitlines()

@@ -91,8 +91,8 @@ def note() -> str:
     """Say what a host CPU figure of this machine contains and what not."""
     parts = (
         "Host CPU a round trip: time of all threads of ztunnel, of the proxy that it "
-        "hands over to or of passt, if any, and of QEMU's threads but the vCPU's, over "
-        "a run of many round trips less a run of one"
+        "hands over to, of passt or another's back-end, if any, and of QEMU's threads "
+        "but the vCPU's, over a run of many round trips less a run of one"
     )
     if not Path("/proc/self/schedstat").exists():
         parts += f", counted in ticks of {1000 // os.sysconf('SC_CLK_TCK')} ms"

@@ -200,6 +200,31 @@ RING: Final = PathFacts(
 )
 
 
+VSOCK: Final = replace(
+    UNIX,
+    title="AF_VSOCK as it is, to a unix socket: our back-end",
+    connections=("the other process to server",),
+    answers="another process",
+)
+VSOCK_RUST_VMM: Final = replace(
+    VSOCK,
+    title="AF_VSOCK as it is, to a unix socket: rust-vmm's vhost-device-vsock",
+    copies_up=(
+        TSI.copies_up[0],
+        # rust-vmm, vsock crate: a packet's buffer is read from guest memory first
+        "guest memory to a buffer of the back-end's",
+        "that to a host socket buffer",
+        "host socket buffer to the other process",
+    ),
+    copies_down=(
+        "the other process to a host socket buffer",
+        # rust-vmm, vsock crate: read straight into the RX descriptor's slice
+        "host socket buffer to the guest's receive buffer",
+        *TSI.copies_down[1:],
+    ),
+)
+
+
 EMBEDDED: Final = PathFacts(
     title="Fast path, embedded: HBONE to another node's ztunnel",
     stacks=("TCP/IP from ztunnel to the other node's",),

@@ -86,6 +86,8 @@ class Way:
     tsi: bool
     proxy: Child | None = None
     """That proxy."""
+    put: str = "up"
+    """The probe's word for sending: "put", where a device has no half-close."""
     pids: Mapping[str, int] = field(default_factory=dict)
     """More processes that carry the path's bytes, by name."""
 
@@ -230,7 +232,8 @@ async def _rtt(bench: Bench, path: str, counts: Counts) -> dict[str, Any]:
 
 
 async def _up(bench: Bench, path: str, counts: Counts) -> dict[str, Any]:
-    result = await bench.near(path, DISCARD_PORT, "up", str(counts.bulk))
+    op = bench.ways[path].put
+    result = await bench.near(path, DISCARD_PORT, op, str(counts.bulk))
     return {"up_bps": result["bytes"] * 1e9 / result["ns"]}
 
 

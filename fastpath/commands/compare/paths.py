@@ -2,6 +2,7 @@
 
     tsi                  the fast path: ztunnel is its end
     tsi+HANDOFF          the same, and then another proxy (docs/handoffs.md)
+    vsock                AF_VSOCK as it is, for programs that know it
     inpod-l3forwarding   the standard path of today, and each other one that
                          `fastpath.datapath.catalogue` has
 
@@ -43,6 +44,15 @@ class Handoff(enum.Enum):
         return self in {Handoff.POD, Handoff.INPOD, Handoff.SOCKS5}
 
 
+class Vsock(enum.Enum):
+    """Whose device a program's own AF_VSOCK sockets go by."""
+
+    OURS = "vhost-user-vsock"
+    """That of the fast path, beside it."""
+    RUST_VMM = "vhost-device-vsock"
+    """rust-vmm's back-end."""
+
+
 @dataclass(frozen=True, slots=True)
 class Path:
     """A path that can be asked for."""
@@ -50,11 +60,22 @@ class Path:
     name: str
     facts: PathFacts
     handoff: Handoff | None = None
+    vsock: Vsock | None = None
 
     @property
     def standard(self) -> bool:
         """Whether it is one of those that the fast path is compared with."""
-        return self.handoff is None and self.name != FAST_PATH
+        return not self.by_tsi and self.vsock is None
+
+    @property
+    def by_tsi(self) -> bool:
+        """Whether the program's TCP goes by TSI."""
+        return self.handoff is not None or self.name == FAST_PATH
+
+    @property
+    def own_vm(self) -> bool:
+        """Whether it takes a microVM of its own; the others share one."""
+        return self.handoff is not None or self.vsock is Vsock.RUST_VMM
 
     @property
     def namespaces(self) -> bool:
@@ -67,6 +88,8 @@ PATHS: Final = {
     for path in (
         Path(FAST_PATH, facts.TSI),
         *(Path(name, facts.STANDARD[name]) for name in catalogue.NAMES),
+        Path("vsock", facts.VSOCK, vsock=Vsock.OURS),
+        Path("vsock-rust-vmm", facts.VSOCK_RUST_VMM, vsock=Vsock.RUST_VMM),
         Path(f"{HANDED_ON}pod", facts.POD, Handoff.POD),
         Path(f"{HANDED_ON}inpod", facts.INPOD, Handoff.INPOD),
         Path(f"{HANDED_ON}socks5", facts.SOCKS5, Handoff.SOCKS5),

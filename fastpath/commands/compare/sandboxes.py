@@ -1,4 +1,4 @@
-"""The sandboxes of a comparison: one for tsi and the standard path, one a hand-off.
+"""The sandboxes of a comparison: one for most paths, one a hand-off and a device.
 
 A hand-off is a sandbox's, so a path with one has a sandbox, and so a microVM, of its
 own. All are sandboxes of one ztunnel process. The proxy at the other end of a hand-off
@@ -15,12 +15,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fastpath.commands.compare.paths import Handoff, chosen
+from fastpath.commands.compare.paths import Handoff, Vsock, chosen
 from fastpath.commands.compare.site import SERVER_PORT
 from fastpath.datapath import pods
 from fastpath.errors import FastpathError
+from fastpath.image import programs
 from fastpath.image.compiling import compiled
 from fastpath.image.recipe import ROOT
+from fastpath.report.model import HANDED_ON
 from fastpath.scratch import CONSOLE
 
 if TYPE_CHECKING:
@@ -71,6 +73,8 @@ class Sandbox:
     """The pod's; None: it has none."""
     peer: str = ""
     """The address of another node's ztunnel, if that takes its connections."""
+    foreign: bool = False
+    """Its vsock device is rust-vmm's: ztunnel doesn't know it."""
 
     @property
     def echo(self) -> str:
@@ -116,7 +120,7 @@ class Sandbox:
         return self._file(CONSOLE)
 
     def _file(self, name: str) -> Path:
-        return self.folder / (f"{self.name}-{name}" if self.handoff else name)
+        return self.folder / (name if self.name == SHARED else f"{self.name}-{name}")
 
     def config(self, allow: Sequence[str]) -> dict[str, Any]:
         """What ztunnel's settings say of it."""
@@ -135,6 +139,17 @@ class Sandbox:
         if self.handoff:
             own |= self._handoff()
         return own
+
+    @property
+    def device(self) -> list[str]:
+        """The command line of a foreign device's back-end.
+
+        Raises:
+            FastpathError: it can't be had.
+        """
+        own = f"guest-cid={self.cid},socket={self.socket},uds-path={self.vsock}"
+        more = "tx-buffer-size=65536,queue-size=1024"  # else a guest's writes stall
+        return [*programs.VHOST_DEVICE_VSOCK.command(), f"--vm={own},{more}"]
 
     def _peers(self) -> list[str]:
         return [f"{self.peer}/32:{port}" for port in SERVICE_PORTS if self.peer]
@@ -192,6 +207,15 @@ class Sandbox:
             return self.netns.command(argv)
         return site.ztunnel([*argv, str(self._file("proxy.sock"))])
 
+    def raw(self, ready_fd: str, site: Site) -> list[str]:
+        """The command line of who takes its own AF_VSOCK connections.
+
+        Raises:
+            FastpathError: it cannot be compiled.
+        """
+        argv = [str(proxy_program()), ready_fd, NEAR, site.server, site.listen]
+        return site.ztunnel([*argv, "vsock", str(self.vsock)])
+
     @property
     def certificates(self) -> Path:
         """The directory of the CA that both ztunnels have."""
@@ -221,8 +245,8 @@ def check_memory(names: Sequence[str], meminfo: Path = _MEMINFO) -> None:
         FastpathError: they don't.
     """
     paths = chosen(names)
-    shared = any(path.handoff is None for path in paths)
-    count = shared + sum(path.handoff is not None for path in paths)
+    shared = any(not path.own_vm for path in paths)
+    count = shared + sum(path.own_vm for path in paths)
     found = re.search(r"^MemAvailable: +(\d+) kB$", meminfo.read_text(), re.MULTILINE)
     if count > 1 and found and int(found[1]) >> 10 < count * MEMORY_MIB:
         raise FastpathError(
@@ -259,7 +283,7 @@ def plan(
     """
     paths = chosen(names)
     found = []
-    if shared := tuple(path.name for path in paths if path.handoff is None):
+    if shared := tuple(path.name for path in paths if not path.own_vm):
         found.append(
             Sandbox(
                 name=SHARED,
@@ -278,7 +302,7 @@ def plan(
 def _handed_on(
     paths: Sequence[Way], site: Site, folder: Path, stack: ExitStack
 ) -> Iterator[Sandbox]:
-    ways = [path for path in paths if path.handoff is not None]
+    ways = [path for path in paths if path.own_vm]
     for number, path in enumerate(ways, start=1):
         ip, netns = f"10.200.200.{number}", None
         if path.handoff and path.handoff.in_pod:
@@ -287,7 +311,7 @@ def _handed_on(
             pod = pods.add(site.node, number, stack, own=own)
             ip, netns = pod.ip, pod.netns
         yield Sandbox(
-            name=path.name.partition("+")[2],
+            name=path.name.removeprefix(HANDED_ON),
             paths=(path.name,),
             cid=FIRST_CID + number,
             ip=ip,
@@ -295,6 +319,7 @@ def _handed_on(
             handoff=path.handoff,
             netns=netns,
             peer=site.add_peer() if path.handoff is Handoff.EMBEDDED else "",
+            foreign=path.vsock is Vsock.RUST_VMM,
         )
 
 

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 IDENTITY: Final = "spiffe://cluster.local/ns/compare/sa/sandbox"
 """What ztunnel must take the guest for on every path."""
 
+HOST: Final = "vsock:2"
+"""A guest's address of the host."""
+
 PYTHON: Final = (sys.executable, "-m")
 
 
@@ -98,6 +101,7 @@ async def running(
         infos = []
         for number, sandbox in enumerate(plan.sandboxes, start=1):
             say(f"booting microVM {number} of {len(plan.sandboxes)}")
+            device = await _device(plan, sandbox, stack) if sandbox.foreign else None
             guest, machine, info = await _boot(plan, sandbox, stack)
             infos.append(info)
             for path in sandbox.paths:
@@ -107,10 +111,16 @@ async def running(
                     echo=sandbox.echo,
                     server=sandbox.server(plan.site),
                     logged=sandbox.logged(plan.site),
-                    tsi=not PATHS[path].standard,
+                    tsi=PATHS[path].by_tsi,
                     proxy=proxies.get(sandbox.name),
                 )
-                if PATHS[path].standard:
+                if PATHS[path].vsock:
+                    raw = await _raw(plan, sandbox, stack)
+                    own = replace(own, echo=HOST, server=HOST, logged=None, put="put")
+                    own = replace(own, proxy=raw)
+                    if device:
+                        own = replace(own, pids={"vhost-device-vsock": device.pid})
+                elif PATHS[path].standard:
                     own = replace(own, pids=plan.site.pids)
                     if plan.site.answers and unmeshed:
                         there = plan.site.answers
@@ -144,6 +154,26 @@ async def _unmeshed(plan: Plan, stack: contextlib.AsyncExitStack) -> Child | Non
         return None
     argv = [str(proxy_program()), READY_FD, site.answers, site.server, site.listen]
     return await _child("unmeshed", site.behind([*argv, "plain"]), plan, stack)
+
+
+async def _raw(plan: Plan, sandbox: Sandbox, stack: contextlib.AsyncExitStack) -> Child:
+    """Start who takes a sandbox's own AF_VSOCK connections."""
+    argv = sandbox.raw(READY_FD, plan.site)
+    return await _child(f"{sandbox.name}-vsock", argv, plan, stack)
+
+
+async def _device(
+    plan: Plan, sandbox: Sandbox, stack: contextlib.AsyncExitStack
+) -> Child:
+    """Start the back-end of a sandbox's device, if ztunnel isn't it."""
+    child = Child(
+        "vhost-device-vsock",
+        sandbox.device,
+        cpu=plan.pinning.host,
+        log=plan.folder / "vhost-device-vsock.log",
+        socket=sandbox.socket,
+    )
+    return await stack.enter_async_context(child)
 
 
 async def _ztunnel(plan: Plan, stack: contextlib.AsyncExitStack) -> Child:
@@ -190,7 +220,9 @@ def ztunnel_config(plan: Plan) -> dict[str, Any]:
     allow = ["0.0.0.0/0", f"{site.listen}/32:{SERVER_PORT}"]
     own: dict[str, Any] = {
         "mesh": str(plan.mesh),
-        "sandboxes": [each.config(allow) for each in plan.sandboxes],
+        "sandboxes": [
+            each.config(allow) for each in plan.sandboxes if not each.foreign
+        ],
         "echo": ECHO,
         "accessLog": str(plan.access_log),
         "drainS": 0,

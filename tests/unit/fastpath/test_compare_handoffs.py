@@ -31,6 +31,19 @@ def plan(names, folder):
         return sandboxes.plan(paths.parse(names), HostSite(), folder, stack)
 
 
+def whole(sandboxes_, folder):
+    return scenario.Plan(
+        site=HostSite(),
+        sandboxes=sandboxes_,
+        folder=folder,
+        image=None,  # type: ignore[arg-type]
+        accel=Accelerator("tcg", "asked for"),
+        qemu="qemu",
+        pinning=cpu.Pinning(0, 1),
+        boot_timeout_s=1.0,
+    )
+
+
 @pytest.mark.parametrize(
     ("value", "why"),
     [
@@ -67,6 +80,13 @@ def test_each_hand_off_has_a_sandbox_and_the_others_share_one(tmp_path):
     assert {each.echo for each in found} == {"198.18.0.1", "198.18.0.3"}
 
 
+def test_of_raw_vsock_only_a_foreign_device_has_a_sandbox(tmp_path):
+    found = plan("vsock,vsock-rust-vmm,tsi", tmp_path)
+    assert [each.paths for each in found] == [("vsock", "tsi"), ("vsock-rust-vmm",)]
+    told = scenario.ztunnel_config(whole(found, tmp_path))["sandboxes"]
+    assert [each["name"] for each in told] == ["sandbox"]
+
+
 def test_a_hand_off_alone_has_no_other_sandbox(tmp_path):
     (only,) = plan("tsi+unix", tmp_path)
     assert only.handoff is paths.Handoff.UNIX
@@ -74,16 +94,7 @@ def test_a_hand_off_alone_has_no_other_sandbox(tmp_path):
 
 def test_ztunnels_settings_name_each_hand_off(tmp_path):
     """Written as a file, and read by what reads a user's."""
-    made = scenario.Plan(
-        site=HostSite(),
-        sandboxes=plan(ALL, tmp_path),
-        folder=tmp_path,
-        image=None,  # type: ignore[arg-type]
-        accel=Accelerator("tcg", "asked for"),
-        qemu="qemu",
-        pinning=cpu.Pinning(0, 1),
-        boot_timeout_s=1.0,
-    )
+    made = whole(plan(ALL, tmp_path), tmp_path)
     made.mesh.write_text(yaml.safe_dump(scenario.mesh_config(made)))
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump(scenario.ztunnel_config(made)))

@@ -15,6 +15,7 @@ import subprocess
 import pytest
 
 from fastpath.commands.compare.sandboxes import proxy_program
+from fastpath.commands.compare.site import SERVER_PORT
 from fastpath.errors import FastpathError
 from fastpath.image import compiling
 from tests.support import otherproxy
@@ -96,6 +97,28 @@ def test_any_other_address_is_passed_on_and_a_service_by_its_endpoint(kind, tmp_
     with otherproxy.echoing() as port, otherproxy.running(kind, tmp_path / "p"):
         for ip in ("127.0.0.1", otherproxy.SERVICE):
             assert through(kind, tmp_path / "p", ip, port, BULK) == BULK
+
+
+def test_of_vsock_the_port_says_where_a_connection_goes(tmp_path):
+    prefix = tmp_path / "p"
+
+    def to(port):
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(f"{prefix}_{port}")
+        return client
+
+    with (
+        otherproxy.echoing(address=("127.0.0.7", SERVER_PORT)),
+        otherproxy.running("vsock", prefix, server="127.0.0.7"),
+    ):
+        for port in (7, SERVER_PORT):
+            with to(port) as client:
+                assert otherproxy.exchange(client, BULK) == BULK
+        with to(9) as client:
+            client.settimeout(LIMIT_S)
+            client.sendall(bytes(len(BULK)))
+            client.sendall(b"\0\xff")  # guest/probe.c: put
+            assert client.recv(1) == b""
 
 
 def test_a_header_in_pieces_or_of_another_kind_ends_that_connection(tmp_path):

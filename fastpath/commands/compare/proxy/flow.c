@@ -84,6 +84,10 @@ int flow_step(struct flow *f)
 	}
 	if (!f->from)
 		return 1;
+	if (f->marked && buf[n - 1] == FLOW_END) {
+		f->ended = true;
+		return 1;
+	}
 	n = put(f, buf, (size_t)n);
 	return n < 0 ? (int)n : 1;
 }

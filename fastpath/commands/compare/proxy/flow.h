@@ -7,6 +7,8 @@
 
 #include "end.h"
 
+#define FLOW_END '\xff' /* guest/probe.c: "put" */
+
 /**
  * struct flow - Bytes in one direction
  * @from:	Where from; none: there are always more
@@ -14,6 +16,7 @@
  * @kept:	What @to has yet to take; none: nothing
  * @start:	Where in it
  * @len:	How many bytes
+ * @marked:	A last byte that is FLOW_END is the end of what @from sends
  * @ended:	All were passed on, and that they ended, too
  */
 struct flow {
@@ -22,6 +25,7 @@ struct flow {
 	char *kept;
 	size_t start;
 	size_t len;
+	bool marked;
 	bool ended;
 };
 

@@ -15,9 +15,11 @@
 #include "hear.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <sys/socket.h>
+#include <sys/un.h>
 
 #define SO_ORIGINAL_DST_ 80 /* linux/netfilter_ipv4.h, which needs more */
 #define PROXY_HEAD	 16U
@@ -89,6 +91,24 @@ static int hear_ring(struct end *e, struct sockaddr_in *ret)
 	return hello.dst.family == 4 ? 0 : -EPROTO;
 }
 
+/* Of PATH_PORT; the address is the proxy's own, or any other for the server */
+static int hear_path(const struct end *e, struct sockaddr_in *ret)
+{
+	struct sockaddr_un at = {0};
+	socklen_t len = sizeof(at);
+	const char *port;
+
+	if (getsockname(e->fd, (struct sockaddr *)&at, &len))
+		return -errno;
+	at.sun_path[sizeof(at.sun_path) - 1] = '\0';
+	port = strrchr(at.sun_path, '_');
+	if (!port)
+		return -EPROTO;
+	*ret = (struct sockaddr_in){.sin_family = AF_INET};
+	ret->sin_port = htons((uint16_t)atoi(port + 1));
+	return 0;
+}
+
 int hear(enum kind kind, struct end *e, struct sockaddr_in *ret)
 {
 	socklen_t len = sizeof(*ret);
@@ -101,6 +121,8 @@ int hear(enum kind kind, struct end *e, struct sockaddr_in *ret)
 		return hear_socks5(e, ret);
 	case RING:
 		return hear_ring(e, ret);
+	case VSOCK:
+		return hear_path(e, ret);
 	case REDIRECT:
 		failed = getsockopt(e->fd, SOL_IP, SO_ORIGINAL_DST_, ret, &len);
 		break;

@@ -16,8 +16,11 @@
  * @HEADER:	By a unix socket, a PROXY protocol v2 header first
  * @SOCKS5:	By SOCKS5
  * @RING:	By rings of shared memory
+ * @VSOCK:	By a unix socket for each port, whose name ends with it
  */
-enum kind { PLAIN, REDIRECT, HEADER, SOCKS5, RING };
+enum kind { PLAIN, REDIRECT, HEADER, SOCKS5, RING, VSOCK };
+
+#define SERVER_PORT 7007 /* of the server behind, on every path */
 
 /**
  * hear() - Take what comes before a connection's bytes

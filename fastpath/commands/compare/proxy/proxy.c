@@ -5,17 +5,20 @@
  * Theory of operation
  * ===================
  *
- *	proxy READY_FD NEAR VIP SERVER plain|redirect|unix|socks5|ring [PATH]
+ *	proxy READY_FD NEAR VIP SERVER \
+ *		plain|redirect|unix|socks5|ring|vsock [PATH]
  *
  * Takes connections as hand-offs give them, and does the least that a proxy
  * does: a connection to NEAR it answers itself (port 7 echo, 9 discard, 19
  * chargen), as ztunnel answers its echo address; any other it makes by TCP,
  * and copies both ways. VIP is a service whose one endpoint is SERVER.
- * "plain" is no proxy but the server that NEAR is.
+ * "plain" is no proxy but the server that NEAR is. "vsock" has no addresses,
+ * but ports: those three are its own, and SERVER_PORT is SERVER's.
  *
- * It listens on PATH (unix, ring), on port 15001 (redirect, as Istio's in-pod
- * rules have it), on 127.0.0.1:15080 (socks5, as Istio's ztunnel does) or on
- * NEAR itself, says so by a line on READY_FD, and serves until a signal.
+ * It listens on PATH (unix, ring), on PATH_PORT for each port (vsock), on port
+ *15001 (redirect, as Istio's in-pod rules have it), on 127.0.0.1:15080 (socks5,
+ *as Istio's ztunnel does) or on NEAR itself, says so by a line on READY_FD, and
+ *serves until a signal.
  *
  * One thread. A connection has at most two flows, each from one end to
  * another, to nobody, or from nobody. What an end does not take is kept until
@@ -207,6 +210,8 @@ static bool begin(struct conn *c)
 	if (err)
 		return err == -EAGAIN;
 	c->heard = true;
+	if (kind == VSOCK)
+		to.sin_addr = to.sin_port == htons(SERVER_PORT) ? vip : near_ip;
 	if (to.sin_addr.s_addr != near_ip.s_addr)
 		return dial(c, &to);
 	switch (ntohs(to.sin_port)) {
@@ -218,7 +223,8 @@ static bool begin(struct conn *c)
 		c->flow[1] = (struct flow){.to = &c->near};
 		/* fall through */
 	case DISCARD_PORT:
-		c->flow[0] = (struct flow){.from = &c->near};
+		c->flow[0] =
+		    (struct flow){.from = &c->near, .marked = kind == VSOCK};
 		c->n_flows = c->flow[1].to ? 2 : 1;
 		return settle(c, 0);
 	default:
@@ -261,7 +267,7 @@ static void take_in(int listener)
 		fail("calloc");
 	c->near = (struct end){.conn = c, .fd = fd, .readable = true};
 	c->far = (struct end){.conn = c, .fd = -1};
-	if (kind != HEADER && kind != RING)
+	if (kind != HEADER && kind != RING && kind != VSOCK)
 		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 	if (end_watch(&c->near, epoll_fd, false) || !begin(c))
 		drop(c);
@@ -336,7 +342,9 @@ static void listen_tcp(struct in_addr ip, uint16_t port)
 
 static void start(const char *path)
 {
-	static const uint16_t ports[] = {ECHO_PORT, DISCARD_PORT, CHARGEN_PORT};
+	static const uint16_t ports[] = {ECHO_PORT, DISCARD_PORT, CHARGEN_PORT,
+					 SERVER_PORT};
+	char own[sizeof(((struct sockaddr_un *)0)->sun_path)];
 
 	switch (kind) {
 	case HEADER:
@@ -349,6 +357,12 @@ static void start(const char *path)
 	case SOCKS5:
 		listen_tcp((struct in_addr){htonl(INADDR_LOOPBACK)}, SOCKS5_AT);
 		break;
+	case VSOCK:
+		for (unsigned i = 0; i < 4; i++) {
+			snprintf(own, sizeof(own), "%s_%u", path, ports[i]);
+			listen_unix(own);
+		}
+		break;
 	case PLAIN:
 	default:
 		for (unsigned i = 0; i < 3; i++)
@@ -358,16 +372,16 @@ static void start(const char *path)
 
 int main(int argc, char **argv)
 {
-	static const char *const kinds[] = {"plain", "redirect", "unix",
-					    "socks5", "ring"};
+	static const char *const kinds[] = {"plain",  "redirect", "unix",
+					    "socks5", "ring",	  "vsock"};
 	struct epoll_event events[EVENTS];
 
 	epoll_fd = epoll_create1(0);
-	while (argc > 5 && kind <= RING && strcmp(argv[5], kinds[kind]))
+	while (argc > 5 && kind <= VSOCK && strcmp(argv[5], kinds[kind]))
 		kind++;
-	if (argc < 6 || kind > RING || !inet_aton(argv[2], &near_ip) ||
+	if (argc < 6 || kind > VSOCK || !inet_aton(argv[2], &near_ip) ||
 	    !inet_aton(argv[3], &vip) || !inet_aton(argv[4], &server) ||
-	    ((kind == HEADER || kind == RING) && argc < 7)) {
+	    ((kind == HEADER || kind == RING || kind == VSOCK) && argc < 7)) {
 		fputs("usage: proxy READY_FD NEAR VIP SERVER KIND [PATH]\n",
 		      stderr);
 		return 2;
