@@ -58,6 +58,18 @@ def scratch() -> Iterator[Path]:
         _empty(folder, kept)
 
 
+def keep(console: Path) -> Path | None:
+    """Move a console log to a folder of its own, where it stays for a day.
+
+    Returns:
+        where it is; None: there was none.
+    """
+    if not console.exists():
+        return None
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_parents()[-1]))
+    return Path(shutil.move(console, folder / console.name))
+
+
 def check_socket_path(path: Path) -> None:
     """Refuse a path that no unix socket can have; most of ours are in such a folder.
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fastpath.report.model import FAST_PATH, HEADLINE, metrics
+from fastpath.report.figures import FAST_PATH, HEADLINE, metrics
 from tests import measured
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def table(report: Mapping[str, Any]) -> str:
         if metric.bound is None:
             row += ["", ""]
         else:
-            sign = ">=" if metric.at_least else "<="
+            sign = ">=" if metric.more_is_better else "<="
             row += [f"{sign} {metric.bound:.2f}", VERDICTS[ratio["met"]]]
         lines.append(f"| {' | '.join(row)} |")
     stacks = [str(len(path["tcp_ip_stacks"])) for path in (ours, standard)]

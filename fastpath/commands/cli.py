@@ -10,15 +10,15 @@ in the list.
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal, cast
 
 import typer
 
-from fastpath.commands import body
+from fastpath.commands import body, comparing
 from fastpath.commands.body import PROG
+from fastpath.commands.options import Accel, BootTimeout, Qemu, seconds
 from fastpath.errors import FastpathError
 
 if TYPE_CHECKING:
@@ -44,25 +44,6 @@ app.add_typer(path_app, name="path")
 
 # typer exports one kind of usage error; its base is that of all of them.
 _UsageError: Final = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
-
-
-def _seconds(value: float | None) -> float | None:
-    """Refuse what no clock shows; `float` reads "nan", too."""
-    if value is not None and not (math.isfinite(value) and value > 0):
-        raise typer.BadParameter(f"{value:g} is not a number of seconds above 0")
-    return value
-
-
-Accel = Annotated[str, typer.Option(help="auto, kvm or tcg.")]
-Qemu = Annotated[str, typer.Option(help="The QEMU program.")]
-BootTimeout = Annotated[
-    float | None,
-    typer.Option(
-        metavar="S",
-        callback=_seconds,
-        help="Seconds for the guest's boot (30 under kvm, 180 under tcg).",
-    ),
-]
 
 
 def main() -> int:
@@ -143,7 +124,7 @@ def run(
         float | None,
         typer.Option(
             metavar="S",
-            callback=_seconds,
+            callback=seconds,
             help="Seconds for all of it: image, boot and CMD.",
         ),
     ] = None,
@@ -179,59 +160,8 @@ def run(
     return runner.run(options)
 
 
-@app.command()
-def compare(
-    *,
-    paths: Annotated[
-        str, typer.Option(help="The paths, by name, with commas.")
-    ] = "tsi,inpod-l3forwarding",
-    rounds: Annotated[int, typer.Option(metavar="N", min=2, max=1000)] = 20,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Three short rounds: does it work?")
-    ] = False,
-    geneve: Annotated[
-        str, typer.Option(help="auto, kernel or bpf: which Geneve device.")
-    ] = "auto",
-    accel: Accel = "auto",
-    qemu: Qemu = "qemu-system-x86_64",
-    budget: Annotated[
-        float,
-        typer.Option(
-            metavar="S", callback=_seconds, help="Measure no longer than this."
-        ),
-    ] = 180.0,
-    boot_timeout: BootTimeout = None,
-    json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON.")
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the report as a page.")
-    ] = None,
-    check: Annotated[
-        bool,
-        typer.Option(
-            "--check", help="Exit status 1 unless all targets are shown to be met."
-        ),
-    ] = False,
-) -> int:
-    """Compare the fast path with the standard path, side by side, in one run."""
-    from fastpath.commands import compare as comparer
-    from fastpath.commands.compare import paths as paths_of
-
-    options = comparer.CompareOptions(
-        paths=paths_of.parse(paths),
-        rounds=rounds,
-        quick=quick,
-        geneve=comparer.parse_geneve(geneve),
-        accel=accel,
-        qemu=qemu,
-        budget_s=budget,
-        boot_timeout_s=boot_timeout,
-        json=json,
-        html=html,
-        check=check,
-    )
-    return comparer.run(options)
+app.command()(comparing.compare)
+app.add_typer(comparing.report_app, name="report")
 
 
 @app.command(

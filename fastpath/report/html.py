@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Final
 
 from fastpath import files
 from fastpath.report import svg
+from fastpath.report.figures import BY_KEY
 from fastpath.report.table import (
     costs,
+    difference_cells,
     hand_off_titles,
     interval_words,
     machine_lines,
+    thresholds_line,
+    variant_line,
     verdict_line,
 )
 
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-    from fastpath.report.model import PathResult, Report, Round, Verdict
+    from fastpath.report.model import PathResult, Report, Verdict
     from fastpath.report.stats import Summary
 
 STYLE: Final = """
@@ -105,19 +109,13 @@ PATH_STYLES: Final = "".join(
 )
 """A colour each; those of the second half are dashed, too."""
 
-LATENCIES: Final[tuple[tuple[str, Callable[[PathResult], Summary]], ...]] = (
-    ("connect", lambda p: p.connect),
-    ("64 B round trip", lambda p: p.rtt),
-    ("connect, through ztunnel", lambda p: p.through_connect),
-    ("64 B round trip, through ztunnel", lambda p: p.through_rtt),
+CHARTS: Final = (
+    ("connect", "connect, sandbox to ztunnel"),
+    ("rtt_64", "64 B round trip, sandbox to ztunnel"),
+    ("through_connect", "connect, through ztunnel to a server"),
+    ("through_rtt_64", "64 B round trip, through ztunnel to a server"),
 )
-
-CHARTS: Final[tuple[tuple[str, Callable[[Round], Sequence[int]]], ...]] = (
-    ("connect, sandbox to ztunnel", lambda r: r.connect_ns),
-    ("64 B round trip, sandbox to ztunnel", lambda r: r.rtt_ns),
-    ("connect, through ztunnel to a server", lambda r: r.through_connect_ns),
-    ("64 B round trip, through ztunnel to a server", lambda r: r.through_rtt_ns),
-)
+"""Figures with samples that are drawn, by key."""
 
 
 def write(report: Report, path: Path) -> None:
@@ -137,6 +135,7 @@ def render(report: Report) -> str:
             f"<h1>fastpath compare: {escape(names)}</h1>",
             _subtitle(report),
             *(f'<p class="warning">{escape(each)}</p>' for each in report.warnings),
+            _variants(report),
             *(_verdicts(pair, rows) for pair, rows in report.standard.items()),
             _hand_offs(report),
             _distributions(report),
@@ -159,6 +158,31 @@ def _subtitle(report: Report) -> str:
         f'<p class="soft">One run, one microVM{each}, one ztunnel process, the same '
         f"unmodified program on each path. {escape(report.setting.started)}, "
         f"accelerator {escape(report.setting.accel)}.</p>"
+    )
+
+
+def _variants(report: Report) -> str:
+    """What differs between the set-ups, and which of them were not measured."""
+    if not report.variants:
+        return ""
+    failed = "".join(
+        f'<p class="missed">{escape(f"variant {each.name}: {variant_line(each)}")}</p>'
+        for each in report.variants
+        if each.failure
+    )
+    tables = "".join(
+        f"<h3>{escape(pair)}</h3>"
+        + _table(
+            ("figure", "ratio", "95 % interval", "p", "verdict"),
+            [(each.metric.title, *difference_cells(each)) for each in differences],
+        )
+        for pair, differences in report.differences.items()
+    )
+    return (
+        "<h2>Variants</h2>"
+        + failed
+        + f'<p class="soft">{escape(thresholds_line(report.thresholds))}</p>'
+        + tables
     )
 
 
@@ -218,9 +242,16 @@ def _distributions(report: Report) -> str:
         f'<span><i class="path{i}"></i>{escape(p.facts.title)}</span>'
         for i, p in enumerate(report.paths.values())
     )
+    drawn = [
+        (key, title)
+        for key, title in CHARTS
+        if all(p.has(key) for p in report.paths.values())
+    ]
+    if not drawn:
+        return ""
     charts = "".join(
-        f'<div class="card"><h3>{escape(title)}</h3>{_chart(title, report, of)}</div>'
-        for title, of in CHARTS
+        f'<div class="card"><h3>{escape(title)}</h3>{_chart(key, title, report)}</div>'
+        for key, title in drawn
     )
     return (
         "<h2>Latency distributions</h2>"
@@ -231,9 +262,9 @@ def _distributions(report: Report) -> str:
     )
 
 
-def _chart(title: str, report: Report, of: Callable[[Round], Sequence[int]]) -> str:
+def _chart(key: str, title: str, report: Report) -> str:
     samples = {
-        name: [ns / 1e3 for r in path.rounds for ns in of(r)]
+        name: [ns / 1e3 for each in path.rounds for ns in each.times_ns[key]]
         for name, path in report.paths.items()
     }
     return svg.ecdf(title, samples)
@@ -242,9 +273,10 @@ def _chart(title: str, report: Report, of: Callable[[Round], Sequence[int]]) -> 
 def _figures(report: Report) -> str:
     paths = tuple(report.paths.values())
     rows = [
-        _summary_row(title, p.name, summary)
-        for title, of in LATENCIES
-        for p, summary in ((p, of(p)) for p in paths)
+        _summary_row(BY_KEY[key].title, p.name, p.summary(key))
+        for key, _ in CHARTS
+        for p in paths
+        if p.has(key)
     ]
     figures = costs(paths)
     rows_of_costs = [(p.name, *(of(p) for of in figures.values())) for p in paths]

@@ -1,45 +1,30 @@
 """What `fastpath compare` measured: rounds, paths, targets, the machine.
 
-Raw samples stay in here (nanoseconds and bytes a second, as measured); units
-and words are made where they are shown. A `Report` is complete: each way to
-show it takes nothing else.
+Raw samples stay in here; words are made where they are shown. A `Report` is complete:
+each way to show it takes nothing else.
 """
 
 from __future__ import annotations
 
 import enum
 import statistics
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
-from fastpath.report import stats
+from fastpath.report import difference, stats
+from fastpath.report.figures import FAST_PATH, METRICS, metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
-FAST_PATH: Final = "tsi"
-"""The path that the others are compared with."""
-HEADLINE: Final = "inpod-l3forwarding"
-"""The standard path that the headline ratio is about: today's."""
+    from fastpath.report.difference import Difference, Thresholds
+    from fastpath.report.figures import Metric, Round
+
+AT: Final = "@"
+"""Between the path and the variant, in the name of what was measured."""
 HANDED_ON: Final = f"{FAST_PATH}+"
 """How the names of its hand-offs begin."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Round:
-    """One path's samples in one round; times in ns, rates in bytes a second."""
-
-    connect_ns: tuple[int, ...]
-    rtt_ns: tuple[int, ...]
-    up_bps: float
-    """Sandbox to ztunnel."""
-    down_bps: float
-    cpu_ns_per_rtt: float
-    """Host CPU time a round trip: `Report.cpu_note` says what it contains."""
-    through_connect_ns: tuple[int, ...]
-    """Through ztunnel, to a server behind it."""
-    through_rtt_ns: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,123 +65,36 @@ class PathResult:
         """Whether another proxy takes the fast path's connections."""
         return self.name.startswith(HANDED_ON)
 
-    @cached_property
-    def connect(self) -> stats.Summary:
-        """Time of a connection to ztunnel, us."""
-        return _pooled(self.rounds, lambda r: r.connect_ns)
-
-    @cached_property
-    def rtt(self) -> stats.Summary:
-        """Round trip of 64 bytes with ztunnel, us."""
-        return _pooled(self.rounds, lambda r: r.rtt_ns)
-
-    @cached_property
-    def through_connect(self) -> stats.Summary:
-        """Time of a connection to a server behind ztunnel, us."""
-        return _pooled(self.rounds, lambda r: r.through_connect_ns)
-
-    @cached_property
-    def through_rtt(self) -> stats.Summary:
-        """Round trip of 64 bytes with a server behind ztunnel, us."""
-        return _pooled(self.rounds, lambda r: r.through_rtt_ns)
-
-    @cached_property
-    def up_mb_per_s(self) -> float:
-        """Bulk, sandbox to ztunnel: median of the rounds, 10**6 bytes a second."""
-        return statistics.median(r.up_bps for r in self.rounds) / 1e6
-
-    @cached_property
-    def down_mb_per_s(self) -> float:
-        """Bulk, ztunnel to sandbox: median of the rounds, 10**6 bytes a second."""
-        return statistics.median(r.down_bps for r in self.rounds) / 1e6
-
-    @cached_property
-    def cpu_us_per_rtt(self) -> float:
-        """Host CPU a round trip: median of the rounds, us."""
-        return statistics.median(r.cpu_ns_per_rtt for r in self.rounds) / 1e3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Metric:
-    """A figure that is compared: one number a round."""
-
-    key: str
-    """Its name in the JSON file."""
-    title: str
-    of: Callable[[Round], float]
-    bound: float | None = None
-    """The target for the ratio; None: shown, not judged."""
-    at_least: bool = False
-    """The ratio must be at least `bound`; else at most."""
-
-    def met(self, ratio: float) -> bool:
-        """Whether `ratio` reaches the target (without one: always)."""
-        if self.bound is None:
-            return True
-        return ratio >= self.bound if self.at_least else ratio <= self.bound
+    @property
+    def path(self) -> str:
+        """The path's name, without the variant's."""
+        return self.name.partition(AT)[0]
 
     @property
-    def target(self) -> str:
-        """The target in words, as `at most 0.80x`."""
-        if self.bound is None:
-            return ""
-        return f"{'at least' if self.at_least else 'at most'} {self.bound:.2f}x"
+    def variant(self) -> str:
+        """The variant's name; empty: there are none."""
+        return self.name.partition(AT)[2]
 
+    def has(self, key: str) -> bool:
+        """Whether a figure was measured."""
+        return all(key in each for each in self.rounds)
 
-METRICS: Final = (
-    Metric(
-        key="connect",
-        title="connect",
-        of=lambda r: statistics.median(r.connect_ns),
-        bound=0.5,
-    ),
-    Metric(
-        key="rtt_64",
-        title="64 B round trip",
-        of=lambda r: statistics.median(r.rtt_ns),
-        bound=0.65,
-    ),
-    Metric(key="up", title="bulk up", of=lambda r: r.up_bps, bound=1.5, at_least=True),
-    Metric(
-        key="down", title="bulk down", of=lambda r: r.down_bps, bound=1.0, at_least=True
-    ),
-    Metric(
-        key="host_cpu",
-        title="host CPU a round trip",
-        of=lambda r: max(r.cpu_ns_per_rtt, 1.0),  # less than the clock's tick is 0
-        bound=0.6,
-    ),
-    Metric(
-        key="through_connect",
-        title="connect, through ztunnel",
-        of=lambda r: statistics.median(r.through_connect_ns),
-    ),
-    Metric(
-        key="through_rtt_64",
-        title="64 B round trip, through ztunnel",
-        of=lambda r: statistics.median(r.through_rtt_ns),
-    ),
-)
-"""What is compared, with the targets against `HEADLINE`. The one place of those: the
-pages and docs/measurements.md have them from here, and a test holds the latter to it.
-"""
+    def summary(self, key: str) -> stats.Summary:
+        """All samples of a figure, us.
 
-_GENEVE_BOUNDS: Final[Mapping[str, float | None]] = {
-    "connect": 0.8,
-    "rtt_64": 0.7,
-    "up": 1.0,
-    "down": 1.0,
-}
-_BOUNDS: Final[Mapping[str, Mapping[str, float | None]]] = {
-    HEADLINE: {metric.key: metric.bound for metric in METRICS},
-    "ambient-geneve": _GENEVE_BOUNDS,
-}
+        Raises:
+            KeyError: it has none.
+        """
+        samples = [ns for each in self.rounds for ns in each.times_ns[key]]
+        return stats.summarize(samples, scale=1e-3)
 
+    def median(self, key: str) -> float:
+        """Of the rounds' numbers of a figure, in its unit.
 
-def metrics(standard: str) -> tuple[Metric, ...]:
-    """Return what the fast path is compared by with a path, with the targets if any."""
-    bounds = _BOUNDS.get(standard, {})
-    return tuple(replace(each, bound=bounds.get(each.key)) for each in METRICS)
+        Raises:
+            KeyError: it was not measured.
+        """
+        return statistics.median(each.figure(key) for each in self.rounds)
 
 
 class Outcome(enum.Enum):
@@ -269,18 +167,36 @@ class Setting:
     """What makes these figures less than they look: load, rounds that were cut."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariantFacts:
+    """One of the set-ups that were compared."""
+
+    name: str
+    spec: str
+    """As it was asked for; empty: as it is by default."""
+    guest_kernel: str = ""
+    sockets: str = ""
+    """Who has the programs' sockets in its guest."""
+    qemu: str = ""
+    failure: str = ""
+    """Why it was not measured, or not to the end; empty: it was."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """One run of `fastpath compare`."""
 
     setting: Setting
     paths: Mapping[str, PathResult]
-    """By name, in the order that they are shown in."""
+    """By name, in the order that they are shown in; `path@variant` with variants."""
+    variants: tuple[VariantFacts, ...] = ()
+    """The first is what the others are compared with; empty: none were asked for."""
+    thresholds: Thresholds = field(default_factory=difference.Thresholds)
 
     @property
     def rounds(self) -> int:
         """Rounds that were measured, the warm-up left out."""
-        return min(len(path.rounds) for path in self.paths.values())
+        return min((len(path.rounds) for path in self.paths.values()), default=0)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -298,14 +214,47 @@ class Report:
         """The fast path over each other path, by `ours/theirs`; empty for one path.
 
         A hand-off stands over the fast path, as what it costs; there is no target.
+        Only paths of one variant stand side by side.
         """
         return {
             f"{ours.name}/{theirs.name}": tuple(
                 Verdict(metric, _ratio(metric, ours, theirs))
-                for metric in metrics("" if ours.handed_on else theirs.name)
+                for metric in metrics("" if ours.handed_on else theirs.path)
+                if ours.has(metric.key) and theirs.has(metric.key)
             )
             for ours, theirs in self._pairs()
         }
+
+    @cached_property
+    def differences(self) -> Mapping[str, tuple[Difference, ...]]:
+        """Each other variant over the first, by `path@other/path@first`."""
+        return difference.judged(
+            {
+                f"{theirs.name}/{base.name}": [
+                    (metric, difference.paired(metric.key, theirs.rounds, base.rounds))
+                    for metric in METRICS
+                    if theirs.has(metric.key) and base.has(metric.key)
+                ]
+                for theirs, base in self._changes()
+            },
+            self.thresholds,
+        )
+
+    @property
+    def worse(self) -> bool:
+        """Whether a variant is shown to be worse than the first."""
+        return any(
+            each.verdict is difference.Change.WORSE
+            for differences in self.differences.values()
+            for each in differences
+        )
+
+    def _changes(self) -> Iterator[tuple[PathResult, PathResult]]:
+        first = self.variants[0].name if self.variants else ""
+        for path in self.paths.values():
+            base = self.paths.get(f"{path.path}{AT}{first}")
+            if path.variant and base and path is not base:
+                yield path, base
 
     @property
     def handed_on(self) -> Mapping[str, tuple[Verdict, ...]]:
@@ -338,20 +287,19 @@ class Report:
         return all(v.met for verdicts in self.verdicts.values() for v in verdicts)
 
     def _pairs(self) -> Iterator[tuple[PathResult, PathResult]]:
-        first = FAST_PATH if FAST_PATH in self.paths else next(iter(self.paths))
-        for name, path in self.paths.items():
-            if name != first:
-                ours, theirs = self.paths[first], path
-                yield (theirs, ours) if theirs.handed_on else (ours, theirs)
-
-
-def _pooled(
-    rounds: tuple[Round, ...], of: Callable[[Round], tuple[int, ...]]
-) -> stats.Summary:
-    return stats.summarize([ns for r in rounds for ns in of(r)], scale=1e-3)
+        of_variants: dict[str, list[PathResult]] = {}
+        for path in self.paths.values():
+            of_variants.setdefault(path.variant, []).append(path)
+        for paths in of_variants.values():
+            first = next((p for p in paths if p.path == FAST_PATH), paths[0])
+            for path in paths:
+                if path is not first:
+                    yield (path, first) if path.handed_on else (first, path)
 
 
 def _ratio(metric: Metric, ours: PathResult, theirs: PathResult) -> stats.Ratio:
-    return stats.paired_ratio(
-        [metric.of(r) for r in ours.rounds], [metric.of(r) for r in theirs.rounds]
-    )
+    return stats.paired_ratio(_numbers(metric, ours), _numbers(metric, theirs))
+
+
+def _numbers(metric: Metric, path: PathResult) -> Sequence[float]:
+    return [each.figure(metric.key) for each in path.rounds]

@@ -128,7 +128,7 @@ def _forest_row(verdict: Verdict, axis: LogAxis, left: float, y: float) -> str:
     parts.append(_dot(f"point {kind}", axis.at(ratio.median), y, tip))
     if bound is not None:
         x = axis.at(bound)
-        inward = 6 if verdict.metric.at_least else -6
+        inward = 6 if verdict.metric.more_is_better else -6
         parts += [
             _line("target", x, y - 11, x, y + 11),
             f'<path class="target" d="M{x:.1f} {y - 11:.1f}h{inward}"/>',

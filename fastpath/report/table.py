@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Final
 from rich.table import Table
 from rich.text import Text
 
+from fastpath.report.difference import Change
 from fastpath.report.model import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from rich.console import Console, RenderableType
 
-    from fastpath.report.model import PathResult, Report, Verdict
+    from fastpath.report.difference import Difference, Thresholds
+    from fastpath.report.model import PathResult, Report, VariantFacts, Verdict
     from fastpath.report.stats import Summary
 
 _STYLES: Final = {
@@ -36,12 +38,34 @@ def machine_lines(report: Report) -> tuple[tuple[str, str], ...]:
     setting = report.setting
     return (
         ("accelerator", f"{setting.accel} ({setting.accel_reason})"),
+        *(((f"variant {v.name}"), variant_line(v)) for v in report.variants),
         ("geneve", _geneve(setting.geneve)),
         ("guest kernel", f"{setting.guest_kernel}, clocksource {setting.clocksource}"),
         ("host", f"{setting.cpu_model}, {setting.cpus} CPUs, {setting.host_kernel}"),
         ("vmm", setting.qemu),
         ("pinning", setting.pinning),
         ("rounds", str(report.rounds)),
+    )
+
+
+def variant_line(variant: VariantFacts) -> str:
+    """Return what a variant is, in words."""
+    if variant.failure:
+        return f"not measured: {variant.failure}"
+    words = [
+        variant.spec or "as it is by default",
+        f"guest {variant.guest_kernel}, sockets by the {variant.sockets}",
+        variant.qemu,
+    ]
+    return "; ".join(words)
+
+
+def thresholds_line(thresholds: Thresholds) -> str:
+    """Say what counts as a difference."""
+    return (
+        f"A difference: p below {thresholds.alpha:g}, by a permutation test and "
+        "adjusted for all figures of the run (Holm), and a ratio off 1 by "
+        f"{thresholds.least:.0%} or more."
     )
 
 
@@ -75,14 +99,23 @@ def _parts(report: Report) -> Iterator[RenderableType]:
     yield Text()
     for warning in report.warnings:
         yield Text(f"warning: {warning}", style="bold yellow")
+    for failed in (each for each in report.variants if each.failure):
+        words = f"variant {failed.name} was not measured: {failed.failure}"
+        yield Text(words, style="bold red")
     to = f"Sandbox to ztunnel{report.who_answers}"
-    yield _latencies(to, paths, through=False)
-    yield _latencies("Through ztunnel, to a server behind it", paths, through=True)
+    if all(path.has("rtt_64") for path in paths):
+        yield _latencies(to, paths, through=False)
+        behind = "Through ztunnel, to a server behind it"
+        yield _latencies(behind, paths, through=True)
     yield _costs(f"Bulk and cost, {to[0].lower()}{to[1:]}", paths)
     for pair in report.standard:
         yield _ratios(report, pair)
     if report.handed_on:
         yield _hand_offs(report)
+    for pair, differences in report.differences.items():
+        yield differences_table(f"{pair}: {report.rounds} paired rounds", differences)
+    if report.differences:
+        yield Text(thresholds_line(report.thresholds), style="dim")
     grid = Table.grid(padding=(0, 2))
     for name, value in machine_lines(report):
         grid.add_row(Text(name, style="dim"), value)
@@ -96,19 +129,22 @@ def _table(title: str) -> Table:
     return Table(title=title, title_justify="left", title_style="bold", min_width=60)
 
 
+LATENCIES: Final = (("connect", "connect"), ("64 B round trip", "rtt_64"))
+THROUGH: Final = "through_"
+"""How the key begins of a figure that is taken through ztunnel."""
+
+
 def _latencies(title: str, paths: tuple[PathResult, ...], *, through: bool) -> Table:
     table = _table(f"{title} (us)")
     table.add_column("figure")
     table.add_column("path")
     for name in ("p50", "p99", "min", "n"):
         table.add_column(name, justify="right")
-    for path in paths:
-        summary = path.through_connect if through else path.connect
-        table.add_row("connect", path.name, *_cells(summary))
-    table.add_section()
-    for path in paths:
-        summary = path.through_rtt if through else path.rtt
-        table.add_row("64 B round trip", path.name, *_cells(summary))
+    for words, key in LATENCIES:
+        for path in paths:
+            cells = _cells(path.summary(f"{THROUGH if through else ''}{key}"))
+            table.add_row(words, path.name, *cells)
+        table.add_section()
     return table
 
 
@@ -122,9 +158,9 @@ def _cells(summary: Summary) -> tuple[str, str, str, str]:
 
 
 COSTS: Final[dict[str, Callable[[PathResult], str]]] = {
-    "up, MB/s": lambda p: f"{p.up_mb_per_s:.1f}",
-    "down, MB/s": lambda p: f"{p.down_mb_per_s:.1f}",
-    "host CPU a trip, us": lambda p: f"{p.cpu_us_per_rtt:.1f}",
+    "up, MB/s": lambda p: _number(p, "up"),
+    "down, MB/s": lambda p: _number(p, "down"),
+    "host CPU a trip, us": lambda p: _number(p, "host_cpu"),
     "system calls a trip": lambda p: p.calls_words,
     "TCP/IP stacks": lambda p: str(len(p.facts.stacks)),
     "copies up / down": lambda p: (
@@ -135,10 +171,20 @@ COSTS: Final[dict[str, Callable[[PathResult], str]]] = {
 """What a path costs, by the figure's name; a trip is one of 64 bytes there and back."""
 
 
-def costs(paths: Iterable[PathResult]) -> dict[str, Callable[[PathResult], str]]:
+def _number(path: PathResult, key: str) -> str:
+    return f"{path.median(key):.1f}" if path.has(key) else ""
+
+
+def costs(
+    paths: Collection[PathResult],
+) -> dict[str, Callable[[PathResult], str]]:
     """Return those of `COSTS` that there are for some paths."""
     without = set() if any(p.calls for p in paths) else {"system calls a trip"}
-    return {name: of for name, of in COSTS.items() if name not in without}
+    return {
+        name: of
+        for name, of in COSTS.items()
+        if name not in without and any(of(path) for path in paths)
+    }
 
 
 def _costs(title: str, paths: tuple[PathResult, ...]) -> Table:
@@ -187,3 +233,36 @@ def hand_off_titles(report: Report) -> list[str]:
     """The figures that hand-offs are compared by."""
     (verdicts, *_) = report.handed_on.values()
     return [verdict.metric.title for verdict in verdicts]
+
+
+_CHANGES: Final = {
+    Change.BETTER: "green",
+    Change.WORSE: "bold red",
+    Change.NONE: "",
+    Change.UNKNOWN: "yellow",
+}
+
+
+def difference_cells(difference: Difference) -> tuple[str, str, str, str]:
+    """Ratio, interval, p-value and verdict of a difference."""
+    return (
+        f"{difference.ratio:.3f}x",
+        " - ".join(f"{end:.3f}" for end in difference.interval or ()) or "none",
+        f"{difference.p:.4f}",
+        difference.verdict.value,
+    )
+
+
+def differences_table(title: str, differences: Sequence[Difference]) -> Table:
+    """Show what two set-ups differ by."""
+    table = _table(title)
+    table.add_column("figure", min_width=16)
+    table.add_column("ratio", justify="right")
+    table.add_column("95 % interval", justify="right")
+    table.add_column("p", justify="right")
+    table.add_column("")
+    for each in differences:
+        *cells, words = difference_cells(each)
+        verdict = Text(words, style=_CHANGES[each.verdict])
+        table.add_row(each.metric.title, *cells, verdict)
+    return table

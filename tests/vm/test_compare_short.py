@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -155,6 +156,50 @@ def test_hand_offs_that_need_no_namespaces_run_without_a_right(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert set(json.loads(file.read_text())["paths"]) == {"tsi+unix"}
+
+
+def test_a_variant_that_does_not_boot_is_left_out_and_its_console_stays(tmp_path):
+    file = tmp_path / "report.json"
+    done = compare(
+        *("--paths", "tsi", "--json", str(file)),
+        *("--variant", "base", "--variant", "agent:guest.cmdline=tsi=agent"),
+        *("--variant", "bad:guest.cmdline=rdinit=/nowhere"),
+    )
+    assert done.returncode == 2, done.stderr
+    report = json.loads(file.read_text())
+    assert list(report["paths"]) == ["tsi@base", "tsi@agent"]
+    (pair,) = report["differences"]
+    assert pair == "tsi@agent/tsi@base"
+    base, agent, bad = report["variants"]
+    assert base["sockets"] == "module"
+    assert agent["sockets"].startswith("agent")
+    console = re.search(r"\(console log: ([^)]+)\)", bad["failure"])
+    assert console, bad["failure"]
+    assert Path(console[1]).read_text(errors="replace").strip()
+    assert "bad" in done.stdout
+    assert children(tmp_path) == []
+
+
+def test_ctrl_c_writes_the_rounds_that_are_whole(tmp_path):
+    file = tmp_path / "report.json"
+    process = subprocess.Popen(
+        [*COMPARE[:-1], "--paths", "tsi", "--rounds", "500", "--json", str(file)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("round 1 of 500"):
+            process.send_signal(signal.SIGINT)
+            break
+    _, said = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 128 + signal.SIGINT, said
+    report = json.loads(file.read_text())
+    assert report["rounds"] >= 1
+    assert any(each.endswith("rounds: interrupted") for each in report["warnings"])
+    assert list(tmp_path.glob("fastpath-*")) == []
+    assert children(tmp_path) == []
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,19 @@
 """`fastpath compare`: the paths, one run, side by side.
 
     paths       which there are
+    variants    set-ups that are compared with each other
     site        where the processes run: the standard path's namespaces, or here
     sandboxes   whose connections are whose: one microVM each
     scenario    the server, ztunnel, other proxies, the microVMs
+    worlds      a scenario a variant
     selfcheck   each path goes where its name says
     measure     the rounds
     calls       system calls a round trip
     report      (fastpath.report) what came out
 
 Nothing is judged here and nothing is tuned: all paths meet the same ztunnel
-process with the same options, on the same CPUs.
+process with the same options, on the same CPUs; of variants each has its own. Who
+interrupts a run gets what was measured so far.
 """
 
 from __future__ import annotations
@@ -22,16 +25,8 @@ import platform
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal, cast
-
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-)
 
 from fastpath import files, stdio
 from fastpath.commands.compare import (
@@ -42,30 +37,37 @@ from fastpath.commands.compare import (
     measure,
     sandboxes,
     scenario,
-    selfcheck,
 )
 from fastpath.commands.compare.paths import DEFAULT, PATHS, chosen
+from fastpath.commands.compare.progress import Progress
 from fastpath.commands.compare.site import HostSite, NodeSite, PathSite
+from fastpath.commands.compare.variants import PLAIN
+from fastpath.commands.compare.worlds import World, Worlds
 from fastpath.commands.progress import build_image
 from fastpath.datapath import catalogue, netns, pods
 from fastpath.datapath.build import Built
 from fastpath.errors import FastpathError
 from fastpath.report import html, jsonfile, table
-from fastpath.report.model import PathResult, Report, Setting
+from fastpath.report.difference import Thresholds
+from fastpath.report.figures import DEFAULT_GROUPS
+from fastpath.report.model import AT, PathResult, Report, Setting
 from fastpath.scratch import scratch
 from fastpath.vm import accel
 from vhost_user.closing import hangup_is_ignored
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator, Sequence
+    from collections.abc import Coroutine, Iterator
     from pathlib import Path
 
     from fastpath.commands.compare.site import Site
-    from fastpath.vm.guest import GuestInfo
+    from fastpath.commands.compare.variants import Variant
+    from fastpath.report.figures import Group
 
 IMAGE: Final = "base"
 QUICK_ROUNDS: Final = 3
 EXIT_NOT_MET: Final = 1
+EXIT_FAILED: Final = 2
+"""A variant was not measured; the report says why."""
 
 Geneve = Literal["auto", "kernel", "bpf"]
 
@@ -75,6 +77,8 @@ class CompareOptions:
     """What to compare, how long, and where to write it."""
 
     paths: tuple[str, ...] = DEFAULT
+    variants: tuple[Variant, ...] = ()
+    figures: tuple[Group, ...] = DEFAULT_GROUPS
     rounds: int = 20
     quick: bool = False
     geneve: Geneve = "auto"
@@ -85,8 +89,10 @@ class CompareOptions:
     """None: what the accelerator takes at most."""
     json: Path | None = None
     html: Path | None = None
+    thresholds: Thresholds = field(default_factory=Thresholds)
     check: bool = False
-    """Exit status 1 unless every target is shown to be met."""
+    """Exit status 1 unless every target is shown to be met; with variants, if one is
+    shown to be worse than the first."""
 
 
 def parse_geneve(value: str) -> Geneve:
@@ -109,41 +115,65 @@ def run(options: CompareOptions) -> int:
     """
     for file in (options.json, options.html):
         _check_writable(file)
-    sandboxes.check_memory(options.paths)
+    sandboxes.check_memory(options.paths, worlds=len(options.variants) or 1)
     sandboxes.check_extra(options.paths)
     for path in chosen(options.paths):
         if path.standard:
             catalogue.fetch(path.name)
     if any(path.namespaces for path in chosen(options.paths)):
-        _take_rights()
-    image = build_image(IMAGE)
-    accelerator = accel.choose(options.accel, qemu=options.qemu)
+        _take_rights(options)
     with contextlib.ExitStack() as stack:
-        site = stack.enter_context(_site(options))
-        folder = stack.enter_context(scratch())
-        plan = scenario.Plan(
-            site=site,
-            sandboxes=sandboxes.plan(options.paths, site, folder, stack),
-            folder=folder,
-            image=image,
-            accel=accelerator,
-            qemu=options.qemu,
-            pinning=cpu.Pinning.choose(),
-            boot_timeout_s=options.boot_timeout_s or accelerator.boot_timeout_s,
-        )
-        report = asyncio.run(_until_signal(_compare(options, plan)))
+        worlds = [
+            World(variant=each, plan=_plan(options, each, number, stack))
+            for number, each in enumerate(options.variants or (PLAIN,))
+        ]
+        run = Run(options, worlds)
+        ended_by = asyncio.run(_until_signal(run.measure()))
+    if ended_by and not run.rounds.done:
+        return 128 + ended_by
+    report = run.report(interrupted=bool(ended_by))
     if options.json:
         jsonfile.write(report, options.json)
     if options.html:
         html.write(report, options.html)
     table.show(report, stdio.console())
-    return EXIT_NOT_MET if options.check and not report.all_met else 0
+    return 128 + ended_by if ended_by else _status(options, report)
 
 
-def _take_rights() -> None:
+def _status(options: CompareOptions, report: Report) -> int:
+    """Say it to CI: a variant that failed can't be found to be no worse."""
+    if any(each.failure for each in report.variants):
+        return EXIT_FAILED
+    good = not report.worse if report.variants else report.all_met
+    return EXIT_NOT_MET if options.check and not good else 0
+
+
+def _plan(
+    options: CompareOptions, variant: Variant, number: int, stack: contextlib.ExitStack
+) -> scenario.Plan:
+    """Make the plan of a variant's world; its namespaces and folder are there then."""
+    image = build_image(variant.image or IMAGE)
+    qemu = variant.qemu or options.qemu
+    accelerator = accel.choose(options.accel, qemu=qemu)
+    site = stack.enter_context(_site(options, number))
+    folder = stack.enter_context(scratch())
+    return scenario.Plan(
+        site=site,
+        sandboxes=sandboxes.plan(options.paths, site, folder, stack),
+        folder=folder,
+        image=image,
+        accel=accelerator,
+        qemu=qemu,
+        pinning=cpu.Pinning.choose(),
+        boot_timeout_s=options.boot_timeout_s or accelerator.boot_timeout_s,
+        variant=variant,
+    )
+
+
+def _take_rights(options: CompareOptions) -> None:
     """Become root of a user and network namespace of our own, if need be.
 
-    There is no network in there, so the image is built before.
+    There is no network in there, so images are built before.
     """
     if netns.may_configure():
         return
@@ -153,12 +183,13 @@ def _take_rights() -> None:
             f"not root, and {problem}",
             netns.USER_NAMESPACE_HINT,
         )
-    build_image(IMAGE)
+    for name in {each.image or IMAGE for each in options.variants or (PLAIN,)}:
+        build_image(name)
     netns.own_user_namespace([sys.executable, *sys.orig_argv[1:]])
 
 
 @contextlib.contextmanager
-def _site(options: CompareOptions) -> Iterator[Site]:
+def _site(options: CompareOptions, number: int) -> Iterator[Site]:
     paths = chosen(options.paths)
     if any(path.standard for path in paths):
         name = next(path.name for path in paths if path.standard)
@@ -168,84 +199,142 @@ def _site(options: CompareOptions) -> Iterator[Site]:
         with pods.Node() as node:
             yield NodeSite(node)
     else:
-        yield HostSite()
+        yield HostSite(number)
 
 
-async def _until_signal(work: Coroutine[object, object, Report]) -> Report:
-    """Do the work; SIGTERM and SIGHUP cancel it, as asyncio has it for SIGINT."""
+async def _until_signal(work: Coroutine[object, object, None]) -> int:
+    """Do the work; the first SIGINT, SIGTERM or SIGHUP cancels it.
+
+    Returns:
+        that signal's number; 0: there was none.
+    """
     loop = asyncio.get_running_loop()
     task = asyncio.create_task(work)
     ended_by: list[int] = []
 
     def end(signo: int) -> None:
+        if not ended_by:  # what is to be taken down is, before anything else
+            task.cancel()
         ended_by.append(signo)
-        task.cancel()
 
-    ending = (
-        [signal.SIGTERM] if hangup_is_ignored() else [signal.SIGTERM, signal.SIGHUP]
-    )
+    ending = [signal.SIGINT, signal.SIGTERM]
+    ending += [] if hangup_is_ignored() else [signal.SIGHUP]
     for signo in ending:
         loop.add_signal_handler(signo, end, signo)
     try:
-        return await task
+        await task
     except asyncio.CancelledError:
-        if ended_by:
-            sys.exit(128 + ended_by[0])
-        raise
+        if not ended_by:
+            raise
+    return ended_by[0] if ended_by else 0
 
 
-async def _compare(options: CompareOptions, plan: scenario.Plan) -> Report:
-    before = await load.Before.look()
-    started = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    rounds = QUICK_ROUNDS if options.quick else options.rounds
-    counts = measure.QUICK if options.quick else measure.FULL
-    with _progress() as progress:
-        bar = progress.add_task("starting ztunnel", total=rounds)
+class Run:
+    """One run: what is measured, and what is known of it whenever it ends."""
 
-        def say(words: str) -> None:
-            progress.update(bar, description=words)
+    def __init__(self, options: CompareOptions, worlds: list[World]) -> None:
+        self.rounds = measure.Rounds()
+        self._options = options
+        self._worlds = worlds
+        self._counted = calls.Counted()
+        self._warnings: tuple[str, ...] = ()
+        self._checks: tuple[str, ...] = ()
+        self._clocks: set[str] = set()
+        self._started = ""
+        self._wanted = QUICK_ROUNDS if options.quick else options.rounds
+        self._counts = measure.QUICK if options.quick else measure.FULL
 
-        async with scenario.running(plan, say=say) as (bench, info):
-            say("checking the paths")
-            checks = await _check(bench, options.paths, plan)
-            say("measuring, rounds done")
-            measured = await measure.measure(
-                bench,
-                options.paths,
-                rounds=rounds,
-                counts=counts,
-                budget_s=options.budget_s,
-                progress=lambda done: progress.update(bar, completed=done),
-            )
-            counted = calls.Counted()
-            if plan.hands_on:
-                cpu_id = plan.pinning.host
-                counted = await calls.count(bench, options.paths, cpu=cpu_id, say=say)
-    done = min(len(figures) for figures in measured.values())
-    warnings = before.warnings(load.Ticks.now()) + cut(done, rounds, options.budget_s)
-    setting = _setting(plan, bench, info, started, counts, checks, warnings)
-    return Report(
-        setting=replace(setting, calls_note=counted.note),
-        paths={
-            name: PathResult(
-                name=name,
-                facts=PATHS[name].facts,
-                rounds=figures,
-                calls=counted.by_path.get(name, {}),
-            )
-            for name, figures in measured.items()
-        },
-    )
+    async def measure(self) -> None:
+        """Bring all up, measure, and take all down."""
+        before = await load.Before.look()
+        now = datetime.datetime.now(datetime.UTC)
+        self._started = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+        try:
+            with Progress(self._wanted) as progress:
+                await self._measure(progress)
+        finally:
+            self._warnings = before.warnings(load.Ticks.now())
 
+    async def _measure(self, progress: Progress) -> None:
+        options = self._options
+        progress.say("starting ztunnel")
+        async with Worlds(self._worlds, options.paths, progress.say) as worlds:
+            self._checks = worlds.checks
+            progress.say("warming up")
+            try:
+                await measure.measure(
+                    worlds.contestants,
+                    self.rounds,
+                    figures=options.figures,
+                    rounds=self._wanted,
+                    counts=self._counts,
+                    budget_s=options.budget_s,
+                    progress=progress.done,
+                    lose=worlds.lose,
+                )
+            finally:
+                self._clocks = worlds.clocksources
+            plan, bench = self._worlds[0].plan, self._worlds[0].bench
+            if bench and plan.hands_on and not options.variants:
+                self._counted = await calls.count(
+                    bench, options.paths, cpu=plan.pinning.host, say=progress.say
+                )
 
-async def _check(
-    bench: measure.Bench, paths: Sequence[str], plan: scenario.Plan
-) -> tuple[str, ...]:
-    found = [
-        await selfcheck.verify(bench, name, plan.site, plan.access_log)
-        for name in paths
-    ]
-    return tuple(found)
+    def report(self, *, interrupted: bool) -> Report:
+        """Report what was measured.
+
+        Args:
+            interrupted: somebody did not wait for all of it.
+        """
+        done = self.rounds.done
+        left_out = cut(done, self._wanted, self._options.budget_s)
+        if interrupted:
+            left_out = (f"{done} of {self._wanted} rounds: interrupted",)
+        worlds = self._worlds
+        with_variants = bool(self._options.variants)
+        return Report(
+            setting=self._setting(self._warnings + left_out),
+            paths={name: self._result(name) for name in self.rounds.by_name},
+            variants=tuple(w.facts(qemu_version(w.plan.qemu)) for w in worlds)
+            if with_variants
+            else (),
+            thresholds=self._options.thresholds,
+        )
+
+    def _result(self, name: str) -> PathResult:
+        path = name.partition(AT)[0]
+        own = PATHS[path].facts
+        if variant := name.partition(AT)[2]:
+            own = replace(own, title=f"{own.title} ({variant})")
+        return PathResult(
+            name=name,
+            facts=own,
+            rounds=tuple(self.rounds.by_name[name][: self.rounds.done]),
+            calls=self._counted.by_path.get(name, {}),
+        )
+
+    def _setting(self, warnings: tuple[str, ...]) -> Setting:
+        first = next(world for world in self._worlds if world.info)
+        plan, info = first.plan, first.info
+        assert info is not None
+        return Setting(
+            started=self._started,
+            accel=plan.accel.kind,
+            accel_reason=plan.accel.reason,
+            geneve=plan.site.geneve,
+            guest_kernel=info.kernel,
+            clocksource=", ".join(sorted(self._clocks)),
+            host_kernel=platform.release(),
+            cpu_model=cpu.model(),
+            cpus=cpu.count(),
+            qemu=qemu_version(plan.qemu),
+            pinning=str(plan.pinning),
+            cpu_note=cpu.note(),
+            calls_note=self._counted.note,
+            method=facts.method(self._counts, handed_on=plan.hands_on),
+            checks=self._checks,
+            warnings=warnings,
+        )
 
 
 def cut(done: int, rounds: int, budget_s: float) -> tuple[str, ...]:
@@ -255,46 +344,8 @@ def cut(done: int, rounds: int, budget_s: float) -> tuple[str, ...]:
     return (f"{done} of {rounds} rounds: --budget {budget_s:g} has no room for more",)
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=stdio.console(progress=True),
-        transient=True,
-    )
-
-
-def _setting(
-    plan: scenario.Plan,
-    bench: measure.Bench,
-    info: GuestInfo,
-    started: str,
-    counts: measure.Counts,
-    checks: tuple[str, ...],
-    warnings: tuple[str, ...],
-) -> Setting:
-    return Setting(
-        started=started,
-        accel=plan.accel.kind,
-        accel_reason=plan.accel.reason,
-        geneve=plan.site.geneve,
-        guest_kernel=info.kernel,
-        clocksource=", ".join(sorted(bench.clocksources)),
-        host_kernel=platform.release(),
-        cpu_model=cpu.model(),
-        cpus=cpu.count(),
-        qemu=_qemu_version(plan.qemu),
-        pinning=str(plan.pinning),
-        cpu_note=cpu.note(),
-        method=facts.method(counts, handed_on=plan.hands_on),
-        checks=checks,
-        warnings=warnings,
-    )
-
-
-def _qemu_version(qemu: str) -> str:
+def qemu_version(qemu: str) -> str:
+    """The first line that a QEMU says of itself."""
     done = subprocess.run(
         [qemu, "--version"], capture_output=True, text=True, check=False, timeout=10
     )

@@ -19,14 +19,17 @@ from typing import TYPE_CHECKING, Any, Final
 from fastpath.commands.compare.cpu import used_ns
 from fastpath.commands.compare.site import SERVER_PORT
 from fastpath.errors import FastpathError
-from fastpath.report.model import Round
+from fastpath.report.figures import Group, Round
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from fastpath.commands.compare.child import Child
     from fastpath.vm.guest import Guest
     from fastpath.vm.machine import Machine
+
+    Section = Callable[["Bench", str, "Counts"], Awaitable[Round]]
+    """A part of a round on one path."""
 
 PROBE: Final = "probe"
 PROBE_TIMEOUT_S: Final = 60.0
@@ -39,6 +42,8 @@ CHARGEN_PORT: Final = 19
 PAYLOAD: Final = 64
 """Bytes of a round trip."""
 
+LEAST_CPU_US: Final = 0.001
+"""Less than the clock's tick is 0, of which there is no ratio."""
 MIN_ROUNDS: Final = 3
 """The time budget never cuts below this many."""
 
@@ -162,56 +167,112 @@ class Bench:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """A path of a bench, under the name that the report has for it."""
+
+    name: str
+    bench: Bench
+    path: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Rounds:
+    """What was measured so far; whoever interrupts a run finds it here."""
+
+    by_name: dict[str, list[Round]] = field(default_factory=dict)
+
+    @property
+    def done(self) -> int:
+        """Rounds that are there for all."""
+        return min((len(each) for each in self.by_name.values()), default=0)
+
+    def add(self, figures: Mapping[str, Round]) -> None:
+        """Add one round of each."""
+        for name, round_ in figures.items():
+            self.by_name.setdefault(name, []).append(round_)
+
+    def forget(self, names: Collection[str]) -> None:
+        """Drop those that were lost."""
+        for name in names:
+            self.by_name.pop(name, None)
+
+
 async def measure(
-    bench: Bench,
-    paths: Sequence[str],
+    contestants: Sequence[Contestant],
+    into: Rounds,
     *,
+    figures: Collection[Group],
     rounds: int,
     counts: Counts,
     budget_s: float,
-    progress: Callable[[int], None],
-) -> dict[str, tuple[Round, ...]]:
+    progress: Callable[[int, float], None],
+    lose: Callable[[Contestant, FastpathError], Awaitable[set[str]]],
+) -> None:
     """Measure `rounds` rounds after one of warm-up, or as many as there is time for.
 
     Args:
-        bench: where.
-        paths: their names.
+        contestants: what to measure.
+        into: where each round goes when it is whole.
+        figures: which.
         rounds: how many at most.
         counts: how much one round does.
         budget_s: no new round starts that would likely end after this.
-        progress: called after each round with the number of rounds done.
+        progress: called after each round with the number of rounds done, and with the
+            time that one takes, s.
+        lose: called with one that failed; returns the names of all that are to be
+            left out from then on, or raises.
     """
     started = time.monotonic()
-    await _round(bench, paths, QUICK)
-    done: dict[str, list[Round]] = {name: [] for name in paths}
+    sections = [each for group, each in _SECTIONS if group in figures]
+    left = await _round(contestants, sections, QUICK, lose, Rounds())
     for number in range(rounds):
         begun = time.monotonic()
-        order = paths if number % 2 == 0 else tuple(reversed(paths))
-        for name, figures in (await _round(bench, order, counts)).items():
-            done[name].append(figures)
-        progress(number + 1)
+        order = left if number % 2 == 0 else left[::-1]
+        after = await _round(order, sections, counts, lose, into)
+        left = [each for each in left if each in after]
+        into.forget(set(into.by_name) - {each.name for each in left})
         now = time.monotonic()
+        progress(number + 1, now - begun)
         if number + 1 >= MIN_ROUNDS and now - started + (now - begun) > budget_s:
             break
-    return {name: tuple(figures) for name, figures in done.items()}
 
 
 async def _round(
-    bench: Bench, order: Sequence[str], counts: Counts
-) -> dict[str, Round]:
-    figures: dict[str, dict[str, Any]] = {name: {} for name in order}
-    for section in _SECTIONS:
-        for name in order:
-            figures[name] |= await section(bench, name, counts)
-    return {name: Round(**of_path) for name, of_path in figures.items()}
+    order: Sequence[Contestant],
+    sections: Sequence[Section],
+    counts: Counts,
+    lose: Callable[[Contestant, FastpathError], Awaitable[set[str]]],
+    into: Rounds,
+) -> list[Contestant]:
+    """Measure one round; return those that are left."""
+    left = list(order)
+    figures: dict[str, Round] = {each.name: Round() for each in order}
+    for section in sections:
+        for each in order:
+            if each not in left:
+                continue
+            try:
+                found = await section(each.bench, each.path, counts)
+            except FastpathError as error:
+                lost = await lose(each, error)
+                left = [one for one in left if one.name not in lost]
+            else:
+                own = figures[each.name]
+                figures[each.name] = Round(
+                    times_ns={**own.times_ns, **found.times_ns},
+                    values={**own.values, **found.values},
+                )
+    into.add({each.name: figures[each.name] for each in left})
+    return left
 
 
-async def _connect(bench: Bench, path: str, counts: Counts) -> dict[str, Any]:
+async def _connect(bench: Bench, path: str, counts: Counts) -> Round:
     result = await bench.near(path, ECHO_PORT, "connect", str(counts.connect))
-    return {"connect_ns": tuple(result["ns"])}
+    return Round(times_ns={"connect": tuple(result["ns"])})
 
 
-async def _rtt(bench: Bench, path: str, counts: Counts) -> dict[str, Any]:
+async def _rtt(bench: Bench, path: str, counts: Counts) -> Round:
     """Measure round trips, and the host CPU that they took.
 
     A run of one round trip costs what starting the program and connecting
@@ -225,33 +286,39 @@ async def _rtt(bench: Bench, path: str, counts: Counts) -> dict[str, Any]:
 
     _, start_ns = await run(1)
     times, all_ns = await run(counts.rtt)
-    return {
-        "rtt_ns": tuple(times),
-        "cpu_ns_per_rtt": max(0, all_ns - start_ns) / (counts.rtt - 1),
-    }
+    used_us = (all_ns - start_ns) / (counts.rtt - 1) / 1e3
+    return Round(
+        times_ns={"rtt_64": tuple(times)},
+        values={"host_cpu": max(used_us, LEAST_CPU_US)},
+    )
 
 
-async def _up(bench: Bench, path: str, counts: Counts) -> dict[str, Any]:
+async def _up(bench: Bench, path: str, counts: Counts) -> Round:
     op = bench.ways[path].put
     result = await bench.near(path, DISCARD_PORT, op, str(counts.bulk))
-    return {"up_bps": result["bytes"] * 1e9 / result["ns"]}
+    return Round(values={"up": result["bytes"] * 1e3 / result["ns"]})
 
 
-async def _down(bench: Bench, path: str, counts: Counts) -> dict[str, Any]:
+async def _down(bench: Bench, path: str, counts: Counts) -> Round:
     result = await bench.near(path, CHARGEN_PORT, "down", str(counts.bulk))
-    return {"down_bps": result["bytes"] * 1e9 / result["ns"]}
+    return Round(values={"down": result["bytes"] * 1e3 / result["ns"]})
 
 
-async def _through_connect(bench: Bench, path: str, counts: Counts) -> dict[str, Any]:
+async def _through_connect(bench: Bench, path: str, counts: Counts) -> Round:
     result = await bench.through(path, "connect", str(counts.through_connect))
-    return {"through_connect_ns": tuple(result["ns"])}
+    return Round(times_ns={"through_connect": tuple(result["ns"])})
 
 
-async def _through_rtt(bench: Bench, path: str, counts: Counts) -> dict[str, Any]:
+async def _through_rtt(bench: Bench, path: str, counts: Counts) -> Round:
     result = await bench.through(path, "rtt", str(counts.through_rtt), str(PAYLOAD))
-    return {"through_rtt_ns": tuple(result["ns"])}
+    return Round(times_ns={"through_rtt_64": tuple(result["ns"])})
 
 
-_SECTIONS: Final[
-    tuple[Callable[[Bench, str, Counts], Awaitable[dict[str, Any]]], ...]
-] = (_connect, _rtt, _up, _down, _through_connect, _through_rtt)
+_SECTIONS: Final[tuple[tuple[Group, Section], ...]] = (
+    (Group.LATENCY, _connect),
+    (Group.LATENCY, _rtt),
+    (Group.BULK, _up),
+    (Group.BULK, _down),
+    (Group.LATENCY, _through_connect),
+    (Group.LATENCY, _through_rtt),
+)

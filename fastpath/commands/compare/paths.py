@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Final
 from fastpath.commands.compare import facts
 from fastpath.datapath import catalogue
 from fastpath.errors import FastpathError
-from fastpath.report.model import FAST_PATH, HANDED_ON, HEADLINE
+from fastpath.report.figures import FAST_PATH, HEADLINE
+from fastpath.report.model import HANDED_ON
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -24,6 +24,7 @@ from fastpath.commands.compare.measure import Bench, Way
 from fastpath.commands.compare.paths import PATHS
 from fastpath.commands.compare.sandboxes import ECHO, MEMORY_MIB, proxy_program
 from fastpath.commands.compare.site import SERVER_PORT
+from fastpath.commands.compare.variants import PLAIN
 from fastpath.tsi import keys
 from fastpath.vm.guest import Guest
 from fastpath.vm.machine import Machine
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from fastpath.commands.compare.cpu import Pinning
     from fastpath.commands.compare.sandboxes import Sandbox
     from fastpath.commands.compare.site import Site
+    from fastpath.commands.compare.variants import Variant
     from fastpath.image.images import Image
     from fastpath.vm.guest import GuestInfo
     from fastpath.vm.spec import Accelerator
@@ -62,6 +64,7 @@ class Plan:
     qemu: str
     pinning: Pinning
     boot_timeout_s: float
+    variant: Variant = PLAIN
 
     @property
     def hands_on(self) -> bool:
@@ -182,7 +185,9 @@ async def _ztunnel(plan: Plan, stack: contextlib.AsyncExitStack) -> Child:
     config = plan.folder / "ztunnel.yaml"
     config.write_text(yaml.safe_dump(ztunnel_config(plan)), encoding="utf-8")
     plan.mesh.write_text(yaml.safe_dump(mesh_config(plan)), encoding="utf-8")
-    argv = [*PYTHON, "fastpath", "ztunnel", "--config", str(config)]
+    own = plan.variant.ztunnel
+    program = (own,) if own else (*PYTHON, "fastpath")
+    argv = [*program, "ztunnel", "--config", str(config)]
     argv += ["--ready-fd", READY_FD]
     return await _child("ztunnel", plan.site.ztunnel(argv), plan, stack)
 
@@ -227,6 +232,8 @@ def ztunnel_config(plan: Plan) -> dict[str, Any]:
         "accessLog": str(plan.access_log),
         "drainS": 0,
     }
+    if plan.variant.poll_us is not None:
+        own["pollUs"] = plan.variant.poll_us
     for sandbox in plan.sandboxes:
         if sandbox.peer:
             own["certificates"] = {"embedded": str(sandbox.certificates)}
@@ -281,5 +288,7 @@ def _spec(plan: Plan, sandbox: Sandbox) -> VmSpec:
         memory_mib=MEMORY_MIB,
         net=sandbox.nic,
         qemu=plan.qemu,
+        kernel=plan.variant.kernel,
+        append=plan.variant.cmdline,
         cpu_affinity=frozenset({plan.pinning.host}),
     )

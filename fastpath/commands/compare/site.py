@@ -65,18 +65,25 @@ class Site(Protocol):
 
 
 class HostSite:
-    """No namespaces: ztunnel and the server run in our own."""
+    """No namespaces: ztunnel and the server run in our own.
+
+    Args:
+        number: of such sites in this run, from 0; each has addresses of its own.
+    """
 
     geneve: str | None = None
     nic: Nic | None = None
     pod_ip = "10.200.1.2"
     server = "198.18.0.2"  # what leads to loopback in a guest is the guest's own
-    listen = "127.0.0.1"
     capture: tuple[str, int] | None = None
     answers: str | None = None
     network: tuple[str, str, int] | None = None
     pids: Mapping[str, int] = MappingProxyType({})
     node: Namespace | None = None
+
+    def __init__(self, number: int = 0) -> None:
+        self._number = number
+        self.listen = f"127.0.0.{1 + number}"
 
     def ztunnel(self, argv: Sequence[str]) -> list[str]:
         """Leave it as it is."""
@@ -92,7 +99,7 @@ class HostSite:
 
     def add_peer(self) -> str:
         """One of loopback's."""
-        return "127.0.0.9"
+        return f"127.0.1.{1 + self._number}"
 
 
 class NodeSite(HostSite):
@@ -102,9 +109,9 @@ class NodeSite(HostSite):
         node: entered; the caller leaves it.
     """
 
-    server = listen = str(pods.SERVER.peer.ip)
-
     def __init__(self, node: pods.Node) -> None:
+        super().__init__()
+        self.server = self.listen = str(pods.SERVER.peer.ip)
         self._node = node
         self.node: Namespace | None = node.netns
 

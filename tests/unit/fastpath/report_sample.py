@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 
-from fastpath.report.model import PathFacts, PathResult, Report, Round, Setting
+from fastpath.report.figures import Round
+from fastpath.report.model import PathFacts, PathResult, Report, Setting
 
 SETTING = Setting(
     started="2024-05-01T12:00:00Z",
@@ -32,13 +33,17 @@ def rounds(scale: float, count: int = 6, seed: int = 1) -> tuple[Round, ...]:
 
     return tuple(
         Round(
-            connect_ns=times(200_000, 50),
-            rtt_ns=times(110_000, 200),
-            up_bps=90e6 / scale,
-            down_bps=120e6 / scale,
-            cpu_ns_per_rtt=20e3 * scale,
-            through_connect_ns=times(260_000, 50),
-            through_rtt_ns=times(150_000, 100),
+            times_ns={
+                "connect": times(200_000, 50),
+                "rtt_64": times(110_000, 200),
+                "through_connect": times(260_000, 50),
+                "through_rtt_64": times(150_000, 100),
+            },
+            values={
+                "up": 90 / scale,
+                "down": 120 / scale,
+                "host_cpu": 20 * scale,
+            },
         )
         for _ in range(count)
     )

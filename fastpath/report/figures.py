@@ -1,0 +1,148 @@
+"""What is compared: each figure's name, unit and direction, and the targets.
+
+A round holds a figure as samples (`Round.times_ns`) or as one number
+(`Round.values`), by the same key. The median of the samples is the round's number.
+"""
+
+from __future__ import annotations
+
+import enum
+import statistics
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FAST_PATH: Final = "tsi"
+"""The path that the others are compared with."""
+HEADLINE: Final = "inpod-l3forwarding"
+"""The standard path that the headline ratio is about: today's."""
+
+
+class Group(enum.Enum):
+    """Figures that are asked for together; the value is `--figures`'s word."""
+
+    LATENCY = "latency"
+    BULK = "bulk"
+
+
+DEFAULT_GROUPS: Final = (Group.LATENCY, Group.BULK)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """One path's figures in one round, by `Metric.key`; those that were measured."""
+
+    times_ns: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Samples."""
+    values: Mapping[str, float] = field(default_factory=dict)
+    """What is one number a round, in the metric's unit."""
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.times_ns or key in self.values
+
+    def figure(self, key: str) -> float:
+        """The round's one number of a figure; of samples their median, us.
+
+        Raises:
+            KeyError: it was not measured.
+        """
+        if key in self.times_ns:
+            return statistics.median(self.times_ns[key]) / 1e3
+        return self.values[key]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A figure that is compared: one number a round."""
+
+    key: str
+    """Its name in the JSON file."""
+    title: str
+    unit: str
+    group: Group
+    more_is_better: bool = False
+    bound: float | None = None
+    """The target for the ratio; None: shown, not judged."""
+
+    def met(self, ratio: float) -> bool:
+        """Whether `ratio` reaches the target (without one: always)."""
+        if self.bound is None:
+            return True
+        return ratio >= self.bound if self.more_is_better else ratio <= self.bound
+
+    @property
+    def target(self) -> str:
+        """The target in words, as `at most 0.80x`."""
+        if self.bound is None:
+            return ""
+        return f"{'at least' if self.more_is_better else 'at most'} {self.bound:.2f}x"
+
+
+METRICS: Final = (
+    Metric(key="connect", title="connect", unit="us", group=Group.LATENCY, bound=0.5),
+    Metric(
+        key="rtt_64",
+        title="64 B round trip",
+        unit="us",
+        group=Group.LATENCY,
+        bound=0.65,
+    ),
+    Metric(
+        key="up",
+        title="bulk up",
+        unit="MB/s",
+        group=Group.BULK,
+        more_is_better=True,
+        bound=1.5,
+    ),
+    Metric(
+        key="down",
+        title="bulk down",
+        unit="MB/s",
+        group=Group.BULK,
+        more_is_better=True,
+        bound=1.0,
+    ),
+    Metric(
+        key="host_cpu",
+        title="host CPU a round trip",
+        unit="us",
+        group=Group.LATENCY,
+        bound=0.6,
+    ),
+    Metric(
+        key="through_connect",
+        title="connect, through ztunnel",
+        unit="us",
+        group=Group.LATENCY,
+    ),
+    Metric(
+        key="through_rtt_64",
+        title="64 B round trip, through ztunnel",
+        unit="us",
+        group=Group.LATENCY,
+    ),
+)
+"""What is compared, with the targets against `HEADLINE`. The one place of those: the
+pages and docs/measurements.md have them from here, and a test holds the latter to it.
+"""
+BY_KEY: Final = {metric.key: metric for metric in METRICS}
+
+_GENEVE_BOUNDS: Final[Mapping[str, float | None]] = {
+    "connect": 0.8,
+    "rtt_64": 0.7,
+    "up": 1.0,
+    "down": 1.0,
+}
+_BOUNDS: Final[Mapping[str, Mapping[str, float | None]]] = {
+    HEADLINE: {metric.key: metric.bound for metric in METRICS},
+    "ambient-geneve": _GENEVE_BOUNDS,
+}
+
+
+def metrics(standard: str) -> tuple[Metric, ...]:
+    """Return what the fast path is compared by with a path, with the targets if any."""
+    bounds = _BOUNDS.get(standard, {})
+    return tuple(replace(each, bound=bounds.get(each.key)) for each in METRICS)
