@@ -25,8 +25,7 @@ import os
 import queue
 import stat
 import threading
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastpath.errors import FastpathError
 from fastpath.ztunnel.model import LogFormat
@@ -49,9 +48,12 @@ CLOSE_TIMEOUT_S = 2.0
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Party:
-    """One end of a connection; what is empty is not logged."""
+class Party(NamedTuple):
+    """One end of a connection; what is empty is not logged.
+
+    There are three tuples for each connection, so they are no dataclasses: see
+    `vhost_user.events.Event`.
+    """
 
     addr: str
     workload: str = ""
@@ -60,8 +62,7 @@ class Party:
     cluster: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class Record(NamedTuple):
     """All of one line."""
 
     level: str
@@ -116,12 +117,15 @@ def format_line(record: Record, time: datetime.datetime) -> str:
         record: what to say.
         time: in UTC.
     """
-    stamp = time.strftime(_STAMP)
     fields = " ".join(
-        f"{name}={value if plain else _quote(value)}"
-        for name, value, plain in _fields(record)
+        [
+            f"{name}={value if plain else _quote(value)}"
+            for name, value, plain in _fields(record)
+        ]
     )
-    return f"{stamp}\t{record.level}\taccess\t{record.message}\t{fields}"
+    return (
+        f"{time.strftime(_STAMP)}\t{record.level}\taccess\t{record.message}\t{fields}"
+    )
 
 
 def format_json(record: Record, time: datetime.datetime) -> str:

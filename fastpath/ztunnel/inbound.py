@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Final
 
@@ -226,7 +225,7 @@ class SandboxPublisher:
                     level="warn",
                     message="connection failed",
                     direction="inbound",
-                    src=replace(party(source), identity=peer),
+                    src=party(source)._replace(identity=peer),
                     dst=party(reached),
                     error=why,
                 )
@@ -290,7 +289,7 @@ class SandboxPublisher:
                 level="error" if error or client.denial else "info",
                 message="connection complete" if known else "connection failed",
                 direction="inbound",
-                src=replace(party(source, whose.workload), identity=client.identity),
+                src=party(source, whose.workload)._replace(identity=client.identity),
                 dst=self._destination(client),
                 hbone_addr=authority,
                 service=whose.service.hostname if whose.service else "",

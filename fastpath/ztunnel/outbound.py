@@ -20,12 +20,10 @@ connection is logged and ends that connection only.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import itertools
 import logging
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fastpath.throttle import Throttle
@@ -39,6 +37,7 @@ from vhost_user.hbone import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from types import TracebackType
 
     from fastpath.identity import Identity
     from fastpath.tsi.policy import Denial, SandboxPolicy
@@ -284,8 +283,8 @@ class Outbound:
             Record(
                 level="warn",
                 message="datagrams denied",
-                src=replace(
-                    party(("", 0), client.workload, client.identity), addr=source
+                src=party(("", 0), client.workload, client.identity)._replace(
+                    addr=source
                 ),
                 dst=Party(addr=format_address(destination)),
                 error=f"{format_address(destination)}: {denial.text}",
@@ -307,14 +306,9 @@ class Outbound:
             )
         )
 
-    @contextlib.contextmanager
-    def contained(self, conn: int) -> Iterator[None]:
+    def contained(self, conn: int) -> _Contained:
         """Log whatever goes wrong in the handling of one connection."""
-        try:
-            yield
-        except Exception:
-            if self._bugs.admits():
-                _log.exception("connection %d: its handling failed", conn)
+        return _Contained(self._bugs, conn)
 
     def _recheck(self, client: LocalWorkload, conns: Iterator[int]) -> None:
         """Ask the new policy about some connections, and later about the rest."""
@@ -326,7 +320,7 @@ class Outbound:
                 continue
             refusal = self._routes.denied(client, decision)
             if refusal:
-                self._decisions[conn] = client, replace(decision, refusal=refusal)
+                self._decisions[conn] = client, decision._replace(refusal=refusal)
                 self._end(conn, refusal.errno)
         if len(some) == CHECKED_AT_ONCE:
             asyncio.get_running_loop().call_soon(self._go_on, client, asked, conns)
@@ -414,8 +408,33 @@ class Outbound:
         )
 
 
+class _Contained:
+    """Logs an error, and lets no caller see it; a generator would cost more."""
+
+    __slots__ = ("_bugs", "_conn")
+
+    def __init__(self, bugs: Throttle, conn: int) -> None:
+        self._bugs = bugs
+        self._conn = conn
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> bool:
+        ours = isinstance(exc, Exception)
+        if ours and self._bugs.admits():
+            _log.error("connection %d: its handling failed", self._conn, exc_info=exc)
+        return ours
+
+
 def _error_text(event: Event) -> str:
     """Why it failed or was reset: what the tunnel says, and the errno."""
     number = event.error
+    if not number and not event.reason:
+        return ""
     text = f"{os.strerror(number)} (os error {number})" if number else ""
     return ": ".join(filter(None, (Reason(event.reason).text, text)))

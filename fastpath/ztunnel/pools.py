@@ -131,14 +131,13 @@ class Pools:
         except (StateError, OSError, FastpathError) as exc:
             text = f"no tunnel to {_format(connect.pool.address)}: {exc}"
             refusal = RouteRefusal("hbone", text, errno.ENOBUFS)
-            return replace(
-                decision,
+            return decision._replace(
                 target=Reset(refusal.errno),
                 address=None,
                 refusal=refusal,
                 cacheable=False,
             )
-        return replace(decision, target=Hbone(pool.id, headers.id))
+        return decision._replace(target=Hbone(pool.id, headers.id))
 
     def lacks(self, decision: Decision) -> Identity | None:
         """Whose certificate has to be had first; None: nobody's."""

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import errno
 import random
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastpath.ztunnel.connect import connect, stands
 from fastpath.ztunnel.istio.outbound import (
@@ -49,9 +49,11 @@ MAX_FIXED = 4096
 """Decisions that are kept."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What to do with one connection, and all that the log will say of it."""
+class Decision(NamedTuple):
+    """What to do with one connection, and all that the log will say of it.
+
+    A tuple, as `vhost_user.events.Event` is one.
+    """
 
     destination: SocketAddress
     """What the program asked for."""
@@ -218,7 +220,7 @@ class Routes:
             found = self._tunnelled(client, destination, route, source_ip)
         else:
             found = self._dialled(client, destination, route)
-        return replace(found, cacheable=found.cacheable and not names.used)
+        return found._replace(cacheable=found.cacheable and not names.used)
 
     def _look_up(self, destination: SocketAddress, hostname: str) -> Decision:
         """Its IPs have to be known first, unless it is known that there are none."""

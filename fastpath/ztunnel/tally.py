@@ -60,7 +60,8 @@ class Tally:
 
     def labels(self, *values: str) -> Value:
         """The number with these labels; the same one for the same labels."""
-        return self._values.setdefault(values, Value())
+        found = self._values.get(values)
+        return found or self._values.setdefault(values, Value())
 
     def collect(self) -> Iterator[Metric]:
         """The one family."""

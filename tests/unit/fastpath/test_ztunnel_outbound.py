@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 
 from fastpath.tsi.datagram_limits import DatagramStats
@@ -40,14 +39,14 @@ def test_a_connection_to_a_service(way, world):
     way.tell(EventKind.CLOSED, VIP, up=79, down=4839)
     (record,) = world.log.records
     assert (record.level, record.message) == ("info", "connection complete")
-    assert dataclasses.astuple(record.src) == (
+    assert record.src == (
         "10.0.0.2:40000",
         "client-1",
         "default",
         PRINCIPAL,
         "Kubernetes",
     )
-    assert dataclasses.astuple(record.dst) == (
+    assert record.dst == (
         "10.0.0.11:8080",
         "web-1",
         "default",
