@@ -128,6 +128,8 @@ int tsi_shutdown(struct socket *sock, int how)
 			kernel_sock_shutdown(inner->sock, SHUT_WR);
 		if (directions & RCV_SHUTDOWN)
 			end_reading(inner->sock->sk);
+		if (sk->sk_shutdown == SHUTDOWN_MASK)
+			inner_refuse(inner);
 		sk->sk_state_change(sk);
 		break;
 	case CLOSED:

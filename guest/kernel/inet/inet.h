@@ -186,6 +186,7 @@ int inner_connect(struct inner *inner, u32 token);
 int inner_listen(struct inner *inner, int backlog);
 void inner_arm(struct inner *inner, unsigned long timeout);
 void inner_expire(struct inner *inner);
+void inner_refuse(struct inner *inner);
 void inner_failed(const struct tsi_failed *failed);
 
 /* ---- inner.c ---- */

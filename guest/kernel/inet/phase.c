@@ -17,6 +17,7 @@
  * inner_lock.
  */
 
+#include <linux/virtio_vsock.h>
 #include <net/af_vsock.h>
 
 #include "inet.h"
@@ -164,6 +165,48 @@ static void room(struct sock *sk)
 
 	if (READ_ONCE(inner->phase) != CONNECTING)
 		inner_pattern->sk->sk_write_space(sk);
+}
+
+/**
+ * refuse() - Bytes have come although the program has ended both directions
+ * @sk:		vsock sock, locked
+ *
+ * TCP resets such a connection, so that the peer doesn't go on. vsock's release
+ * sends a RST if the peer is over, and drops what waits without its lock.
+ */
+static void refuse(struct sock *sk)
+{
+	struct inner *inner = READ_ONCE(sk->sk_user_data);
+	struct vsock_sock *vsk = vsock_sk(sk);
+	struct virtio_vsock_sock *trans = vsk->trans;
+	struct sk_buff_head unread;
+
+	spin_lock_bh(&inner_lock);
+	if (inner->phase == ESTABLISHED)
+		fail(inner, ECONNRESET);
+	spin_unlock_bh(&inner_lock);
+	__skb_queue_head_init(&unread);
+	spin_lock_bh(&trans->rx_lock);
+	skb_queue_splice_init(&trans->rx_queue, &unread);
+	trans->rx_bytes = 0;
+	spin_unlock_bh(&trans->rx_lock);
+	__skb_queue_purge(&unread);
+	WRITE_ONCE(vsk->peer_shutdown, SHUTDOWN_MASK);
+	vsk->transport->release(vsk);
+	sk->sk_state = TCP_CLOSE;
+}
+
+/**
+ * inner_refuse() - Have bytes that come from here on reset a connection
+ * @inner:	It, of which the program has ended both directions
+ */
+void inner_refuse(struct inner *inner)
+{
+	struct sock *sk = inner->sock->sk;
+
+	write_lock_bh(&sk->sk_callback_lock);
+	WRITE_ONCE(sk->sk_data_ready, refuse);
+	write_unlock_bh(&sk->sk_callback_lock);
 }
 
 /**
