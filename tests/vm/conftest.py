@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from fastpath.vm.spec import VmSpec
 from tests import measured
 from tests.support.limits import GUEST_LIMIT_S
 from tests.support.uml import UmlSpec, UserModeLinux
+from tests.vm import kernellog
 from tests.vm.world import NETWORK
 
 if TYPE_CHECKING:
@@ -71,6 +73,12 @@ def pytest_addoption(parser):
         help="of random sequences, the guest's (default: %(default)s)",
     )
     parser.addoption("--first-seed", type=int, default=1000)
+    parser.addoption(
+        "--kernel-config",
+        metavar="FRAGMENT",
+        type=Path,
+        help="run guests on a kernel of our own, with this configuration, too",
+    )
 
 
 def pytest_collection_modifyitems(config, items):
@@ -128,21 +136,29 @@ def kernel_cases(request):
 
 
 @pytest.fixture(scope="session")
-def base_image():
+def build_image(request):
+    """Builds an image by its name; of a kernel of our own with --kernel-config."""
+    fragment = request.config.getoption("--kernel-config", default=None)
+    own_kernel = None if fragment is None else (fragment,)
+    return functools.partial(images.build, own_kernel=own_kernel)
+
+
+@pytest.fixture(scope="session")
+def base_image(build_image):
     """The smallest image: busybox and our own programs."""
-    return images.build("base")
+    return build_image("base")
 
 
 @pytest.fixture(scope="session")
-def apps_image():
+def apps_image(build_image):
     """The base image with curl and python3."""
-    return images.build("apps")
+    return build_image("apps")
 
 
 @pytest.fixture(scope="session")
-def services_image():
+def services_image(build_image):
     """The base image with servers and clients as Debian has them."""
-    return images.build("services")
+    return build_image("services")
 
 
 @pytest.fixture(scope="session")
@@ -201,10 +217,15 @@ def in_vm(vm_dir):
 
 async def boot(spec, uds_path, work):
     """Boot a spec whose vsock backend runs; return what `work(machine, guest)` does."""
-    machine = UserModeLinux(spec) if isinstance(spec, UmlSpec) else Machine(spec)
-    async with Guest(uds_path, console=spec.console) as guest, machine:
-        await machine.watch(guest.ready(GUEST_LIMIT_S))
-        return await machine.watch(work(machine, guest))
+    machine: UserModeLinux | Machine
+    with contextlib.ExitStack() as stack:
+        if isinstance(spec, UmlSpec):
+            machine = UserModeLinux(spec)
+        else:
+            machine = Machine(stack.enter_context(kernellog.watched(spec)))
+        async with Guest(uds_path, console=spec.console) as guest, machine:
+            await machine.watch(guest.ready(GUEST_LIMIT_S))
+            return await machine.watch(work(machine, guest))
 
 
 def vsock_backend(vm_dir, *options):

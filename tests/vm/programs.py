@@ -78,14 +78,6 @@ def results(said):
     return {line.split()[1].rstrip(":"): line for line in said.splitlines()[:-1]}
 
 
-COMPLAINTS = re.compile(r"WARNING:|BUG:|Oops|Call Trace|refcount|leak|general protect")
-
-
-def complaints(dmesg):
-    """What a guest's kernel found wrong."""
-    return [line for line in dmesg.splitlines() if COMPLAINTS.search(line)]
-
-
 def run_natively(namespace, *argv):
     """Run a program of checks on the host: else they state what TSI does."""
     done = subprocess.run(

@@ -91,10 +91,3 @@ def test_an_agent_without_the_key_says_so_and_runs_nothing(world):
         assert world.sh("mv /run/kept /run/tsi.key", vm="agent", tsi=False)[0] == 0
     assert "the host refuses: HELLO: not this sandbox's key" in str(refused.value)
     assert world.run("true", vm="agent") == (0, "")
-
-
-def test_no_kernel_complains(world, results):
-    assert results
-    for who in WHO:
-        said = world.sh("dmesg", vm=who, tsi=False)[1]
-        assert programs.complaints(said) == []

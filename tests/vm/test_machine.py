@@ -110,6 +110,16 @@ def test_a_panic_is_named_with_the_console_log(in_vm, vm_spec):
     assert caught.value.console_tail
 
 
+@pytest.mark.parametrize("level", [3, 4])
+def test_what_a_kernel_finds_wrong_fails_its_test(in_vm, vm_spec, level):
+    async def work(machine, guest):
+        said = f"<{level}>WARNING: possible circular locking dependency detected"
+        await output(guest, f"echo '{said}' > /dev/kmsg")
+
+    with pytest.raises(AssertionError, match="possible circular locking"):
+        in_vm(vm_spec, work)
+
+
 def test_a_kernel_that_cannot_start_is_named(in_vm, vm_spec):
     with pytest.raises(MachineDiedError, match="panicked"):
         in_vm(replace(vm_spec, append="rdinit=/no/such init=/no/such"), None)

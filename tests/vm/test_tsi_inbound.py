@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from fastpath.image import images
 from tests.support.limits import GUEST_LIMIT_S as START_S
 from tests.support.limits import wait_until
 from tests.vm import programs
@@ -39,10 +38,9 @@ def servers(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def world(accelerator, servers, namespace):
-    image = images.build("nginx")
+def world(build_image, accelerator, servers, namespace):
     with open_world(
-        image,
+        build_image("nginx"),
         accelerator,
         servers,
         namespace,

@@ -49,11 +49,11 @@ def program(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=KERNELS)
-def image(request):
+def image(request, build_image):
     """Of a kernel: Debian's with the module, or our own with TSI in it."""
     if request.param == OWN:
         return images.build("base", own_kernel=())
-    return images.build(request.param)
+    return build_image(request.param)
 
 
 @pytest.fixture(scope="module")

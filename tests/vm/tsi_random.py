@@ -35,8 +35,6 @@ tsi_random {HOST4} {HOST6} {PORT} "$@"
 kill $!
 rm /tmp/serving
 """
-REPORTS: Final = ("WARNING", "BUG", "Oops", "Call Trace", "INFO:", "KASAN", "KFENCE")
-"""What the guest's kernel says of itself when something is wrong."""
 
 Calls = list[tuple[str, str]]
 
@@ -121,13 +119,6 @@ class Runner:
         suspects = [each.sequence for each in self.look(sequences)]
         stay = self.look(suspects, REST_MS) if suspects else []
         return [self._shrink(each) for each in stay]
-
-    def dmesg(self) -> list[str]:
-        """Return the lines that the guest's kernel has written."""
-        status, said = self._world.run("dmesg", tsi=False)
-        assert status == 0, said
-        lines: list[str] = said.splitlines()
-        return lines
 
     def _parse(self, outcome: tuple[int, str]) -> dict[str, Calls]:
         status, said = outcome

@@ -33,6 +33,7 @@ from fastpath.ztunnel import listener
 from fastpath.ztunnel.model import Config, ListenAddress, Sandbox, Workload
 from fastpath.ztunnel.process import Ztunnel
 from tests.support.limits import GUEST_LIMIT_S, until
+from tests.vm import kernellog
 from vhost_user.backend import Backend
 from vhost_user.engine import ALL_EVENTS, Dial, Discard, Engine, EventKind, Reset, Unix
 from vhost_user.vsock.device import VsockDevice
@@ -202,6 +203,8 @@ class World(ABC):
     def __exit__(self, *exc):
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
+        if self._error is not None and exc[0] is None:
+            raise self._error
 
     @classmethod
     @abstractmethod
@@ -267,6 +270,7 @@ class World(ABC):
                         key=KEY,
                     )
                 )
+                spec = stack.enter_context(kernellog.watched(spec))
                 machine = await stack.enter_async_context(Machine(spec))
                 self._vms[name] = machine, guest
             for machine, guest in self._vms.values():
