@@ -59,6 +59,7 @@ unless they name a file."""
 
 def start(prog: str, module: str) -> NoReturn:
     """Import a command's module and exit with what its `main()` returns."""
+    _import_asyncio()
     try:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -72,6 +73,17 @@ def start(prog: str, module: str) -> NoReturn:
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to clean up
     sys.exit(status)
+
+
+def _import_asyncio() -> None:
+    """Import asyncio as where Python has no OpenSSL.
+
+    Nothing here speaks TLS by asyncio, and `ssl` takes 2.7 MB; who needs it imports it.
+    """
+    if "asyncio" not in sys.modules and "ssl" not in sys.modules:
+        sys.modules["ssl"] = None  # type: ignore[assignment]
+        importlib.import_module("asyncio")
+        del sys.modules["ssl"]
 
 
 def vsock() -> NoReturn:

@@ -56,3 +56,4 @@ def test_a_node_with_certificates_is_without_what_makes_them(tmp_path):
             process.terminate()
     assert (tmp_path / "ca" / "root-cert.pem").exists()
     assert "/cryptography/" not in maps
+    assert "/_ssl." not in maps  # the engine has OpenSSL, and asyncio no use for it

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -244,3 +245,15 @@ def test_what_changes_while_it_is_sealed_is_still_a_record(tls, secret):
     finally:
         over.set()
         thread.join()
+
+
+def test_code_that_only_tested_the_library_is_not_kept_in_memory(tls):
+    keys(tls, CLIENT_SECRET, seals=True)
+    kib, counts = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *fields = line.split()
+        if "-" in name:
+            counts = "x" in fields[0] and "libIPSec_MB" in line
+        elif name == "Rss:" and counts:
+            kib += int(fields[0])
+    assert kib < 2048  # 3 MB of it were tested
