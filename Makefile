@@ -31,7 +31,7 @@ PACKAGES := gcc libc6-dev make python3-venv python3-dev ca-certificates \
             qemu-system-x86 busybox-static iproute2 iptables procps clang \
             libclang-rt-dev golang-go libelf-dev libssl-dev libipsec-mb-dev \
             libnghttp2-dev nghttp2-client strace gcc-aarch64-linux-gnu \
-            libc6-dev-arm64-cross flex bison bc xz-utils
+            libc6-dev-arm64-cross flex bison bc xz-utils groff-base
 
 NATIVE   := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
             lib/ring/*.[ch]) vhost_user/native/build.py
@@ -45,7 +45,7 @@ C_FILES  := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
             tests/unit/lib/*.[ch] \
             bench/guest/*.[ch] bench/host/*.c)
 
-.PHONY: setup packages compare test lint types unit conformance \
+.PHONY: setup packages compare test lint types unit conformance man \
         conformance-doc policy-doc handoff-doc compare-doc bench-doc figures sanitize tsan \
         netns vm vm-nightly random nightly quota-test compat-doc kernels \
         frontends vsock-test fuzz bench bench-short soak image clean
@@ -110,6 +110,10 @@ unit: setup
 
 conformance: setup
 	$(PYTEST) $(WORKERS) tests/conformance
+
+# Manual pages of all programs, from their parsers.
+man: setup
+	$(BIN)/python -m tools.manual build/man
 
 # docs/conformance.md from the requirements and the tests' marks.
 conformance-doc: setup

@@ -10,7 +10,6 @@ Spec: VIRTIO 1.2 section 5.4 "Entropy Device".
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
 import os
@@ -18,15 +17,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from vhost_user import entry
+from vhost_user import entry, logs
 from vhost_user.backend import serve
 from vhost_user.descriptors import MemoryFiles
 from vhost_user.errors import GuestError
+from vhost_user.options import MisuseError, Parser, checked, level
 from vhost_user.queue import QueueDevice
 from vhost_user.sockets import DEFAULT_SOCKET_MODE, Access, parse_group, parse_mode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from vhost_user.queue import Chain
 
@@ -50,11 +50,18 @@ class RngDevice(QueueDevice):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the device until a signal ends it; return the exit status."""
     entry.set_up_streams()
-    return entry.guarded(PROG, lambda: _run(_parser().parse_args(argv)))
+    logs.set_up()
+    return entry.guarded(PROG, lambda: _run(argv))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROG, description=RngDevice.__doc__)
+def parser() -> Parser:
+    """The command line."""
+    parser = Parser(
+        prog=PROG,
+        description="vhost-user back-end for virtio-rng.",
+        status="0 after SIGTERM; 2 if it could not serve",
+        examples=(("one VM", f"{PROG} --socket /tmp/r.sock"),),
+    )
     parser.add_argument(
         "--socket", type=Path, required=True, help="the VMM connects here"
     )
@@ -67,20 +74,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--socket-mode",
-        type=_checked(parse_mode),
+        type=checked(parse_mode),
         default=DEFAULT_SOCKET_MODE,
         metavar="OCTAL",
         help="permission bits of it (0600)",
     )
     parser.add_argument(
-        "--socket-group", type=_checked(parse_group), metavar="GROUP", help="its group"
+        "--socket-group", type=checked(parse_group), metavar="GROUP", help="its group"
     )
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
-    access = Access(options.socket_mode, options.socket_group)
-    logging.basicConfig(level=logging.INFO, format=f"{PROG}: %(message)s")
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        options = parser().parse_args(argv)
+    except MisuseError as error:
+        return entry.complain(PROG, str(error))
+    logs.show(level(options, logging.INFO))
     try:
         asyncio.run(
             serve(
@@ -88,24 +98,12 @@ def _run(options: argparse.Namespace) -> int:
                 RngDevice(),
                 name=PROG,
                 memory_files=options.memory_files,
-                access=access,
+                access=Access(options.socket_mode, options.socket_group),
             )
         )
     except OSError as error:
-        return entry.complain(PROG, f"error: {options.socket}: {error.strerror}")
+        return entry.complain(PROG, f"{options.socket}: {error.strerror}")
     return 0
-
-
-def _checked(parse: Callable[[str], int]) -> Callable[[str], int]:
-    """Make argparse show what `parse` says of a value."""
-
-    def checked(text: str) -> int:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return checked
 
 
 if __name__ == "__main__":

@@ -7,14 +7,12 @@ exit status 2; anything else is a bug of ours and shows its traceback.
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from fastpath import logs
 from fastpath.errors import FastpathError
-from vhost_user import entry
+from vhost_user import entry, logs
 from vhost_user.closing import hangup_is_ignored
 
 if TYPE_CHECKING:
@@ -29,7 +27,7 @@ def set_up() -> None:
     signal.signal(signal.SIGTERM, _end)
     if not hangup_is_ignored():
         signal.signal(signal.SIGHUP, _end)
-    logs.set_up(logging.WARNING)
+    logs.set_up()
 
 
 def guarded(work: Callable[[], int]) -> int:
@@ -48,9 +46,9 @@ def guarded(work: Callable[[], int]) -> int:
     return entry.guarded(PROG, judged)
 
 
-def misused(command: str, what: str) -> int:
-    """Say what is wrong with a command's options; return the exit status."""
-    return entry.complain(PROG, f"{' '.join(what.split())}; hint: {command} --help")
+def misused(what: str) -> int:
+    """Say what is wrong with a command line; return the exit status."""
+    return entry.complain(PROG, what)
 
 
 def _end(signo: int, _frame: object) -> NoReturn:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import re
 import signal
 import sys
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from fastpath import logs
 from fastpath.errors import FastpathError
 from fastpath.identity import TRUST_DOMAIN
 from fastpath.ztunnel.model import ListenAddress
@@ -112,7 +110,6 @@ def run(options: CaOptions) -> int:
     Raises:
         FastpathError: before it is ready; nothing is left running.
     """
-    logs.set_up(logging.INFO)
     return asyncio.run(serve(options))
 
 

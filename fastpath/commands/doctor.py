@@ -19,7 +19,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from ipaddress import IPv4Interface
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from fastpath import stdio, tools
 from fastpath.datapath import geneve, links, netns
@@ -30,7 +30,7 @@ from fastpath.image.images import cache_directory
 from fastpath.vm import accel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _TIMEOUT_S: Final = 60.0
 _OLDEST_PYTHON: Final = (3, 11)
@@ -65,6 +65,14 @@ class Check:
     """The command that fixes it; None when `ok`."""
     need: Need
 
+    def needs(self) -> list[str]:
+        """What it is needed for, in words."""
+        return [n.name.lower() for n in Need if n in self.need and n.name]
+
+    def facts(self) -> dict[str, Any]:
+        """The same for a program."""
+        return asdict(self) | {"need": self.needs()}
+
 
 @dataclass(frozen=True, slots=True)
 class _Look:
@@ -89,23 +97,28 @@ class _Look:
         return Check(self.name, ok, detail, None if ok else hint, self.need)
 
 
-def run() -> int:
+def run(*, as_json: bool = False) -> int:
     """Print all checks; return 1 if something is missing that a command needs."""
+    found = checks()
+    if as_json:
+        print(json.dumps([each.facts() for each in found], indent=2))  # noqa: T201
+    else:
+        _show(found)
+    return 1 if any(each.need for each in found if not each.ok) else 0
+
+
+def _show(found: Sequence[Check]) -> None:
     from rich.text import Text  # here: `main` does without
 
     console = stdio.console()
-    missing = False
-    for check in checks():
+    for check in found:
         mark = Text("yes  ", "green") if check.ok else Text("no   ", "bold red")
         line = mark + Text(check.name, "bold") + Text(f": {check.detail}")
         console.print(line, soft_wrap=True)
         if not check.ok:
-            missing = missing or bool(check.need)
-            needs = [n.name.lower() for n in Need if n in check.need and n.name]
-            needed = f"needed for: {', '.join(needs) or 'nothing'}"
+            needed = f"needed for: {', '.join(check.needs()) or 'nothing'}"
             for more in (needed, f"hint: {check.hint}"):
                 console.print(Text(f"     {more}"), soft_wrap=True)
-    return 1 if missing else 0
 
 
 def checks() -> list[Check]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 from fastpath.commands.progress import build_image
 from fastpath.errors import FastpathError
-from fastpath.image import recipe
+from fastpath.image import images, recipe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,8 +45,8 @@ def build(
     return 0
 
 
-def show(name: str | None) -> int:
-    """Print the names of images that can be built; return the exit status.
+def show(name: str | None, *, as_json: bool) -> int:
+    """Print the images that can be built; return the exit status.
 
     Raises:
         FastpathError: there is none, or none of this name.
@@ -55,9 +56,31 @@ def show(name: str | None) -> int:
         raise FastpathError(
             f"image {name}", f"unknown; there are {', '.join(known)}", None
         )
-    for each in [name] if name else known:
-        print(each)  # noqa: T201
+    states = [_state(each) for each in ([name] if name else known)]
+    if as_json:
+        print(json.dumps(states, indent=2))  # noqa: T201
+        return 0
+    width = max(len(each["name"]) for each in states)
+    for each in states:
+        built = each["kernel_release"]
+        what = f"{each['bytes'] / 1e6:6.1f} MB  Linux {built}" if built else "not built"
+        print(f"{each['name']:{width}}  {what}")  # noqa: T201
     return 0
+
+
+def _state(name: str) -> dict[str, Any]:
+    """What is known of an image without building it."""
+    image = images.cached(name)
+    if image is None:
+        return {"name": name, "kernel_release": None, "bytes": None}
+    size = image.kernel.stat().st_size + image.initramfs.stat().st_size
+    return {
+        "name": name,
+        "kernel_release": image.kernel_release,
+        "bytes": size,
+        "kernel": str(image.kernel),
+        "initramfs": str(image.initramfs),
+    }
 
 
 def _known() -> list[str]:

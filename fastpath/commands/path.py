@@ -7,6 +7,7 @@ docs/paths.md has them with what each is.
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Final
 
@@ -16,8 +17,12 @@ from fastpath.errors import FastpathError
 EXIT_NOT_SEEN: Final = 1
 
 
-def show_all() -> int:
+def show_all(*, as_json: bool) -> int:
     """Print the paths' names and titles; return the exit status."""
+    if as_json:
+        titles = {name: catalogue.declare(name).title for name in catalogue.NAMES}
+        print(json.dumps(titles, indent=2))
+        return 0
     width = max(map(len, catalogue.NAMES))
     for name in catalogue.NAMES:
         print(f"{name:{width}}  {catalogue.declare(name).title}")

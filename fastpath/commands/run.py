@@ -30,8 +30,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
-from fastpath import resolvconf
+from fastpath import files, resolvconf
 from fastpath.commands.progress import build_image
+from fastpath.commands.summary import Recorder, Summary
 from fastpath.deadline import Deadline, TimedOut
 from fastpath.errors import FastpathError
 from fastpath.image import images
@@ -81,6 +82,9 @@ EVERYWHERE: Final = (Rule.parse("0.0.0.0/0"), Rule.parse("::/0"))
 
 GUEST_CID: Final = 3
 
+SANDBOX: Final = "run"
+"""ztunnel's name of it."""
+
 SOCKET: Final = "vhost.sock"
 """Between QEMU and ztunnel, in the run's folder."""
 
@@ -113,6 +117,8 @@ class RunOptions:
     policy: Path | None = None
     """A policy file, followed while the program runs."""
     access_log: Path | None = None
+    json: Path | None = None
+    """Where a summary goes; it is written whatever becomes of the run."""
     kernel: Path | None = None
     sockets: Sockets = "auto"
     """Who has the program's sockets: guest/kernel/inet, or tsi-agent where it isn't."""
@@ -199,9 +205,24 @@ def run(options: RunOptions) -> int:
         FastpathError: it could not run, or the guest or its agent died.
     """
     _check_inputs(options)
+    if options.json:
+        files.check_replaceable(options.json)
+    recorder = Recorder(Summary(argv=options.argv, image=options.image))
+    try:
+        recorder.summary.status = _run_in_time(options, recorder)
+    except FastpathError as exc:
+        recorder.summary.error = str(exc)
+        raise
+    finally:
+        if options.json:
+            recorder.write(options.json)
+    return recorder.summary.status
+
+
+def _run_in_time(options: RunOptions, recorder: Recorder) -> int:
     try:
         with Deadline(options.timeout_s) as deadline:
-            return _prepare_and_run(options, deadline)
+            return _prepare_and_run(options, deadline, recorder)
     except TimedOut as exc:
         complain("fastpath", f"timed out: {exc}")
         return EXIT_TIMEOUT
@@ -223,7 +244,9 @@ def _check_inputs(options: RunOptions) -> None:
                 )
 
 
-def _prepare_and_run(options: RunOptions, deadline: Deadline) -> int:
+def _prepare_and_run(
+    options: RunOptions, deadline: Deadline, recorder: Recorder
+) -> int:
     image = build_image(options.image)
     chosen = accel.choose(options.accel, qemu=options.qemu)
     with scratch() as folder:
@@ -247,7 +270,7 @@ def _prepare_and_run(options: RunOptions, deadline: Deadline) -> int:
                 ]
             ),
         )
-        return asyncio.run(_Run(options, spec, folder, deadline).main())
+        return asyncio.run(_Run(options, spec, folder, deadline, recorder).main())
 
 
 def reaches_ipv6() -> bool:
@@ -270,9 +293,15 @@ class _Run:
     """One run: a ztunnel, a machine, a guest, and the signals between them."""
 
     def __init__(
-        self, options: RunOptions, spec: VmSpec, folder: Path, deadline: Deadline
+        self,
+        options: RunOptions,
+        spec: VmSpec,
+        folder: Path,
+        deadline: Deadline,
+        recorder: Recorder,
     ) -> None:
         self._options = options
+        self._recorder = recorder
         self._spec = spec
         self._deadline = deadline
         self._timed_out = False
@@ -318,18 +347,23 @@ class _Run:
 
     async def _boot_and_run(self) -> int:
         async with (
-            Ztunnel(self._ztunnel_config()),
+            Ztunnel(self._ztunnel_config()) as ztunnel,
             Guest(self._uds_path, console=self._spec.console, key=self._key) as guest,
             Machine(self._spec) as machine,
         ):
             info = await machine.watch(guest.ready(self._boot_timeout_s()))
             self._booted = True
+            self._recorder.ready(info, self._spec.accel.kind)
             if self._options.verbose:
                 complain(
                     "fastpath",
                     f"guest: Linux {info.kernel}, sockets by the {info.sockets}",
                 )
-            return await machine.watch(self._program(guest))
+            try:
+                return await machine.watch(self._program(guest))
+            finally:
+                stats = ztunnel.sandboxes[SANDBOX].device.handle.stats()
+                self._recorder.summary.connections = stats.opened
 
     def _boot_timeout_s(self) -> float:
         return self._options.boot_timeout_s or self._spec.accel.boot_timeout_s
@@ -362,7 +396,7 @@ class _Run:
         options = self._options
         egress = Egress(allow=(*EVERYWHERE, *options.allow))
         return for_sandbox(
-            name="run",
+            name=SANDBOX,
             socket=self._vsock,
             cid=GUEST_CID,
             addresses=pod_ips(),

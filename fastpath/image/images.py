@@ -128,6 +128,15 @@ def build(
         ) from error
 
 
+def cached(name: str) -> Image | None:
+    """Image `name` as `fastpath run` would boot it now, or None: it is to be built.
+
+    Raises:
+        FastpathError: there is no such recipe, or it is broken.
+    """
+    return _Builder(recipe.load(name), lambda _what, _done, _total: None, None).cached()
+
+
 def program(name: str) -> Path:
     """A guest program of guest/, as the newest "base" image has it, on the host.
 

@@ -76,7 +76,7 @@ class LogFormat(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ListenAddress:
-    """`IP:PORT` or `[IPv6]:PORT`; port 0 takes a free one."""
+    """`IP:PORT`, `[IPv6]:PORT` or `localhost:PORT`; port 0 takes a free one."""
 
     host: IpAddress
     port: int
@@ -88,6 +88,8 @@ class ListenAddress:
         bracketed = host.startswith("[") and host.endswith("]")
         if not colon or (":" in host) is not bracketed:
             raise ValueError(f"must be IP:PORT or [IPv6]:PORT, not {text!r}")
+        if host == "localhost":
+            host = "127.0.0.1"
         address = parse_ip(host[1:-1] if bracketed else host)
         return cls(address, Between(0, 65535).parse(port))
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -75,6 +77,19 @@ def test_true_says_nothing_and_leaves_nothing(tmp_path):
     done = run("true")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert left_behind(tmp_path) == []
+
+
+def test_the_summary_has_what_ran_in_what_and_how_it_ended(tmp_path, server):
+    file = tmp_path / "run.json"
+    assert run("wget", "-qO-", server, options=("--json", str(file))).returncode == 0
+    found = json.loads(file.read_text())
+    assert found["argv"] == ["wget", "-qO-", server]
+    assert (found["image"], found["status"], found["error"]) == ("base", 0, None)
+    assert found["accelerator"] in {"kvm", "tcg"}
+    assert found["sockets"] == "module"
+    assert re.match(r"\d+\.\d+", found["guest_kernel"])
+    assert 0 < found["ready_s"] < found["seconds"]
+    assert found["connections"] >= 1
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ Light on purpose: argparse, and YAML only when a file is given.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import dataclasses
@@ -14,13 +13,14 @@ import logging
 import resource
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from vhost_user import entry
+from vhost_user import entry, logs
 from vhost_user.backend import Backend
 from vhost_user.closing import stop_event
 from vhost_user.engine import DEFAULT_MAX_CONNS, Echo, Engine, Unix, Vsock
 from vhost_user.errors import VhostUserError
+from vhost_user.options import MisuseError, Once, Parser, level
 from vhost_user.vsock import config
 from vhost_user.vsock.config import ConfigError, VmConfig
 from vhost_user.vsock.device import VsockDevice
@@ -77,9 +77,7 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the back-end until a signal ends it; return the exit status."""
     entry.set_up_streams()
-    logging.basicConfig(
-        level=logging.INFO, format=f"{PROG}: %(message)s", stream=sys.stderr
-    )
+    logs.set_up()
     return entry.guarded(PROG, lambda: _run(sys.argv[1:] if argv is None else argv))
 
 
@@ -88,11 +86,11 @@ def _run(argv: Sequence[str]) -> int:
         options = parse(argv)
         _tell_of_unused(options)
         asyncio.run(_serve(_within_descriptors(options)))
-    except (ConfigError, VhostUserError) as error:
-        return _fail(str(error))
+    except (ConfigError, MisuseError, VhostUserError) as error:
+        return entry.complain(PROG, str(error))
     except OSError as error:
         path = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{path}{error.strerror or error}")
+        return entry.complain(PROG, f"{path}{error.strerror or error}")
     return 0
 
 
@@ -100,9 +98,11 @@ def parse(argv: Sequence[str]) -> Options:
     """Parse and check the command line.
 
     Raises:
+        MisuseError: it is not as the help text says.
         ConfigError: it contradicts itself or has a bad value.
     """
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
+    logs.show(level(args, logging.INFO))
     stats_socket, echo_port, metrics = args.stats_socket, args.echo_port, args.metrics
     single = {
         name: value
@@ -191,35 +191,24 @@ def _within_descriptors(options: Options) -> Options:
     return dataclasses.replace(options, vms=vms)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage: one error is one line."""
-        raise ConfigError(message)
-
-
-class _Once(argparse.Action):
-    """Store an option's value; given twice, it contradicts itself."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: object,
-        option_string: str | None = None,
-    ) -> None:
-        """Store `values`, the first time."""
-        if getattr(namespace, self.dest) is not None:
-            parser.error(f"{option_string} is given twice")
-        setattr(namespace, self.dest, values)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def parser() -> Parser:
+    """The command line."""
+    parser = Parser(
         prog=PROG,
-        description="vhost-user back-end for virtio-vsock",
-        allow_abbrev=False,
+        description="vhost-user back-end for virtio-vsock.",
+        status="0 after SIGTERM; 2 if it could not serve",
+        examples=(
+            (
+                "one VM",
+                f"{PROG} --guest-cid 3 --socket /tmp/v.sock --uds-path /tmp/v.uds",
+            ),
+            (
+                "streams to and from the host's own AF_VSOCK",
+                f"{PROG} --socket /tmp/v.sock --forward-cid 1 --forward-listen 9001",
+            ),
+        ),
     )
-    parser.register("action", None, _Once)
+    parser.register("action", None, Once)
     one = parser.add_argument_group("one VM")
     one.add_argument("--guest-cid", metavar="CID", help="the guest's CID (3)")
     one.add_argument("--socket", metavar="PATH", help="the VMM connects here")
@@ -323,10 +312,6 @@ def _say(text: str) -> None:
     with contextlib.suppress(OSError):
         sys.stderr.write(f"{PROG}: {text}\n")
         sys.stderr.flush()
-
-
-def _fail(reason: str) -> int:
-    return entry.complain(PROG, f"error: {reason}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -93,12 +93,12 @@ def test_the_ttl_is_the_longest_life(folder):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--listen", "localhost:1"], "--listen localhost:1: 'localhost' does not"),
+        (["--listen", "ca.example:1"], "--listen ca.example:1: 'ca.example' does not"),
         (["--listen", "127.0.0.1"], "hint: write 127.0.0.1:15012 or [::1]:15012"),
         (["--listen", "192.0.2.1:0"], "cannot listen on 192.0.2.1:0: Cannot assign"),
         (["--trust-domain", "Not One"], "hint: Istio's default is cluster.local"),
         (["--name", "a b"], "--name a b: is no name; hint: write what stands in"),
-        (["--ttl", "9"], "'--ttl': Input should be greater than or equal to 10; hint"),
+        (["--ttl", "9"], "--ttl: 9 is not 10 to 315360000; hint: fastpath ca --help"),
         (["--token-file", "/nonexistent"], "/nonexistent: no such file; hint: write"),
         (["--token-file", "/dev/null"], "/dev/null: is no regular file; hint: write"),
     ],

@@ -95,7 +95,7 @@ def test_commands_name_the_namespace_that_they_are_for():
 
 
 def test_list_has_a_line_for_each_path(capsys):
-    assert command.show_all() == 0
+    assert command.show_all(as_json=False) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(catalogue.NAMES)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from fastpath.commands import doctor
@@ -87,3 +89,19 @@ def test_answers_survive_the_way_from_the_user_namespace():
         Check("veth", ok=True, detail="present", hint=None, need=Need.ALL),
     ]
     assert doctor.from_json(doctor.to_json(answers)) == answers
+
+
+def test_for_programs_it_is_json(monkeypatch, capsys):
+    monkeypatch.setattr(
+        doctor, "checks", lambda: [look(lambda: "1.0"), look(raising(OSError("none")))]
+    )
+    status = doctor.run(as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert (status, [each["ok"] for each in found]) == (1, [True, False])
+    assert found[1] | {"name": ""} == {
+        "name": "",
+        "ok": False,
+        "detail": "none",
+        "hint": "the hint",
+        "need": ["run"],
+    }

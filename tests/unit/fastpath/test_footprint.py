@@ -10,7 +10,7 @@ import pytest
 
 OTHERS = (
     # of other commands
-    *("typer", "rich", "pydantic", "pyroute2", "qemu", "fastpath.commands.cli"),
+    *("rich", "pydantic", "pyroute2", "qemu", "shtab", "fastpath.vm"),
     # used when somebody asks, or something is wrong
     *("prometheus_client", "importlib.metadata", "difflib"),
     # with certificates only, and with a CA elsewhere
@@ -20,9 +20,10 @@ OTHERS = (
     *("hashlib", "hmac", "multiprocessing", "decimal", "zipfile"),
 )
 """Modules that take memory."""
+ENTRIES = ("fastpath.commands.cli, fastpath.commands.ztunnel", "vhost_user.vsock.cli")
 
 
-@pytest.mark.parametrize("entry", ["fastpath.commands.ztunnel", "vhost_user.vsock.cli"])
+@pytest.mark.parametrize("entry", ENTRIES)
 def test_a_process_that_stays_is_without_what_it_does_not_use(entry):
     code = f"import sys, {entry}; print(*(n for n in {OTHERS} if n in sys.modules))"
     done = subprocess.run(

@@ -98,7 +98,9 @@ def test_port_53_is_ztunnels_whatever_the_policy(check):
     )
 
 
-@pytest.mark.parametrize("would", ["localhost:80", "10.0.0.1", "10.0.0.1:0", "::1:80"])
+@pytest.mark.parametrize(
+    "would", ["example.org:80", "10.0.0.1", "10.0.0.1:0", "::1:80"]
+)
 def test_what_is_no_destination_is_refused_with_a_hint(check, would):
     status, out, err = check(GOOD, "--would", would)
     assert (status, out) == (2, "")

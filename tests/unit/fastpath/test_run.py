@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import errno
+import json
 import multiprocessing
 import os
 import signal
@@ -348,3 +349,34 @@ def test_the_program_has_an_ipv6_address_where_this_host_reaches_ipv6(
 
     monkeypatch.setattr(socket, "socket", Probe)
     assert run.reaches_ipv6() is found
+
+
+def options_of(tmp_path, **others):
+    return run.RunOptions(
+        argv=("true",), files={}, env={}, json=tmp_path / "run.json", **others
+    )
+
+
+def test_the_summary_of_what_did_not_run_says_why(monkeypatch, tmp_path):
+    def fail(*_args, **_others):
+        raise FastpathError("image base", "no space", "free some")
+
+    monkeypatch.setattr(run, "build_image", fail)
+    with pytest.raises(FastpathError):
+        run.run(options_of(tmp_path))
+    found = json.loads((tmp_path / "run.json").read_text())
+    assert found["error"] == "image base: no space; hint: free some"
+    assert (found["status"], found["ready_s"], found["argv"]) == (None, None, ["true"])
+
+
+def test_the_summary_of_what_took_too_long_has_its_status(monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "build_image", lambda _: time.sleep(60))
+    assert run.run(options_of(tmp_path, timeout_s=0.05)) == 124
+    found = json.loads((tmp_path / "run.json").read_text())
+    assert (found["status"], found["error"]) == (124, None)
+    assert 0.05 <= found["seconds"] < 60
+
+
+def test_a_summary_that_cannot_be_written_is_an_error_before_anything_runs(tmp_path):
+    with pytest.raises(OSError, match="directory"):
+        run.run(options_of(tmp_path / "nothing"))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vhost_user.options import MisuseError
 from vhost_user.vsock.cli import main, parse
 from vhost_user.vsock.config import ConfigError, VmConfig
 
@@ -113,9 +114,9 @@ def test_vms_from_a_file(tmp_path):
     ("argv", "reason"),
     [
         pytest.param([], "no VM", id="nothing"),
-        pytest.param(["--bogus"], "unrecognized arguments: --bogus", id="unknown"),
-        pytest.param(["--sock=/a"], "unrecognized arguments: --sock", id="short"),
-        pytest.param(["--socket=/a", "--"], "unrecognized arguments: --", id="dashes"),
+        pytest.param(["--bogus"], "no such option: --bogus", id="unknown"),
+        pytest.param(["--sock=/a"], "no such option: --sock", id="short"),
+        pytest.param(["--socket=/a", "--"], "no such option: --", id="dashes"),
         pytest.param(["--socket=/a", "--socket=/b"], "twice", id="socket-twice"),
         pytest.param(["--config=/a", "--config=/b"], "twice", id="config-twice"),
         pytest.param(
@@ -214,12 +215,12 @@ def test_vms_from_a_file(tmp_path):
     ],
 )
 def test_a_bad_command_line_is_one_line_and_status_2(argv, reason, capsys):
-    with pytest.raises(ConfigError, match=r"^[^\n]*$") as info:
+    with pytest.raises((ConfigError, MisuseError), match=r"^[^\n]*$") as info:
         parse(argv)
     assert reason in str(info.value)
     assert main(argv) == 2
     error = capsys.readouterr().err
-    assert error.startswith("vhost-user-vsock: error: ")
+    assert error.startswith("vhost-user-vsock: ")
     assert error.count("\n") == 1
 
 

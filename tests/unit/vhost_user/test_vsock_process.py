@@ -170,8 +170,7 @@ def test_a_killed_process_leaves_sockets_that_the_next_replaces(tmp_path):
         assert "ready" in process.line()
         with Process(*argv) as second:
             assert second.line() == (
-                f"vhost-user-vsock: error: {tmp_path}/vsock: "
-                "a live process listens there\n"
+                f"vhost-user-vsock: {tmp_path}/vsock: a live process listens there\n"
             )
             assert second._child.wait(TIMEOUT_S) == 2
         with VsockGuest(tmp_path / "vhost") as guest:  # the live one goes on
@@ -195,7 +194,7 @@ def test_a_metrics_address_in_use_is_one_line_and_status_2(tmp_path, capsys):
         argv = ["--socket", str(tmp_path / "vhost"), "--metrics", address]
         assert main(argv) == 2
     error = capsys.readouterr().err
-    assert error == f"vhost-user-vsock: error: {address}: Address already in use\n"
+    assert error == f"vhost-user-vsock: {address}: Address already in use\n"
     assert os.listdir(tmp_path) == []  # noqa: PTH208
 
 
@@ -205,7 +204,7 @@ def test_what_is_no_socket_is_never_replaced(tmp_path, kind, capsys):
     path.write_text("mine") if kind == "file" else path.mkdir()
     assert main(["--socket", str(path)]) == 2
     error = capsys.readouterr().err
-    assert error == (f"vhost-user-vsock: error: {path}: exists and is not a socket\n")
+    assert error == (f"vhost-user-vsock: {path}: exists and is not a socket\n")
     assert path.exists()
 
 
@@ -222,5 +221,5 @@ def test_the_command_itself_says_one_line_and_2(tmp_path):
         with Process(*argv) as process:
             status, error = process.end(0)
         assert status == 2
-        assert error.startswith("vhost-user-vsock: error: ")
+        assert error.startswith("vhost-user-vsock: ")
         assert error.count("\n") == 1

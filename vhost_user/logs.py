@@ -20,16 +20,20 @@ if TYPE_CHECKING:
 _FORMAT: Final = "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s"
 
 
-def set_up(level: int) -> None:
-    """Write messages of at least `level` to stderr.
+def set_up() -> None:
+    """Write warnings and what is graver to stderr.
 
     A process that has its own handlers, such as a test's, keeps them.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(Formatter(_FORMAT, "%Y-%m-%dT%H:%M:%S"))
     logging.basicConfig(handlers=[handler])
-    logging.getLogger().setLevel(level)
     logging.raiseExceptions = False  # a stderr that is full or gone is no news
+
+
+def show(level: int) -> None:
+    """Write messages of at least this level."""
+    logging.getLogger().setLevel(level)
 
 
 class Formatter(logging.Formatter):
