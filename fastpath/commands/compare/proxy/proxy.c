@@ -15,10 +15,10 @@
  * "plain" is no proxy but the server that NEAR is. "vsock" has no addresses,
  * but ports: those three are its own, and SERVER_PORT is SERVER's.
  *
- * It listens on PATH (unix, ring), on PATH_PORT for each port (vsock), on port
- *15001 (redirect, as Istio's in-pod rules have it), on 127.0.0.1:15080 (socks5,
- *as Istio's ztunnel does) or on NEAR itself, says so by a line on READY_FD, and
- *serves until a signal.
+ * It listens on PATH (unix, ring), on PATH_PORT for each port (vsock), on
+ * port 15001 (redirect, as Istio's in-pod rules have it), on 127.0.0.1:15080
+ * (socks5, as Istio's ztunnel does) or on NEAR itself, says so by a line on
+ * READY_FD, and serves until a signal.
  *
  * One thread. A connection has at most two flows, each from one end to
  * another, to nobody, or from nobody. What an end does not take is kept until
