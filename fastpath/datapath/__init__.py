@@ -10,6 +10,7 @@ makes one slower. A path is data, one module each; one engine builds all of them
     features          kernel features, and how to get a missing one
     bpf               compiles and loads BPF programs
     geneve            tunnel devices, the kernel's or our tc-eBPF ones
+    tunnels           those of other kinds
     steps             what a path is built of: a command each, and how it is done
     attach            what a guest can be attached to
     declared          a path as data

@@ -33,7 +33,7 @@ import enum
 from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING, Final
 
-from fastpath.datapath import geneve, plan
+from fastpath.datapath import geneve, plan, tunnels
 from fastpath.datapath.declared import (
     CONTAINER,
     NODE,
@@ -47,6 +47,7 @@ from fastpath.datapath.declared import (
 )
 from fastpath.datapath.rules import Mark
 from fastpath.datapath.steps import GeneveEnd, IpSet, Iptables, Route, Rule, Sysctl
+from fastpath.datapath.tunnels import TunnelEnd
 
 if TYPE_CHECKING:
     from fastpath.datapath.steps import Step
@@ -110,22 +111,30 @@ class Mode(enum.Enum):
 
 
 def declare(
-    kind: geneve.Kind, mode: Mode = Mode.EVERY_PACKET, name: str = NAME
+    kind: geneve.Kind | tunnels.Kind,
+    mode: Mode = Mode.EVERY_PACKET,
+    name: str = NAME,
 ) -> Datapath:
     """Declare the path.
 
     Args:
-        kind: of the tunnel, which the kernel may lack.
+        kind: of the tunnel, which the kernel may lack; another one than Geneve is
+            this path with that in its place.
         mode: which packets take the tunnel.
         name: of the path.
     """
     every = mode is Mode.EVERY_PACKET
     which = "each packet" if every else "the first packet of a connection"
+    how, inside = "Geneve", "Geneve in UDP"
+    picture = _PICTURE
+    if isinstance(kind, tunnels.Kind):
+        how = inside = kind.title
+        picture = _PICTURE.replace("~~ Geneve ~~~~~", f"~~ {kind.name} ".ljust(15, "~"))
     return Datapath(
         name=name,
-        title=f"Istio ambient 1.18 to 1.20: {which} by Geneve, TPROXY",
+        title=f"Istio ambient 1.18 to 1.20: {which} by {how}, TPROXY",
         spec="istio 1.18, cni/pkg/ambient/net_linux.go; Kata's tcfilter",
-        picture=_PICTURE,
+        picture=picture,
         steps=(
             *plan.wired(POD, CONTAINER, ZTUNNEL, SERVER),
             *_node(kind, mode),
@@ -136,7 +145,7 @@ def declare(
             Hop(POD, plan.TAP, "the guest's tap"),
             Hop(POD, "eth0", "the pod's veth, by tcfilter"),
             Hop(NODE, POD, "its other end: mark 0x100, table 101"),
-            Hop(NODE, ZTUNNEL, "the underlay, Geneve in UDP"),
+            Hop(NODE, ZTUNNEL, f"the underlay, {inside}"),
             Hop(ZTUNNEL, "eth0", "its other end"),
             Hop(ZTUNNEL, ZTUNNEL_TUNNEL, "out of the tunnel: TPROXY", replies=False),
         ),
@@ -148,7 +157,13 @@ def declare(
     )
 
 
-def _node(kind: geneve.Kind, mode: Mode) -> tuple[Step, ...]:
+def _end(at: str, tunnel: geneve.Tunnel, kind: geneve.Kind | tunnels.Kind) -> Step:
+    if isinstance(kind, tunnels.Kind):
+        return TunnelEnd(at=at, tunnel=tunnel, kind=kind)
+    return GeneveEnd(at=at, tunnel=tunnel, kind=kind)
+
+
+def _node(kind: geneve.Kind | tunnels.Kind, mode: Mode) -> tuple[Step, ...]:
     """Istio's node: CreateRulesOnNode and what adds a pod to the mesh."""
     assert _WIRE.peer_mac
     tunnel = geneve.Tunnel(
@@ -176,9 +191,10 @@ def _node(kind: geneve.Kind, mode: Mode) -> tuple[Step, ...]:
         table=_TABLE_DIRECT,
         onlink=True,
     )
+    port = kind.port if isinstance(kind, tunnels.Kind) else geneve.PORT
     pods = (plan.POD_WIRE, plan.CONTAINER_WIRE)
     return (
-        GeneveEnd(at=NODE, tunnel=tunnel, kind=kind),
+        _end(NODE, tunnel, kind),
         *(
             Sysctl(at=NODE, name=f"ipv4/conf/{device}/accept_local")
             for device in (TUNNEL, _WIRE.name)
@@ -194,11 +210,11 @@ def _node(kind: geneve.Kind, mode: Mode) -> tuple[Step, ...]:
         Rule(at=NODE, priority=102, mark=DIRECT, table=_TABLE_DIRECT),
         Rule(at=NODE, priority=103, table=_TABLE_INBOUND),
         IpSet(at=NODE, name=POD_SET, members=tuple(str(it.peer.ip) for it in pods)),
-        Iptables(at=NODE, rules=tuple(node_rules(mode))),
+        Iptables(at=NODE, rules=tuple(node_rules(mode, port))),
     )
 
 
-def _ztunnel(kind: geneve.Kind) -> tuple[Step, ...]:
+def _ztunnel(kind: geneve.Kind | tunnels.Kind) -> tuple[Step, ...]:
     """Istio's ztunnel pod: CreateRulesWithinNodeProxyNS."""
     assert _WIRE.node_mac
     tunnel = geneve.Tunnel(
@@ -211,7 +227,7 @@ def _ztunnel(kind: geneve.Kind) -> tuple[Step, ...]:
         remote_mac=_WIRE.node_mac,
     )
     return (
-        GeneveEnd(at=ZTUNNEL, tunnel=tunnel, kind=kind),
+        _end(ZTUNNEL, tunnel, kind),
         Rule(at=ZTUNNEL, priority=20000, mark=TPROXY, table=_TABLE_LOCAL),
         Rule(at=ZTUNNEL, priority=20003, mark=ORIGINAL_SOURCE, table=_TABLE_LOCAL),
         Route(at=ZTUNNEL, to="0.0.0.0/0", dev="lo", table=_TABLE_LOCAL, kind="local"),
@@ -219,8 +235,12 @@ def _ztunnel(kind: geneve.Kind) -> tuple[Step, ...]:
     )
 
 
-def node_rules(mode: Mode) -> list[str]:
+def node_rules(mode: Mode, port: int | None = geneve.PORT) -> list[str]:
     """Rules of the node, for iptables, in Istio's order.
+
+    Args:
+        mode: which packets take the tunnel.
+        port: of the tunnel's own packets in UDP; None: it has none.
 
     Without the connection marks each packet is judged by its source address
     alone, so each takes the tunnel; the other rules are the same in both modes.
@@ -233,7 +253,9 @@ def node_rules(mode: Mode) -> list[str]:
         f"-t nat -A ztunnel-{chain} -m mark --mark {OUTBOUND} -j ACCEPT"
         for chain in ("PREROUTING", "POSTROUTING")
     ]
-    rules += [f"-t mangle -A ztunnel-PREROUTING {rule}" for rule in _prerouting_rules()]
+    rules += [
+        f"-t mangle -A ztunnel-PREROUTING {rule}" for rule in _prerouting_rules(port)
+    ]
     rules.append(f"-t mangle -A ztunnel-OUTPUT -s {NODE_IP} -j MARK --set-mark {PROXY}")
     rules += [
         f"-t mangle -A ztunnel-{chain} -m mark --mark {mark} -j CONNMARK"
@@ -246,7 +268,7 @@ def node_rules(mode: Mode) -> list[str]:
     return rules
 
 
-def _prerouting_rules() -> list[str]:
+def _prerouting_rules(port: int | None) -> list[str]:
     """How the node tells a pod's packet from ztunnel's: the order counts."""
     device = _WIRE.name
     answer = f"-i {device} ! -s {ZTUNNEL_IP}"
@@ -255,7 +277,7 @@ def _prerouting_rules() -> list[str]:
     return [
         f"-i {TUNNEL} -j MARK --set-mark {SKIP}",
         f"-i {TUNNEL} -j RETURN",
-        f"-p udp -m udp --dport {geneve.PORT} -j RETURN",
+        *([f"-p udp -m udp --dport {port} -j RETURN"] if port else []),
         f"-m connmark --mark {PROXY} -j MARK --set-mark {SKIP}",
         skip,
         f"{known} -j MARK --set-mark {DIRECT}",

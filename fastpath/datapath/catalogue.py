@@ -12,9 +12,13 @@ from fastpath.datapath import (
     macvtap,
     passt,
     plain,
+    tunnels,
 )
 from fastpath.datapath.ambient_geneve import Mode
 from fastpath.datapath.attach import Passt, passt_program
+from fastpath.datapath.build import Built
+from fastpath.datapath.steps import GeneveEnd
+from fastpath.errors import FastpathError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -48,10 +52,16 @@ def _alpha(kind: geneve.Kind) -> Datapath:
     return ambient_geneve.declare(kind, Mode.ISTIO_ALPHA, ALPHA)
 
 
+def _tunnelled(kind: tunnels.Kind) -> Callable[[geneve.Kind], Datapath]:
+    name = f"ambient-{kind.name}"
+    return lambda _: ambient_geneve.declare(kind, name=name)
+
+
 _PATHS: Final[Mapping[str, Callable[[geneve.Kind], Datapath]]] = {
     inpod_l3forwarding.NAME: _inpod,
     ambient_geneve.NAME: ambient_geneve.declare,
     ALPHA: _alpha,
+    **{f"ambient-{kind.name}": _tunnelled(kind) for kind in tunnels.KINDS},
     ambient_ebpf.NAME: _ebpf,
     plain.NAME: _plain,
     macvtap.NAME: _macvtap,
@@ -82,6 +92,18 @@ def fetch(name: str) -> None:
         passt_program()
 
 
+def problem(name: str, want: geneve.Want = "auto") -> FastpathError | None:
+    """Why a path can't be built here; None: it can, and was, and is gone again.
+
+    `fetch` comes before.
+    """
+    try:
+        with Built(possible(name, want)):
+            return None
+    except FastpathError as exc:
+        return exc
+
+
 def possible(name: str, want: geneve.Want = "auto") -> Datapath:
     """The same, with a tunnel that this kernel has.
 
@@ -89,4 +111,6 @@ def possible(name: str, want: geneve.Want = "auto") -> Datapath:
         FastpathError: the kernel's is wanted and the kernel has none.
     """
     path = declare(name)
-    return declare(name, geneve.choose(want)) if path.tunnel else path
+    if any(isinstance(step, GeneveEnd) for step in path.steps):
+        return declare(name, geneve.choose(want))
+    return path

@@ -49,6 +49,10 @@ TUN: Final = Feature("tap devices", ("tun",))
 MACVTAP: Final = Feature("macvtap devices", ("macvtap",))
 IFB: Final = Feature("ifb devices", ("ifb",))
 GENEVE: Final = Feature("Geneve tunnels", ("geneve",))
+VXLAN: Final = Feature("VXLAN tunnels", ("vxlan",))
+GRE: Final = Feature("GRE tunnels", ("ip_gre",))
+IPIP: Final = Feature("IP-in-IP tunnels", ("ipip",))
+SIT: Final = Feature("sit tunnels", ("sit",))
 INGRESS: Final = Feature("the ingress and clsact qdiscs", ("sch_ingress",))
 TCFILTER: Final = Feature(
     "the u32 filter and the mirred action",

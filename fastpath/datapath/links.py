@@ -28,7 +28,7 @@ from fastpath.errors import FastpathError
 from vhost_user.closing import Closing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from ipaddress import IPv4Interface
 
     from fastpath.datapath.features import Feature
@@ -167,6 +167,27 @@ class Links(Closing):
                 geneve_remote=remote,
                 geneve_port=port,
             )
+
+    def tunnel(
+        self,
+        device: str,
+        kind: str,
+        attributes: Mapping[str, int | str],
+        feature: Feature,
+    ) -> None:
+        """Make one end of a tunnel.
+
+        Args:
+            device: its name.
+            kind: as ip-link(8) has it.
+            attributes: of that kind, without its name.
+            feature: what a kernel lacks that has none of that kind.
+        """
+        # gretap has the attributes of gre, and sit those of ipip with its own name
+        own = kind.removesuffix("tap")
+        named = {f"{own}_{key}": value for key, value in attributes.items()}
+        with _asking(feature):
+            self._ip.link("add", ifname=device, kind=kind, **named)
 
     def no_address(self, device: str, address: IPv4Interface) -> None:
         """Take an address from a device, and its routes with it."""

@@ -1,7 +1,7 @@
 """Sends one connection over a path and looks at which hop it was seen.
 
 A packet socket stands on each hop's device before the connection begins. What it saw is
-told by the client's address and port, inside Geneve, too.
+told by the client's address and port, inside a tunnel, too.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from fastpath.datapath.build import Built
 from fastpath.datapath.declared import INBOUND_PORT, NODE, Capture
 from fastpath.datapath.geneve import PORT as GENEVE_PORT
 from fastpath.datapath.standin import SERVER_PORT, Guest, Listener
+from fastpath.datapath.tunnels import VXLAN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,12 +33,15 @@ MESSAGE: Final = b"fastpath path check"
 
 _ETH_P_ALL: Final = 0x0003
 _ETH_P_IP: Final = b"\x08\x00"
-_TCP, _UDP = 6, 17
+_GRE_KEY: Final = 0x2000
+_TEB: Final = b"\x65\x58"
+"""Ethernet frames in GRE."""
 _SO_RCVBUFFORCE: Final = 33
 _PACKET_OUTGOING: Final = 4
+_ARPHRD_ETHER: Final = 1
 _FRAME: Final = 1 << 17
-_GENEVE: Final = 8 + 8
-"""Bytes of its header, without options, and UDP's."""
+_IN_UDP: Final = 8 + 8
+"""Bytes of Geneve's header, without options, or VXLAN's, and UDP's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +89,12 @@ class Capturing:
         """What came so far: whether the device sent it, and the frame."""
         while True:
             try:
+                frame: bytes
                 frame, address = self._socket.recvfrom(_FRAME)
             except BlockingIOError:
                 return
+            if address[3] != _ARPHRD_ETHER:  # it begins with the packet
+                frame = bytes(12) + struct.pack("!H", address[1]) + frame
             yield address[2] == _PACKET_OUTGOING, frame
 
     def close(self) -> None:
@@ -218,18 +225,32 @@ def _count(capture: Capturing, client: Address | None) -> tuple[int, int]:
 
 
 def _tcp(frame: bytes) -> Iterator[bytes]:
-    """The IPv4 TCP packet in an Ethernet frame, or in the Geneve packet in it."""
-    if frame[12:14] != _ETH_P_IP:
-        return
-    packet = frame[14:]
+    """The IPv4 TCP packet in an Ethernet frame, or in the tunnel's packet in it."""
+    if frame[12:14] == _ETH_P_IP:
+        yield from _tcp_of(frame[14:])
+
+
+def _tcp_of(packet: bytes) -> Iterator[bytes]:
     size = (packet[0] & 15) * 4
-    if packet[9] == _TCP:
-        yield packet
-    elif packet[9] == _UDP:
-        (port,) = struct.unpack_from("!H", packet, size + 2)
-        if port == GENEVE_PORT:
-            options = (packet[size + 8] & 0x3F) * 4
-            yield from _tcp(packet[size + _GENEVE + options :])
+    inner = packet[size:]
+    match packet[9]:
+        case socket.IPPROTO_TCP:
+            yield packet
+        case socket.IPPROTO_IPIP:
+            yield from _tcp_of(inner)
+        case socket.IPPROTO_UDP:
+            (port,) = struct.unpack_from("!H", inner, 2)
+            if port == GENEVE_PORT:
+                options = (inner[8] & 0x3F) * 4
+                yield from _tcp(inner[_IN_UDP + options :])
+            elif port == VXLAN.port:
+                yield from _tcp(inner[_IN_UDP:])
+        case socket.IPPROTO_GRE:
+            (flags,) = struct.unpack_from("!H", inner)
+            within = inner[8 if flags & _GRE_KEY else 4 :]
+            yield from _tcp(within) if inner[2:4] == _TEB else _tcp_of(within)
+        case _:
+            pass
 
 
 def _ends(packet: bytes) -> tuple[Address, Address]:

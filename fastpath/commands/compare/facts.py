@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from fastpath.datapath import tunnels
 from fastpath.report.model import PathFacts
 
 if TYPE_CHECKING:
@@ -82,11 +83,15 @@ def _without_mesh(tap: str) -> PathFacts:
     )
 
 
-_GENEVE: Final = (
-    "IP forwarding on the node (mark, policy routing)",
-    "UDP/IP of the Geneve tunnel, out and in",
-    "TCP/IP of the ztunnel's namespace (TPROXY)",
-)
+def _tunnelled(tunnel: str) -> tuple[str, ...]:
+    return (
+        "IP forwarding on the node (mark, policy routing)",
+        f"{tunnel} tunnel, out and in",
+        "TCP/IP of the ztunnel's namespace (TPROXY)",
+    )
+
+
+_GENEVE: Final = _tunnelled("UDP/IP of the Geneve")
 STANDARD: Final = {
     "inpod-l3forwarding": _by_tap(
         "Istio's in-pod rules, Kata's l3forwarding",
@@ -96,6 +101,13 @@ STANDARD: Final = {
     "ambient-geneve-alpha": _by_tap(
         "veth, TPROXY, Geneve for a connection's first packet", *_GENEVE
     ),
+    **{
+        f"ambient-{kind.name}": _by_tap(
+            f"veth, {kind.title} in Geneve's place, TPROXY",
+            *_tunnelled(f"{'UDP/' if kind.port else ''}IP of the {kind.title}"),
+        )
+        for kind in tunnels.KINDS
+    },
     "ambient-ebpf": _by_tap(
         "veth to veth by BPF, bpf_sk_assign",
         "TCP/IP of the ztunnel's namespace (bpf_sk_assign)",

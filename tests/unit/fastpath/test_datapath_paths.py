@@ -94,6 +94,25 @@ def test_commands_name_the_namespace_that_they_are_for():
     assert all(x.startswith(("ip ", "tc ", "# ")) or not x for x in lines)
 
 
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("vxlan", "id 1001 dstport 4789"),
+        ("gre", "key 1001"),
+        ("ipip", ""),
+        ("sit", "mode ipip"),
+    ],
+)
+def test_another_tunnel_is_added_in_geneves_place(kind, words):
+    own = f"fastpath-ambient-{kind}-node"
+    lines = show.script(catalogue.declare(f"ambient-{kind}"))
+    ends = "local 10.200.3.1 remote 10.200.3.2"
+    line = f"ip -n {own} link add istioout type {kind} {ends} {words}".rstrip()
+    assert line in lines
+    assert sum("--dport 6081" in each for each in lines) == 0
+    assert not any("type geneve" in each for each in lines)
+
+
 def test_list_has_a_line_for_each_path(capsys):
     assert command.show_all(as_json=False) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -1,0 +1,65 @@
+"""A node whose kernel has all tunnels: tests/netns/test_tunnels.py, on another kernel.
+
+The kernel is Debian's user-mode Linux, a process; the node's files are this host's own,
+by hostfs, so that the same code runs there. It has no iptables in it, so whole paths
+don't.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+
+import pytest
+
+from fastpath.image import images
+from fastpath.image.recipe import ROOT
+from tests.support import programs
+from tests.support.limits import GUEST_LIMIT_S
+from tests.support.uml import UmlSpec
+from tests.vm.conftest import boot, vsock_backend
+
+pytestmark = pytest.mark.vm
+
+INSIDE = """
+mount -t hostfs none /host -o /
+for kind in proc sysfs; do mount -t $kind none /host/${kind%fs}; done
+for folder in run tmp dev; do mount -t tmpfs none /host/$folder; done
+mkdir /host/dev/net; mknod /host/dev/net/tun c 10 200; mknod /host/dev/null c 1 3
+mknod /host/dev/urandom c 1 9
+export PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin PYTHONDONTWRITEBYTECODE=1
+exec chroot /host sh -ec 'cd "$1"; shift; exec "$@"' sh "$@"
+"""
+TESTS = "tests/netns/test_tunnels.py"
+KINDS = ("geneve", "geneve-bpf", "vxlan", "gre", "gretap", "ipip", "sit")
+
+
+def test_each_kind_of_tunnel_carries_a_connection(vm_dir):
+    spec = UmlSpec(
+        image=images.build("node"),
+        start=programs.unpack(programs.UML).start,
+        vsock_socket=vm_dir / "vhost",
+        console=vm_dir / "console",
+        memory_mib=512,
+    )
+    pytest_ = (sys.executable, "-m", "pytest", "-v", "-n0", "-pno:cacheprovider")
+    environment = f"XDG_CACHE_HOME={os.environ.get('XDG_CACHE_HOME', '')}"
+    command = ("env", environment, *pytest_, "--basetemp=/tmp/b", TESTS)
+    said = bytearray()
+
+    async def work(_machine, guest):
+        argv = ["sh", "-ec", INSIDE, "sh", str(ROOT), *command]
+        return await guest.run(argv, tsi=False, stdout=said.extend, stderr=said.extend)
+
+    async def bounded():
+        async with asyncio.timeout(GUEST_LIMIT_S), vsock_backend(vm_dir):
+            return await boot(spec, vm_dir / "vsock", work)
+
+    status = asyncio.run(bounded())
+    text = said.decode(errors="replace")
+    assert status == 0, text
+    passed = set(re.findall(r"::test_bytes_arrive\S*\[(\S+)\] PASSED", text))
+    mixed = {"geneve/geneve-bpf", "geneve-bpf/geneve"}
+    assert passed == {f"{kind}/{kind}" for kind in KINDS} | mixed, text
