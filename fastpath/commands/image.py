@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from fastpath.commands.progress import build_image
+from fastpath.data import IMAGES
 from fastpath.errors import FastpathError
 from fastpath.image import images, recipe
 
@@ -88,7 +89,7 @@ def _known() -> list[str]:
     if not known:
         raise FastpathError(
             "images",
-            f"there are no recipes in {recipe.IMAGES}",
-            "run fastpath from a checkout: an installed package does not have them",
+            f"there are no recipes in {IMAGES}",
+            "install the package again: they come with it",
         )
     return known

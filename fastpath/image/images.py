@@ -34,13 +34,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from fastpath import files
+from fastpath.data import GUEST
 from fastpath.errors import FastpathError
 from fastpath.image import cpio, kbuild, ownkernel, packages, recipe, sources
-from fastpath.image.recipe import ROOT, Recipe
 from fastpath.image.tree import KERNELS, Tree, merged, special
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from fastpath.image.recipe import Recipe
 
     Progress = Callable[[str, int, int], None]
 
@@ -48,7 +50,6 @@ __all__ = ["Image", "build", "cache_directory", "program", "with_files"]
 
 _T = TypeVar("_T")
 
-GUEST = ROOT / "guest"
 HASH_LEN = 16
 """Hexadecimal digits of a hash in a name."""
 HASH_PATTERN = "[0-9a-f]" * HASH_LEN

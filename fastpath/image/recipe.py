@@ -21,15 +21,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping  # noqa: TC003  read when a file is
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path  # noqa: TC003  read when a file is
 from typing import Annotated, Any, Final
 
+from fastpath.data import IMAGES
 from fastpath.errors import FastpathError
 from vhost_user import decode
 from vhost_user.schema import Parsed
 
-ROOT = Path(__file__).parents[2]
-IMAGES = ROOT / "vm-images"
 KINDS: Final = ("content", "join", "link", "directory")
 """Of which a file has exactly one."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fastpath import data
 from fastpath.image import images, kbuild, packages
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def test_a_module_is_built_for_arm64():
             *ours.fetch(tools, lambda _share: None),
         ]
         modules = cache / "modules"
-        built = kbuild.build(images.GUEST, [MODULE], debs, modules, kbuild.ARM64)
+        built = kbuild.build(data.GUEST, [MODULE], debs, modules, kbuild.ARM64)
     assert built[MODULE][:20].endswith((0xB7).to_bytes(2, "little"))  # EM_AARCH64
     assert b"aarch64" in built[MODULE]
 
@@ -137,7 +138,7 @@ def test_a_module_is_built_for_arm64():
     reason="gcc-aarch64-linux-gnu is not installed",
 )
 def test_init_and_the_agent_are_built_for_arm64(tmp_path):
-    command = ["make", "-s", "-C", str(images.GUEST), "CC=aarch64-linux-gnu-gcc"]
+    command = ["make", "-s", "-C", str(data.GUEST), "CC=aarch64-linux-gnu-gcc"]
     command += [f"OUT={tmp_path}", "init", "tsi-agent"]
     subprocess.run(command, check=True)
     for name in ("init", "tsi-agent"):

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastpath.commands.compare.paths import Handoff, Vsock, chosen
 from fastpath.commands.compare.site import SERVER_PORT
+from fastpath.data import RINGS
 from fastpath.datapath import pods
 from fastpath.errors import FastpathError
 from fastpath.image import programs
 from fastpath.image.compiling import compiled
-from fastpath.image.recipe import ROOT
 from fastpath.report.model import HANDED_ON
 from fastpath.scratch import CONSOLE
 
@@ -52,7 +52,6 @@ MEMORY_MIB: Final = 512
 
 _MEMINFO: Final = Path("/proc/meminfo")
 _PROXY: Final = Path(__file__).parent / "proxy"
-_RINGS: Final = ROOT / "lib" / "ring"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,9 +333,9 @@ def proxy_program() -> Path:
     Raises:
         FastpathError: there is no C compiler.
     """
-    sources = [*sorted(_PROXY.glob("*.c")), _RINGS / "fastpath_ring.c"]
-    headers = [*sorted(_PROXY.glob("*.h")), _RINGS / "fastpath_ring.h"]
+    sources = [*sorted(_PROXY.glob("*.c")), RINGS / "fastpath_ring.c"]
+    headers = [*sorted(_PROXY.glob("*.h")), RINGS / "fastpath_ring.h"]
     argv = ["cc", "-std=gnu11", "-O2", "-D_GNU_SOURCE", "-Wall", "-Wextra"]
-    argv += ["-Wconversion", "-Werror", f"-I{_RINGS}"]
+    argv += ["-Wconversion", "-Werror", f"-I{RINGS}"]
     hint = "sudo apt-get install gcc libc6-dev"
     return compiled("host/proxy", argv, sources, headers=headers, hint=hint)

@@ -53,11 +53,12 @@ def test_an_error_names_what_why_and_the_command_that_fixes_it(monkeypatch, caps
 def test_no_recipes_is_said_and_not_an_empty_list(monkeypatch, tmp_path, capsys):
     """As where the package is installed without them."""
     monkeypatch.setattr("fastpath.image.recipe.IMAGES", tmp_path)
+    monkeypatch.setattr("fastpath.commands.image.IMAGES", tmp_path)
     for command in ("list", "build"):
         assert cli.invoke(["image", command]) == 2
         out, err = capsys.readouterr()
         assert (out, err.count("\n")) == ("", 1)
-        assert f"there are no recipes in {tmp_path}; hint: run fastpath from" in err
+        assert f"there are no recipes in {tmp_path}; hint: install the" in err
 
 
 def test_what_a_guest_said_steers_no_terminal(monkeypatch, capsys):

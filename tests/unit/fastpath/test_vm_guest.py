@@ -14,8 +14,8 @@ import sys
 
 import pytest
 
+from fastpath.data import GUEST
 from fastpath.errors import FastpathError
-from fastpath.image.images import GUEST
 from fastpath.vm import guest
 from fastpath.vm.guest import Guest, GuestGoneError, GuestInfo
 from tests.support.limits import LIMIT_S
