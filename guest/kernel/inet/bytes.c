@@ -49,6 +49,52 @@ static int await_connection(struct sock *sk, struct inner *inner, int flags)
 }
 
 /**
+ * can_give() - Is there nothing to look at before vsock is asked to send?
+ * @sk:		Outer socket
+ * @inner:	Inner one
+ * @flags:	Of the call
+ *
+ * Returns: true if so
+ */
+static inline bool can_give(const struct sock *sk, const struct inner *inner,
+			    unsigned int flags)
+{
+	const struct vsock_sock *vsk = vsock_sk(inner->sock->sk);
+
+	return READ_ONCE(inner->phase) == ESTABLISHED && !(flags & ~PLAIN) &&
+	       !READ_ONCE(sk->sk_err) &&
+	       !(READ_ONCE(sk->sk_shutdown) & SEND_SHUTDOWN) &&
+	       !(READ_ONCE(vsk->peer_shutdown) & RCV_SHUTDOWN);
+}
+
+/**
+ * give() - Have vsock send
+ * @sk:		Outer socket
+ * @inner:	Inner one
+ * @msg:	What to send
+ * @len:	Bytes of it
+ *
+ * Returns: bytes sent, or a negated errno
+ */
+static inline int give(const struct sock *sk, struct inner *inner,
+		       struct msghdr *msg, size_t len)
+{
+	unsigned int flags = msg->msg_flags;
+	struct sock *under = inner->sock->sk;
+	int sent;
+
+	if (READ_ONCE(under->sk_sndtimeo) != sk->sk_sndtimeo)
+		WRITE_ONCE(under->sk_sndtimeo, sk->sk_sndtimeo);
+	msg->msg_name = NULL;
+	msg->msg_namelen = 0;
+	msg->msg_flags = (flags & ~(MSG_ZEROCOPY | MSG_EOR)) | MSG_NOSIGNAL;
+	sent = inner->sock->ops->sendmsg(inner->sock, msg, len);
+	credit_moved(inner, sent);
+	msg->msg_flags = flags;
+	return sent == -ENOTCONN || sent == -ECONNRESET ? -EPIPE : sent;
+}
+
+/**
  * tell() - Tell a program that asked for MSG_ZEROCOPY that bytes were copied
  * @told:	What tells it, on the socket's error queue; NULL: nothing
  * @sent:	Whether any were
@@ -64,26 +110,21 @@ static void tell(struct ubuf_info *told, bool sent)
 }
 
 /**
- * tsi_sendmsg() - send(), write(), and all that ends there
- * @sock:	Socket
- * @msg:	What to send; an address in it is ignored, as TCP does
+ * deliver() - sendmsg() of a socket that has an inner one
+ * @sk:		Outer socket
+ * @inner:	Inner one
+ * @msg:	What to send
  * @len:	Bytes of it
  *
  * Returns: bytes sent, or a negated errno
  */
-int tsi_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
+static noinline int deliver(struct sock *sk, struct inner *inner,
+			    struct msghdr *msg, size_t len)
 {
 	unsigned int flags = msg->msg_flags;
-	struct sock *sk = sock->sk;
-	struct inner *inner = inner_get(sk);
 	struct ubuf_info *told = NULL;
-	struct sock *under;
 	int sent = 0;
 
-	if (!inner || inner->phase == LISTENING) {
-		inner_put(inner);
-		return real_ops(sk)->sendmsg(sock, msg, len);
-	}
 	if ((flags & MSG_ZEROCOPY) && len && !msg->msg_ubuf &&
 	    sock_flag(sk, SOCK_ZEROCOPY)) {
 		told = zerocopy_begin(sk, len);
@@ -96,21 +137,34 @@ int tsi_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 		sent = -EPIPE;
 	if (!sent && (flags & MSG_OOB))
 		sent = -EOPNOTSUPP;
-	if (!sent) {
-		under = inner->sock->sk;
-		if (READ_ONCE(under->sk_sndtimeo) != sk->sk_sndtimeo)
-			WRITE_ONCE(under->sk_sndtimeo, sk->sk_sndtimeo);
-		msg->msg_name = NULL;
-		msg->msg_namelen = 0;
-		msg->msg_flags =
-		    (flags & ~(MSG_ZEROCOPY | MSG_EOR)) | MSG_NOSIGNAL;
-		sent = inner->sock->ops->sendmsg(inner->sock, msg, len);
-		credit_moved(inner, sent);
-		msg->msg_flags = flags;
-		if (sent == -ENOTCONN || sent == -ECONNRESET)
-			sent = -EPIPE;
-	}
+	if (!sent)
+		sent = give(sk, inner, msg, len);
 	tell(told, sent > 0);
+	return sent;
+}
+
+/**
+ * tsi_sendmsg() - send(), write(), and all that ends there
+ * @sock:	Socket
+ * @msg:	What to send; an address in it is ignored, as TCP does
+ * @len:	Bytes of it
+ *
+ * Returns: bytes sent, or a negated errno
+ */
+int tsi_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
+{
+	unsigned int flags = msg->msg_flags;
+	struct sock *sk = sock->sk;
+	struct inner *inner = inner_get(sk);
+	int sent;
+
+	if (!inner || inner->phase == LISTENING) {
+		inner_put(inner);
+		return real_ops(sk)->sendmsg(sock, msg, len);
+	}
+	sent = likely(can_give(sk, inner, flags))
+		   ? give(sk, inner, msg, len)
+		   : deliver(sk, inner, msg, len);
 	inner_put(inner);
 	return sent == -EPIPE ? sk_stream_error(sk, flags, sent) : sent;
 }
@@ -236,6 +290,23 @@ static int end_of(struct sock *sk, const struct inner *inner, long timeout)
 }
 
 /**
+ * is_plain() - Does a call want what there is, and vsock say all of it?
+ * @sk:		Outer socket
+ * @inner:	Inner one
+ * @len:	Bytes at most
+ * @flags:	Of the call
+ *
+ * Returns: true if so
+ */
+static inline bool is_plain(const struct sock *sk, const struct inner *inner,
+			    size_t len, int flags)
+{
+	return READ_ONCE(inner->phase) == ESTABLISHED && !(flags & ~PLAIN) &&
+	       len && READ_ONCE(sk->sk_rcvlowat) <= 1 &&
+	       !(READ_ONCE(sk->sk_shutdown) & RCV_SHUTDOWN);
+}
+
+/**
  * plain() - A call that wants what there is
  * @sk:		Outer socket
  * @inner:	Inner one
@@ -245,8 +316,8 @@ static int end_of(struct sock *sk, const struct inner *inner, long timeout)
  *
  * Returns: bytes received; 0: the end of one of the two; or a negated errno
  */
-static int plain(struct sock *sk, struct inner *inner, struct msghdr *msg,
-		 size_t len, int flags)
+static inline int plain(const struct sock *sk, struct inner *inner,
+			struct msghdr *msg, size_t len, int flags)
 {
 	struct sock *under = inner->sock->sk;
 
@@ -266,23 +337,16 @@ static int plain(struct sock *sk, struct inner *inner, struct msghdr *msg,
  *
  * Returns: bytes received, or a negated errno
  */
-static int receive(struct sock *sk, struct inner *inner, struct msghdr *msg,
-		   size_t len, int flags)
+static noinline int receive(struct sock *sk, struct inner *inner,
+			    struct msghdr *msg, size_t len, int flags)
 {
 	long timeout = sock_rcvtimeo(sk, flags & MSG_DONTWAIT);
 	size_t target = sock_rcvlowat(sk, flags & MSG_WAITALL, len);
 	size_t done = 0, want = flags & MSG_PEEK ? target : 1;
 	int got;
 
-	if (target == 1 && len && !(flags & ~PLAIN) &&
-	    READ_ONCE(inner->phase) == ESTABLISHED &&
-	    !(READ_ONCE(sk->sk_shutdown) & RCV_SHUTDOWN)) {
-		got = plain(sk, inner, msg, len, flags);
-		if (got > 0)
-			return got;
-		if (got < 0 && !READ_ONCE(sk->sk_err) && got != -ENOTCONN)
-			return got;
-	}
+	if (flags & MSG_OOB)
+		return -EINVAL;
 	for (;;) {
 		size_t ready = held_bytes(inner, want);
 		bool last =
@@ -318,13 +382,16 @@ int tsi_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags)
 {
 	struct sock *sk = sock->sk;
 	struct inner *inner = inner_get(sk);
-	int done;
+	int done = 0;
 
 	if (!inner || inner->phase == LISTENING || (flags & MSG_ERRQUEUE)) {
 		inner_put(inner);
 		return real_ops(sk)->recvmsg(sock, msg, len, flags);
 	}
-	done = flags & MSG_OOB ? -EINVAL : receive(sk, inner, msg, len, flags);
+	if (likely(is_plain(sk, inner, len, flags)))
+		done = plain(sk, inner, msg, len, flags);
+	if (!done || done == -ENOTCONN || (done < 0 && READ_ONCE(sk->sk_err)))
+		done = receive(sk, inner, msg, len, flags);
 	if (done >= 0)
 		msg->msg_namelen = 0;
 	if (!(flags & MSG_PEEK))

@@ -201,10 +201,49 @@ int inner_make(struct inner **ret_inner);
 int inner_bind(struct inner *inner, u16 low);
 int inner_aim(struct inner *inner);
 struct inner *inner_find(u32 port);
-struct inner *inner_get(const struct sock *sk);
 void inner_set(struct sock *sk, struct inner *inner);
-void inner_put(struct inner *inner);
+void inner_end(struct inner *inner);
 void inner_listening(const struct tsi_listening *listening);
+
+/**
+ * inner_put() - Let go of one
+ * @inner:	It, or NULL
+ */
+static inline void inner_put(struct inner *inner)
+{
+	if (inner && refcount_dec_and_test(&inner->users))
+		inner_end(inner);
+}
+
+/**
+ * inner_get() - The inner socket of an inet one
+ * @sk:		The inet socket, its file held
+ *
+ * sk_user_data may be somebody else's, by whose flags it is told from ours.
+ *
+ * Returns: it, to be put; NULL if there is none
+ */
+static __always_inline struct inner *inner_get(const struct sock *sk)
+{
+	struct inner *inner = NULL;
+	uintptr_t data;
+
+	if (!READ_ONCE(sk->sk_user_data))
+		return NULL;
+	rcu_read_lock_sched(); /* RCU's as well, and no call where that is one
+				*/
+	data = (uintptr_t)READ_ONCE(sk->sk_user_data);
+	if ((data & ~SK_USER_DATA_PTRMASK) == SK_USER_DATA_NOCOPY)
+		inner = (struct inner *)(data & SK_USER_DATA_PTRMASK);
+	if (inner && !refcount_inc_not_zero(&inner->users))
+		inner = NULL;
+	rcu_read_unlock_sched();
+	if (inner && unlikely((uintptr_t)READ_ONCE(sk->sk_user_data) != data)) {
+		inner_put(inner);
+		inner = NULL;
+	}
+	return inner;
+}
 
 /* ---- listeners.c ---- */
 
@@ -220,7 +259,7 @@ int held_over(const struct inner *inner);
 
 /* ---- credit.c ---- */
 
-#define CREDIT_FIRST (32U << 10)
+#define CREDIT_SMALL (16U << 10)
 #define CREDIT_MOST  (256U << 10) /* as vsock has it */
 
 void credit_connect(struct sock *sk, struct inner *inner);

@@ -101,7 +101,7 @@ int inner_make(struct inner **ret_inner)
 		return -ENOBUFS;
 	}
 	inner_own(inner, sk);
-	vsock_sk(sk)->buffer_size = CREDIT_FIRST;
+	vsock_sk(sk)->buffer_size = CREDIT_SMALL;
 	/* as vsock's own sockets are, before they are bound */
 	spin_lock_bh(&vsock_table_lock);
 	sock_hold(sk);
@@ -182,35 +182,6 @@ int inner_listen(struct inner *inner, int backlog)
 }
 
 /**
- * inner_get() - The inner socket of an inet one
- * @sk:		The inet socket, its file held
- *
- * sk_user_data may be somebody else's, by whose flags it is told from ours.
- *
- * Returns: it, to be put; NULL if there is none
- */
-struct inner *inner_get(const struct sock *sk)
-{
-	struct inner *inner = NULL;
-	uintptr_t data;
-
-	if (!READ_ONCE(sk->sk_user_data))
-		return NULL;
-	rcu_read_lock();
-	data = (uintptr_t)rcu_dereference(__sk_user_data((struct sock *)sk));
-	if ((data & ~SK_USER_DATA_PTRMASK) == SK_USER_DATA_NOCOPY)
-		inner = (struct inner *)(data & SK_USER_DATA_PTRMASK);
-	if (inner && !refcount_inc_not_zero(&inner->users))
-		inner = NULL;
-	rcu_read_unlock();
-	if (inner && unlikely((uintptr_t)READ_ONCE(sk->sk_user_data) != data)) {
-		inner_put(inner);
-		inner = NULL;
-	}
-	return inner;
-}
-
-/**
  * inner_set() - Hang one to an inet socket
  * @sk:		The inet socket, locked
  * @inner:	It; the reference is the socket's from here on. NULL: the one
@@ -228,16 +199,14 @@ void inner_set(struct sock *sk, struct inner *inner)
 }
 
 /**
- * inner_put() - Let go of one
- * @inner:	It, or NULL
+ * inner_end() - Free one
+ * @inner:	It, which nobody holds
  */
-void inner_put(struct inner *inner)
+void inner_end(struct inner *inner)
 {
 	bool listened;
 	struct sock *sk;
 
-	if (!inner || !refcount_dec_and_test(&inner->users))
-		return;
 	spin_lock_bh(&inner_lock);
 	hash_del(&inner->by_port);
 	listened = inner->phase == LISTENING;
@@ -252,6 +221,7 @@ void inner_put(struct inner *inner)
 		write_lock_bh(&sk->sk_callback_lock);
 		sk->sk_state_change = inner_pattern->sk->sk_state_change;
 		sk->sk_error_report = inner_pattern->sk->sk_error_report;
+		sk->sk_data_ready = inner_pattern->sk->sk_data_ready;
 		sk->sk_write_space = inner_pattern->sk->sk_write_space;
 		sk->sk_data_ready = inner_pattern->sk->sk_data_ready;
 		write_unlock_bh(&sk->sk_callback_lock);

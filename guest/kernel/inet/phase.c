@@ -155,8 +155,37 @@ static void failed(struct sock *sk)
 		fail(inner, error); /* as when the device was reset */
 	pending = inner->phase == CONNECTING;
 	spin_unlock_bh(&inner_lock);
-	if (!pending)
-		inner_pattern->sk->sk_error_report(sk);
+	if (pending)
+		return;
+	inner_pattern->sk->sk_error_report(sk);
+	sk_wake_async(inner->outer, SOCK_WAKE_IO, POLL_ERR);
+}
+
+/**
+ * wake() - As sock_def_readable() and sock_def_write_space()
+ * @inner:	Whose waiters, which are the outer socket's
+ * @events:	Of poll()
+ * @how:	Of a signal
+ * @band:	Same
+ *
+ * Each packet comes here.
+ */
+static inline void wake(struct inner *inner, __poll_t events, int how, int band)
+{
+	/* the caller has locked the vsock sock, which inner_end() waits for */
+	struct socket_wq *wq =
+	    rcu_dereference_protected(inner->sock->sk->sk_wq, true);
+
+	if (skwq_has_sleeper(wq))
+		wake_up_interruptible_sync_poll(&wq->wait, events);
+	sk_wake_async(inner->outer, how, band);
+}
+
+static void ready(struct sock *sk)
+{
+	wake(READ_ONCE(sk->sk_user_data),
+	     EPOLLIN | EPOLLPRI | EPOLLRDNORM | EPOLLRDBAND, SOCK_WAKE_WAITD,
+	     POLL_IN);
 }
 
 static void room(struct sock *sk)
@@ -164,7 +193,8 @@ static void room(struct sock *sk)
 	struct inner *inner = READ_ONCE(sk->sk_user_data);
 
 	if (READ_ONCE(inner->phase) != CONNECTING)
-		inner_pattern->sk->sk_write_space(sk);
+		wake(inner, EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND,
+		     SOCK_WAKE_SPACE, POLL_OUT);
 }
 
 /**
@@ -228,9 +258,9 @@ void inner_adopt(struct inner *inner, struct socket *outer,
 	sk->sk_user_data = inner;
 	sk->sk_state_change = changed;
 	sk->sk_error_report = failed;
+	sk->sk_data_ready = ready;
 	sk->sk_write_space = room;
 	write_unlock_bh(&sk->sk_callback_lock);
-	sock_set_flag(sk, SOCK_FASYNC); /* the wait queue has the list */
 	look(inner);
 }
 
