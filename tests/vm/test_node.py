@@ -15,9 +15,9 @@ import sys
 import pytest
 
 from fastpath.image import images
-from fastpath.image.recipe import ROOT
 from tests.support import programs
 from tests.support.limits import GUEST_LIMIT_S
+from tests.support.pages import ROOT
 from tests.support.uml import UmlSpec
 from tests.vm.conftest import boot, vsock_backend
 
