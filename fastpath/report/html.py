@@ -135,6 +135,7 @@ def render(report: Report) -> str:
             f"<h1>fastpath compare: {escape(names)}</h1>",
             _subtitle(report),
             *(f'<p class="warning">{escape(each)}</p>' for each in report.warnings),
+            *(f'<p class="warning">{escape(str(x))}</p>' for x in report.left_out),
             _variants(report),
             *(_verdicts(pair, rows) for pair, rows in report.standard.items()),
             _hand_offs(report),
@@ -154,6 +155,8 @@ def render(report: Report) -> str:
 
 def _subtitle(report: Report) -> str:
     each = ", one more a hand-off" if report.handed_on else ""
+    if any(path.beside for path in report.paths.values()):
+        each += " in each part"
     return (
         f'<p class="soft">One run, one microVM{each}, one ztunnel process, the same '
         f"unmodified program on each path. {escape(report.setting.started)}, "

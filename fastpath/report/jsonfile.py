@@ -19,7 +19,7 @@ from fastpath.report.figures import METRICS, Round
 from fastpath.report.model import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from fastpath.report.difference import Difference
@@ -123,6 +123,7 @@ def to_dict(report: Report) -> dict[str, Any]:
             for pair, differences in report.differences.items()
         },
         "variants": [dataclasses.asdict(each) for each in report.variants],
+        "left_out": [dataclasses.asdict(each) for each in report.left_out],
         "thresholds": dataclasses.asdict(report.thresholds),
         "targets": {
             pair: {
@@ -148,8 +149,15 @@ def to_dict(report: Report) -> dict[str, Any]:
             "method": list(setting.method),
             "checks": list(setting.checks),
         },
-        "samples": {name: _samples(path) for name, path in report.paths.items()},
+        "samples": dict(_all_samples(report)),
     }
+
+
+def _all_samples(report: Report) -> Iterator[tuple[str, Any]]:
+    for name, path in report.paths.items():
+        yield name, _samples(path)
+        if path.beside:
+            yield f"{path.beside.name} beside {name}", _samples(path.beside)
 
 
 def write(report: Report, path: Path) -> None:

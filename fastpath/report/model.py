@@ -53,6 +53,8 @@ class PathResult:
     calls: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """System calls a round trip with who answers: by process, by name. Empty: they
     were not counted."""
+    beside: PathResult | None = None
+    """The fast path as it was measured beside it, if that is not the report's."""
 
     @property
     def calls_words(self) -> str:
@@ -182,6 +184,21 @@ class VariantFacts:
     """Why it was not measured, or not to the end; empty: it was."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """A path that was asked for and could not be measured."""
+
+    name: str
+    why: str
+    hint: str | None
+    """The command that would allow it, if one is known."""
+
+    def __str__(self) -> str:
+        """In one line."""
+        hint = f" ({self.hint})" if self.hint else ""
+        return f"{self.name} was left out: {self.why}{hint}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """One run of `fastpath compare`."""
@@ -192,6 +209,7 @@ class Report:
     variants: tuple[VariantFacts, ...] = ()
     """The first is what the others are compared with; empty: none were asked for."""
     thresholds: Thresholds = field(default_factory=difference.Thresholds)
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def rounds(self) -> int:
@@ -294,7 +312,8 @@ class Report:
             first = next((p for p in paths if p.path == FAST_PATH), paths[0])
             for path in paths:
                 if path is not first:
-                    yield (path, first) if path.handed_on else (first, path)
+                    ours = path.beside or first
+                    yield (path, ours) if path.handed_on else (ours, path)
 
 
 def _ratio(metric: Metric, ours: PathResult, theirs: PathResult) -> stats.Ratio:

@@ -100,6 +100,24 @@ def test_another_standard_path_is_measured(name, tmp_path):
     assert children(tmp_path) == []
 
 
+def test_several_standard_paths_are_measured_one_after_the_other(tmp_path):
+    require_namespaces()
+    file = tmp_path / "report.json"
+    names = ("tsi", "plain", "tsi+unix", "macvtap")
+    more = ("--rounds", "2", "--json", str(file))
+    done = compare("--paths", ",".join(names), *more)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(file.read_text())
+    assert list(report["paths"]) == list(names)
+    assert report["left_out"] == []
+    assert set(report["ratios"]) == {"tsi/plain", "tsi/macvtap", "tsi+unix/tsi"}
+    fast = {name for name in report["samples"] if name.startswith("tsi beside ")}
+    assert fast == {f"tsi beside {name}" for name in names[1:]}
+    assert "part 2 of 3: macvtap" in done.stderr
+    assert list(tmp_path.glob("fastpath-*")) == []
+    assert children(tmp_path) == []
+
+
 def test_a_programs_own_vsock_is_measured_over_both_devices(tmp_path):
     file = tmp_path / "report.json"
     names = ("tsi", "vsock", "vsock-rust-vmm")

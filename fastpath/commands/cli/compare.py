@@ -21,7 +21,8 @@ def _declare(parser: Parser) -> None:
         "--paths",
         metavar="NAME,...",
         default="tsi,inpod-l3forwarding",
-        help="see docs/compare.md (tsi,inpod-l3forwarding)",
+        help="see docs/compare.md; all: what can be measured here "
+        "(tsi,inpod-l3forwarding)",
     )
     add(
         "--variant",
@@ -61,6 +62,7 @@ def _call(options: argparse.Namespace) -> int:
     return compare.run(
         compare.CompareOptions(
             paths=paths.parse(options.paths),
+            whatever_can=options.paths == paths.ALL,
             variants=parse_all(options.variant),
             rounds=options.rounds,
             quick=options.quick,
@@ -89,6 +91,7 @@ COMMAND: Final = Command(
             "another guest kernel beside today's",
             "fastpath compare --variant base --variant patched:kernel=bzImage",
         ),
+        ("each path that this machine has", "fastpath compare --paths all --quick"),
         (
             "what a hand-off to another process costs",
             "fastpath compare --paths tsi,tsi+unix,tsi+ring",

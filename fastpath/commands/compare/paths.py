@@ -99,15 +99,18 @@ PATHS: Final = {
         Path(f"{HANDED_ON}embedded", facts.EMBEDDED, Handoff.EMBEDDED),
     )
 }
+ALL: Final = "all"
 DEFAULT: Final = (FAST_PATH, HEADLINE)
 
 
 def parse(value: str) -> tuple[str, ...]:
-    """Read names with commas between them.
+    """Read names with commas between them; `ALL` is all there are.
 
     Raises:
-        FastpathError: a name is unknown or given twice, or two are standard paths.
+        FastpathError: a name is unknown or given twice.
     """
+    if value == ALL:
+        return tuple(PATHS)
     names = tuple(name.strip() for name in value.split(","))
     for name in names:
         if name not in PATHS:
@@ -116,10 +119,6 @@ def parse(value: str) -> tuple[str, ...]:
             )
     if len(set(names)) < len(names):
         raise FastpathError(f"--paths {value}", "a path is named twice")
-    if sum(PATHS[name].standard for name in names) > 1:
-        raise FastpathError(
-            f"--paths {value}", "a run has one standard path", "make a run for each"
-        )
     return names
 
 

@@ -264,10 +264,14 @@ def check_memory(
 def check_extra(names: Sequence[str]) -> None:
     """Check that what makes certificates is installed, if a path takes them.
 
+    A foreign device's back-end is downloaded.
+
     Raises:
-        FastpathError: it isn't.
+        FastpathError: they can't be had.
     """
     for path in chosen(names):
+        if path.vsock is Vsock.RUST_VMM:
+            programs.VHOST_DEVICE_VSOCK.path()
         if path.handoff is Handoff.EMBEDDED and not find_spec("cryptography"):
             why = "the module cryptography is not installed"
             hint = "pip install 'vsock-fastpath[mesh]'"

@@ -49,7 +49,6 @@ def whole(sandboxes_, folder):
     [
         ("tsi+uinx", "no path 'tsi+uinx'; there are tsi, inpod-l3forwarding, "),
         ("tsi+unix,tsi,tsi+unix", "a path is named twice"),
-        ("inpod-l3forwarding,ambient-geneve", "a run has one standard path"),
         ("tsi+", "no path 'tsi+'"),
         ("", "no path ''"),
     ],
