@@ -18,6 +18,10 @@
 #include <linux/hex.h>
 #endif
 
+#if __has_include(<net/proto_memory.h>) /* in sock.h before 6.10 */
+#include <net/proto_memory.h>
+#endif
+
 #define SINCE(major, minor)                                                    \
 	(LINUX_VERSION_CODE >= KERNEL_VERSION(major, minor, 0))
 
