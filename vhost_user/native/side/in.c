@@ -21,9 +21,9 @@
 #include "base/clock.h"
 #include "side/hbone.h"
 
-#define READ_MOST  (128U << 10) /* bytes, in one turn */
-#define READ_CALLS 512		/* calls of TLS, of which each may be small */
-#define GATHER	   64		/* pieces of payload that are given together */
+#define READ_MOST  (7 * TLS_RECORD) /* bytes, in one turn: one receive's */
+#define READ_CALLS 512 /* calls of TLS, of which each may be small */
+#define GATHER	   64  /* pieces of payload that are given together */
 
 /**
  * struct gathered - Payload that has yet to be given to its sink
