@@ -39,6 +39,7 @@ C_FILES  := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
             lib/ring/*.[ch] lib/ring/examples/*.[ch] \
             guest/*.[ch] guest/*/*.[ch] guest/agent/*/*.[ch] guest/kernel/*/*.[ch] \
             fastpath/datapath/bpf/*.c fastpath/commands/compare/proxy/*.[ch] \
+            fastpath/commands/compare/http/*.c \
             tests/vm/*.[ch] tests/vm/*/*.[ch] \
             tests/fuzz/*.[ch] \
             tests/unit/vhost_user/*.[ch] tests/unit/vhost_user/native/*.[ch] \

@@ -1,7 +1,7 @@
 """Both back-ends through QEMU, under TCG: program to program.
 
 A guest with Debian's 6.1 kernel on each back-end, both up at once and one working at a
-time: QEMU on CPU 0, back-ends and servers on CPU 1. guest/probe.c is the program in the
+time: QEMU on CPU 0, back-ends and servers on CPU 1. guest/probe is the program in the
 guest, bench/host/server.c the one on the host.
 """
 

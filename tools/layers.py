@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 NATIVE = "vhost_user/native"
 GUEST = "guest"
-PROGRAMS = ("agent", "init")
+PROGRAMS = ("agent", "init", "probe")
 """Folders of guest/ that become a program each, with lib/ and include/."""
 PACKAGES = ("vhost_user", "fastpath")
 SUFFIXES = (".c", ".h", ".py")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 FAST_PATH: Final = "tsi"
 """The path that the others are compared with."""
@@ -25,7 +25,23 @@ class Group(enum.Enum):
 
     LATENCY = "latency"
     BULK = "bulk"
+    RATES = "rates"
+    OPEN_LOOP = "open-loop"
+    BOTH = "both"
+    HTTP = "http"
+    CPU = "cpu"
+    MEMORY = "memory"
 
+
+FLIGHTS: Final = (1, 16, 64)
+"""How many connections are under way at once, where that is a figure."""
+WHO: Final = {
+    "guest": "guest",
+    "vmm": "VMM",
+    "ztunnel": "ztunnel and back-end",
+    "kernel": "kernel threads",
+}
+"""Who uses CPU time, by key."""
 
 DEFAULT_GROUPS: Final = (Group.LATENCY, Group.BULK)
 
@@ -80,7 +96,7 @@ class Metric:
         return f"{'at least' if self.more_is_better else 'at most'} {self.bound:.2f}x"
 
 
-METRICS: Final = (
+_BASIC: Final = (
     Metric(key="connect", title="connect", unit="us", group=Group.LATENCY, bound=0.5),
     Metric(
         key="rtt_64",
@@ -125,6 +141,65 @@ METRICS: Final = (
         group=Group.LATENCY,
     ),
 )
+
+
+def _load() -> Iterator[Metric]:
+    """The figures of load: none has a target."""
+    for flight in FLIGHTS:
+        for key, words in (("rate", "connections"), ("crr", "connect, 64 B, close")):
+            yield Metric(
+                key=f"{key}_{flight}",
+                title=f"{words}, {flight} at once",
+                unit="1/s",
+                group=Group.RATES,
+                more_is_better=True,
+            )
+    for key, words in (
+        ("loop", "p50"),
+        ("p99", "p99"),
+        ("p999", "p99.9"),
+        ("max", "max"),
+    ):
+        title = f"64 B round trip at a fixed rate, {words}"
+        yield Metric(key=f"open_{key}", title=title, unit="us", group=Group.OPEN_LOOP)
+    yield Metric(
+        key="both",
+        title="bulk both ways, each",
+        unit="MB/s",
+        group=Group.BOTH,
+        more_is_better=True,
+    )
+    yield Metric(key="http_1k", title="HTTP, GET of 1 KiB", unit="us", group=Group.HTTP)
+    yield Metric(
+        key="http_rate_16",
+        title="HTTP, GET of 1 KiB, 16 at once",
+        unit="1/s",
+        group=Group.HTTP,
+        more_is_better=True,
+    )
+    for key, words, unit in (
+        ("rtt", "a round trip", "us"),
+        ("up", "a GB up", "s"),
+        ("down", "a GB down", "s"),
+    ):
+        for who, name in WHO.items():
+            yield Metric(
+                key=f"cpu_{key}_{who}",
+                title=f"CPU {words}, {name}",
+                unit=unit,
+                group=Group.CPU,
+            )
+    for who, name in (("vmm", "VMM"), ("ztunnel", "ztunnel")):
+        for key, words in (("rss", "resident"), ("pss", "proportional")):
+            yield Metric(
+                key=f"{key}_{who}",
+                title=f"memory of {name}, {words}",
+                unit="MB",
+                group=Group.MEMORY,
+            )
+
+
+METRICS: Final = (*_BASIC, *_load())
 """What is compared, with the targets against `HEADLINE`. The one place of those: the
 pages and docs/measurements.md have them from here, and a test holds the latter to it.
 """

@@ -17,6 +17,7 @@ from fastpath.report.table import (
     difference_cells,
     hand_off_titles,
     interval_words,
+    load_rows,
     machine_lines,
     thresholds_line,
     variant_line,
@@ -289,9 +290,18 @@ def _figures(report: Report) -> str:
         + _table(("latency, us", "path", "p50", "p99", "min", "n"), rows, words=2)
         + '<div class="gap"></div>'
         + _table(("path", *figures), rows_of_costs)
+        + _load(paths)
         + f'<p class="soft note">{escape(report.setting.cpu_note)}</p>'
         + (f'<p class="soft note">{escape(calls)}</p>' if calls else "")
     )
+
+
+def _load(paths: Sequence[PathResult]) -> str:
+    rows = load_rows(paths)
+    if not rows:
+        return ""
+    head = ("load and cost: medians of the rounds", *(path.name for path in paths))
+    return '<div class="gap"></div>' + _table(head, rows)
 
 
 def _summary_row(title: str, name: str, summary: Summary) -> tuple[str, ...]:

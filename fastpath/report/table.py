@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastpath.report.difference import Change
+from fastpath.report.figures import DEFAULT_GROUPS, METRICS
 from fastpath.report.model import Outcome
 
 if TYPE_CHECKING:
@@ -110,6 +111,8 @@ def _parts(report: Report) -> Iterator[RenderableType]:
         behind = "Through ztunnel, to a server behind it"
         yield _latencies(behind, paths, through=True)
     yield _costs(f"Bulk and cost, {to[0].lower()}{to[1:]}", paths)
+    if rows := load_rows(paths):
+        yield _load(rows, paths)
     for pair in report.standard:
         yield _ratios(report, pair)
     if report.handed_on:
@@ -197,6 +200,39 @@ def _costs(title: str, paths: tuple[PathResult, ...]) -> Table:
         table.add_column(name, justify="right")
     for path in paths:
         table.add_row(path.name, *(of(path) for of in figures.values()))
+    return table
+
+
+def load_rows(paths: Collection[PathResult]) -> list[tuple[str, ...]]:
+    """The figures of load: title with unit, then each path's median, or nothing."""
+    return [
+        (
+            f"{metric.title}, {metric.unit}",
+            *(
+                significant(path.median(metric.key)) if path.has(metric.key) else ""
+                for path in paths
+            ),
+        )
+        for metric in METRICS
+        if metric.group not in DEFAULT_GROUPS
+        and any(path.has(metric.key) for path in paths)
+    ]
+
+
+def significant(value: float) -> str:
+    """Three digits that matter."""
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def _load(rows: Sequence[Sequence[str]], paths: Collection[PathResult]) -> Table:
+    table = _table("Load and cost: medians of the rounds")
+    table.add_column("figure", min_width=24)
+    for path in paths:
+        table.add_column(path.name, justify="right")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

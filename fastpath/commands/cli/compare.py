@@ -31,6 +31,20 @@ def _declare(parser: Parser) -> None:
         default=[],
         help="a set-up to compare with the first of them (docs/compare.md)",
     )
+    add(
+        "--figures",
+        metavar="NAME,...",
+        default="latency,bulk",
+        help="latency, bulk, rates, open-loop, both, http, cpu, memory; load: all but "
+        "the first two; all (latency,bulk)",
+    )
+    add(
+        "--rate",
+        metavar="N",
+        type=whole(1, 1_000_000),
+        default=1000,
+        help="requests a second of open-loop (1000)",
+    )
     add("--rounds", metavar="N", type=whole(2, 1000), default=20, help="(20)")
     add("--quick", action="store_true", help="three short rounds: does it work?")
     add(
@@ -55,7 +69,7 @@ def _declare(parser: Parser) -> None:
 
 def _call(options: argparse.Namespace) -> int:
     from fastpath.commands import compare
-    from fastpath.commands.compare import paths
+    from fastpath.commands.compare import paths, sections
     from fastpath.commands.compare.variants import parse_all
     from fastpath.report.difference import Thresholds
 
@@ -64,6 +78,8 @@ def _call(options: argparse.Namespace) -> int:
             paths=paths.parse(options.paths),
             whatever_can=options.paths == paths.ALL,
             variants=parse_all(options.variant),
+            figures=sections.parse(options.figures),
+            rate=options.rate,
             rounds=options.rounds,
             quick=options.quick,
             geneve=options.geneve,

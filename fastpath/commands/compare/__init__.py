@@ -9,6 +9,7 @@
     worlds      a scenario a variant
     selfcheck   each path goes where its name says
     measure     the rounds
+    sections    what a round has
     calls       system calls a round trip
     report      (fastpath.report) what came out
 
@@ -39,6 +40,7 @@ from fastpath.commands.compare import (
     parts,
     sandboxes,
     scenario,
+    sections,
 )
 from fastpath.commands.compare.paths import DEFAULT, PATHS, chosen
 from fastpath.commands.compare.progress import Progress
@@ -85,6 +87,8 @@ class CompareOptions:
     """There are namespaces, whether a path takes them or not."""
     variants: tuple[Variant, ...] = ()
     figures: tuple[Group, ...] = DEFAULT_GROUPS
+    rate: int = 1000
+    """Of the open loop, a second."""
     rounds: int = 20
     quick: bool = False
     geneve: Geneve = "auto"
@@ -313,7 +317,8 @@ class Run:
         self._clocks: set[str] = set()
         self._started = ""
         self._wanted = QUICK_ROUNDS if options.quick else options.rounds
-        self._counts = measure.QUICK if options.quick else measure.FULL
+        counts = measure.QUICK if options.quick else measure.FULL
+        self._counts = replace(counts, rate=options.rate)
 
     async def measure(self) -> None:
         """Bring all up, measure, and take all down."""
@@ -336,7 +341,7 @@ class Run:
                 await measure.measure(
                     worlds.contestants,
                     self.rounds,
-                    figures=options.figures,
+                    sections=sections.chosen(options.figures),
                     rounds=self._wanted,
                     counts=self._counts,
                     budget_s=options.budget_s,

@@ -9,10 +9,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+
+
+KTHREADD: Final = 2
+"""The kernel's threads are its children."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,40 @@ def used_ns(pid: int, *, without: Collection[int] = ()) -> int:
             except (FileNotFoundError, ProcessLookupError):  # it just ended
                 continue
     return total
+
+
+def kernel_ns() -> int:
+    """CPU time that the kernel's own threads have used, in ns.
+
+    All of the machine's: whose work one does isn't known.
+    """
+    total = 0
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal():
+            try:
+                if _parent(process) == KTHREADD or int(process.name) == KTHREADD:
+                    total += _thread_ns(process)
+            except (FileNotFoundError, ProcessLookupError):  # it just ended
+                continue
+    return total
+
+
+def _parent(process: Path) -> int:
+    return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+
+
+def memory_mb(pid: int) -> tuple[float, float]:
+    """Memory of a process, in 10**6 bytes: resident, and its proportional share.
+
+    Raises:
+        OSError: the process is gone, or its memory may not be looked at.
+    """
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    kib = {
+        name: int(words.split()[0])
+        for name, _, words in (line.partition(":") for line in rollup.splitlines()[1:])
+    }
+    return kib["Rss"] * 1024 / 1e6, kib["Pss"] * 1024 / 1e6
 
 
 def _thread_ns(task: Path) -> int:

@@ -273,7 +273,7 @@ def method(counts: Counts, *, handed_on: bool) -> tuple[str, ...]:
         handed_on: there are hand-offs among the paths.
     """
     program = (
-        "The same static program (guest/probe.c, plain TCP sockets) runs on each "
+        "The same static program (guest/probe, plain TCP sockets) runs on each "
         "path, in the same microVM, against the same ztunnel process. To ztunnel: "
         "an echo, a sink and a source that ztunnel answers itself. Through ztunnel: "
         "an echo server in a process of its own."

@@ -1,10 +1,10 @@
 """The rounds: the same program on each path, in turns, in guests of one image.
 
-A round has sections (connect, round trip, bulk up and down, and two through
-ztunnel). Within a section the paths run one right after the other, and the
-next round turns their order around, so that what drifts hits all alike.
+A round has sections (`sections`): connect, round trip and so on. Within a section the
+paths run one right after the other, and the next round turns their order around, so
+that what drifts hits all alike.
 
-The program is guest/probe.c, which knows nothing of the paths: over the fast
+The program is guest/probe, which knows nothing of the paths: over the fast
 path it runs under tsi-agent, over the standard path without.
 """
 
@@ -16,10 +16,10 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from fastpath.commands.compare.cpu import used_ns
+from fastpath.commands.compare.cpu import kernel_ns, used_ns
 from fastpath.commands.compare.site import SERVER_PORT
 from fastpath.errors import FastpathError
-from fastpath.report.figures import Group, Round
+from fastpath.report.figures import Round
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -42,8 +42,6 @@ CHARGEN_PORT: Final = 19
 PAYLOAD: Final = 64
 """Bytes of a round trip."""
 
-LEAST_CPU_US: Final = 0.001
-"""Less than the clock's tick is 0, of which there is no ratio."""
 MIN_ROUNDS: Final = 3
 """The time budget never cuts below this many."""
 
@@ -58,6 +56,11 @@ class Counts:
     """Bytes each way."""
     through_connect: int
     through_rtt: int
+    crowd: int = 0
+    """Transactions for each number in flight."""
+    open_loop: int = 0
+    """Requests, `rate` a second."""
+    rate: int = 1000
 
     def __str__(self) -> str:
         return (
@@ -68,10 +71,22 @@ class Counts:
 
 
 FULL: Final = Counts(
-    connect=200, rtt=2000, bulk=32 << 20, through_connect=200, through_rtt=1000
+    connect=200,
+    rtt=2000,
+    bulk=32 << 20,
+    through_connect=200,
+    through_rtt=1000,
+    crowd=400,
+    open_loop=1000,
 )
 QUICK: Final = Counts(
-    connect=40, rtt=300, bulk=10 << 20, through_connect=40, through_rtt=200
+    connect=40,
+    rtt=300,
+    bulk=10 << 20,
+    through_connect=40,
+    through_rtt=200,
+    crowd=100,
+    open_loop=200,
 )
 """Also what the warm-up round does."""
 
@@ -91,6 +106,8 @@ class Way:
     tsi: bool
     proxy: Child | None = None
     """That proxy."""
+    http: bool = True
+    """Whether the HTTP server behind can be reached."""
     put: str = "up"
     """The probe's word for sending: "put", where a device has no half-close."""
     pids: Mapping[str, int] = field(default_factory=dict)
@@ -149,15 +166,28 @@ class Bench:
         """The same, against who answers."""
         return await self.probe(path, self.ways[path].echo, port, *args)
 
-    async def through(self, path: str, *args: str) -> dict[str, Any]:
+    async def through(
+        self, path: str, *args: str, port: int = SERVER_PORT
+    ) -> dict[str, Any]:
         """The same, against the server behind."""
-        return await self.probe(path, self.ways[path].server, SERVER_PORT, *args)
+        return await self.probe(path, self.ways[path].server, port, *args)
 
     def processes(self, path: str) -> dict[str, int]:
         """Process ids of who carries a path's bytes on the host, but for QEMU."""
         proxy, more = self.ways[path].proxy, self.ways[path].pids
         own = {"ztunnel": self.ztunnel.pid} | ({"proxy": proxy.pid} if proxy else {})
         return own | dict(more)
+
+    def cpu_ns(self, path: str) -> dict[str, int]:
+        """CPU time so far, in ns, by who used it: all that carry a path's bytes."""
+        machine = self.ways[path].machine
+        vmm = used_ns(machine.pid, without=machine.vcpu_thread_ids)
+        return {
+            "guest": used_ns(machine.pid) - vmm,
+            "vmm": vmm,
+            "ztunnel": sum(map(used_ns, self.processes(path).values())),
+            "kernel": kernel_ns(),
+        }
 
     def host_ns(self, path: str) -> int:
         """CPU time of those, and of QEMU without its vCPUs, so far, in ns."""
@@ -202,7 +232,7 @@ async def measure(
     contestants: Sequence[Contestant],
     into: Rounds,
     *,
-    figures: Collection[Group],
+    sections: Sequence[Section],
     rounds: int,
     counts: Counts,
     budget_s: float,
@@ -214,7 +244,7 @@ async def measure(
     Args:
         contestants: what to measure.
         into: where each round goes when it is whole.
-        figures: which.
+        sections: of a round.
         rounds: how many at most.
         counts: how much one round does.
         budget_s: no new round starts that would likely end after this.
@@ -224,7 +254,6 @@ async def measure(
             left out from then on, or raises.
     """
     started = time.monotonic()
-    sections = [each for group, each in _SECTIONS if group in figures]
     left = await _round(contestants, sections, QUICK, lose, Rounds())
     for number in range(rounds):
         begun = time.monotonic()
@@ -265,60 +294,3 @@ async def _round(
                 )
     into.add({each.name: figures[each.name] for each in left})
     return left
-
-
-async def _connect(bench: Bench, path: str, counts: Counts) -> Round:
-    result = await bench.near(path, ECHO_PORT, "connect", str(counts.connect))
-    return Round(times_ns={"connect": tuple(result["ns"])})
-
-
-async def _rtt(bench: Bench, path: str, counts: Counts) -> Round:
-    """Measure round trips, and the host CPU that they took.
-
-    A run of one round trip costs what starting the program and connecting
-    costs; the difference to it is the round trips' own.
-    """
-
-    async def run(count: int) -> tuple[list[int], int]:
-        before = bench.host_ns(path)
-        result = await bench.near(path, ECHO_PORT, "rtt", str(count), str(PAYLOAD))
-        return result["ns"], bench.host_ns(path) - before
-
-    _, start_ns = await run(1)
-    times, all_ns = await run(counts.rtt)
-    used_us = (all_ns - start_ns) / (counts.rtt - 1) / 1e3
-    return Round(
-        times_ns={"rtt_64": tuple(times)},
-        values={"host_cpu": max(used_us, LEAST_CPU_US)},
-    )
-
-
-async def _up(bench: Bench, path: str, counts: Counts) -> Round:
-    op = bench.ways[path].put
-    result = await bench.near(path, DISCARD_PORT, op, str(counts.bulk))
-    return Round(values={"up": result["bytes"] * 1e3 / result["ns"]})
-
-
-async def _down(bench: Bench, path: str, counts: Counts) -> Round:
-    result = await bench.near(path, CHARGEN_PORT, "down", str(counts.bulk))
-    return Round(values={"down": result["bytes"] * 1e3 / result["ns"]})
-
-
-async def _through_connect(bench: Bench, path: str, counts: Counts) -> Round:
-    result = await bench.through(path, "connect", str(counts.through_connect))
-    return Round(times_ns={"through_connect": tuple(result["ns"])})
-
-
-async def _through_rtt(bench: Bench, path: str, counts: Counts) -> Round:
-    result = await bench.through(path, "rtt", str(counts.through_rtt), str(PAYLOAD))
-    return Round(times_ns={"through_rtt_64": tuple(result["ns"])})
-
-
-_SECTIONS: Final[tuple[tuple[Group, Section], ...]] = (
-    (Group.LATENCY, _connect),
-    (Group.LATENCY, _rtt),
-    (Group.BULK, _up),
-    (Group.BULK, _down),
-    (Group.LATENCY, _through_connect),
-    (Group.LATENCY, _through_rtt),
-)

@@ -20,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from fastpath.commands.compare.site import SERVER_PORT
+from fastpath.commands.compare.site import HTTP_PORT, SERVER_PORT
 from fastpath.identity import Identity
 from fastpath.mesh.authority import Authority
 from vhost_user.engine import Chargen, Dial, Discard, Echo, Engine, EventKind, Reset
@@ -49,6 +49,7 @@ def open_gate(engine: Engine, listener: socket.socket, server: str, tls: Tls) ->
         9: Discard(),
         19: Chargen(),
         SERVER_PORT: Dial((server, SERVER_PORT)),
+        HTTP_PORT: Dial((server, HTTP_PORT)),
     }
 
     def on_event(event: Event) -> None:

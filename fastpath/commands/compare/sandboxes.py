@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fastpath.commands.compare.paths import Handoff, Vsock, chosen
-from fastpath.commands.compare.site import SERVER_PORT
+from fastpath.commands.compare.site import HTTP_PORT, SERVER_PORT
 from fastpath.data import RINGS
 from fastpath.datapath import pods
 from fastpath.errors import FastpathError
@@ -40,7 +40,7 @@ NEAR: Final = "198.18.0.3"
 """The address that the other proxy answers itself."""
 SERVICE: Final = "198.18.0.4"
 """The service that another node's ztunnel has, by HBONE."""
-SERVICE_PORTS: Final = (7, 9, 19, SERVER_PORT)
+SERVICE_PORTS: Final = (7, 9, 19, SERVER_PORT, HTTP_PORT)
 FIRST_CID: Final = 3
 SOCKS5: Final = "127.0.0.1:15080"
 """Where Istio's ztunnel speaks it, and the proxy of ours."""
@@ -52,6 +52,7 @@ MEMORY_MIB: Final = 512
 
 _MEMINFO: Final = Path("/proc/meminfo")
 _PROXY: Final = Path(__file__).parent / "proxy"
+_HTTP: Final = Path(__file__).parent / "http" / "http.c"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,6 +330,18 @@ def _handed_on(
             peer=site.add_peer() if path.handoff is Handoff.EMBEDDED else "",
             foreign=path.vsock is Vsock.RUST_VMM,
         )
+
+
+def http_program() -> Path:
+    """Compile the HTTP server, the first time; return it.
+
+    Raises:
+        FastpathError: there is no C compiler.
+    """
+    argv = ["cc", "-std=gnu11", "-O2", "-D_GNU_SOURCE", "-Wall", "-Wextra"]
+    argv += ["-Wconversion", "-Werror"]
+    hint = "sudo apt-get install gcc libc6-dev"
+    return compiled("host/http", argv, [_HTTP], headers=(), hint=hint)
 
 
 def proxy_program() -> Path:

@@ -22,8 +22,13 @@ import yaml
 from fastpath.commands.compare.child import READY_FD, Child
 from fastpath.commands.compare.measure import Bench, Way
 from fastpath.commands.compare.paths import PATHS
-from fastpath.commands.compare.sandboxes import ECHO, MEMORY_MIB, proxy_program
-from fastpath.commands.compare.site import SERVER_PORT
+from fastpath.commands.compare.sandboxes import (
+    ECHO,
+    MEMORY_MIB,
+    http_program,
+    proxy_program,
+)
+from fastpath.commands.compare.site import HTTP_PORT, SERVER_PORT
 from fastpath.commands.compare.variants import PLAIN
 from fastpath.tsi import keys
 from fastpath.vm.guest import Guest
@@ -120,6 +125,7 @@ async def running(
                 if PATHS[path].vsock:
                     raw = await _raw(plan, sandbox, stack)
                     own = replace(own, echo=HOST, server=HOST, logged=None, put="put")
+                    own = replace(own, http=False)
                     own = replace(own, proxy=raw)
                     if device:
                         own = replace(own, pids={"vhost-device-vsock": device.pid})
@@ -133,10 +139,12 @@ async def running(
 
 
 async def _serve(plan: Plan, stack: contextlib.AsyncExitStack) -> None:
-    """Start the server behind it all."""
+    """Start the servers behind it all."""
     module = "fastpath.commands.compare.server"
     argv = (*PYTHON, module, plan.site.listen, str(SERVER_PORT), READY_FD)
     await _child("server", plan.site.behind(argv), plan, stack)
+    http = [str(http_program()), READY_FD, plan.site.listen, str(HTTP_PORT)]
+    await _child("http", plan.site.behind(http), plan, stack)
 
 
 async def _proxies(plan: Plan, stack: contextlib.AsyncExitStack) -> dict[str, Child]:
@@ -222,7 +230,8 @@ def ztunnel_config(plan: Plan) -> dict[str, Any]:
     """Make the configuration of ztunnel for this scenario, as its YAML file has it."""
     site = plan.site
     # Everything but what is denied by default, and the server even if it is.
-    allow = ["0.0.0.0/0", f"{site.listen}/32:{SERVER_PORT}"]
+    behind = [f"{site.listen}/32:{port}" for port in (SERVER_PORT, HTTP_PORT)]
+    allow = ["0.0.0.0/0", *behind]
     own: dict[str, Any] = {
         "mesh": str(plan.mesh),
         "sandboxes": [
@@ -257,7 +266,7 @@ def mesh_config(plan: Plan) -> dict[str, Any]:
 
 def _add_service(config: dict[str, Any], site: Site) -> None:
     """Make the server a service: `site.server` leads to `site.listen`."""
-    ports = {SERVER_PORT: SERVER_PORT}
+    ports = {port: port for port in (SERVER_PORT, HTTP_PORT)}
     config["services"].append(
         {
             "name": "server",

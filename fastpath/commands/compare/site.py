@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SERVER_PORT: Final = 7007
 """Of the echo server behind ztunnel."""
+HTTP_PORT: Final = 7008
+"""Of the HTTP server beside it."""
 PEER: Final = "198.18.4.9"
 """Of another node's ztunnel, where there are namespaces."""
 

@@ -117,7 +117,7 @@ def test_of_vsock_the_port_says_where_a_connection_goes(tmp_path):
         with to(9) as client:
             client.settimeout(LIMIT_S)
             client.sendall(bytes(len(BULK)))
-            client.sendall(b"\0\xff")  # guest/probe.c: put
+            client.sendall(b"\0\xff")  # guest/probe: put
             assert client.recv(1) == b""
 
 

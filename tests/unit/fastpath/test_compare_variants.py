@@ -16,6 +16,7 @@ from fastpath.commands.compare import (
     measure,
     progress,
     scenario,
+    sections,
     selfcheck,
     variants,
     worlds,
@@ -29,7 +30,7 @@ from fastpath.errors import FastpathError
 from fastpath.image.images import Image
 from fastpath.report import jsonfile
 from fastpath.report.difference import Change, Thresholds
-from fastpath.report.figures import DEFAULT_GROUPS, Group, Round
+from fastpath.report.figures import Group, Round
 from fastpath.report.model import Report, VariantFacts
 from fastpath.vm.guest import GuestInfo
 from fastpath.vm.spec import Accelerator
@@ -209,7 +210,6 @@ def test_a_variant_that_breaks_later_is_left_out_and_the_others_stay_paired(
             raise FastpathError("the guest", "panicked")
         return Round(values={"up": float(len(calls))})
 
-    monkeypatch.setattr(measure, "_SECTIONS", ((Group.BULK, section),))
     all_worlds = made(tmp_path, "base", "breaks")
     rounds = Rounds()
 
@@ -218,7 +218,7 @@ def test_a_variant_that_breaks_later_is_left_out_and_the_others_stay_paired(
             await measure.measure(
                 up.contestants,
                 rounds,
-                figures=DEFAULT_GROUPS,
+                sections=[section],
                 rounds=4,
                 counts=measure.QUICK,
                 budget_s=60,
@@ -250,7 +250,7 @@ def test_who_interrupts_gets_what_was_measured(no_guests, tmp_path, monkeypatch)
         await asyncio.sleep(0)
         return Round(values={"up": 1.0, "down": 1.0})
 
-    monkeypatch.setattr(measure, "_SECTIONS", ((Group.BULK, section),))
+    monkeypatch.setattr(sections, "SECTIONS", ((Group.BULK, section),))
     own = compare.Run(
         compare.CompareOptions(paths=("tsi",), figures=(Group.BULK,), rounds=1000),
         made(tmp_path, ""),

@@ -7,7 +7,7 @@
 
 #include "end.h"
 
-#define FLOW_END '\xff' /* guest/probe.c: "put" */
+#define FLOW_END '\xff' /* guest/probe: "put" */
 
 /**
  * struct flow - Bytes in one direction
