@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -17,6 +18,34 @@ SOURCE = HERE / "tsi_setuid.c"
 FETCH = f"wget -q -O - http://{HOST4}:{HTTP}/"
 BECOME = "import os, sys; os.setuid(65534); os.execv(sys.argv[1], sys.argv[1:])"
 NOBODY = f"python3 -c '{BECOME}'"
+BUNDLE = "/tmp/bundle"
+"""Where an engine finds a container in the guest."""
+OWN_ROOT = """
+mkdir -p /own
+mount -t cgroup2 cgroup /sys/fs/cgroup
+mount --rbind / /own
+cd /own
+mount --move . /
+exec chroot . sh -ec "$0"
+"""
+"""What engines find on a machine: a cgroup, a root that pivot_root() can leave."""
+SUPERVISOR = """
+import fcntl, json, socket, struct, sys
+RECV, SEND, CONTINUE = 0xC0502100, 0xC0182101, 1
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+client, _ = listener.accept()
+state, fds, _, _ = socket.recv_fds(client, 65536, 4)
+fd = fds[json.loads(state)["fds"].index("seccompFd")]
+while True:
+    call = bytearray(80)
+    fcntl.ioctl(fd, RECV, call)
+    print(struct.unpack_from("<i", call, 16)[0], flush=True)
+    fcntl.ioctl(fd, SEND, call[:8] + struct.pack("<qiI", 0, 0, CONTINUE))
+"""
+"""Answers what an engine's seccomp filter asks; prints the numbers of the calls."""
+CONNECT = 42
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +86,10 @@ def programs(tmp_path_factory, musl):
 
 
 @pytest.fixture(scope="module")
-def world(apps_image, accelerator, programs, namespace):
+def world(build_image, accelerator, programs, namespace):
+    image = build_image("containers")
     switch = "/sys/module/tsi_inet/parameters/namespaces"
-    with open_world(apps_image, accelerator, programs, namespace) as there:
+    with open_world(image, accelerator, programs, namespace) as there:
         assert there.sh(f"echo 1 > {switch}") == (0, "")
         yield there
 
@@ -129,3 +159,61 @@ def test_a_daemon_that_outlives_the_command_connects(world):
     assert world.sh(script)[0] == 3
     script = "until [ -s /tmp/daemon ]; do sleep 0.1; done"
     assert world.sh(f"{script}; cat /tmp/daemon") == (0, "hello\n")
+
+
+def in_container(world, engine, namespaces, **linux):
+    """Have an engine fetch from the host in a container; return as `World.sh` does."""
+    kinds = ["pid", "mount", "ipc", "uts", *namespaces]
+    config = {
+        "ociVersion": "1.0.2",
+        "process": {
+            "user": {"uid": 0, "gid": 0},
+            "args": FETCH.split(),
+            "env": ["PATH=/bin"],
+            "cwd": "/",
+        },
+        "root": {"path": "rootfs"},
+        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+        "linux": {"namespaces": [{"type": kind} for kind in kinds], **linux},
+    }
+    put = f"""
+        mkdir -p {BUNDLE}/rootfs/bin {BUNDLE}/rootfs/proc
+        cp /bin/busybox {BUNDLE}/rootfs/bin/wget
+        cat > {BUNDLE}/config.json
+    """
+    assert world.sh(put, stdin=json.dumps(config).encode()) == (0, "")
+    run = f"cd {BUNDLE}; {engine} run fetching"
+    return world.run("unshare", "-m", "sh", "-ec", OWN_ROOT, run)
+
+
+@pytest.mark.parametrize("engine", ["runc", "crun"])
+@pytest.mark.parametrize("namespaces", [[], ["network"]], ids=["host", "own"])
+def test_a_container_of_an_engines_connects(world, engine, namespaces):
+    assert in_container(world, engine, namespaces) == (0, "hello\n")
+
+
+@pytest.mark.parametrize("engine", ["runc", "crun"])
+def test_a_container_connects_beside_its_engines_own_notifications(world, engine):
+    """A seccomp listener, of which a task can have one: TSI has none."""
+    path, seen = f"/run/{engine}.sock", f"/tmp/{engine}.seen"
+    begin = f"""
+        python3 -c "$0" {path} > {seen} 2>&1 & echo $! > {seen}.pid
+        until [ -S {path} ]; do sleep 0.1; done
+    """
+    assert world.run("sh", "-c", begin, SUPERVISOR) == (0, "")
+    asked = {"names": ["connect"], "action": "SCMP_ACT_NOTIFY"}
+    seccomp = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": ["SCMP_ARCH_X86_64"],
+        "listenerPath": path,
+        "syscalls": [asked],
+    }
+    assert in_container(world, engine, [], seccomp=seccomp) == (0, "hello\n")
+    assert world.sh(f"kill $(cat {seen}.pid); cat {seen}") == (0, f"{CONNECT}\n")
+
+
+@pytest.mark.parametrize("network", ["--share-net", "--unshare-net"])
+def test_a_sandbox_of_bubblewraps_connects(world, network):
+    sandbox = f"bwrap --unshare-all {network} --ro-bind / / --proc /proc --dev /dev"
+    command = ["unshare", "-m", "sh", "-ec", OWN_ROOT, f"{sandbox} {FETCH}"]
+    assert world.run(*command) == (0, "hello\n")
