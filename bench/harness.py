@@ -91,7 +91,10 @@ def theirs(cids: Sequence[int] = (CID,), poll_us: int = 0) -> Backend:
     more = ",tx-buffer-size=65536,queue-size=1024"
     return Backend(
         "peer",
-        [str(programs.VHOST_DEVICE_VSOCK.path()), *(_vm(cid) + more for cid in cids)],
+        [
+            str(programs.unpack(programs.VHOST_DEVICE_VSOCK).start),
+            *(_vm(cid) + more for cid in cids),
+        ],
     )
 
 

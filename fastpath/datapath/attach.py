@@ -187,14 +187,14 @@ _OPTIONS: Final = ("--quiet", "--ipv4-only", "--no-map-gw", "--dns", "none")
 """All of TCP goes where the guest says, that to the gateway, too."""
 
 
-def passt_program() -> list[str]:
-    """How passt is started: from Debian sid, downloaded the first time.
+def passt_program() -> Path:
+    """What starts passt: from Debian sid, downloaded the first time.
 
     Raises:
         FastpathError: it can't be had.
     """
-    avx2 = _AVX2 in f"{Path('/proc/cpuinfo').read_text()} "
-    return programs.PASST.command("passt.avx2" if avx2 else "passt")
+    avx2 = _AVX2 in Path("/proc/cpuinfo").read_text()
+    return programs.unpack(programs.PASST if avx2 else programs.PASST_PLAIN).start
 
 
 def _run(options: Sequence[str], pass_fds: Sequence[int] = ()) -> None:
@@ -204,7 +204,7 @@ def _run(options: Sequence[str], pass_fds: Sequence[int] = ()) -> None:
         FastpathError: it doesn't.
     """
     done = subprocess.run(
-        [*passt_program(), *options],
+        [str(passt_program()), *options],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -233,13 +233,18 @@ def _forget(name: str) -> None:
 
 def _ip_netns(verb: str, name: str) -> None:
     argv = [tools.path_of("ip"), "netns", verb, name]
-    done = subprocess.run(
-        argv, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
-    )
-    if done.returncode:
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            _, said = process.communicate(timeout=_TIMEOUT_S)
+        except BaseException:
+            # run() would not wait for it after Ctrl-C, and it may still make the file
+            process.kill()
+            process.wait()
+            raise
+    if process.returncode:
         raise FastpathError(
             f"ip netns {verb} {name}",
-            " ".join(done.stderr.split()) or f"exit status {done.returncode}",
+            " ".join(said.split()) or f"exit status {process.returncode}",
             "run as root: named network namespaces are mounts of the host's",
         )
 

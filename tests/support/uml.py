@@ -34,7 +34,7 @@ class UmlSpec:
 
     image: Image
     start: Path
-    """What starts a kernel: `tests.support.programs.UML`."""
+    """What starts a kernel: `tests.support.programs.UML`, unpacked."""
     vsock_socket: Path
     """The back-end's unix socket; it must listen before the kernel starts."""
     console: Path

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from fastpath.image import images
+from fastpath.image.programs import Program, unpack
 from fastpath.vm.spec import GENERIC_VSOCK, VSOCK
 from tests.support import programs
 from tests.support.limits import GUEST_LIMIT_S as TIMEOUT_S
@@ -52,7 +53,7 @@ class Frontend:
 
     id: str
     image: str = "base"
-    qemu: programs.Program | None = None
+    qemu: Program | None = None
     """None: the host's."""
     machine: str = "microvm"
     device: str = VSOCK
@@ -124,7 +125,7 @@ def _spec(frontend, vm_spec):
     """What to boot, and the version of the front-end."""
     image = images.build(frontend.image)
     if frontend.image == "uml":
-        unpacked = programs.unpack(programs.UML)
+        unpacked = unpack(programs.UML)
         spec = UmlSpec(
             image=image,
             start=unpacked.start,
@@ -136,7 +137,7 @@ def _spec(frontend, vm_spec):
         vm_spec, image=image, machine=frontend.machine, vsock_device=frontend.device
     )
     if frontend.qemu is not None:
-        spec = replace(spec, qemu=str(programs.unpack(frontend.qemu).start))
+        spec = replace(spec, qemu=str(unpack(frontend.qemu).start))
     said = subprocess.run(
         [spec.qemu, "--version"], capture_output=True, text=True, check=True
     )

@@ -15,6 +15,7 @@ import sys
 import pytest
 
 from fastpath.image import images
+from fastpath.image.programs import unpack
 from tests.support import programs
 from tests.support.limits import GUEST_LIMIT_S
 from tests.support.pages import ROOT
@@ -39,7 +40,7 @@ KINDS = ("geneve", "geneve-bpf", "vxlan", "gre", "gretap", "ipip", "sit")
 def test_each_kind_of_tunnel_carries_a_connection(vm_dir):
     spec = UmlSpec(
         image=images.build("node"),
-        start=programs.unpack(programs.UML).start,
+        start=unpack(programs.UML).start,
         vsock_socket=vm_dir / "vhost",
         console=vm_dir / "console",
         memory_mib=512,

@@ -149,7 +149,8 @@ class Sandbox:
         """
         own = f"guest-cid={self.cid},socket={self.socket},uds-path={self.vsock}"
         more = "tx-buffer-size=65536,queue-size=1024"  # else a guest's writes stall
-        return [*programs.VHOST_DEVICE_VSOCK.command(), f"--vm={own},{more}"]
+        program = programs.unpack(programs.VHOST_DEVICE_VSOCK).start
+        return [str(program), f"--vm={own},{more}"]
 
     def _peers(self) -> list[str]:
         return [f"{self.peer}/32:{port}" for port in SERVICE_PORTS if self.peer]
@@ -272,7 +273,7 @@ def check_extra(names: Sequence[str]) -> None:
     """
     for path in chosen(names):
         if path.vsock is Vsock.RUST_VMM:
-            programs.VHOST_DEVICE_VSOCK.path()
+            programs.unpack(programs.VHOST_DEVICE_VSOCK)
         if path.handoff is Handoff.EMBEDDED and not find_spec("cryptography"):
             why = "the module cryptography is not installed"
             hint = "pip install 'vsock-fastpath[mesh]'"

@@ -1,86 +1,103 @@
-"""Debian's programs in the cache; the archive is a stand-in, the packages are made."""
+"""Programs of other suites: unpacked once, started with their own libraries."""
 
 from __future__ import annotations
+
+import dataclasses
+import subprocess
+from typing import TYPE_CHECKING
 
 import pytest
 
 from fastpath.errors import FastpathError
-from fastpath.image import programs
+from fastpath.image import packages, programs
 from fastpath.image.packages import Package
-from fastpath.image.programs import Program
-from tests.unit.fastpath.test_image_tree import make_deb
+from fastpath.image.programs import Program, unpack
 
-LOADER = "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HELLO = Program(
+    name="hello",
+    suite="sid",
+    package="hello",
+    path="usr/bin/hello",
+    arguments=("-d", "{root}/share"),
+)
+LOADER = "#!/bin/sh\necho loader $*\n"
 
 
 class FakeArchive:
-    """A program "peer" that needs a "libc6"."""
+    """An archive with one program, whose loader says what it was given."""
 
-    packages = (
-        Package("libc6", "9", "libc6_9_all.deb"),
-        Package("peer", "1.2-3", "peer_1.2-3_all.deb"),
-    )
-    updates = 0
+    version = "1"
+    log: list[str] = []  # noqa: RUF012 - emptied by the fixture
 
-    def __init__(self, cache, suite):
+    def __init__(self, cache: Path, suite: str) -> None:
         self._debs = cache / "debs"
         self._debs.mkdir(parents=True, exist_ok=True)
 
-    def update(self):
-        FakeArchive.updates += 1
+    def update(self) -> None:
+        self.log.append("update")
 
     def resolve(self, names):
-        assert names == ["peer"]
-        return self.packages
+        return (Package("hello", self.version, f"hello_{self.version}_all.deb"),)
 
-    def fetch(self, packages, progress):
-        files = {"libc6": {LOADER: b""}, "peer": {"usr/bin/peer": b"#!/bin/true"}}
-        debs = (self._debs / each.file for each in packages)
-        return [
-            make_deb(deb, files[each.name])
-            for deb, each in zip(debs, packages, strict=True)
-        ]
+    def fetch(self, found, progress):
+        deb = self._debs / found[0].file
+        root = self._debs / "tree"
+        for path, text in {
+            "DEBIAN/control": f"Package: hello\nVersion: {self.version}\n"
+            "Architecture: all\nMaintainer: m\nDescription: d\n",
+            f"lib/x86_64-linux-gnu/{programs.LOADER}": LOADER,
+            "usr/bin/hello": "",
+        }.items():
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_text(text)
+        (root / "lib/x86_64-linux-gnu" / programs.LOADER).chmod(0o755)
+        command = ["dpkg-deb", "-Znone", "--root-owner-group", "-b", root, deb]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return [deb]
 
 
 @pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
+def archive(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(programs, "Archive", FakeArchive)
-    monkeypatch.setattr(FakeArchive, "updates", 0)
-    return tmp_path / "vsock-fastpath"
+    monkeypatch.setattr(packages, "Archive", FakeArchive)
+    monkeypatch.setattr(FakeArchive, "version", "1")
+    monkeypatch.setattr(FakeArchive, "log", [])
 
 
-def test_a_program_is_unpacked_alone_and_once(cache):
-    program = Program(package="peer", version="1.2")
-    own = cache / "peer/peer/1.2-3"
-    assert program.command() == [str(own / "usr/bin/peer")]
-    assert program.path() == own / "usr/bin/peer"
-    assert FakeArchive.updates == 1
-    assert not (own / LOADER).exists()
-    assert [path.name for path in own.parent.iterdir()] == ["1.2-3"]
+def said(start, *arguments):
+    command = [start, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_a_program_of_another_c_library_is_started_by_its_own_loader(cache):
-    own = cache / "peer/peer/1.2-3"
-    assert Program(package="peer", alone=False).command("other") == [
-        str(own / LOADER),
-        "--library-path",
-        str((own / LOADER).parent),
-        str(own / "usr/bin/other"),
-    ]
+def test_a_program_starts_by_its_own_loader_with_its_own_libraries():
+    start = unpack(HELLO).start
+    root = start.parent
+    libraries = f"{root}/lib/x86_64-linux-gnu:{root}/usr/lib/x86_64-linux-gnu"
+    assert said(start, "a b") == (
+        f"loader --library-path {libraries} {root}/usr/bin/hello -d {root}/share a b\n"
+    )
 
 
-def test_another_version_than_the_one_asked_for_is_an_error(cache):
-    with pytest.raises(FastpathError, match=r"peer 2\..*Debian sid has 1\.2-3"):
-        Program(package="peer", version="2.").path()
-    assert not (cache / "peer").exists()
+def test_it_stays_at_its_version_until_a_refresh():
+    first = unpack(HELLO)
+    FakeArchive.log.clear()
+    FakeArchive.version = "2"
+    assert unpack(HELLO) == first
+    assert FakeArchive.log == []
+    assert unpack(HELLO, refresh=True).version == "2"
+    assert not first.start.exists()
 
 
-def test_what_fails_half_way_leaves_nothing(cache, monkeypatch):
-    broken = cache / "broken.deb"
-    cache.mkdir()
-    broken.write_bytes(b"half a pack")
-    monkeypatch.setattr(FakeArchive, "fetch", lambda *_: [broken])
-    with pytest.raises(FastpathError, match="cannot unpack broken"):
-        Program(package="peer").path()
-    assert list((cache / "peer/peer").iterdir()) == []
+def test_another_version_than_the_one_wanted_is_an_error():
+    pinned = dataclasses.replace(HELLO, wanted="2.")
+    with pytest.raises(FastpathError, match=r"hello 2\.: Debian sid has 1"):
+        unpack(pinned)
+
+
+def test_a_package_without_the_program_is_named():
+    other = Program(name="x", suite="sid", package="hello", path="usr/bin/other")
+    with pytest.raises(FastpathError, match="hello: has no usr/bin/other"):
+        unpack(other)
