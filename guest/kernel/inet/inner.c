@@ -221,7 +221,6 @@ void inner_end(struct inner *inner)
 		write_lock_bh(&sk->sk_callback_lock);
 		sk->sk_state_change = inner_pattern->sk->sk_state_change;
 		sk->sk_error_report = inner_pattern->sk->sk_error_report;
-		sk->sk_data_ready = inner_pattern->sk->sk_data_ready;
 		sk->sk_write_space = inner_pattern->sk->sk_write_space;
 		sk->sk_data_ready = inner_pattern->sk->sk_data_ready;
 		write_unlock_bh(&sk->sk_callback_lock);

@@ -162,39 +162,43 @@ static void failed(struct sock *sk)
 }
 
 /**
- * wake() - As sock_def_readable() and sock_def_write_space()
- * @inner:	Whose waiters, which are the outer socket's
+ * wake() - Wake the outer socket's waiters
+ * @sk:		vsock sock, whose wait queue is the outer socket's
  * @events:	Of poll()
  * @how:	Of a signal
  * @band:	Same
  *
- * Each packet comes here.
+ * As sock_def_readable() and sock_def_write_space() for who waits, of which
+ * the latter looks at the memory of packets that the host has yet to return:
+ * vsock's credit doesn't depend on it. Each packet comes here; those that are
+ * freed come without a lock.
  */
-static inline void wake(struct inner *inner, __poll_t events, int how, int band)
+static inline void wake(struct sock *sk, __poll_t events, int how, int band)
 {
-	/* the caller has locked the vsock sock, which inner_end() waits for */
-	struct socket_wq *wq =
-	    rcu_dereference_protected(inner->sock->sk->sk_wq, true);
+	struct socket_wq *wq;
 
+	rcu_read_lock();
+	wq = rcu_dereference(sk->sk_wq);
 	if (skwq_has_sleeper(wq))
 		wake_up_interruptible_sync_poll(&wq->wait, events);
-	sk_wake_async(inner->outer, how, band);
+	if (wq && READ_ONCE(wq->fasync_list))
+		sock_wake_async(wq, how, band);
+	rcu_read_unlock();
 }
 
 static void ready(struct sock *sk)
 {
-	wake(READ_ONCE(sk->sk_user_data),
-	     EPOLLIN | EPOLLPRI | EPOLLRDNORM | EPOLLRDBAND, SOCK_WAKE_WAITD,
-	     POLL_IN);
+	wake(sk, EPOLLIN | EPOLLPRI | EPOLLRDNORM | EPOLLRDBAND,
+	     SOCK_WAKE_WAITD, POLL_IN);
 }
 
 static void room(struct sock *sk)
 {
-	struct inner *inner = READ_ONCE(sk->sk_user_data);
+	const struct inner *inner = READ_ONCE(sk->sk_user_data);
 
 	if (READ_ONCE(inner->phase) != CONNECTING)
-		wake(inner, EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND,
-		     SOCK_WAKE_SPACE, POLL_OUT);
+		wake(sk, EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND, SOCK_WAKE_SPACE,
+		     POLL_OUT);
 }
 
 /**
