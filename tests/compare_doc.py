@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fastpath.report.figures import FAST_PATH, HEADLINE, metrics
+from fastpath.report.figures import DEFAULT_GROUPS, FAST_PATH, HEADLINE, metrics
 from tests import measured
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def table(report: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for metric in metrics(STANDARD):
+        if metric.group not in DEFAULT_GROUPS:
+            continue
         ratio = ratios[metric.key]
         row = [
             f"{metric.title}, {UNITS.get(metric.key, 'us')}",

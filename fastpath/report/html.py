@@ -67,7 +67,7 @@ p { margin: 0 0 8px; max-width: 75ch; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 0 0 12px; }
 .legend i { display: inline-block; width: 26px; border-top: 3px solid;
   margin: 0 8px 4px 0; }
-.scroll { overflow-x: auto; } .forest { min-width: 640px; }
+.scroll { overflow-x: auto; } svg.narrow { display: none; }
 table { border-collapse: collapse; width: 100%; background: var(--card);
   border: 1px solid var(--rule); font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 12px; text-align: right; border-top: 1px solid var(--rule); }
@@ -80,12 +80,30 @@ td ol { margin: 0; padding-left: 1.2em; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 20px; margin: 0; }
 dt { color: var(--soft); } dd { margin: 0; }
 @media (max-width: 640px) { dl { grid-template-columns: 1fr; gap: 0; }
-  dd { margin: 0 0 8px; } }
+  dd { margin: 0 0 8px; overflow-wrap: anywhere; }
+  h1, h2 { overflow-wrap: anywhere; }
+  main { padding: 20px 12px 40px; }
+  .cards { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  .card .big { font-size: 1.5rem; }
+  svg.wide { display: none; } svg.narrow { display: block; }
+  th, td { padding: 6px 8px; } th { min-width: 4em; }
+  .crosses, .crosses tbody, .crosses tr, .crosses td { display: block; border: 0; }
+  .crosses th { display: none; }
+  .crosses td:first-child { font-weight: 600; border-top: 1px solid var(--rule); }
+  .crosses td { white-space: normal; }
+  .crosses td.list::before { content: attr(data-path); color: var(--soft);
+    display: block; }
+  .scroll th { white-space: nowrap; } svg.ecdf text { font-size: 16px; } }
+@media print { :root { --page: #fff; --card: #fff; --ink: #000; --soft: #444;
+  --rule: #bbb; color-scheme: light; }
+  main { max-width: none; padding: 0; } body { font-size: 11pt; }
+  .card, svg, tr { break-inside: avoid; } h2, h3 { break-after: avoid; }
+  .scroll { overflow: visible; } td { white-space: normal; } }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
 svg .tick, svg .label { text-anchor: middle; }
 svg .share, svg .name { text-anchor: end; }
-svg .name { fill: var(--ink); font-size: 13px; }
+svg .name, svg .above { fill: var(--ink); font-size: 13px; }
 svg .grid { stroke: var(--rule); } svg .axis { stroke: var(--soft); }
 svg .one { stroke: var(--soft); stroke-dasharray: 3 4; }
 svg .curve { fill: none; stroke-width: 2.2; stroke-linejoin: round; }
@@ -203,7 +221,8 @@ def _verdicts(pair: str, verdicts: Sequence[Verdict]) -> str:
         "where the ratio should be. Met, or not met: the whole interval is on that "
         "side; else neither is shown.</p>"
         f'<div class="cards">{cards}</div>'
-        f'<div class="card low scroll">{svg.forest(verdicts)}</div>'
+        f'<div class="card low">{svg.forest(verdicts)}'
+        f"{svg.forest(verdicts, narrow=True)}</div>"
         f'<div class="card low"><dl>{lines}</dl></div>'
     )
 
@@ -321,14 +340,18 @@ def _anatomy(paths: Sequence[PathResult]) -> str:
     head = "".join(f'<th class="words">{escape(p.facts.title)}</th>' for p in paths)
     rows = "".join(
         f"<tr><td>{title}</td>"
-        + "".join(f'<td class="list">{_numbered(of(p))}</td>' for p in paths)
+        + "".join(
+            f'<td class="list" data-path="{escape(p.name)}">{_numbered(of(p))}</td>'
+            for p in paths
+        )
         + "</tr>"
         for title, of in kinds
         if of is not _calls or any(p.calls for p in paths)
     )
     return (
         "<h2>What a byte crosses</h2>"
-        f'<div class="scroll"><table><tr><th></th>{head}</tr>{rows}</table></div>'
+        '<div class="scroll"><table class="crosses">'
+        f"<tr><th></th>{head}</tr>{rows}</table></div>"
     )
 
 

@@ -26,6 +26,11 @@ LEFT: Final = 46
 RIGHT: Final = 14
 TOP: Final = 12
 BOTTOM: Final = 44
+MOST_TICKS: Final = 7
+"""More labels than this run into each other."""
+LADDERS: Final = ((1, 2, 3, 4, 6), (1, 2, 5), (1, 3), (1,))
+NARROW: Final = 360
+"""Width of a picture for a phone."""
 POINTS: Final = 240
 """Points of a curve: more cannot be seen."""
 KINDS: Final = {
@@ -57,10 +62,18 @@ class LogAxis:
         share = (math.log(inside) - self._log_low) / self._log_span
         return self._start + share * self._span
 
-    def ticks(self) -> list[float]:
-        """Return round values inside the axis: a few, whatever its span."""
-        coarse = self._round_values((1, 2, 5))
-        return coarse if len(coarse) > 3 else self._round_values((1, 2, 3, 4, 6, 8))
+    def ticks(self, most: int = MOST_TICKS) -> list[float]:
+        """Return round values inside the axis, at most `most` of them.
+
+        The finest of some ladders that has no more; beyond them every second decade,
+        every third and so on.
+        """
+        for digits in LADDERS:
+            values = self._round_values(digits)
+            if len(values) <= most:
+                return values
+        decades = self._round_values((1,))
+        return decades[:: math.ceil(len(decades) / most)]
 
     def _round_values(self, digits: Sequence[int]) -> list[float]:
         first = math.floor(math.log10(self.low))
@@ -93,33 +106,46 @@ def ecdf(title: str, samples_us: Mapping[str, Sequence[float]]) -> str:
     return "".join([*parts, "</svg>"])
 
 
-def forest(verdicts: Sequence[Verdict]) -> str:
-    """Draw each ratio as a point with its interval, and its target as a tick."""
-    row, head = 34, 8
+def forest(verdicts: Sequence[Verdict], *, narrow: bool = False) -> str:
+    """Draw each ratio as a point with its interval, and its target as a tick.
+
+    Args:
+        verdicts: in the order that they are drawn in.
+        narrow: for a phone: names are above the points and not beside them.
+    """
+    row, head = (46, 8) if narrow else (34, 8)
     height = head + row * len(verdicts) + 40
-    left = 240
+    width, left = (NARROW, 12) if narrow else (760, 280)
+    right = width - 20
     values = [v for x in verdicts for v in (x.ratio.median, *(x.ratio.interval or ()))]
     bounds = [x.metric.bound for x in verdicts if x.metric.bound is not None]
     axis = LogAxis(
-        min(*values, *bounds, 1.0) * 0.9, max(*values, *bounds, 1.0) * 1.1, left, 740
+        min(*values, *bounds, 1.0) * 0.9, max(*values, *bounds, 1.0) * 1.1, left, right
     )
     floor = height - 36
     title = "Ratios with their 95 % intervals and targets"
-    parts = [_frame(title, height, 760, kind="forest")]
-    for value in axis.ticks():
+    kind = "forest narrow" if narrow else "forest wide"
+    parts = [_frame(title, height, width, kind=kind)]
+    for value in axis.ticks(5 if narrow else MOST_TICKS):
         x = axis.at(value)
         parts += [_line("grid", x, head, x, floor), _tick_text(x, floor, f"{value:g}x")]
     parts.append(_line("one", axis.at(1.0), head, axis.at(1.0), floor))
     for place, verdict in enumerate(verdicts):
-        parts.append(_forest_row(verdict, axis, left, head + row * place + row / 2))
-    parts.append(_text("label", (left + 740) / 2, height - 4, "ratio (log scale)"))
+        top = head + row * place
+        name = (
+            _text("above", left, top + 14, verdict.metric.title)
+            if narrow
+            else _text("name", left - 12, top + row / 2 + 4, verdict.metric.title)
+        )
+        parts += [name, _forest_row(verdict, axis, top + (30 if narrow else row / 2))]
+    parts.append(_text("label", (left + right) / 2, height - 4, "ratio (log scale)"))
     return "".join([*parts, "</svg>"])
 
 
-def _forest_row(verdict: Verdict, axis: LogAxis, left: float, y: float) -> str:
+def _forest_row(verdict: Verdict, axis: LogAxis, y: float) -> str:
     ratio, bound = verdict.ratio, verdict.metric.bound
     kind = KINDS[verdict.outcome]
-    parts = [_text("name", left - 12, y + 4, verdict.metric.title)]
+    parts = []
     tip = f"{ratio.median:.3f}"
     if ratio.interval is not None:
         low, high = ratio.interval
@@ -162,10 +188,18 @@ def _times(axis: LogAxis) -> str:
     parts = [_line("axis", LEFT, floor, WIDTH - RIGHT, floor)]
     for value in axis.ticks():
         x = axis.at(value)
-        parts += [_line("grid", x, TOP, x, floor), _tick_text(x, floor, f"{value:g}")]
+        parts += [_line("grid", x, TOP, x, floor), _tick_text(x, floor, span(value))]
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(_text("label", middle, HEIGHT - 6, "microseconds (log scale)"))
+    parts.append(_text("label", middle, HEIGHT - 6, "time (log scale)"))
     return "".join(parts)
+
+
+def span(us: float) -> str:
+    """Say a time of a tick in its largest unit: `200 us`, `2 ms`, `10 s`."""
+    for unit, size in (("s", 1e6), ("ms", 1e3)):
+        if us >= size:
+            return f"{us / size:g} {unit}"
+    return f"{us:g} us"
 
 
 def _curve(ordered: Sequence[float], axis: LogAxis) -> str:

@@ -58,6 +58,13 @@ def _declare(parser: Parser) -> None:
     shared.vm(parser)
     add("--json", metavar="FILE", type=Path, help="write the figures as JSON")
     add("--html", metavar="FILE", type=Path, help="write the report as a page")
+    add("--markdown", metavar="FILE", type=Path, help="write it for a pull request")
+    add(
+        "--benchmark-json",
+        metavar="FILE",
+        type=Path,
+        help="write the rounds as pytest-benchmark's JSON",
+    )
     shared.thresholds(parser)
     add(
         "--check",
@@ -89,6 +96,8 @@ def _call(options: argparse.Namespace) -> int:
             boot_timeout_s=options.boot_timeout,
             json=options.json,
             html=options.html,
+            markdown=options.markdown,
+            benchmark=options.benchmark_json,
             thresholds=Thresholds(alpha=options.alpha, least=options.min_change / 100),
             check=options.check,
         )

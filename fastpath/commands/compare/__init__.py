@@ -51,7 +51,7 @@ from fastpath.commands.progress import build_image
 from fastpath.datapath import catalogue, netns, pods
 from fastpath.datapath.build import Built
 from fastpath.errors import FastpathError
-from fastpath.report import html, jsonfile, table
+from fastpath.report import benchmarkfile, html, jsonfile, markdown, table
 from fastpath.report.difference import Thresholds
 from fastpath.report.figures import DEFAULT_GROUPS
 from fastpath.report.model import AT, PathResult, Report, Setting
@@ -99,6 +99,9 @@ class CompareOptions:
     """None: what the accelerator takes at most."""
     json: Path | None = None
     html: Path | None = None
+    markdown: Path | None = None
+    benchmark: Path | None = None
+    """As pytest-benchmark's JSON."""
     thresholds: Thresholds = field(default_factory=Thresholds)
     check: bool = False
     """Exit status 1 unless every target is shown to be met; with variants, if one is
@@ -123,7 +126,7 @@ def run(options: CompareOptions) -> int:
         FastpathError: a right, a program or a kernel feature is missing, a
             file cannot be written, or a part failed; nothing is left running.
     """
-    for file in (options.json, options.html):
+    for file in (options.json, options.html, options.markdown, options.benchmark):
         _check_writable(file)
     divided = parts.divide(options.paths)
     if len(divided) == 1:
@@ -136,6 +139,10 @@ def run(options: CompareOptions) -> int:
         jsonfile.write(report, options.json)
     if options.html:
         html.write(report, options.html)
+    if options.markdown:
+        markdown.write(report, options.markdown)
+    if options.benchmark:
+        benchmarkfile.write(report, options.benchmark)
     table.show(report, stdio.console())
     return 128 + ended_by if ended_by else _status(options, report)
 
