@@ -15,6 +15,7 @@ WRONG = [
     "INFO: task tsi:41 blocked for more than 241 seconds.",
     "BUG: KASAN: slab-use-after-free in tsi_recvmsg+0x11/0x20",
     "BUG: KFENCE: out-of-bounds read in inner_put+0x11/0x20",
+    "BUG kmalloc-256 (Tainted: G           OE     ): Poison overwritten",
     "BUG: scheduling while atomic: nc/61/0x00000002",
     "BUG: sleeping function called from invalid context at net/core/sock.c:3485",
     "BUG: MAX_LOCKDEP_CHAINS too low!",

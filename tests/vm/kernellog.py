@@ -1,12 +1,15 @@
 """What a guest's kernel finds wrong, from its console: every VM test asks at its end.
 
 A report that isn't an error for its kernel, as most of lockdep's, would not be on a
-console that is quiet. So guests of tests show warnings, too.
+console that is quiet. So guests of tests show warnings, too. FASTPATH_TEST_KERNEL has
+more parameters for them: "preempt=full slub_debug=FZP kfence.sample_interval=10" has
+Debian's kernels look closer.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -24,9 +27,10 @@ PARAMETERS: Final = (
     f"rcupdate.rcu_cpu_stall_timeout={PATIENCE_S}",
     f"sysctl.kernel.hung_task_timeout_secs={PATIENCE_S}",
     "nosoftlockup",
+    *os.environ.get("FASTPATH_TEST_KERNEL", "").split(),
 )
 REPORT: Final = re.compile(
-    r"WARNING: |BUG: |INFO: |UBSAN: |ODEBUG: |Oops|Call Trace:|kernel BUG at"
+    r"WARNING: |\bBUG\b|INFO: |UBSAN: |ODEBUG: |Oops|Call Trace:|kernel BUG at"
     r"|general protection|refcount_t: |list_(?:add|del) corruption"
     r"|unregister_netdevice: waiting|kmemleak: \d"
 )

@@ -219,6 +219,11 @@ class World(ABC):
         """A VM and its guest."""
         return self._vms[name or self.names()[0]]
 
+    def console(self, name=None):
+        """What a VM's kernel, and its programs, have said on the console."""
+        console = self.vm(name)[0].spec.console
+        return console.read_text(encoding="utf-8", errors="replace")
+
     def run(self, *argv, vm=None, tsi=True, timeout_s=GUEST_LIMIT_S, **options):
         """Run a command in a guest; return its status and what it printed."""
         machine, guest = self.vm(vm)
@@ -282,6 +287,8 @@ class World(ABC):
 class ServiceWorld(World):
     """One VM over an engine and a `TsiService`, with TCP servers on the host."""
 
+    addresses: ClassVar[tuple[str, ...]] = POD4, POD6
+
     def __init__(self, *args):
         super().__init__(*args)
         self.router = Router()
@@ -314,7 +321,7 @@ class ServiceWorld(World):
             engine,
             self.device,
             self.router,
-            addresses=[POD4, POD6],
+            addresses=self.addresses,
             name="test",
             policy=POLICY,
             datagrams=DatagramService(
@@ -325,9 +332,9 @@ class ServiceWorld(World):
             other=Unix(str(self._folder / f"{name}.vsock")),
         )
         stack.callback(self.service.close)
-        backend = Backend(self._specs[name].vsock_socket, self.device, name="test")
-        stack.push_async_callback(backend.close)
-        await backend.start()
+        self.backend = Backend(self._specs[name].vsock_socket, self.device, name="test")
+        stack.push_async_callback(self.backend.close)
+        await self.backend.start()
 
 
 class ZtunnelWorld(World):

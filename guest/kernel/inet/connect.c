@@ -271,7 +271,8 @@ int tsi_connect(struct socket *sock, any_sockaddr *address, int len, int flags)
 		asked = BPF_CGROUP_PRE_CONNECT_ENABLED(sk);
 		if (asked)
 			error = sk->sk_prot->pre_connect(sk, address, len);
-		real = !error && !address_leaves(sk, plain, len, &to);
+		real = !error && (!interface_serves(sk) ||
+				  !address_leaves(sk, plain, len, &to));
 		if (!error && !real)
 			error = begin(sock, &to);
 		real = real || error > 0;

@@ -290,6 +290,7 @@ int datagrams_begin(void);
 int interface_begin(const struct net_device_ops *ops,
 		    struct net_device **ret_device);
 void interface_show(void);
+bool interface_serves(const struct sock *sk);
 
 /* ---- packet.c ---- */
 

@@ -179,6 +179,20 @@ static int add_route(struct socket *sock, const struct in6_addr *own)
 	return ask(sock, request);
 }
 
+/**
+ * interface_serves() - May a socket's packets go through the interface?
+ * @sk:		Socket
+ *
+ * Returns: false if it is bound to another device
+ */
+bool interface_serves(const struct sock *sk)
+{
+	int bound = READ_ONCE(sk->sk_bound_dev_if);
+
+	return !bound || (bound == READ_ONCE(device->ifindex) &&
+			  net_eq(sock_net(sk), dev_net(device)));
+}
+
 static bool is_there(const struct in6_addr *address)
 {
 	if (ipv6_addr_v4mapped(address))

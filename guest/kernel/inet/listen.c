@@ -94,6 +94,8 @@ static bool is_private(const struct sock *sk)
 {
 	struct endpoint bound;
 
+	if (!interface_serves(sk))
+		return true;
 	address_bound(sk, &bound);
 	if (ipv6_addr_v4mapped(&bound.address))
 		return ipv4_is_loopback(bound.address.s6_addr32[3]);
