@@ -55,6 +55,7 @@ class SharedArea:
         skip = offset % mmap.PAGESIZE
         self.size = size
         self._map = mmap.mmap(fd, size + skip, offset=offset - skip)
+        self._map.madvise(mmap.MADV_DONTDUMP)  # it is what the guest knows
         self._view = ffi.from_buffer(self._map, require_writable=True)
         self.va = self._view + skip
         """Where it is in our address space, for the C side."""

@@ -11,9 +11,10 @@ import textwrap
 import pytest
 
 from tests.support.limits import LIMIT_S
+from tests.support.procfs import vm_flags
 from vhost_user._native import ffi, lib
 from vhost_user.errors import FrontendError
-from vhost_user.memory import GuestMemory, Region
+from vhost_user.memory import GuestMemory, Region, SharedArea
 
 PAGE = 4096
 
@@ -38,6 +39,12 @@ def make_memory(memfd):
     yield make
     for memory in made:
         memory.close()
+
+
+def test_what_a_guest_knows_is_in_no_core_dump(memfd):
+    area = SharedArea(memfd, PAGE)
+    assert "dd" in vm_flags(area.address)
+    area.close()
 
 
 @pytest.mark.parametrize("offset", [0, PAGE, 100], ids=["0", "a-page", "100"])
@@ -110,7 +117,7 @@ def test_a_region_can_be_taken_out_again(memfd, make_memory):
 
 GUARDED = """
     import faulthandler, mmap, os, signal
-    from vhost_user.memory import GuestMemory, Region
+    from vhost_user.memory import GuestMemory, Region, SharedArea
 
     def truncated():
         fd = os.memfd_create("x")

@@ -17,7 +17,6 @@
 
 #include <link.h>
 #include <pthread.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -28,6 +27,7 @@
 #include <openssl/evp.h>
 
 #include "tls/record.h"
+#include "tls/secret.h"
 
 #define AES_256 32 /* bytes of its key */
 
@@ -132,12 +132,11 @@ static void look(void)
  */
 struct aead *aead_new(const uint8_t *key, size_t len, bool seals)
 {
-	struct aead *a = aligned_alloc(_Alignof(struct aead), sizeof(*a));
+	struct aead *a = secret_new(sizeof(*a));
 
 	if (!a)
 		return NULL;
 	pthread_once(&once, look);
-	memset(a, 0, sizeof(*a));
 	if (fast) {
 		a->gcm = len == AES_256 ? &gcm_256 : &gcm_128;
 		a->gcm->pre(key, &a->key);
@@ -163,8 +162,7 @@ void aead_free(struct aead *a)
 	if (!a)
 		return;
 	EVP_CIPHER_CTX_free(a->evp);
-	OPENSSL_cleanse(a, sizeof(*a));
-	free(a);
+	secret_free(a, sizeof(*a));
 }
 
 /**

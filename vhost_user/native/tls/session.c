@@ -18,6 +18,7 @@
 #include <openssl/crypto.h>
 #include <openssl/err.h>
 
+#include "tls/secret.h"
 #include "tls/tls.h"
 
 /**
@@ -33,7 +34,7 @@
 struct tls *tls_new(struct vu_tls *c, struct tls_names *names, int fd,
 		    bool server, void *owner)
 {
-	struct tls *t = calloc(1, sizeof(*t));
+	struct tls *t = secret_new(sizeof(*t));
 	BIO *bio;
 
 	if (!t)
@@ -79,7 +80,7 @@ void tls_free(struct tls *t)
 	keys_clear(&t->out);
 	buffer_give(t->buffers, t->rx);
 	buffer_give(t->buffers, t->tx);
-	free(t);
+	secret_free(t, sizeof(*t));
 }
 
 /**

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.procfs import vm_flags
 from tests.support.tls13 import ALERT, DATA, HANDSHAKE, Direction
 from tests.unit.vhost_user.native.conftest import HERE, NATIVE, declarations
 
@@ -257,3 +258,9 @@ def test_code_that_only_tested_the_library_is_not_kept_in_memory(tls):
         elif name == "Rss:" and counts:
             kib += int(fields[0])
     assert kib < 2048  # 3 MB of it were tested
+
+
+def test_keys_are_in_no_core_dump(tls):
+    ffi, _ = tls
+    held = keys(tls, CLIENT_SECRET, seals=True)
+    assert "dd" in vm_flags(int(ffi.cast("uintptr_t", held.aead)))
