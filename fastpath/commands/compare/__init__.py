@@ -320,6 +320,7 @@ class Run:
         self._worlds = worlds
         self._counted = calls.Counted()
         self._warnings: tuple[str, ...] = ()
+        self._watch = load.Watch(())
         self._checks: tuple[str, ...] = ()
         self._clocks: set[str] = set()
         self._started = ""
@@ -332,17 +333,20 @@ class Run:
         before = self._before or await load.Before.look()
         now = datetime.datetime.now(datetime.UTC)
         self._started = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+        clocks = load.clocks()
         try:
             with Progress(self._wanted) as progress:
                 await self._measure(progress)
         finally:
-            self._warnings = before.warnings(load.Ticks.now())
+            slewed = load.slewed(clocks, load.clocks())
+            self._warnings = (*before.warnings(load.Ticks.now()), *slewed)
 
     async def _measure(self, progress: Progress) -> None:
         options = self._options
         progress.say("starting ztunnel")
         async with Worlds(self._worlds, options.paths, progress.say) as worlds:
             self._checks = worlds.checks
+            self._watch.threads = worlds.vcpus
             progress.say("warming up")
             try:
                 await measure.measure(
@@ -353,6 +357,8 @@ class Run:
                     counts=self._counts,
                     budget_s=options.budget_s,
                     progress=progress.done,
+                    watch=self._watch,
+                    longer=not options.quick,
                     lose=worlds.lose,
                 )
             finally:
@@ -370,13 +376,14 @@ class Run:
             interrupted: somebody did not wait for all of it.
         """
         done = self.rounds.done
+        disturbed = self._watch.warnings(done, done - self._wanted)
         left_out = cut(done, self._wanted, self._options.budget_s)
         if interrupted:
             left_out = (f"{done} of {self._wanted} rounds: interrupted",)
         worlds = self._worlds
         with_variants = bool(self._options.variants)
         return Report(
-            setting=self._setting(self._warnings + left_out),
+            setting=self._setting(self._warnings + disturbed + left_out),
             paths={name: self._result(name) for name in self.rounds.by_name},
             variants=tuple(w.facts(qemu_version(w.plan.qemu)) for w in worlds)
             if with_variants
@@ -422,7 +429,7 @@ class Run:
 
 def cut(done: int, rounds: int, budget_s: float) -> tuple[str, ...]:
     """Return the warning that rounds were left out, if any were."""
-    if done == rounds:
+    if done >= rounds:
         return ()
     return (f"{done} of {rounds} rounds: --budget {budget_s:g} has no room for more",)
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from fastpath.commands.compare.child import Child
+    from fastpath.commands.compare.load import Watch
     from fastpath.vm.guest import Guest
     from fastpath.vm.machine import Machine
 
@@ -236,7 +237,9 @@ async def measure(
     rounds: int,
     counts: Counts,
     budget_s: float,
-    progress: Callable[[int, float], None],
+    progress: Callable[[int, int, float], None],
+    watch: Watch,
+    longer: bool,
     lose: Callable[[Contestant, FastpathError], Awaitable[set[str]]],
 ) -> None:
     """Measure `rounds` rounds after one of warm-up, or as many as there is time for.
@@ -248,21 +251,27 @@ async def measure(
         rounds: how many at most.
         counts: how much one round does.
         budget_s: no new round starts that would likely end after this.
-        progress: called after each round with the number of rounds done, and with the
-            time that one takes, s.
+        progress: called after each round with the number of rounds done, how many
+            there will be, and the time that one takes, s.
+        watch: says which rounds something else disturbed.
+        longer: measure one more for each of those, `rounds` more at most.
         lose: called with one that failed; returns the names of all that are to be
             left out from then on, or raises.
     """
     started = time.monotonic()
     left = await _round(contestants, sections, QUICK, lose, Rounds())
-    for number in range(rounds):
+    wanted, number = rounds, -1
+    while (number := number + 1) < wanted:
         begun = time.monotonic()
+        watch.begin()
         order = left if number % 2 == 0 else left[::-1]
         after = await _round(order, sections, counts, lose, into)
         left = [each for each in left if each in after]
         into.forget(set(into.by_name) - {each.name for each in left})
         now = time.monotonic()
-        progress(number + 1, now - begun)
+        if watch.end() and longer:
+            wanted = min(wanted + 1, 2 * rounds)
+        progress(number + 1, wanted, now - begun)
         if number + 1 >= MIN_ROUNDS and now - started + (now - begun) > budget_s:
             break
 

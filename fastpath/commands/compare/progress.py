@@ -28,7 +28,6 @@ class Progress:
     """
 
     def __init__(self, rounds: int) -> None:
-        self._rounds = rounds
         self._console = stdio.console(progress=True)
         self._bar = Bar(
             TextColumn("{task.description}"),
@@ -58,17 +57,18 @@ class Progress:
         self._bar.update(self._task, description=words)
         self._line(words)
 
-    def done(self, number: int, took_s: float) -> None:
+    def done(self, number: int, wanted: int, took_s: float) -> None:
         """Say that a round is done, and how long the others will take.
 
         Args:
             number: rounds that are done.
+            wanted: how many there will be.
             took_s: how long the last one took.
         """
-        left_s = (self._rounds - number) * took_s
+        left_s = (wanted - number) * took_s
         words = f"{MEASURING}; {left_s:.0f} s left"
-        self._bar.update(self._task, completed=number, description=words)
-        self._line(f"round {number} of {self._rounds} done; {left_s:.0f} s left")
+        self._bar.update(self._task, completed=number, total=wanted, description=words)
+        self._line(f"round {number} of {wanted} done; {left_s:.0f} s left")
 
     def _line(self, words: str) -> None:
         if not self._console.is_terminal:

@@ -102,6 +102,17 @@ class Worlds:
         """What the guests' clocks were read from."""
         return {clock for w in self.all if w.bench for clock in w.bench.clocksources}
 
+    @property
+    def vcpus(self) -> frozenset[int]:
+        """Thread ids of all vCPUs."""
+        return frozenset(
+            thread
+            for world in self.all
+            if world.bench
+            for way in world.bench.ways.values()
+            for thread in way.machine.vcpu_thread_ids
+        )
+
     async def lose(self, contestant: Contestant, error: FastpathError) -> set[str]:
         """Take down the world of one that failed.
 

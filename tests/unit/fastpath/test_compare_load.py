@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from fastpath.commands.compare.load import Before, Ticks
+from fastpath.commands.compare.load import Before, Ticks, Watch, slewed
 
 STAT = "cpu  {user} 0 20 700 5 0 5 {steal} 0 0\ncpu0 1 2 3 4 5 6 7 8 0 0\n"
 PRESSURE = "some avg10=0.00 avg60=0.00 avg300=0.00 total={}\n"
@@ -65,3 +65,42 @@ def test_a_kernel_without_pressure_or_steal_says_nothing_of_them(proc):
     before = look(proc)
     assert before.waited is None
     assert before.warnings(Ticks.now(proc), cpus=2) == ()
+
+
+def schedstat(proc, waited_ns):
+    (proc / "77").mkdir(exist_ok=True)
+    (proc / "77" / "schedstat").write_text(f"5 {waited_ns} 9\n")
+
+
+def test_a_round_in_which_a_vcpu_waits_for_its_cpu_is_disturbed(proc):
+    schedstat(proc, 1_000)
+    watch = Watch({77, 78}, proc)
+    watch.begin()
+    schedstat(proc, 3_600_000_000_000)
+    assert watch.end()
+    (told,) = watch.warnings(7, 2)
+    assert told.startswith("1 of 7 rounds were disturbed: in the worst, vCPUs")
+    assert told.endswith("; 2 more rounds were measured")
+
+
+def test_a_round_of_which_the_hypervisor_took_its_share_is_disturbed(proc):
+    watch = Watch({77}, proc)
+    watch.begin()
+    (proc / "stat").write_text(STAT.format(user=180, steal=30))
+    assert watch.end()
+    assert "gave 20% of the CPUs' time to others" in watch.warnings(1, 0)[0]
+
+
+def test_a_quiet_round_is_not_disturbed(proc):
+    schedstat(proc, 1_000)
+    watch = Watch({77}, proc)
+    watch.begin()
+    (proc / "stat").write_text(STAT.format(user=10_000, steal=11))
+    assert not watch.end()
+    assert watch.warnings(1, 0) == ()
+
+
+def test_a_clock_that_is_slewed_is_said():
+    assert slewed((0, 0), (1_000_000_000, 1_000_100_000)) == ()
+    (told,) = slewed((0, 0), (1_001_000_000, 1_000_000_000))
+    assert told == "the host's clock was slewed by 1000 ppm"

@@ -13,6 +13,7 @@ import pytest
 
 from fastpath.commands import compare, report
 from fastpath.commands.compare import (
+    load,
     measure,
     progress,
     scenario,
@@ -222,7 +223,9 @@ def test_a_variant_that_breaks_later_is_left_out_and_the_others_stay_paired(
                 rounds=4,
                 counts=measure.QUICK,
                 budget_s=60,
-                progress=lambda _done, _took_s: None,
+                progress=lambda _done, _wanted, _took_s: None,
+                watch=load.Watch(()),
+                longer=False,
                 lose=up.lose,
             )
 
@@ -256,7 +259,7 @@ def test_who_interrupts_gets_what_was_measured(no_guests, tmp_path, monkeypatch)
         made(tmp_path, ""),
     )
 
-    def done(self, number, took_s):
+    def done(self, number, wanted, took_s):
         if number == 7:
             signal.raise_signal(signal.SIGINT)
 
@@ -415,3 +418,37 @@ def test_what_was_written_is_read_again(tmp_path):
     assert set(run.paths) == set(own.paths)
     assert run.paths["tsi"][0].times_ns == own.paths["tsi"].rounds[0].times_ns
     assert run.accel == "tcg"
+
+
+@pytest.mark.parametrize(("longer", "done"), [(True, 7), (False, 4)])
+def test_a_run_goes_on_longer_for_rounds_that_were_disturbed(longer, done):
+    """Three of them; at most twice as long."""
+
+    class Disturbed(load.Watch):
+        def begin(self):
+            pass
+
+        def end(self):
+            self.disturbed += 1
+            return self.disturbed <= 3
+
+    async def section(bench, path, counts):
+        return Round(values={"up": 1.0})
+
+    rounds = Rounds()
+    bench = Bench(ways={}, ztunnel=cast("Any", None))
+    asyncio.run(
+        measure.measure(
+            [measure.Contestant("tsi", bench, "tsi")],
+            rounds,
+            sections=[section],
+            rounds=4,
+            counts=measure.QUICK,
+            budget_s=60,
+            progress=lambda _done, _wanted, _took_s: None,
+            watch=Disturbed(()),
+            longer=longer,
+            lose=cast("Any", None),
+        )
+    )
+    assert rounds.done == done
