@@ -77,7 +77,9 @@ def tsi(world, native, program, namespace):
         try:
             assert server.stdout is not None
             assert server.stdout.readline() == "serving\n"
-            status, said = world.run("tsi_trace", HOST4, HOST6, PORT, *CASES)
+            status, said = world.run(
+                *("tsi_trace", HOST4, HOST6, PORT, *CASES), env={"DEVICE": "tsi0"}
+            )
             assert status == 0, said
             return tsi_compat.parse(said)
         finally:
