@@ -12,7 +12,6 @@ WRONG = [
     "WARNING: suspicious RCU usage",
     "WARNING: bad unlock balance detected!",
     "INFO: trying to register non-static key.",
-    "INFO: task tsi:41 blocked for more than 241 seconds.",
     "BUG: KASAN: slab-use-after-free in tsi_recvmsg+0x11/0x20",
     "BUG: KFENCE: out-of-bounds read in inner_put+0x11/0x20",
     "BUG kmalloc-256 (Tainted: G           OE     ): Poison overwritten",
@@ -31,6 +30,7 @@ WRONG = [
     " Call Trace:",
 ]
 RIGHT = [
+    "INFO: task tsi:41 blocked for more than 241 seconds.",
     "tsi: control stream: -111",
     "tsi: datagram stream: the host closed it",
     "kasan: KernelAddressSanitizer initialized",

@@ -25,7 +25,6 @@ PATIENCE_S: Final = 240
 PARAMETERS: Final = (
     "loglevel=5",  # pr_warn(), and what has no level
     f"rcupdate.rcu_cpu_stall_timeout={PATIENCE_S}",
-    f"sysctl.kernel.hung_task_timeout_secs={PATIENCE_S}",
     "nosoftlockup",
     *os.environ.get("FASTPATH_TEST_KERNEL", "").split(),
 )
@@ -34,8 +33,12 @@ REPORT: Final = re.compile(
     r"|general protection|refcount_t: |list_(?:add|del) corruption"
     r"|unregister_netdevice: waiting|kmemleak: \d"
 )
-NO_REPORT: Final = re.compile(r"(?:RETBleed|Spectre V2) ?: WARNING: ")
-"""Of the host's CPU."""
+NO_REPORT: Final = re.compile(
+    r"(?:RETBleed|Spectre V2) ?: WARNING: |INFO: task .* blocked for more than"
+)
+"""Of the host's CPU, or how busy the machine is. A parameter for more patience with
+tasks, sysctl.kernel.hung_task_timeout_secs, waits for RCU before there is an init: a
+guest without a timer would stand still there instead of being booted again."""
 
 
 def reports(log: str) -> list[str]:
