@@ -27,10 +27,12 @@ pytestmark = pytest.mark.vm
 INSIDE = """
 mount -t hostfs none /host -o /
 for kind in proc sysfs; do mount -t $kind none /host/${kind%fs}; done
-for folder in run tmp dev; do mount -t tmpfs none /host/$folder; done
-mkdir /host/dev/net; mknod /host/dev/net/tun c 10 200; mknod /host/dev/null c 1 3
+for folder in run dev; do mount -t tmpfs none /host/$folder; done
+mkdir /host/run/tmp /host/dev/net; mknod /host/dev/net/tun c 10 200
+mknod /host/dev/null c 1 3
 mknod /host/dev/urandom c 1 9
 export PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin PYTHONDONTWRITEBYTECODE=1
+export TMPDIR=/run/tmp  # the checkout may be in /tmp
 exec chroot /host sh -ec 'cd "$1"; shift; exec "$@"' sh "$@"
 """
 TESTS = "tests/netns/test_tunnels.py"
@@ -47,7 +49,7 @@ def test_each_kind_of_tunnel_carries_a_connection(vm_dir):
     )
     pytest_ = (sys.executable, "-m", "pytest", "-v", "-n0", "-pno:cacheprovider")
     environment = f"XDG_CACHE_HOME={os.environ.get('XDG_CACHE_HOME', '')}"
-    command = ("env", environment, *pytest_, "--basetemp=/tmp/b", TESTS)
+    command = ("env", environment, *pytest_, "--basetemp=/run/tmp/b", TESTS)
     said = bytearray()
 
     async def work(_machine, guest):
