@@ -11,6 +11,7 @@ those with names (`up`) stay until `down`.
 from __future__ import annotations
 
 import itertools
+import signal
 import subprocess
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,7 @@ NAMED: Final = Path("/run/netns")
 """Where ip-netns(8) keeps those with names."""
 PREFIX: Final = "fastpath-"
 _TIMEOUT_S: Final = 30.0
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Built:
@@ -232,19 +234,22 @@ def _forget(name: str) -> None:
 
 
 def _ip_netns(verb: str, name: str) -> None:
+    """Have ip-netns(8) do it, to its end, however we are told to end meanwhile.
+
+    Else it could make its file behind the back of who takes the others down.
+    """
     argv = [tools.path_of("ip"), "netns", verb, name]
-    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            _, said = process.communicate(timeout=_TIMEOUT_S)
-        except BaseException:
-            # run() would not wait for it after Ctrl-C, and it may still make the file
-            process.kill()
-            process.wait()
-            raise
-    if process.returncode:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if done.returncode:
         raise FastpathError(
             f"ip netns {verb} {name}",
-            " ".join(said.split()) or f"exit status {process.returncode}",
+            " ".join(done.stderr.split()) or f"exit status {done.returncode}",
             "run as root: named network namespaces are mounts of the host's",
         )
 

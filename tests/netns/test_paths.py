@@ -182,6 +182,17 @@ def test_ctrl_c_during_up_leaves_nothing(named):
     assert ours() == []
 
 
+def test_ctrl_c_waits_for_who_makes_a_namespace(tmp_path, monkeypatch):
+    """It could be made after everything else is taken down again."""
+    ip, made = tmp_path / "ip", tmp_path / "made"
+    ip.write_text(f"#!/bin/sh\nkill -INT $PPID; sleep 0.2; touch {made}\n")
+    ip.chmod(0o755)
+    monkeypatch.setattr("fastpath.tools.path_of", lambda _: str(ip))
+    with pytest.raises(KeyboardInterrupt):
+        build._ip_netns("add", "x")
+    assert made.exists()
+
+
 def test_check_says_at_which_hop_it_was_seen():
     done = fastpath("check", UP_AND_DOWN)
     assert done.returncode == 0, done.stderr
