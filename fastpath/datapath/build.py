@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import signal
 import subprocess
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -25,7 +25,7 @@ from fastpath.datapath.netns import Namespace
 from fastpath.errors import FastpathError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from types import TracebackType
 
     from fastpath.datapath.declared import Datapath
@@ -239,19 +239,33 @@ def _ip_netns(verb: str, name: str) -> None:
     Else it could make its file behind the back of who takes the others down.
     """
     argv = [tools.path_of("ip"), "netns", verb, name]
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-    try:
+    with _told_later():
         done = subprocess.run(
             argv, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
         )
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if done.returncode:
         raise FastpathError(
             f"ip netns {verb} {name}",
             " ".join(done.stderr.split()) or f"exit status {done.returncode}",
             "run as root: named network namespaces are mounts of the host's",
         )
+
+
+@contextmanager
+def _told_later() -> Iterator[None]:
+    """Keep signals that end us until the end; in the main thread."""
+    told: list[int] = []
+    before = {
+        each: signal.signal(each, lambda signo, _: told.append(signo))
+        for each in _ENDING
+    }
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        if told:
+            signal.raise_signal(told[0])
 
 
 def _sent(device: str) -> int:
