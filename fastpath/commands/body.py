@@ -46,11 +46,6 @@ def guarded(work: Callable[[], int]) -> int:
     return entry.guarded(PROG, judged)
 
 
-def misused(what: str) -> int:
-    """Say what is wrong with a command line; return the exit status."""
-    return entry.complain(PROG, what)
-
-
 def _end(signo: int, _frame: object) -> NoReturn:
     """End by an exception, so that everything that was started is stopped."""
     sys.exit(128 + signo)

@@ -27,7 +27,7 @@ from fastpath.commands.cli import (
     ztunnel,
 )
 from fastpath.commands.cli.command import add
-from vhost_user import logs, options
+from vhost_user import entry, logs, options
 from vhost_user.options import MisuseError, Parser
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _invoke(args: Sequence[str]) -> int:
     try:
         found = parser().parse_args(args)
     except MisuseError as exc:
-        return body.misused(str(exc))
+        return entry.complain(PROG, str(exc))
     logs.show(options.level(found, found.level))
     return int(found.call(found))
 

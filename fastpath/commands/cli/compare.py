@@ -78,7 +78,6 @@ def _call(options: argparse.Namespace) -> int:
     from fastpath.commands import compare
     from fastpath.commands.compare import paths, sections
     from fastpath.commands.compare.variants import parse_all
-    from fastpath.report.difference import Thresholds
 
     return compare.run(
         compare.CompareOptions(
@@ -98,7 +97,7 @@ def _call(options: argparse.Namespace) -> int:
             html=options.html,
             markdown=options.markdown,
             benchmark=options.benchmark_json,
-            thresholds=Thresholds(alpha=options.alpha, least=options.min_change / 100),
+            thresholds=shared.thresholds_of(options),
             check=options.check,
         )
     )

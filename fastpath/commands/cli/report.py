@@ -30,10 +30,13 @@ def _diff(parser: Parser) -> None:
 
 def _call_diff(options: argparse.Namespace) -> int:
     from fastpath.commands import report
-    from fastpath.report.difference import Thresholds
 
-    thresholds = Thresholds(alpha=options.alpha, least=options.min_change / 100)
-    return report.diff(options.first, options.second, thresholds, check=options.check)
+    return report.diff(
+        options.first,
+        options.second,
+        shared.thresholds_of(options),
+        check=options.check,
+    )
 
 
 COMMANDS: Final = {

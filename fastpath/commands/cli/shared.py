@@ -9,6 +9,7 @@ from vhost_user.options import number, seconds
 if TYPE_CHECKING:
     import argparse
 
+    from fastpath.report.difference import Thresholds
     from vhost_user.options import Parser
 
 
@@ -60,6 +61,13 @@ def thresholds(parser: Parser) -> None:
         default=3.0,
         help="a smaller change is no difference (3)",
     )
+
+
+def thresholds_of(found: argparse.Namespace) -> Thresholds:
+    """What those options say."""
+    from fastpath.report.difference import Thresholds
+
+    return Thresholds(alpha=found.alpha, least=found.min_change / 100)
 
 
 def as_json(parser: Parser) -> None:

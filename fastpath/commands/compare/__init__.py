@@ -28,7 +28,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, Literal, cast
+from typing import TYPE_CHECKING, Final, Literal
 
 from fastpath import files, stdio
 from fastpath.commands.compare import (
@@ -106,17 +106,6 @@ class CompareOptions:
     check: bool = False
     """Exit status 1 unless every target is shown to be met; with variants, if one is
     shown to be worse than the first."""
-
-
-def parse_geneve(value: str) -> Geneve:
-    """Read the kind of Geneve device.
-
-    Raises:
-        FastpathError: there is no such kind.
-    """
-    if value not in ("auto", "kernel", "bpf"):
-        raise FastpathError(f"--geneve {value}", "must be auto, kernel or bpf")
-    return cast("Geneve", value)
 
 
 def run(options: CompareOptions) -> int:
