@@ -1,4 +1,4 @@
-"""Build the fuzzing harnesses with ASan and UBSan and run them, one after the other.
+"""Build the fuzzing harnesses with ASan and UBSan and run them, one on each CPU.
 
 `python tests/fuzz/run.py --seconds 60 [--only NAME] [--corpus DIR]`: exit status 0 if
 none finds anything. A finding stays in `out/fuzz/`, and the command that repeats it
@@ -18,6 +18,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -96,10 +98,8 @@ def build_c(name: str) -> tuple[list[str], dict[str, str]]:
     return [str(binary)], {}
 
 
-def build_python(name: str) -> tuple[list[str], dict[str, str]]:
-    """Build the native module for one harness; return how to start it."""
-    import atheris
-
+def build_package() -> None:
+    """Build the copy of the packages that all harnesses in Python import."""
     shutil.rmtree(COPY, ignore_errors=True)
     ignore = shutil.ignore_patterns("_vu*.so", "__pycache__")
     for package in ("vhost_user", "fastpath", "lib"):
@@ -111,6 +111,12 @@ def build_python(name: str) -> tuple[list[str], dict[str, str]]:
         env=os.environ | sanitize,
         capture_output=True,
     )
+
+
+def start_python(name: str) -> tuple[list[str], dict[str, str]]:
+    """Return how to start a harness in Python: command and environment."""
+    import atheris
+
     environment = {
         "LD_PRELOAD": f"{atheris.path()}/asan_with_fuzzer.so",
         "ASAN_OPTIONS": "detect_leaks=0",  # CPython's own are many
@@ -122,13 +128,12 @@ def build_python(name: str) -> tuple[list[str], dict[str, str]]:
 
 def fuzz(name: str, corpus: Path, seconds: int) -> bool:
     """Build and run one harness; return whether it found nothing."""
-    OUT.mkdir(parents=True, exist_ok=True)
-    build = build_c if name in C_HARNESSES else build_python
-    command, environment = build(name)
+    start = build_c if name in C_HARNESSES else start_python
+    command, environment = start(name)
     corpus.mkdir(parents=True, exist_ok=True)
     for i, seed in enumerate(SEEDS.get(name, [])):
         (corpus / f"seed-{i}").write_bytes(bytes.fromhex(seed))
-    before = set(OUT.iterdir())
+    before = set(OUT.glob(f"{name}-*"))
     options = [f"-max_total_time={seconds}", "-seed=1", "-print_final_stats=1"]
     done = subprocess.run(
         [*command, *LIMITS, *options, f"-artifact_prefix={OUT}/{name}-", str(corpus)],
@@ -145,7 +150,7 @@ def fuzz(name: str, corpus: Path, seconds: int) -> bool:
         return True
     sys.stderr.write(done.stderr[-8000:])
     shell = " ".join(f"{key}={value}" for key, value in environment.items())
-    for found in sorted(set(OUT.iterdir()) - before):
+    for found in sorted(set(OUT.glob(f"{name}-*")) - before):
         sys.stderr.write(f"repeat: {shell} {' '.join(command)} {found}\n".lstrip())
     return False
 
@@ -159,8 +164,13 @@ def main() -> int:
     options = parser.parse_args()
     names = options.only or HARNESSES
     seconds = max(1, options.seconds // len(names))
-    results = [fuzz(name, options.corpus / name, seconds) for name in names]
-    return 0 if all(results) else 1
+    OUT.mkdir(parents=True, exist_ok=True)
+    if set(names) & set(PYTHON_HARNESSES):
+        build_package()
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        one = partial(fuzz, seconds=seconds)
+        results = pool.map(one, names, [options.corpus / name for name in names])
+        return 0 if all(list(results)) else 1
 
 
 if __name__ == "__main__":
