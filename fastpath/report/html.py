@@ -10,7 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING, Final
 
 from fastpath import files
-from fastpath.report import svg
+from fastpath.report import hops, svg
 from fastpath.report.figures import BY_KEY
 from fastpath.report.table import (
     costs,
@@ -160,6 +160,7 @@ def render(report: Report) -> str:
             _hand_offs(report),
             _distributions(report),
             _figures(report),
+            hops.pictures(report.paths.values()),
             _anatomy(tuple(report.paths.values())),
             _method(report),
         ]
@@ -168,7 +169,7 @@ def render(report: Report) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
         f"<title>fastpath compare: {escape(names)}</title>"
-        f"<style>{STYLE}{PATH_STYLES}</style></head><body><main>{body}</main></body></html>\n"
+        f"<style>{STYLE}{PATH_STYLES}{hops.STYLE}</style></head><body><main>{body}</main></body></html>\n"
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
@@ -27,20 +27,50 @@ HANDED_ON: Final = f"{FAST_PATH}+"
 """How the names of its hand-offs begin."""
 
 
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One that a payload byte passes, and what it does with it."""
+
+    name: str
+    at: str
+    """Where it is: `guest`, `host`, or whose network namespace."""
+    _: KW_ONLY
+    thread: bool = False
+    """It is a process, which a byte wakes up, if it sleeps."""
+    stack: str = ""
+    """The TCP/IP stack that it is, as a reader of a list calls it; empty: it's none."""
+    up: tuple[str, ...] = ()
+    """Copies by a CPU that it makes of a byte of the program's, in their order."""
+    down: tuple[str, ...] = ()
+    """And of a byte to the program."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathFacts:
     """What a path is made of: known from the code, not measured."""
 
     title: str
-    stacks: tuple[str, ...]
-    """TCP/IP stacks that a byte crosses between the program and who answers."""
-    copies_up: tuple[str, ...]
-    """Copies of a payload byte by a CPU, program to who answers."""
-    copies_down: tuple[str, ...]
+    hops: tuple[Hop, ...]
+    """From the program to who answers, both included."""
     connections: tuple[str, ...] = ()
     """TCP connections that are left, program to a server behind who answers."""
     answers: str = "ztunnel"
     """Who does, where a figure is one to ztunnel."""
+
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """TCP/IP stacks that a byte crosses."""
+        return tuple(hop.stack for hop in self.hops if hop.stack)
+
+    @property
+    def copies_up(self) -> tuple[str, ...]:
+        """Copies of a payload byte by a CPU, program to who answers."""
+        return tuple(copy for hop in self.hops for copy in hop.up)
+
+    @property
+    def copies_down(self) -> tuple[str, ...]:
+        """And from who answers to the program."""
+        return tuple(copy for hop in reversed(self.hops) for copy in hop.down)
 
 
 @dataclass(frozen=True, kw_only=True)

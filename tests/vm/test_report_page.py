@@ -29,6 +29,7 @@ const boxes = svg => [...svg.querySelectorAll("text.tick")]
 const shown = [...document.querySelectorAll("svg")].filter(s => s.clientWidth > 0);
 const met = shown.flatMap(svg => boxes(svg).filter(
   (box, i, all) => i > 0 && box.left < all[i - 1].right + 2));
+const hops = [...document.querySelectorAll(".hop")].map(h => h.getBoundingClientRect());
 const texts = shown.flatMap(svg => [...svg.querySelectorAll("text")]);
 document.body.dataset.found = JSON.stringify({
   window: window.innerWidth,
@@ -37,6 +38,10 @@ document.body.dataset.found = JSON.stringify({
   labels_that_meet: met.length,
   cut: texts.filter(t => t.getBoundingClientRect().left < 0
     || t.getBoundingClientRect().right > window.innerWidth).length,
+  hops: hops.length,
+  hops_outside: hops.filter(h => h.left < 0 || h.right > window.innerWidth).length,
+  hops_that_meet: hops.filter((a, i) => hops.some((b, k) => k > i && a.left < b.right
+    && b.left < a.right && a.top < b.bottom && b.top < a.bottom)).length,
   smallest: Math.min(...texts.map(t => t.getBoundingClientRect().height)),
 });
 </script>"""
@@ -104,4 +109,6 @@ def test_nothing_runs_into_anything(browser, width, tmp_path):
     assert seen["pictures"] == 5
     assert seen["labels_that_meet"] == 0
     assert seen["cut"] == 0
+    assert seen["hops"] == 8
+    assert (seen["hops_outside"], seen["hops_that_meet"]) == (0, 0)
     assert seen["smallest"] >= 9

@@ -1,9 +1,8 @@
 """What the report says without measuring it: each path's make-up, the method.
 
-Copies and stacks are declared here, with where they are to be seen. They are
-counted from the program's buffer to who answers: ztunnel, or the proxy that it hands
-connections to. Its own reading of the bytes is included, what it then does with them
-not.
+A path is its hops, from the program to who answers: ztunnel, or the proxy that it hands
+connections to. Copies are declared with the hop whose code makes them, where they are
+to be seen. Who answers reading the bytes is included, what it then does with them not.
 """
 
 from __future__ import annotations
@@ -12,90 +11,138 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from fastpath.datapath import tunnels
-from fastpath.report.model import PathFacts
+from fastpath.report.model import Hop, PathFacts
 
 if TYPE_CHECKING:
     from fastpath.commands.compare.measure import Counts
 
+GUEST: Final = "guest"
+HOST: Final = "host"
+POD_NETNS: Final = "pod's namespace"
+NODE_NETNS: Final = "node's namespace"
+ZTUNNEL_NETNS: Final = "ztunnel's namespace"
+
 OTHER: Final = "the other proxy"
 """Who answers where connections are handed on."""
 
+# net/vmw_vsock/virtio_transport_common.c: memcpy_to_msg(); net/ipv4/tcp.c
+PROGRAM: Final = Hop(
+    "program", GUEST, thread=True, down=("guest's receive buffer to the program's",)
+)
+# net/vmw_vsock/virtio_transport_common.c: memcpy_from_msg()
+_TO_GUEST: Final = "program's buffer to a guest socket buffer"
+# vhost_user/native/side/socket.c: one recvmsg() into RX descriptors
+_FROM_SOCKET: Final = "host socket buffer to the guest's receive buffer"
+AF_VSOCK: Final = Hop("AF_VSOCK, virtio-vsock", GUEST, up=(_TO_GUEST,))
+BY_TSI: Final = replace(AF_VSOCK, name="TSI, AF_VSOCK, virtio-vsock")
+
 TSI: Final = PathFacts(
     title="Fast path: TSI over shared-memory vsock",
-    stacks=(),
-    copies_up=(
-        # net/vmw_vsock/virtio_transport_common.c: memcpy_from_msg()
-        "program's buffer to a guest socket buffer",
-        # vhost_user/native: relays write guest descriptors with one writev;
-        # ztunnel's own services read them in place, which is no copy.
-    ),
-    copies_down=(
-        # vhost_user/native: readv, or a fill, straight into RX descriptors
-        "ztunnel's source to the guest's receive buffer",
-        # net/vmw_vsock/virtio_transport_common.c: memcpy_to_msg()
-        "guest's receive buffer to the program's",
+    hops=(
+        PROGRAM,
+        BY_TSI,
+        Hop(
+            "ztunnel, with the vsock device",
+            HOST,
+            thread=True,
+            # vhost_user/native: readv, or a fill, straight into RX descriptors; upwards
+            # ztunnel's own services read guest descriptors in place, which is no copy.
+            down=("ztunnel's source to the guest's receive buffer",),
+        ),
     ),
     connections=("ztunnel to server",),
 )
 
-_TAP_UP: Final = (
-    # net/ipv4/tcp.c: tcp_sendmsg()
-    "program's buffer to a guest socket buffer",
+_GUEST_TCP: Final = Hop(
+    "TCP/IP, virtio-net",
+    GUEST,
+    stack="TCP/IP of the guest",
+    up=(_TO_GUEST,),  # net/ipv4/tcp.c: tcp_sendmsg()
+)
+_QEMU: Final = Hop(
+    "QEMU: virtio-net, tap",
+    HOST,
+    thread=True,
     # hw/net/virtio-net.c, net/tap.c: writev of guest memory to the tap
-    "guest memory to a host socket buffer (QEMU writes the tap)",
-    # net/ipv4/tcp.c: tcp_recvmsg()
-    "host socket buffer to ztunnel",
+    up=("guest memory to a host socket buffer (QEMU writes the tap)",),
+    down=(
+        # net/tap.c: tap_send() reads into its own buffer first
+        "host socket buffer to QEMU (reads the tap)",
+        # hw/net/virtio-net.c: iov_from_buf() in virtio_net_receive_rcu()
+        "QEMU to the guest's receive buffer",
+    ),
 )
-_TAP_DOWN: Final = (
-    "ztunnel to a host socket buffer",
-    # net/tap.c: tap_send() reads into its own buffer first
-    "host socket buffer to QEMU (reads the tap)",
-    # hw/net/virtio-net.c: iov_from_buf() in virtio_net_receive_rcu()
-    "QEMU to the guest's receive buffer",
-    "guest's receive buffer to the program's",
+_ZTUNNEL: Final = Hop(
+    "ztunnel",
+    HOST,
+    thread=True,
+    up=("host socket buffer to ztunnel",),  # net/ipv4/tcp.c: tcp_recvmsg()
+    down=("ztunnel to a host socket buffer",),
+)
+_SERVER: Final = Hop(
+    "server",
+    HOST,
+    thread=True,
+    up=("host socket buffer to who answers",),
+    down=("who answers to a host socket buffer",),
+)
+_FORWARDS: Final = "IP forwarding on the node"
+_SERVER_TCP: Final = Hop(
+    "TCP/IP", "server's namespace", stack="TCP/IP of the server's namespace"
 )
 
 
-def _by_tap(title: str, *stacks: str) -> PathFacts:
+def _by_tap(title: str, *stacks: Hop) -> PathFacts:
     """Make the facts of a standard path: by virtio-net, a tap and TCP to ztunnel."""
     return PathFacts(
         title=f"Standard path: {title}",
-        stacks=("TCP/IP of the guest", *stacks),
-        copies_up=_TAP_UP,
-        copies_down=_TAP_DOWN,
+        hops=(PROGRAM, _GUEST_TCP, _QEMU, *stacks, _ZTUNNEL),
         connections=("program to ztunnel", "ztunnel to server"),
     )
 
 
-def _without_mesh(tap: str) -> PathFacts:
+def _without_mesh(title: str, *hops: Hop) -> PathFacts:
     """Make the facts of a path that has no mesh."""
-    by_tap = _by_tap(
-        f"none: {tap} and veth, no mesh",
-        "IP forwarding on the node",
-        "TCP/IP of the server's namespace",
-    )
-    return replace(
-        by_tap,
-        copies_up=(*_TAP_UP[:2], "host socket buffer to who answers"),
-        copies_down=("who answers to a host socket buffer", *_TAP_DOWN[1:]),
+    return PathFacts(
+        title=f"Standard path: none: {title}, no mesh",
+        hops=(
+            PROGRAM,
+            _GUEST_TCP,
+            *hops,
+            Hop("forwarding", NODE_NETNS, stack=_FORWARDS),
+            _SERVER_TCP,
+            _SERVER,
+        ),
         connections=("program to server",),
         answers="a server without a mesh",
     )
 
 
-def _tunnelled(tunnel: str) -> tuple[str, ...]:
+def _tunnelled(kind: str, by: str) -> tuple[Hop, ...]:
     return (
-        "IP forwarding on the node (mark, policy routing)",
-        f"{tunnel} tunnel, out and in",
-        "TCP/IP of the ztunnel's namespace (TPROXY)",
+        Hop(
+            "mark, policy routing",
+            NODE_NETNS,
+            stack=f"{_FORWARDS} (mark, policy routing)",
+        ),
+        Hop(f"{kind} tunnel", NODE_NETNS, stack=f"{by} tunnel, out and in"),
+        Hop(
+            "TCP/IP, TPROXY",
+            ZTUNNEL_NETNS,
+            stack="TCP/IP of the ztunnel's namespace (TPROXY)",
+        ),
     )
 
 
-_GENEVE: Final = _tunnelled("UDP/IP of the Geneve")
+_GENEVE: Final = _tunnelled("Geneve", "UDP/IP of the Geneve")
 STANDARD: Final = {
     "inpod-l3forwarding": _by_tap(
         "Istio's in-pod rules, Kata's l3forwarding",
-        "TCP/IP of the pod's namespace (REDIRECT, NAT)",
+        Hop(
+            "TCP/IP, REDIRECT, NAT",
+            POD_NETNS,
+            stack="TCP/IP of the pod's namespace (REDIRECT, NAT)",
+        ),
     ),
     "ambient-geneve": _by_tap("veth, Geneve, TPROXY", *_GENEVE),
     "ambient-geneve-alpha": _by_tap(
@@ -104,37 +151,38 @@ STANDARD: Final = {
     **{
         f"ambient-{kind.name}": _by_tap(
             f"veth, {kind.title} in Geneve's place, TPROXY",
-            *_tunnelled(f"{'UDP/' if kind.port else ''}IP of the {kind.title}"),
+            *_tunnelled(
+                kind.title, f"{'UDP/' if kind.port else ''}IP of the {kind.title}"
+            ),
         )
         for kind in tunnels.KINDS
     },
     "ambient-ebpf": _by_tap(
         "veth to veth by BPF, bpf_sk_assign",
-        "TCP/IP of the ztunnel's namespace (bpf_sk_assign)",
+        Hop(
+            "TCP/IP, bpf_sk_assign",
+            ZTUNNEL_NETNS,
+            stack="TCP/IP of the ztunnel's namespace (bpf_sk_assign)",
+        ),
     ),
-    "plain": _without_mesh("tap"),
-    "macvtap": _without_mesh("macvtap"),
+    "plain": _without_mesh("tap and veth", _QEMU),
+    "macvtap": _without_mesh(
+        "macvtap and veth", replace(_QEMU, name="QEMU: virtio-net, macvtap")
+    ),
     "passt": replace(
-        _without_mesh("passt"),
-        title="Standard path: none: passt in a tap's place, no mesh",
-        stacks=(
-            "TCP/IP of the guest",
-            "TCP/IP of passt, in user space",
-            "TCP/IP of the pod's namespace",
-            "IP forwarding on the node",
-            "TCP/IP of the server's namespace",
-        ),
-        copies_up=(
-            _TAP_UP[0],
-            # passt, tcp_vu.c: sendmsg() of guest descriptors
-            "guest memory to a host socket buffer (passt)",
-            "host socket buffer to who answers",
-        ),
-        copies_down=(
-            "who answers to a host socket buffer",
-            # passt, tcp_vu.c: recvmsg() into guest descriptors, peeking
-            "host socket buffer to the guest's receive buffer (passt)",
-            _TAP_DOWN[-1],
+        _without_mesh(
+            "passt in a tap's place",
+            Hop(
+                "passt",
+                HOST,
+                thread=True,
+                stack="TCP/IP of passt, in user space",
+                # passt, tcp_vu.c: sendmsg() of guest descriptors
+                up=("guest memory to a host socket buffer (passt)",),
+                # passt, tcp_vu.c: recvmsg() into guest descriptors, peeking
+                down=(f"{_FROM_SOCKET} (passt)",),
+            ),
+            Hop("TCP/IP", POD_NETNS, stack="TCP/IP of the pod's namespace"),
         ),
         connections=("program to passt", "passt to server"),
     ),
@@ -142,45 +190,48 @@ STANDARD: Final = {
 """The standard paths', by name."""
 
 
+_SENDS: Final = Hop(
+    "ztunnel, with the vsock device",
+    HOST,
+    thread=True,
+    # vhost_user/native/side/socket.c: one sendmsg() of guest descriptors
+    up=("guest memory to a host socket buffer",),
+    down=(_FROM_SOCKET,),
+)
+_ANSWERS: Final = Hop(
+    "other proxy",
+    HOST,
+    thread=True,
+    up=("host socket buffer to the other proxy",),
+    down=("the other proxy to a host socket buffer",),
+)
+
+
 def _by_socket(
-    title: str,
-    *,
-    stacks: tuple[str, ...] = (),
-    connections: tuple[str, ...],
-    answers: str = OTHER,
+    title: str, *between: Hop, connections: tuple[str, ...], answers: str = OTHER
 ) -> PathFacts:
     """Make the facts of a hand-off by a socket, whatever its kind."""
     return PathFacts(
         title=f"Fast path, handed on: {title}",
-        copies_up=(
-            *TSI.copies_up,
-            # vhost_user/native/side/socket.c: one sendmsg() of guest descriptors
-            "guest memory to a host socket buffer",
-            "host socket buffer to the other proxy",
-        ),
-        copies_down=(
-            "the other proxy to a host socket buffer",
-            # vhost_user/native/side/socket.c: one recvmsg() into RX descriptors
-            "host socket buffer to the guest's receive buffer",
-            *TSI.copies_down[1:],
-        ),
-        stacks=stacks,
+        hops=(PROGRAM, BY_TSI, _SENDS, *between, _ANSWERS),
         connections=connections,
         answers=answers,
     )
 
 
-_LO: Final = "TCP/IP of the pod's namespace, over lo"
+_LO: Final = Hop(
+    "TCP/IP, lo", POD_NETNS, stack="TCP/IP of the pod's namespace, over lo"
+)
 
 POD: Final = _by_socket(
     "sockets of the pod's namespace",
-    stacks=(_LO,),
+    _LO,
     connections=("ztunnel, in the pod's namespace, to server",),
     answers="a server in the pod",
 )
 INPOD: Final = _by_socket(
     "Istio's in-pod rules",
-    stacks=(f"{_LO}, with NAT",),
+    replace(_LO, name="TCP/IP, lo, REDIRECT, NAT", stack=f"{_LO.stack}, with NAT"),
     connections=(
         "ztunnel to the pod's proxy, over lo with NAT",
         "that proxy to server",
@@ -188,74 +239,103 @@ INPOD: Final = _by_socket(
 )
 SOCKS5: Final = _by_socket(
     "SOCKS5 in the pod's namespace",
-    stacks=(_LO,),
+    _LO,
     connections=("ztunnel to the pod's proxy, over lo", "that proxy to server"),
 )
 UNIX: Final = _by_socket("a unix socket", connections=("the other proxy to server",))
 RING: Final = PathFacts(
     title="Fast path, handed on: rings of shared memory",
-    stacks=(),
-    copies_up=(
-        *TSI.copies_up,
+    hops=(
+        PROGRAM,
+        BY_TSI,
         # vhost_user/native/side/ring.c
-        "guest memory to the ring",
-        # lib/ring/fastpath_ring.c: fpring_read()
-        "the ring to the other proxy",
-    ),
-    copies_down=(
-        "the other proxy to the ring",
-        "the ring to the guest's receive buffer",
-        *TSI.copies_down[1:],
+        replace(
+            _SENDS,
+            up=("guest memory to the ring",),
+            down=("the ring to the guest's receive buffer",),
+        ),
+        # lib/ring/fastpath_ring.c: fpring_read(), fpring_write()
+        replace(
+            _ANSWERS,
+            up=("the ring to the other proxy",),
+            down=("the other proxy to the ring",),
+        ),
     ),
     connections=("the other proxy to server",),
     answers=OTHER,
 )
 
-
-VSOCK: Final = replace(
-    UNIX,
+_PROCESS: Final = Hop(
+    "other process",
+    HOST,
+    thread=True,
+    up=("host socket buffer to the other process",),
+    down=("the other process to a host socket buffer",),
+)
+VSOCK: Final = PathFacts(
     title="AF_VSOCK as it is, to a unix socket: our back-end",
+    hops=(PROGRAM, AF_VSOCK, replace(_SENDS, name="vhost-user-vsock"), _PROCESS),
     connections=("the other process to server",),
     answers="another process",
 )
 VSOCK_RUST_VMM: Final = replace(
     VSOCK,
     title="AF_VSOCK as it is, to a unix socket: rust-vmm's vhost-device-vsock",
-    copies_up=(
-        TSI.copies_up[0],
-        # rust-vmm, vsock crate: a packet's buffer is read from guest memory first
-        "guest memory to a buffer of the back-end's",
-        "that to a host socket buffer",
-        "host socket buffer to the other process",
-    ),
-    copies_down=(
-        "the other process to a host socket buffer",
-        # rust-vmm, vsock crate: read straight into the RX descriptor's slice
-        "host socket buffer to the guest's receive buffer",
-        *TSI.copies_down[1:],
+    hops=(
+        PROGRAM,
+        AF_VSOCK,
+        Hop(
+            "vhost-device-vsock",
+            HOST,
+            thread=True,
+            # rust-vmm, vsock crate: a packet's buffer is read from guest memory first
+            up=(
+                "guest memory to a buffer of the back-end's",
+                "that to a host socket buffer",
+            ),
+            # rust-vmm, vsock crate: read straight into the RX descriptor's slice
+            down=(_FROM_SOCKET,),
+        ),
+        _PROCESS,
     ),
 )
 
 
 EMBEDDED: Final = PathFacts(
     title="Fast path, embedded: HBONE to another node's ztunnel",
-    stacks=("TCP/IP from ztunnel to the other node's",),
-    copies_up=(
-        *TSI.copies_up,
-        # vhost_user/native/side/out.c: tunnel_seal(); of frames below 4 KiB one more
-        "guest memory to a TLS record, encrypted",
-        "TLS record to a host socket buffer",
-        "host socket buffer to the other node's ztunnel",
-        "decryption there",
-    ),
-    copies_down=(
-        "encryption at the other node's ztunnel",
-        "TLS record to a host socket buffer",
-        "host socket buffer to ztunnel",
-        "decryption",
-        # vhost_user/native/side/in.c
-        "a frame's payload to the guest's receive buffer",
-        *TSI.copies_down[1:],
+    hops=(
+        PROGRAM,
+        BY_TSI,
+        replace(
+            _SENDS,
+            up=(
+                # vhost_user/native/side/out.c: tunnel_seal(); of frames below 4 KiB
+                # one more
+                "guest memory to a TLS record, encrypted",
+                "TLS record to a host socket buffer",
+            ),
+            down=(
+                "host socket buffer to ztunnel",
+                "decryption",
+                # vhost_user/native/side/in.c
+                "a frame's payload to the guest's receive buffer",
+            ),
+        ),
+        Hop(
+            "TCP/IP, mutual TLS",
+            "between nodes",
+            stack="TCP/IP from ztunnel to the other node's",
+        ),
+        Hop(
+            "the other node's ztunnel",
+            HOST,
+            thread=True,
+            up=("host socket buffer to the other node's ztunnel", "decryption there"),
+            down=(
+                "encryption at the other node's ztunnel",
+                "TLS record to a host socket buffer",
+            ),
+        ),
     ),
     connections=(
         "ztunnel to the other node's, mutual TLS and HTTP/2",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from fastpath.report.figures import Round
-from fastpath.report.model import PathFacts, PathResult, Report, Setting
+from fastpath.report.model import Hop, PathFacts, PathResult, Report, Setting
 
 SETTING = Setting(
     started="2024-05-01T12:00:00Z",
@@ -49,12 +49,17 @@ def rounds(scale: float, count: int = 6, seed: int = 1) -> tuple[Round, ...]:
     )
 
 
+STACKS = tuple(Hop(at, at, stack=at) for at in ("guest", "node", "ztunnel"))
+
+
 def path(name: str, scale: float, **kwargs) -> PathResult:
     facts = PathFacts(
         title=f"path {name}",
-        stacks=() if name == "tsi" else ("guest", "node", "ztunnel"),
-        copies_up=("one", "two"),
-        copies_down=("one",),
+        hops=(
+            Hop("program", "guest", thread=True, down=("one",)),
+            *(() if name == "tsi" else STACKS),
+            Hop("ztunnel", "host", thread=True, up=("one", "two")),
+        ),
     )
     return PathResult(name=name, facts=facts, rounds=rounds(scale, **kwargs))
 
