@@ -136,6 +136,20 @@ def test_a_programs_own_vsock_is_measured_over_both_devices(tmp_path):
     assert children(tmp_path) == []
 
 
+def test_back_ends_are_measured_as_variants(tmp_path):
+    file = tmp_path / "report.json"
+    rust = ("--variant", "rust:backend=vhost-device-vsock", "--json", str(file))
+    done = compare("--rounds", "2", "--paths", "vsock", "--variant", "ours", *rust)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(file.read_text())
+    assert [each["failure"] for each in report["variants"]] == ["", ""]
+    assert list(report["differences"]) == ["vsock@rust/vsock@ours"]
+    # rust-vmm's reads a packet from guest memory before it writes it.
+    ours, theirs = (report["paths"][f"vsock@{name}"] for name in ("ours", "rust"))
+    assert len(theirs["copies_up"]) == len(ours["copies_up"]) + 1
+    assert children(tmp_path) == []
+
+
 def test_hand_offs_are_measured_beside_the_fast_path(tmp_path):
     require_namespaces()
     files = {kind: tmp_path / f"report.{kind}" for kind in ("json", "html")}

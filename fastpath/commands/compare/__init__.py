@@ -45,7 +45,7 @@ from fastpath.commands.compare import (
 from fastpath.commands.compare.paths import DEFAULT, PATHS, chosen
 from fastpath.commands.compare.progress import Progress
 from fastpath.commands.compare.site import HostSite, NodeSite, PathSite
-from fastpath.commands.compare.variants import PLAIN
+from fastpath.commands.compare.variants import PLAIN, check_backends
 from fastpath.commands.compare.worlds import World, Worlds
 from fastpath.commands.progress import build_image
 from fastpath.datapath import catalogue, netns, pods
@@ -117,6 +117,7 @@ def run(options: CompareOptions) -> int:
     """
     for file in (options.json, options.html, options.markdown, options.benchmark):
         _check_writable(file)
+    check_backends(options.variants, options.paths)
     divided = parts.divide(options.paths)
     if len(divided) == 1:
         report, ended_by = _part(options)
@@ -224,7 +225,9 @@ def _plan(
     folder = stack.enter_context(scratch())
     return scenario.Plan(
         site=site,
-        sandboxes=sandboxes.plan(options.paths, site, folder, stack),
+        sandboxes=sandboxes.plan(
+            options.paths, site, folder, stack, backend=variant.backend or ""
+        ),
         folder=folder,
         image=image,
         accel=accelerator,
@@ -384,6 +387,9 @@ class Run:
         path = name.partition(AT)[0]
         own = PATHS[path].facts
         if variant := name.partition(AT)[2]:
+            world = next(w for w in self._worlds if w.variant.name == variant)
+            if world.variant.backend:
+                own = facts.VSOCK_RUST_VMM
             own = replace(own, title=f"{own.title} ({variant})")
         return PathResult(
             name=name,

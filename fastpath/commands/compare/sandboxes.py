@@ -73,8 +73,8 @@ class Sandbox:
     """The pod's; None: it has none."""
     peer: str = ""
     """The address of another node's ztunnel, if that takes its connections."""
-    foreign: bool = False
-    """Its vsock device is rust-vmm's: ztunnel doesn't know it."""
+    backend: str = ""
+    """Its vsock device's, if that isn't ztunnel, which then doesn't know of it."""
 
     @property
     def echo(self) -> str:
@@ -141,16 +141,23 @@ class Sandbox:
         return own
 
     @property
+    def backend_name(self) -> str:
+        """As tables call it."""
+        return Path(self.backend).name
+
+    @property
     def device(self) -> list[str]:
-        """The command line of a foreign device's back-end.
+        """The command line of a device's back-end that isn't ztunnel.
 
         Raises:
-            FastpathError: it can't be had.
+            FastpathError: rust-vmm's can't be had.
         """
         own = f"guest-cid={self.cid},socket={self.socket},uds-path={self.vsock}"
         more = "tx-buffer-size=65536,queue-size=1024"  # else a guest's writes stall
-        program = programs.unpack(programs.VHOST_DEVICE_VSOCK).start
-        return [str(program), f"--vm={own},{more}"]
+        program = self.backend
+        if program == programs.VHOST_DEVICE_VSOCK.name:
+            program = str(programs.unpack(programs.VHOST_DEVICE_VSOCK).start)
+        return [program, f"--vm={own},{more}"]
 
     def _peers(self) -> list[str]:
         return [f"{self.peer}/32:{port}" for port in SERVICE_PORTS if self.peer]
@@ -281,7 +288,12 @@ def check_extra(names: Sequence[str]) -> None:
 
 
 def plan(
-    names: Sequence[str], site: Site, folder: Path, stack: ExitStack
+    names: Sequence[str],
+    site: Site,
+    folder: Path,
+    stack: ExitStack,
+    *,
+    backend: str = "",
 ) -> tuple[Sandbox, ...]:
     """Make the sandboxes of some paths, and the namespaces of their pods.
 
@@ -290,6 +302,7 @@ def plan(
         site: where; it has a node if a path takes a pod's namespace.
         folder: for their files.
         stack: closes the namespaces.
+        backend: of the shared sandbox's device, in ztunnel's place.
     """
     paths = chosen(names)
     found = []
@@ -303,6 +316,7 @@ def plan(
                 folder=folder,
                 nic=site.nic,
                 network=site.network,
+                backend=backend,
             )
         )
     found += _handed_on(paths, site, folder, stack)
@@ -329,7 +343,9 @@ def _handed_on(
             handoff=path.handoff,
             netns=netns,
             peer=site.add_peer() if path.handoff is Handoff.EMBEDDED else "",
-            foreign=path.vsock is Vsock.RUST_VMM,
+            backend=programs.VHOST_DEVICE_VSOCK.name
+            if path.vsock is Vsock.RUST_VMM
+            else "",
         )
 
 

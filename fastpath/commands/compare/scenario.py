@@ -109,7 +109,7 @@ async def running(
         infos = []
         for number, sandbox in enumerate(plan.sandboxes, start=1):
             say(f"booting microVM {number} of {len(plan.sandboxes)}")
-            device = await _device(plan, sandbox, stack) if sandbox.foreign else None
+            device = await _device(plan, sandbox, stack) if sandbox.backend else None
             guest, machine, info = await _boot(plan, sandbox, stack)
             infos.append(info)
             for path in sandbox.paths:
@@ -128,7 +128,7 @@ async def running(
                     own = replace(own, http=False)
                     own = replace(own, proxy=raw)
                     if device:
-                        own = replace(own, pids={"vhost-device-vsock": device.pid})
+                        own = replace(own, pids={sandbox.backend_name: device.pid})
                 elif PATHS[path].standard:
                     own = replace(own, pids=plan.site.pids)
                     if plan.site.answers and unmeshed:
@@ -178,10 +178,10 @@ async def _device(
 ) -> Child:
     """Start the back-end of a sandbox's device, if ztunnel isn't it."""
     child = Child(
-        "vhost-device-vsock",
+        sandbox.backend_name,
         sandbox.device,
         cpu=plan.pinning.host,
-        log=plan.folder / "vhost-device-vsock.log",
+        log=plan.folder / f"{sandbox.backend_name}.log",
         socket=sandbox.socket,
     )
     return await stack.enter_async_context(child)
@@ -235,7 +235,7 @@ def ztunnel_config(plan: Plan) -> dict[str, Any]:
     own: dict[str, Any] = {
         "mesh": str(plan.mesh),
         "sandboxes": [
-            each.config(allow) for each in plan.sandboxes if not each.foreign
+            each.config(allow) for each in plan.sandboxes if not each.backend
         ],
         "echo": ECHO,
         "accessLog": str(plan.access_log),

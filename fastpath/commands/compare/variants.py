@@ -7,6 +7,8 @@
     ztunnel=PROGRAM         another checkout's `fastpath`: its ztunnel, vsock back-end
                             and TSI are one process
     poll-us=N               how long the engine spins before it sleeps
+    backend=PROGRAM         of the vsock device, for raw AF_VSOCK: rust-vmm's
+                            vhost-device-vsock, or another build of it
 
 A comma in a value is written twice, as QEMU has it. What a variant doesn't name is as
 it is without variants.
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from fastpath.errors import FastpathError
+from fastpath.image.programs import VHOST_DEVICE_VSOCK, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 _PARTS: Final = re.compile(r"(?<!,),(?!,)")
 MAX_POLL_US: Final = 1_000_000
+RAW: Final = "vsock"
+"""The path of programs that know AF_VSOCK."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +48,7 @@ class Variant:
     qemu: str | None = None
     ztunnel: str | None = None
     poll_us: int | None = None
+    backend: str | None = None
 
 
 PLAIN: Final = Variant()
@@ -96,9 +102,6 @@ def parse(value: str) -> Variant:
 def _why_not(key: str, part: str) -> tuple[str, str | None]:
     if key in _KEYS:
         return f"{part!r} has no value", f"{key}=VALUE"
-    if key == "backend":
-        why = "the fast path's vsock back-end is ztunnel's own, which also speaks TSI"
-        return why, "ztunnel=PROGRAM, the fastpath of another checkout"
     return f"no key {key!r}; there are {', '.join(_KEYS)}", None
 
 
@@ -142,6 +145,29 @@ def _poll_us(own: Variant, text: str, what: str) -> Variant:
     return replace(own, poll_us=int(text))
 
 
+def _backend(own: Variant, text: str, what: str) -> Variant:
+    own_program = text == VHOST_DEVICE_VSOCK.name  # is downloaded
+    return replace(own, backend=text if own_program else _program(text, what))
+
+
+def check_backends(variants: Sequence[Variant], paths: Sequence[str]) -> None:
+    """Check that back-ends are given only where one can be another's; fetch rust-vmm's.
+
+    Raises:
+        FastpathError: TSI is to go by one, or it can't be had.
+    """
+    for each in variants:
+        if each.backend == VHOST_DEVICE_VSOCK.name:
+            unpack(VHOST_DEVICE_VSOCK)
+        if each.backend and any(path != RAW for path in paths):
+            raise FastpathError(
+                f"--variant {each.name}:{each.spec}",
+                f"only the path {RAW!r} goes by any back-end: what the others go by is "
+                "ztunnel's own, which also speaks TSI",
+                f"--paths {RAW}; or ztunnel=PROGRAM, the fastpath of another checkout",
+            )
+
+
 _KEYS: Final[dict[str, Callable[[Variant, str, str], Variant]]] = {
     "kernel": _kernel,
     "image": _image,
@@ -149,4 +175,5 @@ _KEYS: Final[dict[str, Callable[[Variant, str, str], Variant]]] = {
     "qemu": _qemu,
     "ztunnel": _ztunnel,
     "poll-us": _poll_us,
+    "backend": _backend,
 }

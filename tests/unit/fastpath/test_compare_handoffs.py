@@ -86,6 +86,16 @@ def test_of_raw_vsock_only_a_foreign_device_has_a_sandbox(tmp_path):
     assert [each["name"] for each in told] == ["sandbox"]
 
 
+def test_a_variants_back_end_is_of_the_shared_sandbox_alone(tmp_path):
+    with ExitStack() as stack:
+        (only,) = sandboxes.plan(
+            ("vsock",), HostSite(), tmp_path, stack, backend="/opt/patched"
+        )
+    assert only.device[0] == "/opt/patched"
+    assert f"guest-cid={only.cid},socket={only.socket}," in only.device[1]
+    assert scenario.ztunnel_config(whole((only,), tmp_path))["sandboxes"] == []
+
+
 def test_a_hand_off_alone_has_no_other_sandbox(tmp_path):
     (only,) = plan("tsi+unix", tmp_path)
     assert only.handoff is paths.Handoff.UNIX

@@ -26,7 +26,7 @@ from fastpath.commands.compare.cpu import Pinning
 from fastpath.commands.compare.measure import Bench, Rounds
 from fastpath.commands.compare.sandboxes import Sandbox
 from fastpath.commands.compare.site import HostSite
-from fastpath.commands.compare.variants import parse, parse_all
+from fastpath.commands.compare.variants import check_backends, parse, parse_all
 from fastpath.errors import FastpathError
 from fastpath.image.images import Image
 from fastpath.report import jsonfile
@@ -74,7 +74,7 @@ def test_a_variant_names_what_is_other_in_it(tmp_path):
         ("a:kernel=/nowhere/bzImage", "/nowhere/bzImage: No such file"),
         ("a:kernel=/", "/: Is a directory"),
         ("a:qemu=/nowhere/qemu", "there is no such program"),
-        ("a:backend=vhost-device-vsock", "ztunnel's own, which also speaks TSI"),
+        ("a:backend=/nowhere/vsock", "there is no such program"),
         ("a:guest.cmdline=a\nb", "characters that don't print"),
         ("a:,", "no key ''"),
     ],
@@ -91,6 +91,15 @@ def test_one_variant_alone_and_two_of_a_name_are_refused():
     with pytest.raises(FastpathError, match="two variants have this name"):
         parse_all(["a", "b", "a:poll-us=0"])
     assert parse_all([]) == ()
+
+
+@pytest.mark.parametrize("names", [("tsi",), ("vsock", "tsi+unix")])
+def test_only_raw_vsock_goes_by_another_back_end(names):
+    given = parse_all(["a", "b:backend=true"])
+    with pytest.raises(FastpathError, match=r"which also speaks TSI.*--paths vsock"):
+        check_backends(given, names)
+    check_backends(given, ("vsock",))
+    check_backends(parse_all(["a", "b:poll-us=0"]), names)
 
 
 def plan(folder, variant):
