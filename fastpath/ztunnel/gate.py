@@ -282,11 +282,10 @@ class SandboxGate:
         return self._gates[0].offer(client.conn, guest, listener_, port=port)
 
     def refuse(self, client: GateClient, error: int) -> None:
-        """Answer it by the status for an errno."""
+        """Answer it by the status for an errno, which a 503 tells, too."""
         self._waiting.pop(client.conn, None)
-        denied = error == errno.EACCES
         with contextlib.suppress(StateError):  # it is on offer, and ends by that
-            self._engine.answer(client.conn, Reset(error if denied else errno.ENETDOWN))
+            self._engine.answer(client.conn, Reset(error))
 
     def let_go(self, client: GateClient) -> None:
         """The guest has it."""

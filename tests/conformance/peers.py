@@ -138,11 +138,10 @@ class Peer:
         event = self.until(h2.events.RequestReceived)
         return event.stream_id, dict(event.headers)
 
-    def answer(self, stream: int, status: int = 200) -> None:
+    def answer(self, stream: int, status: int = 200, *more: tuple[str, str]) -> None:
         """Answer a request; other statuses than 200 end the stream."""
-        self.h2.send_headers(
-            stream, [(":status", str(status))], end_stream=status != 200
-        )
+        headers = [(":status", str(status)), *more]
+        self.h2.send_headers(stream, headers, end_stream=status != 200)
         self.flush()
 
     # ---- as both ----

@@ -108,9 +108,15 @@ def terminating(
     transport: dict[str, Any],
     cluster: dict[str, Any],
     address: Sequence[Any] = ("127.0.0.1", 0),
+    *,
+    proxy_status: dict[str, Any] | None = None,
     **common: Any,
 ) -> dict[str, Any]:
-    """Return what ends CONNECTs and goes on by TCP. `common`: of HTTP."""
+    """Return what ends CONNECTs and goes on by TCP. `common`: of HTTP.
+
+    With `proxy_status` it says why it can't go on.
+    """
+    more = {} if proxy_status is None else {"proxy_status_config": proxy_status}
     route = {
         "match": {"connect_matcher": {}},
         "route": {
@@ -133,6 +139,7 @@ def terminating(
         route_config={"virtual_hosts": hosts},
         http_filters=[typed("envoy.router", "filters.http.router.v3.Router")],
         access_log=access_log(folder / "envoy.log", **_REQUEST),
+        **more,
     )
     chain = {"transport_socket": transport, "filters": [manager]}
     listener = {

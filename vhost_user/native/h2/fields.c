@@ -93,6 +93,9 @@ void fields_add(struct h2_fields *f, const uint8_t *name, size_t name_len,
 		return;
 	if (name_len == strlen(":status") && !memcmp(name, ":status", name_len))
 		f->status = number(value, len);
+	if (!f->error && name_len == strlen("proxy-status") &&
+	    !memcmp(name, "proxy-status", name_len))
+		f->error = why_errno(value, len);
 	for (size_t i = 0; i < sizeof(known) / sizeof(*known); i++) {
 		if (name_len == strlen(known[i].name) &&
 		    !memcmp(name, known[i].name, name_len))
@@ -121,6 +124,29 @@ bool fields_connect(const struct h2_fields *f)
 		return false;
 	port = strtoul(colon + 1, &end, 10);
 	return !*end && end - colon <= 6 && port && port < 65536;
+}
+
+/**
+ * fields_header() - Add a header to others
+ * @nv:		Headers
+ * @n:		How many there are
+ * @name:	Its name
+ * @value:	Its value, or NULL: none
+ *
+ * Returns: how many there are now
+ */
+size_t fields_header(nghttp2_nv *nv, size_t n, const char *name,
+		     const char *value)
+{
+	if (!value)
+		return n;
+	nv[n] = (nghttp2_nv){
+	    .name = (uint8_t *)(uintptr_t)name,
+	    .value = (uint8_t *)(uintptr_t)value,
+	    .namelen = strlen(name),
+	    .valuelen = strlen(value),
+	};
+	return n + 1;
 }
 
 /**

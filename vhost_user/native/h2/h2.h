@@ -4,6 +4,7 @@
  *
  * Each file knows only those above it:
  *
+ * why.c	why a far side can't be reached, as a word of the answer
  * fields.c	what a request or a response says
  * flood.c	what a peer may say a second
  * send.c	frames to the peer
@@ -53,6 +54,7 @@
  * @forwarded:	"forwarded"
  * @traceparent: "traceparent"
  * @network:	"x-forwarded-network"
+ * @error:	errno that "proxy-status" says, 0: none
  * @bad:	No HTTP, or more than we take
  */
 struct h2_fields {
@@ -64,6 +66,7 @@ struct h2_fields {
 	char *forwarded;
 	char *traceparent;
 	char *network;
+	int error;
 	bool bad;
 };
 
@@ -114,7 +117,7 @@ struct h2;
  * @request:	Server: a stream was opened. Returns it, with its number; NULL:
  *		it is refused. The owner may take texts out of @f
  * @unsent:	Client: a request wasn't sent: its stream never was
- * @status:	Client: a stream's final status
+ * @status:	Client: a stream's final status, and what comes with it
  * @data:	Bytes that didn't go by h2_pass()
  * @ended:	A stream's END_STREAM
  * @closed:	A stream is no more; enum nghttp2_error_code
@@ -131,7 +134,8 @@ struct h2_ops {
 	struct h2_stream *(*request)(void *owner, int32_t id,
 				     struct h2_fields *f);
 	void (*unsent)(void *owner, int32_t id);
-	void (*status)(void *owner, struct h2_stream *s, int status);
+	void (*status)(void *owner, struct h2_stream *s,
+		       const struct h2_fields *f);
 	void (*data)(void *owner, struct h2_stream *s, const uint8_t *data,
 		     size_t len);
 	void (*ended)(void *owner, struct h2_stream *s);
@@ -220,10 +224,16 @@ struct h2 {
 	uint8_t out[H2_OUT_SIZE];
 };
 
+/* why.c */
+const char *why_text(int error);
+int why_errno(const uint8_t *value, size_t len);
+
 /* fields.c */
 void fields_add(struct h2_fields *f, const uint8_t *name, size_t name_len,
 		const uint8_t *value, size_t len);
 bool fields_connect(const struct h2_fields *f);
+size_t fields_header(nghttp2_nv *nv, size_t n, const char *name,
+		     const char *value);
 void fields_clear(struct h2_fields *f);
 
 /* flood.c */
@@ -238,8 +248,8 @@ bool h2_busy(const struct h2 *h);
 bool h2_over(const struct h2 *h);
 int h2_request(struct h2 *h, struct h2_stream *s, const nghttp2_nv *nv,
 	       size_t n);
-void h2_respond(struct h2 *h, struct h2_stream *s, int status,
-		const char *baggage);
+void h2_respond(struct h2 *h, struct h2_stream *s, const nghttp2_nv *nv,
+		size_t n, bool goes_on);
 void h2_end(struct h2 *h, struct h2_stream *s);
 void h2_reset(struct h2 *h, struct h2_stream *s, uint32_t error);
 void h2_taken(struct h2 *h, struct h2_stream *s, size_t n);

@@ -156,7 +156,7 @@ static void answered(struct h2 *h, struct h2_stream *s)
 		refuse(h, s->id, NGHTTP2_PROTOCOL_ERROR);
 	} else if (h->fields.status >= 200) {
 		s->heard = true;
-		h->ops->status(h->owner, s, h->fields.status);
+		h->ops->status(h->owner, s, &h->fields);
 	}
 }
 

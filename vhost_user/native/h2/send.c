@@ -24,8 +24,6 @@
 #include "base/iov.h"
 #include "h2/h2.h"
 
-#define STATUS_LEN 3
-
 /**
  * provide() - Say how many bytes a stream has
  * @session:	nghttp2's
@@ -275,40 +273,22 @@ int h2_request(struct h2 *h, struct h2_stream *s, const nghttp2_nv *nv,
  * h2_respond() - Answer a request
  * @h:		Session, a server's
  * @s:		Stream
- * @status:	200: its DATA follows; another one: it is over
- * @baggage:	Header of that name, or NULL
+ * @nv:		Headers
+ * @n:		How many
+ * @goes_on:	DATA follows; else it is over
  */
-void h2_respond(struct h2 *h, struct h2_stream *s, int status,
-		const char *baggage)
+void h2_respond(struct h2 *h, struct h2_stream *s, const nghttp2_nv *nv,
+		size_t n, bool goes_on)
 {
 	nghttp2_data_provider provider = {
 	    .source.ptr = s,
 	    .read_callback = provide,
 	};
-	uint8_t text[STATUS_LEN] = {
-	    (uint8_t)('0' + status / 100 % 10),
-	    (uint8_t)('0' + status / 10 % 10),
-	    (uint8_t)('0' + status % 10),
-	};
-	nghttp2_nv nv[] = {
-	    {
-		.name = (uint8_t *)(uintptr_t) ":status",
-		.value = text,
-		.namelen = strlen(":status"),
-		.valuelen = STATUS_LEN,
-	    },
-	    {
-		.name = (uint8_t *)(uintptr_t) "baggage",
-		.value = (uint8_t *)(uintptr_t)baggage,
-		.namelen = strlen("baggage"),
-		.valuelen = baggage ? strlen(baggage) : 0,
-	    },
-	};
 
-	if (status != 200)
+	if (!goes_on)
 		s->ends = true;
-	nghttp2_submit_response(h->session, s->id, nv, baggage ? 2 : 1,
-				status == 200 ? &provider : NULL);
+	nghttp2_submit_response(h->session, s->id, nv, n,
+				goes_on ? &provider : NULL);
 }
 
 /**

@@ -63,28 +63,6 @@ unsigned stream_port(const struct vu_conn *c)
 }
 
 /**
- * add() - Add a header
- * @nv:		Headers
- * @n:		How many there are
- * @name:	Its name
- * @value:	Its value, or NULL: none
- *
- * Returns: how many there are now
- */
-static size_t add(nghttp2_nv *nv, size_t n, const char *name, const char *value)
-{
-	if (!value)
-		return n;
-	nv[n] = (nghttp2_nv){
-	    .name = (uint8_t *)(uintptr_t)name,
-	    .value = (uint8_t *)(uintptr_t)value,
-	    .namelen = strlen(name),
-	    .valuelen = strlen(value),
-	};
-	return n + 1;
-}
-
-/**
  * stream_request() - Open a connection's stream
  * @t:		Tunnel with room for one
  * @s:		Stream of a connection
@@ -107,12 +85,12 @@ int stream_request(struct tunnel *t, struct stream *s)
 	if (h->before)
 		snprintf(forwarded, sizeof(forwarded), "%s%u%s", h->before,
 			 stream_port(s->c), h->after ? h->after : "");
-	n = add(nv, 0, ":method", "CONNECT");
-	n = add(nv, n, ":authority", h->authority);
-	n = add(nv, n, "baggage", h->baggage);
-	n = add(nv, n, "forwarded", h->before ? forwarded : NULL);
-	n = add(nv, n, "traceparent", trace);
-	n = add(nv, n, "x-forwarded-network", h->network);
+	n = fields_header(nv, 0, ":method", "CONNECT");
+	n = fields_header(nv, n, ":authority", h->authority);
+	n = fields_header(nv, n, "baggage", h->baggage);
+	n = fields_header(nv, n, "forwarded", h->before ? forwarded : NULL);
+	n = fields_header(nv, n, "traceparent", trace);
+	n = fields_header(nv, n, "x-forwarded-network", h->network);
 	t->group->stats.requests++;
 	return h2_request(t->h2, &s->h2, nv, n);
 }

@@ -15,11 +15,15 @@
  */
 
 #include <errno.h>
+#include <stdio.h>
 
 #include <sys/socket.h>
 
 #include "base/clock.h"
 #include "side/hbone.h"
+
+#define HEADERS 2
+#define DIGITS	12
 
 /* ---- a sink ---- */
 
@@ -87,12 +91,23 @@ static void shut(struct vu_conn *c, struct side *side, int how)
  * answer() - Answer a CONNECT
  * @s:		Stream of a gate
  * @status:	200, or why not
+ * @error:	503: errno of what failed, or 0
  */
-static void answer(struct stream *s, int status)
+static void answer(struct stream *s, int status, int error)
 {
+	bool good = status == 200;
+	nghttp2_nv nv[HEADERS];
+	char text[DIGITS];
+	size_t n;
+
 	s->status = (uint16_t)status;
-	h2_respond(s->tunnel->h2, &s->h2, status,
-		   s->headers ? s->headers->baggage : NULL);
+	snprintf(text, sizeof(text), "%d", status);
+	n = fields_header(nv, 0, ":status", text);
+	if (good && s->headers)
+		n = fields_header(nv, n, "baggage", s->headers->baggage);
+	if (status == 503)
+		n = fields_header(nv, n, "proxy-status", why_text(error));
+	h2_respond(s->tunnel->h2, &s->h2, nv, n, good);
 	tunnel_later(s->tunnel);
 }
 
@@ -105,7 +120,7 @@ void stream_refuse(struct stream *s, int status)
 {
 	s->parted_us = clock_us();
 	s->tunnel->parted++;
-	answer(s, status);
+	answer(s, status, 0);
 }
 
 /**
@@ -119,7 +134,7 @@ static void opened(struct vu_conn *c, struct side *side)
 
 	(void)c;
 	if (s && s->tunnel && s->group->server && !s->status)
-		answer(s, 200);
+		answer(s, 200, 0);
 }
 
 /**
@@ -160,7 +175,7 @@ static void close_stream(struct vu_conn *c, struct side *side, int error)
 	t->kept -= s->kept;
 	s->kept = 0;
 	if (s->group->server && !s->status)
-		answer(s, status_for(c, error));
+		answer(s, status_for(c, error), error);
 	else if (error)
 		h2_reset(t->h2, &s->h2,
 			 s->group->server ? NGHTTP2_CONNECT_ERROR

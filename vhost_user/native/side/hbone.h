@@ -343,7 +343,7 @@ int stream_preface(struct stream *s, const void *data, uint32_t len);
 void stream_ended(struct stream *s);
 void stream_closed(struct stream *s, uint32_t error);
 void stream_lost(struct stream *s, enum vu_reason reason, int error);
-void stream_status(struct stream *s, int status);
+void stream_status(struct stream *s, const struct h2_fields *f);
 void stream_hear(struct tunnel *t);
 void stream_reap(struct tunnel *t, uint64_t now_us);
 

@@ -12,8 +12,7 @@
  * Nothing else of the peer is acted upon before. All else is nghttp2's.
  *
  * A turn reads a bounded number of bytes and of pieces: tunnels take turns, and
- * devices come in between. A peer that doesn't read what we have to say isn't
- * heard either.
+ * devices come in between. A peer that doesn't read is not heard either.
  */
 
 #include <errno.h>
@@ -94,12 +93,13 @@ static struct stream *stream_of(struct h2_stream *h)
  * on_status() - A CONNECT of ours was answered
  * @owner:	Tunnel
  * @h:		Stream
- * @status:	":status"
+ * @f:		What it says
  */
-static void on_status(void *owner, struct h2_stream *h, int status)
+static void on_status(void *owner, struct h2_stream *h,
+		      const struct h2_fields *f)
 {
 	(void)owner;
-	stream_status(stream_of(h), status);
+	stream_status(stream_of(h), f);
 }
 
 /**

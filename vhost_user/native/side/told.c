@@ -17,27 +17,29 @@
 /**
  * stream_status() - A CONNECT of ours was answered
  * @s:		Stream
- * @status:	":status"
+ * @f:		What the answer says
+ *
+ * 503 is any failure to reach the far side; the peer may say which.
  */
-void stream_status(struct stream *s, int status)
+void stream_status(struct stream *s, const struct h2_fields *f)
 {
 	struct vu_conn *c = s->c;
 	enum vu_reason reason = VU_REASON_STATUS;
 
 	if (!c || c->state != CONN_DIALING)
 		return;
-	if (status < 300) {
+	if (f->status < 300) {
 		conn_opened(c);
 		return;
 	}
-	if (status == 400)
-		reason = VU_REASON_400;
-	else if (status == 401)
-		reason = VU_REASON_401;
-	else if (status == 503)
+	if (f->status == 503)
 		reason = VU_REASON_503;
+	else if (f->status == 400)
+		reason = VU_REASON_400;
+	else if (f->status == 401)
+		reason = VU_REASON_401;
 	c->reason = (uint8_t)reason;
-	conn_abort(c, reason_errno(reason, 0));
+	conn_abort(c, reason_errno(reason, f->error));
 }
 
 /**
