@@ -6,10 +6,10 @@
  * ===================
  *
  * Bytes are vsock's; who waits, for how long, and which error is told first are
- * as tcp_sendmsg() and tcp_recvmsg() have it. A plain call waits in vsock, in
- * the same queue; what it returns without bytes, TCP's rules decide. Calls that
- * want a number of bytes wait here: vsock would refuse to wait for more than
- * its buffer holds.
+ * as tcp_sendmsg() and tcp_recvmsg() have it. A plain read waits in vsock, in
+ * the same queue; what it returns without bytes, TCP's rules decide. Who sends,
+ * or wants a number of bytes, waits here: vsock doesn't say that it waits for
+ * room, and would refuse to wait for more than its buffer holds.
  */
 
 #include <linux/sched/signal.h>
@@ -68,6 +68,77 @@ static inline bool can_give(const struct sock *sk, const struct inner *inner,
 }
 
 /**
+ * is_unsendable() - Can nothing more be sent?
+ * @sk:		Outer socket
+ * @inner:	Inner one
+ *
+ * Returns: true if so
+ */
+static bool is_unsendable(const struct sock *sk, const struct inner *inner)
+{
+	return READ_ONCE(sk->sk_err) || READ_ONCE(inner->phase) == CLOSED ||
+	       (held_over(inner) & SEND_SHUTDOWN);
+}
+
+/**
+ * await_room() - Wait for room
+ * @sk:		Outer socket
+ * @inner:	Inner one
+ * @timeout:	At most so long, jiffies
+ *
+ * Returns: what is left of @timeout
+ */
+static long await_room(struct sock *sk, struct inner *inner, long timeout)
+{
+	DEFINE_WAIT_FUNC(wait, woken_wake_function);
+
+	add_wait_queue(sk_sleep(sk), &wait);
+	while (!inner_has_room(inner) && !is_unsendable(sk, inner) && timeout &&
+	       !signal_pending(current))
+		timeout = wait_woken(&wait, TASK_INTERRUPTIBLE, timeout);
+	remove_wait_queue(sk_sleep(sk), &wait);
+	return timeout;
+}
+
+/**
+ * push() - Have vsock send what it didn't at once
+ * @sk:		Outer socket
+ * @inner:	Inner one
+ * @msg:	What to send
+ * @len:	Bytes of it
+ * @sent:	What vsock returned
+ * @timeout:	To wait for room, jiffies
+ *
+ * Returns: bytes sent, or a negated errno
+ */
+static noinline int push(struct sock *sk, struct inner *inner,
+			 struct msghdr *msg, size_t len, int sent, long timeout)
+{
+	size_t done = 0;
+
+	for (;;) {
+		if (sent < 0 && sent != -EAGAIN)
+			break;
+		if (sent > 0)
+			done += sent;
+		if (done == len)
+			break;
+		if (is_unsendable(sk, inner)) {
+			sent = -EPIPE;
+			break;
+		}
+		if (!inner_has_room(inner)) {
+			sent = timeout ? sock_intr_errno(timeout) : -EAGAIN;
+			if (!timeout || signal_pending(current))
+				break;
+			timeout = await_room(sk, inner, timeout);
+		}
+		sent = inner->sock->ops->sendmsg(inner->sock, msg, len - done);
+	}
+	return done ?: sent;
+}
+
+/**
  * give() - Have vsock send
  * @sk:		Outer socket
  * @inner:	Inner one
@@ -76,19 +147,20 @@ static inline bool can_give(const struct sock *sk, const struct inner *inner,
  *
  * Returns: bytes sent, or a negated errno
  */
-static inline int give(const struct sock *sk, struct inner *inner,
-		       struct msghdr *msg, size_t len)
+static inline int give(struct sock *sk, struct inner *inner, struct msghdr *msg,
+		       size_t len)
 {
 	unsigned int flags = msg->msg_flags;
-	struct sock *under = inner->sock->sk;
 	int sent;
 
-	if (READ_ONCE(under->sk_sndtimeo) != sk->sk_sndtimeo)
-		WRITE_ONCE(under->sk_sndtimeo, sk->sk_sndtimeo);
 	msg->msg_name = NULL;
 	msg->msg_namelen = 0;
-	msg->msg_flags = (flags & ~(MSG_ZEROCOPY | MSG_EOR)) | MSG_NOSIGNAL;
+	msg->msg_flags =
+	    (flags & ~(MSG_ZEROCOPY | MSG_EOR)) | MSG_NOSIGNAL | MSG_DONTWAIT;
 	sent = inner->sock->ops->sendmsg(inner->sock, msg, len);
+	if (unlikely(sent != (int)len))
+		sent = push(sk, inner, msg, len, sent,
+			    sock_sndtimeo(sk, flags & MSG_DONTWAIT));
 	credit_moved(inner, sent);
 	msg->msg_flags = flags;
 	return sent == -ENOTCONN || sent == -ECONNRESET ? -EPIPE : sent;
@@ -132,8 +204,7 @@ static noinline int deliver(struct sock *sk, struct inner *inner,
 	}
 	if (!sent)
 		sent = await_connection(sk, inner, flags);
-	if (!sent && (sk->sk_err || inner->phase == CLOSED ||
-		      (held_over(inner) & SEND_SHUTDOWN)))
+	if (!sent && is_unsendable(sk, inner))
 		sent = -EPIPE;
 	if (!sent && (flags & MSG_OOB))
 		sent = -EOPNOTSUPP;

@@ -91,6 +91,7 @@ enum phase { CONNECTING, ESTABLISHED, CLOSED, LISTENING };
  * @refused:	Errno that it named
  * @credit:	Bytes that the host may send ahead of the program
  * @moved:	Bytes that the program has moved since that grew
+ * @nospace:	Who was told that there is no room hears of some, once
  * @armed:	@patience was scheduled, once or more
  * @patience:	For the host's answer, and for FAILED after a reset
  * @by_port:	In the table of all
@@ -113,6 +114,7 @@ struct inner {
 	int refused;
 	u32 credit;
 	u32 moved;
+	atomic_t nospace;
 	bool armed;
 	struct timer_list patience;
 	struct hlist_node by_port;
@@ -187,6 +189,7 @@ int inner_listen(struct inner *inner, int backlog);
 void inner_arm(struct inner *inner, unsigned long timeout);
 void inner_expire(struct inner *inner);
 void inner_refuse(struct inner *inner);
+bool inner_has_room(struct inner *inner);
 void inner_failed(const struct tsi_failed *failed);
 
 /* ---- inner.c ---- */

@@ -222,6 +222,7 @@ void inner_end(struct inner *inner)
 		sk->sk_state_change = inner_pattern->sk->sk_state_change;
 		sk->sk_error_report = inner_pattern->sk->sk_error_report;
 		sk->sk_write_space = inner_pattern->sk->sk_write_space;
+		sk->sk_data_ready = inner_pattern->sk->sk_data_ready;
 		write_unlock_bh(&sk->sk_callback_lock);
 		inner->sock->ops->release(inner->sock);
 	}

@@ -192,13 +192,62 @@ static void ready(struct sock *sk)
 	     SOCK_WAKE_WAITD, POLL_IN);
 }
 
+/**
+ * tell_room() - Wake who waits for room, if there is some
+ * @sk:		vsock sock
+ * @inner:	Its inner one; sk_callback_lock keeps it
+ */
+static void tell_room(struct sock *sk, struct inner *inner)
+{
+	if (READ_ONCE(inner->phase) != CONNECTING &&
+	    vsock_stream_has_space(vsock_sk(sk)) > 0 &&
+	    atomic_xchg(&inner->nospace, 0))
+		wake(sk, EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND, SOCK_WAKE_SPACE,
+		     POLL_OUT);
+}
+
+/**
+ * room() - There may be room: any packet of the peer's, or one of ours freed
+ * @sk:		vsock sock
+ *
+ * As TCP, which tells only those that wait for it: else each write would be an
+ * event to epoll's edges, and wake who waits for bytes. A packet is freed at
+ * any time, by who has locked nothing. So what is looked at first may be
+ * another's by now; then nobody waits for this one.
+ */
 static void room(struct sock *sk)
 {
 	const struct inner *inner = READ_ONCE(sk->sk_user_data);
+	bool awaited;
 
-	if (READ_ONCE(inner->phase) != CONNECTING)
-		wake(sk, EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND, SOCK_WAKE_SPACE,
-		     POLL_OUT);
+	smp_mb(); /* as in inner_has_room(), the other way round */
+	rcu_read_lock();
+	awaited = READ_ONCE(sk->sk_write_space) == room &&
+		  atomic_read(&inner->nospace);
+	rcu_read_unlock();
+	if (!awaited)
+		return;
+	read_lock_bh(&sk->sk_callback_lock);
+	if (sk->sk_write_space == room)
+		tell_room(sk, sk->sk_user_data);
+	read_unlock_bh(&sk->sk_callback_lock);
+}
+
+/**
+ * inner_has_room() - Is there room, or will who waits hear of some?
+ * @inner:	Connection
+ *
+ * Returns: whether there is
+ */
+bool inner_has_room(struct inner *inner)
+{
+	struct vsock_sock *vsk = vsock_sk(inner->sock->sk);
+
+	if (vsock_stream_has_space(vsk) > 0)
+		return true;
+	atomic_set(&inner->nospace, 1);
+	smp_mb(); /* room may have come meanwhile */
+	return vsock_stream_has_space(vsk) > 0;
 }
 
 /**

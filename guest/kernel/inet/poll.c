@@ -29,10 +29,8 @@ static __poll_t listener_events(const struct inner *inner)
  *
  * Returns: events
  */
-static __poll_t connection_events(const struct sock *sk,
-				  const struct inner *inner)
+static __poll_t connection_events(const struct sock *sk, struct inner *inner)
 {
-	struct vsock_sock *vsk = vsock_sk(inner->sock->sk);
 	enum phase phase = smp_load_acquire(&inner->phase);
 	int over = held_over(inner);
 	__poll_t events = 0;
@@ -46,7 +44,7 @@ static __poll_t connection_events(const struct sock *sk,
 		if (held_bytes(inner, target) >= target)
 			events |= EPOLLIN | EPOLLRDNORM;
 		if (phase == CLOSED || (over & SEND_SHUTDOWN) ||
-		    vsock_stream_has_space(vsk) > 0)
+		    inner_has_room(inner))
 			events |= EPOLLOUT | EPOLLWRNORM;
 	}
 	if (READ_ONCE(sk->sk_err) ||

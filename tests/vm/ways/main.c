@@ -96,8 +96,8 @@ int join(void *(*start)(void *), void *context)
 
 int main(int argc, char **argv)
 {
-	static const struct check *const tables[] = {compat,	uring, share,
-						     supervise, pipes, confine};
+	static const struct check *const tables[] = {
+	    compat, uring, share, supervise, pipes, room, confine};
 
 	if (argc == 2 && !strcmp(argv[1], "activated"))
 		return activated();

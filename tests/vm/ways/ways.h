@@ -8,6 +8,7 @@
  *	share.c		sockets of several threads and processes
  *	supervise.c	programs with a seccomp supervisor of their own
  *	pipes.c		splice(), sendfile() and their like; MSG_ZEROCOPY
+ *	room.c		who hears that there is room to send
  *	confine.c	cgroup's programs, Landlock
  */
 #ifndef WAYS_H
@@ -35,6 +36,6 @@ int join(void *(*start)(void *), void *context);
 int activated(void);
 
 extern const struct check compat[], uring[], share[], supervise[], pipes[],
-    confine[];
+    room[], confine[];
 
 #endif /* WAYS_H */
