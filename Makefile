@@ -31,7 +31,8 @@ PACKAGES := gcc libc6-dev make python3-venv python3-dev ca-certificates \
             qemu-system-x86 busybox-static iproute2 iptables procps clang \
             libclang-rt-dev golang-go libelf-dev libssl-dev libipsec-mb-dev \
             libnghttp2-dev nghttp2-client strace gcc-aarch64-linux-gnu \
-            libc6-dev-arm64-cross flex bison bc xz-utils groff-base
+            libc6-dev-arm64-cross flex bison bc xz-utils groff-base \
+            iputils-ping
 
 NATIVE   := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
             lib/ring/*.[ch]) vhost_user/native/build.py

@@ -9,12 +9,16 @@ from typing import NoReturn
 
 import pytest
 
-from fastpath.datapath import catalogue, netns
+from fastpath.datapath import catalogue, geneve, netns
 from fastpath.datapath.build import Built
 from fastpath.datapath.declared import OUTBOUND_PORT
 from fastpath.datapath.probe import Capturing
 from fastpath.errors import FastpathError
 from tests.support.limits import LIMIT_S as TIMEOUT_S
+
+collect_ignore = []
+if geneve.choose("auto") != "kernel":
+    collect_ignore += ["test_geneve_labs.py"]  # tests/vm/test_node.py has them
 
 IP_TRANSPARENT = 19
 ECHO = ("198.18.0.1", 7)

@@ -1,4 +1,4 @@
-"""A node whose kernel has all tunnels: tests/netns/test_tunnels.py, on another kernel.
+"""A node whose kernel has all tunnels: tests of tests/netns, on another kernel.
 
 The kernel is Debian's user-mode Linux, a process; the node's files are this host's own,
 by hostfs, so that the same code runs there. It has no iptables in it, so whole paths
@@ -35,11 +35,13 @@ export PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin PYTHONDONTWRITEBYTECODE
 export TMPDIR=/run/tmp  # the checkout may be in /tmp
 exec chroot /host sh -ec 'cd "$1"; shift; exec "$@"' sh "$@"
 """
-TESTS = "tests/netns/test_tunnels.py"
+TUNNELS = "tests/netns/test_tunnels.py"
+LABS = "tests/netns/test_geneve_labs.py"
 KINDS = ("geneve", "geneve-bpf", "vxlan", "gre", "gretap", "ipip", "sit")
 
 
-def test_each_kind_of_tunnel_carries_a_connection(vm_dir):
+def run(vm_dir, tests):
+    """Run tests on the node; return what pytest said."""
     spec = UmlSpec(
         image=images.build("node"),
         start=unpack(programs.UML).start,
@@ -49,7 +51,7 @@ def test_each_kind_of_tunnel_carries_a_connection(vm_dir):
     )
     pytest_ = (sys.executable, "-m", "pytest", "-v", "-n0", "-pno:cacheprovider")
     environment = f"XDG_CACHE_HOME={os.environ.get('XDG_CACHE_HOME', '')}"
-    command = ("env", environment, *pytest_, "--basetemp=/run/tmp/b", TESTS)
+    command = ("env", environment, *pytest_, "--basetemp=/run/tmp/b", tests)
     said = bytearray()
 
     async def work(_machine, guest):
@@ -63,6 +65,21 @@ def test_each_kind_of_tunnel_carries_a_connection(vm_dir):
     status = asyncio.run(bounded())
     text = said.decode(errors="replace")
     assert status == 0, text
+    return text
+
+
+def test_each_kind_of_tunnel_carries_a_connection(vm_dir):
+    text = run(vm_dir, TUNNELS)
     passed = set(re.findall(r"::test_bytes_arrive\S*\[(\S+)\] PASSED", text))
     mixed = {"geneve/geneve-bpf", "geneve-bpf/geneve"}
     assert passed == {f"{kind}/{kind}" for kind in KINDS} | mixed, text
+
+
+def test_each_geneve_lab_does_what_its_page_says(vm_dir):
+    text = run(vm_dir, LABS)
+    passed = set(re.findall(r"::test_a_lab_does\S*\[(\S+)\] PASSED", text))
+    assert passed == {"bridge", "container", "mtu", "options", "point-to-point"} | {
+        "ports",
+        "veth-bridge",
+    }
+    assert " skipped" not in text.splitlines()[-1]
