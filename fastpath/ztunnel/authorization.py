@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from fastpath.throttle import Throttle
 from fastpath.ztunnel.gateclient import GateClient
@@ -22,9 +22,13 @@ from fastpath.ztunnel.istio.inbound import guess
 if TYPE_CHECKING:
     from fastpath.tsi.clients import Client
     from fastpath.ztunnel.istio.authorize import Verdict
+    from fastpath.ztunnel.istio.headers import Said
     from fastpath.ztunnel.istio.state import MeshState
     from fastpath.ztunnel.model import Config, Service, Workload
     from fastpath.ztunnel.workloads import LocalWorkload
+
+MAX_SAID: Final = 1024
+"""Different things that clients say of themselves: each has counters of its own."""
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +59,8 @@ class Whose:
     service: Service | None = None
     principal: str = ""
     """Its SPIFFE ID, proved by mutual TLS; empty: plain text."""
+    said: Said | None = None
+    """What it says of itself, if its IP is no workload's."""
 
 
 class Authorizer:
@@ -67,6 +73,7 @@ class Authorizer:
     def __init__(self, state: MeshState) -> None:
         self.state = state
         self._throttles: dict[LocalWorkload, Throttle] = {}
+        self._said: set[Said] = set()
 
     def denial(self, server: LocalWorkload, client: Client) -> str:
         """Why a client may not connect to a sandbox; empty: it may."""
@@ -90,7 +97,8 @@ class Authorizer:
         source = self.state.workload_at(self.state.network, client.ip)
         if isinstance(client, GateClient):
             source = None if client.far else source
-            return Whose(source, client.accepted.service, client.identity)
+            said = None if source else self._bounded(client.said)
+            return Whose(source, client.accepted.service, client.identity, said)
         service = guess(self.state, server.workload, client.port)
         return Whose(source, service)
 
@@ -98,6 +106,15 @@ class Authorizer:
         """Say what has not been said."""
         for throttle in self._throttles.values():
             throttle.flush()
+
+    def _bounded(self, said: Said | None) -> Said | None:
+        """What a client says of itself; None: too many have said too much."""
+        if said is None or said in self._said:
+            return said
+        if len(self._said) >= MAX_SAID:
+            return None
+        self._said.add(said)
+        return said
 
     def _tell(
         self, server: LocalWorkload, client: Client, notes: tuple[str, ...]

@@ -9,8 +9,9 @@
                              tsi.inbound  --- offer ---> the guest; 200 once it took it
 
 Who a peer is, its certificate says, and its IP the tunnel's socket. Headers say what is
-asked for, and are believed in nothing else: a port in `forwarded` is shown to the
-program if the IP before it is the tunnel's.
+asked for, and are believed in little else: a port in `forwarded` is shown to the
+program if the IP before it is the tunnel's, and one whose IP is no workload's has in
+the log and the metrics the names that `baggage` says.
 
 A port is reachable so if the sandbox's policy publishes it, as at the pod's IPs
 (`inbound.SandboxPublisher`). What a sandbox's policy and the mesh's let in is judged
@@ -349,6 +350,8 @@ class SandboxGate:
         reason, was_there = Reason(event.reason), bool(event.tag)
         if reason is Reason.NONE or event.src is None or event.dst is None:
             return
+        if reason is Reason.REVOKED:
+            self._publisher.revoked()
         if not was_there:
             source, reached = unmap(event.src), unmap(event.dst)
             self._publisher.tunnel_failed(source, reached, _who(gate), reason.text)
@@ -433,6 +436,7 @@ class SandboxGate:
             accepted=accepted,
             host=headers.forwarded_host(said.forwarded),
             far=headers.is_foreign(said.network, self._around.authorizer.state.network),
+            said=headers.said(said.baggage),
             preface=preface,
             alike=alike and bool(told or not said.forwarded),
         )

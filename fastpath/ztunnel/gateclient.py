@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from fastpath.tsi.clients import Client
 
 if TYPE_CHECKING:
+    from fastpath.ztunnel.istio.headers import Said
     from fastpath.ztunnel.istio.inbound import Accepted
     from vhost_user.engine import DeviceHandle, SocketAddress
 
@@ -58,6 +59,8 @@ class GateClient(Client):
     """The service that it was asked for, as `forwarded` says."""
     far: bool = False
     """It comes from another network, through a gateway: its IP names nobody here."""
+    said: Said | None = None
+    """What it says of itself in `baggage`."""
     preface: bytes = b""
     """What the program gets before the peer's bytes."""
     alike: bool = False

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from fastpath.errors import FastpathError
 from fastpath.throttle import Throttle
-from fastpath.ztunnel import listener
+from fastpath.ztunnel import flags, listener
 from fastpath.ztunnel.access_log import Party, Record, party
 from fastpath.ztunnel.authorization import Whose
 from fastpath.ztunnel.configdump import LiveClient
@@ -210,6 +210,10 @@ class SandboxPublisher:
         self._metrics.denied(self._server.name, f"connect_{why.status}")
         self._refused(source, reached, peer, why.text)
 
+    def revoked(self) -> None:
+        """A peer that comes by HBONE is revoked."""
+        self._metrics.revoked("destination")
+
     def tunnel_failed(
         self, source: SocketAddress, reached: SocketAddress, peer: str, why: str
     ) -> None:
@@ -243,7 +247,7 @@ class SandboxPublisher:
             self._whose(client),
             received=_received(client, event),
             sent=event.down_bytes,
-            flag="DENY" if client.ended else "CONNECT" if event.error else "-",
+            flag="DENY" if client.ended else flags.of_end(event),
         )
         self._write(client, event, event.error)
         self._clients.pop(client, None)
@@ -289,7 +293,7 @@ class SandboxPublisher:
                 level="error" if error or client.denial else "info",
                 message="connection complete" if known else "connection failed",
                 direction="inbound",
-                src=party(source, whose.workload)._replace(identity=client.identity),
+                src=_source(source, whose)._replace(identity=client.identity),
                 dst=self._destination(client),
                 hbone_addr=authority,
                 service=whose.service.hostname if whose.service else "",
@@ -312,6 +316,16 @@ class SandboxPublisher:
             there = (self._pod_ip(key[1]), port)
             found = self._parties[key] = party(there, workload, self._server.identity)
         return found
+
+
+def _source(address: SocketAddress, whose: Whose) -> Party:
+    """A client; as to itself, it says which service it is of."""
+    there, said = party(address, whose.workload), whose.said
+    if said is None:
+        return there
+    return there._replace(
+        workload=said.service, namespace=said.namespace, cluster=said.cluster
+    )
 
 
 def _received(client: Client, event: Event) -> int:

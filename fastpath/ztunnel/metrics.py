@@ -23,15 +23,14 @@ if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
     from fastpath.ztunnel.authorization import Whose
+    from fastpath.ztunnel.flags import Flag
+    from fastpath.ztunnel.istio.headers import Said
     from fastpath.ztunnel.model import Service, Workload
     from fastpath.ztunnel.routing import Decision
     from fastpath.ztunnel.tally import Value
     from fastpath.ztunnel.workloads import LocalWorkload
 
     _Key = tuple[LocalWorkload, Workload | None, Service | None, bool]
-
-Flag = Literal["-", "DENY", "CONNECT"]
-"""`response_flags`: fine, denied by policy, not reached or ended with an error."""
 
 _UNKNOWN, _MUTUAL_TLS = "unknown", "mutual_tls"
 _END_LABELS = (
@@ -95,6 +94,13 @@ class Metrics:
             "gauge",
         )
         self.register(self._sockets)
+        self._revoked = Tally(
+            "istio_crl_policy_rejections",
+            "The total number of connections rejected due to CRL certificate revocation"
+            " (unstable)",
+            ("reporter",),
+        )
+        self.register(self._revoked)
         self._series: dict[_Key, _Series] = {}
         self._inbound: dict[tuple[LocalWorkload, Whose], _Series] = {}
         self._unlogged = self._tally(
@@ -155,10 +161,12 @@ class Metrics:
         else:
             self._count_failed(_labels(client, decision, flag))
 
-    def failed(self, client: LocalWorkload, decision: Decision) -> None:
+    def failed(
+        self, client: LocalWorkload, decision: Decision, flag: Flag = "CONNECT"
+    ) -> None:
         """A dial was tried and failed."""
         self.opened(client, decision)
-        labels = _labels(client, decision, "CONNECT")
+        labels = _labels(client, decision, flag)
         self._sockets.labels("source").dec()
         self._count_failed(labels)
 
@@ -204,6 +212,10 @@ class Metrics:
         labels = _server_labels(server, whose, "DENY")
         self._inbound_series(server, whose).opened.inc()
         self._count_failed(labels)
+
+    def revoked(self, reporter: Literal["source", "destination"]) -> None:
+        """A tunnel's peer is revoked."""
+        self._revoked.labels(reporter).inc()
 
     def forget(self) -> None:
         """Look labels up anew: workloads and services may have others."""
@@ -319,8 +331,13 @@ def _labels(client: LocalWorkload, decision: Decision, flag: Flag) -> tuple[str,
 def _server_labels(
     server: LocalWorkload, whose: Whose, flag: Flag = "-"
 ) -> tuple[str, ...]:
-    """Who a client in plain text is, its IP says: not proved, so no principal."""
-    client = list(_end(whose.workload))
+    """Who a client in plain text is, its IP says: not proved, so no principal.
+
+    By HBONE one whose IP is no workload's is who it says, as Istio's ztunnel has it,
+    but for the principal.
+    """
+    said = whose.said
+    client = list(_said(said) if said else _end(whose.workload))
     client[_END_LABELS.index("principal")] = whose.principal or _UNKNOWN
     return (
         "destination",
@@ -330,9 +347,28 @@ def _server_labels(
         "tcp",
         flag,
         _MUTUAL_TLS if whose.principal else _UNKNOWN,
-        *_place(whose.workload),
+        *(_said_place(said) if said else _place(whose.workload)),
         *_place(server.workload),
     )
+
+
+def _said(said: Said) -> tuple[str, ...]:
+    """The same as `_end`; `app` is the workload there, in Istio's ztunnel, too."""
+    values = (
+        said.workload,
+        said.service,
+        said.revision,
+        said.namespace,
+        "",
+        said.workload,
+        said.revision,
+        said.cluster,
+    )
+    return tuple(value or _UNKNOWN for value in values)
+
+
+def _said_place(said: Said) -> tuple[str, str]:
+    return said.region or _UNKNOWN, said.zone or _UNKNOWN
 
 
 def _place(workload: Workload | None) -> tuple[str, str]:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 
 from fastpath.throttle import Throttle
 from fastpath.tsi.policy import NETNS_GONE
+from fastpath.ztunnel import flags
 from fastpath.ztunnel.access_log import Party, Record, party
 from fastpath.ztunnel.configdump import LiveConnection
 from fastpath.ztunnel.istio.outbound import RouteRefusal
@@ -85,6 +86,8 @@ class Outbound:
         self._metrics = metrics
         self._end = end
         self._pools = pools
+        if pools:
+            pools.revoked = lambda: metrics.revoked("source")
         self._lookups: set[asyncio.Task[None]] = set()
         """Connections that wait for one."""
         self.idle = asyncio.Event()
@@ -229,7 +232,7 @@ class Outbound:
             if decision.refusal:
                 self._metrics.denied(client.name, decision.refusal.reason)
             else:
-                self._metrics.failed(client, decision)
+                self._metrics.failed(client, decision, flags.of_failure(event))
             if not decision.refusal or self._may_log(client):
                 self._write(client, event, source, decision)
 
@@ -248,7 +251,7 @@ class Outbound:
                 decision,
                 received=event.up_bytes,
                 sent=event.down_bytes,
-                flag="DENY" if decision.refusal else "CONNECT" if event.error else "-",
+                flag="DENY" if decision.refusal else flags.of_end(event),
             )
             if decision.refusal:
                 self._metrics.ended(client.name, decision.refusal.reason)

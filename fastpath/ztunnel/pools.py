@@ -113,6 +113,8 @@ class Pools:
         self._certificates = certificates
         self._forget = forget
         self._limits = limits
+        self.revoked: Callable[[], None] = lambda: None
+        """Called when a tunnel's peer is."""
         self._pools: dict[_Key, _Pooled] = {}
         self._headers: dict[LocalWorkload, dict[Connect, Headers]] = {}
         self._closed: dict[Identity, HboneStats] = {}
@@ -366,6 +368,8 @@ class Pools:
     def _hear(self, connect: Connect, pool: Pool, event: Event) -> None:
         """A tunnel is there, failed or has ended."""
         reason, key = Reason(event.reason), connect.pool
+        if reason is Reason.REVOKED:
+            self.revoked()
         if reason not in _ORDINARY and self._lines_of(key.source).admits():
             text = _why(key, pool, event)
             where = _format(key.address)

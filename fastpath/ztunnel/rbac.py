@@ -1,8 +1,8 @@
 """Authorization policies: Istio's format, read and checked in full.
 
-A policy binds at the destination's proxy, where the client's identity is proved
-by mutual TLS. This process is the source's proxy, so it does not evaluate them;
-`process` says so once, by name, when it starts.
+A policy binds at the destination's proxy, where the client's identity is proved by
+mutual TLS. `istio.authorize` evaluates those that are for our sandboxes; which are for
+nobody here, `authorization` says once, by name.
 
 Spec: istio/ztunnel, local configuration, `policies`.
 """

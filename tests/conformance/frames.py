@@ -48,7 +48,12 @@ def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> b
 
 def field(name: bytes, value: bytes) -> bytes:
     """RFC 7541 section 6.2.2: a literal without indexing, with a name of its own."""
-    return b"\0" + bytes((len(name),)) + name + bytes((len(value),)) + value
+    return b"\0" + bytes((len(name),)) + name + _size(len(value)) + value
+
+
+def _size(size: int) -> bytes:
+    """Section 5.1: of a string, up to 254; no Huffman code."""
+    return bytes((size,) if size < 127 else (127, size - 127))
 
 
 # RFC 7541, appendix A: 1 is ":authority", 2 and 3 are ":method", 4 is ":path /", 7 is

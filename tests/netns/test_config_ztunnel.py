@@ -89,7 +89,7 @@ class Ztunnel:
         request += address.host.packed + struct.pack("!H", address.port)
         with self._namespace.socket() as sock:
             sock.settimeout(LIMIT_S)
-            sock.connect(SOCKS)
+            wait_until(lambda: not sock.connect_ex(SOCKS))  # its log runs ahead
             source = rf'src\.addr"?[=:]"?127\.0\.0\.1:{sock.getsockname()[1]}\b'
             sock.sendall(b"\5\1\0" + request)
             return wait_until(lambda: self._line(source), what=to)
@@ -191,6 +191,7 @@ def test_our_metrics_have_its_names_and_labels(ztunnel):
     page = get(ztunnel, 15020, "/metrics")
     theirs = families(openmetrics.text_string_to_metric_families(page))
     ours = families(text_string_to_metric_families(our_metrics(case.to)))
+    del ours["istio_crl_policy_rejections"]  # of it, there are no numbers
     shared = {
         "istio_build",
         "istio_tcp_connections_opened",

@@ -13,8 +13,10 @@ import contextlib
 import struct
 
 import pytest
+from prometheus_client.openmetrics import parser as openmetrics
 
 from fastpath.mesh.contexts import client_context
+from tests.conformance.frames import field
 from tests.netns.test_istio_ztunnel import HBONE_PORT, TOKENS, World, client_of
 from tests.support.inbound_cases import (
     ACTIONS,
@@ -24,14 +26,17 @@ from tests.support.inbound_cases import (
     IP,
     OPEN,
     PLAIN,
+    SAID,
     SCOPES,
     SERVER,
     TUNNELLED,
+    UNKNOWN,
     denying_fields,
     with_policies,
     with_scope,
     with_tunnel,
 )
+from tests.unit.fastpath.gate_world import fields
 
 pytestmark = [pytest.mark.netns, pytest.mark.ztunnel]
 
@@ -85,10 +90,12 @@ class Mesh:
             self.world.ztunnel(stack=stack, ENABLE_ORIG_SRC="false", **more)
             yield self
 
-    def answer(self, authority):
+    def answer(self, authority, **more):
         """The status of a CONNECT."""
         name = authority.encode()
         block = b"\x02\x07CONNECT" + b"\x01" + bytes([len(name)]) + name
+        for key, value in more.items():
+            block += field(key.replace("_", "-").encode(), value.encode())
         sock = self.world.connect(HBONE_PORT)
         with client_context(self.material).wrap_socket(sock) as tls:
             tls.sendall(PREFACE + frame(SETTINGS, 0, 0))
@@ -135,6 +142,38 @@ def test_its_matches_are_ours(mesh):
 def test_it_allows_what_we_allow(mesh, policies, allowed):
     with mesh.running(with_policies(policies)) as there:
         assert there.answer(f"{IP}:{OPEN}") == (200 if allowed else 401)
+
+
+def test_whom_it_does_not_know_is_who_baggage_says(mesh):
+    """In its log, and in the labels of its metrics."""
+    with mesh.running(PLAIN) as there:
+        for baggage, _, _ in SAID.values():
+            far = {"baggage": baggage, "x_forwarded_network": "far"}
+            assert there.answer(f"{IP}:{OPEN}", **far) == 200
+        page = there.world.page(15020, "/metrics")
+    found = [
+        {key[4:]: fields(line).get(key) for key in KEYS if key in fields(line)}
+        for line in mesh.world.said("ztunnel.log").splitlines()
+        if "\taccess\tconnection complete\t" in line
+    ]
+    expected = [log for _, log, _ in SAID.values()]
+    assert sorted(found, key=str) == sorted(expected, key=str)
+    assert sources(page) == {
+        tuple((UNKNOWN | labels).items()) for _, _, labels in SAID.values()
+    }
+
+
+KEYS = "src.workload", "src.namespace", "src.cluster"
+
+
+def sources(page):
+    """The clients of opened connections, as labels have them."""
+    return {
+        tuple((name, sample.labels[f"source_{name}"]) for name in UNKNOWN)
+        for family in openmetrics.text_string_to_metric_families(page)
+        for sample in family.samples
+        if sample.name == "istio_tcp_connections_opened_total"
+    }
 
 
 @pytest.mark.parametrize(("where", "denied"), SCOPES.values(), ids=SCOPES.keys())

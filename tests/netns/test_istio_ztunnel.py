@@ -145,6 +145,17 @@ class World:
             if each["certChain"]
         }
 
+    def page(self, port, path):
+        """One of its pages."""
+
+        def ask():
+            connection = http.client.HTTPConnection("localhost", port)
+            with contextlib.closing(connection):
+                connection.request("GET", path)
+                return connection.getresponse().read().decode()
+
+        return self._namespace.run(ask)
+
     def authority(self):
         """The CA's root, which is ours, too."""
         now = dt.datetime.now(dt.UTC)
@@ -257,6 +268,8 @@ def test_it_and_we_refuse_what_the_same_list_revokes(world):
     world.ztunnel(**DEDICATED, CRL_PATH=str(path))
     assert shake(world, good)[1]
     assert not shake(world, bad)[1]
+    counted = 'istio_crl_policy_rejections_total{reporter="destination"} 1'
+    assert counted in world.page(15020, "/metrics").splitlines()
     judge = Verifier((ca.root,), parse(path.read_bytes()))
     now = dt.datetime.now(dt.UTC)
 

@@ -189,3 +189,44 @@ def with_scope(where):
     """A file with one policy that denies all."""
     policy = f"- {{name: p, {where}, action: Deny, dryRun: false, rules: [[]]}}\n"
     return f"{PLAIN}policies:\n{policy}"
+
+
+_NAMES = "workload canonical_service canonical_revision workload_namespace app version"
+UNKNOWN = dict.fromkeys([*_NAMES.split(), "cluster", "region", "zone"], "unknown")
+_ALL = (
+    "k8s.cluster.name=c9,k8s.namespace.name=far,k8s.deployment.name=shop-v1,"
+    "service.name=shop,service.version=v7,cloud.region=r,cloud.availability_zone=z"
+)
+SAID = {
+    "all": (
+        _ALL,
+        {"workload": "shop", "namespace": "far", "cluster": "c9"},
+        {
+            "workload": "shop-v1",
+            "canonical_service": "shop",
+            "canonical_revision": "v7",
+            "workload_namespace": "far",
+            "app": "shop-v1",
+            "version": "v7",
+            "cluster": "c9",
+            "region": "r",
+            "zone": "z",
+        },
+    ),
+    "a-part": ("k8s.pod.name=one", {}, {"workload": "one", "app": "one"}),
+    "the-last-counts": (
+        "k8s.job.name=a,k8s.cronjob.name=b",
+        {},
+        {"workload": "b", "app": "b"},
+    ),
+    "empty-takes-back": (
+        "service.name=a,k8s.cluster.name=x,service.name=",
+        {"cluster": "x"},
+        {"cluster": "x"},
+    ),
+    "two-signs": ("service.name=a=b", {"workload": "a"}, {"canonical_service": "a"}),
+    "spaces-are-of-the-name": ("x=y, service.name=a, k8s.cluster.name=b", {}, {}),
+    "others": ("k8s.replicaset.name=a,b,=c,service.name", {}, {}),
+    "none": ("", {}, {}),
+}
+"""Of a client from another network: `baggage`; `src.` in the log, `source_` labels."""

@@ -7,7 +7,7 @@ Istio's ztunnel has.
 from __future__ import annotations
 
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vhost_user.schema import Between
 
@@ -16,7 +16,47 @@ if TYPE_CHECKING:
     from vhost_user.engine import SocketAddress
     from vhost_user.schema import IpAddress
 
+MAX_SAID: Final = 253
+"""Characters of a name in `baggage`; of a longer one nothing is believed."""
+
 _PORT = Between(1, 65535)
+
+
+class Said(NamedTuple):
+    """What `baggage` says of its sender, which nobody has proved; empty: nothing."""
+
+    cluster: str = ""
+    namespace: str = ""
+    workload: str = ""
+    service: str = ""
+    revision: str = ""
+    region: str = ""
+    zone: str = ""
+
+
+_SAID: Final = {
+    "k8s.cluster.name": "cluster",
+    "k8s.namespace.name": "namespace",
+    "k8s.deployment.name": "workload",
+    "k8s.cronjob.name": "workload",
+    "k8s.pod.name": "workload",
+    "k8s.job.name": "workload",
+    "service.name": "service",
+    "service.version": "revision",
+    "cloud.region": "region",
+    "cloud.availability_zone": "zone",
+}
+
+
+def said(header: str) -> Said | None:
+    """Read `baggage`; None: it says nothing that we know."""
+    found: dict[str, str] = {}
+    for part in header.split(",") if header.isascii() else ():
+        name, _, rest = part.partition("=")
+        value = rest.partition("=")[0]
+        if name in _SAID and len(value) <= MAX_SAID:
+            found[_SAID[name]] = value
+    return Said(**found) if any(found.values()) else None
 
 
 def baggage(workload: Workload) -> str:

@@ -312,6 +312,11 @@ def test_a_revoked_peer_loses_its_tunnel_and_makes_no_more(tmp_path):
 
         wait_until(lambda: world.turned_away(leaf=leaf))
         served(world, guest, world.tunnel(), first=False)
+        world.deliver()
+        failed = "istio_tcp_connections_failed_total"
+        assert world.sample(failed, response_flags="CERT_REVOKED") == 1
+        rejected = "istio_crl_policy_rejections_total"
+        assert world.sample(rejected, reporter="destination") >= 2
 
     lines = [fields(line) for line in world.run(play)]
     assert "the peer's certificate is revoked" in [it.get("error") for it in lines]

@@ -8,7 +8,9 @@ import socket
 
 import pytest
 
+from fastpath.ztunnel import authorization
 from fastpath.ztunnel.istio.headers import is_foreign
+from tests.support.inbound_cases import SAID, UNKNOWN
 from tests.support.limits import wait_until
 from tests.unit.fastpath.gate_world import (
     CLIENT,
@@ -22,6 +24,7 @@ from tests.unit.fastpath.gate_world import (
     finish,
     served,
 )
+from vhost_user.vsock.packet import Op
 
 PLAIN = WORKLOADS.replace("protocol: HBONE", "protocol: TCP")
 
@@ -210,3 +213,49 @@ def test_networks_are_the_same_whatever_the_case():
     assert not is_foreign("East", "eAST")
     assert is_foreign("", "east")
     assert not is_foreign(None, "east")
+
+
+@pytest.mark.parametrize(("baggage", "log", "labels"), SAID.values(), ids=SAID)
+def test_a_client_of_another_network_is_who_baggage_says(
+    tmp_path, baggage, log, labels
+):
+    """In the log and the metrics, as in Istio's ztunnel; its principal is proved."""
+    world = World(tmp_path)
+
+    def play(world):
+        guest = world.guest()
+        far = {"baggage": baggage, "x-forwarded-network": "far"}
+        peer = world.tunnel()
+        conns = [
+            served(world, guest, peer, first=first, **far)[1] for first in (True, False)
+        ]
+        assert world.stats().decided == 1  # the second one
+        for conn in conns:
+            conn.say(Op.RST)
+        world.deliver()
+        source = {f"source_{name}": it for name, it in (UNKNOWN | labels).items()}
+        opened = "istio_tcp_connections_opened_total"
+        assert world.sample(opened, source_principal=CLIENT, **source) == 2
+
+    keys = "workload", "namespace", "cluster"
+    for line in world.run(play):
+        said = fields(line)
+        assert said["src.identity"] == CLIENT
+        assert {it: said[f"src.{it}"] for it in keys if f"src.{it}" in said} == log
+
+
+def test_clients_that_say_ever_new_names_have_few_counters(tmp_path, monkeypatch):
+    """And too long ones are none."""
+    monkeypatch.setattr(authorization, "MAX_SAID", 2)
+    names = ["a", "b" * 254, "c", "d", "a"]
+
+    def play(world):
+        guest = world.guest()
+        peer = world.tunnel()
+        for each, name in enumerate(names):
+            far = {"baggage": f"service.name={name}", "x-forwarded-network": "far"}
+            served(world, guest, peer, first=not each, **far)
+
+    lines = World(tmp_path).run(play)
+    found = sorted(fields(line).get("src.workload", "") for line in lines)
+    assert found == ["", "", "a", "a", "c"]

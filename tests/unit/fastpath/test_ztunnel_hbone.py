@@ -418,6 +418,13 @@ def test_a_peer_that_is_revoked_loses_its_connections(tmp_path, caplog):
             world.server.refuse()
             assert run.guest.failed() == errno.ECONNREFUSED
 
+            failed = "istio_tcp_connections_failed"
+            wait_until(lambda: len(lines_of(run, failed)) == 2)
+            found = "".join(lines_of(run, failed))
+            assert all(f'flags="{it}"' in found for it in ("CERT_REVOKED", "CONNECT"))
+            (line,) = lines_of(run, "istio_crl_policy_rejections")
+            assert line.endswith('{reporter="source"} 2.0')
+
         lines = world.run(play)
     assert len(lines) == 2
     why = "the peer's certificate is revoked"
