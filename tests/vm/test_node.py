@@ -11,6 +11,7 @@ import asyncio
 import os
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -50,8 +51,14 @@ def run(vm_dir, tests):
         memory_mib=512,
     )
     pytest_ = (sys.executable, "-m", "pytest", "-v", "-n0", "-pno:cacheprovider")
-    environment = f"XDG_CACHE_HOME={os.environ.get('XDG_CACHE_HOME', '')}"
-    command = ("env", environment, *pytest_, "--basetemp=/run/tmp/b", tests)
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    command = (
+        "env",
+        f"XDG_CACHE_HOME={home}",
+        *pytest_,
+        "--basetemp=/run/tmp/b",
+        tests,
+    )
     said = bytearray()
 
     async def work(_machine, guest):
