@@ -139,6 +139,8 @@ struct carried {
 
 void carrier_tell(const struct carried *carried);
 int carrier_open(void);
+void carrier_tick(void);
+int carrier_timeout_ms(void);
 bool carrier_send(uint16_t type, const void *head, size_t head_len,
 		  const void *data, size_t len);
 

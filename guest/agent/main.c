@@ -70,6 +70,8 @@ static struct timer timers[] = {
     {.tick = receive_tick, .timeout_ms = receive_timeout_ms},
     {.tick = later_tick, .timeout_ms = later_timeout_ms},
     {.tick = publish_tick, .timeout_ms = publish_timeout_ms},
+    {.tick = control_tick, .timeout_ms = control_timeout_ms},
+    {.tick = carrier_tick, .timeout_ms = carrier_timeout_ms},
 };
 
 static int listener = -1;
@@ -319,6 +321,7 @@ static void leave_behind(void)
 	if ((state.revents & POLLHUP) || keeper >= 0 || fork() != 0)
 		end_like(status);
 
+	give_alone();
 	setsid();
 	if (!log_verbose) { /* our parent may wait for these to be closed */
 		null = open("/dev/null", O_RDWR | O_CLOEXEC);
@@ -394,7 +397,8 @@ static void start_watch(void)
  * adopt() - Take over from an agent that has ended
  * @fds:	"LISTENER,STATE"
  *
- * Without the host, connect() fails until it is back.
+ * Without the host, connect() fails until it is back. Nothing waits for it here
+ * but the calls that need it.
  */
 static void __attribute__((noreturn)) adopt(const char *fds)
 {
@@ -408,12 +412,14 @@ static void __attribute__((noreturn)) adopt(const char *fds)
 	fcntl(state_fd, F_SETFD, FD_CLOEXEC);
 	if (state_map(state_fd) || notify_init(listener))
 		fail("what the agent before this one left");
+	control_hear(&hearer);
 	callers_init();
 	raise_limits();
 	refuse_huge_pages();
 	start_watch();
+	routes_adopt();
 	listen_adopt();
-	complain_of_host(control_start());
+	control_keep();
 	relay_adopt();
 	state_take_over(call_resume);
 	loop_add(&listener_source, listener, EPOLLIN);
@@ -446,13 +452,14 @@ int main(int argc, char **argv)
 		fail("epoll");
 	for (size_t i = 0; i < sizeof(timers) / sizeof(timers[0]); i++)
 		loop_add_timer(&timers[i]);
-	control_hear(&hearer);
 	later_start(call_dispatch);
+	give_start(listeners_stash);
 	if (adopted)
 		adopt(adopted);
 	state_fd = state_create();
 	if (state_fd < 0 || state_map(state_fd))
 		fail("state");
+	control_hear(&hearer);
 	callers_init();
 	error = control_start();
 	if (error) {

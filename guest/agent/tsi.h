@@ -43,6 +43,7 @@
  *	 later.c	calls that are made anew when the host has answered
  *	 blocked.c	calls that block until there is something at a socket
  *	 answer.c	what a program reads when its call returns
+ *	 give.c		new descriptors, for programs that take their time
  *	 stop.c		threads of the target that stand still for a moment
  *	 state.c	what outlives an agent
  *	 notify.c	notifications: receive, look into the target, reply
@@ -132,6 +133,7 @@ void state_begin(const struct call *call);
 void state_end(void);
 int state_wait(const struct call *call);
 void state_answered(int number);
+struct tsi_welcome *state_welcome(void);
 struct route *state_routes(void);
 struct published *state_published(void);
 struct caller *state_callers(void);
@@ -163,25 +165,24 @@ void sock_set_connect_timeout(uint32_t timeout_ms);
 /* ---- ports.c ---- */
 
 int ports_bind(int fd, uint32_t port);
-void ports_bind_any(int fd);
+int ports_bind_any(int fd);
 void ports_bind_low(int fd, uint16_t port);
 
 /* ---- hello.c ---- */
 
-/**
- * struct hello - What a stream to the host begins with
- * @header:	Its header
- * @hello:	Payload
- */
-struct hello {
-	struct tsi_header header;
-	struct tsi_hello hello;
-};
+#define HELLO_MS 5000 /* for the host to accept a stream and to greet us */
 
-int hello_socket(void);
-int hello_connect(int fd, uint32_t port);
-bool hello_read(int fd, void *ret_part, size_t len);
-void hello_fill(struct hello *ret_msg);
+/**
+ * enum phase - How far a stream is
+ * @CLOSED:	There is none
+ * @CONNECTING:	The host has yet to accept it
+ * @GREETING:	It has been greeted
+ * @OPEN:	It greets us
+ */
+enum phase { CLOSED, CONNECTING, GREETING, OPEN };
+
+int hello_start(uint32_t port, int send_s);
+int hello_say(int fd);
 
 /* ---- control.c ---- */
 
@@ -210,11 +211,16 @@ bool control_has_family(bool v4);
 void control_keep(void);
 void control_reopen(const char *why);
 bool control_is_open(void);
+bool control_is_opening(void);
+void control_tick(void);
+int control_timeout_ms(void);
 
 /* ---- failures.c ---- */
 
 void failures_note(const struct tsi_failed *failed);
 int failures_take(uint32_t guest_port);
+void failures_keep(uint32_t guest_port, int error);
+int failures_owed(uint32_t guest_port);
 
 /* ---- routes.c ---- */
 
@@ -231,6 +237,7 @@ struct route {
 };
 
 void routes_begin(const struct tsi_welcome *welcome);
+void routes_adopt(void);
 void routes_forget(uint32_t token);
 bool routes_know(const struct destination *dst);
 int routes_token(const struct destination *dst, uint32_t *ret_token);
@@ -286,12 +293,24 @@ void blocked_drop_stale(struct blocked_list *list);
 void blocked_tick(struct blocked_list *list);
 int blocked_timeout_ms(const struct blocked_list *list);
 
+/* ---- give.c ---- */
+
+void give_start(void (*lost)(uint32_t port, int fd));
+void give_alone(void);
+void give(const struct call *call, int fd, bool cloexec, uint32_t port);
+void give_before(const struct call *call);
+
 /* ---- later.c ---- */
+
+#define STREAM_KEY 0 /* a stream to the host is there, or isn't to be had */
 
 void later_start(void (*dispatch)(const struct call *call));
 bool later_is_again(const struct call *call);
 bool later_keep(const struct call *call, uint32_t key, int limit_ms);
+bool later_retry(const struct call *call, int error);
+void later_go_on(const struct call *call, int error);
 void later_wake(uint32_t key);
+void later_wake_all(void);
 void later_tick(void);
 int later_timeout_ms(void);
 
@@ -302,33 +321,6 @@ int exchange(const struct call *call, int num, int old_fd, int new_fd,
 
 /* ---- kept.c ---- */
 
-#define USUAL_MSS 1460
-
-enum option_kind { KEPT, TAKEN, FIXED, INET, ABSENT };
-
-/**
- * struct option - An option that a vsock socket hasn't got
- * @level:	IPPROTO_*
- * @name:	Option
- * @kind:	See kept.c
- * @shift:	KEPT: where in the label
- * @bits:	KEPT: how many; 1 bit is a truth value
- * @usual:	What reads give while nothing (or 0) is stored
- * @min:	Least value that can be set, of those with more than one bit
- */
-struct option {
-	int level;
-	int name;
-	enum option_kind kind;
-	unsigned shift;
-	unsigned bits;
-	int usual;
-	int min;
-};
-
-const struct option *kept_find(int level, int name);
-uint64_t kept_mask(const struct option *option);
-int kept_value(uint64_t label, const struct option *option);
 void kept_apply(int inet_fd, uint64_t label);
 uint64_t kept_of(int inet_fd);
 
@@ -345,6 +337,7 @@ int swap_to_our_netns(const struct call *call, int num, int *fd);
 /* ---- wait.c ---- */
 
 bool tell_error(const struct call *call, int error);
+bool tell_owed(const struct call *call, int fd);
 void tell_failure(const struct call *call, int fd, int error);
 void wait_for_outcome(const struct call *call, int fd, uint64_t label,
 		      bool resumed);
@@ -387,6 +380,8 @@ struct published {
  * @is:		What outlives us, in state.c's memory; NULL: there is none
  * @inet:	The TCP socket that keeps its TCP port, -1 if it can't be had
  * @watch:	inotify watch, -1 if there is none
+ * @tgid:	The process that it was made for; 0: the agent before us did
+ * @num:	Its descriptor there
  * @n_stash:	Used of @stash
  * @stash:	Accepted for calls that then were gone, or had no descriptors
  */
@@ -394,6 +389,8 @@ struct listener {
 	struct published *is;
 	int inet;
 	int watch;
+	pid_t tgid;
+	int num;
 	unsigned n_stash;
 	int stash[MAX_STASH];
 };
@@ -401,6 +398,7 @@ struct listener {
 struct listener *listeners_next(struct listener *listener);
 bool listeners_any(void);
 struct listener *listeners_find(uint32_t port);
+int listeners_made_of(int inet);
 struct listener *listeners_at(size_t slot);
 struct listener *listeners_new(void);
 void listeners_free(struct listener *listener);
@@ -409,7 +407,7 @@ bool listeners_announce(const struct listener *listener);
 void listeners_announce_all(void);
 int listeners_names(int fd, uint64_t label, struct destination *ret_local,
 		    struct destination *ret_peer);
-void listeners_stash(int fd, int conn);
+void listeners_stash(uint32_t port, int conn);
 int listeners_unstash(int fd);
 
 /* ---- closings.c ---- */

@@ -56,6 +56,7 @@ void loop_once(void);
 void loop_beat(struct beat *memory);
 void loop_alive(void);
 int64_t now_ms(void);
+int ms_until(int64_t time_ms);
 
 /* ---- log.c ---- */
 

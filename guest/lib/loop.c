@@ -52,6 +52,19 @@ int64_t now_ms(void)
 }
 
 /**
+ * ms_until() - How long it is until some time, for poll() and the like
+ * @time_ms:	As now_ms() has it
+ *
+ * Returns: ms, 0 if it has passed
+ */
+int ms_until(int64_t time_ms)
+{
+	int64_t left = time_ms - now_ms();
+
+	return left > 0 ? (int)left : 0;
+}
+
+/**
  * loop_add() - Wait for a descriptor
  * @source:	What to call
  * @fd:		Descriptor

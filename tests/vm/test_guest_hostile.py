@@ -21,7 +21,6 @@ NOT_ALL = {
     "an_agent_that_hangs_is_replaced": ["agent"],
     "descriptors_cost_others_nothing": ["agent"],
     "a_flood_of_listeners_keeps_nobody_from_listening": ["module"],
-    "signals_end_no_call_wrongly": ["module"],
 }
 """Checks that are for some of them only."""
 PAIRS = [(name, who) for name in CHECKS for who in NOT_ALL.get(name, WHO)]

@@ -192,10 +192,15 @@ async def main():
 
 asyncio.run(main())
 """
+HELPER_KIB = 24
+"""What an agent's thread takes; there are as many as were needed at once."""
 SHORT_TWICE = """
 cat > /tmp/short.py
 agent=$(cut -d' ' -f4 /proc/$$/stat)
-measure() { ls /proc/$agent/fd | wc -l; awk '/VmRSS/ {print $2}' /proc/$agent/status; }
+measure() {
+    ls /proc/$agent/fd | wc -l
+    awk '/VmRSS|Threads/ {print $2}' /proc/$agent/status
+}
 python3 /tmp/short.py
 measure
 python3 /tmp/short.py
@@ -208,9 +213,12 @@ def test_short_connections_leave_nothing(world):
     before = world.stats()[0].conns  # init's own, and dials that never end
     status, said = world.sh(SHORT_TWICE, stdin=SHORT.encode())
     assert status == 0, said
-    fds, rss_kib, fds_later, rss_later_kib = map(int, said.split())
+    fds, rss_kib, threads, fds_later, rss_later_kib, threads_later = map(
+        int, said.split()
+    )
     assert fds_later <= fds
-    assert rss_later_kib <= rss_kib + 64
+    helpers = threads_later - threads
+    assert rss_later_kib <= rss_kib + 64 + HELPER_KIB * helpers
 
     def ended():
         device, service = world.stats()
@@ -310,6 +318,41 @@ def test_what_is_the_guests_own_stays_inside(world, address):
     assert (status, said.splitlines()[-1]) == (0, "1")
     assert "refused" in said
     assert len(world.router.asked) == asked
+
+
+GREETED_LATE = f"""
+import os, signal, socket, threading
+
+def waits_in(tid, call):
+    return open(f"/proc/self/task/{{tid}}/syscall").read().startswith(f"{{call}} ")
+
+os.kill(os.getppid(), signal.SIGKILL)
+there = ("{HOST4}", {ECHO})
+waits = threading.Thread(target=socket.create_connection, args=[there])
+waits.start()
+while not waits_in(waits.native_id, 42):  # connect()
+    pass
+with socket.socket() as inside:
+    inside.bind(("127.0.0.1", 0))
+print("waits" if waits.is_alive() else "does not wait", flush=True)
+waits.join()
+"""
+
+
+def test_a_host_that_greets_late_keeps_only_those_waiting_that_need_it(world):
+    """The agent's successor has to open a stream."""
+    world.service.greetings = 1
+
+    def said(data):
+        heard.extend(data)
+        world.service.release()
+
+    heard = bytearray()
+    machine, guest = world.vm()
+    argv = ("python3", "-c", GREETED_LATE)
+    work = guest.run(argv, tsi=True, stdout=said, stderr=said)
+    assert world.call(machine.watch(work)) == 0
+    assert heard == b"waits\n"
 
 
 def test_one_agent_after_another(world):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import math
 import tempfile
 import threading
 from abc import ABC, abstractmethod
@@ -44,7 +45,7 @@ POD4, POD6 = PODS[0]
 ECHO, SLOW, LATE, HTTP, SILENT = 7007, 7500, 7501, 8080, 9999
 BACK = 7503
 KEY: Final = bytes(range(16))
-"""What init of each VM gets from the host."""
+"""What a sandbox's streams have to show."""
 DISCARD: Final = ("198.18.0.1", 9)
 DELAYS_S: Final = {SLOW: 1.5, LATE: 30.0}
 POLICY: Final = SandboxPolicy(published=Ports.parse("7200-7299"), udp=True)
@@ -135,6 +136,25 @@ class Publisher:
 class SlowService(TsiService):
     """Takes its time to answer for two ports: a host that is far away."""
 
+    greetings = math.inf
+    """So many are given at once, the others when released."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self._late = []
+
+    def _greet(self, agent, hello):
+        self.greetings -= 1
+        if self.greetings >= 0:
+            super()._greet(agent, hello)
+        else:
+            self._late.append((agent, hello))
+
+    def release(self):
+        self.greetings = math.inf
+        while self._late:
+            super()._greet(*self._late.pop())
+
     def _answer(self, conn, token, destination):
         answer = super()._answer
         if (delay_s := DELAYS_S.get(destination[1])) is not None:
@@ -182,6 +202,8 @@ class World(ABC):
 
     appends: ClassVar[dict[str, str]] = {"agent": "tsi=agent"}
     """Parameters of a VM's kernel, besides the usual ones."""
+    key: ClassVar[bytes] = KEY
+    """What init of each VM gets."""
 
     def __init__(self, specs, folder, namespace):
         self.namespace = namespace
@@ -272,7 +294,7 @@ class World(ABC):
                     Guest(
                         self._folder / f"{name}.vsock",
                         console=spec.console,
-                        key=KEY,
+                        key=self.key,
                     )
                 )
                 spec = stack.enter_context(kernellog.watched(spec))

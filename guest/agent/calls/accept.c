@@ -40,13 +40,14 @@ static struct blocked_list waiters;
 /**
  * hand_over() - Answer accept() with a connection
  * @call:	accept() or accept4()
- * @conn:	The connection; ours to close unless it was stashed
+ * @fd:		Listener
+ * @conn:	The connection; ours no more
  * @peer:	Its other end
  * @v6:		For an AF_INET6 socket
  *
- * Returns: false if the caller can't take it: stash it
+ * One that the caller can't take is stashed.
  */
-static bool hand_over(const struct call *call, int conn,
+static void hand_over(const struct call *call, int fd, int conn,
 		      const struct sockaddr_vm *peer, bool v6)
 {
 	int flags = call->nr == SYS_accept4 ? (int)call->args[3] : 0;
@@ -56,14 +57,12 @@ static bool hand_over(const struct call *call, int conn,
 	callers_name(peer, &name);
 	if (!target_read(call, call->args[2], &room, sizeof(room)))
 		error = answer_name(call, room, v6, &name);
-	if (error) { /* the kernel loses it, too */
-		reply_error(call->id, error);
-		return true;
+	if (!error) {
+		give(call, conn, flags & SOCK_CLOEXEC, sock_local_port(fd));
+		return;
 	}
-	error = reply_fd(call->id, conn, flags & SOCK_CLOEXEC);
-	if (error && error != ENOENT)
-		reply_error(call->id, error);
-	return !error;
+	reply_error(call->id, error); /* the kernel loses it, too */
+	close(conn);
 }
 
 /**
@@ -122,10 +121,7 @@ static bool try_accept(const struct call *call, int fd, uint64_t label)
 		reply_error(call->id, errno);
 		return true;
 	}
-	if (hand_over(call, conn, &peer, label & LABEL_V6))
-		close(conn);
-	else
-		listeners_stash(fd, conn);
+	hand_over(call, fd, conn, &peer, label & LABEL_V6);
 	return true;
 }
 

@@ -53,16 +53,11 @@ static void socket_trapped(const struct call *call)
 {
 	int type = (int)call->args[1];
 	int fd = sock_create((int)call->args[0], type & SOCK_NONBLOCK);
-	int error;
 
-	if (fd < 0) { /* no vsock in this guest: be of no harm */
+	if (fd < 0) /* no vsock in this guest: be of no harm */
 		reply_native(call->id);
-		return;
-	}
-	error = reply_fd(call->id, fd, type & SOCK_CLOEXEC);
-	close(fd);
-	if (error)
-		reply_error(call->id, error);
+	else
+		give(call, fd, type & SOCK_CLOEXEC, 0);
 }
 
 /**
@@ -112,10 +107,7 @@ static void bind_trapped(const struct call *call)
 	if (!error)
 		allow_pod_address(call);
 	receive_drop_stale();
-	if (error)
-		reply_error(call->id, error);
-	else
-		reply_native(call->id);
+	later_go_on(call, error);
 	if (fd >= 0)
 		close(fd);
 }
@@ -256,10 +248,7 @@ static void ioctl_trapped(const struct call *call)
 		if (request >= SIOCADDRT && sock_local_port(fd) == NO_PORT)
 			error =
 			    swap_to_inet(call, (int)call->args[0], fd, label);
-		if (error)
-			reply_error(call->id, error);
-		else
-			reply_native(call->id);
+		later_go_on(call, error);
 		break;
 	}
 	close(fd);
@@ -357,6 +346,7 @@ void call_dispatch(const struct call *call)
 	size_t nr = (size_t)call->nr;
 
 	state_begin(call);
+	give_before(call);
 	if (nr < sizeof(handlers) / sizeof(handlers[0]) && handlers[nr])
 		handlers[nr](call);
 	else /* filter.c traps something that isn't handled here */

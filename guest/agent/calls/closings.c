@@ -233,10 +233,7 @@ void closings_tick(void)
  */
 int closings_timeout_ms(void)
 {
-	int64_t left;
-
 	if (!listeners_any() || (!unwatched && control_is_open()))
 		return -1;
-	left = next_look_ms - now_ms();
-	return left > 0 ? (int)left : 0;
+	return ms_until(next_look_ms);
 }

@@ -49,7 +49,6 @@ static void already(const struct call *call, int fd, uint64_t label,
 
 	poll(&state, 1, 0);
 	if (state.revents & POLLERR) {
-		sock_change_label(fd, 0, LABEL_UNREPORTED);
 		tell_failure(call, fd, sock_settle(fd));
 		close(fd);
 	} else if (nonblock && !state.revents) {
@@ -158,6 +157,28 @@ static bool stays_inside(const struct call *call, const struct destination *dst)
 }
 
 /**
+ * is_usual() - Is it a new socket's connect() to where others have led?
+ * @fd:		Socket; has a port then
+ * @label:	Its label
+ * @dst:	Destination
+ * @ret_token:	The destination's token
+ *
+ * Most are, and each system call less counts: that it can be bound shows that
+ * the socket is new.
+ *
+ * Returns: true if so
+ */
+static bool is_usual(int fd, uint64_t label, const struct destination *dst,
+		     uint32_t *ret_token)
+{
+	const uint64_t unusual =
+	    LABEL_UNREPORTED | LABEL_ABORTED | LABEL_LOCAL | LABEL_INBOUND;
+
+	return !(label & unusual) && !listeners_any() && routes_know(dst) &&
+	       !ports_bind_any(fd) && !routes_token(dst, ret_token);
+}
+
+/**
  * connect_ours() - connect() on one of our sockets
  * @call:	connect()
  * @fd:		Socket; ours from here on
@@ -167,11 +188,19 @@ static bool stays_inside(const struct call *call, const struct destination *dst)
 static void connect_ours(const struct call *call, int fd, uint64_t label,
 			 const struct destination *dst)
 {
-	bool fresh =
-	    sock_peer_port(fd) == NO_PORT && !(label & LABEL_UNREPORTED);
 	uint32_t port;
 	int error = 0;
+	bool fresh;
 
+	if (is_usual(fd, label, dst, &port)) {
+		start(call, fd, label, TSI_HOST_CID, port);
+		return;
+	}
+	fresh = sock_peer_port(fd) == NO_PORT && !(label & LABEL_UNREPORTED);
+	if ((label & LABEL_UNREPORTED) && tell_owed(call, fd)) {
+		close(fd);
+		return;
+	}
 	if (listen_is_listener(fd, label)) {
 		error = EISCONN;
 	} else if (label & LABEL_ABORTED) {
@@ -189,16 +218,16 @@ static void connect_ours(const struct call *call, int fd, uint64_t label,
 	} else if (fresh && stays_inside(call, dst)) {
 		error = swap_to_inet(call, (int)call->args[0], fd, label);
 		close(fd);
-		if (error)
-			reply_error(call->id, error);
-		else
-			reply_native(call->id);
+		later_go_on(call, error);
 		return;
 	} else {
 		error = routes_token(dst, &port);
 	}
 	if (error) {
-		reply_error(call->id, error);
+		if (error != EINPROGRESS ||
+		    !later_keep(call, STREAM_KEY, HELLO_MS))
+			reply_error(call->id,
+				    error == EINPROGRESS ? ENETUNREACH : error);
 		close(fd);
 		return;
 	}
@@ -224,15 +253,13 @@ static void disconnect(const struct call *call)
 		reply_native(call->id);
 	} else if (listen_is_listener(fd, label)) {
 		error = listen_give_back(call, fd);
-		if (error)
-			reply_error(call->id, error);
-		else
-			reply_native(call->id);
+		later_go_on(call, error);
 	} else {
 		if (sock_local_port(fd) != NO_PORT || (label & LABEL_ABORTED))
 			error =
 			    swap_to_fresh(call, (int)call->args[0], fd, label);
-		reply_error(call->id, error);
+		if (!later_retry(call, error))
+			reply_error(call->id, error);
 	}
 	if (fd >= 0)
 		close(fd);
@@ -290,7 +317,8 @@ void connect_trapped(const struct call *call)
 			connect_ours(call, fd, label, &dst);
 			return;
 		}
-		reply_error(call->id, error ? error : EINVAL);
+		if (!later_retry(call, error))
+			reply_error(call->id, error ? error : EINVAL);
 	} else {
 		reply_native(call->id);
 	}
@@ -312,9 +340,9 @@ void connect_error_wanted(const struct call *call, int fd, uint64_t label)
 
 	poll(&state, 1, 0);
 	if (!(state.revents & POLLERR)) {
-		tell_error(call, 0);
-	} else if (label & LABEL_UNREPORTED) {
-		sock_change_label(fd, LABEL_ABORTED, LABEL_UNREPORTED);
+		if (!(label & LABEL_UNREPORTED) || !tell_owed(call, fd))
+			tell_error(call, 0);
+	} else if (is_unreported(fd, label)) {
 		tell_failure(call, fd, sock_settle(fd));
 	} else { /* an error of an established connection */
 		getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len);

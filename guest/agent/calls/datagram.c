@@ -184,7 +184,9 @@ bool datagram_connect(const struct call *call, int fd,
 		error = errno;
 	if (own >= 0)
 		close(own);
-	reply_error(call->id, error);
+	if (error == EINPROGRESS && later_keep(call, STREAM_KEY, HELLO_MS))
+		return true;
+	reply_error(call->id, error == EINPROGRESS ? ENETUNREACH : error);
 	return true;
 }
 

@@ -112,6 +112,28 @@ static void again(const struct call *call, int fd)
 }
 
 /**
+ * join() - Have what another process made of the same socket
+ * @call:	listen()
+ * @inet:	The socket
+ *
+ * Returns: false if there is no such listener
+ */
+static bool join(const struct call *call, int inet)
+{
+	int fd = listeners_made_of(inet), error;
+
+	if (fd < 0)
+		return false;
+	error = swap_exchange(call, (int)call->args[0], inet, fd);
+	if (error)
+		later_go_on(call, error);
+	else
+		again(call, fd);
+	close(fd);
+	return true;
+}
+
+/**
  * listen_trapped() - listen()
  * @call:	The call
  */
@@ -136,12 +158,15 @@ void listen_trapped(const struct call *call)
 			fd = error ? -1 : target_fd(call, (int)call->args[0]);
 		}
 	}
-	if (fd >= 0 && swap_is_tcp(fd) && publish(call, fd))
-		return;
-	if (error)
-		reply_error(call->id, error);
-	else
-		reply_native(call->id);
+	if (fd >= 0 && swap_is_tcp(fd)) {
+		if (join(call, fd)) {
+			close(fd);
+			return;
+		}
+		if (publish(call, fd))
+			return;
+	}
+	later_go_on(call, error);
 	if (fd >= 0)
 		close(fd);
 }
@@ -207,10 +232,7 @@ void shutdown_trapped(const struct call *call)
 	if (fd >= 0 && notify_valid(call->id) && sock_label(fd, &label) &&
 	    listen_is_listener(fd, label))
 		error = listen_give_back(call, fd);
-	if (error)
-		reply_error(call->id, error);
-	else
-		reply_native(call->id);
+	later_go_on(call, error);
 	if (fd >= 0)
 		close(fd);
 }

@@ -16,6 +16,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "agent/tsi.h"
@@ -63,6 +64,40 @@ struct listener *listeners_find(uint32_t port)
 		if (listeners[i].is && listeners[i].is->port == port)
 			return &listeners[i];
 	return NULL;
+}
+
+/**
+ * listeners_made_of() - The listener that took a TCP socket's place elsewhere
+ * @inet:	A program's TCP socket
+ *
+ * Processes that share a socket share the listener, and its clients, as with
+ * TCP. The one that called listen() first has it.
+ *
+ * Returns: the listener, the caller's to close; -1 if there is none
+ */
+int listeners_made_of(int inet)
+{
+	const struct listener *listener = NULL;
+	struct stat status, theirs;
+	uint64_t label;
+	int fd = -1;
+
+	if (fstat(inet, &status))
+		return -1;
+	for (unsigned i = 0; i < used && !listener; i++)
+		if (listeners[i].is && listeners[i].tgid &&
+		    !fstat(listeners[i].inet, &theirs) &&
+		    theirs.st_ino == status.st_ino)
+			listener = &listeners[i];
+	if (listener)
+		fd = target_fd(&(struct call){.tid = listener->tgid},
+			       listener->num);
+	if (fd >= 0 && (!sock_label(fd, &label) || !sock_is_listening(fd) ||
+			sock_local_port(fd) != listener->is->port)) {
+		close(fd);
+		fd = -1;
+	}
+	return fd;
 }
 
 /**
@@ -215,12 +250,12 @@ int listeners_names(int fd, uint64_t label, struct destination *ret_local,
 
 /**
  * listeners_stash() - Keep a connection for the next accept()
- * @fd:		Listener
+ * @port:	The listener's
  * @conn:	Connection; ours no more
  */
-void listeners_stash(int fd, int conn)
+void listeners_stash(uint32_t port, int conn)
 {
-	struct listener *listener = listeners_find(sock_local_port(fd));
+	struct listener *listener = listeners_find(port);
 
 	if (listener && listener->n_stash < MAX_STASH) {
 		listener->stash[listener->n_stash++] = conn;

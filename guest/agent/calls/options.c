@@ -18,6 +18,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "agent/socket/kept.h"
 #include "agent/tsi.h"
 
 /**
@@ -101,10 +102,7 @@ void setsockopt_trapped(const struct call *call)
 	} else if (option && option->kind == INET &&
 		   sock_local_port(fd) == NO_PORT) {
 		error = swap_to_inet(call, (int)call->args[0], fd, label);
-		if (error)
-			reply_error(call->id, error);
-		else
-			reply_native(call->id);
+		later_go_on(call, error);
 	} else if (level == SOL_SOCKET && !option) {
 		/* SO_SNDTIMEO: the kernel keeps it, connect() looks at it */
 		sock_change_label(fd, LABEL_SNDTIMEO, 0);

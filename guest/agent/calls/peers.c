@@ -258,15 +258,16 @@ bool peers_know(const struct destination *dst)
  * @dst:	Endpoint
  * @ret_peer:	Its number, given now if it had none
  *
- * Returns: 0, or an errno
+ * Returns: 0, or an errno; EINPROGRESS: the host has yet to say how many there
+ *	may be, later_wake() is called with STREAM_KEY when it has
  */
 int peers_number(const struct destination *dst, uint32_t *ret_peer)
 {
 	struct peer *peer;
 	uint32_t slot;
 
-	if (!table->size && carrier_open())
-		return ENETUNREACH;
+	if (!table->size)
+		return carrier_open() ? ENETUNREACH : EINPROGRESS;
 	slot = find(dst);
 	peer = slot != NONE ? &table->peers[slot] : add(dst);
 	peer->used = true;

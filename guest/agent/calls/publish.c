@@ -312,6 +312,10 @@ static bool attempt_finish(const struct call *call, struct attempt *attempt,
 		return true;
 	}
 	error = swap_exchange(call, (int)call->args[0], inet, attempt->fd);
+	if (later_retry(call, error)) {
+		close(inet);
+		return true;
+	}
 	if (error) {
 		attempt_end(attempt, true);
 		reply_error(call->id, error);
@@ -322,6 +326,8 @@ static bool attempt_finish(const struct call *call, struct attempt *attempt,
 	      listener->is->port);
 	closings_watch(listener, attempt->fd);
 	listener->inet = inet;
+	listener->tgid = target_tgid(call->tid);
+	listener->num = (int)call->args[0];
 	publish_reserve(inet);
 	attempt_end(attempt, false); /* the program has it */
 	reply_error(call->id, 0);
@@ -357,7 +363,7 @@ bool publish(const struct call *call, int inet)
 		close(inet);
 		return true;
 	}
-	if (!attempt->answered && control_is_open() &&
+	if (!attempt->answered && (control_is_open() || control_is_opening()) &&
 	    later_keep(call, attempt->listener->is->port, ANSWER_MS)) {
 		close(inet);
 		return true;

@@ -144,6 +144,9 @@ static int64_t send_one(const struct call *call, int *fd, bool v6,
 	if (!error)
 		error = datagram_point_outside(call, fd, v6, &dst, &peer, &to,
 					       &ours.msg_namelen);
+	if (error == EINPROGRESS &&
+	    (!first || !later_keep(call, STREAM_KEY, HELLO_MS)))
+		error = ENETUNREACH;
 	if (!error && dst.port != DNS_PORT)
 		error = may_go(call, peer, first);
 	return error ? -error : emit(*fd, &ours, flags);

@@ -9,7 +9,8 @@
  * the event loop watches. A connect() or getsockopt(SO_ERROR) that found a
  * failure waits for its errno: that comes from the host (failures.c), while the
  * socket only says ECONNRESET. When the socket's word is seen first, the
- * answer waits for the message, at most FAILED_WAIT_MS.
+ * answer waits for the message, at most FAILED_WAIT_MS. A program that a signal
+ * takes away meanwhile is owed the answer: it gets it when it asks again.
  *
  * Any number of calls may wait: nothing here looks at all of them but the tick.
  * Nobody tells the agent that a waiting program was killed or interrupted, so
@@ -20,6 +21,7 @@
 
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,8 +45,8 @@
  * @link:	In connecting, or in awaiting[] by @guest_port
  * @call:	The call; its args are a copy
  * @args:	That copy
- * @fd:		The socket while it is connecting, then -1
- * @guest_port:	Whose FAILED message is awaited
+ * @fd:		The socket
+ * @guest_port:	Whose FAILED message is awaited; 0: it is connecting
  * @deadline_ms: When to give up
  * @resumed:	The label says LABEL_UNREPORTED
  * @number:	state_wait()'s
@@ -159,6 +161,30 @@ static void owe(int fd, bool owed)
 }
 
 /**
+ * tell_failed() - Answer with the errno of a failed attempt, or owe it
+ * @call:	connect() or getsockopt(SO_ERROR)
+ * @fd:		Socket, settled
+ * @port:	Its port
+ * @error:	The errno
+ *
+ * Returns: false if the target had left
+ */
+static bool tell_failed(const struct call *call, int fd, uint32_t port,
+			int error)
+{
+	if (tell_error(call, error)) {
+		sock_change_label(fd,
+				  call->nr == SYS_connect ? 0 : LABEL_ABORTED,
+				  LABEL_UNREPORTED);
+		failures_owed(port);
+		return true;
+	}
+	failures_keep(port, error);
+	owe(fd, true);
+	return false;
+}
+
+/**
  * tell_failure() - Answer with the errno of a failed attempt, once it is known
  * @call:	connect() or getsockopt(SO_ERROR)
  * @fd:		Socket, settled; not used after this returns
@@ -166,43 +192,86 @@ static void owe(int fd, bool owed)
  */
 void tell_failure(const struct call *call, int fd, int error)
 {
-	uint32_t guest_port;
-	struct waiter *waiter;
+	uint32_t port = sock_local_port(fd);
+	struct waiter *waiter = NULL;
 	uint64_t label;
 
-	if (error != ECONNRESET) {
-		tell_error(call, error);
-		return;
+	if (error == ECONNRESET) {
+		error = sock_label(fd, &label) && (label & LABEL_LOCAL)
+			    ? ECONNREFUSED
+			    : failures_take(port);
+		if (!error)
+			waiter = waiter_new(call, now_ms() + FAILED_WAIT_MS);
 	}
-	guest_port = sock_local_port(fd);
-	error = sock_label(fd, &label) && (label & LABEL_LOCAL)
-		    ? ECONNREFUSED
-		    : failures_take(guest_port);
-	waiter = error ? NULL : waiter_new(call, now_ms() + FAILED_WAIT_MS);
 	if (!waiter) {
-		tell_error(call, error ? error : ECONNREFUSED);
+		tell_failed(call, fd, port, error ? error : ECONNREFUSED);
 		return;
 	}
-	waiter->guest_port = guest_port;
-	LIST_INSERT_HEAD(&awaiting[guest_port % BUCKETS], waiter, link);
+	owe(fd, true);
+	waiter->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	waiter->guest_port = port;
+	LIST_INSERT_HEAD(&awaiting[port % BUCKETS], waiter, link);
+}
+
+/**
+ * awaits() - Waits a call for the FAILED message of a port?
+ * @port:	Port
+ *
+ * Returns: true if one does
+ */
+static bool awaits(uint32_t port)
+{
+	const struct waiter *waiter;
+
+	LIST_FOREACH(waiter, &awaiting[port % BUCKETS], link)
+	if (waiter->guest_port == port)
+		return true;
+	return false;
+}
+
+/**
+ * tell_owed() - Answer with a failure that a signal kept from the program
+ * @call:	connect() or getsockopt(SO_ERROR)
+ * @fd:		Socket that the program hasn't heard of
+ *
+ * Returns: false if there was none
+ */
+bool tell_owed(const struct call *call, int fd)
+{
+	uint32_t port = sock_local_port(fd);
+	int error = failures_owed(port);
+
+	if (!error && !awaits(port))
+		return false;
+	tell_failure(call, fd, error ? error : ECONNRESET);
+	return true;
 }
 
 /**
  * wait_failure_arrived() - failures_take() has news
  * @guest_port:	The socket's port
+ *
+ * Of several calls the last one is told first: signals took the others away.
  */
 void wait_failure_arrived(uint32_t guest_port)
 {
 	struct waiter *waiter, *next;
+	bool told = false;
+	int error = 0;
 
 	for (waiter = LIST_FIRST(&awaiting[guest_port % BUCKETS]); waiter;
 	     waiter = next) {
 		next = LIST_NEXT(waiter, link);
 		if (waiter->guest_port != guest_port)
 			continue;
-		tell_error(&waiter->call, failures_take(guest_port));
+		if (!error)
+			error = failures_take(guest_port);
+		if (told)
+			tell_error(&waiter->call, error);
+		else
+			told = tell_failed(&waiter->call, waiter->fd,
+					   guest_port, error);
 		waiter_free(waiter);
-		return;
 	}
 }
 
@@ -221,11 +290,13 @@ static void tell_outcome(const struct call *call, int fd, bool resumed)
 	bool connected = sock_peer_port(fd) != NO_PORT;
 	int error = connected ? 0 : sock_settle(fd);
 
+	if (!connected) {
+		tell_failure(call, fd, error);
+		return;
+	}
 	if (resumed)
 		owe(fd, false);
-	if (!connected)
-		tell_failure(call, fd, error);
-	else if (!reply_error(call->id, 0))
+	if (!reply_error(call->id, 0))
 		owe(fd, true);
 }
 
@@ -305,16 +376,18 @@ void wait_for_outcome(const struct call *call, int fd, uint64_t label,
  */
 static bool look_at(struct waiter *waiter, int64_t now)
 {
-	bool valid = notify_valid(waiter->call.id);
+	bool late = now >= waiter->deadline_ms;
+	bool valid = waiter->guest_port || notify_valid(waiter->call.id);
 
-	if (valid && now < waiter->deadline_ms)
+	if (valid && !late)
 		return true;
-	if (waiter->fd >= 0) { /* the attempt goes on without the program */
+	if (waiter->guest_port) {
+		tell_failed(&waiter->call, waiter->fd, waiter->guest_port,
+			    ECONNREFUSED);
+	} else { /* the attempt goes on without the program */
 		owe(waiter->fd, true);
 		if (valid)
 			tell_error(&waiter->call, EINPROGRESS);
-	} else if (valid) {
-		tell_error(&waiter->call, ECONNREFUSED);
 	}
 	waiter_free(waiter);
 	return false;
@@ -390,10 +463,7 @@ void wait_tick(void)
  */
 int wait_timeout_ms(void)
 {
-	int64_t left;
-
 	if (!waiters)
 		return -1;
-	left = next_look_ms - now_ms();
-	return left > 0 ? (int)left : 0;
+	return ms_until(next_look_ms);
 }

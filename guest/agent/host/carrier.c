@@ -6,22 +6,21 @@
  * ===================
  *
  * docs/tsi-protocol.md, section 9, is the specification. The stream is opened
- * when there is something to send, and again after it broke. What it has no
- * room for waits in a buffer, and what that has no room for is dropped: that is
- * what UDP does in a network, too.
+ * when there is something to send, and again after it broke. Until the host has
+ * greeted us, and while the stream has no room, it waits in a buffer, and what
+ * that has no room for is dropped: that is what UDP does in a network, too.
  */
 
 #define _GNU_SOURCE
 #include <errno.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/time.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
 #include "agent/datagram.h"
 
-#define ANSWER_S  5    /* for the host to accept and greet us */
+#define ROOM_S	  5    /* for room in the stream for HELLO */
 #define RETRY_MS  1000 /* after a stream that could not be opened */
 #define OUT_BYTES (512 << 10)
 
@@ -32,7 +31,9 @@
 /**
  * struct carrier - The stream
  * @source:	In the event loop
- * @fd:		Socket, -1 if there is none
+ * @phase:	How far it is
+ * @fd:		Socket, unless CLOSED
+ * @deadline_ms: It is to be OPEN by then
  * @retry_ms:	Not before then is another one tried
  * @in_len:	Bytes in @in
  * @out_len:	Bytes in @out: the stream had no room
@@ -42,7 +43,9 @@
  */
 static struct carrier {
 	struct source source;
+	enum phase phase;
 	int fd;
+	int64_t deadline_ms;
 	int64_t retry_ms;
 	size_t in_len;
 	size_t out_len;
@@ -57,20 +60,22 @@ static struct carrier {
  */
 static void stream_close(const char *why)
 {
-	if (carrier.fd < 0)
+	if (carrier.phase == CLOSED)
 		return;
 	complain("datagram stream: %s", why);
 	loop_del(carrier.fd);
 	close(carrier.fd);
 	carrier.fd = -1;
+	carrier.phase = CLOSED;
 	carrier.in_len = 0;
 	carrier.out_len = 0;
 	carrier.retry_ms = now_ms() + RETRY_MS;
 	carrier.told->gone();
+	later_wake_all();
 }
 
 /**
- * carrier_send() - Send a message, or drop it
+ * carrier_send() - Send a message, or drop it; carrier_open() was called
  * @type:	enum tsi_type
  * @head:	Payload, first part
  * @head_len:	Bytes of it
@@ -95,7 +100,7 @@ bool carrier_send(uint16_t type, const void *head, size_t head_len,
 
 	if (carrier.out_len + total > sizeof(carrier.out))
 		return false;
-	if (!carrier.out_len) {
+	if (!carrier.out_len && carrier.phase == OPEN) {
 		sent = sendmsg(carrier.fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
 		if (sent == (ssize_t)total)
 			return true;
@@ -144,6 +149,33 @@ static void stream_flush(void)
 }
 
 /**
+ * take_grant() - The host's answer to HELLO
+ * @header:	Its header
+ * @payload:	header->len bytes
+ *
+ * Returns: false if there is no stream
+ */
+static bool take_grant(const struct tsi_header *header, const uint8_t *payload)
+{
+	struct tsi_grant grant;
+
+	if (header->type != TSI_GRANT || header->len != sizeof(grant))
+		return false;
+	memcpy(&grant, payload, sizeof(grant));
+	if (grant.version != TSI_VERSION || !grant.peers ||
+	    grant.peers > TSI_MAX_PEERS || (grant.peers & (grant.peers - 1)))
+		return false;
+	carrier.phase = OPEN;
+	carrier.told->granted(grant.peers);
+	if (carrier.out_len) {
+		loop_del(carrier.fd);
+		loop_add(&carrier.source, carrier.fd, EPOLLIN | EPOLLOUT);
+	}
+	later_wake_all();
+	return true;
+}
+
+/**
  * stream_parse() - Handle the complete messages in the buffer
  *
  * Returns: false if one of them should not have been sent
@@ -151,17 +183,20 @@ static void stream_flush(void)
 static bool stream_parse(void)
 {
 	struct tsi_header header;
+	const uint8_t *payload;
 	size_t at = 0;
 	bool good = true;
 
 	while (good && carrier.in_len - at >= sizeof(header)) {
 		memcpy(&header, carrier.in + at, sizeof(header));
+		payload = carrier.in + at + sizeof(header);
 		if (header.len > MAX_MESSAGE - sizeof(header))
 			return false;
 		if (carrier.in_len - at < sizeof(header) + header.len)
 			break;
-		good = carrier.told->message(&header,
-					     carrier.in + at + sizeof(header));
+		good = carrier.phase == GREETING
+			   ? take_grant(&header, payload)
+			   : carrier.told->message(&header, payload);
 		at += sizeof(header) + header.len;
 	}
 	carrier.in_len -= at;
@@ -194,46 +229,29 @@ static bool stream_read(void)
 }
 
 /**
- * stream_ready() - Read and write what can be
+ * stream_ready() - The host has accepted it; or read and write what can be
  * @source:	Unused: there is one stream
  * @events:	epoll events
  */
 static void stream_ready(struct source *source, uint32_t events)
 {
-	(void)source;
-	if (carrier.fd >= 0 && (events & ~(uint32_t)EPOLLOUT))
+	int error;
+
+	if (carrier.phase == CONNECTING) {
+		error = hello_say(carrier.fd);
+		if (error) {
+			stream_close(strerror(error));
+			return;
+		}
+		carrier.phase = GREETING;
+		loop_del(carrier.fd);
+		loop_add(source, carrier.fd, EPOLLIN);
+		return;
+	}
+	if (events & ~(uint32_t)EPOLLOUT)
 		stream_read();
-	if (carrier.fd >= 0 && carrier.out_len)
+	if (carrier.phase == OPEN && carrier.out_len)
 		stream_flush();
-}
-
-/**
- * greet() - Exchange HELLO and GRANT
- * @fd:		Stream, blocking with timeouts
- * @ret_grant:	What the host grants
- *
- * Returns: 0, or an errno
- */
-static int greet(int fd, struct tsi_grant *ret_grant)
-{
-	struct hello msg;
-	struct {
-		struct tsi_header header;
-		struct tsi_grant grant;
-	} answer;
-
-	hello_fill(&msg);
-	if (send(fd, &msg, sizeof(msg), MSG_NOSIGNAL) != sizeof(msg) ||
-	    !hello_read(fd, &answer, sizeof(answer)) ||
-	    answer.header.type != TSI_GRANT ||
-	    answer.header.len != sizeof(answer.grant))
-		return ECONNREFUSED;
-	if (answer.grant.version != TSI_VERSION || !answer.grant.peers ||
-	    answer.grant.peers > TSI_MAX_PEERS ||
-	    (answer.grant.peers & (answer.grant.peers - 1)))
-		return EPROTO;
-	*ret_grant = answer.grant;
-	return 0;
 }
 
 /**
@@ -248,37 +266,54 @@ void carrier_tell(const struct carried *carried)
 /**
  * carrier_open() - Open a stream, unless there is one
  *
- * Returns: 0, or ENETUNREACH
+ * Returns: 0: messages may be sent from here on; or ENETUNREACH
  */
 int carrier_open(void)
 {
-	const struct timeval answer = {.tv_sec = ANSWER_S};
-	struct tsi_grant grant = {0};
-	int fd, error;
-
-	if (carrier.fd >= 0)
+	if (carrier.phase != CLOSED)
 		return 0;
 	if (now_ms() < carrier.retry_ms)
 		return ENETUNREACH;
 	carrier.retry_ms = now_ms() + RETRY_MS;
-	fd = hello_socket();
-	if (fd < 0)
-		return ENETUNREACH;
-	setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &answer,
-		   sizeof(answer));
-	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &answer, sizeof(answer));
-	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &answer, sizeof(answer));
-	error = hello_connect(fd, TSI_DATAGRAM_PORT);
-	if (!error)
-		error = greet(fd, &grant);
-	if (error) {
-		complain("datagram stream: %s", strerror(error));
-		close(fd);
+	carrier.fd = hello_start(TSI_DATAGRAM_PORT, ROOM_S);
+	if (carrier.fd < 0) {
+		complain("datagram stream: %s", strerror(errno));
 		return ENETUNREACH;
 	}
-	carrier.told->granted(grant.peers);
-	carrier.fd = fd;
+	carrier.phase = CONNECTING;
+	carrier.deadline_ms = now_ms() + HELLO_MS;
 	carrier.source.ready = stream_ready;
-	loop_add(&carrier.source, fd, EPOLLIN);
+	loop_add(&carrier.source, carrier.fd, EPOLLOUT);
 	return 0;
+}
+
+/**
+ * is_opening() - Has the host yet to greet us?
+ *
+ * Returns: true if so
+ */
+static bool is_opening(void)
+{
+	return carrier.phase == CONNECTING || carrier.phase == GREETING;
+}
+
+/**
+ * carrier_tick() - Give up a host that doesn't greet us, if it is time to
+ */
+void carrier_tick(void)
+{
+	if (is_opening() && now_ms() >= carrier.deadline_ms)
+		stream_close("the host doesn't answer");
+}
+
+/**
+ * carrier_timeout_ms() - How long the event loop may sleep
+ *
+ * Returns: ms, -1 for any time
+ */
+int carrier_timeout_ms(void)
+{
+	if (!is_opening())
+		return -1;
+	return ms_until(carrier.deadline_ms);
 }

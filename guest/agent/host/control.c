@@ -7,8 +7,8 @@
  *
  * docs/tsi-protocol.md is the specification. The stream carries destinations
  * and their tokens (routes.c), listeners (listeners.c) and their clients
- * (callers.c), and why connections failed (failures.c). Nothing is waited for
- * but the greeting.
+ * (callers.c), and why connections failed (failures.c). Nothing is waited for;
+ * calls that need the greeting are kept (later.c).
  *
  * If the stream breaks, the next connect() tries to open another one.
  */
@@ -19,30 +19,35 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/param.h>
-#include <sys/time.h>
 #include <unistd.h>
 
 #include "agent/tsi.h"
 
-#define ANSWER_S 5    /* for the host to accept */
-#define SEND_S	 1    /* for room in the stream */
+#define SEND_S	 1 /* for room in the stream */
+#define LOOK_MS	 200
 #define RETRY_MS 1000 /* after a stream that could not be opened */
 
 /**
  * struct control - The stream
  * @source:	In the event loop
- * @fd:		Socket, -1 if there is none
+ * @phase:	How far it is
+ * @fd:		Socket, unless CLOSED
+ * @deadline_ms: It is to be OPEN by then
+ * @error:	Why the last one didn't become OPEN
  * @retry_ms:	Not before then is another one tried
- * @welcome:	What the host granted
+ * @welcome:	What the host granted, state.c has the memory
  * @in_len:	Bytes in @in
  * @in:		Start of a message that isn't here in full
  * @hearer:	Who is told
  */
 static struct control {
 	struct source source;
+	enum phase phase;
 	int fd;
+	int64_t deadline_ms;
+	int error;
 	int64_t retry_ms;
-	struct tsi_welcome welcome;
+	struct tsi_welcome *welcome;
 	size_t in_len;
 	uint8_t in[sizeof(struct tsi_header) + 512];
 	const struct hearer *hearer;
@@ -51,19 +56,31 @@ static struct control {
 /* ---- the stream ---- */
 
 /**
+ * stream_fail() - There is no stream any more, or it doesn't become one
+ * @error:	errno, for who waits for it
+ */
+static void stream_fail(int error)
+{
+	loop_del(control.fd);
+	close(control.fd);
+	control.fd = -1;
+	control.phase = CLOSED;
+	control.error = error;
+	control.in_len = 0;
+	control.retry_ms = now_ms() + RETRY_MS;
+	later_wake_all();
+}
+
+/**
  * stream_close() - The stream is of no use any more
  * @why:	For the log
  */
 static void stream_close(const char *why)
 {
-	if (control.fd < 0)
+	if (control.phase == CLOSED)
 		return;
 	complain("control stream: %s", why);
-	loop_del(control.fd);
-	close(control.fd);
-	control.fd = -1;
-	control.in_len = 0;
-	control.retry_ms = now_ms() + RETRY_MS;
+	stream_fail(EPIPE);
 }
 
 /**
@@ -86,42 +103,6 @@ static int stream_send(int fd, uint16_t type, const void *payload, size_t len)
 	if (send(fd, msg, len, MSG_NOSIGNAL) != (ssize_t)len)
 		return errno ? errno : EPIPE;
 	return 0;
-}
-
-/**
- * stream_greet() - Exchange HELLO and WELCOME
- * @fd:		Stream, blocking with timeouts
- *
- * Returns: 0, or an errno after complaining
- */
-static int stream_greet(int fd)
-{
-	struct hello hello;
-	struct tsi_header header;
-	char text[sizeof(uint32_t) + TSI_MAX_TEXT + 1] = {0};
-
-	hello_fill(&hello);
-	if (send(fd, &hello, sizeof(hello), MSG_NOSIGNAL) != sizeof(hello))
-		return errno;
-	if (!hello_read(fd, &header, sizeof(header)))
-		return EPROTO;
-	if (header.type == TSI_WELCOME &&
-	    header.len == sizeof(control.welcome)) {
-		if (!hello_read(fd, &control.welcome, header.len))
-			return EPROTO;
-		if (control.welcome.version == TSI_VERSION &&
-		    control.welcome.first_token >= TSI_FIRST_TOKEN &&
-		    control.welcome.window > 0)
-			return 0;
-	} else if (header.type == TSI_REFUSED &&
-		   header.len >= sizeof(uint32_t) &&
-		   header.len < sizeof(text)) {
-		if (hello_read(fd, text, header.len))
-			complain("the host refuses: %s",
-				 text + sizeof(uint32_t));
-		return EACCES;
-	}
-	return EPROTO;
 }
 
 /**
@@ -204,7 +185,7 @@ static const char *stream_parse(void)
 	uint32_t payload[16];
 	size_t at = 0;
 
-	while (control.in_len - at >= sizeof(header)) {
+	while (control.phase == OPEN && control.in_len - at >= sizeof(header)) {
 		memcpy(&header, control.in + at, sizeof(header));
 		message = message_of(&header);
 		if (!message || header.len > sizeof(payload))
@@ -215,90 +196,174 @@ static const char *stream_parse(void)
 		at += sizeof(header) + header.len;
 		message->handle(payload);
 	}
-	control.in_len -= at;
-	memmove(control.in, control.in + at, control.in_len);
+	if (control.phase == OPEN) {
+		control.in_len -= at;
+		memmove(control.in, control.in + at, control.in_len);
+	}
 	return NULL;
 }
 
 /**
- * stream_ready() - Read what the host sent
- * @source:	Unused: there is one stream
- * @events:	Unused: reading tells
- */
-static void stream_ready(struct source *source, uint32_t events)
-{
-	ssize_t len;
-	const char *wrong;
-
-	(void)source;
-	(void)events;
-	while (control.fd >= 0) {
-		len = recv(control.fd, control.in + control.in_len,
-			   sizeof(control.in) - control.in_len, MSG_DONTWAIT);
-		if (len < 0 && (errno == EAGAIN || errno == EINTR))
-			return;
-		if (len <= 0) {
-			stream_close("the host closed it");
-			return;
-		}
-		control.in_len += (size_t)len;
-		wrong = stream_parse();
-		if (wrong)
-			stream_close(wrong);
-	}
-}
-
-/**
- * stream_open() - Open a stream
+ * take_welcome() - The host's answer to HELLO
  *
- * Returns: 0, or an errno
+ * Returns: 0; EAGAIN: it isn't here in full; or why there is no stream: an
+ *	errno. EACCES: it was said why
  */
-static int stream_open(void)
+static int take_welcome(void)
 {
-	const struct timeval answer = {.tv_sec = ANSWER_S};
-	const struct timeval room = {.tv_sec = SEND_S};
-	int fd = hello_socket();
-	int error;
+	const uint8_t *payload = control.in + sizeof(struct tsi_header);
+	struct tsi_welcome welcome;
+	struct tsi_header header;
+	size_t size;
 
-	if (fd < 0)
-		return errno;
-	setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &answer,
-		   sizeof(answer));
-	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &room, sizeof(room));
-	error = hello_connect(fd, TSI_PORT);
-	if (!error)
-		error = stream_greet(fd);
-	if (error) {
-		close(fd);
-		control.retry_ms = now_ms() + RETRY_MS;
-		return error;
+	if (control.in_len < sizeof(header))
+		return EAGAIN;
+	memcpy(&header, control.in, sizeof(header));
+	size = sizeof(header) + header.len;
+	if (size > sizeof(control.in))
+		return EPROTO;
+	if (control.in_len < size)
+		return EAGAIN;
+	if (header.type == TSI_REFUSED && header.len >= sizeof(uint32_t)) {
+		complain("the host refuses: %.*s",
+			 (int)(header.len - sizeof(uint32_t)),
+			 (const char *)payload + sizeof(uint32_t));
+		return EACCES;
 	}
-
-	sock_set_connect_timeout(control.welcome.connect_timeout_ms);
-	control.fd = fd;
-	control.source.ready = stream_ready;
-	loop_add(&control.source, fd, EPOLLIN);
-	control.hearer->opened(&control.welcome);
+	if (header.type != TSI_WELCOME || header.len != sizeof(welcome))
+		return EPROTO;
+	memcpy(&welcome, payload, sizeof(welcome));
+	control.in_len -= size;
+	memmove(control.in, control.in + size, control.in_len);
+	if (welcome.version != TSI_VERSION || !welcome.window ||
+	    welcome.first_token < TSI_FIRST_TOKEN)
+		return EPROTO;
+	*control.welcome = welcome;
 	return 0;
 }
 
 /**
- * control_hear() - Say who is told, before all else
+ * stream_hear() - Handle what is in the buffer
+ *
+ * Returns: false if there is no stream any more
+ */
+static bool stream_hear(void)
+{
+	const char *wrong;
+	int error;
+
+	if (control.phase == GREETING) {
+		error = take_welcome();
+		if (error == EAGAIN)
+			return true;
+		if (error) {
+			stream_fail(error);
+			return false;
+		}
+		control.phase = OPEN;
+		sock_set_connect_timeout(control.welcome->connect_timeout_ms);
+		control.hearer->opened(control.welcome);
+		later_wake_all();
+	}
+	wrong = control.phase == OPEN ? stream_parse() : NULL;
+	if (wrong)
+		stream_close(wrong);
+	return control.phase == OPEN;
+}
+
+/**
+ * stream_read() - Read what the host sent
+ */
+static void stream_read(void)
+{
+	ssize_t len;
+
+	do {
+		len = recv(control.fd, control.in + control.in_len,
+			   sizeof(control.in) - control.in_len, MSG_DONTWAIT);
+		if (len < 0 && (errno == EAGAIN || errno == EINTR))
+			return;
+		if (len <= 0 && control.phase == OPEN)
+			stream_close("the host closed it");
+		else if (len <= 0)
+			stream_fail(EPROTO);
+		if (len <= 0)
+			return;
+		control.in_len += (size_t)len;
+	} while (stream_hear());
+}
+
+/**
+ * stream_ready() - The host has accepted it, or says something
+ * @source:	Unused: there is one stream
+ * @events:	Unused: the phase tells
+ */
+static void stream_ready(struct source *source, uint32_t events)
+{
+	int error;
+
+	(void)events;
+	if (control.phase != CONNECTING) {
+		stream_read();
+		return;
+	}
+	error = hello_say(control.fd);
+	if (error) {
+		stream_fail(error);
+		return;
+	}
+	control.phase = GREETING;
+	loop_del(control.fd);
+	loop_add(source, control.fd, EPOLLIN);
+}
+
+/**
+ * stream_open() - Begin a stream
+ */
+static void stream_open(void)
+{
+	control.error = 0;
+	control.fd = hello_start(TSI_PORT, SEND_S);
+	if (control.fd < 0) {
+		control.error = errno;
+		control.retry_ms = now_ms() + RETRY_MS;
+		return;
+	}
+	control.phase = CONNECTING;
+	control.deadline_ms = now_ms() + HELLO_MS;
+	control.source.ready = stream_ready;
+	loop_add(&control.source, control.fd, EPOLLOUT);
+}
+
+/**
+ * control_hear() - Say who is told, once there is the state
  * @hearer:	They
  */
 void control_hear(const struct hearer *hearer)
 {
 	control.hearer = hearer;
+	control.welcome = state_welcome();
 }
 
 /**
- * control_start() - Open the stream
+ * control_start() - Open the stream; nobody is to be served before
  *
  * Returns: 0, or an errno; EACCES: the host refuses, and it is said why
  */
 int control_start(void)
 {
-	return stream_open();
+	struct pollfd state;
+
+	stream_open();
+	while (control_is_opening()) {
+		state.fd = control.fd;
+		state.events = control.phase == CONNECTING ? POLLOUT : POLLIN;
+		if (poll(&state, 1, LOOK_MS) > 0)
+			stream_ready(&control.source, 0);
+		loop_alive(); /* init would take us for one that hangs */
+		control_tick();
+	}
+	return control.error;
 }
 
 /**
@@ -308,7 +373,38 @@ int control_start(void)
  */
 bool control_is_open(void)
 {
-	return control.fd >= 0;
+	return control.phase == OPEN;
+}
+
+/**
+ * control_is_opening() - Is there to be one?
+ *
+ * Returns: true if that isn't known yet; STREAM_KEY is woken then
+ */
+bool control_is_opening(void)
+{
+	return control.phase == CONNECTING || control.phase == GREETING;
+}
+
+/**
+ * control_tick() - Give up a host that doesn't greet us, if it is time to
+ */
+void control_tick(void)
+{
+	if (control_is_opening() && now_ms() >= control.deadline_ms)
+		stream_fail(ETIMEDOUT);
+}
+
+/**
+ * control_timeout_ms() - How long the event loop may sleep
+ *
+ * Returns: ms, -1 for any time
+ */
+int control_timeout_ms(void)
+{
+	if (!control_is_opening())
+		return -1;
+	return ms_until(control.deadline_ms);
 }
 
 /**
@@ -316,7 +412,7 @@ bool control_is_open(void)
  */
 void control_keep(void)
 {
-	if (control.fd < 0 && now_ms() >= control.retry_ms)
+	if (control.phase == CLOSED && now_ms() >= control.retry_ms)
 		stream_open();
 }
 
@@ -340,7 +436,8 @@ void control_reopen(const char *why)
  */
 bool control_route(const struct tsi_route *route)
 {
-	if (!stream_send(control.fd, TSI_ROUTE, route, sizeof(*route)))
+	if (control.phase == OPEN &&
+	    !stream_send(control.fd, TSI_ROUTE, route, sizeof(*route)))
 		return true;
 	stream_close("the host doesn't read it");
 	return false;
@@ -354,7 +451,7 @@ bool control_route(const struct tsi_route *route)
  */
 bool control_listen(const struct tsi_listen *listen)
 {
-	if (control.fd < 0)
+	if (control.phase != OPEN)
 		return false;
 	if (!stream_send(control.fd, TSI_LISTEN, listen, sizeof(*listen)))
 		return true;
@@ -370,7 +467,7 @@ void control_unlisten(uint32_t listener)
 {
 	const struct tsi_unlisten msg = {.listener = listener};
 
-	if (control.fd >= 0 &&
+	if (control.phase == OPEN &&
 	    stream_send(control.fd, TSI_UNLISTEN, &msg, sizeof(msg)))
 		stream_close("the host doesn't read it");
 }
@@ -385,7 +482,8 @@ void control_unlisten(uint32_t listener)
  */
 struct in6_addr control_pod_address(bool v4)
 {
-	return address_of(v4, v4 ? control.welcome.ipv4 : control.welcome.ipv6);
+	return address_of(v4,
+			  v4 ? control.welcome->ipv4 : control.welcome->ipv6);
 }
 
 /**

@@ -9,7 +9,8 @@
  * control stream, by the port that the socket connected from. Which of the two
  * is seen first is chance. Failures that nobody waits for yet are kept in a
  * small array, where newer ones overwrite them: a program that never asks costs
- * nothing.
+ * nothing. So is what a program was to be told when a signal took it away: it
+ * asks again.
  */
 
 #define _GNU_SOURCE
@@ -24,10 +25,12 @@
  * struct failure - What a message said of a connection
  * @guest_port:	Its port
  * @error:	errno
+ * @owed:	The socket has been settled, and its program not been told
  */
 struct failure {
 	uint32_t guest_port;
 	int error;
+	bool owed;
 };
 
 static struct failure failures[FAILURES];
@@ -67,4 +70,27 @@ int failures_take(uint32_t guest_port)
 		return 0;
 	*slot = (struct failure){0};
 	return error;
+}
+
+/**
+ * failures_keep() - A program was not told why its connection failed
+ * @guest_port:	The socket's port
+ * @error:	errno
+ */
+void failures_keep(uint32_t guest_port, int error)
+{
+	failures[guest_port % FAILURES] = (struct failure){
+	    .guest_port = guest_port, .error = error, .owed = true};
+}
+
+/**
+ * failures_owed() - What a program was not told
+ * @guest_port:	The socket's port
+ *
+ * Returns: errno, 0 if it knows all; telling it forgets it
+ */
+int failures_owed(uint32_t guest_port)
+{
+	return failures[guest_port % FAILURES].owed ? failures_take(guest_port)
+						    : 0;
 }

@@ -15,14 +15,11 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <string.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include "agent/tsi.h"
-
-#define HELLO_ANSWER_MS 5000 /* for the host to accept and greet us */
-#define LOOK_MS		200
 
 /**
  * read_key() - The key, from where init has left it
@@ -40,80 +37,14 @@ static void read_key(uint8_t *ret_key)
 }
 
 /**
- * wait_alive() - Wait for a stream, and show that we do
- * @fd:		Stream
- * @events:	poll events
- * @end_ms:	Until then at most
- *
- * Returns: true if it is ready
- */
-static bool wait_alive(int fd, short events, int64_t end_ms)
-{
-	struct pollfd state = {.fd = fd, .events = events};
-
-	while (poll(&state, 1, LOOK_MS) <= 0) {
-		if (now_ms() >= end_ms)
-			return false;
-		loop_alive(); /* init would take us for one that hangs */
-	}
-	return true;
-}
-
-/**
- * hello_connect() - Connect a stream to the host
- * @fd:		From hello_socket()
- * @port:	Of the host
- *
- * Returns: 0, or an errno
- */
-int hello_connect(int fd, uint32_t port)
-{
-	int error;
-
-	sock_set_nonblocking(fd, true);
-	error = sock_connect(fd, TSI_HOST_CID, port);
-	if (error == EINPROGRESS)
-		error = wait_alive(fd, POLLOUT, now_ms() + HELLO_ANSWER_MS) &&
-				sock_peer_port(fd) != NO_PORT
-			    ? 0
-			    : ECONNREFUSED;
-	sock_set_nonblocking(fd, false);
-	return error;
-}
-
-/**
- * hello_read() - Read a part of the host's answer
- * @fd:		Stream
- * @ret_part:	Part
- * @len:	Bytes of it
- *
- * Returns: false if it doesn't come
- */
-bool hello_read(int fd, void *ret_part, size_t len)
-{
-	int64_t end_ms = now_ms() + HELLO_ANSWER_MS;
-	uint8_t *at = ret_part;
-
-	while (len && wait_alive(fd, POLLIN, end_ms)) {
-		ssize_t n = recv(fd, at, len, MSG_DONTWAIT);
-
-		if (n <= 0)
-			return false;
-		at += n;
-		len -= (size_t)n;
-	}
-	return !len;
-}
-
-/**
- * hello_socket() - A socket that the host takes a stream from
+ * make() - A socket that the host takes a stream from
  *
  * Without the right to bind such a port it is one all the same, and the host
  * says no.
  *
  * Returns: the socket; -1 with errno set otherwise
  */
-int hello_socket(void)
+static int make(void)
 {
 	static uint32_t last;
 	int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -132,16 +63,63 @@ int hello_socket(void)
 }
 
 /**
- * hello_fill() - Make the message that a stream begins with
+ * fill() - Make the message that a stream begins with
  * @ret_msg:	Message
  */
-void hello_fill(struct hello *ret_msg)
+static void fill(struct tsi_hello *ret_msg)
 {
-	*ret_msg = (struct hello){
-	    .header = {.type = TSI_HELLO, .len = sizeof(ret_msg->hello)},
-	    .hello = {.magic = TSI_MAGIC,
-		      .version_min = TSI_VERSION,
-		      .version_max = TSI_VERSION},
+	*ret_msg = (struct tsi_hello){
+	    .magic = TSI_MAGIC,
+	    .version_min = TSI_VERSION,
+	    .version_max = TSI_VERSION,
 	};
-	read_key(ret_msg->hello.key);
+	read_key(ret_msg->key);
+}
+
+/**
+ * hello_start() - Begin a stream to the host
+ * @port:	Of the host
+ * @send_s:	How long a send() waits for room
+ *
+ * Nothing is waited for: it is writable once hello_say() may be called.
+ *
+ * Returns: the socket; -1 with errno set otherwise
+ */
+int hello_start(uint32_t port, int send_s)
+{
+	const struct timeval room = {.tv_sec = send_s};
+	int fd = make(), error;
+
+	if (fd < 0)
+		return -1;
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &room, sizeof(room));
+	sock_set_nonblocking(fd, true);
+	error = sock_connect(fd, TSI_HOST_CID, port);
+	sock_set_nonblocking(fd, false);
+	if (!error || error == EINPROGRESS)
+		return fd;
+	close(fd);
+	errno = error;
+	return -1;
+}
+
+/**
+ * hello_say() - Greet the host
+ * @fd:		From hello_start(), writable
+ *
+ * Returns: 0, or an errno
+ */
+int hello_say(int fd)
+{
+	struct {
+		struct tsi_header header;
+		struct tsi_hello hello;
+	} msg = {.header = {.type = TSI_HELLO, .len = sizeof(msg.hello)}};
+
+	if (sock_peer_port(fd) == NO_PORT)
+		return ECONNREFUSED;
+	fill(&msg.hello);
+	if (send(fd, &msg, sizeof(msg), MSG_NOSIGNAL) != sizeof(msg))
+		return errno ? errno : EPIPE;
+	return 0;
 }

@@ -120,20 +120,28 @@ static uint32_t first_free(void)
 }
 
 /**
+ * routes_adopt() - Know what tokens of the agent before this one stood for
+ *
+ * None can be connected to before there is a stream.
+ */
+void routes_adopt(void)
+{
+	routes = state_routes();
+	memset(heads, 0xff, sizeof(heads)); /* NONE */
+	grant = (struct grant){.window = state_welcome()->window};
+	if (grant.window > MAX_WINDOW)
+		grant.window = MAX_WINDOW;
+}
+
+/**
  * routes_begin() - Use what a new stream grants; it knows no destination yet
  * @welcome:	What it grants
  */
 void routes_begin(const struct tsi_welcome *welcome)
 {
-	routes = state_routes();
-	memset(heads, 0xff, sizeof(heads)); /* NONE */
-	grant = (struct grant){
-	    .first = welcome->first_token,
-	    .count = welcome->token_count,
-	    .window = welcome->window,
-	};
-	if (grant.window > MAX_WINDOW)
-		grant.window = MAX_WINDOW;
+	routes_adopt();
+	grant.first = welcome->first_token;
+	grant.count = welcome->token_count;
 	grant.used = first_free();
 	if (grant.used >= grant.count)
 		grant.used = 0;
@@ -196,7 +204,7 @@ bool routes_know(const struct destination *dst)
  * @dst:	Destination
  * @ret_token:	Its token, registered now if it was not yet
  *
- * Returns: 0, or an errno
+ * Returns: 0, or an errno; EINPROGRESS: the stream is being opened
  */
 int routes_token(const struct destination *dst, uint32_t *ret_token)
 {
@@ -206,7 +214,7 @@ int routes_token(const struct destination *dst, uint32_t *ret_token)
 		control_reopen("all its tokens are used, opening another");
 	control_keep();
 	if (!control_is_open())
-		return ENETUNREACH;
+		return control_is_opening() ? EINPROGRESS : ENETUNREACH;
 
 	for (slot = *chain(dst); slot != NONE; slot = routes[slot].next)
 		if (address_same(&routes[slot].dst, dst)) {

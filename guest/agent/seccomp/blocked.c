@@ -172,10 +172,7 @@ void blocked_tick(struct blocked_list *list)
  */
 int blocked_timeout_ms(const struct blocked_list *list)
 {
-	int64_t left;
-
 	if (LIST_EMPTY(&list->head))
 		return -1;
-	left = list->next_look_ms - now_ms();
-	return left > 0 ? (int)left : 0;
+	return ms_until(list->next_look_ms);
 }

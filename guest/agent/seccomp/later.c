@@ -10,15 +10,21 @@
  * is there, or its time is up; its handler finds out how far it got, and goes
  * on from there. Nobody tells us that a program was killed or interrupted in
  * it, so the calls are looked at every TICK_MS.
+ *
+ * So must one whose program is too slow: it is tried again, MAX_RETRIES of
+ * those a tick, for each keeps the others waiting for some milliseconds.
  */
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/param.h>
 
 #include "agent/tsi.h"
 
-#define TICK_MS 200
+#define TICK_MS	    200
+#define MAX_RETRIES 4
+#define SLOW_MS	    30000 /* for a program to take what it is given */
 
 /**
  * struct kept - A call that is made anew
@@ -27,6 +33,7 @@
  * @args:	That copy
  * @key:	What it waits for
  * @woken:	That is there
+ * @slow:	It is tried again for its program's sake
  * @deadline_ms: Till then it waits
  * @number:	state_wait()'s
  */
@@ -36,6 +43,7 @@ struct kept {
 	uint64_t args[6];
 	uint32_t key;
 	bool woken;
+	bool slow;
 	int64_t deadline_ms;
 	int number;
 };
@@ -68,14 +76,14 @@ bool later_is_again(const struct call *call)
 }
 
 /**
- * later_keep() - Make the call that is being handled once more
- * @call:	The call; not to be answered now, if this returns true
- * @key:	When later_wake() is called with it
- * @limit_ms:	Or when it has waited for so long in all
+ * keep() - Make the call that is being handled once more
+ * @call:	The call
+ * @like:	How: key and slow
+ * @limit_ms:	For so long in all
  *
  * Returns: false if its time is up, or too many wait
  */
-bool later_keep(const struct call *call, uint32_t key, int limit_ms)
+static bool keep(const struct call *call, const struct kept *like, int limit_ms)
 {
 	int64_t now = now_ms(), deadline_ms = now + limit_ms;
 	struct kept *kept;
@@ -94,13 +102,53 @@ bool later_keep(const struct call *call, uint32_t key, int limit_ms)
 	kept->call = *call;
 	memcpy(kept->args, call->args, sizeof(kept->args));
 	kept->call.args = kept->args;
-	kept->key = key;
+	kept->key = like->key;
+	kept->slow = like->slow;
 	kept->deadline_ms = deadline_ms;
 	if (STAILQ_EMPTY(&waiting))
 		next_look_ms = now + TICK_MS;
 	next_look_ms = MIN(next_look_ms, deadline_ms);
 	STAILQ_INSERT_TAIL(&waiting, kept, link);
 	return true;
+}
+
+/**
+ * later_keep() - Make the call that is being handled once more
+ * @call:	The call; not to be answered now, if this returns true
+ * @key:	When later_wake() is called with it
+ * @limit_ms:	Or when it has waited for so long in all
+ *
+ * Returns: false if its time is up, or too many wait
+ */
+bool later_keep(const struct call *call, uint32_t key, int limit_ms)
+{
+	return keep(call, &(struct kept){.key = key}, limit_ms);
+}
+
+/**
+ * later_retry() - Make the call once more, if its program was too slow for it
+ * @call:	The call
+ * @error:	What came of it
+ *
+ * Returns: true if it is; else it is to be answered now
+ */
+bool later_retry(const struct call *call, int error)
+{
+	return error == EINTR &&
+	       keep(call, &(struct kept){.slow = true}, SLOW_MS);
+}
+
+/**
+ * later_go_on() - The kernel runs the call, unless something failed
+ * @call:	The call
+ * @error:	What did, or 0
+ */
+void later_go_on(const struct call *call, int error)
+{
+	if (!error)
+		reply_native(call->id);
+	else if (!later_retry(call, error))
+		reply_error(call->id, error == EINTR ? ENOBUFS : error);
 }
 
 /**
@@ -119,11 +167,24 @@ void later_wake(uint32_t key)
 }
 
 /**
+ * later_wake_all() - What all wait for may be there
+ */
+void later_wake_all(void)
+{
+	struct kept *kept;
+
+	STAILQ_FOREACH(kept, &waiting, link)
+	kept->woken = true;
+	next_look_ms = 0;
+}
+
+/**
  * later_tick() - Make the calls anew whose time it is
  */
 void later_tick(void)
 {
 	struct kept_list looked = STAILQ_HEAD_INITIALIZER(looked);
+	unsigned retries = 0;
 	int64_t now;
 	struct kept *kept;
 
@@ -134,9 +195,12 @@ void later_tick(void)
 	STAILQ_CONCAT(&looked, &waiting);
 	while ((kept = STAILQ_FIRST(&looked))) {
 		bool valid = notify_valid(kept->call.id);
+		bool again_now = kept->woken;
 
 		STAILQ_REMOVE_HEAD(&looked, link);
-		if (valid && !kept->woken && now < kept->deadline_ms) {
+		if (valid && kept->slow)
+			again_now = retries++ < MAX_RETRIES;
+		if (valid && !again_now && now < kept->deadline_ms) {
 			next_look_ms = MIN(next_look_ms, kept->deadline_ms);
 			STAILQ_INSERT_TAIL(&waiting, kept, link);
 			continue;
@@ -157,10 +221,7 @@ void later_tick(void)
  */
 int later_timeout_ms(void)
 {
-	int64_t left;
-
 	if (STAILQ_EMPTY(&waiting))
 		return -1;
-	left = next_look_ms - now_ms();
-	return left > 0 ? (int)left : 0;
+	return ms_until(next_look_ms);
 }

@@ -218,7 +218,9 @@ int reply_fd(uint64_t id, int fd, bool cloexec)
  * @num:	Descriptor in the target
  * @cloexec:	Whether it is close-on-exec; the kernel doesn't keep that
  *
- * Returns: 0, or an errno
+ * The target puts it there, in its own time.
+ *
+ * Returns: 0, or an errno; EINTR: it is too slow, and nothing has changed
  */
 int replace_fd(uint64_t id, int fd, int num, bool cloexec)
 {
@@ -229,8 +231,13 @@ int replace_fd(uint64_t id, int fd, int num, bool cloexec)
 	    .newfd = (uint32_t)num,
 	    .newfd_flags = cloexec ? O_CLOEXEC : 0,
 	};
+	int error;
 
-	return ioctl(listener, SECCOMP_IOCTL_NOTIF_ADDFD, &add) < 0 ? errno : 0;
+	watch_begin();
+	error =
+	    ioctl(listener, SECCOMP_IOCTL_NOTIF_ADDFD, &add) < 0 ? errno : 0;
+	watch_end();
+	return error;
 }
 
 /**

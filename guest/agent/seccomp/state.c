@@ -21,17 +21,18 @@
  * - Calls that waited (wait.c) are handled as if they were made just now: their
  *   sockets are connecting, and a connect() of such a socket waits on.
  *
- * Destinations of tokens are there as well, and clients' addresses, for
- * getpeername() of connections that the agent before this one made or took. So
- * are published listeners, which live on in their programs and have to be
- * announced anew (listen.c), and the peers of UDP sockets, which programs'
- * sockets are connected to by the relay's port (relay.c).
+ * What the host granted is there, destinations of tokens, and clients'
+ * addresses, for getpeername() of connections that the agent before this one
+ * made or took. So are published listeners, which live on in their programs and
+ * have to be announced anew (listen.c), and the peers of UDP sockets, which
+ * programs' sockets are connected to by the relay's port (relay.c).
  */
 
 #define _GNU_SOURCE
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/param.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -62,6 +63,7 @@ struct kept {
  * @beat:	loop.c's, for init
  * @current:	The call that is being handled
  * @waiting:	Calls that wait
+ * @welcome:	control.c's
  * @routes:	routes.c's
  * @callers:	callers.c's
  * @published:	listeners.c's
@@ -71,6 +73,7 @@ struct state {
 	struct beat beat;
 	struct kept current;
 	struct kept waiting[MAX_KEPT];
+	struct tsi_welcome welcome;
 	struct route routes[MAX_WINDOW];
 	struct caller callers[CALLERS];
 	struct published published[MAX_PUBLISHED];
@@ -78,7 +81,7 @@ struct state {
 };
 
 static struct state *state;
-static unsigned last; /* slot of waiting[] that was taken last */
+static unsigned lowest; /* slot of waiting[] that may be free */
 
 /**
  * state_create() - Make the memory
@@ -153,13 +156,11 @@ void state_end(void)
  */
 int state_wait(const struct call *call)
 {
-	for (unsigned i = 0; i < MAX_KEPT; i++) {
-		last = (last + 1) % MAX_KEPT;
-		if (state->waiting[last].used)
-			continue;
-		keep(&state->waiting[last], call);
-		return (int)last;
-	}
+	for (; lowest < MAX_KEPT; lowest++)
+		if (!state->waiting[lowest].used) {
+			keep(&state->waiting[lowest], call);
+			return (int)lowest++;
+		}
 	return -1;
 }
 
@@ -170,6 +171,17 @@ int state_wait(const struct call *call)
 void state_answered(int number)
 {
 	__atomic_store_n(&state->waiting[number].used, false, __ATOMIC_RELEASE);
+	lowest = MIN(lowest, (unsigned)number);
+}
+
+/**
+ * state_welcome() - Memory for control.c
+ *
+ * Returns: what the host granted; zeros: it hasn't yet
+ */
+struct tsi_welcome *state_welcome(void)
+{
+	return &state->welcome;
 }
 
 /**

@@ -35,6 +35,8 @@
 #include "agent/socket/survey.h"
 #include "agent/tsi.h"
 
+#define TRIES 256 /* by a program that is slow: a second */
+
 /**
  * repair_one() - Register the new socket as the old one was; in a child
  * @call:	Call of the process
@@ -158,7 +160,12 @@ static void replace_others(const struct call *call, const struct survey *survey,
 		return;
 	stop_others(call, &stopped);
 	for (unsigned i = 0; i < survey->n_holders; i++)
-		replace(call, survey, survey->holders[i], new_fd);
+		for (int tries = 0; tries < TRIES; tries++) {
+			loop_alive();
+			if (replace(call, survey, survey->holders[i], new_fd) !=
+			    EINTR)
+				break;
+		}
 	stop_end_all(&stopped);
 }
 

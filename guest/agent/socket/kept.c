@@ -28,6 +28,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 
+#include "agent/socket/kept.h"
 #include "agent/tsi.h"
 
 #ifndef TCP_FASTOPEN_CONNECT

@@ -85,13 +85,15 @@ static uint32_t range_of(uint32_t *ret_first)
 
 /**
  * ports_bind_any() - Bind to a port that TCP could have chosen
- * @fd:		One of our sockets, not bound
+ * @fd:		One of our sockets
  *
  * vsock's own choice would have any low half, a privileged port or 0 as well.
  * One that is used again soon might meet what the host still has of the
  * connection before, so they are taken in turn.
+ *
+ * Returns: 0, or an errno; EINVAL: it has a port
  */
-void ports_bind_any(int fd)
+int ports_bind_any(int fd)
 {
 	static uint64_t turn;
 	uint32_t first, count = range_of(&first), upper;
@@ -106,4 +108,5 @@ void ports_bind_any(int fd)
 		    fd, VSOCK_PORT(FIRST_BOUND + upper,
 				   first + (uint32_t)(turn % count)));
 	}
+	return error;
 }

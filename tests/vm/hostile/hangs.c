@@ -5,11 +5,13 @@
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -20,11 +22,15 @@
 
 #include "hostile.h"
 
-#define ATTACK_S  5
-#define LONGEST_S 2.0 /* a call of somebody else's; it was minutes */
-#define ROUNDS	  60
-#define MANY	  20000 /* descriptors */
-#define BINDS	  5
+#define ATTACK_S   5
+#define LONGEST_S  2.0 /* a call of somebody else's; it was minutes */
+#define ROUNDS	   60
+#define MANY	   20000 /* descriptors */
+#define BINDS	   5
+#define CGROUPS	   "/tmp/cgroups"
+#define SLOW	   4   /* programs */
+#define SLOW_S	   1.0 /* what their CPU time is counted in */
+#define SLOW_BINDS 10
 
 static volatile int target = -1;
 static volatile int over;
@@ -68,17 +74,22 @@ static void connect_and_clear(void *unused)
 	}
 }
 
+static void bind_once(void)
+{
+	struct sockaddr_in own = {.sin_family = AF_INET};
+	int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+	own.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	want(bind(fd, (struct sockaddr *)&own, sizeof(own)) == 0);
+	close(fd);
+}
+
 static double longest_bind_s(double until_s)
 {
 	double longest = 0, begin;
 
 	while ((begin = now_s()) < until_s) {
-		struct sockaddr_in own = {.sin_family = AF_INET};
-		int fd = socket(AF_INET, SOCK_STREAM, 0);
-
-		own.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-		want(bind(fd, (struct sockaddr *)&own, sizeof(own)) == 0);
-		close(fd);
+		bind_once();
 		if (now_s() - begin > longest)
 			longest = now_s() - begin;
 		usleep(10000);
@@ -90,6 +101,56 @@ static void a_program_that_clears_o_nonblock_keeps_nobody_waiting(void)
 {
 	as_nobody(connect_and_clear, NULL);
 	want(longest_bind_s(now_s() + ATTACK_S) < LONGEST_S);
+}
+
+/* ---- a program that hardly runs ---- */
+
+static void write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY);
+
+	want(fd >= 0 && write(fd, text, strlen(text)) > 0);
+	close(fd);
+}
+
+static void make_sockets(void *unused)
+{
+	(void)unused;
+	for (;;) {
+		struct sockaddr_in own = {.sin_family = AF_INET};
+		int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+		own.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+		bind(fd, (struct sockaddr *)&own, sizeof(own));
+		close(fd);
+	}
+}
+
+/* They have a millisecond of each second, all together. Each call of somebody
+ * else's took a second. */
+static void programs_without_cpu_time_keep_nobody_waiting(void)
+{
+	double begin, shortest = SLOW_S;
+
+	mkdir(CGROUPS, 0755);
+	want(!mount("cgroup2", CGROUPS, "cgroup2", 0, NULL) || errno == EBUSY);
+	write_file(CGROUPS "/cgroup.subtree_control", "+cpu");
+	mkdir(CGROUPS "/slow", 0755);
+	write_file(CGROUPS "/slow/cpu.max", "1000 1000000");
+	for (int i = 0; i < SLOW; i++) {
+		char pid[16];
+
+		snprintf(pid, sizeof(pid), "%d", as_nobody(make_sockets, NULL));
+		write_file(CGROUPS "/slow/cgroup.procs", pid);
+	}
+	sleep(1);
+	for (int i = 0; i < SLOW_BINDS; i++) {
+		begin = now_s();
+		bind_once();
+		if (now_s() - begin < shortest)
+			shortest = now_s() - begin;
+	}
+	want(shortest < SLOW_S / 2);
 }
 
 /* ---- an agent that does not go on ---- */
@@ -194,14 +255,8 @@ static double agents_ran(void)
 
 static void bind_often(void)
 {
-	for (int i = 0; i < BINDS; i++) {
-		struct sockaddr_in own = {.sin_family = AF_INET};
-		int fd = socket(AF_INET, SOCK_STREAM, 0);
-
-		own.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-		want(bind(fd, (struct sockaddr *)&own, sizeof(own)) == 0);
-		close(fd);
-	}
+	for (int i = 0; i < BINDS; i++)
+		bind_once();
 }
 
 /* In an attacker: the exit status says that it opened them */
@@ -256,6 +311,7 @@ const struct check hangs[] = {
     SANDBOX(all_names_of_a_socket_are_exchanged),
     SANDBOX(a_file_opened_meanwhile_stays),
     SANDBOX(a_program_that_clears_o_nonblock_keeps_nobody_waiting),
+    SANDBOX(programs_without_cpu_time_keep_nobody_waiting),
     SANDBOX(an_agent_that_hangs_is_replaced),
     {0},
 };

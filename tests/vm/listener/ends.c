@@ -298,6 +298,32 @@ static void prefork_that_polls(void)
 	prefork(SOCK_NONBLOCK);
 }
 
+/* Bound before fork(), each worker's own listen(): one queue for all */
+static void a_worker_that_stands_still_keeps_no_client(void)
+{
+	int fd = tcp("0.0.0.0", 0), listens[2];
+	union name name;
+	char byte;
+	pid_t pid;
+
+	want(!bind_to(fd, "0.0.0.0", port) && !pipe(listens));
+	pid = fork();
+	if (pid == 0) {
+		want(!listen(fd, BACKLOG));
+		want(write(listens[1], "", 1) == 1);
+		pause();
+	}
+	want(read(listens[0], &byte, 1) == 1);
+	want(!kill(pid, SIGSTOP));
+	want(!listen(fd, BACKLOG));
+	for (int i = 0; i < 4; i++) {
+		int there = client("127.0.0.1");
+
+		want_connected(take(fd, &name), there, &name);
+	}
+	kill(pid, SIGKILL);
+}
+
 static void loopback_only(void)
 {
 	int fd = listener("127.0.0.1", 0), there = client("127.0.0.1");
@@ -324,6 +350,7 @@ const struct check end_checks[] = {
     CHECK(tcp_info_tells_the_state),
     CHECK(prefork_that_blocks),
     CHECK(prefork_that_polls),
+    CHECK(a_worker_that_stands_still_keeps_no_client),
     CHECK(loopback_only),
     {0},
 };
