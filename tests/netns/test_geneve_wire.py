@@ -30,6 +30,13 @@ INNER_ETH = bytes.fromhex("020000000002 020000000001 0800")
 INNER_IP = bytes.fromhex("45 00 0020 0000 4000 40 11 0000 0a000001 0a000002")
 INNER = INNER_ETH + INNER_IP + b"twelve bytes"
 
+IPV6_ETH = INNER_ETH[:12] + bytes.fromhex("86dd")
+IPV6 = IPV6_ETH + bytes.fromhex(
+    "60000000 000c 11 40"
+    "20010db8 00000000 00000000 00000001 20010db8 00000000 00000000 00000002"
+)
+INNER_IPV6 = IPV6 + b"twelve bytes"
+
 ARP = bytes.fromhex("ffffffffffff 020000000001 0806") + b"a" * 28
 
 # Ethernet, IPv4 with TTL 64 and don't fragment, UDP to 6081 without a checksum.
@@ -97,6 +104,17 @@ def test_an_ipv4_frame_is_encapsulated_whole(run):
     assert frame[36:42] == bytes.fromhex("17c1 003e 0000")
     assert frame[42:50] == GENEVE
     assert frame[50:] == INNER
+
+
+def test_an_ipv6_frame_takes_the_underlays_route_as_an_ipv4_one_does(run):
+    """Grown blindly, as ARP's are, a packet of many segments would be cut wrongly."""
+    verdict, frame = run("encap", INNER_IPV6)
+    assert verdict == REDIRECT
+    assert frame[:12] == run("encap", INNER)[1][:12]  # not the other end's MAC
+    assert frame[12:14] == b"\x08\x00"
+    assert frame[42:] == GENEVE + INNER_IPV6
+    back = frame[:26] + frame[30:34] + frame[26:30] + frame[34:]
+    assert run("decap", back) == (REDIRECT, INNER_IPV6)
 
 
 @pytest.mark.spec("RFC 791 section 3.1, Header Checksum")

@@ -80,6 +80,9 @@ def test_each_kind_of_tunnel_carries_a_connection(vm_dir):
     passed = set(re.findall(r"::test_bytes_arrive\S*\[(\S+)\] PASSED", text))
     mixed = {"geneve/geneve-bpf", "geneve-bpf/geneve"}
     assert passed == {f"{kind}/{kind}" for kind in KINDS} | mixed, text
+    by_ipv6 = set(re.findall(r"::test_ipv6_arrives\S*\[(\S+)\] PASSED", text))
+    assert by_ipv6 == {f"{kind}/{kind}" for kind in KINDS[:5]} | mixed, text
+    assert re.search(r"::test_isatap\S+ PASSED", text), text
 
 
 def test_each_geneve_lab_does_what_its_page_says(vm_dir):

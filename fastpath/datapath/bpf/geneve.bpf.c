@@ -23,11 +23,12 @@
  * 3.5 lets an endpoint do with all but critical ones), copying DSCP and ECN
  * between the two IP headers (section 4.4.2), an IPv6 underlay.
  *
- * Two ways lead out. An IPv4 frame is grown by bpf_skb_adjust_room(), which
- * also tells the stack where the inner headers are, and then takes the
- * underlay's route and neighbour like any packet of the host. That helper
- * refuses frames that aren't IP; the only ones here are ARP's, a few in a
- * minute. They are grown blindly and sent to the MAC address of the other end.
+ * Two ways lead out. An IP frame, of either version, is grown by
+ * bpf_skb_adjust_room(), which also tells the stack where the inner headers
+ * are, and then takes the underlay's route and neighbour like any packet of
+ * the host. That helper refuses all others; the only ones here are ARP's, a
+ * few in a minute. They are grown blindly and sent to the MAC address of the
+ *other end.
  *
  * There are no maps. A program's parameters are undefined symbols: their
  * addresses are its immediates, and the loader writes the values there
@@ -197,7 +198,7 @@ static __always_inline void fill_outer(struct outer *outer, __u32 frame_len,
 }
 
 /**
- * send_ip() - Encapsulate an IPv4 frame and route it on the underlay
+ * send_ip() - Encapsulate an IP frame and route it on the underlay
  * @skb:	Frame
  * @h:		Outer headers and a copy of the frame's own Ethernet header
  *
@@ -222,7 +223,7 @@ static __always_inline int send_ip(struct __sk_buff *skb,
 }
 
 /**
- * send_other() - Encapsulate a frame that isn't IPv4 and send it to the peer
+ * send_other() - Encapsulate a frame that isn't IP and send it to the peer
  * @skb:	Frame
  * @outer:	Outer headers; the MAC addresses are written here
  *
@@ -261,7 +262,8 @@ SEC("tc/encap") int encap(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 
 	fill_outer(&h.outer, skb->len, hash);
-	if (h.inner.h_proto == htons(ETH_P_IP))
+	if (h.inner.h_proto == htons(ETH_P_IP) ||
+	    h.inner.h_proto == htons(ETH_P_IPV6))
 		return send_ip(skb, &h);
 	return send_other(skb, &h.outer);
 }
