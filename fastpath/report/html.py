@@ -25,7 +25,7 @@ from fastpath.report.table import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from fastpath.report.model import PathResult, Report, Verdict
@@ -65,6 +65,7 @@ p { margin: 0 0 8px; max-width: 75ch; }
 .charts { display: grid; gap: 12px;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 0 0 12px; }
+.charts + .legend { margin-top: 28px; }
 .legend i { display: inline-block; width: 26px; border-top: 3px solid;
   margin: 0 8px 4px 0; }
 .scroll { overflow-x: auto; } svg.narrow { display: none; }
@@ -116,15 +117,17 @@ svg .interval.open { stroke: var(--open); } svg .point.open { fill: var(--open);
 svg .interval.none { stroke: var(--soft); } svg .point.none { fill: var(--soft); }
 """
 
+COLOURS: Final = 8
+"""That are told apart."""
 PATH_STYLES: Final = "".join(
     f"svg .curve.path{i} {{ stroke: var(--path{i}); }} "
     f"svg .dot.path{i} {{ fill: var(--path{i}); }} "
     f".legend i.path{i} {{ border-color: var(--path{i}); }}\n"
-    for i in range(8)
+    for i in range(COLOURS)
 ) + "".join(
     f"svg .curve.path{i} {{ stroke-dasharray: 9 3; }} "
     f".legend i.path{i} {{ border-top-style: dashed; }}\n"
-    for i in range(4, 8)
+    for i in range(COLOURS // 2, COLOURS)
 )
 """A colour each; those of the second half are dashed, too."""
 
@@ -262,10 +265,6 @@ def _card(verdict: Verdict) -> str:
 
 
 def _distributions(report: Report) -> str:
-    legend = "".join(
-        f'<span><i class="path{i}"></i>{escape(p.facts.title)}</span>'
-        for i, p in enumerate(report.paths.values())
-    )
     drawn = [
         (key, title)
         for key, title in CHARTS
@@ -273,23 +272,38 @@ def _distributions(report: Report) -> str:
     ]
     if not drawn:
         return ""
-    charts = "".join(
-        f'<div class="card"><h3>{escape(title)}</h3>{_chart(key, title, report)}</div>'
-        for key, title in drawn
-    )
+    groups = "".join(_group(group, drawn) for group in _groups(report))
     return (
         "<h2>Latency distributions</h2>"
         '<p class="soft">Share of all samples at or below a time; further left is '
         "quicker, steeper is steadier. The dot is the median; the axis ends at the "
-        f'99.5th percentile.</p><div class="legend">{legend}</div>'
-        f'<div class="charts">{charts}</div>'
+        f"99.5th percentile.</p>{groups}"
     )
 
 
-def _chart(key: str, title: str, report: Report) -> str:
+def _groups(report: Report) -> Iterator[list[PathResult]]:
+    """Divide paths into pictures with a colour for each; the first is in all."""
+    first, *others = report.paths.values()
+    for at in range(0, max(len(others), 1), COLOURS - 1):
+        yield [first, *others[at : at + COLOURS - 1]]
+
+
+def _group(paths: Sequence[PathResult], drawn: Sequence[tuple[str, str]]) -> str:
+    legend = "".join(
+        f'<span><i class="path{i}"></i>{escape(path.facts.title)}</span>'
+        for i, path in enumerate(paths)
+    )
+    charts = "".join(
+        f'<div class="card"><h3>{escape(title)}</h3>{_chart(key, title, paths)}</div>'
+        for key, title in drawn
+    )
+    return f'<div class="legend">{legend}</div><div class="charts">{charts}</div>'
+
+
+def _chart(key: str, title: str, paths: Sequence[PathResult]) -> str:
     samples = {
-        name: [ns / 1e3 for each in path.rounds for ns in each.times_ns[key]]
-        for name, path in report.paths.items()
+        path.name: [ns / 1e3 for each in path.rounds for ns in each.times_ns[key]]
+        for path in paths
     }
     return svg.ecdf(title, samples)
 

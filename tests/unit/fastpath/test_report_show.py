@@ -193,6 +193,22 @@ def test_the_picture_and_the_cards_have_the_colour_of_the_verdict(scale, kind):
         assert page.count(rule) == 1
 
 
+@pytest.mark.parametrize(("count", "pictures"), [(1, 1), (8, 1), (9, 2), (17, 3)])
+def test_each_curve_has_a_colour_of_its_own_beside_the_first_path(count, pictures):
+    names = ["tsi", *(f"plain{i}" for i in range(count - 1))]
+    paths = {name: sample.path(name, 2.0) for name in names}
+    page = html.render(model.Report(setting=sample.SETTING, paths=paths))
+    drawn = re.findall(r'<svg[^>]*class="ecdf".*?</svg>', page)
+    assert len(drawn) == pictures * len(html.CHARTS)
+    for picture in drawn:
+        curves = re.findall(r'class="curve path(\d+)"', picture)
+        assert curves == [str(i) for i in range(len(curves))]
+        assert len(curves) <= html.COLOURS
+        assert "<title>tsi: p50" in picture
+    seen = set(re.findall(r"<title>(\S+): p50", "".join(drawn)))
+    assert seen == set(names)
+
+
 def test_each_standard_path_has_its_own_targets():
     report = sample.report("tsi", "ambient-geneve", "inpod-l3forwarding", "plain")
     bounds = {
