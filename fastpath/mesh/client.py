@@ -8,6 +8,7 @@ the service's to say.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +19,7 @@ from fastpath import files
 from fastpath.errors import FastpathError
 from fastpath.mesh import signing, wire
 from fastpath.mesh.address import parse_address
-from fastpath.mesh.issued import MAX_PEM_BYTES
+from fastpath.mesh.issued import MAX_PEM_BYTES, since
 from fastpath.mesh.material import Material, certificates
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class ServiceSource:
         Raises:
             FastpathError: it can't be asked, refuses, or answers nonsense.
         """
+        began_s = time.monotonic()
         key_pem, csr_pem = signing.make(self.identity)
         request = wire.Request(
             csr=csr_pem.decode(),
@@ -82,7 +84,8 @@ class ServiceSource:
         what = f"CA {self.address}"
         try:
             data = await self._call(request.encode())
-            return self._believe(key_pem, data, now)
+            # what the CA made meanwhile may begin after `now`
+            return self._believe(key_pem, data, since(now, began_s))
         except aio.AioRpcError as exc:
             why = f"{exc.code().name}: {(exc.details() or 'no reason')[:MAX_REASON]}"
             raise FastpathError(what, why, _HINTS.get(exc.code())) from exc

@@ -12,12 +12,13 @@ import asyncio
 import contextlib
 import itertools
 import sys
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from fastpath.errors import FastpathError
 from fastpath.mesh.fetching import frame, read_frame
-from fastpath.mesh.issued import Plain
+from fastpath.mesh.issued import Plain, since
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -92,6 +93,7 @@ class Fetcher:
             FastpathError: what the source says, or the process has ended, or can't be
                 started.
         """
+        began_s = time.monotonic()
         async with self._starting:
             try:
                 child = self._child or await self._start()
@@ -104,7 +106,7 @@ class Fetcher:
         child.waiting[number] = answer
         self._stay()
         try:
-            child.process.stdin.write(frame(number, source, now))
+            child.process.stdin.write(frame(number, source, since(now, began_s)))
             found = await answer
         finally:
             child.waiting.pop(number, None)

@@ -6,7 +6,9 @@ hands it on does with this.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
 if TYPE_CHECKING:
@@ -66,6 +68,16 @@ class Plain:
     def of(cls, issued: Issued) -> Self:
         """The same as something that can be looked into."""
         return cls(*(getattr(issued, each.name) for each in fields(cls)))
+
+
+def since(now: datetime, began_s: float) -> datetime:
+    """What time it is.
+
+    Args:
+        now: what time it was.
+        began_s: `time.monotonic()` of then.
+    """
+    return now + timedelta(seconds=time.monotonic() - began_s)
 
 
 def stamp(when: datetime) -> str:

@@ -107,10 +107,9 @@ class Rotation:
             why = exc.strerror or str(exc)
             raise FastpathError(where, why, "make the directory") from exc
         try:
-            now = self._now()
             self._source.look()
-            self._take(await self._source.fetch(now), now)
-            self._look(now)
+            self._take(await self._source.fetch(self._now()))
+            self._look(self._now())
         except BaseException:
             await self.close()
             raise
@@ -119,10 +118,9 @@ class Rotation:
         """Keep it fresh until cancelled."""
         while True:
             await self._wait()
-            now = self._now()
             self._source.look()
             try:
-                material = await self._source.fetch(now)
+                material = await self._source.fetch(self._now())
                 # the same: the files were touched
                 if material != self._current or self._phase is not Phase.FRESH:
                     self._changed(material)
@@ -131,7 +129,7 @@ class Rotation:
             except FastpathError as exc:
                 self._fail(exc)
             else:
-                self._take(material, now)
+                self._take(material)
 
     async def close(self) -> None:
         """Follow nothing any more."""
@@ -164,11 +162,11 @@ class Rotation:
             return timedelta()
         return self._current.half_life - now
 
-    def _take(self, material: Issued, now: datetime) -> None:
+    def _take(self, material: Issued) -> None:
         self._current = material
         self._phase = Phase.FRESH
         self._retry_at = None
-        if self._source.paths or material.half_life > now:
+        if self._source.paths or material.half_life > self._now():
             self._retry = FIRST_RETRY
         else:  # the clocks differ: don't ask all the time
             self._back_off()

@@ -196,7 +196,8 @@ def test_it_ends_with_who_has_started_it(tmp_path):
         from fastpath.mesh.fetcher import Fetcher
         from tests.unit.fastpath.test_mesh_fetcher import Slow
         async def main():
-            asyncio.create_task(Fetcher().fetch(Slow(Path({f"{told}"!r})), None))
+            now = datetime.datetime.now(datetime.UTC)
+            asyncio.create_task(Fetcher().fetch(Slow(Path({f"{told}"!r})), now))
             while not Path({f"{told}"!r}).exists():
                 await asyncio.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)

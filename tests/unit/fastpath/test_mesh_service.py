@@ -23,6 +23,7 @@ from tests.unit.fastpath.mesh_pki import (
     NODE_TOKEN,
     OTHER,
     WEB,
+    Ca,
     authority,
     make_csr,
     root,
@@ -218,26 +219,44 @@ def test_what_a_service_answers_is_not_believed(answer, words, tmp_path):
         csr = wire.Request.decode(data).csr.encode()
         return wire.Response(tuple(make(kind, csr) for kind in answer)).encode()
 
-    async def main():
-        server = aio.server()
-        method: Any = grpc.unary_unary_rpc_method_handler(answering)
-        handler = grpc.method_handlers_generic_handler(
-            wire.SERVICE, {wire.METHOD: method}
-        )
-        server.add_generic_rpc_handlers((handler,))
-        pair = ca.server(("localhost",), HOUR, wall_clock())
-        port = server.add_secure_port(
-            "127.0.0.1:0", grpc.ssl_server_credentials([pair])
-        )
-        await server.start()
-        try:
-            with pytest.raises(FastpathError) as caught:
-                await Served(tmp_path, port).source().fetch(wall_clock())
-        finally:
-            await server.stop(None)
+    async def ask(port):
+        with pytest.raises(FastpathError) as caught:
+            await Served(tmp_path, port).source().fetch(wall_clock())
         return str(caught.value)
 
-    assert words in asyncio.run(main())
+    assert words in asyncio.run(answered_by(ca, answering, ask))
+
+
+def test_what_began_while_it_was_asked_for_is_taken(tmp_path):
+    """With the clocks being one; a certificate of seconds begins hardly before now."""
+    ca = authority(tmp_path, now=wall_clock())
+    signer = Ca(ca.root, ca.key)
+
+    async def answering(data, _context):
+        asked = x509.load_pem_x509_csr(wire.Request.decode(data).csr.encode())
+        await asyncio.sleep(1.1)  # certificates know whole seconds
+        leaf = signer.issue(WEB, key=asked, begin=wall_clock())
+        return wire.Response((pem([leaf.cert]).decode(), ca.root_pem.decode())).encode()
+
+    async def ask(port):
+        return await Served(tmp_path, port).source().fetch(wall_clock())
+
+    assert asyncio.run(answered_by(ca, answering, ask)).identity == WEB
+
+
+async def answered_by(ca, answering, ask):
+    """Call `ask(port)` while a function answers CreateCertificate there."""
+    server = aio.server()
+    method: Any = grpc.unary_unary_rpc_method_handler(answering)
+    handler = grpc.method_handlers_generic_handler(wire.SERVICE, {wire.METHOD: method})
+    server.add_generic_rpc_handlers((handler,))
+    pair = ca.server(("localhost",), HOUR, wall_clock())
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
+    await server.start()
+    try:
+        return await ask(port)
+    finally:
+        await server.stop(None)
 
 
 @pytest.mark.parametrize(
