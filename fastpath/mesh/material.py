@@ -175,5 +175,6 @@ def _load_key(data: bytes) -> PrivateKeyTypes:
 def _part(what: str, load: Callable[[bytes], T], data: bytes) -> T:
     try:
         return load(data)
-    except UNREADABLE as exc:
-        raise ValueError(f"{what} can't be read: {exc}") from exc
+    except UNREADABLE as exc:  # the library's own hint is about certificates of others
+        why = f"{exc}".partition(". See http")[0]
+        raise ValueError(f"{what} can't be read: {why}") from exc

@@ -106,7 +106,8 @@ class RootSource(Unheld):
             root = Authority.open(self.directory, self.identity.trust_domain, now)
         except OSError as exc:
             what, why = f"{exc.filename}", exc.strerror or str(exc)
-            raise FastpathError(what, why) from exc
+            hint = "name a directory that can be made, or one of `fastpath ca --dir`"
+            raise FastpathError(what, why, hint) from exc
         return await EmbeddedSource(root, self.identity, self.life).fetch(now)
 
 

@@ -171,7 +171,7 @@ def test_a_port_that_another_has_is_said(tmp_path):
         ({"token": "  \n"}, "is no bearer token"),
         ({"token": "a\tb" * 9}, "is no bearer token"),
         ({"roots": "nothing"}, "No such file or directory; hint: put the file there"),
-        ({"roots": "token"}, "can't be read"),
+        ({"roots": "token"}, "token can't be read: Unable to load PEM file"),
     ],
     ids=["empty", "tab", "no-roots", "bad-roots"],
 )
@@ -183,7 +183,9 @@ def test_what_a_client_lacks_is_said(change, words, tmp_path):
             await server.source(**change).fetch(wall_clock())
         return str(caught.value)
 
-    assert words in run(tmp_path, body)
+    said = run(tmp_path, body)
+    assert words in said
+    assert "://" not in said.removeprefix("CA https://")
 
 
 @pytest.mark.parametrize(

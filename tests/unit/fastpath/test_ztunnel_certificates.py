@@ -271,6 +271,9 @@ def test_an_embedded_ca_where_no_directory_can_be_stops_the_start(tmp_path):
     error = refused(embedded(tmp_path))
     assert error.what == "configuration: fastpath.certificates.embedded"
     assert error.why == f"{WEB}: {tmp_path / 'ca'}: File exists"
+    assert (
+        error.hint == "name a directory that can be made, or one of `fastpath ca --dir`"
+    )
 
 
 def test_an_identity_that_nobody_issues_is_refused(tmp_path):
