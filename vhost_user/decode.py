@@ -5,11 +5,11 @@ format. Field names are snake_case; how they are spelled in the file is the
 document's. Unknown and repeated keys are errors, as in Istio's own parser. A
 dataclass may raise ValueError for values that do not fit together.
 
-Understood are: `str`, `bool`, enums (by value), `Annotated[T, Parsed(...)]` and the
-other constraints of `schema.py`, dataclasses, `tuple[T, ...]`, `Mapping[K, V]`,
-`T | None`, the types in `_PARSERS`, types with a `parse` class method (a plain scalar)
-and types with a `from_tag` class method (a YAML tag and a scalar, such as `!Exact a`,
-or an empty list, which is None).
+Understood are: `str`, `bool`, enums (by value, or that as a tag: `!Allow`),
+`Annotated[T, Parsed(...)]` and the other constraints of `schema.py`, dataclasses,
+`tuple[T, ...]`, `Mapping[K, V]`, `T | None`, the types in `_PARSERS`, types with a
+`parse` class method (a plain scalar) and types with a `from_tag` class method (a YAML
+tag and a scalar, such as `!Exact a`, or an empty list, which is None).
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ REQUIRED: Mapping[str, bool] = types.MappingProxyType({"required": True})
 ALIASED_VALUES = 100_000
 """Values that aliases of a document may add to as many as it has bytes."""
 _TAG = "tag:yaml.org,2002:"
+_NOTHING = frozenset({"", "~", "null"})
 _NULL = f"{_TAG}null"
 _Parser: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SMALL = 1 << 16
@@ -330,6 +331,8 @@ class _Decoder:
             return text == "true"
         assert issubclass(schema, enum.Enum), schema
         choices = {str(member.value): member for member in schema}
+        if tag.startswith("!"):  # serde's other form: !Allow, with nothing behind it
+            text = f"{tag} {text}" if text not in _NOTHING else tag[1:]
         if text not in choices:
             raise self._document.error(
                 path, f"must be one of {', '.join(choices)}, not {text}"

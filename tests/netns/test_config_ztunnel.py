@@ -38,7 +38,7 @@ from fastpath.ztunnel.routing import Routes
 from fastpath.ztunnel.workloads import LocalWorkloads
 from tests.support.limits import LIMIT_S, wait_until
 from tests.support.mesh_cases import CLIENT, ISTIOS, MESH, OUTBOUND
-from tests.unit.fastpath.config_errors import ERRORS
+from tests.unit.fastpath.config_errors import ERRORS, TAGGED
 
 pytestmark = [pytest.mark.netns, pytest.mark.ztunnel]
 
@@ -146,6 +146,11 @@ def test_it_reads_the_file_with_every_key(request, tmp_path):
         there.says("local config initialized\tnum_workloads=7 num_policies=2")
 
 
+def test_it_takes_words_as_tags_as_we_do(request, tmp_path):
+    with running(request, tmp_path, TAGGED) as there:
+        there.says("local config initialized\tnum_workloads=0 num_policies=1")
+
+
 WRONG = ["policy-rules-missing", "policy-dry-run-missing", "workload-services-missing"]
 WRONG += [
     "our-settings",
@@ -153,6 +158,7 @@ WRONG += [
     "snake-case-is-unknown",
     "unknown-in-a-waypoint",
 ]
+WRONG += ["word-and-tag", "tag-in-lower-case"]
 WRONG += ["presence-of-null", "prefix-without-length", "match-without-tag"]
 WRONG += ["endpoint-without-status", "vip-without-network", "bad-enum", "key-twice"]
 

@@ -38,6 +38,8 @@ policies:
 ACCOUNT = "spiffe://cluster.local/ns/default/sa/a"
 FILES = f"{{identity: {ACCOUNT}, directory: /d}}"
 NO_RULES = f"{POLICY}    rules: []\n"
+TAGGED = NO_RULES.replace("Allow", "!Deny").replace("Workload", "!Workload")
+"""Words as tags: `action: !Deny`."""
 
 
 ERRORS = {
@@ -259,6 +261,18 @@ ERRORS = {
         8,
         "policies[0].rules[0][0][0].serviceAccounts[0].name",
         "unknown field",
+    ),
+    "word-and-tag": (
+        NO_RULES.replace("action: Allow", "action: !Deny Allow"),
+        5,
+        "policies[0].action",
+        "must be one of Allow, Deny, not !Deny Allow",
+    ),
+    "tag-in-lower-case": (
+        NO_RULES.replace("action: Allow", "action: !allow"),
+        5,
+        "policies[0].action",
+        "must be one of Allow, Deny, not allow",
     ),
     "presence-of-null": (
         POLICY + "    rules:\n      - - - namespaces: [!Presence null]\n",

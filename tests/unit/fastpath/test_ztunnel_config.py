@@ -20,6 +20,7 @@ from tests.unit.fastpath.config_errors import (
     POLICY,
     SANDBOX,
     SERVICE,
+    TAGGED,
     TWO,
     WORKLOAD,
 )
@@ -189,6 +190,16 @@ def test_an_alias_stands_for_what_it_names(load):
     text += "  - {name: a, namespace: &ns default, workloadIps: [], services: &s {}}\n"
     text += "  - {name: b, namespace: *ns, workloadIps: [], services: *s}\n"
     assert [each.key for each in load(text).workloads] == ["default/a", "default/b"]
+
+
+@pytest.mark.parametrize("behind", ["", " ~", " null"])
+def test_a_word_may_be_a_tag(load, behind):
+    text = TAGGED.replace("!Deny", f"!Deny{behind}")
+    (policy,) = load(text).policies
+    assert (policy.action, policy.scope) == (
+        rbac.Action.DENY,
+        rbac.Scope.WORKLOAD_SELECTOR,
+    )
 
 
 def test_services_of_two_namespaces_may_share_a_vip(load):
