@@ -25,6 +25,7 @@ from tests import measured
 from tests.support.limits import GUEST_LIMIT_S
 from tests.support.uml import UmlSpec, UserModeLinux
 from tests.vm import kernellog
+from tests.vm.forms import FORMS
 from tests.vm.world import NETWORK
 
 if TYPE_CHECKING:
@@ -159,6 +160,12 @@ def apps_image(build_image):
 def services_image(build_image):
     """The base image with servers and clients as Debian has them."""
     return build_image("services")
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def form(request):
+    """Who has the sockets of a test's programs, as in `fastpath run --sockets`."""
+    return request.param
 
 
 @pytest.fixture(scope="session")

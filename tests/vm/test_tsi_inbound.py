@@ -12,6 +12,7 @@ import pytest
 from tests.support.limits import GUEST_LIMIT_S as START_S
 from tests.support.limits import wait_until
 from tests.vm import programs
+from tests.vm.forms import by_agents
 from tests.vm.tsi_servers import FIRST_CHECK, PORT, PRIVATE, World
 from tests.vm.world import HOST4 as CLIENT4
 from tests.vm.world import HOST6 as CLIENT6
@@ -38,7 +39,7 @@ def servers(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def world(build_image, accelerator, servers, namespace):
+def world(build_image, accelerator, servers, namespace, form):
     with open_world(
         build_image("nginx"),
         accelerator,
@@ -46,7 +47,7 @@ def world(build_image, accelerator, servers, namespace):
         namespace,
         kind=World,
         memory_mib=384,
-        append="tsi=agent",
+        append=f"tsi={form}",
     ) as there:
         yield there
 
@@ -168,6 +169,7 @@ def test_a_killed_server_leaves_no_listener(world):
 KILL = programs.KILL_AGENT
 
 
+@by_agents
 @pytest.mark.parametrize("kind", ["blocking", "asyncio"])
 def test_a_listener_outlives_its_agent(world, kind):
     """Calls of accept() wait on, and clients get in as soon as there is an agent."""
@@ -250,6 +252,7 @@ print("closed", flush=True)
 """
 
 
+@by_agents
 def test_what_a_listener_was_it_is_under_the_next_agent(world):
     """Its port, its names, waiting calls and the end of them."""
     with world.program("python3", "-c", SURVIVOR) as server:

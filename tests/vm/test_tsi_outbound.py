@@ -12,6 +12,7 @@ from fastpath.tsi import service
 from fastpath.tsi.protocol import Welcome
 from tests.support.limits import wait_until
 from tests.vm import programs
+from tests.vm.forms import by_agents
 from tests.vm.world import (
     ECHO,
     HOST4,
@@ -55,20 +56,20 @@ def welcome(**fields):
 
 
 @pytest.fixture(scope="module")
-def world(apps_image, accelerator, clients, namespace):
+def world(apps_image, accelerator, clients, namespace, form):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(service, "CONNECT_TIMEOUT_S", SHORT_S)
         patch.setattr(service, "Welcome", welcome)
         with open_world(
-            apps_image, accelerator, clients, namespace, append="tsi=agent"
+            apps_image, accelerator, clients, namespace, append=f"tsi={form}"
         ) as there:
             yield there
 
 
 @pytest.fixture(scope="module")
-def c_results(world):
+def c_results(world, form):
     """The C client's line for each check."""
-    env = {"POD_IPV4": POD4}
+    env = {"POD_IPV4": POD4, "SOCKETS": form}
     _, said = world.run("tsi_client", HOST4, HOST6, env=env)
     return programs.results(said)
 
@@ -155,11 +156,13 @@ def test_a_command_that_is_not_there(world):
     assert world.run("/etc/passwd")[0] == 126
 
 
+@by_agents
 def test_signals_reach_the_command(world):
     script = "trap 'echo got it; exit 5' TERM; kill -TERM $PPID; sleep 5 & wait"
     assert world.sh(script) == (5, "got it\n")
 
 
+@by_agents
 def test_a_second_agent_above_the_first_says_so(world):
     status, said = world.sh("tsi-agent -- true; echo $?")
     assert status == 0
@@ -209,6 +212,7 @@ measure
 """
 
 
+@by_agents
 def test_short_connections_leave_nothing(world):
     before = world.stats()[0].conns  # init's own, and dials that never end
     status, said = world.sh(SHORT_TWICE, stdin=SHORT.encode())
@@ -260,11 +264,13 @@ print("survived")
 """
 
 
+@by_agents
 def test_an_agents_death_is_survived(world):
     """By connections, by a connect() that waits, and by those that come after."""
     assert world.run("python3", "-c", SURVIVOR) == (0, "survived\n")
 
 
+@by_agents
 def test_the_commands_status_survives_its_agent(world):
     fetch = f"wget -q -O - http://{HOST4}:{HTTP}/"
     assert world.sh(f"kill -9 $PPID; {fetch}; exit 7") == (7, "hello\n")
@@ -301,6 +307,7 @@ agent.kill()
 """
 
 
+@by_agents
 def test_no_command_runs_before_its_agents_successor_could_have_it(world):
     """Or one that kills its agent at once ends without a status, and unserved."""
     assert world.run("python3", "-c", LATE_AGENT, tsi=False) == (0, "tsi-agent\n")
@@ -339,6 +346,7 @@ waits.join()
 """
 
 
+@by_agents
 def test_a_host_that_greets_late_keeps_only_those_waiting_that_need_it(world):
     """The agent's successor has to open a stream."""
     world.service.greetings = 1
@@ -355,12 +363,14 @@ def test_a_host_that_greets_late_keeps_only_those_waiting_that_need_it(world):
     assert heard == b"waits\n"
 
 
+@by_agents
 def test_one_agent_after_another(world):
     fetch = f"wget -q -O - http://{HOST4}:{HTTP}/"
     status, said = world.sh("; ".join([f"{KILL}; {fetch}"] * 4))
     assert (status, said) == (0, "hello\n" * 4)
 
 
+@by_agents
 def test_a_connect_that_its_agent_died_in_ends(world):
     """The call may be what the agent died of, so that it isn't tried again."""
     never = f"nc -w 3 {HOST4} {SILENT} < /dev/null 2> /dev/null; echo $?"
@@ -369,6 +379,7 @@ def test_a_connect_that_its_agent_died_in_ends(world):
     assert said.endswith("1\n")
 
 
+@by_agents
 def test_agents_that_end_again_and_again_end_the_command(world):
     script = f"while :; do {KILL}; done"
     with pytest.raises(FastpathError, match="tsi-agent: killed by signal 9"):
