@@ -22,6 +22,7 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
+import logging
 import os
 import signal
 import socket
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 
     from fastpath.ztunnel.model import Config
 
+_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 Sockets = Literal["auto", "module", "agent"]
@@ -359,6 +361,12 @@ class _Run:
                     "fastpath",
                     f"guest: Linux {info.kernel}, sockets by the {info.sockets}",
                 )
+            elif (
+                self._options.sockets == "auto"
+                and info.sockets != "module"
+                and _log.isEnabledFor(logging.WARNING)
+            ):
+                complain("fastpath", f"sockets by the {info.sockets}")
             try:
                 return await machine.watch(self._program(guest))
             finally:

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
 TAIL_BYTES: Final = 64 * 1024
 """Of the log; a panic with its trace is less."""
+RESTART: Final = "reboot: Restarting system"
+"""How Linux ends a guest whose init has said why."""
 SHOWN: Final = 160
 """Characters of a line that an error quotes."""
 
@@ -35,6 +37,7 @@ def last_words(console: Path | None) -> str:
     """
     if console is None:
         return ""
-    said = [line.strip() for line in last_lines(console) if line.strip()]
+    lines = (line.strip() for line in last_lines(console))
+    said = [line for line in lines if line and not line.endswith(RESTART)]
     words = f"it said last: {said[-1][:SHOWN]!r}" if said else "it said nothing yet"
     return f"; {words} (console log: {console})"

@@ -45,6 +45,9 @@
 /* tsi_listen.flags */
 #define TSI_V6ONLY 1U
 
+/* A code of TSI_REFUSED: not the sandbox's key */
+#define TSI_NOT_THE_KEY 5U
+
 /**
  * enum tsi_type - Message types: 16 to 31 are listeners', 32 to 47 datagrams'
  * @TSI_HELLO:		guest to host, first message: struct tsi_hello

@@ -130,10 +130,8 @@ static void load_modules(void)
 		snprintf(path, sizeof(path), "/lib/modules/%.65s/%s",
 			 uts.release, line);
 		error = load(path);
-		if (error)
+		if (error && !sockets_failed(line, error))
 			say("%s: %s", path, strerror(error));
-		if (error)
-			sockets_failed(line, error);
 	}
 	fclose(list);
 }

@@ -93,6 +93,7 @@ static void on_ended(int status)
 	cmd.pid = 0;
 	if (!cmd.orphan && agent_error(status, &text, &len)) {
 		kill(booted ? -1 : -group, SIGKILL);
+		say("%.*s", (int)len, text);
 		frames_send(FRAME_ERROR, text, len);
 	} else {
 		frames_send_u32(FRAME_EXIT, (uint32_t)status);

@@ -144,7 +144,7 @@ void ended_reap(void);
 
 void sockets_choose(void);
 bool sockets_wants(const char *file);
-void sockets_failed(const char *file, int error);
+bool sockets_failed(const char *file, int error);
 void sockets_settle(void);
 const char *sockets_who(void);
 const char *sockets_take(bool tsi);

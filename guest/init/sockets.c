@@ -27,7 +27,8 @@
 #define MODULE	"tsi_inet"
 #define ENABLED "/sys/module/" MODULE "/parameters/enabled"
 
-static char who[64]; /* has them, and why */
+static char why[64];	       /* it isn't the module */
+static char who[80] = "agent"; /* has them, and why */
 static const char *wanted;
 
 /**
@@ -43,9 +44,9 @@ void sockets_choose(void)
 	wanted = value ? strdup(value) : NULL;
 	unsetenv("tsi");
 	if (wanted && !strcmp(wanted, "agent"))
-		snprintf(who, sizeof(who), "agent: as was asked for");
+		snprintf(why, sizeof(why), "as was asked for");
 	else
-		snprintf(who, sizeof(who), "agent: no " MODULE " in the image");
+		snprintf(why, sizeof(why), "no " MODULE " for this kernel");
 }
 
 /**
@@ -63,12 +64,16 @@ bool sockets_wants(const char *file)
  * sockets_failed() - A module was not loaded
  * @file:	Name of its file
  * @error:	Why, an errno
+ *
+ * Returns: true if it is ours, and to be said once it is known what follows
  */
-void sockets_failed(const char *file, int error)
+bool sockets_failed(const char *file, int error)
 {
-	if (!strcmp(file, MODULE ".ko"))
-		snprintf(who, sizeof(who), "agent: " MODULE ": %s",
-			 strerror(error));
+	bool ours = !strcmp(file, MODULE ".ko");
+
+	if (ours)
+		snprintf(why, sizeof(why), MODULE ": %s", strerror(error));
+	return ours;
 }
 
 /**
@@ -80,11 +85,14 @@ void sockets_settle(void)
 {
 	module_has_sockets =
 	    sockets_wants(MODULE ".ko") && !access(ENABLED, W_OK);
-	if (module_has_sockets)
+	if (module_has_sockets) {
 		snprintf(who, sizeof(who), "module");
-	else if (wanted && !strcmp(wanted, "module"))
-		finish("the kernel has no " MODULE);
-	else if (!wanted || strcmp(wanted, "agent"))
+		return;
+	}
+	snprintf(who, sizeof(who), "agent: %s", why);
+	if (wanted && !strcmp(wanted, "module"))
+		finish(why);
+	if (!wanted || strcmp(wanted, "agent"))
 		say("sockets by the %s", who);
 }
 
@@ -95,14 +103,15 @@ void sockets_settle(void)
  */
 const char *sockets_who(void)
 {
-	return *who ? who : "agent";
+	return who;
 }
 
 /**
  * sockets_take() - Have the module take those that are made from here on
  * @tsi:	Whether to, or leave them to the kernel
  *
- * It asks for the way to the host before it does.
+ * It asks for the way to the host before it does, and says on the console why
+ * there is none.
  *
  * Returns: NULL, or what failed
  */
@@ -118,9 +127,12 @@ const char *sockets_take(bool tsi)
 		close(fd);
 		return NULL;
 	}
-	snprintf(text, sizeof(text), "no TSI service on the host: %s",
-		 strerror(errno));
-	say("%s", text);
+	if (errno == EKEYREJECTED)
+		snprintf(text, sizeof(text),
+			 "the host refuses: not this sandbox's key");
+	else
+		snprintf(text, sizeof(text), "no TSI service on the host: %s",
+			 strerror(errno));
 	if (fd >= 0)
 		close(fd);
 	return text;

@@ -307,6 +307,51 @@ def test_destinations_are_dialled_from_where_we_are(server):
     assert (done.returncode, done.stdout) == (0, b"hello\n")
 
 
+@pytest.fixture
+def foreign(base_image, tmp_path):
+    """Options for a guest whose tsi_inet was built for another kernel."""
+    module = (base_image.initramfs.parent / "tsi_inet.ko").read_bytes()
+    magic = f"vermagic={base_image.kernel_release} SMP".encode()
+    assert module.count(magic) == 1
+    (tmp_path / "ko").write_bytes(module.replace(magic, magic[:-3] + b"UP "))
+    there = f"/lib/modules/{base_image.kernel_release}/tsi_inet.ko"
+    return ("--file", f"{tmp_path}/ko:{there}")
+
+
+@pytest.fixture
+def without(base_image, tmp_path):
+    """Options for a guest that has no tsi_inet: its kernel is as Debian has it."""
+    order = f"/lib/modules/{base_image.kernel_release}/order"
+    names = run("cat", order).stdout.splitlines(keepends=True)
+    names.remove(b"tsi_inet.ko\n")
+    (tmp_path / "order").write_bytes(b"".join(names))
+    return ("--file", f"{tmp_path}/order:{order}")
+
+
+@pytest.mark.parametrize(
+    ("guest", "why"),
+    [
+        ("foreign", "tsi_inet: Exec format error"),
+        ("without", "no tsi_inet for this kernel"),
+    ],
+)
+def test_an_agent_has_the_sockets_where_no_module_loads(request, server, guest, why):
+    options = request.getfixturevalue(guest)
+    done = run("wget", "-qO-", server, options=options)
+    assert (done.returncode, done.stdout) == (0, b"hello\n")
+    assert done.stderr.decode() == f"fastpath: sockets by the agent: {why}\n"
+
+
+def test_a_module_that_must_be_there_and_is_not_ends_the_run(foreign, tmp_path):
+    done = run("true", options=("--sockets", "module", *foreign))
+    assert done.returncode == 2
+    assert done.stderr.count(b"\n") == 1
+    assert b"'init: tsi_inet: Exec format error'" in done.stderr
+    (left,) = left_behind(tmp_path)
+    console = (tmp_path / left).read_bytes()
+    assert console.count(b"tsi_inet: Exec format error") == 1
+
+
 def test_allow_opens_what_is_denied_and_closes_nothing(server):
     options = ("--allow", "169.254.1.1/32:80")
     done = run("wget", "-q", "-O", "-", server, options=options)

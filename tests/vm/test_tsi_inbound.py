@@ -271,7 +271,7 @@ def test_what_a_listener_was_it_is_under_the_next_agent(world):
 def test_clients_wait_for_room_in_the_backlog(world):
     program = (
         "import socket, time\n"
-        f"s = socket.socket(); s.bind(('', {PORT})); s.listen(3)\n"
+        f"s = socket.create_server(('', {PORT}), backlog=3)\n"
         "print('ready', 1, flush=True)\n"
         "time.sleep(3)\n"
         "for i in range(8):\n"

@@ -75,7 +75,7 @@ static int run(void *unused)
 		wake_up_all(&queue);
 		while (!error)
 			error = stream_read(messages, ARRAY_SIZE(messages));
-		if (error != before)
+		if (error != before && error != -EKEYREJECTED) /* it was said */
 			pr_warn("tsi: control stream: %d\n", error);
 		stream_close();
 		schedule_timeout_idle(RETRY);

@@ -82,12 +82,15 @@ static int say(struct socket *sock)
  * @ret_answer:	Set to its payload
  * @len:	Bytes of that
  *
- * Returns: 0, or a negated errno
+ * Returns: 0, or a negated errno; -EKEYREJECTED: the host wants another key
  */
 static int greet(struct socket *sock, enum tsi_type type, void *ret_answer,
 		 size_t len)
 {
-	char text[sizeof(u32) + TSI_MAX_TEXT + 1] = "";
+	struct {
+		u32 code;
+		char text[TSI_MAX_TEXT + 1];
+	} refused = {};
 	struct tsi_header header;
 	int error = say(sock);
 
@@ -95,10 +98,11 @@ static int greet(struct socket *sock, enum tsi_type type, void *ret_answer,
 		error = get(sock, &header, sizeof(header));
 	if (error)
 		return error;
-	if (header.type == TSI_REFUSED && header.len > sizeof(u32) &&
-	    header.len < sizeof(text) && !get(sock, text, header.len)) {
-		pr_err("tsi: the host refuses: %s\n", text + sizeof(u32));
-		return -ECONNREFUSED;
+	if (header.type == TSI_REFUSED && header.len > sizeof(refused.code) &&
+	    header.len < sizeof(refused) && !get(sock, &refused, header.len)) {
+		pr_err("tsi: the host refuses: %s\n", refused.text);
+		return refused.code == TSI_NOT_THE_KEY ? -EKEYREJECTED
+						       : -ECONNREFUSED;
 	}
 	if (header.type != type || header.len != len)
 		return -EPROTO;
