@@ -282,16 +282,17 @@ static void advance(const struct vu_conn *c, struct pipe *p,
  * drain() - Have the sink take what is kept, for a turn
  * @c:		Connection; may be gone afterwards
  * @p:		Its pipe
+ * @most:	Bytes, less than SCRATCH more
  */
-static void drain(struct vu_conn *c, struct pipe *p)
+static void drain(struct vu_conn *c, struct pipe *p, size_t most)
 {
 	struct msg m;
 	ssize_t n = 0;
-	uint32_t total = 0;
+	size_t total = 0;
 	unsigned count = 0;
 
 	while (head(c, p, &m)) {
-		if (count++ == MESSAGES || total >= SCRATCH) {
+		if (count++ == MESSAGES || total >= most) {
 			conn_wake(c);
 			break;
 		}
@@ -301,7 +302,7 @@ static void drain(struct vu_conn *c, struct pipe *p)
 		if (n < 0)
 			break;
 		advance(c, p, &m, (uint32_t)n);
-		total += (uint32_t)n;
+		total += (size_t)n;
 		if ((uint32_t)n < m.len)
 			break;
 	}
@@ -318,8 +319,8 @@ static void drain(struct vu_conn *c, struct pipe *p)
  * @len:	How many bytes
  * @flags:	Of a message; 0: of a stream, or more of it is to come
  *
- * What is kept goes first: else a source that pushes as fast as the sink takes
- * would have each byte kept, for ever, once one was.
+ * What is kept goes first, and more of it than comes: else a source that pushes
+ * as fast as the sink takes would have each byte kept, for ever, once one was.
  */
 void pipe_put(struct vu_conn *c, struct pipe *p, const struct iovec *iov,
 	      unsigned n_iov, size_t len, uint32_t flags)
@@ -329,7 +330,7 @@ void pipe_put(struct vu_conn *c, struct pipe *p, const struct iovec *iov,
 	if (p->state == PIPE_BROKEN || (!len && !flags))
 		return; /* the source knows */
 	if (bytes_len(&p->kept.bytes)) {
-		drain(c, p);
+		drain(c, p, len + SCRATCH);
 		if (!conn_flows(c) || p->state == PIPE_BROKEN)
 			return;
 	}
@@ -353,7 +354,7 @@ void pipe_run(struct vu_conn *c, struct pipe *p)
 	struct msg m;
 
 	if (bytes_len(&p->kept.bytes)) {
-		drain(c, p);
+		drain(c, p, SCRATCH);
 		if (!conn_flows(c))
 			return;
 	}

@@ -37,6 +37,7 @@
  * @penalty:	How many the next time
  * @yield_skip:	Waits that don't yield
  * @yield_penalty: How many the next time
+ * @yields_lost: Yields in a row that cost a neighbour's slice
  */
 struct poller {
 	uint32_t max_us;
@@ -45,6 +46,7 @@ struct poller {
 	uint32_t penalty;
 	uint32_t yield_skip;
 	uint32_t yield_penalty;
+	uint32_t yields_lost;
 };
 
 /**

@@ -25,7 +25,8 @@
 
 #define WINDOW_MIN_US 4
 #define PENALTY_MIN   8
-#define LOST_US	      500 /* a yield that took as long cost a neighbour's slice */
+#define LOST_US	      1000 /* a yield as long cost a neighbour's slice */
+#define LOST_MOST     4	   /* such yields, one behind the other */
 #define PENALTY_MAX   1024 /* waits */
 #define SPINS	      16   /* looks at the rings between looks at epoll */
 
@@ -117,8 +118,9 @@ bool poll_spin(struct vu_engine *e, bool (*look)(struct vu_engine *e))
  *
  * On a core that we share, the guest or the server that we woke makes our next
  * work in this very moment; to block and be woken costs twice a switch. But a
- * neighbour that computes keeps the core for its whole slice: then not again
- * for a while.
+ * neighbour that computes keeps the core for its whole slice, each time: then
+ * not again for a while. Another engine does so once, if it has much of ours to
+ * take, and by the next yield has caught up.
  *
  * Returns: true if a ring has work now
  */
@@ -136,7 +138,9 @@ bool poll_give_way(struct vu_engine *e)
 	e->sent = 0;
 	if (clock_us() - start < LOST_US) {
 		p->yield_penalty = 0;
-	} else {
+		p->yields_lost = 0;
+	} else if (++p->yields_lost == LOST_MOST) {
+		p->yields_lost = 0;
 		p->yield_penalty = doubled(p->yield_penalty);
 		p->yield_skip = p->yield_penalty;
 	}
