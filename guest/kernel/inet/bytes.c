@@ -350,7 +350,7 @@ static long await_bytes(struct sock *sk, struct inner *inner, size_t want,
  */
 static int end_of(struct sock *sk, const struct inner *inner, long timeout)
 {
-	int error = sock_error(sk);
+	int error = READ_ONCE(inner->ended) ? 0 : sock_error(sk);
 
 	if (error || (held_over(inner) & RCV_SHUTDOWN))
 		return error;

@@ -17,6 +17,7 @@
  *	SS_CONNECTING		ESTABLISHED	0, and is SS_CONNECTED
  *	SS_CONNECTING		CLOSED		the errno, and is as before
  *	SS_CONNECTED		any		EISCONN
+ *	SS_DISCONNECTING	CLOSED		EINVAL, after shutdown()
  *
  * The inner connect() is never waited for in vsock, which gives an attempt up
  * when a signal comes.
@@ -263,6 +264,8 @@ int tsi_connect(struct socket *sock, any_sockaddr *address, int len, int flags)
 		error = -EISCONN;
 	} else if (inner && sock->state == SS_CONNECTED) {
 		error = -EISCONN;
+	} else if (inner && sock->state == SS_DISCONNECTING) {
+		error = -EINVAL;
 	} else if (inner) {
 		error = outcome(sock, inner, flags, -EALREADY);
 	} else if (sock->state != SS_UNCONNECTED || sk->sk_state != TCP_CLOSE) {

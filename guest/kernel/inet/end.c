@@ -133,6 +133,9 @@ int tsi_shutdown(struct socket *sock, int how)
 		sk->sk_state_change(sk);
 		break;
 	case CLOSED:
+		if (sock->state == SS_CONNECTING)
+			sock->state = SS_DISCONNECTING; /* as inet_shutdown() */
+		sk->sk_state_change(sk);
 		error = -ENOTCONN;
 		break;
 	}

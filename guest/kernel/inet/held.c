@@ -51,8 +51,8 @@ int held_over(const struct inner *inner)
 	if (READ_ONCE(inner->phase) == ESTABLISHED) {
 		if (theirs & SEND_SHUTDOWN)
 			over |= RCV_SHUTDOWN;
-		if (theirs & RCV_SHUTDOWN)
-			over |= SEND_SHUTDOWN;
+		if ((theirs & RCV_SHUTDOWN) && !READ_ONCE(inner->ended))
+			over |= SEND_SHUTDOWN; /* else an error comes with it */
 	}
 	return over;
 }

@@ -200,6 +200,9 @@ static bool count(struct socket *sock, unsigned int request, int *ret_count)
 	ours = inner && inner->phase != LISTENING;
 	if (ours && request == SIOCINQ)
 		*ret_count = min_t(size_t, held_bytes(inner, INT_MAX), INT_MAX);
+	else if (ours && inner->phase == CLOSED &&
+		 inner->sock->state == SS_CONNECTING)
+		*ret_count = request == SIOCOUTQ; /* the SYN */
 	else if (ours)
 		*ret_count = unsent(inner);
 	inner_put(inner);

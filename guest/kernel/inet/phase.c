@@ -110,23 +110,25 @@ void inner_arm(struct inner *inner, unsigned long timeout)
  * @inner:	It
  *
  * A peer that ends its direction does so before it closes, so that a RST ahead
- * of any end is TCP's.
+ * of any end is TCP's. Who has ended it, and takes nothing more while we may
+ * still send, has reset what TCP has in CLOSE_WAIT.
  */
 static void look(struct inner *inner)
 {
 	struct sock *sk = inner->sock->sk;
 	u32 ended = READ_ONCE(vsock_sk(sk)->peer_shutdown);
+	bool reset =
+	    inner->ended ? ended & RCV_SHUTDOWN : sock_flag(sk, SOCK_DONE);
 
-	if (inner->phase != ESTABLISHED || inner->ended)
+	if (inner->phase != ESTABLISHED)
 		return;
-	if (!sock_flag(sk, SOCK_DONE)) {
+	if (!reset) {
 		inner->ended = ended & SEND_SHUTDOWN;
 		return;
 	}
 	spin_lock_bh(&inner_lock);
-	if (inner->phase == ESTABLISHED && !inner->ended &&
-	    !(sk->sk_shutdown & SEND_SHUTDOWN))
-		fail(inner, ECONNRESET);
+	if (inner->phase == ESTABLISHED && !(sk->sk_shutdown & SEND_SHUTDOWN))
+		fail(inner, inner->ended ? EPIPE : ECONNRESET);
 	spin_unlock_bh(&inner_lock);
 }
 

@@ -97,7 +97,7 @@ int join(void *(*start)(void *), void *context)
 int main(int argc, char **argv)
 {
 	static const struct check *const tables[] = {
-	    compat, uring, share, supervise, pipes, room, confine};
+	    compat, uring, share, supervise, pipes, room, over, confine};
 
 	if (argc == 2 && !strcmp(argv[1], "activated"))
 		return activated();

@@ -9,6 +9,7 @@
  *	supervise.c	programs with a seccomp supervisor of their own
  *	pipes.c		splice(), sendfile() and their like; MSG_ZEROCOPY
  *	room.c		who hears that there is room to send
+ *	over.c		attempts and connections that have failed
  *	confine.c	cgroup's programs, Landlock
  */
 #ifndef WAYS_H
@@ -36,6 +37,6 @@ int join(void *(*start)(void *), void *context);
 int activated(void);
 
 extern const struct check compat[], uring[], share[], supervise[], pipes[],
-    room[], confine[];
+    room[], over[], confine[];
 
 #endif /* WAYS_H */
