@@ -28,7 +28,7 @@
  * are, and then takes the underlay's route and neighbour like any packet of
  * the host. That helper refuses all others; the only ones here are ARP's, a
  * few in a minute. They are grown blindly and sent to the MAC address of the
- *other end.
+ * other end.
  *
  * There are no maps. A program's parameters are undefined symbols: their
  * addresses are its immediates, and the loader writes the values there
