@@ -326,9 +326,11 @@ class _Decoder:
                 )
             return text
         if schema is bool:
-            if text not in ("true", "false"):
-                raise self._document.error(path, f"must be true or false, not {text}")
-            return text == "true"
+            is_word = text.lower() in ("true", "false")
+            if not is_word or tag != "bool":
+                shown = f'"{text}"' if is_word and tag == "str" else text
+                raise self._document.error(path, f"must be true or false, not {shown}")
+            return text.lower() == "true"
         assert issubclass(schema, enum.Enum), schema
         choices = {str(member.value): member for member in schema}
         if tag.startswith("!"):  # serde's other form: !Allow, with nothing behind it

@@ -158,7 +158,7 @@ WRONG += [
     "snake-case-is-unknown",
     "unknown-in-a-waypoint",
 ]
-WRONG += ["word-and-tag", "tag-in-lower-case"]
+WRONG += ["bool-in-quotes", "word-and-tag", "tag-in-lower-case"]
 WRONG += ["presence-of-null", "prefix-without-length", "match-without-tag"]
 WRONG += ["endpoint-without-status", "vip-without-network", "bad-enum", "key-twice"]
 

@@ -262,6 +262,18 @@ ERRORS = {
         "policies[0].rules[0][0][0].serviceAccounts[0].name",
         "unknown field",
     ),
+    "bool-in-quotes": (
+        NO_RULES.replace("false", '"false"'),
+        6,
+        "policies[0].dryRun",
+        'must be true or false, not "false"',
+    ),
+    "bool-behind-a-tag": (
+        NO_RULES.replace("false", "!x false"),
+        6,
+        "policies[0].dryRun",
+        "must be true or false, not false",
+    ),
     "word-and-tag": (
         NO_RULES.replace("action: Allow", "action: !Deny Allow"),
         5,

@@ -202,6 +202,14 @@ def test_a_word_may_be_a_tag(load, behind):
     )
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"), [("true", True), ("True", True), ("FALSE", False)]
+)
+def test_a_bool_is_one_of_yamls(load, word, meant):
+    (policy,) = load(TAGGED.replace("false", word)).policies
+    assert policy.dry_run is meant
+
+
 def test_services_of_two_namespaces_may_share_a_vip(load):
     other = SERVICE.replace("services:\n", "").replace(
         "namespace: default", "namespace: b"
