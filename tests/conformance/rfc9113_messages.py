@@ -170,6 +170,12 @@ CLIENT: Final[dict[str, Case]] = {
         spec="8.3/undefined",
     ),
     "get": asks(GET, AUTHORITY, SCHEME, PATH, wants=NOT_FOR_US, spec=""),
+    "trailers-behind-a-get": Case(
+        headers(NEW, GET + AUTHORITY + SCHEME + PATH, END_HEADERS)
+        + headers(NEW, field(b"x", b"y"), END_HEADERS | END_STREAM),
+        NOT_FOR_US,
+        "",
+    ),
     "get-whose-length-is-none": malformed(
         GET, AUTHORITY, SCHEME, PATH, field(b"content-length", b"x"), spec=""
     ),

@@ -82,6 +82,7 @@ struct h2_fields {
  * @heard:	Final headers of the peer have come
  * @over:	The peer's END_STREAM has
  * @bad:	What it said was no HTTP: it is reset
+ * @refused:	Server: its answer is the end of it
  */
 struct h2_stream {
 	int32_t id;
@@ -94,6 +95,7 @@ struct h2_stream {
 	bool heard;
 	bool over;
 	bool bad;
+	bool refused;
 };
 
 /**

@@ -174,7 +174,7 @@ static void on_headers(struct h2 *h, const nghttp2_frame *frame)
 		answered(h, s);
 	} else if (frame->headers.cat == NGHTTP2_HCAT_REQUEST) {
 		asked(h, id);
-	} else if (s) {
+	} else if (s && !s->refused) { /* else a reset overtakes the answer */
 		s->bad = true;
 		refuse(h, id, NGHTTP2_PROTOCOL_ERROR);
 	}

@@ -286,7 +286,7 @@ void h2_respond(struct h2 *h, struct h2_stream *s, const nghttp2_nv *nv,
 	};
 
 	if (!goes_on)
-		s->ends = true;
+		s->ends = s->refused = true;
 	nghttp2_submit_response(h->session, s->id, nv, n,
 				goes_on ? &provider : NULL);
 }
