@@ -26,6 +26,7 @@ from fastpath.datapath import geneve, links, netns
 from fastpath.datapath.links import Links
 from fastpath.datapath.rules import Mark, iptables
 from fastpath.errors import FastpathError
+from fastpath.image import images
 from fastpath.image.images import cache_directory
 from fastpath.vm import accel
 
@@ -211,10 +212,12 @@ def _image() -> str:
 def _kvm() -> str:
     accel.choose("kvm")  # brings its own hint if /dev/kvm cannot be opened
     _image()
-    chosen = accel.choose("auto")
-    if chosen.kind != "kvm":
-        raise FastpathError("KVM", chosen.reason, "none: TCG takes its place")
-    return chosen.reason
+    if not accel.is_known() and images.cached(IMAGE) is None:
+        why = "no guest was tried under it yet, as the image is not up to date"
+        raise FastpathError("KVM", why, _BUILD_IMAGE)
+    if failure := accel.kvm_failure():
+        raise FastpathError("KVM", failure, "none: TCG takes its place")
+    return accel.BOOTED
 
 
 def _rights() -> str:

@@ -23,15 +23,17 @@ from fastpath.image import images
 from fastpath.scratch import scratch
 from fastpath.vm.spec import Accelerator, VmSpec, argv
 
-__all__ = ["Accelerator", "choose"]
+__all__ = ["BOOTED", "Accelerator", "choose", "is_known", "kvm_failure"]
 
 KVM = Path("/dev/kvm")
+QEMU = "qemu-system-x86_64"
+BOOTED = "a guest booted under it"
 PROBE_S = 8.0
 SIGN_OF_LIFE = b"init: alive"
 POLL_S = 0.02
 
 
-def choose(want: str, *, qemu: str = "qemu-system-x86_64") -> Accelerator:
+def choose(want: str, *, qemu: str = QEMU) -> Accelerator:
     """Decide between kvm and tcg.
 
     Blocks for up to 8 s the first time on a host with /dev/kvm, and to build the
@@ -61,10 +63,32 @@ def choose(want: str, *, qemu: str = "qemu-system-x86_64") -> Accelerator:
         )
     if unusable:
         return _tcg(unusable[0])
-    failure = _cached_probe(qemu)
+    failure = kvm_failure(qemu)
     if failure is None:
-        return Accelerator("kvm", "a guest booted under it")
+        return Accelerator("kvm", BOOTED)
     return _tcg(failure)
+
+
+def is_known(qemu: str = QEMU) -> bool:
+    """Whether a guest was tried under kvm, on this host with this QEMU."""
+    return _remembered(qemu) is not None
+
+
+def kvm_failure(qemu: str = QEMU) -> str | None:
+    """Why a guest does not boot under kvm; None if it does.
+
+    The first time one is tried, which takes the image.
+
+    Raises:
+        FastpathError: as `images.build`.
+    """
+    if (known := _remembered(qemu)) is not None:
+        return known or None
+    failure = _probe(qemu)
+    with contextlib.suppress(OSError):  # asked again, where the cache may only be read
+        answer = {"key": _key(qemu), "failure": failure}
+        files.replace(_answers(), json.dumps(answer) + "\n")
+    return failure
 
 
 def _tcg(reason: str) -> Accelerator:
@@ -82,20 +106,17 @@ def _why_not_openable() -> tuple[str, str] | None:
     return None
 
 
-def _cached_probe(qemu: str) -> str | None:
-    """Why a guest does not boot under kvm; None if it does."""
-    answers = images.cache_directory() / "kvm.json"
-    key = _key(qemu)
+def _answers() -> Path:
+    return images.cache_directory() / "kvm.json"
+
+
+def _remembered(qemu: str) -> str | None:
+    """Why a guest did not boot under kvm; empty: it did; None: none was tried."""
     try:
-        known = json.loads(answers.read_text())
-        if known["key"] == key:
-            return str(known["failure"]) if known["failure"] else None
+        known = json.loads(_answers().read_text())
+        return str(known["failure"] or "") if known["key"] == _key(qemu) else None
     except (OSError, ValueError, KeyError, TypeError):
-        pass
-    failure = _probe(qemu)
-    with contextlib.suppress(OSError):  # asked again, where the cache may only be read
-        files.replace(answers, json.dumps({"key": key, "failure": failure}) + "\n")
-    return failure
+        return None
 
 
 def _key(qemu: str) -> str:

@@ -10,6 +10,7 @@ from fastpath.commands import doctor
 from fastpath.commands.doctor import Check, Need
 from fastpath.datapath import netns
 from fastpath.errors import FastpathError
+from fastpath.image import images
 from fastpath.vm import accel
 from fastpath.vm.spec import Accelerator
 
@@ -74,6 +75,33 @@ def test_kvm_is_not_tried_without_an_image(monkeypatch, tmp_path):
     with pytest.raises(OSError, match="not in"):
         doctor._kvm()
     assert tried == ["kvm"]
+
+
+@pytest.fixture
+def built(monkeypatch, tmp_path):
+    """An image that was built, and is not what its sources say now."""
+    (tmp_path / "vsock-fastpath" / "images" / "base.1").mkdir(parents=True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(accel, "choose", lambda _want: None)
+    monkeypatch.setattr(images, "cached", lambda _name: None)
+    monkeypatch.setattr(images, "build", lambda _name: pytest.fail("it takes minutes"))
+
+
+def test_no_image_is_built_to_try_kvm(built, monkeypatch):
+    monkeypatch.setattr(accel, "is_known", lambda: False)
+    with pytest.raises(FastpathError, match=r"no guest was tried.*image build base"):
+        doctor._kvm()
+
+
+@pytest.mark.parametrize("failure", [None, "a guest under kvm died: no MSR"])
+def test_what_is_known_of_kvm_is_told_without_an_image(built, monkeypatch, failure):
+    monkeypatch.setattr(accel, "is_known", lambda: True)
+    monkeypatch.setattr(accel, "kvm_failure", lambda: failure)
+    if failure is None:
+        assert doctor._kvm() == accel.BOOTED
+    else:
+        with pytest.raises(FastpathError, match=failure):
+            doctor._kvm()
 
 
 def test_every_check_that_is_needed_has_a_hint(unprivileged, monkeypatch, tmp_path):
