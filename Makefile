@@ -49,7 +49,7 @@ C_FILES  := $(wildcard vhost_user/native/*.[ch] vhost_user/native/*/*.[ch] \
 
 .PHONY: setup packages compare test lint types unit conformance man \
         conformance-doc policy-doc handoff-doc compare-doc bench-doc figures sanitize tsan \
-        netns vm vm-nightly random nightly quota-test compat-doc kernels \
+        netns vm vm-nightly random debug-kernel nightly quota-test compat-doc kernels \
         frontends vsock-test fuzz bench bench-short soak image clean
 
 PARTS    := lint types unit conformance netns sanitize tsan image vm fuzz bench-short
@@ -199,6 +199,13 @@ kernels: setup image
 random: setup image
 	$(PYTEST) tests/vm/test_tsi_random.py --nightly -m nightly --cpu-seconds $(CPU_S) \
 	  --first-seed $(FIRST_SEED)
+
+# Test files on a kernel of our own with KASAN, lockdep and the rest of tests/vm/debug.config,
+# which is compiled the first time, for 22 minutes of CPU time.
+DEBUGGED ?= tests/vm/test_tsi_ways.py
+debug-kernel: setup image
+	FASTPATH_TEST_SCALE=4 $(PYTEST) $(DEBUGGED) -k "not 6.12" \
+	  --kernel-config tests/vm/debug.config
 
 frontends: setup image
 	$(PYTEST) tests/vm/test_frontends.py --write-frontends docs/frontends.md
