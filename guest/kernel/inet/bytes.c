@@ -437,6 +437,8 @@ static noinline int receive(struct sock *sk, struct inner *inner,
 		if (last)
 			return done ?: end_of(sk, inner, timeout);
 		timeout = await_bytes(sk, inner, want, timeout);
+		if (!len)
+			return 0; /* as TCP, whatever has ended the wait */
 	}
 }
 

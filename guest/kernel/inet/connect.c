@@ -115,6 +115,8 @@ static int outcome(struct socket *sock, struct inner *inner, int flags,
 		else
 			inner_arm(inner, limit); /* nobody waits any more */
 	}
+	if (!timeout && error == -EINPROGRESS)
+		return error; /* as TCP, however fast the host is */
 	switch (smp_load_acquire(&inner->phase)) {
 	case ESTABLISHED:
 		sock->state = SS_CONNECTED;

@@ -284,6 +284,7 @@ static void receive_timeout(void)
 	TRACE("SO_RCVTIMEO",
 	      setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit)));
 	TRACE("recv", recv(fd, bulk, 1, 0));
+	TRACE("recv, no bytes", recv(fd, bulk, 0, 0));
 	trace_peer("write 3");
 	TRACE("recv, MSG_WAITALL", recv(fd, bulk, 10, MSG_WAITALL));
 }
