@@ -212,10 +212,13 @@ def _image() -> str:
 def _kvm() -> str:
     accel.choose("kvm")  # brings its own hint if /dev/kvm cannot be opened
     _image()
-    if not accel.is_known() and images.cached(IMAGE) is None:
-        why = "no guest was tried under it yet, as the image is not up to date"
-        raise FastpathError("KVM", why, _BUILD_IMAGE)
-    if failure := accel.kvm_failure():
+    failure = accel.remembered()
+    if failure is None:
+        if images.cached(IMAGE) is None:
+            why = "no guest was tried under it yet, as the image is not up to date"
+            raise FastpathError("KVM", why, _BUILD_IMAGE)
+        failure = accel.kvm_failure()
+    if failure:
         raise FastpathError("KVM", failure, "none: TCG takes its place")
     return accel.BOOTED
 

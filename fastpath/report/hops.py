@@ -76,9 +76,10 @@ def _card(path: PathResult) -> str:
 
 
 def _hop(hop: Hop) -> str:
-    kind = " ".join(["hop", *["thread"] * hop.thread, *["stack"] * bool(hop.stack)])
-    copies = [f"{len(hop.up)} up"] * bool(hop.up)
-    copies += [f"{len(hop.down)} down"] * bool(hop.down)
+    marked = {"hop": True, "thread": hop.thread, "stack": bool(hop.stack)}
+    kind = " ".join(name for name, is_one in marked.items() if is_one)
+    made = {"up": hop.up, "down": hop.down}
+    copies = [f"{len(each)} {way}" for way, each in made.items() if each]
     mark = ""
     if copies:
         tip = escape("; ".join((*hop.up, *hop.down)))

@@ -23,7 +23,7 @@ from fastpath.image import images
 from fastpath.scratch import scratch
 from fastpath.vm.spec import Accelerator, VmSpec, argv
 
-__all__ = ["BOOTED", "Accelerator", "choose", "is_known", "kvm_failure"]
+__all__ = ["BOOTED", "Accelerator", "choose", "kvm_failure", "remembered"]
 
 KVM = Path("/dev/kvm")
 QEMU = "qemu-system-x86_64"
@@ -69,9 +69,13 @@ def choose(want: str, *, qemu: str = QEMU) -> Accelerator:
     return _tcg(failure)
 
 
-def is_known(qemu: str = QEMU) -> bool:
-    """Whether a guest was tried under kvm, on this host with this QEMU."""
-    return _remembered(qemu) is not None
+def remembered(qemu: str = QEMU) -> str | None:
+    """Why a guest did not boot under kvm; empty: it did; None: none was tried."""
+    try:
+        known = json.loads(_answers().read_text())
+        return str(known["failure"] or "") if known["key"] == _key(qemu) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def kvm_failure(qemu: str = QEMU) -> str | None:
@@ -82,7 +86,7 @@ def kvm_failure(qemu: str = QEMU) -> str | None:
     Raises:
         FastpathError: as `images.build`.
     """
-    if (known := _remembered(qemu)) is not None:
+    if (known := remembered(qemu)) is not None:
         return known or None
     failure = _probe(qemu)
     with contextlib.suppress(OSError):  # asked again, where the cache may only be read
@@ -108,15 +112,6 @@ def _why_not_openable() -> tuple[str, str] | None:
 
 def _answers() -> Path:
     return images.cache_directory() / "kvm.json"
-
-
-def _remembered(qemu: str) -> str | None:
-    """Why a guest did not boot under kvm; empty: it did; None: none was tried."""
-    try:
-        known = json.loads(_answers().read_text())
-        return str(known["failure"] or "") if known["key"] == _key(qemu) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _key(qemu: str) -> str:

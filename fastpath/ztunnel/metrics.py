@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fastpath.ztunnel.authorization import Whose
     from fastpath.ztunnel.flags import Flag
     from fastpath.ztunnel.istio.headers import Said
+    from fastpath.ztunnel.istio.model import Locality
     from fastpath.ztunnel.model import Service, Workload
     from fastpath.ztunnel.routing import Decision
     from fastpath.ztunnel.tally import Value
@@ -323,8 +324,8 @@ def _labels(client: LocalWorkload, decision: Decision, flag: Flag) -> tuple[str,
         "tcp",
         flag,
         _MUTUAL_TLS if decision.connect else _UNKNOWN,
-        *_place(client.workload),
-        *_place(decision.workload),
+        *_place(_locality(client.workload)),
+        *_place(_locality(decision.workload)),
     )
 
 
@@ -347,14 +348,14 @@ def _server_labels(
         "tcp",
         flag,
         _MUTUAL_TLS if whose.principal else _UNKNOWN,
-        *(_said_place(said) if said else _place(whose.workload)),
-        *_place(server.workload),
+        *_place(said or _locality(whose.workload)),
+        *_place(_locality(server.workload)),
     )
 
 
 def _said(said: Said) -> tuple[str, ...]:
     """The same as `_end`; `app` is the workload there, in Istio's ztunnel, too."""
-    values = (
+    return _labelled(
         said.workload,
         said.service,
         said.revision,
@@ -364,23 +365,24 @@ def _said(said: Said) -> tuple[str, ...]:
         said.revision,
         said.cluster,
     )
+
+
+def _locality(workload: Workload | None) -> Locality | None:
+    return workload.locality if workload else None
+
+
+def _place(where: Said | Locality | None) -> tuple[str, ...]:
+    return _labelled(where.region, where.zone) if where else (_UNKNOWN, _UNKNOWN)
+
+
+def _labelled(*values: str) -> tuple[str, ...]:
     return tuple(value or _UNKNOWN for value in values)
-
-
-def _said_place(said: Said) -> tuple[str, str]:
-    return said.region or _UNKNOWN, said.zone or _UNKNOWN
-
-
-def _place(workload: Workload | None) -> tuple[str, str]:
-    locality = workload.locality if workload else None
-    region, zone = (locality.region, locality.zone) if locality else ("", "")
-    return region or _UNKNOWN, zone or _UNKNOWN
 
 
 def _end(workload: Workload | None) -> tuple[str, ...]:
     if workload is None:
         return (_UNKNOWN,) * len(_END_LABELS)
-    values = (
+    return _labelled(
         workload.workload_name,
         workload.canonical_name,
         workload.canonical_revision,
@@ -390,7 +392,6 @@ def _end(workload: Workload | None) -> tuple[str, ...]:
         workload.canonical_revision,
         workload.cluster_id,
     )
-    return tuple(value or _UNKNOWN for value in values)
 
 
 def _service(service: Service | None) -> tuple[str, str, str]:

@@ -177,7 +177,7 @@ def _part(
         FastpathError: as for `run`.
     """
     sandboxes.check_memory(options.paths, worlds=len(options.variants) or 1)
-    _fetch(options.paths)
+    _fetch(options.paths, [each.backend for each in options.variants if each.backend])
     if any(path.namespaces for path in chosen(options.paths)):
         _take_rights(options)
     with contextlib.ExitStack() as stack:
@@ -192,13 +192,13 @@ def _part(
     return run.report(interrupted=bool(ended_by)), ended_by
 
 
-def _fetch(names: Sequence[str]) -> None:
+def _fetch(names: Sequence[str], backends: Sequence[str] = ()) -> None:
     """Have what paths take from elsewhere, while there is a network.
 
     Raises:
         FastpathError: it can't be had.
     """
-    sandboxes.check_extra(names)
+    sandboxes.check_extra(names, backends)
     for path in chosen(names):
         if path.standard:
             catalogue.fetch(path.name)

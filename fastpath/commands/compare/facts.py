@@ -36,13 +36,27 @@ _FROM_SOCKET: Final = "host socket buffer to the guest's receive buffer"
 AF_VSOCK: Final = Hop("AF_VSOCK, virtio-vsock", GUEST, up=(_TO_GUEST,))
 BY_TSI: Final = replace(AF_VSOCK, name="TSI, AF_VSOCK, virtio-vsock")
 
+OURS: Final = "ztunnel, with the vsock device"
+
+
+def _by_socket_of_host(name: str, who: str) -> Hop:
+    """Make the hop of a process that reads and writes a socket of the host's."""
+    return Hop(
+        name,
+        HOST,
+        thread=True,
+        up=(f"host socket buffer to {who}",),  # net/ipv4/tcp.c: tcp_recvmsg()
+        down=(f"{who} to a host socket buffer",),
+    )
+
+
 TSI: Final = PathFacts(
     title="Fast path: TSI over shared-memory vsock",
     hops=(
         PROGRAM,
         BY_TSI,
         Hop(
-            "ztunnel, with the vsock device",
+            OURS,
             HOST,
             thread=True,
             # vhost_user/native: readv, or a fill, straight into RX descriptors; upwards
@@ -72,20 +86,8 @@ _QEMU: Final = Hop(
         "QEMU to the guest's receive buffer",
     ),
 )
-_ZTUNNEL: Final = Hop(
-    "ztunnel",
-    HOST,
-    thread=True,
-    up=("host socket buffer to ztunnel",),  # net/ipv4/tcp.c: tcp_recvmsg()
-    down=("ztunnel to a host socket buffer",),
-)
-_SERVER: Final = Hop(
-    "server",
-    HOST,
-    thread=True,
-    up=("host socket buffer to who answers",),
-    down=("who answers to a host socket buffer",),
-)
+_ZTUNNEL: Final = _by_socket_of_host("ztunnel", "ztunnel")
+_SERVER: Final = _by_socket_of_host("server", "who answers")
 _FORWARDS: Final = "IP forwarding on the node"
 _SERVER_TCP: Final = Hop(
     "TCP/IP", "server's namespace", stack="TCP/IP of the server's namespace"
@@ -191,20 +193,14 @@ STANDARD: Final = {
 
 
 _SENDS: Final = Hop(
-    "ztunnel, with the vsock device",
+    OURS,
     HOST,
     thread=True,
     # vhost_user/native/side/socket.c: one sendmsg() of guest descriptors
     up=("guest memory to a host socket buffer",),
     down=(_FROM_SOCKET,),
 )
-_ANSWERS: Final = Hop(
-    "other proxy",
-    HOST,
-    thread=True,
-    up=("host socket buffer to the other proxy",),
-    down=("the other proxy to a host socket buffer",),
-)
+_ANSWERS: Final = _by_socket_of_host("other proxy", OTHER)
 
 
 def _by_socket(
@@ -265,13 +261,7 @@ RING: Final = PathFacts(
     answers=OTHER,
 )
 
-_PROCESS: Final = Hop(
-    "other process",
-    HOST,
-    thread=True,
-    up=("host socket buffer to the other process",),
-    down=("the other process to a host socket buffer",),
-)
+_PROCESS: Final = _by_socket_of_host("other process", "the other process")
 VSOCK: Final = PathFacts(
     title="AF_VSOCK as it is, to a unix socket: our back-end",
     hops=(PROGRAM, AF_VSOCK, replace(_SENDS, name="vhost-user-vsock"), _PROCESS),

@@ -84,12 +84,15 @@ class Path:
         return self.standard or (self.handoff is not None and self.handoff.in_pod)
 
 
+RAW: Final = "vsock"
+"""The path of programs that know AF_VSOCK: it goes by any back-end."""
+
 PATHS: Final = {
     path.name: path
     for path in (
         Path(FAST_PATH, facts.TSI),
         *(Path(name, facts.STANDARD[name]) for name in catalogue.NAMES),
-        Path("vsock", facts.VSOCK, vsock=Vsock.OURS),
+        Path(RAW, facts.VSOCK, vsock=Vsock.OURS),
         Path("vsock-rust-vmm", facts.VSOCK_RUST_VMM, vsock=Vsock.RUST_VMM),
         Path(f"{HANDED_ON}pod", facts.POD, Handoff.POD),
         Path(f"{HANDED_ON}inpod", facts.INPOD, Handoff.INPOD),

@@ -270,17 +270,20 @@ def check_memory(
         )
 
 
-def check_extra(names: Sequence[str]) -> None:
+def check_extra(names: Sequence[str], backends: Sequence[str] = ()) -> None:
     """Check that what makes certificates is installed, if a path takes them.
 
-    A foreign device's back-end is downloaded.
+    rust-vmm's back-end is downloaded, for a path or among `backends`.
 
     Raises:
         FastpathError: they can't be had.
     """
+    rust_vmm = programs.VHOST_DEVICE_VSOCK
+    if rust_vmm.name in backends:
+        programs.unpack(rust_vmm)
     for path in chosen(names):
         if path.vsock is Vsock.RUST_VMM:
-            programs.unpack(programs.VHOST_DEVICE_VSOCK)
+            programs.unpack(rust_vmm)
         if path.handoff is Handoff.EMBEDDED and not find_spec("cryptography"):
             why = "the module cryptography is not installed"
             hint = "pip install 'vsock-fastpath[mesh]'"

@@ -22,8 +22,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from fastpath.commands.compare.paths import RAW
 from fastpath.errors import FastpathError
-from fastpath.image.programs import VHOST_DEVICE_VSOCK, unpack
+from fastpath.image.programs import VHOST_DEVICE_VSOCK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 _PARTS: Final = re.compile(r"(?<!,),(?!,)")
 MAX_POLL_US: Final = 1_000_000
-RAW: Final = "vsock"
-"""The path of programs that know AF_VSOCK."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,14 +150,12 @@ def _backend(own: Variant, text: str, what: str) -> Variant:
 
 
 def check_backends(variants: Sequence[Variant], paths: Sequence[str]) -> None:
-    """Check that back-ends are given only where one can be another's; fetch rust-vmm's.
+    """Check that back-ends are given only where one can be another's.
 
     Raises:
-        FastpathError: TSI is to go by one, or it can't be had.
+        FastpathError: TSI is to go by one.
     """
     for each in variants:
-        if each.backend == VHOST_DEVICE_VSOCK.name:
-            unpack(VHOST_DEVICE_VSOCK)
         if each.backend and any(path != RAW for path in paths):
             raise FastpathError(
                 f"--variant {each.name}:{each.spec}",

@@ -88,16 +88,15 @@ def built(monkeypatch, tmp_path):
 
 
 def test_no_image_is_built_to_try_kvm(built, monkeypatch):
-    monkeypatch.setattr(accel, "is_known", lambda: False)
+    monkeypatch.setattr(accel, "remembered", lambda: None)
     with pytest.raises(FastpathError, match=r"no guest was tried.*image build base"):
         doctor._kvm()
 
 
-@pytest.mark.parametrize("failure", [None, "a guest under kvm died: no MSR"])
+@pytest.mark.parametrize("failure", ["", "a guest under kvm died: no MSR"])
 def test_what_is_known_of_kvm_is_told_without_an_image(built, monkeypatch, failure):
-    monkeypatch.setattr(accel, "is_known", lambda: True)
-    monkeypatch.setattr(accel, "kvm_failure", lambda: failure)
-    if failure is None:
+    monkeypatch.setattr(accel, "remembered", lambda: failure)
+    if not failure:
         assert doctor._kvm() == accel.BOOTED
     else:
         with pytest.raises(FastpathError, match=failure):
