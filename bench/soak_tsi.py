@@ -47,10 +47,14 @@ PROGRAM: Final = Path(__file__).resolve().parents[1] / "tests" / "vm" / "tsi_soa
 VIP: Final = ("10.96.0.10", 80)
 SETTLE_S: Final = LIMIT_S
 """How long the ends of a round's connections may take to reach the host."""
+OWN_CONNS: Final = 2
+"""Of a guest whose programs have none: init's stream and the control stream."""
 AGENT_KIB: Final = 256
 """What the agent's memory may have grown by since the first round."""
 KERNEL_KIB: Final = 2048
 """The same of the guest's kernel: pages of which a few objects are in use."""
+MAX_KERNEL_SOCKS: Final = 128
+"""Its vsock sockets without a program's: init's, the agent's, and a CPU's free ones."""
 HOST_KIB: Final = 4096
 """The same of the host's process: Python's heap, malloc's arenas."""
 
@@ -66,9 +70,11 @@ class Sample:
     program_fds: int
     agent_fds: int
     agent_kib: int
-    """Resident."""
+    """Resident, of its own."""
     kernel_kib: int
     """What the guest's kernel has allocated for itself."""
+    kernel_socks: int
+    """Of those, vsock sockets."""
     host_fds: int
     host_kib: int
     host_conns: int
@@ -82,7 +88,7 @@ class Sample:
         """All of it, for people."""
         return (
             f"{self.failed} failed; agent: {self.agent_fds} fds, {self.agent_kib} KiB;"
-            f" guest's kernel: {self.kernel_kib} KiB;"
+            f" guest's kernel: {self.kernel_kib} KiB, {self.kernel_socks} sockets;"
             f" host: {self.host_fds} fds, {self.host_kib} KiB,"
             f" {self.host_conns} connections, {self.tokens} tokens; {self.wall_s:.0f} s"
         )
@@ -98,6 +104,8 @@ def growth(samples: list[Sample]) -> list[str]:
         before, now = getattr(first, name), getattr(last, name)
         if now > before:
             wrong.append(f"{name} grew from {before} to {now}")
+    if last.kernel_socks > MAX_KERNEL_SOCKS:
+        wrong.append(f"the guest's kernel keeps {last.kernel_socks} sockets")
     if last.live:
         wrong.append(f"{last.live} connections are not forgotten")
     for name, most in (
@@ -233,14 +241,13 @@ class _Soak:
     async def _measure(self, guest: list[int]) -> Sample:
         """Measure the host once it has heard of all ends."""
         running = self._one.sandbox
-        least = self._samples[0].host_conns if self._samples else 1
         deadline = time.monotonic() + SETTLE_S
         while time.monotonic() < deadline:
-            if running.device.handle.stats().conns <= least:
+            if running.device.handle.stats().conns <= OWN_CONNS:
                 break
             await asyncio.sleep(0.05)
         await asyncio.sleep(0.05)  # the router hears of it a little later
-        failed, error, program_fds, agent_fds, agent_kib, kernel_kib = guest
+        failed, error, program_fds, agent_fds, agent_kib, kernel_kib, socks = guest
         return Sample(
             failed=failed,
             errno=error,
@@ -248,6 +255,7 @@ class _Soak:
             agent_fds=agent_fds,
             agent_kib=agent_kib,
             kernel_kib=kernel_kib,
+            kernel_socks=socks,
             host_fds=procfs.descriptors("self"),
             host_kib=_rss_kib(),
             host_conns=running.device.handle.stats().conns,

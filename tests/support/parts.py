@@ -1,9 +1,9 @@
 """Run parts of `make test`, each to its end, and sum up which failed.
 
 `python tests/support/parts.py PART... [NAME=VALUE...]`: a part is a target of the
-Makefile, with variables to set in it. The last lines say of each whether it passed, and
-the seconds and CPU seconds that it took; the very last is "N passed, N failed". Exit
-status 0 if none failed.
+Makefile, with variables to set in it. The last lines are those in which pytest names
+what failed and why, once more; of each part whether it passed, and the seconds and CPU
+seconds that it took; and "N passed, N failed". Exit status 0 if none failed.
 
 CPU seconds are those of all processes that the part started and waited for. What CI
 needs on a machine of which it gets a share follows from their sum.
@@ -16,8 +16,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
+from typing import IO, Final
+
+NAMING: Final = (b"FAILED ", b"ERROR ")
+"""How pytest's summary begins the lines of what failed."""
+LAST_WORDS_S: Final = 10
+"""How long what a part said may take to arrive once it has ended."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,8 @@ class Result:
     """make's; negative: the signal that ended it."""
     wall_s: float
     cpu_s: float
+    failures: list[str]
+    """What of it failed, in pytest's words."""
 
     def line(self) -> str:
         """Return it as a row of the summary."""
@@ -47,20 +56,42 @@ def say(*lines: str) -> None:
     sys.stdout.flush()
 
 
+def pass_on(said: IO[bytes], failures: list[str]) -> None:
+    """Print what a part says, as it says it; keep what names a failure."""
+    for line in said:
+        sys.stdout.buffer.write(line)
+        sys.stdout.flush()
+        if line.startswith(NAMING):
+            failures.append(line.decode(errors="replace").rstrip())
+
+
 def run(name: str, variables: list[str]) -> Result:
     """Run one part; what it says passes through."""
     begin = time.monotonic()
     say(f"==== {name} ====")
     make = os.environ.get("MAKE", "make")
-    child = subprocess.Popen([make, "--no-print-directory", name, *variables])
+    child = subprocess.Popen(
+        [make, "--no-print-directory", name, *variables],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert child.stdout is not None
+    failures: list[str] = []
+    # A process that a part has left behind keeps the pipe open: it isn't waited for.
+    passing = threading.Thread(
+        target=pass_on, args=(child.stdout, failures), daemon=True
+    )
+    passing.start()
     try:
         _, status, used = os.wait4(child.pid, 0)
     except KeyboardInterrupt:
         child.terminate()  # who sent the signal may have sent it to us alone
         raise
     child.returncode = os.waitstatus_to_exitcode(status)
+    passing.join(LAST_WORDS_S)
     cpu_s = used.ru_utime + used.ru_stime
-    return Result(name, child.returncode, time.monotonic() - begin, cpu_s)
+    wall_s = time.monotonic() - begin
+    return Result(name, child.returncode, wall_s, cpu_s, failures)
 
 
 def summary(results: list[Result], left: list[str]) -> list[str]:
@@ -69,6 +100,8 @@ def summary(results: list[Result], left: list[str]) -> list[str]:
     wall_s = sum(result.wall_s for result in results)
     cpu_s = sum(result.cpu_s for result in results)
     return [
+        *(line for result in results for line in result.failures),
+        "",
         row("part", "", "seconds", "CPU s"),
         *(result.line() for result in results),
         *(row(name, "not run", "", "") for name in left),

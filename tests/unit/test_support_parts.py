@@ -18,6 +18,10 @@ good:
 \t@echo well: $(WORD)
 bad:
 \t@exit 7
+test:
+\t@echo "FAILED tests/x.py::test_it - assert 1 == 2"; echo more; exit 1
+heir:
+\t@sleep 600 & echo $$! > heir
 slow:
 \t@echo begun; exec sleep 600
 """
@@ -54,6 +58,20 @@ def test_a_part_that_fails_stops_no_other_and_is_named_at_last(start):
     found = [words[:2] for words in words_of(said)]
     assert [words for words in found if words[1:] == ["failed"]] == [["bad", "failed"]]
     assert found.count(["good", "passed"]) == 2
+
+
+def test_what_failed_is_named_once_more_at_the_end(start):
+    said, _ = start("test", "good").communicate(timeout=LIMIT_S)
+    named = "FAILED tests/x.py::test_it - assert 1 == 2\n"
+    assert said.count(named) == 2
+    assert said.rindex(named) > said.index("==== good ====")
+
+
+def test_what_a_part_leaves_running_is_not_waited_for(start, tmp_path):
+    process = start("heir", "good")
+    said, _ = process.communicate(timeout=LIMIT_S)
+    os.kill(int((tmp_path / "heir").read_text()), signal.SIGKILL)
+    assert said.endswith("\n2 passed, 0 failed\n")
 
 
 def test_all_that_pass_is_status_0(start):
