@@ -44,9 +44,10 @@ _END_LABELS = (
     "version",
     "cluster",
 )
+SOURCE_LABELS = tuple(f"source_{name}" for name in _END_LABELS)
 LABELS = (
     "reporter",
-    *(f"source_{name}" for name in _END_LABELS),
+    *SOURCE_LABELS,
     "destination_service",
     "destination_service_namespace",
     "destination_service_name",
@@ -102,6 +103,11 @@ class Metrics:
             ("reporter",),
         )
         self.register(self._revoked)
+        self._resolved = self._tally(
+            "istio_on_demand_dns",
+            "The total number of requests that used on-demand DNS (unstable)",
+            (*SOURCE_LABELS, "hostname"),
+        )
         self._series: dict[_Key, _Series] = {}
         self._inbound: dict[tuple[LocalWorkload, Whose], _Series] = {}
         self._unlogged = self._tally(
@@ -217,6 +223,10 @@ class Metrics:
     def revoked(self, reporter: Literal["source", "destination"]) -> None:
         """A tunnel's peer is revoked."""
         self._revoked.labels(reporter).inc()
+
+    def resolved(self, client: LocalWorkload, hostname: str) -> None:
+        """A connection goes where a workload's host name is, or would have gone."""
+        self._resolved.labels(*_end(client.workload), hostname).inc()
 
     def forget(self) -> None:
         """Look labels up anew: workloads and services may have others."""

@@ -133,6 +133,12 @@ class Outbound:
     ) -> Decision:
         """Decide on a request, and remember the decision until `conn` ends."""
         decision = self._decide(client, destination, source_ip)
+        if decision.names:
+            before = self._decisions.get(conn)  # it waited for a name, perhaps
+            known = before[1].names if before else ()
+            for name in decision.names:
+                if name not in known:
+                    self._metrics.resolved(client, name)
         self._decisions[conn] = client, decision
         self.idle.clear()
         return decision

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import errno
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastpath.ztunnel.connect import connect, stands
@@ -72,6 +72,8 @@ class Decision(NamedTuple):
     """The same destination always gets this decision."""
     lookup: str = ""
     """It can't be decided before the IPs of this name are known."""
+    names: tuple[str, ...] = ()
+    """Host names whose IPs it took, or would have taken."""
 
     @property
     def transport(self) -> Transport:
@@ -92,14 +94,13 @@ class _Names:
 
     hostnames: Hostnames | None
     version: int
-    used: bool = False
-    """Some name's IP was given: it may be another one the next time."""
+    asked: list[str] = field(default_factory=list)
+    """An IP may be another one the next time."""
 
     def get(self, name: str) -> IpAddress | None:
         """An IP of a name, if one is known."""
-        found = self.hostnames.find(name, self.version) if self.hostnames else None
-        self.used |= found is not None
-        return found
+        self.asked.append(name)
+        return self.hostnames.find(name, self.version) if self.hostnames else None
 
 
 class Routes:
@@ -212,15 +213,17 @@ class Routes:
             service = self._state.service_at(
                 self._state.network, where[0], client.workload.namespace
             )
-            return _refuse(destination, route, service)
-        if isinstance(route, Lookup):
-            return self._look_up(destination, route.hostname)
-        if route.transport is not Transport.TCP:
+            found = _refuse(destination, route, service)
+        elif isinstance(route, Lookup):
+            found = self._look_up(destination, route.hostname)
+        elif route.transport is not Transport.TCP:
             source_ip = source_ip or client.own_address(where[0].version)
             found = self._tunnelled(client, destination, route, source_ip)
         else:
             found = self._dialled(client, destination, route)
-        return found._replace(cacheable=found.cacheable and not names.used)
+        if not names.asked:
+            return found
+        return found._replace(cacheable=False, names=tuple(names.asked))
 
     def _look_up(self, destination: SocketAddress, hostname: str) -> Decision:
         """Its IPs have to be known first, unless it is known that there are none."""

@@ -197,7 +197,8 @@ def test_our_metrics_have_its_names_and_labels(ztunnel):
     page = get(ztunnel, 15020, "/metrics")
     theirs = families(openmetrics.text_string_to_metric_families(page))
     ours = families(text_string_to_metric_families(our_metrics(case.to)))
-    del ours["istio_crl_policy_rejections"]  # of it, there are no numbers
+    for name in ("istio_crl_policy_rejections", "istio_on_demand_dns"):
+        del ours[name]  # of these, there are no numbers
     shared = {
         "istio_build",
         "istio_tcp_connections_opened",
@@ -221,15 +222,50 @@ def test_our_metrics_have_its_names_and_labels(ztunnel):
                 assert sample.labels in labels, name
 
 
-def our_metrics(to):
-    """Our page after the same."""
+NAMED = """\
+- {uid: out, name: out, namespace: default, workloadIps: [], hostname: out.invalid,
+   services: {default/out.default: {80: 8080}}}
+"""
+SERVICE = """\
+- {name: out, namespace: default, hostname: out.default, vips: [/10.96.0.99],
+   ports: {80: 8080}}
+"""
+
+
+def test_a_connection_by_a_host_name_is_counted_as_it_counts_it(request, tmp_path):
+    """One that has no address, for there is no resolver."""
+    mesh = MESH.replace("workloads:\n", f"workloads:\n{NAMED}")
+    mesh = mesh.replace("services:\n", f"services:\n{SERVICE}")
+    with running(request, tmp_path, mesh) as there:
+        there.says("socks5")
+        assert "connection failed" in there.decides("10.96.0.99:80")
+        page = get(there, 15020, "/metrics")
+    metrics = Metrics()
+    metrics.resolved(LocalWorkloads(our_config()).sandbox("a"), "out.invalid")
+    ours = families(text_string_to_metric_families(metrics.text().decode()))
+    theirs = families(openmetrics.text_string_to_metric_families(page))
+    numbers = [
+        {each.name: (each.labels, each.value) for each in found[2]}
+        for found in (ours["istio_on_demand_dns"], theirs["istio_on_demand_dns"])
+    ]
+    assert numbers[0]["istio_on_demand_dns_total"][1] == 1
+    assert numbers[0] == numbers[1]
+
+
+def our_config():
+    """The same mesh, with `client` as a sandbox."""
     loaded, _ = istio.parse(MESH.encode(), "mesh.yaml")
     sandbox = Sandbox(name="a", workload="default/client", socket=Path("/s"), cid=3)
-    config = Config(
+    return Config(
         workloads=loaded.workloads,
         services=loaded.services,
         fastpath=Fastpath(sandboxes=(sandbox,)),
     )
+
+
+def our_metrics(to):
+    """Our page after the same."""
+    config = our_config()
     metrics = Metrics()
     client = LocalWorkloads(config).sandbox("a")
     address = ListenAddress.parse(to)

@@ -24,6 +24,7 @@ from tests.support.clock import run as run_by_the_clock
 from tests.support.limits import LIMIT_S, wait_until
 from tests.unit.fastpath.hbone_world import HBONE_PORT, VIP, only, world
 from tests.unit.fastpath.test_ztunnel_hbone_captured import Captured
+from tests.unit.fastpath.tsi_guest import sample
 from vhost_user.vsock.packet import Op
 
 __all__ = ["world"]
@@ -271,6 +272,58 @@ def named(world, **fields):
     return world.web(workload_ips=(), hostname=NAME, **fields)
 
 
+SOURCE = {
+    "source_workload": "client",
+    "source_canonical_service": "client-app",
+    "source_canonical_revision": "v1",
+    "source_workload_namespace": "default",
+    "source_principal": "spiffe://cluster.local/ns/default/sa/client",
+    "source_app": "client-app",
+    "source_version": "v1",
+    "source_cluster": "Kubernetes",
+}
+
+
+def counted(ztunnel, hostname=NAME, **source):
+    """Istio's counter of on-demand DNS, with all of its labels."""
+    labels = SOURCE | source | {"hostname": hostname}
+    return sample(ztunnel, "istio_on_demand_dns_total", **labels)
+
+
+def test_each_connection_that_takes_a_name_is_counted(world, names):
+    """Whether the name was known or not, as Istio's ztunnel counts it."""
+
+    def play(run):
+        assert counted(run.ztunnel) == 0
+        _, peer, _ = run.connect(VIP)
+        assert counted(run.ztunnel) == 1
+        run.again(peer, VIP)
+        assert counted(run.ztunnel) == 2
+        assert names.asked == 2  # A and AAAA, once
+
+    world.run(play, web=named(world), resolvers=(names.at,))
+
+
+def test_a_name_that_leads_nowhere_is_counted(world, names):
+    names.code = 3
+
+    def play(run):
+        for count in (1, 2):
+            run.guest.refused(VIP)
+            assert counted(run.ztunnel) == count
+
+    world.run(play, web=named(world), resolvers=(names.at,))
+
+
+def test_a_connection_to_a_workload_with_an_ip_counts_no_name(world, names):
+    def play(run):
+        run.connect(VIP)
+        assert counted(run.ztunnel) == counted(run.ztunnel, "unknown") == 0
+
+    web = world.web(hostname=NAME)
+    world.run(play, web=web, resolvers=(names.at,))
+
+
 def test_a_service_is_reached_where_its_workloads_name_is(world, names):
     def play(run):
         conn, peer, stream = run.connect(VIP)
@@ -356,6 +409,12 @@ def test_captured_clients_wait_for_names_too(world, names):
             peer.answer(stream)
             sock.sendall(b"ping")
             assert peer.read(stream, 4) == b"ping"
-        assert ztunnel
+        source = dict.fromkeys(SOURCE, "unknown") | {
+            "source_workload_namespace": "default",
+            "source_principal": "spiffe://cluster.local/ns/default/sa/pod",
+            "source_cluster": "Kubernetes",
+        }
+        # once, though it also waited for a certificate
+        assert counted(ztunnel, **source) == 1
 
     assert f"dst.addr={world.server.ip}:{HBONE_PORT}" in only(capture.run(play))
