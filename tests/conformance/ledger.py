@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
+from tests.support.limits import LIMIT_S
 from vhost_user.errors import VhostUserError
 from vhost_user.vsock.packet import CID_HOST, HDR_SIZE, Header, Op, Shutdown
 
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
 ECHO: Final = 7
 """Host port that echoes, in every suite here."""
 HALF: Final = 1 << 31
-WAIT_S: Final = 2.0
-"""How long an end that the guest has not been told of may be on its way."""
 
 Key = tuple[str, int]
 """A host port ("host"), or one of the guest ("guest") that a host client asked for."""
@@ -271,7 +270,7 @@ class Ledger:
         found = self._wrong(guest)
         if found:
             with contextlib.suppress(TimeoutError, VhostUserError, OSError):
-                guest.timeout_s = WAIT_S
+                guest.timeout_s = LIMIT_S  # an end may be on its way
                 while found := self._wrong(guest):
                     guest._queued.append(guest._take())
         self._faults += found

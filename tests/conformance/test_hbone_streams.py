@@ -15,6 +15,7 @@ import pytest
 from tests.conformance.conftest import read_exactly
 from tests.conformance.peers import CODES
 from tests.conformance.tunnels import Mesh
+from tests.support.limits import LIMIT_S
 from vhost_user.engine import EventKind
 from vhost_user.hbone import Reason
 from vhost_user.vsock.packet import Op, Shutdown
@@ -385,7 +386,7 @@ def test_a_client_that_reads_nothing_holds_no_more_than_its_window(pool):
 
 
 def _first_is(sock, byte):
-    sock.settimeout(5)
+    sock.settimeout(LIMIT_S)
     return sock.recv(1) == byte
 
 

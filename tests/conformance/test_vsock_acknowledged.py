@@ -7,7 +7,6 @@ Spec: VIRTIO 1.2 section 5.10.6.2, "guaranteed, connection-oriented delivery", a
 from __future__ import annotations
 
 import socket
-from pathlib import Path
 
 import pytest
 
@@ -22,6 +21,7 @@ from tests.conformance.links import (
     write_until_told,
 )
 from tests.conformance.siblings import connect, make_site, site
+from tests.support.descriptors import check_closed, descriptors
 from vhost_user.vsock.driver import VsockGuest
 from vhost_user.vsock.packet import Op, Shutdown, Type
 
@@ -126,18 +126,12 @@ def test_an_idle_connection_that_neither_side_reads_ends(host, guest, link, way)
     else:  # a FIN alone may be a host that still reads
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         sock.close()
-    guest.timeout_s = 1
     while not tells_of_the_end(packet := conn.receive()):
         pass
     if packet.op != Op.RST:
         conn.say(Op.RST)
     wait_for(lambda: host.stats().conns == 0, "the end of the connection")
-    wait_for(lambda: descriptors() == before, "the end of its descriptors")
-
-
-def descriptors():
-    """Count the sockets that this process has, the engine's among them."""
-    return sum(entry.is_socket() for entry in Path("/proc/self/fd").iterdir())
+    check_closed(before)
 
 
 @DELIVERY

@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import re
 import shutil
-import socket
 import subprocess
 import tempfile
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from fastpath.image.images import cache_directory, locked
 from fastpath.vm.guest import Guest
 from fastpath.vm.machine import Machine
 from fastpath.vm.spec import UserNet
+from tests.support.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -110,7 +110,7 @@ async def pair(
     ready_s: float,
 ) -> AsyncIterator[Pair]:
     """Boot two guests with a network, on a back-end that runs."""
-    port = _free_port()
+    port = free_port()
     nets = (UserNet((port, port)), UserNet())
     async with contextlib.AsyncExitStack() as stack:
         link = await stack.enter_async_context(_slow_link(port))
@@ -266,12 +266,6 @@ async def _slow_link(port: int) -> AsyncIterator[int]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _build(release: str, folder: Path) -> None:

@@ -21,6 +21,7 @@ import pytest
 
 from tests.support.limits import GUEST_LIMIT_S as TIMEOUT_S
 from tests.support.limits import wait_until
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.vm
 
@@ -439,8 +440,7 @@ def eventually(process, port, wanted):
 
 @pytest.mark.parametrize("with_policy", [False, True], ids=["alone", "policy"])
 def test_a_published_port_is_reachable(tmp_path, with_policy):
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
+    port = free_port()
     policy = tmp_path / "policy.yaml"
     policy.write_text("published: [80]\n")
     options = ["--publish", f"{port}:80"]

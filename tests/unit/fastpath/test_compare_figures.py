@@ -17,6 +17,7 @@ from fastpath.data import GUEST
 from fastpath.errors import FastpathError
 from fastpath.report.figures import BY_KEY, FLIGHTS, METRICS, Group
 from tests.support.limits import LIMIT_S
+from tests.support.ports import free_port
 
 
 @pytest.fixture(scope="module")
@@ -154,9 +155,7 @@ def test_a_head_that_comes_in_pieces_is_heard(probe):
 @pytest.fixture(scope="module")
 def http():
     """The HTTP server; yields its port."""
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
+    port = free_port()
     reader, writer = os.pipe()
     argv = [str(sandboxes.http_program()), str(writer), "127.0.0.1", str(port)]
     with subprocess.Popen(argv, pass_fds=(writer,)) as process:

@@ -11,7 +11,7 @@ import pytest
 from fastpath.errors import FastpathError
 from fastpath.ztunnel import access_log
 from fastpath.ztunnel.access_log import AccessLog, Party, Record, format_line
-from tests.support.descriptors import descriptors
+from tests.support.descriptors import check_closed, descriptors
 from tests.support.limits import until
 
 TIME = datetime.datetime(2026, 1, 31, 9, 59, 5, 28709, datetime.UTC)
@@ -149,7 +149,7 @@ def test_a_file_that_was_rotated_is_opened_anew(tmp_path):
 
     before = descriptors()
     asyncio.run(main())
-    assert descriptors() <= before + 1
+    check_closed(before)
     assert old.read_text().count("\n") == 1
     assert path.read_text().count("\n") == 1
 

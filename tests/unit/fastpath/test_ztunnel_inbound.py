@@ -20,6 +20,7 @@ from fastpath.ztunnel.model import Config, Fastpath, Publication, Sandbox, Workl
 from fastpath.ztunnel.process import Ztunnel
 from tests.support.limits import LIMIT_S as TIMEOUT_S
 from tests.support.limits import wait_until
+from tests.support.ports import free_port
 from vhost_user.vsock.driver import Connection, VsockGuest
 from vhost_user.vsock.packet import Op
 
@@ -31,11 +32,6 @@ POD = "127.0.0.5"  # of lo, as all of 127.0.0.0/8 is
 HELLO = struct.pack("<HHIHH", 1, 8, 0x41495354, 1, 1)
 LISTEN = struct.pack("<HHIIHHHH16s", 16, 32, LISTENER, 5, PORT, 4, 0, 0, bytes(16))
 UNLISTEN = struct.pack("<HHI", 19, 4, LISTENER)
-
-
-def free_port(host):
-    with socket.create_server((host, 0)) as sock:
-        return sock.getsockname()[1]
 
 
 def config(tmp_path, *publish, published=""):
@@ -127,7 +123,7 @@ def test_a_client_reaches_a_listener(tmp_path, where):
         there = config(tmp_path, published=str(port))
         address = (POD, port)
     else:
-        address = ("127.0.0.1", free_port("127.0.0.1"))
+        address = ("127.0.0.1", free_port())
         port = PORT
         there = config(tmp_path, f"{address[1]}:{PORT}")
 
@@ -256,7 +252,7 @@ def test_a_port_that_is_taken_on_the_host_is_said_so(tmp_path):
 
 
 def test_a_client_is_offered_until_the_backlog_has_room(tmp_path):
-    address = ("127.0.0.1", free_port("127.0.0.1"))
+    address = ("127.0.0.1", free_port())
 
     def play(guest, control):
         control.send(LISTEN)
@@ -273,7 +269,7 @@ def test_a_client_is_offered_until_the_backlog_has_room(tmp_path):
 
 
 def test_the_end_of_the_agent_ends_its_listeners(tmp_path):
-    address = ("127.0.0.1", free_port("127.0.0.1"))
+    address = ("127.0.0.1", free_port())
 
     def play(guest, control):
         control.send(LISTEN)

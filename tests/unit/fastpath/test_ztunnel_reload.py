@@ -17,12 +17,12 @@ from fastpath.ztunnel.istio.state import MeshState
 from fastpath.ztunnel.process import Ztunnel
 from fastpath.ztunnel.workloads import LocalWorkloads
 from tests.support.limits import LIMIT_S, until, wait_until
+from tests.support.ports import free_port
 from tests.unit.fastpath.test_ztunnel_inbound import (
     HELLO,
     LISTEN,
     POD,
     TSI_PORT,
-    free_port,
     listening,
     peers,
 )

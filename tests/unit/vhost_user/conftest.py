@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.support.descriptors import descriptors
+from tests.support.descriptors import check_closed, descriptors
+from tests.support.limits import LIMIT_S
 from vhost_user.descriptors import THREAD_NAME
 from vhost_user.device import SESSION_FEATURES
 from vhost_user.engine import RingConfig  # noqa: TC001  # dataclass field
@@ -202,15 +203,15 @@ def open_fds():
 
     def count():
         for thread in offloaded():
-            thread.join(10)
-        return descriptors()
+            thread.join(LIMIT_S)
+        return len(descriptors())
 
     return count
 
 
 @pytest.fixture
-def no_fd_leak(open_fds):
-    """Fail the test if it ends with other file descriptors than it began with."""
-    before = open_fds()
+def no_fd_leak():
+    """Fail the test if it leaves file descriptors open."""
+    before = descriptors()
     yield
-    assert open_fds() == before
+    check_closed(before)

@@ -22,6 +22,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.limits import LIMIT_S as TIMEOUT_S
+from tests.support.limits import wait_until
+from tests.support.ports import free_port
 from vhost_user.message import Request
 from vhost_user.vsock.driver import TX, VsockGuest
 from vhost_user.vsock.packet import Op
@@ -314,7 +316,7 @@ def test_a_guest_that_leaves_many_connections_leaves_none(run):
         stats = command.stats()
         assert stats["vms"][0]["conns"] == 0
         assert stats["engine"]["conns"] == 1
-        assert command.fds() == fds
+        wait_until(lambda: command.fds() == fds, what="the end of its descriptors")
 
 
 def test_a_driver_that_outlives_its_front_end_hears_of_the_reset(run):
@@ -428,8 +430,7 @@ def test_it_serves_without_anyone_who_reads_its_log(tmp_path, stderr):
 
 
 def test_each_counter_is_in_json_and_for_prometheus(run):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     command = run(f"--metrics={address}")
     stats = command.stats()
     with urllib.request.urlopen(f"http://{address}/metrics") as page:

@@ -50,7 +50,7 @@ def does_not_wait(call):
     result = []
     thread = threading.Thread(target=lambda: result.append(call()), daemon=True)
     thread.start()
-    thread.join(10)
+    thread.join(LIMIT_S)
     assert not thread.is_alive(), "it waits"
     return result[0]
 

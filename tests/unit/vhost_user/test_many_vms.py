@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.limits import LIMIT_S as TIMEOUT_S
+from tests.support.ports import free_port
 from vhost_user.vsock.driver import VsockGuest
 from vhost_user.vsock.packet import Op
 
 VMS, GROUP = 1000, 10
 CIDS = range(3, 3 + VMS)
 ECHO = 7
-TIMEOUT_S = 60
 COMMAND = Path(sys.executable).with_name("vhost-user-vsock")
 
 
@@ -42,8 +43,7 @@ class Process:
 
     def __init__(self, directory, log):
         self.directory = directory
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.metrics = f"127.0.0.1:{free.getsockname()[1]}"
+        self.metrics = f"127.0.0.1:{free_port()}"
         file = log.with_name("vms.yaml")
         file.write_text(config(directory))
         argv = [str(COMMAND), f"--config={file}", "--threads=2", "--poll-us=0"]

@@ -338,7 +338,7 @@ def test_sockets_beyond_the_stock_are_closed():
         world.answer(STOCK)
         await world.dial(3)
         await until(lambda: len(world.kinds(EventKind.OPENED)) == 4)
-        kept = descriptors() - before
+        kept = len(descriptors() - before)
         assert kept <= STOCK + 3 * 3 + 1
 
     run(work)
