@@ -56,6 +56,8 @@ def up(name: str, kind: geneve.Want) -> int:
         print(f"{own[role]}")
     there = own[path.sandbox.at]
     print(f"look around: ip netns exec {there} ip address")
+    if path.inside:
+        print("not done: what is to be done in the guest itself, as `show` has it")
     print(f"take it down: fastpath path down {name}")
     return 0
 

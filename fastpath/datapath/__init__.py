@@ -19,6 +19,7 @@ makes one slower. A path is data, one module each; one engine builds all of them
     inpod_l3forwarding  Istio's in-pod rules, Kata's l3forwarding: what there is today
     ambient_geneve    Istio ambient 1.18 to 1.20: ipset, policy routing, Geneve
     ambient_ebpf      its other mode: redirects by BPF programs
+    sidecar           Istio's older mode: rules and a proxy in the guest
     plain, macvtap    no mesh, by Kata's two older models
     passt             no mesh, no tap
     catalogue         all of them by name

@@ -12,6 +12,7 @@ from fastpath.datapath import (
     macvtap,
     passt,
     plain,
+    sidecar,
     tunnels,
 )
 from fastpath.datapath.ambient_geneve import Mode
@@ -40,6 +41,10 @@ def _ebpf(_: geneve.Kind) -> Datapath:
     return ambient_ebpf.declare()
 
 
+def _sidecar(_: geneve.Kind) -> Datapath:
+    return sidecar.declare()
+
+
 def _macvtap(_: geneve.Kind) -> Datapath:
     return macvtap.declare()
 
@@ -63,6 +68,7 @@ _PATHS: Final[Mapping[str, Callable[[geneve.Kind], Datapath]]] = {
     ALPHA: _alpha,
     **{f"ambient-{kind.name}": _tunnelled(kind) for kind in tunnels.KINDS},
     ambient_ebpf.NAME: _ebpf,
+    sidecar.NAME: _sidecar,
     plain.NAME: _plain,
     macvtap.NAME: _macvtap,
     passt.NAME: _passt,

@@ -19,6 +19,8 @@ POD: Final = "pod"
 CONTAINER: Final = "container"
 ZTUNNEL: Final = "ztunnel"
 SERVER: Final = "server"
+GUEST: Final = "guest"
+"""No namespace of the host's: the microVM itself."""
 
 OUTBOUND_PORT: Final = 15001
 INBOUND_PORT: Final = 15006
@@ -90,6 +92,11 @@ class Datapath:
     """The node's tunnel device; empty: there is no tunnel."""
     every_packet: bool = field(default=True)
     """Whether each packet takes the tunnel; else the first of a connection."""
+    inside: tuple[Step, ...] = ()
+    """What is done in the guest, where a sidecar listens at `OUTBOUND_PORT`; empty:
+    nothing, and there is none."""
+    image: str = ""
+    """The guest's, if that takes one of its own."""
 
     @property
     def roles(self) -> tuple[str, ...]:

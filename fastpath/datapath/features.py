@@ -72,4 +72,5 @@ XT_SOCKET: Final = Feature("the iptables match socket", ("xt_socket",))
 XT_NAT: Final = Feature(
     "the iptables targets SNAT, DNAT and REDIRECT", ("xt_nat", "xt_REDIRECT")
 )
+XT_OWNER: Final = Feature("the iptables match owner", ("xt_owner",))
 XT_CT: Final = Feature("the iptables target CT", ("xt_CT",))

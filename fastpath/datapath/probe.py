@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from fastpath.datapath import standin
 from fastpath.datapath.build import Built
-from fastpath.datapath.declared import INBOUND_PORT, NODE, Capture
+from fastpath.datapath.declared import GUEST, INBOUND_PORT, NODE, Capture
 from fastpath.datapath.geneve import PORT as GENEVE_PORT
-from fastpath.datapath.standin import SERVER_PORT, Guest, Listener
+from fastpath.datapath.standin import SERVER_PORT, Guest, Listener, Sidecar
 from fastpath.datapath.tunnels import VXLAN
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ _TEB: Final = b"\x65\x58"
 """Ethernet frames in GRE."""
 _SO_RCVBUFFORCE: Final = 33
 _PACKET_OUTGOING: Final = 4
-_ARPHRD_ETHER: Final = 1
+_WITH_HEADER: Final = {1, 772}
+"""ARPHRD_ETHER and ARPHRD_LOOPBACK: frames begin with an Ethernet header."""
 _FRAME: Final = 1 << 17
 _IN_UDP: Final = 8 + 8
 """Bytes of Geneve's header, without options, or VXLAN's, and UDP's."""
@@ -80,6 +81,8 @@ class Capturing:
     """All frames that a device sends and receives, since it was made."""
 
     def __init__(self, where: Namespace, device: str) -> None:
+        self._twice = device == "lo"
+        """Each frame is seen as it is sent, and as it is received."""
         self._socket = where.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 << 20)
         self._socket.bind((device, _ETH_P_ALL))
@@ -93,9 +96,11 @@ class Capturing:
                 frame, address = self._socket.recvfrom(_FRAME)
             except BlockingIOError:
                 return
-            if address[3] != _ARPHRD_ETHER:  # it begins with the packet
+            if address[3] not in _WITH_HEADER:  # it begins with the packet
                 frame = bytes(12) + struct.pack("!H", address[1]) + frame
-            yield address[2] == _PACKET_OUTGOING, frame
+            sent = address[2] == _PACKET_OUTGOING
+            if not (sent and self._twice):
+                yield sent, frame
 
     def close(self) -> None:
         """Capture no more."""
@@ -114,9 +119,11 @@ def check(path: Datapath) -> Outcome:
         there = DESTINATION
         if path.capture is Capture.NONE:
             there = (path.server, SERVER_PORT)
-        anew = path.sandbox.by_proxy
-        client, problem, arrived = _exchange(guest, listener, there, anew=anew)
-        ends = [client] * len(captures)
+        if path.inside:
+            stack.enter_context(Sidecar(guest, path))
+        own, onward, problem, arrived = _exchange(guest, listener, there)
+        anew = path.sandbox.by_proxy or path.inside
+        ends = [onward if anew and hop.at != GUEST else own for hop in path.hops]
         return Outcome(_seen(path.hops, captures, ends), problem, arrived)
 
 
@@ -162,11 +169,12 @@ def _set_up(
     path: Datapath, hops: tuple[Hop, ...], stack: ExitStack
 ) -> tuple[Built, list[Capturing], Guest]:
     built = stack.enter_context(Built(path, stand_in=True))
-    captures = [
-        stack.enter_context(closing(Capturing(built.netns[it.at], it.device)))
-        for it in hops
-    ]
+    # a tap without a guest says nothing yet
     guest = stack.enter_context(Guest(built.nic, path.sandbox))
+    netns = {**built.netns, GUEST: guest.netns}
+    captures = [
+        stack.enter_context(closing(Capturing(netns[it.at], it.device))) for it in hops
+    ]
     return built, captures, guest
 
 
@@ -180,24 +188,24 @@ def _seen(
 
 
 def _exchange(
-    guest: Guest, listener: Listener, there: Address, *, anew: bool
-) -> tuple[Address | None, str, str]:
-    """Connect, send, answer; return the client's address, a problem, who came.
+    guest: Guest, listener: Listener, there: Address
+) -> tuple[Address | None, Address | None, str, str]:
+    """Connect, send, answer.
 
-    The address is that on the hops: another one where a proxy makes it `anew`.
+    Returns:
+        the client's address; the same as the far end has it, which is a proxy's where
+        that connects anew; a problem; who came.
     """
     try:
         client = guest.connect(there)
     except OSError as exc:
-        return None, f"connect: {exc.strerror or 'timed out'}", ""
+        return None, None, f"connect: {exc.strerror or 'timed out'}", ""
     with client:
         own = client.getsockname()
         try:
             accepted = listener.accept()
         except TimeoutError:
-            return own, "connected, but not to the listener", ""
-        if anew:
-            own = accepted.client
+            return own, None, "connected, but not to the listener", ""
         with accepted.sock as far:
             client.sendall(MESSAGE)
             far.sendall(far.recv(len(MESSAGE)))
@@ -205,10 +213,10 @@ def _exchange(
         to = "{}:{}".format(*accepted.destination)
         arrived = "from {}:{} to {}".format(*accepted.client, to)
         if echoed != MESSAGE:
-            return own, "the answer differs", arrived
+            return own, accepted.client, "the answer differs", arrived
         if accepted.destination != there:
-            return own, "the original destination is lost", arrived
-    return own, "", arrived
+            return own, accepted.client, "the original destination is lost", arrived
+    return own, accepted.client, "", arrived
 
 
 def _count(capture: Capturing, client: Address | None) -> tuple[int, int]:

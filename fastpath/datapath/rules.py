@@ -21,6 +21,7 @@ _FEATURES: Final = {
     "TPROXY": features.XT_TPROXY,
     "--match-set": features.XT_SET,
     "socket": features.XT_SOCKET,
+    "owner": features.XT_OWNER,
     "REDIRECT": features.XT_NAT,
     "SNAT": features.XT_NAT,
     "DNAT": features.XT_NAT,

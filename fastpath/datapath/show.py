@@ -21,6 +21,9 @@ def script(path: Datapath) -> list[str]:
         lines += ["", f"# {role}"]
         for step in there:
             lines += [_inside(own[role], it) for it in step.commands(own.__getitem__)]
+    if path.inside:
+        lines += ["", "# in the guest"]
+        lines += [it for step in path.inside for it in step.commands(own.__getitem__)]
     return lines
 
 

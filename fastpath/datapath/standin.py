@@ -7,6 +7,7 @@ passt takes frames from a stream here, each behind its length: QEMU's -netdev st
 
 from __future__ import annotations
 
+import ctypes
 import os
 import selectors
 import socket
@@ -14,12 +15,15 @@ import struct
 import threading
 from contextlib import ExitStack, suppress
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from fastpath.datapath import links
-from fastpath.datapath.declared import OUTBOUND_PORT, SERVER, Capture
+from fastpath.datapath import links, sidecar
+from fastpath.datapath.build import apply
+from fastpath.datapath.declared import GUEST, OUTBOUND_PORT, SERVER, Capture
 from fastpath.datapath.links import Links
 from fastpath.datapath.netns import Namespace, sysctl
+from fastpath.errors import FastpathError
 from fastpath.vm.spec import Tap
 from vhost_user.closing import Closing
 
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fastpath.datapath.build import Built
-    from fastpath.datapath.declared import Sandbox
+    from fastpath.datapath.declared import Datapath, Sandbox
     from fastpath.vm.spec import Nic
 
 TIMEOUT_S: Final = 10.0
@@ -100,6 +104,49 @@ class Guest(Closing):
         sock.bind(("", SERVER_PORT))
         sock.listen()
         return sock
+
+
+class Sidecar(Closing):
+    """A guest's rules, and the proxy that they lead to; it takes one connection.
+
+    Args:
+        guest: where.
+        path: whose rules.
+
+    Raises:
+        FastpathError: the kernel refuses a rule, or the proxy's user isn't there.
+    """
+
+    def __init__(self, guest: Guest, path: Datapath) -> None:
+        self._netns = guest.netns
+        _check_user(sidecar.USER)
+        with ExitStack() as stack:
+            apply(path.inside, {GUEST: guest.netns}, stack, what=path.name)
+            self._listener = stack.enter_context(guest.netns.socket())
+            self._listener.settimeout(TIMEOUT_S)
+            self._listener.bind(("", OUTBOUND_PORT))
+            self._listener.listen()
+            thread = threading.Thread(target=self._serve, daemon=True)
+            thread.start()
+            stack.callback(thread.join)
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        """Take none any more."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._stack.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            client, _ = self._listener.accept()
+            with client, self._netns.run(_socket_of, sidecar.USER) as onward:
+                client.settimeout(TIMEOUT_S)
+                onward.settimeout(TIMEOUT_S)
+                onward.connect(original_destination(client))
+                onward.sendall(client.recv(_FRAME))
+                client.sendall(onward.recv(_FRAME))
+                client.recv(1)  # its end
 
 
 class Accepted(NamedTuple):
@@ -184,6 +231,26 @@ def original_destination(sock: socket.socket) -> tuple[str, int]:
     got = sock.getsockopt(socket.SOL_IP, _SO_ORIGINAL_DST, _SOCKADDR_IN.size)
     port, host = _SOCKADDR_IN.unpack(got)
     return str(IPv4Address(host)), port
+
+
+def _check_user(user: int) -> None:
+    """Check that a user is one of those of our user namespace.
+
+    Raises:
+        FastpathError: it isn't.
+    """
+    for line in Path("/proc/self/uid_map").read_text().splitlines():
+        first, _, count = map(int, line.split())
+        if first <= user < first + count:
+            return
+    why = "there is root alone in a user namespace that a user may make"
+    raise FastpathError(f"no user {user}, the sidecar's, here", why, "run as root")
+
+
+def _socket_of(user: int) -> socket.socket:
+    """Open a socket of a user's; so is the calling thread from then on."""
+    ctypes.CDLL(None).setfsuid(user)
+    return socket.socket()
 
 
 def _interface(sandbox: Sandbox) -> int:

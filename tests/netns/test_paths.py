@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fastpath.datapath import build, catalogue, probe, standin
-from fastpath.datapath.steps import Up
+from fastpath.datapath.steps import Iptables, Up
 from fastpath.errors import FastpathError
 from tests.support.limits import LIMIT_S, wait_until
 
@@ -92,6 +92,22 @@ def test_a_path_that_catches_nothing_is_found_out(monkeypatch):
     assert not outcome.good
     assert outcome.problem.startswith("connect: ")
     assert next(seen.hop.device for seen in outcome.hops if seen.there) == "tap0_kata"
+
+
+def test_a_sidecar_that_nothing_leads_to_is_found_out(missing):
+    path = catalogue.possible("sidecar")
+    (rules,) = path.inside
+    assert isinstance(rules, Iptables)
+    kept = tuple(rule for rule in rules.rules if "REDIRECT --to" not in rule)
+    without = dataclasses.replace(rules, rules=kept)
+    outcome = None
+    try:
+        outcome = probe.check(dataclasses.replace(path, inside=(without,)))
+    except FastpathError as exc:
+        missing(str(exc))
+    assert outcome is not None
+    assert not outcome.good
+    assert [seen.hop.device for seen in outcome.hops if not seen.good] == ["lo"]
 
 
 def test_up_leaves_named_namespaces_and_down_takes_them(named):

@@ -100,6 +100,28 @@ def test_another_standard_path_is_measured(name, tmp_path):
     assert children(tmp_path) == []
 
 
+def test_a_sidecar_is_measured_where_the_guest_has_iptables(tmp_path):
+    require_namespaces()
+    file = tmp_path / "report.json"
+    variants = ("--variant", "own", "--variant", "bare:image=base")
+    paths = ("--rounds", "2", "--paths", "tsi,sidecar", *variants)
+    done = compare(*paths, "--json", str(file))
+    assert done.returncode == 2, done.stderr
+    report = json.loads(file.read_text())
+    assert list(report["paths"]) == ["tsi@own", "sidecar@own"]
+    for path in report["paths"].values():
+        assert path["up_mb_per_s"] > 0
+        assert path["through"]["rtt_64_us"]["p50"] > 0
+    own, bare = report["variants"]
+    assert own["failure"] == ""
+    assert "its image has to have iptables" in bare["failure"]
+    assert (
+        "own, sidecar: 2 connections, both led to the sidecar in the guest"
+        in (report["setting"]["checks"])
+    )
+    assert children(tmp_path) == []
+
+
 def test_several_standard_paths_are_measured_one_after_the_other(tmp_path):
     require_namespaces()
     file = tmp_path / "report.json"

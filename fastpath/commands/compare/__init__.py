@@ -218,7 +218,7 @@ def _plan(
     options: CompareOptions, variant: Variant, number: int, stack: contextlib.ExitStack
 ) -> scenario.Plan:
     """Make the plan of a variant's world; its namespaces and folder are there then."""
-    image = build_image(variant.image or IMAGE)
+    image = build_image(variant.image or _image(options.paths))
     qemu = variant.qemu or options.qemu
     accelerator = accel.choose(options.accel, qemu=qemu)
     site = stack.enter_context(_site(options, number))
@@ -251,9 +251,21 @@ def _take_rights(options: CompareOptions) -> None:
             f"not root, and {problem}",
             netns.USER_NAMESPACE_HINT,
         )
-    for name in {each.image or IMAGE for each in options.variants or (PLAIN,)}:
-        build_image(name)
+    own = _images(options.paths)
+    for name in {each.image for each in options.variants or (PLAIN,)}:
+        for image in {name} if name else own:
+            build_image(image)
     netns.own_user_namespace([sys.executable, *sys.orig_argv[1:]])
+
+
+def _images(paths: Sequence[str]) -> set[str]:
+    """The guests' images of some paths, each of which has the fast path beside it."""
+    return {IMAGE} | {path.image for path in chosen(paths) if path.image}
+
+
+def _image(paths: Sequence[str]) -> str:
+    """The one of a part, whose standard path may take another than the smallest."""
+    return next(iter(_images(paths) - {IMAGE}), IMAGE)
 
 
 @contextlib.contextmanager
@@ -416,7 +428,9 @@ class Run:
             pinning=str(plan.pinning),
             cpu_note=cpu.note(),
             calls_note=self._counted.note,
-            method=facts.method(self._counts, handed_on=plan.hands_on),
+            method=facts.method(
+                self._counts, handed_on=plan.hands_on, sidecar=bool(plan.site.inside)
+            ),
             checks=self._checks,
             warnings=warnings,
         )

@@ -136,6 +136,33 @@ def _tunnelled(kind: str, by: str) -> tuple[Hop, ...]:
     )
 
 
+_OF_SIDECAR: Final = "sidecar's buffer to a guest socket buffer"
+_WITH_SIDECAR: Final = PathFacts(
+    title="Standard path: Istio's sidecar, a proxy in the guest; tap and veth",
+    hops=(
+        PROGRAM,
+        replace(
+            _GUEST_TCP,
+            name="TCP/IP, lo, REDIRECT, NAT",
+            stack="TCP/IP of the guest, over lo, with NAT",
+        ),
+        Hop(
+            "sidecar",
+            GUEST,
+            thread=True,
+            up=("guest socket buffer to the sidecar's",),
+            down=("guest's receive buffer to the sidecar's", _OF_SIDECAR),
+        ),
+        replace(_GUEST_TCP, up=(_OF_SIDECAR,)),
+        _QEMU,
+        Hop("forwarding", NODE_NETNS, stack=_FORWARDS),
+        _SERVER_TCP,
+        _SERVER,
+    ),
+    connections=("program to sidecar, in the guest", "sidecar to server"),
+    answers="a server behind the sidecar",
+)
+
 _GENEVE: Final = _tunnelled("Geneve", "UDP/IP of the Geneve")
 STANDARD: Final = {
     "inpod-l3forwarding": _by_tap(
@@ -167,6 +194,7 @@ STANDARD: Final = {
             stack="TCP/IP of the ztunnel's namespace (bpf_sk_assign)",
         ),
     ),
+    "sidecar": _WITH_SIDECAR,
     "plain": _without_mesh("tap and veth", _QEMU),
     "macvtap": _without_mesh(
         "macvtap and veth", replace(_QEMU, name="QEMU: virtio-net, macvtap")
@@ -335,12 +363,13 @@ EMBEDDED: Final = PathFacts(
 )
 
 
-def method(counts: Counts, *, handed_on: bool) -> tuple[str, ...]:
+def method(counts: Counts, *, handed_on: bool, sidecar: bool) -> tuple[str, ...]:
     """Return how it was measured, in sentences.
 
     Args:
         counts: of a round.
         handed_on: there are hand-offs among the paths.
+        sidecar: that path is among them.
     """
     program = (
         "The same static program (guest/probe, plain TCP sockets) runs on each "
@@ -358,6 +387,11 @@ def method(counts: Counts, *, handed_on: bool) -> tuple[str, ...]:
         "tsi+embedded it is another engine of ours with a gate for HBONE tunnels, "
         "which asks Python about each CONNECT."
     )
+    within = (
+        "The sidecar is that proxy, too, in the guest: it reads no request, encrypts "
+        "nothing, and so costs less than Envoy. connect() is done when the sidecar has "
+        "the connection, whatever becomes of the one behind it."
+    )
     rounds = (
         f"A round is, on each path: {counts}. The paths take turns within each part "
         "of a round and change their order from round to round; one shorter round "
@@ -368,4 +402,5 @@ def method(counts: Counts, *, handed_on: bool) -> tuple[str, ...]:
         "the round's times, or its rate) divided by the other's of the same round; "
         "the interval is two of the rounds' own ratios, exact at 95 % or more."
     )
-    return (program, *([others] if handed_on else []), rounds, ratios)
+    more = [(others, handed_on), (within, sidecar)]
+    return (program, *(said for said, there in more if there), rounds, ratios)

@@ -124,7 +124,9 @@ def together(
         setting=replace(
             first,
             geneve=next((it.geneve for it in settings if it.geneve), None),
-            clocksource=", ".join(sorted({it.clocksource for it in settings})),
+            clocksource=", ".join(
+                sorted({x for it in settings for x in it.clocksource.split(", ")})
+            ),
             calls_note=next((it.calls_note for it in settings if it.calls_note), ""),
             method=(*max((it.method for it in settings), key=len), METHOD),
             checks=each(lambda report: report.setting.checks),

@@ -69,6 +69,11 @@ class Path:
         return not self.by_tsi and self.vsock is None
 
     @property
+    def image(self) -> str:
+        """The guest's, if it takes one of its own; empty: any."""
+        return catalogue.declare(self.name).image if self.standard else ""
+
+    @property
     def by_tsi(self) -> bool:
         """Whether the program's TCP goes by TSI."""
         return self.handoff is not None or self.name == FAST_PATH

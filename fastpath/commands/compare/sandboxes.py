@@ -364,8 +364,11 @@ def http_program() -> Path:
     return compiled("host/http", argv, [_HTTP], headers=(), hint=hint)
 
 
-def proxy_program() -> Path:
+def proxy_program(*, static: bool = False) -> Path:
     """Compile the proxy, the first time; return it.
+
+    Args:
+        static: it is to run in a guest, which may lack libraries.
 
     Raises:
         FastpathError: there is no C compiler.
@@ -374,5 +377,7 @@ def proxy_program() -> Path:
     headers = [*sorted(_PROXY.glob("*.h")), RINGS / "fastpath_ring.h"]
     argv = ["cc", "-std=gnu11", "-O2", "-D_GNU_SOURCE", "-Wall", "-Wextra"]
     argv += ["-Wconversion", "-Werror", f"-I{RINGS}"]
+    argv += ["-static"] if static else []
+    name = "host/proxy-static" if static else "host/proxy"
     hint = "sudo apt-get install gcc libc6-dev"
-    return compiled("host/proxy", argv, sources, headers=headers, hint=hint)
+    return compiled(name, argv, sources, headers=headers, hint=hint)

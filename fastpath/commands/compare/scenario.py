@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
+from fastpath.commands.compare import sidecar
 from fastpath.commands.compare.child import READY_FD, Child
 from fastpath.commands.compare.measure import Bench, Way
 from fastpath.commands.compare.paths import PATHS
@@ -219,6 +220,8 @@ async def _boot(
     info = await machine.watch(guest.ready(plan.boot_timeout_s))
     if sandbox.network:
         await machine.watch(guest.network(*sandbox.network))
+        if plan.site.inside:
+            await machine.watch(sidecar.start(guest, plan.site.inside))
     for pid in plan.site.pids.values():
         os.sched_setaffinity(pid, {plan.pinning.host})
     for thread in machine.vcpu_thread_ids:

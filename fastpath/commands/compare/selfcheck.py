@@ -13,6 +13,7 @@ import asyncio
 import re
 from typing import TYPE_CHECKING, Final
 
+from fastpath.commands.compare import sidecar
 from fastpath.commands.compare.measure import ECHO_PORT
 from fastpath.commands.compare.paths import PATHS
 from fastpath.commands.compare.scenario import IDENTITY
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 ROUND_TRIPS: Final = 50
 """On each connection; the probe's warm-up comes on top."""
+CONNECTIONS: Final = 2
 LOG_TIMEOUT_S: Final = 5.0
 
 
@@ -41,6 +43,8 @@ async def verify(bench: Bench, path: str, site: Site, access_log: Path) -> str:
     Raises:
         FastpathError: they went elsewhere, or as somebody else.
     """
+    guest = bench.ways[path].guest if PATHS[path].image else None
+    before = await sidecar.caught(guest) if guest else 0
     known = len(_connections(access_log))
     packets = site.tunnel_packets()
     logged = bench.ways[path].logged
@@ -52,6 +56,12 @@ async def verify(bench: Bench, path: str, site: Site, access_log: Path) -> str:
     lines = await _new_connections(access_log, known, len(wanted))
     packets = site.tunnel_packets() - packets
     judge(path, lines, wanted, packets)
+    if guest:
+        caught = await sidecar.caught(guest) - before
+        if caught != CONNECTIONS:
+            why = f"{CONNECTIONS} connections, but the guest's rules caught {caught}"
+            raise FastpathError(f"self check of path {path}", why)
+        return f"{path}: {caught} connections, both led to the sidecar in the guest"
     if not logged:
         return f"{path}: two connections, neither in ztunnel's access log"
     return (

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fastpath.datapath.build import Built
     from fastpath.datapath.declared import Datapath
     from fastpath.datapath.netns import Namespace
+    from fastpath.datapath.steps import Step
     from fastpath.vm.spec import Nic
 
 SERVER_PORT: Final = 7007
@@ -48,6 +49,9 @@ class Site(Protocol):
     """The address of who answers where no ztunnel does; None: ztunnel does."""
     network: tuple[str, str, int] | None
     """The guest's address with its prefix, its gateway, its MTU."""
+    inside: tuple[Step, ...]
+    """What is done in the guest, where a sidecar takes its connections; empty: nothing.
+    """
     pids: Mapping[str, int]
     """Processes that carry the standard path's packets, by name."""
     node: Namespace | None
@@ -80,6 +84,7 @@ class HostSite:
     capture: tuple[str, int] | None = None
     answers: str | None = None
     network: tuple[str, str, int] | None = None
+    inside: tuple[Step, ...] = ()
     pids: Mapping[str, int] = MappingProxyType({})
     node: Namespace | None = None
 
@@ -154,6 +159,7 @@ class PathSite:
             declared.sandbox.gateway,
             declared.sandbox.mtu,
         )
+        self.inside = declared.inside
         self.pids: Mapping[str, int] = path.pids
         self.node: Namespace | None = path.netns[NODE]
 

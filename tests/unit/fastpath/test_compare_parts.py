@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 
 from fastpath import stdio
+from fastpath.commands import compare
 from fastpath.commands.compare import parts, paths
 from fastpath.errors import FastpathError
 from fastpath.report import html, jsonfile, table
@@ -99,6 +100,22 @@ def test_a_part_that_fails_is_left_out_with_its_hint_and_the_others_go_on():
     jsonschema.Draft202012Validator(SCHEMA).validate(loaded)
     assert loaded["left_out"][0]["hint"] == "modprobe it"
     assert loaded["samples"]["tsi beside plain"]
+
+
+def test_a_part_takes_the_image_of_its_standard_path():
+    assert compare._image(("tsi", "sidecar")) == "sidecar"
+    assert compare._image(("tsi", "plain")) == "base"
+    assert compare._images(("tsi", "sidecar", "plain")) == {"base", "sidecar"}
+
+
+def test_clock_sources_of_the_parts_are_named_once():
+    reports = []
+    for name, clock in (("plain", "tsc"), ("macvtap", "tsc, tsc-early")):
+        report = one_part(("tsi", name))
+        setting = dataclasses.replace(report.setting, clocksource=clock)
+        reports.append(dataclasses.replace(report, setting=setting))
+    whole = parts.together(reports, ("tsi", "plain", "macvtap"), ())
+    assert whole.setting.clocksource == "tsc, tsc-early"
 
 
 def test_who_interrupts_gets_the_parts_that_are_done(capsys):

@@ -7,7 +7,7 @@ from ipaddress import IPv4Interface
 import pytest
 
 from fastpath.commands import path as command
-from fastpath.datapath import catalogue, netns, show
+from fastpath.datapath import catalogue, netns, show, sidecar
 from fastpath.datapath.attach import Macvtap, Passt
 from fastpath.datapath.rules import Mark
 from fastpath.datapath.steps import NoAddress, NotLocal, Route, Rule
@@ -71,7 +71,8 @@ def test_a_step_reads_as_a_person_types_it(step, words):
 def test_each_hop_is_in_a_namespace_of_the_path(name):
     path = catalogue.declare(name)
     assert path.name == name
-    assert {hop.at for hop in path.hops} <= set(path.roles)
+    inside = {"guest"} if path.inside else set()
+    assert {hop.at for hop in path.hops} <= set(path.roles) | inside
     assert {path.sandbox.at, path.ztunnel, "server"} <= set(path.roles)
 
 
@@ -111,6 +112,42 @@ def test_another_tunnel_is_added_in_geneves_place(kind, words):
     assert line in lines
     assert sum("--dport 6081" in each for each in lines) == 0
     assert not any("type geneve" in each for each in lines)
+
+
+# What istio-init makes by default, as Istio's own tests have it (capture/testdata).
+ISTIO_INIT = """\
+-t nat -N ISTIO_INBOUND
+-t nat -N ISTIO_REDIRECT
+-t nat -N ISTIO_IN_REDIRECT
+-t nat -N ISTIO_OUTPUT
+-t nat -A ISTIO_INBOUND -p tcp --dport 15008 -j RETURN
+-t nat -A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001
+-t nat -A ISTIO_IN_REDIRECT -p tcp -j REDIRECT --to-ports 15006
+-t nat -A PREROUTING -p tcp -j ISTIO_INBOUND
+-t nat -A ISTIO_INBOUND -p tcp --dport 15090 -j RETURN
+-t nat -A ISTIO_INBOUND -p tcp --dport 15021 -j RETURN
+-t nat -A ISTIO_INBOUND -p tcp --dport 15020 -j RETURN
+-t nat -A ISTIO_INBOUND -p tcp -j ISTIO_IN_REDIRECT
+-t nat -A OUTPUT -j ISTIO_OUTPUT
+-t nat -A ISTIO_OUTPUT -o lo -s 127.0.0.6/32 -j RETURN
+-t nat -A ISTIO_OUTPUT -o lo ! -d 127.0.0.1/32 -p tcp ! --dport 15008 \
+-m owner --uid-owner 1337 -j ISTIO_IN_REDIRECT
+-t nat -A ISTIO_OUTPUT -o lo -m owner ! --uid-owner 1337 -j RETURN
+-t nat -A ISTIO_OUTPUT -m owner --uid-owner 1337 -j RETURN
+-t nat -A ISTIO_OUTPUT -o lo ! -d 127.0.0.1/32 -p tcp ! --dport 15008 \
+-m owner --gid-owner 1337 -j ISTIO_IN_REDIRECT
+-t nat -A ISTIO_OUTPUT -o lo -m owner ! --gid-owner 1337 -j RETURN
+-t nat -A ISTIO_OUTPUT -m owner --gid-owner 1337 -j RETURN
+-t nat -A ISTIO_OUTPUT -d 127.0.0.1/32 -j RETURN
+-t nat -A ISTIO_OUTPUT -j ISTIO_REDIRECT
+"""
+
+
+def test_a_sidecars_rules_are_istios_and_shown_as_the_guests():
+    assert sidecar.istio_rules() == ISTIO_INIT.splitlines()
+    lines = show.script(catalogue.declare("sidecar"))
+    inside = lines[lines.index("# in the guest") + 1 :]
+    assert inside == [f"iptables -w {rule}" for rule in ISTIO_INIT.splitlines()]
 
 
 def test_list_has_a_line_for_each_path(capsys):

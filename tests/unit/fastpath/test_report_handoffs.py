@@ -98,7 +98,9 @@ def test_without_hand_offs_nothing_speaks_of_them():
     of = sample.report()
     assert "hand" not in shown(of, width=200).lower()
     assert "hand-off" not in html.render(of).lower()
-    assert "hands over" not in " ".join(facts.method(FULL, handed_on=False))
+    said = " ".join(facts.method(FULL, handed_on=False, sidecar=False))
+    assert "hands over" not in said
+    assert "sidecar" not in said
 
 
 def test_the_page_shows_hand_offs_and_is_well_formed():

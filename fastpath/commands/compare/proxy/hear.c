@@ -124,6 +124,7 @@ int hear(enum kind kind, struct end *e, struct sockaddr_in *ret)
 	case VSOCK:
 		return hear_path(e, ret);
 	case REDIRECT:
+	case SIDECAR:
 		failed = getsockopt(e->fd, SOL_IP, SO_ORIGINAL_DST_, ret, &len);
 		break;
 	case PLAIN:

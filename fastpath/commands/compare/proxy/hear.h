@@ -17,8 +17,9 @@
  * @SOCKS5:	By SOCKS5
  * @RING:	By rings of shared memory
  * @VSOCK:	By a unix socket for each port, whose name ends with it
+ * @SIDECAR:	As @REDIRECT, and our own are told by their user
  */
-enum kind { PLAIN, REDIRECT, HEADER, SOCKS5, RING, VSOCK };
+enum kind { PLAIN, REDIRECT, HEADER, SOCKS5, RING, VSOCK, SIDECAR };
 
 #define SERVER_PORT 7007 /* of the server behind, on every path */
 

@@ -6,7 +6,7 @@
  * ===================
  *
  *	proxy READY_FD NEAR VIP SERVER \
- *		plain|redirect|unix|socks5|ring|vsock [PATH]
+ *		plain|redirect|unix|socks5|ring|vsock|sidecar [PATH]
  *
  * Takes connections as hand-offs give them, and does the least that a proxy
  * does: a connection to NEAR it answers itself (port 7 echo, 9 discard, 19
@@ -16,9 +16,9 @@
  * but ports: those three are its own, and SERVER_PORT is SERVER's.
  *
  * It listens on PATH (unix, ring), on PATH_PORT for each port (vsock), on
- * port 15001 (redirect, as Istio's in-pod rules have it), on 127.0.0.1:15080
- * (socks5, as Istio's ztunnel does) or on NEAR itself, says so by a line on
- * READY_FD, and serves until a signal.
+ * port 15001 (redirect, as Istio's in-pod rules have it, and sidecar), on
+ * 127.0.0.1:15080 (socks5, as Istio's ztunnel does) or on NEAR itself, says so
+ * by a line on READY_FD, and serves until a signal.
  *
  * One thread. A connection has at most two flows, each from one end to
  * another, to nobody, or from nobody. What an end does not take is kept until
@@ -44,6 +44,7 @@
 #define BACKLOG	     4096
 #define PROXY_MARK   0x539 /* what Istio's rules let pass: the proxy's own */
 #define REDIRECT_TO  15001
+#define SIDECAR_USER 1337 /* and its group: the same of a sidecar's own */
 #define SOCKS5_AT    15080
 #define ECHO_PORT    7
 #define DISCARD_PORT 9
@@ -351,6 +352,10 @@ static void start(const char *path)
 	case RING:
 		listen_unix(path);
 		break;
+	case SIDECAR:
+		if (setgid(SIDECAR_USER) || setuid(SIDECAR_USER))
+			fail("setuid");
+		/* fall through */
 	case REDIRECT:
 		listen_tcp((struct in_addr){INADDR_ANY}, REDIRECT_TO);
 		break;
@@ -372,14 +377,14 @@ static void start(const char *path)
 
 int main(int argc, char **argv)
 {
-	static const char *const kinds[] = {"plain",  "redirect", "unix",
-					    "socks5", "ring",	  "vsock"};
+	static const char *const kinds[] = {
+	    "plain", "redirect", "unix", "socks5", "ring", "vsock", "sidecar"};
 	struct epoll_event events[EVENTS];
 
 	epoll_fd = epoll_create1(0);
-	while (argc > 5 && kind <= VSOCK && strcmp(argv[5], kinds[kind]))
+	while (argc > 5 && kind <= SIDECAR && strcmp(argv[5], kinds[kind]))
 		kind++;
-	if (argc < 6 || kind > VSOCK || !inet_aton(argv[2], &near_ip) ||
+	if (argc < 6 || kind > SIDECAR || !inet_aton(argv[2], &near_ip) ||
 	    !inet_aton(argv[3], &vip) || !inet_aton(argv[4], &server) ||
 	    ((kind == HEADER || kind == RING || kind == VSOCK) && argc < 7)) {
 		fputs("usage: proxy READY_FD NEAR VIP SERVER KIND [PATH]\n",
