@@ -197,6 +197,9 @@ class _Lib(Protocol):
     def vu_hbone_request(
         self, engine: FFI.CData, conn: int, ret: FFI.CData, /
     ) -> int: ...
+    def vu_hbone_answer(
+        self, engine: FFI.CData, answer: int, ret: FFI.CData, /
+    ) -> int: ...
     def vu_hbone_respond(
         self, engine: FFI.CData, conn: int, headers: int, /
     ) -> int: ...

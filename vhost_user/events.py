@@ -87,6 +87,8 @@ class Event(NamedTuple):
     """Listener: the socket's own name; with TPROXY, the original destination."""
     reason: int = 0
     """Why a tunnel or a stream failed; `hbone.Reason`."""
+    answer: int = 0
+    """OPENED of one to another network: what `hbone.answer()` reads; else 0."""
 
 
 if TYPE_CHECKING:
@@ -99,7 +101,7 @@ def want_bits(kinds: frozenset[EventKind]) -> int:
 
 
 _KINDS: Final = {kind.value: kind for kind in EventKind}
-_FIELDS: Final = struct.Struct("=QQQQIIiIIIIHH28s28sI4x")
+_FIELDS: Final = struct.Struct("=QQQQIIiIIIIHH28s28sII")
 """Those of `struct vu_event`, in its order; `test_engine_events.py` compares."""
 
 
@@ -122,6 +124,7 @@ def decode(raw: CStruct) -> Event:
         src,
         dst,
         reason,
+        answer,
     ) = _FIELDS.unpack_from(ffi.buffer(ffi.addressof(raw)))
     return Event(
         _KINDS[kind],
@@ -137,6 +140,7 @@ def decode(raw: CStruct) -> Event:
         _address(src, src_len) if src_len else None,
         _address(dst, dst_len) if dst_len else None,
         reason,
+        answer,
     )
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MAX_STREAMS",
     "SERVER_STREAMS",
+    "Answer",
     "Gate",
     "Guest",
     "HboneStats",
@@ -41,6 +42,7 @@ __all__ = [
     "Request",
     "Tls",
     "Tunnels",
+    "answer",
 ]
 
 MAX_STREAMS: Final = 100
@@ -243,6 +245,26 @@ class Pool(Tunnels):
         The engine forgets the handler after the last of them.
         """
         check(lib.vu_pool_del(self._engine.native, self.id), "remove pool")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Who answered a CONNECT to another network, and what."""
+
+    peer: str
+    """The server's SPIFFE identity, by its certificate."""
+    baggage: str
+    """Empty: it said none."""
+
+
+def answer(engine: Owner, number: int) -> Answer | None:
+    """Return the answer of an event; None if it is kept no more."""
+    raw = ffi.new("struct vu_hbone_answer *")
+    ret = lib.vu_hbone_answer(engine.native, number, raw)
+    if ret == -lib.VU_ERR_GONE:
+        return None
+    check(ret, "read answer")
+    return Answer(_str(raw.peer), _str(raw.baggage))
 
 
 @dataclass(frozen=True, slots=True)

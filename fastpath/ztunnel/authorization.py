@@ -12,11 +12,12 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from fastpath.throttle import Throttle
 from fastpath.ztunnel.gateclient import GateClient
 from fastpath.ztunnel.istio.authorize import Connection, judge
+from fastpath.ztunnel.istio.headers import Known
 from fastpath.ztunnel.istio.inbound import guess
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from fastpath.ztunnel.istio.state import MeshState
     from fastpath.ztunnel.model import Config, Service, Workload
     from fastpath.ztunnel.workloads import LocalWorkload
-
-MAX_SAID: Final = 1024
-"""Different things that clients say of themselves: each has counters of its own."""
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +71,7 @@ class Authorizer:
     def __init__(self, state: MeshState) -> None:
         self.state = state
         self._throttles: dict[LocalWorkload, Throttle] = {}
-        self._said: set[Said] = set()
+        self._known = Known()
 
     def denial(self, server: LocalWorkload, client: Client) -> str:
         """Why a client may not connect to a sandbox; empty: it may."""
@@ -97,7 +95,7 @@ class Authorizer:
         source = self.state.workload_at(self.state.network, client.ip)
         if isinstance(client, GateClient):
             source = None if client.far else source
-            said = None if source else self._bounded(client.said)
+            said = None if source else self._known.admit(client.said)
             return Whose(source, client.accepted.service, client.identity, said)
         service = guess(self.state, server.workload, client.port)
         return Whose(source, service)
@@ -106,15 +104,6 @@ class Authorizer:
         """Say what has not been said."""
         for throttle in self._throttles.values():
             throttle.flush()
-
-    def _bounded(self, said: Said | None) -> Said | None:
-        """What a client says of itself; None: too many have said too much."""
-        if said is None or said in self._said:
-            return said
-        if len(self._said) >= MAX_SAID:
-            return None
-        self._said.add(said)
-        return said
 
     def _tell(
         self, server: LocalWorkload, client: Client, notes: tuple[str, ...]

@@ -6,18 +6,28 @@ Spec: istio/ztunnel; see `istio.headers` for each header.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastpath.ztunnel.istio.headers import baggage, forwarded_around
 from fastpath.ztunnel.istio.outbound import Transport, parse_destination, pool_key
 
 if TYPE_CHECKING:
     from fastpath.identity import Identity
+    from fastpath.ztunnel.istio.headers import Said
     from fastpath.ztunnel.istio.model import Service, Workload
     from fastpath.ztunnel.istio.outbound import PoolKey, Route
     from fastpath.ztunnel.istio.state import MeshState
     from fastpath.ztunnel.workloads import LocalWorkload
     from vhost_user.schema import IpAddress
+
+
+class Behind(NamedTuple):
+    """Who answered from another network: whom its gateway led to."""
+
+    said: Said
+    """What it says of itself."""
+    identity: str
+    """Its SPIFFE ID, proved by mutual TLS."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
     from fastpath.ztunnel.authorization import Whose
+    from fastpath.ztunnel.connect import Behind
     from fastpath.ztunnel.flags import Flag
     from fastpath.ztunnel.istio.headers import Said
     from fastpath.ztunnel.istio.model import Locality
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from fastpath.ztunnel.tally import Value
     from fastpath.ztunnel.workloads import LocalWorkload
 
-    _Key = tuple[LocalWorkload, Workload | None, Service | None, bool]
+    _Key = tuple[LocalWorkload, Workload | None, Service | None, bool, Behind | None]
 
 _UNKNOWN, _MUTUAL_TLS = "unknown", "mutual_tls"
 _END_LABELS = (
@@ -295,7 +296,8 @@ class Metrics:
     def _series_of(self, client: LocalWorkload, decision: Decision) -> _Series:
         """The counters with these labels; as many as workloads and services allow."""
         tunnelled = decision.connect is not None
-        key = (client, decision.workload, decision.service, tunnelled)
+        at = (decision.workload, decision.service, tunnelled, decision.behind)
+        key = (client, *at)
         series = self._series.get(key)
         if series is None:
             labels = _labels(client, decision, "-")
@@ -326,16 +328,19 @@ class _Build:
 
 
 def _labels(client: LocalWorkload, decision: Decision, flag: Flag) -> tuple[str, ...]:
+    """Of another network's far end its own words, as Istio's ztunnel has it."""
+    behind = decision.behind
+    server = decision.workload
     return (
         "source",
         *_end(client.workload),
         *_service(decision.service),
-        *_end(decision.workload),
+        *(_said(behind.said, behind.identity) if behind else _end(server)),
         "tcp",
         flag,
         _MUTUAL_TLS if decision.connect else _UNKNOWN,
         *_place(_locality(client.workload)),
-        *_place(_locality(decision.workload)),
+        *_place(behind.said if behind else _locality(server)),
     )
 
 
@@ -348,7 +353,7 @@ def _server_labels(
     but for the principal.
     """
     said = whose.said
-    client = list(_said(said) if said else _end(whose.workload))
+    client = list(_said(said, "") if said else _end(whose.workload))
     client[_END_LABELS.index("principal")] = whose.principal or _UNKNOWN
     return (
         "destination",
@@ -363,14 +368,14 @@ def _server_labels(
     )
 
 
-def _said(said: Said) -> tuple[str, ...]:
+def _said(said: Said, principal: str) -> tuple[str, ...]:
     """The same as `_end`; `app` is the workload there, in Istio's ztunnel, too."""
     return _labelled(
         said.workload,
         said.service,
         said.revision,
         said.namespace,
-        "",
+        principal,
         said.workload,
         said.revision,
         said.cluster,

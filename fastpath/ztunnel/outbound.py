@@ -221,6 +221,10 @@ class Outbound:
             decision = (
                 known[1] if known else self.decide(client, destination, event.conn)
             )
+            if event.answer and self._pools:
+                behind = self._pools.behind(event.answer)
+                decision = decision._replace(behind=behind)
+                self._decisions[event.conn] = client, decision
             self._metrics.opened(client, decision)
             if decision.refusal:  # the policy changed meanwhile
                 self._end(event.conn, decision.refusal.errno)
@@ -401,12 +405,21 @@ class Outbound:
         service, workload = decision.service, decision.workload
         tunnel = decision.connect
         identity = tunnel.peer(workload) if tunnel else None
+        there = party(decision.address or decision.destination, workload, identity)
+        if behind := decision.behind:
+            there = Party(
+                addr=there.addr,
+                workload=behind.said.workload,
+                namespace=behind.said.namespace,
+                identity=behind.identity,
+                cluster=behind.said.cluster,
+            )
         self._access_log.write(
             Record(
                 level="warn" if refusal else "error" if error else "info",
                 message="connection complete" if tried else "connection failed",
                 src=party(source, client.workload, client.identity),
-                dst=party(decision.address or decision.destination, workload, identity),
+                dst=there,
                 hbone_addr=tunnel.authority if tunnel else "",
                 service=service.hostname if service else "",
                 bytes_sent=event.up_bytes if tried else None,

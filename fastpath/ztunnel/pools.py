@@ -30,12 +30,13 @@ from typing import TYPE_CHECKING, Final
 
 from fastpath.errors import FastpathError
 from fastpath.throttle import Throttle
-from fastpath.ztunnel.connect import stands
+from fastpath.ztunnel.connect import Behind, stands
 from fastpath.ztunnel.hbone_metrics import NONE, add
+from fastpath.ztunnel.istio import headers as words
 from fastpath.ztunnel.istio.outbound import RouteRefusal
 from fastpath.ztunnel.shares import MAX_CARRIED
 from vhost_user.errors import StateError
-from vhost_user.hbone import Headers, Pool, Reason
+from vhost_user.hbone import Headers, Pool, Reason, answer
 from vhost_user.targets import Hbone, Reset
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class Pools:
         """Called when a tunnel's peer is."""
         self._pools: dict[_Key, _Pooled] = {}
         self._headers: dict[LocalWorkload, dict[Connect, Headers]] = {}
+        self._known = words.Known()
         self._closed: dict[Identity, HboneStats] = {}
         """What those that are closed had counted."""
         self._throttles: dict[Identity, Throttle] = {}
@@ -140,6 +142,14 @@ class Pools:
                 cacheable=False,
             )
         return decision._replace(target=Hbone(pool.id, headers.id))
+
+    def behind(self, number: int) -> Behind | None:
+        """Who gave an answer of an event; None: it is not known any more."""
+        found = answer(self._engine, number)
+        if found is None:
+            return None
+        said = self._known.admit(words.said(found.baggage))
+        return Behind(said or words.Said(), found.peer)
 
     def lacks(self, decision: Decision) -> Identity | None:
         """Whose certificate has to be had first; None: nobody's."""

@@ -36,7 +36,7 @@ from vhost_user.engine import Chargen, Discard, Echo, Reset
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fastpath.ztunnel.connect import Connect
+    from fastpath.ztunnel.connect import Behind, Connect
     from fastpath.ztunnel.hostnames import Hostnames
     from fastpath.ztunnel.model import Config, Service, Workload
     from fastpath.ztunnel.workloads import LocalWorkload
@@ -72,6 +72,8 @@ class Decision(NamedTuple):
     """The same destination always gets this decision."""
     lookup: str = ""
     """It can't be decided before the IPs of this name are known."""
+    behind: Behind | None = None
+    """Who is there instead of `workload`, once it has answered."""
     names: tuple[str, ...] = ()
     """Host names whose IPs it took, or would have taken."""
 

@@ -22,6 +22,7 @@ from tests.conformance.links import wait_for
 from tests.conformance.peers import GoneError, Inside, Peer
 from tests.conformance.threads import TIMEOUT_S
 from tests.support import envoy, pki
+from vhost_user import hbone
 from vhost_user.engine import Dial, EventKind
 from vhost_user.errors import StateError
 from vhost_user.hbone import Pool, Reason
@@ -102,6 +103,32 @@ def test_each_connection_has_a_tunnel_of_its_own(way):
     assert way.outer.stats().tunnels == 1
     assert way.outer.stats().streams == 3
     assert way.inner.stats().tunnels == 3
+
+
+def test_what_is_said_behind_a_gateway_outlives_its_connection(way):
+    """The same words have one number; of ever new ones the last 64 are kept."""
+    gateway = None
+    said = ["same", "same", "", *(f"k8s.pod.name={number}" for number in range(63))]
+    said += ["b" * 8192, "last"]  # of those the first has no room
+    for baggage in said:
+        sock = way.client()
+        gateway = gateway or way.gateway()
+        peer, _ = way.inside(gateway)
+        stream, _ = peer.request()
+        peer.answer(stream, 200, *([("baggage", baggage)] if baggage else []))
+        peer.send(stream, b"x")
+        assert read_exactly(sock, 1) == b"x"
+        sock.close()
+        peer.close()
+    way.inner.conns.wait(EventKind.CLOSED, len(said))
+    numbers = [event.answer for event in way.inner.conns.of(EventKind.OPENED)]
+    assert numbers == [1, 1, *range(2, 66), 0, 66]
+    assert not any(it.answer for it in way.inner.conns.of(EventKind.CLOSED))
+    engine = way.mesh.host.engine
+    kept = [way.mesh.call(hbone.answer, engine, number) for number in range(67)]
+    assert kept[:3] == [None] * 3
+    assert kept[3:] == [hbone.Answer(pki.DB, text) for text in (*said[3:66], "last")]
+    assert not any(it.answer for it in way.outer.conns.of(EventKind.OPENED))
 
 
 def test_a_tunnel_ends_with_its_connection(way):

@@ -65,6 +65,9 @@ def test_a_service_on_another_network_is_reached_by_its_gateway(world):
     assert f"dst.hbone_addr={NAME}" in line
     assert f"dst.addr={PODS['b']}:15008" in line
     assert f'src.identity="{identity("a")}"' in line
+    service = 'dst.service="c.default.svc.cluster.local"'
+    far_end = f'dst.identity="{identity("c")}" dst.cluster="Kubernetes"'
+    assert f'{service} dst.namespace="default" {far_end}' in line  # as it says
     assert " error=" not in line
     line = world.said("c", 'direction="inbound"')
     assert f"dst.hbone_addr={NAME}" in line

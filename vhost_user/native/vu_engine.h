@@ -105,6 +105,7 @@ enum vu_event_kind {
  *		empty once it has hung up
  * @dst:	Listener: getsockname(), with TPROXY the original destination;
  *		VU_EV_REQUEST: that before NAT, if there was any
+ * @answer:	VU_EV_OPENED of one to another network: vu_hbone_answer() has it
  */
 struct vu_event {
 	uint64_t conn;
@@ -123,6 +124,7 @@ struct vu_event {
 	uint8_t src[28];
 	uint8_t dst[28];
 	uint32_t reason;
+	uint32_t answer;
 };
 
 /* Event classes a device or listener wants, or'ed (the others always come) */

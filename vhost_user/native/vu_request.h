@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * vu_request.h - the part of vu.h about CONNECTs of others: what one said, and
- *		  how it is answered
+ *		  how it is answered; and what others answered ours
  *
  * Threads, ids and failures are as vu_engine.h has them for all calls.
  */
@@ -109,5 +109,32 @@ int vu_hbone_preface(struct vu_engine *engine, uint64_t conn, const void *data,
  */
 int64_t vu_hbone_guest(struct vu_engine *engine, uint64_t conn, uint32_t dev,
 		       uint32_t guest_port, uint32_t port);
+
+/* ---- answers to ours ---- */
+
+/**
+ * struct vu_hbone_answer - Who answered a CONNECT of ours, and what
+ * @peer:	The server's SPIFFE identity, by its certificate
+ * @baggage:	"baggage"; "" if it said none
+ */
+struct vu_hbone_answer {
+	char peer[2048];
+	char baggage[8192];
+};
+
+/**
+ * vu_hbone_answer() - Read what a CONNECT was answered
+ * @engine:	Engine
+ * @answer:	From a connection's VU_EV_OPENED
+ * @ret:	That
+ *
+ * Those of tunnels in streams of others have one: to whom such a stream leads
+ * is not known before. The last 64 different ones are kept.
+ *
+ * Returns: 0 on success,
+ *	-VU_ERR_GONE, if it is kept no more
+ */
+int vu_hbone_answer(struct vu_engine *engine, uint32_t answer,
+		    struct vu_hbone_answer *ret);
 
 #endif /* VU_REQUEST_H */

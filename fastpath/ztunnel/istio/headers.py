@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MAX_SAID: Final = 253
 """Characters of a name in `baggage`; of a longer one nothing is believed."""
+MAX_KNOWN: Final = 1024
+"""Different things that peers say of themselves: each has counters of its own."""
 
 _PORT = Between(1, 65535)
 
@@ -57,6 +59,22 @@ def said(header: str) -> Said | None:
         if name in _SAID and len(value) <= MAX_SAID:
             found[_SAID[name]] = value
     return Said(**found) if any(found.values()) else None
+
+
+class Known:
+    """What peers have said of themselves: only so many may say something new."""
+
+    def __init__(self) -> None:
+        self._all: set[Said] = set()
+
+    def admit(self, said: Said | None) -> Said | None:
+        """The same; None: too much has been said."""
+        if said is None or said in self._all:
+            return said
+        if len(self._all) >= MAX_KNOWN:
+            return None
+        self._all.add(said)
+        return said
 
 
 def baggage(workload: Workload) -> str:

@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from fastpath.ztunnel import authorization
+from fastpath.ztunnel.istio import headers
 from fastpath.ztunnel.istio.headers import is_foreign
 from tests.support.inbound_cases import SAID, UNKNOWN
 from tests.support.limits import wait_until
@@ -246,7 +246,7 @@ def test_a_client_of_another_network_is_who_baggage_says(
 
 def test_clients_that_say_ever_new_names_have_few_counters(tmp_path, monkeypatch):
     """And too long ones are none."""
-    monkeypatch.setattr(authorization, "MAX_SAID", 2)
+    monkeypatch.setattr(headers, "MAX_KNOWN", 2)
     names = ["a", "b" * 254, "c", "d", "a"]
 
     def play(world):

@@ -13,6 +13,7 @@ from ipaddress import ip_address
 import pytest
 
 from fastpath.mesh.contexts import server_context
+from fastpath.ztunnel.istio import headers
 from fastpath.ztunnel.istio.model import GatewayAddress, GatewayDestination
 from tests.conformance.peers import Inside, Peer
 from tests.support.limits import wait_until
@@ -32,6 +33,7 @@ from vhost_user.vsock.packet import Op, Shutdown
 __all__ = ["world"]
 
 NAME = "web.default:80"
+OPENED = "istio_tcp_connections_opened"
 
 
 @pytest.fixture
@@ -119,6 +121,102 @@ def test_a_service_on_another_network_is_reached_by_its_gateway(world, far, part
     ):
         assert field in line
     assert "error" not in line
+
+
+SAID = {
+    "k8s.cluster.name": "cluster",
+    "k8s.namespace.name": "workload_namespace",
+    "k8s.pod.name": "workload",
+    "service.name": "canonical_service",
+    "service.version": "canonical_revision",
+    "cloud.region": "region",
+    "cloud.availability_zone": "zone",
+}
+"""What `baggage` says, and the label that it is."""
+
+
+def labels(**said):
+    """Istio's of the far end, by what it says; see `with_derived_destination`."""
+    known = said | {
+        "app": said.get("workload"),
+        "version": said.get("canonical_revision"),
+    }
+    names = (*SAID.values(), "app", "version", "principal")
+    known["principal"] = f"{OTHER}"
+    return {f"destination_{name}": known.get(name) or "unknown" for name in names}
+
+
+def found(ztunnel, name):
+    """Of a counter the numbers, by the labels of the far end."""
+    (family,) = (it for it in ztunnel.metrics.registry().collect() if it.name == name)
+    return [
+        ({key: it.labels[key] for key in labels()}, it.value)
+        for it in family.samples
+        if it.value
+    ]
+
+
+@pytest.mark.parametrize(
+    ("baggage", "said", "log"),
+    [
+        (
+            ",".join(f"{key}={name}" for key, name in SAID.items()),
+            {name: name for name in SAID.values()},
+            {"workload": "workload", "namespace": "workload_namespace"}
+            | {"cluster": "cluster"},
+        ),
+        ("service.name=far,foo=bar", {"canonical_service": "far"}, {}),
+        (None, {}, {}),
+        ("k8s.pod.name=" + "p" * 254, {}, {}),
+        ("k8s.pod.name=p\xe9", {}, {}),
+    ],
+    ids=["all", "service", "nothing", "too-long", "no-ascii"],
+)
+def test_the_far_end_is_who_it_says_and_proves(world, far, parts, baggage, said, log):
+    """Istio's ztunnel names it so, too, in place of the gateway's workload."""
+    there, mesh = parts
+
+    def play(run):
+        conn = run.guest.request(VIP)
+        peer, _ = inside(far, world.server.accept())
+        more = (("baggage", baggage),) if baggage else ()
+        peer.answer(peer.request()[0], 200, *more)
+        conn.expect(Op.RESPONSE)
+        conn.say(Op.RST)
+        name = "istio_tcp_connections_closed"
+        assert wait_until(lambda: found(run.ztunnel, name)) == [(labels(**said), 1)]
+        assert found(run.ztunnel, OPENED) == [(labels(**said), 1)]
+
+    line = only(world.run(play, there, **mesh))
+    assert f'dst.identity="{OTHER}"' in line
+    for name in ("workload", "namespace", "cluster"):
+        assert line.count(f"dst.{name}=") == (name in log)
+        assert log.get(name, "") in line
+
+
+def test_one_that_says_ever_new_names_has_few_counters(world, far, parts, monkeypatch):
+    monkeypatch.setattr(headers, "MAX_KNOWN", 2)
+    there, mesh = parts
+
+    def play(run):
+        gateway = None
+        for name in "abcda":
+            conn = run.guest.request(VIP)
+            gateway = gateway or world.server.accept()
+            peer, _ = inside(far, gateway)
+            baggage = ("baggage", f"k8s.pod.name={name}")
+            peer.answer(peer.request()[0], 200, baggage)
+            conn.expect(Op.RESPONSE)
+        opened = wait_until(
+            lambda: (
+                sum(it for _, it in found(run.ztunnel, OPENED)) == 5
+                and found(run.ztunnel, OPENED)
+            )
+        )
+        numbers = {it["destination_workload"]: number for it, number in opened}
+        assert numbers == {"a": 2, "b": 1, "unknown": 2}
+
+    world.run(play, there, **mesh)
 
 
 def test_connections_share_the_gateways_tunnel_and_nothing_in_it(world, far, parts):

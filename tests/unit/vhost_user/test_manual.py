@@ -61,6 +61,7 @@ GONE = {
     "vu_listener_pause",
     "vu_netns_del",
     "vu_netns_renew",
+    "vu_hbone_answer",
     "vu_hbone_decide",
     "vu_hbone_drain",
     "vu_hbone_forget",
@@ -205,6 +206,7 @@ OWN = {
     },
     "vu_hbone_stats": {"ret": ffi.new("struct vu_hbone_stats *")},
     "vu_hbone_request": {"ret": ffi.new("struct vu_hbone_request *")},
+    "vu_hbone_answer": {"ret": ffi.new("struct vu_hbone_answer *")},
     "vu_hbone_peer": {"ret": ffi.new("char[1]")},
 }
 """Arguments of some functions that differ from the others'."""

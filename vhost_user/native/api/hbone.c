@@ -271,6 +271,29 @@ int vu_hbone_stats(struct vu_engine *e, uint32_t source,
 }
 
 /**
+ * vu_hbone_answer() - see vu_request.h
+ * @e:		Engine
+ * @answer:	Its number
+ * @ret:	It
+ *
+ * Returns: 0, or a negated enum vu_err
+ */
+int vu_hbone_answer(struct vu_engine *e, uint32_t answer,
+		    struct vu_hbone_answer *ret)
+{
+	const struct answer *it;
+
+	loop_enter(e);
+	it = answers_get(&e->core.hbone->answers, answer);
+	if (it) {
+		snprintf(ret->peer, sizeof(ret->peer), "%s", it->peer);
+		snprintf(ret->baggage, sizeof(ret->baggage), "%s", it->baggage);
+	}
+	loop_release(e);
+	return it ? 0 : -VU_ERR_GONE;
+}
+
+/**
  * vu_hbone_peer() - see vu_hbone.h
  * @e:		Engine
  * @source:	Id

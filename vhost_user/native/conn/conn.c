@@ -126,6 +126,7 @@ void conn_post(struct vu_conn *c, enum vu_event_kind kind, int error)
 	    .port = c->port,
 	    .cid = c->dev ? c->cid : 0,
 	    .reason = c->reason,
+	    .answer = kind == VU_EV_OPENED ? c->answer : 0,
 	};
 	int fd =
 	    c->near.ops->socket ? c->near.ops->socket(&c->near) : c->near.fd;

@@ -133,6 +133,7 @@ enum conn_state {
  *		does; in its device's enlarged_bytes
  * @asks:	Times that credit was due and didn't come
  * @asked_at:	credit.tx_cnt when it was asked for last, if @asks
+ * @answer:	What its far side said, as struct vu_event has it
  * @held:	Bytes of it in its device's queued_bytes
  */
 struct vu_conn {
@@ -174,6 +175,7 @@ struct vu_conn {
 	uint32_t generation;
 	uint32_t asked_at;
 	uint32_t enlarged;
+	uint32_t answer;
 	uint16_t asks;
 	uint16_t error;
 	uint8_t guest_shut;

@@ -4,6 +4,7 @@
  *
  * Each file knows only those above it:
  *
+ * answer.c	answers of other networks; answer.h
  * group.c	what tunnels of one pool or listener have in common; headers
  * out.c	a tunnel's bytes to its peer
  * source.c	a stream, and its bytes from the peer
@@ -29,6 +30,7 @@
 #include "base/ids.h"
 #include "conn/conn.h"
 #include "h2/h2.h"
+#include "side/answer.h"
 #include "side/listener.h"
 #include "side/remote.h"
 #include "side/stock.h"
@@ -60,6 +62,7 @@ struct vu_headers {
  * @buffers:	Of all sessions
  * @tls:	Certificates by id
  * @headers:	Headers by id
+ * @answers:	Of peers on other networks
  * @pools:	Pools by id
  * @tunnels:	Tunnels by id
  * @busy:	Tunnels that have something to do
@@ -75,6 +78,7 @@ struct hbone {
 	struct tls_buffers buffers;
 	struct ids tls;
 	struct ids headers;
+	struct answers answers;
 	struct ids pools;
 	struct ids tunnels;
 	struct list busy;

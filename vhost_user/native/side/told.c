@@ -29,6 +29,10 @@ void stream_status(struct stream *s, const struct h2_fields *f)
 	if (!c || c->state != CONN_DIALING)
 		return;
 	if (f->status < 300) {
+		if (s->tunnel->carrier.used) /* whom it led to, nobody knew */
+			c->answer =
+			    answers_put(&s->group->hbone->answers,
+					s->tunnel->tls->peer, f->baggage);
 		conn_opened(c);
 		return;
 	}

@@ -141,6 +141,7 @@ void hbone_free(struct hbone *hb)
 		tls_context_unref(ids_del(&hb->tls, id));
 	while ((id = ids_any(&hb->headers)))
 		headers_unref(ids_del(&hb->headers, id));
+	answers_free(&hb->answers);
 	ids_free(&hb->tunnels);
 	ids_free(&hb->headers);
 	ids_free(&hb->pools);
