@@ -44,7 +44,7 @@ from fastpath.tsi.policy import Rule
 from fastpath.tsi.policyfile import Egress
 from fastpath.vm import accel
 from fastpath.vm.console import last_words
-from fastpath.vm.guest import Guest
+from fastpath.vm.guest import Command, Guest
 from fastpath.vm.machine import Machine
 from fastpath.vm.spec import VmSpec
 from fastpath.ztunnel.config import for_sandbox
@@ -312,8 +312,8 @@ class _Run:
         self._uds_path = folder / "vsock"
         self._key_file = folder / "key"
         self._key = keys.make(self._key_file)
-        self._guest: Guest | None = None
-        """Set while the program runs: signals go there."""
+        self._command: Command | None = None
+        """The program: signals go there."""
         self._ended_by: signal.Signals | None = None
         self._output_closed = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -378,11 +378,10 @@ class _Run:
 
     async def _program(self, guest: Guest) -> int:
         """Run the program with our stdio."""
-        self._guest = guest
         outputs = [Output(fd, self._on_closed) for fd in (1, 2)]
         try:
             with Input(0) as stdin:
-                status = await guest.run(
+                self._command = await guest.start(
                     self._options.argv,
                     tsi=True,
                     env=self._options.env,
@@ -390,8 +389,9 @@ class _Run:
                     stdout=outputs[0].write,
                     stderr=outputs[1].write,
                 )
+                status = await self._command.wait()
         finally:
-            self._guest = None
+            self._command = None
             for task in self._tasks:
                 task.cancel()
         for output in outputs:
@@ -417,22 +417,22 @@ class _Run:
         )
 
     def _on_signal(self, signo: signal.Signals, main: asyncio.Task[object]) -> None:
-        if self._guest is not None:
-            self._start(self._guest.signal(signo))
+        if self._command is not None:
+            self._command.signal(signo)
         elif self._ended_by is None and signo in ENDING:
             self._ended_by = signo
             main.cancel()
 
     def _on_closed(self) -> None:
         """Nobody reads the program's output: it ends as in a pipeline."""
-        if not self._output_closed and self._guest is not None:
+        if not self._output_closed and self._command is not None:
             self._output_closed = True
-            self._start(self._end_for_pipe(self._guest))
+            self._start(self._end_for_pipe(self._command))
 
-    async def _end_for_pipe(self, guest: Guest) -> None:
-        await guest.signal(signal.SIGPIPE)
+    async def _end_for_pipe(self, command: Command) -> None:
+        command.signal(signal.SIGPIPE)
         await asyncio.sleep(PIPE_GRACE_S)
-        await guest.signal(signal.SIGKILL)
+        command.signal(signal.SIGKILL)
 
     def _start(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(work)

@@ -281,6 +281,14 @@ enum agents_end agents_ended(pid_t pid, pid_t *ret_command)
 	return AGENTS_LOST;
 }
 
+/**
+ * agents_disown() - Forget all: they are another process's
+ */
+void agents_disown(void)
+{
+	LIST_INIT(&agents);
+}
+
 /* ---- whether they hang ---- */
 
 /**

@@ -25,6 +25,7 @@ int agents_prepare(int *ret_theirs);
 bool agents_add(pid_t pid, int sock);
 pid_t agents_command(pid_t pid);
 int agents_timeout_ms(void);
+void agents_disown(void);
 void agents_look(void);
 enum agents_end agents_ended(pid_t pid, pid_t *ret_command);
 

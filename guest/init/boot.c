@@ -27,8 +27,6 @@
 
 #include "init/init.h"
 
-#define INIT_PORT 1029
-
 /**
  * mount_all() - Mount what programs expect to find
  *
@@ -264,5 +262,6 @@ int boot(void)
 	lo_up();
 	names_resolver();
 	names_own();
+	sessions_listen();
 	return call_host();
 }

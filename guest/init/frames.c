@@ -20,7 +20,7 @@
 
 #include "init/init.h"
 
-#define INIT_VERSION 2
+#define INIT_VERSION 3
 
 static struct buffer to_host;
 static int host = -1;
@@ -32,6 +32,7 @@ static int host = -1;
 void frames_start(int stream)
 {
 	host = stream;
+	to_host.len = to_host.start = 0;
 }
 
 /**

@@ -5,6 +5,7 @@
  * Theory of operation of the whole: main.c. Dependencies point down this list.
  *
  *	main.c		frames from the host, the main loop
+ *	sessions.c	streams beside the first
  *	boot.c		mounts, modules, the way to the host
  *	sockets.c	who has the programs' sockets
  *	names.c		the guest's own name, and where to ask for others
@@ -27,6 +28,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#define INIT_PORT 1029		/* of vsock, the host's and ours */
 #define HEADER	  8U		/* bytes of type and len */
 #define FRAME_MAX (128U * 1024) /* payload, bytes */
 #define STDIN_MAX (64U * 1024)	/* window, bytes */
@@ -153,6 +155,13 @@ const char *sockets_take(bool tsi);
 
 void names_resolver(void);
 void names_own(void);
+
+/* ---- sessions.c ---- */
+
+void sessions_listen(void);
+void sessions_listen_on(int s);
+int sessions_fd(void);
+int sessions_take(void);
 
 /* ---- boot.c ---- */
 

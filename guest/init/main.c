@@ -26,7 +26,8 @@
  *	ERROR	text: the agent failed, the command never ended by itself
  *	WINDOW	u32: the host may send so many more bytes of STDIN
  *
- * One command runs at a time, in a session of its own. Nothing here blocks and
+ * One command runs at a time, in a session of its own; others beside it have
+ * streams of their own (sessions.c). Nothing here blocks and
  * nothing grows: STDIN is bounded by the window, which is the size of the
  * buffer that it lands in, so a SIGNAL never waits behind input that the
  * command does not read. A pipe of the command is read only while nothing waits
@@ -44,8 +45,9 @@
  * Programs cannot connect without it, so all of them are killed and the host
  * gets ERROR.
  *
- * When the stream ends the VM does, too. "init --serve FD" runs the same loop
- * over an inherited socket on any Linux, which is how it is tested.
+ * When the first stream ends the VM does, too. "init --serve FD [LISTENER]"
+ * runs the same loop over an inherited socket on any Linux, which is how it is
+ * tested; streams beside it come by LISTENER.
  */
 
 #define _GNU_SOURCE
@@ -141,6 +143,7 @@ static void tell_window(void)
 __attribute__((noreturn)) static void serve(int host)
 {
 	struct signalfd_siginfo info;
+	int stream;
 	sigset_t mask;
 	int children;
 
@@ -150,6 +153,7 @@ __attribute__((noreturn)) static void serve(int host)
 	children = signalfd(-1, &mask, SFD_NONBLOCK | SFD_CLOEXEC);
 	signal(SIGPIPE, SIG_IGN);
 	prctl(PR_SET_CHILD_SUBREAPER, 1); /* as PID 1 is anyhow */
+	from_host.len = from_host.start = 0;
 	frames_start(host);
 	frames_send_ready();
 	for (;;) {
@@ -161,6 +165,7 @@ __attribute__((noreturn)) static void serve(int host)
 		     .events = POLLOUT},
 		    {.fd = idle ? cmd.fds[1] : -1, .events = POLLIN},
 		    {.fd = idle ? cmd.fds[2] : -1, .events = POLLIN},
+		    {.fd = sessions_fd(), .events = POLLIN},
 		};
 
 		if (poll(fds, sizeof(fds) / sizeof(fds[0]),
@@ -178,6 +183,8 @@ __attribute__((noreturn)) static void serve(int host)
 				;
 			ended_reap();
 		}
+		if (fds[5].revents && (stream = sessions_take()) >= 0)
+			serve(stream);
 		frames_flush();
 		tell_window();
 		frames_flush();
@@ -188,13 +195,18 @@ int main(int argc, char **argv)
 {
 	int host;
 
-	if (argc == 3 && !strcmp(argv[1], "--serve")) {
+	if (argc >= 3 && !strcmp(argv[1], "--serve")) {
 		host = atoi(argv[2]);
 		fcntl(host, F_SETFD, FD_CLOEXEC);
+		if (argc > 3) {
+			sessions_listen_on(atoi(argv[3]));
+			fcntl(sessions_fd(), F_SETFD, FD_CLOEXEC);
+		}
 	} else if (getpid() == 1) {
 		host = boot();
 	} else {
-		say("runs as PID 1 of a microVM, or as: init --serve FD");
+		say("runs as PID 1 of a microVM, or as: init --serve FD "
+		    "[LISTENER]");
 		return 2;
 	}
 	serve(host);

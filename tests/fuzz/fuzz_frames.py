@@ -1,8 +1,8 @@
 """Anything at all where a guest or a client on the host is read by a parser in Python.
 
 libFuzzer's bytes, through Atheris, are what init's stream brings while a command runs
-(`fastpath.vm.guest`), a hybrid socket's CONNECT line in pieces, or messages of an agent
-cut anywhere.
+(`fastpath.vm.execstream`), a hybrid socket's CONNECT line in pieces, or messages of an
+agent cut anywhere.
 
 What must hold: each costs a bounded CPU time; init's stream ends the command with a
 status or with the error that a user may see, and nothing else is raised; what is shown
@@ -15,59 +15,71 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from pathlib import Path
 
 import atheris
 
 with atheris.instrument_imports(include=["fastpath", "vhost_user"]):
     from fastpath.errors import FastpathError
     from fastpath.tsi import datagram_protocol, protocol
-    from fastpath.vm import guest
+    from fastpath.vm import execstream
     from vhost_user.errors import ClientError
     from vhost_user.vsock.hybrid import MAX_LINE, ConnectLine
 
 from tests.fuzz.budget import Budget
 from tests.fuzz.input import fuzz
 
-READY = struct.pack("<I", 2) + b"6.1\0tsc\0module\0"
+READY = struct.pack("<I", 3) + b"6.1\0tsc\0module\0"
 WAIT_S = 20
 
 
-async def run_command(data):
-    """Have a command run while a guest sends `data`; return what came of it."""
-    there = guest.Guest(Path("/nonexistent/v"))
-    there._ready = asyncio.get_running_loop().create_future()
-    run = there._run = guest._Command(
-        lambda _: None, None, asyncio.get_running_loop().create_future()
-    )
+class Nowhere:
+    """Where what is sent to the guest goes."""
+
+    def write(self, data):
+        pass
+
+    async def drain(self):
+        pass
+
+    def is_closing(self):
+        return False
+
+    def close(self):
+        pass
+
+
+def stream_of(first, data):
+    """The host's end of a stream that brings a READY frame and `data`, then its end."""
     reader = asyncio.StreamReader()
-    reader.feed_data(struct.pack("<II", guest.Frame.READY, len(READY)) + READY + data)
+    frame = struct.pack("<II", execstream.Frame.READY, len(first)) + first
+    reader.feed_data(frame + data)
     reader.feed_eof()
+    return execstream.ExecStream(reader, Nowhere())  # type: ignore[arg-type]
+
+
+async def run_command(data):
+    """Have a command run while a guest sends `data`; see what comes of it."""
+    stream = stream_of(READY, data)
+    command = stream.start(b"", stdin=None, stdout=lambda _: None, stderr=None)
     async with asyncio.timeout(WAIT_S):
-        await there._read(reader)
-    assert run.ended.done(), "a command that never ends"
-    info = there._ready.result()
+        await asyncio.wait({command})
+        info = await stream.ready
     assert (info.kernel, info.clocksource, info.sockets) == ("6.1", "tsc", "module")
-    error = run.ended.exception()
+    error = command.exception()
     if error is None:
-        assert 0 <= run.ended.result() <= 255
+        assert 0 <= command.result() <= 255
         return
     assert isinstance(error, FastpathError)
     assert str(error).isprintable()
-    assert len(str(error)) <= 2 * guest.TEXT_MAX
+    assert len(str(error)) <= 2 * execstream.TEXT_MAX
 
 
 async def say_who_it_is(data):
     """Have a guest send `data` before it is ready."""
-    there = guest.Guest(Path("/nonexistent/v"))
-    there._ready = asyncio.get_running_loop().create_future()
-    reader = asyncio.StreamReader()
-    reader.feed_data(struct.pack("<II", guest.Frame.READY, len(data)) + data)
-    reader.feed_eof()
-    await there._read(reader)
+    stream = stream_of(data, b"")
     try:
-        info = there._ready.result()
-    except guest.GuestGoneError:
+        info = await stream.ready
+    except execstream.GuestGoneError:
         return
     assert (info.kernel + info.clocksource + info.sockets).isprintable()
 

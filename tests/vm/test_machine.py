@@ -14,7 +14,10 @@ import pytest
 from fastpath.errors import FastpathError
 from fastpath.image import images
 from fastpath.vm.machine import Machine, MachineDiedError
-from tests.support.limits import wait_until
+from tests.support.limits import GUEST_LIMIT_S, wait_until
+from tests.vm.conftest import boot, vsock_backend
+from vhost_user.vsock.driver import VsockGuest
+from vhost_user.vsock.packet import Op
 
 pytestmark = pytest.mark.vm
 
@@ -65,6 +68,57 @@ def test_programs_run_one_after_another_with_their_streams(in_vm, vm_spec):
         return statuses, bytes(back) == data
 
     assert in_vm(vm_spec, work) == ([0, 9, 127], True)
+
+
+def test_programs_run_beside_each_other(in_vm, vm_spec):
+    async def work(machine, guest):
+        came, stdin, said = asyncio.Event(), asyncio.StreamReader(), bytearray()
+
+        def take(data):
+            said.extend(data)
+            came.set()
+
+        await output(guest, "mkfifo /tmp/fifo")
+        read, write = ["sh", "-c", "cat /tmp/fifo; exit 4"], ["tee", "/tmp/fifo"]
+        reader = await guest.start(read, tsi=False, stdout=take)
+        writer = await guest.start(write, tsi=False, stdin=stdin)
+        stdin.feed_data(b"by way of the guest")
+        await came.wait()
+        statuses = [await guest.run(["true"], tsi=False)]
+        stdin.feed_eof()
+        statuses += [await writer.wait(), await reader.wait()]
+        return statuses, bytes(said)
+
+    assert in_vm(vm_spec, work) == ([0, 0, 4], b"by way of the guest")
+
+
+def test_a_neighbour_gets_no_command_run(vm_spec, vm_dir):
+    """It may connect to the port at which init serves the host."""
+
+    def ask():
+        with VsockGuest(vm_dir / "neighbour", cid=4) as guest:
+            conn = guest.request(1029, cid=3)
+            said = b""
+            while (packet := conn.receive()).op not in {Op.RST, Op.SHUTDOWN}:
+                said += packet.payload
+            return said
+
+    async def work(machine, guest):
+        said = await asyncio.to_thread(ask)
+        return said, await output(guest, "echo alive")
+
+    async def bounded():
+        vms = f"guest-cid=3,socket={vm_dir}/vhost,uds-path={vm_dir}/vsock,groups=x"
+        options = (
+            "--vm",
+            vms,
+            "--vm",
+            f"guest-cid=4,socket={vm_dir}/neighbour,groups=x",
+        )
+        async with asyncio.timeout(GUEST_LIMIT_S), vsock_backend(vm_dir, *options):
+            return await boot(vm_spec, vm_dir / "vsock", work)
+
+    assert asyncio.run(bounded()) == (b"", ["alive"])
 
 
 def test_files_of_the_host_are_in_the_guest_with_their_modes(

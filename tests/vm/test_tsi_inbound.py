@@ -12,7 +12,7 @@ import pytest
 from tests.support.limits import GUEST_LIMIT_S as START_S
 from tests.support.limits import wait_until
 from tests.vm import programs
-from tests.vm.forms import by_agents
+from tests.vm.forms import by_agents, by_module
 from tests.vm.tsi_servers import FIRST_CHECK, PORT, PRIVATE, World
 from tests.vm.world import HOST4 as CLIENT4
 from tests.vm.world import HOST6 as CLIENT6
@@ -152,6 +152,19 @@ def test_a_published_server_is_reachable_from_inside(world):
         server.feed(b"go\n")
         server.wait_for(r"(done)\n")
         assert len(re.findall(r"127\.0\.0\.1/\d+ ", server.said())) >= 4
+
+
+@by_module
+def test_a_command_beside_the_server_reaches_it_from_inside(world):
+    argv = ("python3", "/tsi_server.py", "blocking", "0.0.0.0", str(PORT), "2")
+    with world.program(*argv) as server:
+        server.wait_for(r"ready (\d+)\n")
+        with world.program("nc", "127.0.0.1", str(PORT)) as client:
+            assert client.wait_for(r"(127\.0\.0\.1)/\d+ ")
+            assert client.end() == 0
+        (accepted, _, _), me = world.line(PODS[0][0], PORT, CLIENT4)
+        assert accepted == me
+        assert server.end() == 0
 
 
 def test_a_killed_server_leaves_no_listener(world):

@@ -9,10 +9,14 @@ import socket
 import subprocess
 import threading
 from concurrent.futures import Future
+from typing import TYPE_CHECKING
 
 from tests.support.limits import GUEST_LIMIT_S as START_S
 from tests.support.limits import wait_until
 from tests.vm.world import ZtunnelWorld
+
+if TYPE_CHECKING:
+    from fastpath.vm.guest import Command
 
 PORT, PRIVATE, FIRST_CHECK = 8080, 9090, 7000
 EPHEMERAL = "32768-60999"
@@ -32,6 +36,7 @@ class Program:
         self.stdin = world.call(make_reader())
         self._news = threading.Condition()
         self.future: Future[int] = Future()
+        self.command: Command
 
     def heard(self, data):
         with self._news:
@@ -59,8 +64,7 @@ class Program:
         return self.future.result(START_S)
 
     def signal(self, signo):
-        _, guest = self._world.vm(self._vm)
-        self._world.call(guest.signal(signo))
+        self._world.call_soon(self.command.signal, signo)
 
 
 class World(ZtunnelWorld):
@@ -73,14 +77,16 @@ class World(ZtunnelWorld):
         """Run a program; it is killed if it has not ended at the end."""
         program = Program(self, vm)
         machine, guest = self.vm(vm)
-        work = guest.run(
-            argv,
-            tsi=True,
-            stdin=program.stdin,
-            stdout=program.heard,
-            stderr=program.heard,
+        program.command = self.call(
+            guest.start(
+                argv,
+                tsi=True,
+                stdin=program.stdin,
+                stdout=program.heard,
+                stderr=program.heard,
+            )
         )
-        program.future = self.begin(machine.watch(work))
+        program.future = self.begin(machine.watch(program.command.wait()))
         program.future.add_done_callback(lambda _: program.heard(b""))
         try:
             yield program

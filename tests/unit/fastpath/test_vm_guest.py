@@ -16,7 +16,8 @@ import pytest
 
 from fastpath.data import GUEST
 from fastpath.errors import FastpathError
-from fastpath.vm import guest
+from fastpath.vm import execstream
+from fastpath.vm.execstream import ExecStream, encode_exec
 from fastpath.vm.guest import Guest, GuestGoneError, GuestInfo
 from tests.support.limits import LIMIT_S
 
@@ -74,20 +75,54 @@ def init(tmp_path_factory):
 @contextlib.asynccontextmanager
 async def serving(init, tmp_path):
     """A `Guest` with an init that runs beside it."""
-    uds = tmp_path / "v"
-    async with Guest(uds) as there:
-        here = socket.socket(socket.AF_UNIX)
-        here.connect(f"{uds}_1029")
-        process = await asyncio.create_subprocess_exec(
-            init, "--serve", str(here.fileno()), pass_fds=[here.fileno()]
-        )
-        here.close()
+    uds, port = tmp_path / "v", tmp_path / "port"
+    async with device(uds, port), Guest(uds) as there:
+        with socket.socket(socket.AF_UNIX) as here, socket.socket(socket.AF_UNIX) as at:
+            here.connect(f"{uds}_1029")
+            at.bind(str(port))
+            at.listen()
+            fds = (here.fileno(), at.fileno())
+            process = await asyncio.create_subprocess_exec(
+                init, "--serve", *map(str, fds), pass_fds=fds
+            )
         try:
             yield there
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+
+@contextlib.asynccontextmanager
+async def device(uds, port):
+    """A hybrid socket whose guest's port 1029 is another unix socket."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def connect(reader, writer):
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        assert await reader.readline() == b"CONNECT 1029\n"
+        try:
+            from_guest, to_guest = await asyncio.open_unix_connection(port)
+        except ConnectionError:
+            writer.close()
+            return
+        writer.write(b"OK 1234\n")
+        await asyncio.gather(copy(reader, to_guest), copy(from_guest, writer))
+
+    async with await asyncio.start_unix_server(connect, uds):
+        yield
+        await asyncio.gather(*tasks)
+
+
+async def copy(reader, writer):
+    """Pass all of a stream on, and its end."""
+    with contextlib.suppress(ConnectionError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
 
 
 @pytest.fixture
@@ -107,13 +142,14 @@ def in_guest(init, tmp_path):
 ENDLESS = ("sh", "-c", "echo ready; exec sleep 600")
 
 
-async def running(there, **options):
-    """Start a command that has no end; return its task once it runs."""
+async def running(there, *argv, **options):
+    """Start a command, one without an end; return it once it has said something."""
     ready = asyncio.Event()
-    work = there.run(ENDLESS, stdout=lambda _: ready.set(), **options)
-    task = asyncio.create_task(work)
+    command = await there.start(
+        argv or ENDLESS, stdout=lambda _: ready.set(), **options
+    )
     await ready.wait()
-    return task
+    return command
 
 
 def shell(script, *, tsi=False, **options):
@@ -124,7 +160,7 @@ def test_says_who_it_is(in_guest):
     info = in_guest(lambda there: there.ready(LIMIT_S))
     assert isinstance(info, GuestInfo)
     assert info.kernel
-    assert (info.version, info.sockets) == (2, "agent")
+    assert (info.version, info.sockets) == (3, "agent")
 
 
 @pytest.mark.parametrize(
@@ -178,8 +214,8 @@ def test_input_that_nobody_reads_is_dropped(in_guest):
 def test_a_signal_passes_input_that_the_command_does_not_read(in_guest):
     async def work(there):
         command = await running(there, tsi=False, stdin=b"x" * 1_000_000)
-        await there.signal(signal.SIGTERM)
-        return await command
+        command.signal(signal.SIGTERM)
+        return await command.wait()
 
     assert in_guest(work) == 128 + signal.SIGTERM
 
@@ -196,6 +232,75 @@ def test_commands_run_one_after_another(in_guest):
         return [await there.run(["sh", "-c", f"exit {n}"], tsi=False) for n in range(5)]
 
     assert in_guest(work) == [0, 1, 2, 3, 4]
+
+
+def test_commands_run_beside_each_other(in_guest):
+    async def work(there):
+        said: list[bytes] = []
+        first = await running(there, tsi=False)
+        second = await running(there, tsi=False)
+        third = await there.run(["echo", "third"], tsi=False, stdout=said.append)
+        second.signal(signal.SIGTERM)
+        ended = await second.wait()
+        first.signal(signal.SIGINT)
+        return said, third, ended, await first.wait()
+
+    assert in_guest(work) == ([b"third\n"], 0, 143, 130)
+
+
+def test_a_stream_serves_one_command_after_another(in_guest):
+    async def work(there):
+        parents: list[bytes] = []
+        endless = await running(there, tsi=False)
+        for _ in range(3):
+            await there.run(
+                ["sh", "-c", "echo $PPID"], tsi=False, stdout=parents.append
+            )
+        endless.signal(signal.SIGKILL)
+        await endless.wait()
+        return parents
+
+    assert len(set(in_guest(work))) == 1
+
+
+def test_commands_over_tsi_have_agents_of_their_own(in_guest):
+    async def work(there):
+        first = await running(there, tsi=True)
+        second = await there.run(["sh", "-c", "exit 9"], tsi=True)
+        first.signal(signal.SIGKILL)
+        return second, await first.wait()
+
+    assert in_guest(work) == (9, 137)
+
+
+def test_commands_beside_each_other_agree_about_tsi(in_guest):
+    async def work(there):
+        await running(there, tsi=False)
+        with pytest.raises(RuntimeError, match="with tsi=False"):
+            await there.run(["true"], tsi=True)
+
+    in_guest(work)
+
+
+def test_a_stream_that_is_lost_takes_its_command_and_no_other(in_guest):
+    async def work(there):
+        first = await running(there, tsi=False)
+        with pytest.raises(GuestGoneError, match="control stream"):
+            await there.run(["sh", "-c", "kill -9 $PPID; sleep 600"], tsi=False)
+        assert await there.run(["true"], tsi=False) == 0
+        first.signal(signal.SIGKILL)
+        return await first.wait()
+
+    assert in_guest(work) == 137
+
+
+def test_the_end_of_the_guest_ends_every_command(in_guest):
+    async def work(there):
+        return [await running(there, tsi=False) for _ in range(3)]
+
+    for command in in_guest(work):
+        with pytest.raises(GuestGoneError, match=r"control stream|we hung up"):
+            asyncio.run(command.wait())
 
 
 def test_a_run_that_is_given_up_is_killed_and_the_next_one_works(in_guest):
@@ -246,8 +351,8 @@ def test_a_command_that_ends_before_its_dying_agent_has_its_own_status(in_guest)
 def test_an_agent_that_the_host_kills_is_no_failure(in_guest):
     async def work(there):
         command = await running(there, tsi=True)
-        await there.signal(signal.SIGKILL)
-        return await command
+        command.signal(signal.SIGKILL)
+        return await command.wait()
 
     assert in_guest(work) == 137
 
@@ -286,7 +391,7 @@ def play(tmp_path, *frames):
     async def work():
         async with asyncio.timeout(LIMIT_S), Guest(tmp_path / "v") as there:
             reader, writer = await asyncio.open_unix_connection(f"{tmp_path}/v_1029")
-            ready = struct.pack("<I", 2) + b"6.1\0tsc\0module\0"
+            ready = struct.pack("<I", 3) + b"6.1\0tsc\0module\0"
             writer.write(struct.pack("<II", 16, len(ready)) + ready)
             command = asyncio.create_task(there.run(["x"], tsi=False))
             await reader.readexactly(8)
@@ -312,24 +417,28 @@ def test_what_a_guest_says_is_shown_as_text_and_in_bounds(tmp_path):
         play(tmp_path, (20, said))
     assert caught.value.why.isprintable()
     assert "]0;owned\ufffd\ufffd[2J agent failed \ufffd xxx" in caught.value.why
-    assert len(caught.value.why) <= guest.TEXT_MAX
+    assert len(caught.value.why) <= execstream.TEXT_MAX
 
 
 def test_frames_of_output_do_not_keep_others_from_their_turn(tmp_path, monkeypatch):
     """A guest sends tiny frames; what has been read of them never waits."""
-    monkeypatch.setattr(guest, "FRAMES_AT_ONCE", 4)
+    monkeypatch.setattr(execstream, "FRAMES_AT_ONCE", 4)
     turns: list[None] = []
 
     async def work():
         reader = asyncio.StreamReader()
+        ready = struct.pack("<I", 3) + b"6.1\0tsc\0module\0"
+        reader.feed_data(struct.pack("<II", 16, len(ready)) + ready)
         reader.feed_data(struct.pack("<II", 16, 0) * 400)
         reader.feed_eof()
-        async with Guest(tmp_path / "v") as there:
-            there._ready.set_result(GuestInfo(2, "", "", ""))
-            reading = asyncio.create_task(there._read(reader))
-            while not reading.done():
+        here, there = socket.socketpair()
+        with there:
+            _, writer = await asyncio.open_unix_connection(sock=here)
+            stream = ExecStream(reader, writer)
+            while not stream.is_over:
                 turns.append(None)
                 await asyncio.sleep(0)
+            await stream.close()
 
     asyncio.run(work())
     assert len(turns) >= 100
@@ -349,10 +458,10 @@ def test_a_guest_that_never_calls_is_an_error_and_its_socket_is_removed(tmp_path
 
 
 def test_the_exec_frame_has_its_counts_and_strings():
-    payload = guest.encode_exec(["a", ""], {"N": "v"}, "/", tsi=True)
+    payload = encode_exec(["a", ""], {"N": "v"}, "/", tsi=True)
     assert payload == b"\1\0\0\0\2\0\0\0\1\0\0\0a\0\0N=v\0/\0"
 
 
 def test_more_arguments_than_a_frame_holds_are_refused():
     with pytest.raises(FastpathError, match="more than"):
-        guest.encode_exec(["x" * guest.FRAME_MAX], {}, "/", tsi=False)
+        encode_exec(["x" * execstream.FRAME_MAX], {}, "/", tsi=False)
