@@ -7,8 +7,9 @@ few rounds; what is luck of a start (memory layout, a neighbour) is a part of th
 interval.
 
 The short form compares figures with bench/baseline.json and fails when more than a
-quarter of an advantage is gone. A ratio to the peer that looks lost gets more sittings,
-whose rounds count like the first ones: more evidence, not another try.
+quarter of an advantage is gone: of a timing, by its interval's better end, or by the
+best of a few rounds. A ratio to the peer that looks lost gets more sittings, whose
+rounds count like the first ones: more evidence, not another try.
 
 Timings are judged on a quiet machine only (`bench.quiet`): what an unquiet one makes
 of them is said in the summary and fails nothing. Sizes and counts are judged on any.
@@ -170,11 +171,14 @@ class Bench:
             self._unjudged.append(f"{noise}: {lost}")
 
     def _lost(self, figure: Figure) -> str:
-        """Say how much of the recorded advantage is gone; "": enough is left."""
+        """Say how much of the recorded advantage is gone; "": enough may be left."""
         if not self.short or harness.ANOTHER or not BASELINE.exists():
             return ""
         recorded = json.loads(BASELINE.read_text())["figures"].get(figure.key)
-        if recorded is None or (kept := figure.kept(recorded)) >= LOST:
+        if recorded is None:
+            return ""
+        kept = figure.kept(recorded, figure.best if figure.timed else figure.worth)
+        if kept >= LOST:
             return ""
         return (
             f"{figure.group}: {figure.title}: {figure.words(figure.worth)} over "

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from rich.table import Table
 
 from fastpath import files
-from fastpath.report.stats import Ratio, paired_ratio
+from fastpath.report.stats import Ratio, median_interval, paired_ratio
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -94,9 +94,19 @@ class Figure:
         """What bench/baseline.json records: the ratio, or what stands alone."""
         return self.ratio.median if self.ratio else statistics.median(self.ours)
 
-    def kept(self, recorded: float) -> float:
+    @property
+    def best(self) -> float:
+        """The better end of where `worth` is: of its interval, or of a few rounds."""
+        rounds = self.ours
+        if self.other:
+            rounds = tuple(a / b for a, b in zip(self.ours, self.other, strict=True))
+        ends = median_interval(rounds) or rounds
+        return min(ends) if self.less else max(ends)
+
+    def kept(self, recorded: float, worth: float | None = None) -> float:
         """Return which share of a recorded advantage is still there."""
-        return recorded / self.worth if self.less else self.worth / recorded
+        worth = self.worth if worth is None else worth
+        return recorded / worth if self.less else worth / recorded
 
     def words(self, worth: float) -> str:
         """Say what is recorded."""

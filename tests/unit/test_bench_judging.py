@@ -56,6 +56,22 @@ def test_a_lost_timing_is_only_said_on_an_unquiet_one(bench, monkeypatch):
     assert line.startswith(NOISY)
 
 
+def test_a_timing_is_lost_only_if_all_of_its_interval_is(bench, monkeypatch):
+    monkeypatch.setattr(quiet, "noise", lambda: "")
+    assert noted(bench, ours=(2.0, 1.3, 2.0)) == []  # a round that nothing disturbed
+    many = {"ours": (2.0,) * 6, "other": (1.0, 2.0) * 3}
+    assert noted(bench, **many) == []
+    assert noted(bench, ours=(1.0, 0.5, 0.5), less=False) == []
+    many["ours"] = (1.0,) + 9 * (2.0,)  # one of ten is below the interval
+    with pytest.raises(pytest.fail.Exception, match=r"50% of it"):
+        noted(bench, ours=many["ours"], other=10 * (1.0,))
+
+
+def test_of_a_size_the_median_counts(bench):
+    with pytest.raises(pytest.fail.Exception):
+        noted(bench, ours=(2.0, 1.0, 2.0), timed=False)
+
+
 def test_a_lost_size_fails_on_any_machine(bench, monkeypatch):
     monkeypatch.setattr(quiet, "noise", lambda: NOISY)
     with pytest.raises(pytest.fail.Exception):
