@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 MESSAGES: Final = {"kind": Type.SEQPACKET}
 
+MANY_WAKEUPS: Final = 2000
+"""A second, of an engine that waits for nothing; its timers make tens."""
+
 _PORTS: Final = iter(range(20_000, 60_000))
 
 
@@ -216,3 +219,14 @@ def wait_for(happened, what: str = "it") -> None:
     while not happened():
         assert time.monotonic() < until, f"{what} did not happen in {TIMEOUT_S:g} s"
         time.sleep(0.001)
+
+
+def check_idle(host: Host) -> None:
+    """Check that the engine sleeps while nothing happens.
+
+    The slower the machine, the fewer wake-ups there can be.
+    """
+    before, start = host.engine_stats().wakeups, time.monotonic()
+    time.sleep(0.3)
+    woken = host.engine_stats().wakeups - before
+    assert woken < MANY_WAKEUPS * (time.monotonic() - start)

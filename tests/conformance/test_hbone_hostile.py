@@ -303,7 +303,7 @@ def test_a_peer_that_trickles_a_frame_loses_its_tunnel(hostile):
 
 
 def test_a_peer_that_trickles_its_settings_never_has_a_tunnel(hostile):
-    world = hostile(connect_s=0.3)
+    world = hostile(connect_s=1.0)
     before = world.ours.stats()
     wire = world.reach(world.preface[:-9])
     trickle(wire, frame(SETTINGS, 0, 0, bytes(6 * 32)))

@@ -144,7 +144,7 @@ def test_a_tunnel_with_a_stream_is_not_idle(mesh):
 
 
 def test_a_peer_that_answers_no_ping_loses_the_tunnel(mesh):
-    pool = mesh.pool(ping_s=0.1, silence_s=0.2)
+    pool = mesh.pool(ping_s=0.1, silence_s=1.0)
     sock = pool.client()
     peer = pool.accept()
     pool.pair(peer, sock)

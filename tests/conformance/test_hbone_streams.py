@@ -258,7 +258,7 @@ def test_an_interim_answer_is_none(pool):
 
 
 def test_an_answer_that_never_comes_times_out(make_host, tmp_path):
-    with Mesh(make_host(dial_timeout_s=0.3), tmp_path) as mesh:
+    with Mesh(make_host(dial_timeout_s=1), tmp_path) as mesh:  # and a handshake's
         pool = mesh.pool()
         pool.client()
         peer = pool.accept()

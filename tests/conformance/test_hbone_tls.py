@@ -216,14 +216,13 @@ def test_a_client_that_offers_no_alpn_is_let_in(mesh):
 def test_a_client_that_trickles_is_cut(mesh):
     gate = mesh.gate(connect_s=0.3)
     sock = mesh.dial(gate.address)
-    sock.send(b"\x16")
-    sock.send(b"\x03")
+    sock.send(b"\x16\x03")
     assert gate.events.reason() is Reason.TIME
     assert not sock.recv(1)
 
 
 def test_clients_above_the_handshakes_at_a_time_wait_in_the_backlog(mesh):
-    gate = mesh.gate(max_shakes=2, connect_s=0.3)
+    gate = mesh.gate(max_shakes=2, connect_s=1.0)
     idle = [mesh.dial(gate.address) for _ in range(6)]
     peer = gate.dial()  # once those in front have timed out
     peer.fence()

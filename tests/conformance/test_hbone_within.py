@@ -250,7 +250,7 @@ def test_nonsense_in_the_stream_is_a_refusal(way):
 
 
 def test_a_gateway_that_is_silent_is_not_waited_for_for_ever(mesh):
-    way = Way(mesh, connect_s=0.3)
+    way = Way(mesh, connect_s=1.0)
     way.client()
     gateway = way.gateway()
     stream, _ = gateway.request()

@@ -59,12 +59,11 @@ def test_a_lost_timing_is_only_said_on_an_unquiet_one(bench, monkeypatch):
 def test_a_timing_is_lost_only_if_all_of_its_interval_is(bench, monkeypatch):
     monkeypatch.setattr(quiet, "noise", lambda: "")
     assert noted(bench, ours=(2.0, 1.3, 2.0)) == []  # a round that nothing disturbed
-    many = {"ours": (2.0,) * 6, "other": (1.0, 2.0) * 3}
-    assert noted(bench, **many) == []
+    assert noted(bench, ours=(2.0,) * 6, other=(1.0, 2.0) * 3) == []
     assert noted(bench, ours=(1.0, 0.5, 0.5), less=False) == []
-    many["ours"] = (1.0,) + 9 * (2.0,)  # one of ten is below the interval
+    one_of_ten = (1.0, *9 * [2.0])  # is below the interval
     with pytest.raises(pytest.fail.Exception, match=r"50% of it"):
-        noted(bench, ours=many["ours"], other=10 * (1.0,))
+        noted(bench, ours=one_of_ten, other=10 * (1.0,))
 
 
 def test_of_a_size_the_median_counts(bench):

@@ -160,7 +160,7 @@ def test_a_command_that_is_not_there(world):
 
 @by_agents
 def test_signals_reach_the_command(world):
-    script = "trap 'echo got it; exit 5' TERM; kill -TERM $PPID; sleep 5 & wait"
+    script = "trap 'echo got it; exit 5' TERM; kill -TERM $PPID; sleep 60 & wait"
     assert world.sh(script) == (5, "got it\n")
 
 
@@ -205,14 +205,14 @@ HELPER_KIB = 24
 SHORT_TWICE = """
 cat > /tmp/short.py
 agent=$(cut -d' ' -f4 /proc/$$/stat)
-measure() {
-    ls /proc/$agent/fd | wc -l
-    awk '/VmRSS|Threads/ {print $2}' /proc/$agent/status
-}
+fds() { ls /proc/$agent/fd | wc -l; }
+measure() { awk '/RssAnon|Threads/ {print $2}' /proc/$agent/status; }
 python3 /tmp/short.py
+most=$(fds)
 measure
 python3 /tmp/short.py
 python3 /tmp/short.py
+until [ $(fds) -le $most ]; do sleep 0.1; done
 measure
 """
 
@@ -222,11 +222,8 @@ def test_short_connections_leave_nothing(world):
     before = world.stats()[0].conns  # init's own, and dials that never end
     status, said = world.sh(SHORT_TWICE, stdin=SHORT.encode())
     assert status == 0, said
-    fds, rss_kib, threads, fds_later, rss_later_kib, threads_later = map(
-        int, said.split()
-    )
-    assert fds_later <= fds
-    helpers = threads_later - threads
+    rss_kib, threads, rss_later_kib, threads_later = map(int, said.split())
+    helpers = max(0, threads_later - threads)
     assert rss_later_kib <= rss_kib + 64 + HELPER_KIB * helpers
 
     def ended():
@@ -240,9 +237,12 @@ def test_the_log_has_every_connection(world):
     world.router.events.clear()
     script = "; ".join([f"wget -q -O /dev/null http://{HOST4}:{HTTP}/"] * 20)
     assert world.sh(script)[0] == 0
-    world.sh("true", tsi=False)
-    kinds = [kind for kind, _ in world.router.events]
-    assert kinds.count(EventKind.OPENED) == kinds.count(EventKind.CLOSED) == 20
+
+    def kinds():
+        return [kind for kind, _ in list(world.router.events)]
+
+    wait_until(lambda: kinds().count(EventKind.CLOSED) >= 20, what="their ends")
+    assert kinds().count(EventKind.OPENED) == kinds().count(EventKind.CLOSED) == 20
 
 
 KILL = programs.KILL_AGENT
