@@ -169,7 +169,7 @@ def test_a_used_rx_buffer_was_written(guest):
     came = 0
     while came < 50_000:  # `VsockGuest` checks the length against the used ring
         came += conn.expect(Op.RW).header.len
-    assert guest.fence() == []
+    assert {packet.op for packet in guest.fence()} <= {Op.CREDIT_REQUEST}
 
 
 def test_rx_payloads_are_coalesced(far, guest):

@@ -85,7 +85,8 @@ async def served(folder, *, now=wall_clock, root_now=None, shares=None, **limits
     ca = authority(folder, now=root_now or now())
     known = tokens.parse(TOKENS.encode(), "t")
     issuer = Issuer(ca, lambda: known, HOUR, shares or Shares())
-    limits.setdefault("settings_s", LIMIT_S)  # machines are slow
+    patient = {"handshake_s", "settings_s", "receive_s"}  # machines are slow
+    limits = dict.fromkeys(patient, LIMIT_S) | limits
     server = Server(ca, issuer, ("localhost",), limits=Limits(**limits), now=now)
     port = await server.start("127.0.0.1", 0)
     try:
