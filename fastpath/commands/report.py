@@ -10,7 +10,7 @@ from fastpath import stdio
 from fastpath.errors import FastpathError
 from fastpath.report import difference, jsonfile
 from fastpath.report.difference import Change, Difference, Thresholds
-from fastpath.report.figures import METRICS
+from fastpath.report.figures import COMPARED
 from fastpath.report.table import differences_table, thresholds_line
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def differences(
         {
             name: [
                 (metric, difference.unpaired(metric.key, ours, theirs))
-                for metric in METRICS
+                for metric in COMPARED
                 if all(metric.key in each for each in (*ours, *theirs))
             ]
             for name, ours, theirs in (

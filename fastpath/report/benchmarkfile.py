@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 VERSION: Final = "4.0.0"
 """Of pytest-benchmark, whose format this is."""
-_SECONDS: Final = {"us": 1e-6, "s": 1.0}
+_SECONDS: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
 def write(report: Report, path: Path) -> None:
@@ -99,7 +99,7 @@ def _stats(data: Sequence[float]) -> dict[str, Any]:
         "outliers": f"{far};{len(data) - len(inside)}",
         "ld15iqr": inside[0],
         "hd15iqr": inside[-1],
-        "ops": 1 / mean,
+        "ops": 1 / mean if mean else 0.0,
         "total": sum(data),
         "data": list(data),
         "iterations": 1,

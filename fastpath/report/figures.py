@@ -31,10 +31,14 @@ class Group(enum.Enum):
     HTTP = "http"
     CPU = "cpu"
     MEMORY = "memory"
+    POLICY = "policy"
+    RESTART = "restart"
 
 
 FLIGHTS: Final = (1, 16, 64)
 """How many connections are under way at once, where that is a figure."""
+KEPT: Final = 16
+"""Connections that are open while something is done to a path (guest/probe)."""
 WHO: Final = {
     "guest": "guest",
     "vmm": "VMM",
@@ -81,6 +85,14 @@ class Metric:
     more_is_better: bool = False
     bound: float | None = None
     """The target for the ratio; None: shown, not judged."""
+    counted: bool = False
+    """It is shown alone: it may be 0, of which there is no ratio, or says what was done
+    to the path."""
+
+    @property
+    def words(self) -> str:
+        """Title and unit."""
+        return f"{self.title}, {self.unit}" if self.unit else self.title
 
     def met(self, ratio: float) -> bool:
         """Whether `ratio` reaches the target (without one: always)."""
@@ -197,12 +209,34 @@ def _load() -> Iterator[Metric]:
                 unit="MB",
                 group=Group.MEMORY,
             )
+    for group, words, took in (
+        (Group.POLICY, "a new mesh", "in force after"),
+        (Group.RESTART, "a restart", "back after"),
+    ):
+        key = group.value
+        yield Metric(
+            key=f"{key}_gap", title=f"{words}, longest gap", unit="ms", group=group
+        )
+        for what, title, unit in (
+            ("took", took, "ms"),
+            ("failed", "failed", ""),
+            ("broken", f"broken of {KEPT} open", ""),
+        ):
+            yield Metric(
+                key=f"{key}_{what}",
+                title=f"{words}, {title}",
+                unit=unit,
+                group=group,
+                counted=True,
+            )
 
 
 METRICS: Final = (*_BASIC, *_load())
 """What is compared, with the targets against `HEADLINE`. The one place of those: the
 pages and docs/measurements.md have them from here, and a test holds the latter to it.
 """
+COMPARED: Final = tuple(metric for metric in METRICS if not metric.counted)
+"""Those that ratios are of."""
 BY_KEY: Final = {metric.key: metric for metric in METRICS}
 
 _GENEVE_BOUNDS: Final[Mapping[str, float | None]] = {
@@ -220,4 +254,4 @@ _BOUNDS: Final[Mapping[str, Mapping[str, float | None]]] = {
 def metrics(standard: str) -> tuple[Metric, ...]:
     """Return what the fast path is compared by with a path, with the targets if any."""
     bounds = _BOUNDS.get(standard, {})
-    return tuple(replace(each, bound=bounds.get(each.key)) for each in METRICS)
+    return tuple(replace(each, bound=bounds.get(each.key)) for each in COMPARED)

@@ -9,7 +9,7 @@ from fastpath.report.figures import METRICS
 from fastpath.report.table import (
     difference_cells,
     machine_lines,
-    significant,
+    median_of,
     thresholds_line,
     variant_line,
 )
@@ -77,11 +77,8 @@ def _figures(report: Report) -> Iterator[tuple[str, ...]]:
     for metric in METRICS:
         if any(path.has(metric.key) for path in paths):
             yield (
-                f"{metric.title}, {metric.unit}",
-                *(
-                    significant(path.median(metric.key)) if path.has(metric.key) else ""
-                    for path in paths
-                ),
+                metric.words,
+                *(median_of(metric, path) for path in paths),
             )
 
 

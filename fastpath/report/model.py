@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from fastpath.report import difference, stats
-from fastpath.report.figures import FAST_PATH, METRICS, metrics
+from fastpath.report.figures import COMPARED, FAST_PATH, metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -280,7 +280,7 @@ class Report:
             {
                 f"{theirs.name}/{base.name}": [
                     (metric, difference.paired(metric.key, theirs.rounds, base.rounds))
-                    for metric in METRICS
+                    for metric in COMPARED
                     if theirs.has(metric.key) and base.has(metric.key)
                 ]
                 for theirs, base in self._changes()

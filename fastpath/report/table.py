@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from fastpath.report.difference import Difference, Thresholds
+    from fastpath.report.figures import Metric
     from fastpath.report.model import PathResult, Report, VariantFacts, Verdict
     from fastpath.report.stats import Summary
 
@@ -207,16 +208,21 @@ def load_rows(paths: Collection[PathResult]) -> list[tuple[str, ...]]:
     """The figures of load: title with unit, then each path's median, or nothing."""
     return [
         (
-            f"{metric.title}, {metric.unit}",
-            *(
-                significant(path.median(metric.key)) if path.has(metric.key) else ""
-                for path in paths
-            ),
+            metric.words,
+            *(median_of(metric, path) for path in paths),
         )
         for metric in METRICS
         if metric.group not in DEFAULT_GROUPS
         and any(path.has(metric.key) for path in paths)
     ]
+
+
+def median_of(metric: Metric, path: PathResult) -> str:
+    """Of the rounds; empty: it was not measured."""
+    if not path.has(metric.key):
+        return ""
+    value = path.median(metric.key)
+    return significant(value) if metric.unit else f"{value:g}"
 
 
 def significant(value: float) -> str:

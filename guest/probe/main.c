@@ -19,6 +19,9 @@
  *						connections that stay
  *	probe ADDRESS PORT open COUNT SIZE RATE	as rtt, RATE a second whatever
  *						becomes of those before
+ *	probe ADDRESS PORT steady SIZE RATE LIMIT	connections that an echo
+ *						answers within LIMIT ms, until
+ *						the end of stdin
  *	probe clock				the counter behind the clock
  *
  * ADDRESS is numeric, IPv4 or IPv6 for TCP, or vsock:CID. It is the peer's,
@@ -122,8 +125,15 @@ static int one_number(const char *op, const char *arg)
  */
 static int more_numbers(const char *op, int argc, char **arg)
 {
-	uint64_t count = number(arg[0], COUNT_MAX, "COUNT");
+	uint64_t count;
 
+	if (argc == 3 && !strcmp(op, "steady")) {
+		time_steady((size_t)number(arg[0], STEADY_MAX, "SIZE"),
+			    number(arg[1], RATE_MAX, "RATE"),
+			    number(arg[2], LIMIT_MAX_MS, "LIMIT"));
+		return 1;
+	}
+	count = number(arg[0], COUNT_MAX, "COUNT");
 	if (argc == 2 && !strcmp(op, "rate"))
 		time_crr(count, 0, flight(arg[1]));
 	else if (argc == 2 && !strcmp(op, "rtt"))
@@ -161,7 +171,8 @@ int main(int argc, char **argv)
 		     " | up BYTES | put BYTES | down BYTES | echo BYTES | "
 		     "accept COUNT"
 		     " | rate COUNT FLIGHT | crr COUNT SIZE FLIGHT"
-		     " | http COUNT SIZE FLIGHT | open COUNT SIZE RATE;"
+		     " | http COUNT SIZE FLIGHT | open COUNT SIZE RATE"
+		     " | steady SIZE RATE LIMIT;"
 		     " or: probe clock");
 	return 0;
 }

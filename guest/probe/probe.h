@@ -15,6 +15,8 @@
 
 #define COUNT_MAX      1000000U
 #define SIZE_MAX_BYTES (1024U * 1024)
+#define LIMIT_MAX_MS   1000000U
+#define STEADY_MAX     4096U
 #define CHUNK	       (64U * 1024) /* of a bulk transfer, bytes */
 
 extern struct sockaddr_storage peer; /* where connections go, or ours */
@@ -50,5 +52,8 @@ void time_http(uint64_t count, size_t size, unsigned flight);
 
 /* open.c */
 void time_open(uint64_t count, size_t size, uint64_t rate);
+
+/* steady.c */
+void time_steady(size_t size, uint64_t rate, uint64_t limit_ms);
 
 #endif /* PROBE_H */

@@ -212,6 +212,30 @@ def test_hand_offs_that_need_no_namespaces_run_without_a_right(tmp_path):
     assert set(json.loads(file.read_text())["paths"]) == {"tsi+unix"}
 
 
+def test_a_new_mesh_and_a_restart_under_load_are_measured(tmp_path):
+    require_namespaces()
+    file = tmp_path / "report.json"
+    names = ("tsi", "inpod-l3forwarding", "tsi+ring")
+    figures = ("--rounds", "2", "--figures", "policy,restart")
+    done = compare("--paths", ",".join(names), *figures, "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(file.read_text())
+    found = {name: path["figures"] for name, path in report["paths"].items()}
+    for name in names:
+        assert found[name]["policy_took"]["median"] > 0
+        assert found[name]["policy_gap"]["median"] > 0
+    # Its microVM's device is in the process that would have to be restarted.
+    assert "restart_gap" not in found["tsi"]
+    for name in names[1:]:
+        assert found[name]["restart_took"]["median"] > 500, "ms that it is away"
+        assert found[name]["restart_gap"]["median"] > 0
+        assert found[name]["restart_broken"]["median"] == 16
+    pair = report["ratios"]["tsi/inpod-l3forwarding"]
+    assert set(pair) == {"policy_gap"}
+    assert list(tmp_path.glob("fastpath-*")) == []
+    assert children(tmp_path) == []
+
+
 def test_a_variant_that_does_not_boot_is_left_out_and_its_console_stays(tmp_path):
     file = tmp_path / "report.json"
     done = compare(

@@ -35,8 +35,8 @@ def _declare(parser: Parser) -> None:
         "--figures",
         metavar="NAME,...",
         default="latency,bulk",
-        help="latency, bulk, rates, open-loop, both, http, cpu, memory; load: all but "
-        "the first two; all (latency,bulk)",
+        help="latency, bulk, rates, open-loop, both, http, cpu, memory, policy, "
+        "restart; load: all but the first two and the last; all (latency,bulk)",
     )
     add(
         "--rate",
@@ -116,6 +116,10 @@ COMMAND: Final = Command(
             "fastpath compare --variant base --variant patched:kernel=bzImage",
         ),
         ("each path that this machine has", "fastpath compare --paths all --quick"),
+        (
+            "what a restart of who takes the connections costs",
+            "fastpath compare --paths tsi+unix,inpod-l3forwarding --figures restart",
+        ),
         (
             "what a hand-off to another process costs",
             "fastpath compare --paths tsi,tsi+unix,tsi+ring",

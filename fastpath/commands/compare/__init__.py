@@ -53,7 +53,7 @@ from fastpath.datapath.build import Built
 from fastpath.errors import FastpathError
 from fastpath.report import benchmarkfile, html, jsonfile, markdown, table
 from fastpath.report.difference import Thresholds
-from fastpath.report.figures import DEFAULT_GROUPS
+from fastpath.report.figures import DEFAULT_GROUPS, Group
 from fastpath.report.model import AT, PathResult, Report, Setting
 from fastpath.scratch import scratch
 from fastpath.vm import accel
@@ -65,7 +65,6 @@ if TYPE_CHECKING:
 
     from fastpath.commands.compare.site import Site
     from fastpath.commands.compare.variants import Variant
-    from fastpath.report.figures import Group
 
 IMAGE: Final = "base"
 QUICK_ROUNDS: Final = 3
@@ -235,6 +234,7 @@ def _plan(
         pinning=cpu.Pinning.choose(),
         boot_timeout_s=options.boot_timeout_s or accelerator.boot_timeout_s,
         variant=variant,
+        apart=Group.RESTART in options.figures,
     )
 
 
@@ -429,7 +429,12 @@ class Run:
             cpu_note=cpu.note(),
             calls_note=self._counted.note,
             method=facts.method(
-                self._counts, handed_on=plan.hands_on, sidecar=bool(plan.site.inside)
+                self._counts,
+                handed_on=plan.hands_on,
+                sidecar=bool(plan.site.inside),
+                disturbed=bool(
+                    {Group.POLICY, Group.RESTART} & set(self._options.figures)
+                ),
             ),
             checks=self._checks,
             warnings=warnings,

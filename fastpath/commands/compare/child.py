@@ -104,6 +104,25 @@ class Child:
     ) -> None:
         await self._stop()
 
+    async def restart(self, away_s: float) -> float:
+        """End it, and start it again after a while.
+
+        Returns:
+            how long it was away, from the signal to its ready line, s.
+
+        Raises:
+            FastpathError: it doesn't start again.
+        """
+        began = asyncio.get_running_loop().time()
+        await self._stop()
+        await asyncio.sleep(away_s)
+        await self.__aenter__()
+        return asyncio.get_running_loop().time() - began
+
+    def said(self, words: str) -> int:
+        """How often its log has some words so far."""
+        return self._log.read_text(errors="replace").count(words)
+
     async def watch(self, work: Awaitable[T]) -> T:
         """Await `work`, but stop when the child ends first.
 

@@ -363,13 +363,16 @@ EMBEDDED: Final = PathFacts(
 )
 
 
-def method(counts: Counts, *, handed_on: bool, sidecar: bool) -> tuple[str, ...]:
+def method(
+    counts: Counts, *, handed_on: bool, sidecar: bool, disturbed: bool
+) -> tuple[str, ...]:
     """Return how it was measured, in sentences.
 
     Args:
         counts: of a round.
         handed_on: there are hand-offs among the paths.
         sidecar: that path is among them.
+        disturbed: something is done to paths under load.
     """
     program = (
         "The same static program (guest/probe, plain TCP sockets) runs on each "
@@ -392,6 +395,13 @@ def method(counts: Counts, *, handed_on: bool, sidecar: bool) -> tuple[str, ...]
         "nothing, and so costs less than Envoy. connect() is done when the sidecar has "
         "the connection, whatever becomes of the one behind it."
     )
+    under_load = (
+        "Under load: connections at a fixed rate, each echoed 64 B, while ztunnel gets "
+        "a mesh of 500 more workloads and 50 more policies, or who takes the path's "
+        "connections is ended, away for half a second, and started again. With "
+        "restarts captured connections have a ztunnel process of their own. The fast "
+        "path's can't be restarted: the microVM's device is in it."
+    )
     rounds = (
         f"A round is, on each path: {counts}. The paths take turns within each part "
         "of a round and change their order from round to round; one shorter round "
@@ -402,5 +412,5 @@ def method(counts: Counts, *, handed_on: bool, sidecar: bool) -> tuple[str, ...]
         "the round's times, or its rate) divided by the other's of the same round; "
         "the interval is two of the rounds' own ratios, exact at 95 % or more."
     )
-    more = [(others, handed_on), (within, sidecar)]
+    more = [(others, handed_on), (within, sidecar), (under_load, disturbed)]
     return (program, *(said for said, there in more if there), rounds, ratios)

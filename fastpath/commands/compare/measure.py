@@ -111,6 +111,8 @@ class Way:
     """Whether the HTTP server behind can be reached."""
     put: str = "up"
     """The probe's word for sending: "put", where a device has no half-close."""
+    restarts: Child | None = None
+    """Who takes its connections, if that can be ended and started again alone."""
     pids: Mapping[str, int] = field(default_factory=dict)
     """More processes that carry the path's bytes, by name."""
 
@@ -122,6 +124,8 @@ class Bench:
     ways: Mapping[str, Way]
     """By path."""
     ztunnel: Child
+    new_mesh: Callable[[], Awaitable[float]] | None = None
+    """Gives ztunnel another mesh; returns how long that took, s."""
     clocksources: set[str] = field(default_factory=set)
     """What the guests' clocks were read from so far."""
 

@@ -21,8 +21,9 @@ import yaml
 
 from fastpath.commands.compare import sidecar
 from fastpath.commands.compare.child import READY_FD, Child
+from fastpath.commands.compare.disturb import Mesh
 from fastpath.commands.compare.measure import Bench, Way
-from fastpath.commands.compare.paths import PATHS
+from fastpath.commands.compare.paths import PATHS, Handoff
 from fastpath.commands.compare.sandboxes import (
     ECHO,
     MEMORY_MIB,
@@ -71,6 +72,8 @@ class Plan:
     pinning: Pinning
     boot_timeout_s: float
     variant: Variant = PLAIN
+    apart: bool = False
+    """Captured connections have a ztunnel of their own, which can be ended alone."""
 
     @property
     def hands_on(self) -> bool:
@@ -106,6 +109,7 @@ async def running(
         proxies = await _proxies(plan, stack)
         unmeshed = await _unmeshed(plan, stack)
         ztunnel = await _ztunnel(plan, stack)
+        captured = await _captured(plan, stack)
         ways: dict[str, Way] = {}
         infos = []
         for number, sandbox in enumerate(plan.sandboxes, start=1):
@@ -122,6 +126,9 @@ async def running(
                     logged=sandbox.logged(plan.site),
                     tsi=PATHS[path].by_tsi,
                     proxy=proxies.get(sandbox.name),
+                    restarts=None
+                    if sandbox.handoff is Handoff.POD  # no proxy: the server itself
+                    else proxies.get(sandbox.name),
                 )
                 if PATHS[path].vsock:
                     raw = await _raw(plan, sandbox, stack)
@@ -132,11 +139,15 @@ async def running(
                         own = replace(own, pids={sandbox.backend_name: device.pid})
                 elif PATHS[path].standard:
                     own = replace(own, pids=plan.site.pids)
+                    if captured:
+                        own = replace(own, proxy=captured, restarts=captured)
                     if plan.site.answers and unmeshed:
                         there = plan.site.answers
                         own = replace(own, echo=there, logged=None, proxy=unmeshed)
                 ways[path] = own
-        yield Bench(ways=ways, ztunnel=ztunnel), infos[0]
+        readers = (ztunnel, captured) if captured else (ztunnel,)
+        mesh = Mesh(plan.mesh, mesh_config(plan), readers)
+        yield Bench(ways=ways, ztunnel=ztunnel, new_mesh=mesh.renew), infos[0]
 
 
 async def _serve(plan: Plan, stack: contextlib.AsyncExitStack) -> None:
@@ -191,14 +202,26 @@ async def _device(
 async def _ztunnel(plan: Plan, stack: contextlib.AsyncExitStack) -> Child:
     for sandbox in plan.sandboxes:
         keys.make(sandbox.key_file)
-    config = plan.folder / "ztunnel.yaml"
-    config.write_text(yaml.safe_dump(ztunnel_config(plan)), encoding="utf-8")
     plan.mesh.write_text(yaml.safe_dump(mesh_config(plan)), encoding="utf-8")
+    return await _started("ztunnel", ztunnel_config(plan), plan, stack)
+
+
+async def _captured(plan: Plan, stack: contextlib.AsyncExitStack) -> Child | None:
+    """Start a ztunnel for captured connections alone, if there is to be one."""
+    if not (plan.apart and plan.site.capture):
+        return None
+    return await _started("captured", captured_config(plan), plan, stack)
+
+
+async def _started(
+    name: str, config: dict[str, Any], plan: Plan, stack: contextlib.AsyncExitStack
+) -> Child:
+    file = plan.folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
     own = plan.variant.ztunnel
     program = (own,) if own else (*PYTHON, "fastpath")
-    argv = [*program, "ztunnel", "--config", str(config)]
-    argv += ["--ready-fd", READY_FD]
-    return await _child("ztunnel", plan.site.ztunnel(argv), plan, stack)
+    argv = [*program, "ztunnel", "--config", str(file), "--ready-fd", READY_FD]
+    return await _child(name, plan.site.ztunnel(argv), plan, stack)
 
 
 async def _child(
@@ -249,10 +272,20 @@ def ztunnel_config(plan: Plan) -> dict[str, Any]:
     for sandbox in plan.sandboxes:
         if sandbox.peer:
             own["certificates"] = {"embedded": str(sandbox.certificates)}
-    if site.capture is not None:
-        way, port = site.capture
-        own["outbound"] = {way: f"0.0.0.0:{port}"}
-    return own
+    return own if plan.apart else own | _outbound(site)
+
+
+def captured_config(plan: Plan) -> dict[str, Any]:
+    """Make that of a ztunnel which has captured connections and nothing else."""
+    whole = ztunnel_config(plan)
+    return whole | {"sandboxes": []} | _outbound(plan.site)
+
+
+def _outbound(site: Site) -> dict[str, Any]:
+    if site.capture is None:
+        return {}
+    way, port = site.capture
+    return {"outbound": {way: f"0.0.0.0:{port}"}}
 
 
 def mesh_config(plan: Plan) -> dict[str, Any]:

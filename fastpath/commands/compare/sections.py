@@ -8,12 +8,15 @@ both         bulk both ways at once
 http         HTTP/1.1 requests of 1 KiB to a server behind ztunnel
 cpu          CPU a round trip and a GB, by who uses it
 memory       of the microVM's process and of ztunnel
+policy       a new mesh under load (`disturb`)
+restart      of who takes the connections, under load
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from fastpath.commands.compare import disturb
 from fastpath.commands.compare.cpu import memory_mb
 from fastpath.commands.compare.measure import (
     CHARGEN_PORT,
@@ -62,7 +65,8 @@ def parse(value: str) -> tuple[Group, ...]:
     return tuple(group for group in Group if group in found)
 
 
-_LOAD: Final = tuple(g for g in Group if g not in {Group.LATENCY, Group.BULK})
+_NO_LOAD: Final = {Group.LATENCY, Group.BULK, Group.RESTART}
+_LOAD: Final = tuple(group for group in Group if group not in _NO_LOAD)
 _SEVERAL: Final = {"load": _LOAD, "all": tuple(Group)}
 
 
@@ -212,4 +216,6 @@ SECTIONS: Final[
     (Group.HTTP, _http),
     (Group.CPU, _cpu),
     (Group.MEMORY, _memory),
+    (Group.POLICY, disturb.policy),
+    (Group.RESTART, disturb.restart),
 )

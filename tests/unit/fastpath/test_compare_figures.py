@@ -16,7 +16,7 @@ from fastpath.commands.compare import cpu, sandboxes, sections
 from fastpath.data import GUEST
 from fastpath.errors import FastpathError
 from fastpath.report.figures import BY_KEY, FLIGHTS, METRICS, Group
-from tests.support.limits import LIMIT_S
+from tests.support.limits import LIMIT_S, wait_until
 from tests.support.ports import free_port
 
 
@@ -103,6 +103,77 @@ def test_an_open_loop_counts_what_was_late_because_the_path_stood_still(probe):
     assert len(ns) == 200
     assert max(ns) > 250e6
     assert sum(each > 50e6 for each in ns) >= 40
+
+
+@contextlib.contextmanager
+def steady(probe, port):
+    """Connections at a fixed rate; yields its process, once it has begun."""
+    argv = [probe, "127.0.0.1", str(port), "steady", "64", "200", "500000"]
+    with subprocess.Popen(
+        argv,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr
+        assert process.stderr.readline() == "steady\n"
+        yield process
+
+
+def ended(process):
+    said, _ = process.communicate(timeout=LIMIT_S)
+    return json.loads(said)
+
+
+def test_a_path_that_stands_still_is_a_gap_and_breaks_nothing(probe):
+    works, still, taken = threading.Event(), threading.Event(), []
+
+    def serve(conn):
+        taken.append(conn)
+        while data := conn.recv(65536):
+            if still.is_set():
+                works.wait(LIMIT_S)
+            conn.sendall(data)
+
+    with server(serve) as port, steady(probe, port) as process:
+        wait_until(lambda: len(taken) > 20)
+        still.set()
+        time.sleep(0.3)
+        works.set()
+        wait_until(lambda: len(taken) > 40)
+        result = ended(process)
+    assert result["gap_ns"] > 250e6
+    assert result["tried"] > 20
+    assert (result["failed"], result["broken"], result["kept"]) == (0, 0, 16)
+
+
+def test_connections_that_end_are_counted_and_those_that_were_open(probe):
+    over, refused, taken = threading.Event(), [], []
+
+    def serve(conn):
+        taken.append(conn)
+        if over.is_set():
+            refused.append(conn)
+            return
+        echo(conn)
+
+    with server(serve) as port, steady(probe, port) as process:
+        over.set()
+        for conn in taken[:16]:
+            conn.shutdown(socket.SHUT_RDWR)
+        wait_until(lambda: len(refused) > 5)
+        result = ended(process)
+    assert result["failed"] > 5
+    assert result["broken"] == 16
+    assert result["gap_ns"] > 0
+
+
+def test_a_path_that_does_not_work_before_is_an_error(probe):
+    with server(lambda conn: None) as port:
+        done = run(probe, port, "steady", 64, 200, 1000)
+    assert done.returncode == 1
+    assert "the path does not work, before anything is done" in done.stderr
 
 
 def test_a_connection_that_is_refused_or_closed_early_is_an_error(probe):
@@ -208,7 +279,7 @@ def test_the_program_and_the_server_fit_each_other(http, probe):
 
 def test_figures_are_chosen_by_name_and_several_by_one():
     assert sections.parse("latency,bulk") == (Group.LATENCY, Group.BULK)
-    assert Group.BULK not in sections.parse("load")
+    assert not {Group.BULK, Group.RESTART} & set(sections.parse("load"))
     assert sections.parse("load,latency,rates")[0] is Group.LATENCY
     assert sections.parse("all") == tuple(Group)
     assert {group for group, _ in sections.SECTIONS} == set(Group)

@@ -98,7 +98,7 @@ def test_without_hand_offs_nothing_speaks_of_them():
     of = sample.report()
     assert "hand" not in shown(of, width=200).lower()
     assert "hand-off" not in html.render(of).lower()
-    said = " ".join(facts.method(FULL, handed_on=False, sidecar=False))
+    said = " ".join(facts.method(FULL, handed_on=False, sidecar=False, disturbed=False))
     assert "hands over" not in said
     assert "sidecar" not in said
 

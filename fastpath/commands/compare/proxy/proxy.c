@@ -328,6 +328,7 @@ static void listen_unix(const char *path)
 	const int type = kind == RING ? SOCK_SEQPACKET : SOCK_STREAM;
 	struct sockaddr_un addr = {.sun_family = AF_UNIX};
 
+	unlink(path); /* of one before us, who was ended */
 	strncpy(addr.sun_path, path, sizeof(addr.sun_path) - 1);
 	listens(socket(AF_UNIX, type | SOCK_NONBLOCK, 0), &addr, sizeof(addr));
 }
