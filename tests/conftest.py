@@ -54,8 +54,11 @@ def pytest_collection_finish():
 def pytest_configure():
     # a shell's `&` has children ignore SIGINT, and theirs: some tests send it
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # hypothesis would time each example: no test asserts a time
-    hypothesis.settings.register_profile("untimed", deadline=None)
+    # hypothesis would time each example, and how they are made: no test asserts a time
+    slow = (hypothesis.HealthCheck.too_slow,)
+    hypothesis.settings.register_profile(
+        "untimed", deadline=None, suppress_health_check=slow
+    )
     hypothesis.settings.load_profile("untimed")
     meant = os.environ.get("VU_PACKAGE")
     if meant and not vhost_user.__file__.startswith(f"{meant}/"):

@@ -55,13 +55,14 @@ def test_a_program_in_a_guest_is_reached(gate, mesh, host, guest):
 def test_a_program_in_a_guest_that_refuses_is_503(gate, mesh, host, guest):
     peer = gate.dial()
     stream = peer.connect()
-    offered(gate, mesh, host, gate.asked())
-    header = guest.receive().header
-    guest.send(guest.header(Op.RST, header.dst_port, header.src_port))
+    conn = gate.asked()
+    offered(gate, mesh, host, conn)
+    refuse(guest)
+    wait_for(lambda: host.events_of(EventKind.FAILED), "FAILED")
+    assert host.events_of(EventKind.FAILED)[0].error == errno.ECONNREFUSED
+    gate.answer(conn, Reset(errno.ECONNREFUSED))  # else it might be offered again
     assert peer.status(stream) == "503"
     peer.ended(stream)
-    host.deliver()
-    assert host.events_of(EventKind.FAILED)[0].error == errno.ECONNREFUSED
 
 
 def test_a_connect_that_is_reset_while_the_guest_thinks_is_forgotten(

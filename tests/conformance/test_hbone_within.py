@@ -29,7 +29,7 @@ from vhost_user.hbone import Pool, Reason
 
 GATEWAY = "spiffe://cluster.local/ns/istio-system/sa/eastwest"
 NAME = "db.prod.svc.cluster.local:5432"
-BULK = 8 << 20
+BULK = 2 << 20
 
 
 class Way:
