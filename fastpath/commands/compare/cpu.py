@@ -1,13 +1,15 @@
 """Host CPU: who may run where, and how much time a process has used.
 
 Spec: Linux, Documentation/scheduler/sched-stats.rst (`/proc/PID/schedstat`:
-nanoseconds on a CPU), proc(5) (`/proc/PID/stat`: clock ticks).
+nanoseconds on a CPU), proc(5) (`/proc/PID/stat`: clock ticks), clock_getcpuclockid(3)
+(the clock of a process).
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 KTHREADD: Final = 2
 """The kernel's threads are its children."""
+CPUCLOCK_SCHED: Final = 2
+"""Of a process's clock: what its threads ran; Linux, include/linux/posix-timers.h."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,43 +53,42 @@ class Pinning:
 
 
 def used_ns(pid: int, *, without: Collection[int] = ()) -> int:
-    """CPU time that the threads of `pid` have used, in ns.
+    """CPU time that the threads of `pid` have used, in ns; those that ended, too.
 
     Args:
         pid: a process that is alive.
-        without: thread ids to leave out.
+        without: ids of threads that are there, to leave out.
 
     Raises:
-        OSError: the process is gone.
+        OSError: the process, or such a thread, is gone.
     """
-    total = 0
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        if int(task.name) not in without:
-            try:
-                total += _thread_ns(task)
-            except (FileNotFoundError, ProcessLookupError):  # it just ended
-                continue
-    return total
+    tasks = Path(f"/proc/{pid}/task")
+    total = time.clock_gettime_ns(~pid << 3 | CPUCLOCK_SCHED)
+    return total - sum(_thread_ns(tasks / str(tid)) for tid in without)
 
 
-def kernel_ns() -> int:
-    """CPU time that the kernel's own threads have used, in ns.
+@dataclass
+class KernelTime:
+    """CPU time of the kernel's own threads.
 
-    All of the machine's: whose work one does isn't known.
+    All of the machine's: whose work one does isn't known. What those that have ended
+    had when they were last seen stays.
     """
-    total = 0
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal():
-            try:
-                if _parent(process) == KTHREADD or int(process.name) == KTHREADD:
-                    total += _thread_ns(process)
-            except (FileNotFoundError, ProcessLookupError):  # it just ended
-                continue
-    return total
 
+    _seen: dict[tuple[str, str], int] = field(default_factory=dict)
+    """ns, by process id and when it began."""
 
-def _parent(process: Path) -> int:
-    return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    def ns(self) -> int:
+        """Return what they have used so far."""
+        for process in Path("/proc").iterdir():
+            if process.name.isdecimal():
+                try:
+                    stat = (process / "stat").read_text().rpartition(")")[2].split()
+                    if KTHREADD in (int(stat[1]), int(process.name)):
+                        self._seen[process.name, stat[19]] = _thread_ns(process)
+                except (FileNotFoundError, ProcessLookupError):  # it just ended
+                    continue
+        return sum(self._seen.values())
 
 
 def memory_mb(pid: int) -> tuple[float, float]:

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from fastpath.commands.compare.cpu import kernel_ns, used_ns
+from fastpath.commands.compare.cpu import KernelTime, used_ns
 from fastpath.commands.compare.site import SERVER_PORT
 from fastpath.errors import FastpathError
 from fastpath.report.figures import Round
@@ -128,6 +128,7 @@ class Bench:
     """Gives ztunnel another mesh; returns how long that took, s."""
     clocksources: set[str] = field(default_factory=set)
     """What the guests' clocks were read from so far."""
+    _kernel: KernelTime = field(default_factory=KernelTime)
 
     async def probe(
         self, path: str, address: str, port: int, *args: str
@@ -191,7 +192,7 @@ class Bench:
             "guest": used_ns(machine.pid) - vmm,
             "vmm": vmm,
             "ztunnel": sum(map(used_ns, self.processes(path).values())),
-            "kernel": kernel_ns(),
+            "kernel": self._kernel.ns(),
         }
 
     def host_ns(self, path: str) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 import time
 
 import pytest
@@ -90,6 +91,19 @@ def test_rounds_that_the_budget_cut_are_a_warning():
     assert compare.cut(20, 20, 180) == ()
     (told,) = compare.cut(4, 20, 9.5)
     assert told == "4 of 20 rounds: --budget 9.5 has no room for more"
+
+
+def test_cpu_time_of_a_thread_that_ended_stays():
+    def spin():
+        end = time.thread_time() + 0.05
+        while time.thread_time() < end:
+            pass
+
+    before = cpu.used_ns(os.getpid())
+    thread = threading.Thread(target=spin)
+    thread.start()
+    thread.join()
+    assert cpu.used_ns(os.getpid()) - before >= 50e6
 
 
 def test_cpu_time_can_leave_a_thread_out():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import threading
@@ -301,7 +302,18 @@ def test_memory_of_a_process_is_what_it_has_at_least():
     assert 5 < proportional <= resident < 2000
 
 
-def test_kernel_threads_time_does_not_run_back():
-    before = cpu.kernel_ns()
-    time.sleep(0.05)
-    assert cpu.kernel_ns() >= before >= 0
+def test_kernel_threads_time_does_not_run_back_when_one_ends(monkeypatch, tmp_path):
+    def thread(pid, parent, ns):
+        (tmp_path / pid).mkdir(exist_ok=True)
+        fields = ["S", str(parent), *["0"] * 17, f"{pid}00"]  # to the 22nd, its start
+        (tmp_path / pid / "stat").write_text(f"{pid} (k) w) {' '.join(fields)}\n")
+        (tmp_path / pid / "schedstat").write_text(f"{ns} 0 1\n")
+
+    monkeypatch.setattr(cpu, "Path", lambda _: tmp_path)
+    for pid, parent, ns in (("2", 0, 5), ("30", 2, 1000), ("31", 2, 50), ("9", 1, 7)):
+        thread(pid, parent, ns)
+    kernel = cpu.KernelTime()
+    assert kernel.ns() == 1055
+    shutil.rmtree(tmp_path / "30")
+    thread("31", 2, 80)
+    assert kernel.ns() == 1085
