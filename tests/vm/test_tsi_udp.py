@@ -418,5 +418,9 @@ def test_an_agents_death_is_survived(world):
 def test_flows_end_with_the_agent(world):
     assert world.run(*UDP_CLIENT, vm="agent")[0] == 0
     assert world.sh("true", vm="agent")[0] == 0
-    stats = world.stats("agent")
-    assert (stats.streams, stats.flows) == (0, 0)
+
+    def ended(sandbox):
+        stats = sandbox.datagrams.stats()
+        return (stats.streams, stats.flows) == (0, 0)
+
+    world.wait("agent", ended)

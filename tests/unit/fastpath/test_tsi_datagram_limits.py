@@ -94,8 +94,7 @@ def test_idle_flows_are_closed(monkeypatch):
         agent, server = await world.greeted(), world.server()
         await agent.peer(1, server.getsockname())
         agent.datagram(1, b"x")
-        await heard(server)
-        await world.counted("flows", 1)
+        await heard(server)  # by a flow, which may be over by now
         await world.counted("flows", 0)
 
     run(work, idle_s=0.2)
