@@ -38,6 +38,8 @@
  *	 survey.c	where a process keeps a socket
  *	 kept.c		socket options that a vsock socket hasn't got
  *	 ports.c	the vsock ports that they have
+ *	 room.c		how much they may hold that no program has read
+ *	 diag.c		the kernel's list of them
  *	 sock.c		the vsock sockets and the label each carries
  *	seccomp/
  *	 later.c	calls that are made anew when the host has answered
@@ -63,6 +65,7 @@
 
 #include <linux/seccomp.h>
 #include <linux/vm_sockets.h>
+#include <linux/vm_sockets_diag.h>
 
 #include "agent/label.h"
 #include "include/wire.h"
@@ -144,14 +147,14 @@ void state_take_over(void (*resume)(const struct call *call));
 
 #define NO_PORT UINT32_MAX /* VMADDR_PORT_ANY: not bound, not connected */
 
-#define SOCK_BUFFER_BYTES (1 << 20) /* most that a socket queues */
+#define SOCK_BUFFER_BYTES (1 << 20)  /* most that a socket queues unasked */
+#define LEAST_BYTES	  (16 << 10) /* least */
 
 int sock_create(int family, bool nonblock);
 bool sock_label(int fd, uint64_t *ret_label);
 void sock_set_label(int fd, uint64_t label);
 void sock_change_label(int fd, uint64_t set, uint64_t clear);
 int sock_connect(int fd, uint32_t cid, uint32_t port);
-void sock_make_room(int fd, uint64_t len);
 int sock_settle(int fd);
 uint32_t sock_local_port(int fd);
 bool sock_peer(int fd, struct sockaddr_vm *ret_addr);
@@ -161,6 +164,19 @@ bool sock_is_listening(int fd);
 bool sock_is_nonblocking(int fd);
 void sock_set_nonblocking(int fd, bool on);
 void sock_set_connect_timeout(uint32_t timeout_ms);
+
+/* ---- room.c ---- */
+
+void room_share(int fd);
+void room_accepted(int fd);
+void room_listener(int fd);
+void room_for(int fd, uint64_t len);
+
+/* ---- diag.c ---- */
+
+typedef void (*diag_each)(const struct vsock_diag_msg *msg, void *context);
+
+bool diag_list(diag_each each, void *context);
 
 /* ---- ports.c ---- */
 

@@ -1,7 +1,8 @@
-"""What TSI sockets of the module hold that nobody reads (guest/kernel/inet/credit.c).
+"""What TSI sockets hold that nobody reads.
 
-Connections share a part of the guest's memory: one of few has vsock's own 256 KiB, one
-of many less, and what ended gives back.
+Connections share a part of the guest's memory: one of few has much, by the module
+vsock's own 256 KiB, one of many less, and what ended gives back. By the module it is
+guest/kernel/inet/credit.c that sees to it, by agents guest/agent/socket/room.c.
 """
 
 from __future__ import annotations
@@ -51,11 +52,11 @@ class SourceWorld(ServiceWorld):
 
 
 @pytest.fixture(scope="module")
-def results(base_image, accelerator, namespace, tmp_path_factory):
+def results(base_image, accelerator, namespace, tmp_path_factory, form):
     """The program's line for each check."""
     out = tmp_path_factory.mktemp("credit") / "tsi_credit"
     files = {"/bin/tsi_credit": programs.compile_c(out, PROGRAM)}
-    options = {"kind": SourceWorld, "memory_mib": 512}
+    options = {"kind": SourceWorld, "memory_mib": 512, "append": f"tsi={form}"}
     with open_world(base_image, accelerator, files, namespace, **options) as world:
         _, said = world.run("tsi_credit", HOST4, str(SOURCE), str(BACK))
         return programs.results(said)

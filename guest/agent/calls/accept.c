@@ -35,6 +35,8 @@
 #include "agent/seccomp/stop.h"
 #include "agent/tsi.h"
 
+#define LOOK_EVERY 16 /* clients: what those after them may hold */
+
 static struct blocked_list waiters;
 
 /**
@@ -97,6 +99,8 @@ static int take(int fd, int flags, struct sockaddr_vm *ret_peer)
 	watch_end();
 	if (!nonblock)
 		sock_set_nonblocking(fd, false);
+	if (conn >= 0)
+		room_accepted(conn);
 	errno = error == EINTR ? EAGAIN : error; /* there was none */
 	return conn;
 }
@@ -113,6 +117,7 @@ static bool try_accept(const struct call *call, int fd, uint64_t label)
 {
 	int flags = call->nr == SYS_accept4 ? (int)call->args[3] : 0;
 	struct sockaddr_vm peer = {0};
+	static unsigned taken;
 	int conn = take(fd, flags, &peer);
 
 	if (conn < 0 && errno == EAGAIN)
@@ -121,6 +126,8 @@ static bool try_accept(const struct call *call, int fd, uint64_t label)
 		reply_error(call->id, errno);
 		return true;
 	}
+	if (++taken % LOOK_EVERY == 0)
+		room_listener(fd);
 	hand_over(call, fd, conn, &peer, label & LABEL_V6);
 	return true;
 }

@@ -289,7 +289,7 @@ static uint64_t wanted_bytes(const struct call *call)
 }
 
 /**
- * recv_trapped() - recv(MSG_WAITALL) of much, or a datagram and its address
+ * recv_trapped() - recv(MSG_WAITALL), or a datagram and its address
  * @call:	The call
  */
 static void recv_trapped(const struct call *call)
@@ -300,10 +300,10 @@ static void recv_trapped(const struct call *call)
 
 	if (call->nr != SYS_recvmmsg && (flags & MSG_WAITALL))
 		len = wanted_bytes(call);
-	if (len >= SOCK_BUFFER_BYTES)
+	if (len >= LEAST_BYTES)
 		fd = ours(call, &label);
 	if (fd >= 0) {
-		sock_make_room(fd, len);
+		room_for(fd, len);
 		close(fd);
 		reply_native(call->id);
 	} else {

@@ -86,6 +86,21 @@ static int get_tcp_info(const struct call *call, int fd)
 }
 
 /**
+ * make_room() - Let a socket hold as much as the program wants to wait for
+ * @call:	setsockopt(SO_RCVLOWAT)
+ * @fd:		Socket
+ */
+static void make_room(const struct call *call, int fd)
+{
+	int least = 0;
+
+	if ((uint32_t)call->args[4] >= sizeof(least) &&
+	    !target_read(call, call->args[3], &least, sizeof(least)) &&
+	    least >= LEAST_BYTES)
+		room_for(fd, (uint64_t)least);
+}
+
+/**
  * setsockopt_trapped() - setsockopt() of what a vsock socket hasn't got
  * @call:	The call
  */
@@ -103,6 +118,9 @@ void setsockopt_trapped(const struct call *call)
 		   sock_local_port(fd) == NO_PORT) {
 		error = swap_to_inet(call, (int)call->args[0], fd, label);
 		later_go_on(call, error);
+	} else if (level == SOL_SOCKET && name == SO_RCVLOWAT) {
+		make_room(call, fd);
+		reply_native(call->id);
 	} else if (level == SOL_SOCKET && !option) {
 		/* SO_SNDTIMEO: the kernel keeps it, connect() looks at it */
 		sock_change_label(fd, LABEL_SNDTIMEO, 0);

@@ -130,6 +130,7 @@ static int make_vsock(struct published *is, bool nonblock)
 
 	if (fd < 0)
 		return -1;
+	room_listener(fd);
 	error = bind_free(fd, is->name.port, &port);
 	sock_set_label(fd, is->label);
 	if (!error && listen(fd, is->backlog))

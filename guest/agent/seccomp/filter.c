@@ -100,12 +100,12 @@ struct rule {
 #define SOCK_FLAGS ((uint32_t)(SOCK_CLOEXEC | SOCK_NONBLOCK))
 
 static const struct rule rules[] = {
-    /* First, for they are called most: MSG_WAITALL of more than the window
-     * holds fails with ENOMEM. */
+    /* First, for they are called most: MSG_WAITALL of more than a socket may
+     * hold fails with ENOMEM. */
     {SYS_recvfrom,
      0,
      {{ANY_OF, 3, MSG_WAITALL, 1, {MSG_WAITALL}},
-      {AT_LEAST, 2, 0, 1, {SOCK_BUFFER_BYTES}}}},
+      {AT_LEAST, 2, 0, 1, {LEAST_BYTES}}}},
     /* TCP sockets are made as vsock sockets. MPTCP and SCTP are not TCP. */
     {SYS_socket,
      0,
@@ -130,14 +130,19 @@ static const struct rule rules[] = {
     {SYS_getsockname, 0, {{0}}},
     {SYS_getpeername, 0, {{0}}},
     /* Levels that a vsock socket hasn't got; SO_REUSEPORT it refuses;
-     * SO_SNDTIMEO bounds connect(), which the agent waits for. */
+     * SO_SNDTIMEO bounds connect(), which the agent waits for; SO_RCVLOWAT is
+     * as MSG_WAITALL. */
     {SYS_setsockopt,
      0,
      {{ANY_OF, 1, 0, 3, {IPPROTO_IP, IPPROTO_TCP, IPPROTO_IPV6}}}},
     {SYS_setsockopt,
      0,
      {{ANY_OF, 1, 0, 1, {SOL_SOCKET}},
-      {ANY_OF, 2, 0, 3, {SO_REUSEPORT, SNDTIMEO_OLD, SNDTIMEO_NEW}}}},
+      {ANY_OF,
+       2,
+       0,
+       4,
+       {SO_REUSEPORT, SO_RCVLOWAT, SNDTIMEO_OLD, SNDTIMEO_NEW}}}},
     {SYS_getsockopt,
      0,
      {{ANY_OF, 1, 0, 3, {IPPROTO_IP, IPPROTO_TCP, IPPROTO_IPV6}}}},

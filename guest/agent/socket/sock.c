@@ -19,10 +19,8 @@
  * family the program asked for, what connect() still owes it, and the values
  * of the TCP options that it may read back.
  *
- * Sockets get a larger receive buffer than vsock's usual 256 KiB: it is the
- * window for bytes from the host. recv(MSG_WAITALL) of more than it holds fails
- * with ENOMEM, which TCP never does, so that such a call enlarges it first
- * (sock_make_room): the program has room for those bytes in any case.
+ * The receive buffer is the window for bytes from the host; its size is
+ * room.c's business.
  *
  * All else the kernel knows: whether a socket is connected and to which
  * token (getpeername), its local port (getsockname), its error.
@@ -51,14 +49,10 @@
 #include <sys/time.h>
 #include <unistd.h>
 
-#include <linux/netlink.h>
-#include <linux/sock_diag.h>
 #include <linux/vm_sockets.h>
-#include <linux/vm_sockets_diag.h>
 
 #include "agent/tsi.h"
 
-#define DIAG_BYTES    32768 /* the largest part that the kernel sends */
 #define HELD_SOCKETS  16384 /* by timers, at most: 22 MiB */
 #define MIN_TIMEOUT_S 2	    /* but a connect has that long */
 
@@ -110,7 +104,6 @@ static struct timeval limit(void)
 int sock_create(int family, bool nonblock)
 {
 	int type = SOCK_STREAM | SOCK_CLOEXEC | (nonblock ? SOCK_NONBLOCK : 0);
-	const uint64_t size = SOCK_BUFFER_BYTES;
 	const struct timeval timeout = limit();
 	int fd = socket(AF_VSOCK, type, 0);
 
@@ -119,8 +112,7 @@ int sock_create(int family, bool nonblock)
 	setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &timeout,
 		   sizeof(timeout));
 	sock_set_label(fd, family == AF_INET6 ? LABEL_V6 : 0);
-	setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_BUFFER_SIZE, &size,
-		   sizeof(size)); /* the label is its bound */
+	room_share(fd); /* the label is its bound */
 	return fd;
 }
 
@@ -188,24 +180,6 @@ int sock_connect(int fd, uint32_t cid, uint32_t port)
 	};
 
 	return connect(fd, (struct sockaddr *)&addr, sizeof(addr)) ? errno : 0;
-}
-
-/**
- * sock_make_room() - Let a socket hold more received bytes
- * @fd:		One of our sockets
- * @len:	So many, at least
- */
-void sock_make_room(int fd, uint64_t len)
-{
-	uint64_t size = 0;
-	socklen_t size_len = sizeof(size);
-
-	getsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_BUFFER_SIZE, &size, &size_len);
-	if (size > len)
-		return;
-	size = len < UINT32_MAX ? len + 1 : UINT32_MAX;
-	setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_BUFFER_SIZE, &size,
-		   sizeof(size));
 }
 
 /**
@@ -282,68 +256,29 @@ uint32_t sock_peer_port(int fd)
 }
 
 /**
- * diag_answer() - Look for a socket in a part of the kernel's list
- * @part:	Netlink messages
- * @len:	Bytes of them
+ * struct search - Whose peer is looked for
  * @inode:	The socket's
- * @ret_peer:	Set to its peer if it is there and established
- *
- * Returns: false if no part follows
+ * @peer:	Its peer, if it is connected
  */
-static bool diag_answer(const void *part, size_t len, uint32_t inode,
-			struct sockaddr_vm *ret_peer)
-{
-	const struct nlmsghdr *header = part;
-
-	for (; NLMSG_OK(header, len); header = NLMSG_NEXT(header, len)) {
-		const struct vsock_diag_msg *msg = NLMSG_DATA(header);
-
-		if (header->nlmsg_type == NLMSG_DONE ||
-		    header->nlmsg_type == NLMSG_ERROR)
-			return false;
-		if (header->nlmsg_len >= NLMSG_LENGTH(sizeof(*msg)) &&
-		    msg->vdiag_ino == inode &&
-		    msg->vdiag_state == TCP_ESTABLISHED) {
-			ret_peer->svm_cid = msg->vdiag_dst_cid;
-			ret_peer->svm_port = msg->vdiag_dst_port;
-		}
-	}
-	return true;
-}
+struct search {
+	uint32_t inode;
+	struct sockaddr_vm peer;
+};
 
 /**
- * diag_peer() - A socket's peer, from the kernel's list of vsock sockets
- * @inode:	The socket's
- * @ret_peer:	Its peer
- *
- * Returns: false if it isn't connected, or there is no such list
+ * compare() - Is it the one, and established?
+ * @msg:	A socket
+ * @context:	The search
  */
-static bool diag_peer(uint32_t inode, struct sockaddr_vm *ret_peer)
+static void compare(const struct vsock_diag_msg *msg, void *context)
 {
-	const struct {
-		struct nlmsghdr header;
-		struct vsock_diag_req req;
-	} ask = {
-	    .header = {.nlmsg_len = sizeof(ask),
-		       .nlmsg_type = SOCK_DIAG_BY_FAMILY,
-		       .nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP},
-	    .req = {.sdiag_family = AF_VSOCK, .vdiag_states = UINT32_MAX},
-	};
-	static char part[DIAG_BYTES] __attribute__((aligned(NLMSG_ALIGNTO)));
-	ssize_t len;
-	int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
+	struct search *search = context;
 
-	*ret_peer =
-	    (struct sockaddr_vm){.svm_family = AF_VSOCK, .svm_port = NO_PORT};
-	if (fd < 0)
-		return false;
-	if (send(fd, &ask, sizeof(ask), 0) == (ssize_t)sizeof(ask))
-		do
-			len = recv(fd, part, sizeof(part), 0);
-		while (len > 0 &&
-		       diag_answer(part, (size_t)len, inode, ret_peer));
-	close(fd);
-	return ret_peer->svm_port != NO_PORT;
+	if (msg->vdiag_ino != search->inode ||
+	    msg->vdiag_state != TCP_ESTABLISHED)
+		return;
+	search->peer.svm_cid = msg->vdiag_dst_cid;
+	search->peer.svm_port = msg->vdiag_dst_port;
 }
 
 /**
@@ -358,13 +293,18 @@ static bool diag_peer(uint32_t inode, struct sockaddr_vm *ret_peer)
 bool sock_half_closed_peer(int fd, struct sockaddr_vm *ret_addr)
 {
 	struct pollfd state = {.fd = fd};
+	struct search search = {
+	    .peer = {.svm_family = AF_VSOCK, .svm_port = NO_PORT}};
 	struct stat status;
 
 	poll(&state, 1, 0);
 	if (state.revents & (POLLHUP | POLLERR) ||
 	    sock_local_port(fd) == NO_PORT || fstat(fd, &status))
 		return false;
-	return diag_peer((uint32_t)status.st_ino, ret_addr);
+	search.inode = (uint32_t)status.st_ino;
+	diag_list(compare, &search);
+	*ret_addr = search.peer;
+	return search.peer.svm_port != NO_PORT;
 }
 
 /**
