@@ -81,6 +81,8 @@ void end_inner(struct socket *sock, struct inner *inner)
 	} else {
 		sock->state = SS_UNCONNECTED;
 		WRITE_ONCE(sk->sk_shutdown, 0);
+		if (!inet_sk(sk)->inet_num) /* TCP goes on showing it */
+			inet_sk(sk)->inet_sport = inner->own.port;
 	}
 	reset(inner);
 	lock_sock(inner->sock->sk);
