@@ -180,7 +180,7 @@ def parse_allow(values: Sequence[str]) -> tuple[Rule, ...]:
 
 
 def parse_publish(values: Sequence[str]) -> tuple[Publication, ...]:
-    """Read `[IP:]HOST_PORT:PORT` values.
+    """Read `[IP:]HOST_PORT:PORT` and `IP:*` values.
 
     Raises:
         FastpathError: one cannot be read.

@@ -237,6 +237,11 @@ class Command:
         self._stream = stream
         self._work = work
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+        return self._work.done()
+
     async def wait(self) -> int:
         """Wait for its end; a wait that is cancelled kills it.
 

@@ -150,9 +150,9 @@ def check_publications(sandbox: Sandbox, policy: SandboxPolicy) -> None:
         FastpathError: it doesn't.
     """
     for item in sandbox.publish:
-        if not policy.published.covers(item.port):
+        if item.port and not policy.published.covers(item.port):
             raise FastpathError(
-                f"{sandbox.name}: publish {item.at}:{item.port}",
+                f"{sandbox.name}: publish {item}",
                 f"{sandbox.policy} does not publish port {item.port}",
                 "add it to `published` there",
             )

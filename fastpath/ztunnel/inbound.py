@@ -91,7 +91,7 @@ class SandboxPublisher:
             ips = self._server.workload.workload_ips
             found += [ListenAddress(ip, port) for ip in ips]
         if covered or not self._sandbox.policy:
-            found += [it.at for it in self._sandbox.publish if it.port == port]
+            found += [at for it in self._sandbox.publish if (at := it.of(port))]
         return [address for address in found if address.host.version == version]
 
     def publishes(self, port: int, *, covered: bool) -> bool:

@@ -100,24 +100,41 @@ class ListenAddress:
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """A sandbox's port on an address of the host: `[IP:]HOST_PORT:PORT`."""
+    """A sandbox's port on an address of the host: `[IP:]HOST_PORT:PORT`.
+
+    Or each of its ports, at the same port there: `IP:*`.
+    """
 
     at: ListenAddress
+    """Its port is 0 for all of the sandbox's."""
     port: int
-    """In the sandbox."""
+    """In the sandbox; 0: all."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read it, or raise `ValueError`; without IP it is 127.0.0.1."""
         host, colon, port = text.rpartition(":")
         if not colon:
-            raise ValueError(f"must be [IP:]HOST_PORT:PORT, not {text!r}")
+            raise ValueError(f"must be [IP:]HOST_PORT:PORT or IP:*, not {text!r}")
+        if port == "*":
+            return cls(ListenAddress.parse(f"{host}:0"), 0)
         if host.isdecimal():
             host = f"127.0.0.1:{host}"
         at = ListenAddress.parse(host)
         if at.port == 0:
             raise ValueError(f"{text!r}: port 0 is none")
         return cls(at, Between(1, 65535).parse(port))
+
+    def __str__(self) -> str:
+        if self.port:
+            return f"{self.at}:{self.port}"
+        return f"{self.at}".removesuffix("0") + "*"
+
+    def of(self, port: int) -> ListenAddress | None:
+        """Where a port of the sandbox is; None: not by this."""
+        if self.port == 0:
+            return ListenAddress(self.at.host, port)
+        return self.at if self.port == port else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,7 @@ def _declare(parser: Parser) -> None:
         (
             "--publish",
             "[IP:]PORT:PORT",
-            "make a port of CMD's, the second, reachable here, on 127.0.0.1 if no IP",
+            "make a port of CMD's, the second, reachable here; IP:*: each of them",
         ),
     ):
         add(option, metavar=metavar, action="append", default=[], help=what)

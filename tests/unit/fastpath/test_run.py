@@ -8,6 +8,7 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import tempfile
@@ -25,6 +26,7 @@ from fastpath.image.images import Image
 from fastpath.scratch import CONSOLE, KEPT_S, PREFIX, scratch
 from fastpath.vm import accel
 from fastpath.vm.spec import Accelerator
+from fastpath.ztunnel.model import Publication
 from vhost_user.vsock.hybrid import MAX_UDS_PATH
 
 if TYPE_CHECKING:
@@ -82,16 +84,26 @@ def test_allow_that_cannot_be_read_names_itself():
         ("8080:80", "127.0.0.1:8080", 80),
         ("192.0.2.1:443:8443", "192.0.2.1:443", 8443),
         ("[::1]:8080:80", "[::1]:8080", 80),
+        ("127.0.0.2:*", "127.0.0.2:80", 80),
+        ("[::1]:*", "[::1]:80", 80),
     ],
 )
 def test_publish_is_an_address_here_and_a_port_there(text, at, port):
     (publication,) = run.parse_publish([text])
-    assert (str(publication.at), publication.port) == (at, port)
+    assert str(publication.of(port)) == at
+    assert str(publication).endswith(text)
 
 
-@pytest.mark.parametrize("text", ["80", "x:80", "0:80", "80:0", "::1:80:80", "80:"])
+def test_publish_is_about_a_port_or_all():
+    assert Publication.parse("8080:80").of(81) is None
+    assert str(Publication.parse("[::1]:*").of(81)) == "[::1]:81"
+
+
+@pytest.mark.parametrize(
+    "text", ["80", "x:80", "0:80", "80:0", "::1:80:80", "80:", "80:*", "*", "x:*"]
+)
 def test_publish_that_cannot_be_read_names_itself(text):
-    with pytest.raises(FastpathError, match=f"--publish {text}"):
+    with pytest.raises(FastpathError, match=re.escape(f"--publish {text}")):
         run.parse_publish([text])
 
 

@@ -116,9 +116,13 @@ def peers(control):
     return ports, family, address
 
 
-@pytest.mark.parametrize("where", ["pod", "host"])
+@pytest.mark.parametrize("where", ["pod", "host", "any-port"])
 def test_a_client_reaches_a_listener(tmp_path, where):
-    if where == "pod":
+    if where == "any-port":
+        port = free_port("127.0.0.1")
+        there = config(tmp_path, "127.0.0.1:*")
+        address = ("127.0.0.1", port)
+    elif where == "pod":
         port = free_port(POD)
         there = config(tmp_path, published=str(port))
         address = (POD, port)
