@@ -157,7 +157,7 @@ def render(report: Report) -> str:
             f"<h1>fastpath compare: {escape(names)}</h1>",
             _subtitle(report),
             *(f'<p class="warning">{escape(each)}</p>' for each in report.warnings),
-            *(f'<p class="warning">{escape(str(x))}</p>' for x in report.left_out),
+            *(f'<p class="warning">{escape(x)}</p>' for x in report.left_out_lines),
             _variants(report),
             *(_verdicts(pair, rows) for pair, rows in report.standard.items()),
             _hand_offs(report),

@@ -37,7 +37,7 @@ def render(report: Report) -> str:
 
 def _lines(report: Report) -> Iterator[str]:
     yield f"### fastpath compare: {', '.join(f'`{name}`' for name in report.paths)}"
-    for warning in report.warnings:
+    for warning in (*report.warnings, *report.left_out_lines):
         yield from ("", f"> **Warning:** {_text(warning)}")
     for variant in report.variants:
         if variant.failure:

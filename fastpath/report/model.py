@@ -223,11 +223,6 @@ class LeftOut:
     hint: str | None
     """The command that would allow it, if one is known."""
 
-    def __str__(self) -> str:
-        """In one line."""
-        hint = f" ({self.hint})" if self.hint else ""
-        return f"{self.name} was left out: {self.why}{hint}"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
@@ -240,6 +235,18 @@ class Report:
     """The first is what the others are compared with; empty: none were asked for."""
     thresholds: Thresholds = field(default_factory=difference.Thresholds)
     left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def left_out_lines(self) -> tuple[str, ...]:
+        """What was left out, and why: a line a reason."""
+        reasons: dict[tuple[str, str | None], list[str]] = {}
+        for each in self.left_out:
+            reasons.setdefault((each.why, each.hint), []).append(each.name)
+        return tuple(
+            f"{', '.join(names)} {'was' if len(names) == 1 else 'were'} left out: {why}"
+            + (f" ({hint})" if hint else "")
+            for (why, hint), names in reasons.items()
+        )
 
     @property
     def rounds(self) -> int:

@@ -104,8 +104,8 @@ def _parts(report: Report) -> Iterator[RenderableType]:
     for failed in (each for each in report.variants if each.failure):
         words = f"variant {failed.name} was not measured: {failed.failure}"
         yield Text(words, style="bold red")
-    for left in report.left_out:
-        yield Text(str(left), style="bold yellow")
+    for left in report.left_out_lines:
+        yield Text(left, style="bold yellow")
     to = f"Sandbox to ztunnel{report.who_answers}"
     if all(path.has("rtt_64") for path in paths):
         yield _latencies(to, paths, through=False)

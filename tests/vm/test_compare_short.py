@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fastpath.datapath import netns
+from fastpath.image import images
 from tests.support.limits import GUEST_LIMIT_S as TIMEOUT_S
 
 pytestmark = [pytest.mark.vm, pytest.mark.netns]
@@ -196,20 +199,30 @@ def test_hand_offs_are_measured_beside_the_fast_path(tmp_path):
     assert children(tmp_path) == []
 
 
-def test_hand_offs_that_need_no_namespaces_run_without_a_right(tmp_path):
+def test_without_a_right_the_paths_that_need_none_run(tmp_path):
     """As nobody in particular: even root has no capabilities here."""
     file = tmp_path / "report.json"
     bare = ("setpriv", "--bounding-set", "-all", "--inh-caps", "-all", "--")
+    tried = subprocess.run([*bare, *netns.UNSHARE, "--", "true"], check=False)
+    names = "tsi,plain,passt,tsi+unix" if tried.returncode else "tsi,tsi+unix"
+    paths = ("--rounds", "2", "--paths", names)
     done = subprocess.run(
-        [*bare, *COMPARE, "--rounds", "2", "--paths", "tsi+unix", "--json", str(file)],
+        [*bare, *COMPARE, *paths, "--json", str(file)],
         check=False,
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
         timeout=TIMEOUT_S,
     )
-    assert done.returncode == 0, done.stderr
-    assert set(json.loads(file.read_text())["paths"]) == {"tsi+unix"}
+    assert done.returncode == (2 if "plain" in names else 0), done.stderr
+    report = json.loads(file.read_text())
+    assert set(report["paths"]) == {"tsi", "tsi+unix"}
+    if "plain" not in names:  # who is not root has a right without a capability
+        return
+    plain, passt = report["left_out"]
+    assert (plain["name"], passt["name"]) == ("plain", "passt")
+    assert "sysctl -w user.max_user_namespaces" in plain["hint"]
+    assert "plain, passt were left out: " in " ".join(done.stdout.split())
 
 
 def test_a_new_mesh_and_a_restart_under_load_are_measured(tmp_path):
@@ -233,6 +246,40 @@ def test_a_new_mesh_and_a_restart_under_load_are_measured(tmp_path):
     pair = report["ratios"]["tsi/inpod-l3forwarding"]
     assert set(pair) == {"policy_gap"}
     assert list(tmp_path.glob("fastpath-*")) == []
+    assert children(tmp_path) == []
+
+
+def script(file, *lines):
+    file.write_text("\n".join(("#!/bin/sh -e", *lines, "")))
+    file.chmod(0o755)
+    return file
+
+
+def test_each_key_of_a_variant_reaches_what_it_names(tmp_path):
+    """By programs that write down what they are started with."""
+    file, told, settings = (tmp_path / name for name in ("json", "told", "settings"))
+    kernel = tmp_path / "bzImage"
+    shutil.copy(images.build("base").kernel, kernel)
+    qemu = script(
+        tmp_path / "qemu", f'echo "$*" >>{told}', 'exec qemu-system-x86_64 "$@"'
+    )
+    ztunnel = script(
+        tmp_path / "ztunnel",
+        'test "$1 $2" = "ztunnel --config"',
+        f'cp "$3" {settings}',
+        f'exec {sys.executable} -m fastpath "$@"',
+    )
+    other = f"kernel={kernel},qemu={qemu},ztunnel={ztunnel},poll-us=7"
+    done = compare(
+        *("--rounds", "2", "--paths", "tsi", "--json", str(file)),
+        *("--variant", "base", "--variant", f"other:{other}"),
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(file.read_text())
+    assert [each["failure"] for each in report["variants"]] == ["", ""]
+    assert list(report["differences"]) == ["tsi@other/tsi@base"]
+    assert f"-kernel {kernel} " in told.read_text()
+    assert yaml.safe_load(settings.read_text())["pollUs"] == 7
     assert children(tmp_path) == []
 
 

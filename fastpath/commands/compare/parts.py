@@ -76,6 +76,7 @@ def measure(
     """
     reports: list[Report] = []
     left_out: list[LeftOut] = []
+    said = ""
     ended_by = 0
     for number, part in enumerate(parts, start=1):
         own = [name for name in part if name != FAST_PATH]
@@ -85,7 +86,9 @@ def measure(
         except FastpathError as exc:
             why = f"{exc.what}: {exc.why}"
             left_out += [LeftOut(name=name, why=why, hint=exc.hint) for name in own]
-            say(f"left out: {exc}")
+            words = "as that one" if str(exc) == said else str(exc)
+            said = str(exc)
+            say(f"left out: {words}")
             continue
         if report:
             reports.append(report)

@@ -153,9 +153,17 @@ def check_backends(variants: Sequence[Variant], paths: Sequence[str]) -> None:
     """Check that back-ends are given only where one can be another's.
 
     Raises:
-        FastpathError: TSI is to go by one.
+        FastpathError: TSI is to go by one, or it is to poll as ztunnel's engine does.
     """
     for each in variants:
+        for key, value in (("poll-us", each.poll_us), ("ztunnel", each.ztunnel)):
+            if each.backend and value is not None:
+                raise FastpathError(
+                    f"--variant {each.name}:{each.spec}",
+                    f"{key} is ztunnel's, and nothing goes by that with another "
+                    "back-end",
+                    f"leave {key} out",
+                )
         if each.backend and any(path != RAW for path in paths):
             raise FastpathError(
                 f"--variant {each.name}:{each.spec}",

@@ -14,7 +14,7 @@ from fastpath import stdio
 from fastpath.commands import compare
 from fastpath.commands.compare import parts, paths
 from fastpath.errors import FastpathError
-from fastpath.report import html, jsonfile, table
+from fastpath.report import html, jsonfile, markdown, table
 from fastpath.report.model import LeftOut, Report
 
 from . import report_sample as sample
@@ -95,11 +95,33 @@ def test_a_part_that_fails_is_left_out_with_its_hint_and_the_others_go_on():
     )
     words = "macvtap was left out: this kernel lacks it: unsupported (modprobe it)"
     assert words in html.render(report)
+    assert f"**Warning:** {words}" in markdown.render(report).replace("\\", "")
     assert said[1] == "part 2 of 4: macvtap"
     loaded = json.loads(json.dumps(jsonfile.to_dict(report)))
     jsonschema.Draft202012Validator(SCHEMA).validate(loaded)
     assert loaded["left_out"][0]["hint"] == "modprobe it"
     assert loaded["samples"]["tsi beside plain"]
+
+
+def test_paths_that_lack_the_same_are_named_together():
+    why = "network namespaces for these --paths cannot be made here"
+
+    def measure_one(part):
+        if "tsi+unix" not in part:
+            raise FastpathError(why, "not root", "sudo")
+        return one_part(part), 0
+
+    report, _, said = measured(NAMES, measure_one)
+    assert report
+    assert report.left_out_lines == (
+        f"plain, macvtap, tsi+pod were left out: {why}: not root (sudo)",
+    )
+    assert said[:4] == [
+        "part 1 of 4: plain",
+        f"left out: {why}: not root; hint: sudo",
+        "part 2 of 4: macvtap",
+        "left out: as that one",
+    ]
 
 
 def test_a_part_takes_the_image_of_its_standard_path():

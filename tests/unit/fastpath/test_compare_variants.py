@@ -102,6 +102,13 @@ def test_only_raw_vsock_goes_by_another_back_end(names):
     check_backends(parse_all(["a", "b:poll-us=0"]), names)
 
 
+@pytest.mark.parametrize("own", ["poll-us=0", "ztunnel=true"])
+def test_what_is_ztunnels_is_refused_beside_another_back_end(own):
+    given = parse_all(["a", f"b:backend=true,{own}"])
+    with pytest.raises(FastpathError, match=f"{own.partition('=')[0]} is ztunnel's"):
+        check_backends(given, ("vsock",))
+
+
 def plan(folder, variant):
     folder.mkdir(exist_ok=True)
     sandbox = Sandbox(
