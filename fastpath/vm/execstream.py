@@ -87,6 +87,7 @@ class _Running:
         """End it, unless it has ended."""
         if not self.ended.done():
             self.ended.set_exception(error)
+            self.ended.exception()  # seen: perhaps nobody waits for it any more
 
 
 class ExecStream:
@@ -120,8 +121,8 @@ class ExecStream:
 
     @property
     def is_busy(self) -> bool:
-        """Whether it has a command."""
-        return self._run is not None
+        """Whether it has a command that has not ended, wanted or not."""
+        return self._run is not None and not self._run.ended.done()
 
     @property
     def is_over(self) -> bool:
@@ -163,7 +164,7 @@ class ExecStream:
         Raises:
             GuestGoneError: the stream is over.
         """
-        assert self._run is None, "it has a command"
+        assert not self.is_busy, "it has a command"
         self._send(Frame.EXEC, request)
         ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._run = _Running(stdout, stderr, ended)
@@ -181,15 +182,15 @@ class ExecStream:
         finally:
             feeder.cancel()
             if not ended.done():
+                run.stdout = run.stderr = None
                 self.signal(signal.SIGKILL)
                 await asyncio.wait({ended}, timeout=KILL_S)
             if ended.done():
                 ended.exception()  # seen: an error was raised, or is of no use
-            self._run = None
 
     def signal(self, signo: int) -> None:
         """Send a signal to the command's process group; or to nobody."""
-        if self._run is not None and not self._run.ended.done():
+        if self.is_busy:
             with contextlib.suppress(GuestGoneError):
                 self._send(Frame.SIGNAL, struct.pack("<I", signo))
 

@@ -316,6 +316,23 @@ def test_a_run_that_is_given_up_is_killed_and_the_next_one_works(in_guest):
     assert in_guest(work) == 0
 
 
+def test_what_takes_long_to_die_keeps_its_stream_and_nobody_else(in_guest, monkeypatch):
+    """Init takes one command of a stream at a time: a second one would end the VM."""
+    monkeypatch.setattr(execstream, "KILL_S", 0)
+
+    async def work(there):
+        for _ in range(5):
+            command = await running(there, tsi=False)
+            waiting = asyncio.create_task(command.wait())
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            assert await there.run(["true"], tsi=False) == 0
+
+    in_guest(work)
+
+
 def test_a_sink_that_fails_ends_the_command_and_the_run(in_guest):
     def sink(data):
         raise BrokenPipeError
