@@ -276,7 +276,7 @@ def test_a_client_that_does_not_acknowledge_settings_is_cut_off(tmp_path):
         writer.write(PREFACE)
         await asyncio.wait_for(reader.read(), LIMIT_S)
         writer.close()
-        return await server.call()
+        return await served_at_last(server)
 
     limits = {"settings_s": 1.0, "handshake_s": 2 * LIMIT_S, "idle_s": 2 * LIMIT_S}
     assert is_chain(run(tmp_path, body, **limits))

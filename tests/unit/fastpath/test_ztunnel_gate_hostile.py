@@ -140,7 +140,7 @@ def test_who_misbehaves_is_told_of_and_counted_and_others_go_on(
 
 
 def test_who_is_silent_is_told_of_and_counted(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(gate, "Gate", partial(Gate, ping_s=0.1, silence_s=0.3))
+    monkeypatch.setattr(gate, "Gate", partial(Gate, ping_s=0.1, silence_s=1.0))
 
     def play(world):
         world.tunnel().fence()

@@ -58,7 +58,7 @@ def test_who_misbehaves_is_told_of_and_counted_and_others_go_on(
 
 
 def test_who_is_silent_is_told_of_and_counted(world: World, monkeypatch, caplog):
-    monkeypatch.setattr(pools, "Pool", partial(Pool, ping_s=0.1, silence_s=0.3))
+    monkeypatch.setattr(pools, "Pool", partial(Pool, ping_s=0.1, silence_s=1.0))
 
     def play(run):
         conn, _, _ = run.connect()
