@@ -25,10 +25,11 @@ comma    := ,
 MEMORY_TEST := tests/unit/vhost_user/test_vsock_process.py::test_one_idle_vm_takes_less_than_60_mib
 SHORT_TEST  := tests/unit/vhost_user/test_command.py::test_out_of_memory_ends_single_connections_and_is_recovered_from
 SIGBUS_TEST := tests/unit/vhost_user/test_fault.py::test_a_sigbus_elsewhere_keeps_its_effect
-# Not for TSan: one has no engine's thread, the others have other programs say to it what
+# Not for TSan: two have no engine's thread, the others have other programs say to it what
 # the tests beside them say.
 ONE_THREAD := $(addprefix --ignore tests/conformance/,test_rng.py test_hbone_envoy.py \
-              test_hbone_tools.py)
+              test_hbone_tools.py) --deselect \
+              tests/conformance/test_inflight.py::test_each_chain_comes_back_once_after_a_kill
 
 # What the commands need of the system; `fastpath doctor` checks each one.
 PACKAGES := gcc libc6-dev make python3-venv python3-dev ca-certificates \

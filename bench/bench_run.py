@@ -7,32 +7,31 @@ import sys
 import time
 from typing import Final
 
-import pytest
-
-from bench import quiet
 from bench.report import Target
 
 MOST_S: Final = 6.0
-COMMAND: Final = (sys.executable, "-m", "fastpath", "run", "--", "true")
+RUN: Final = (sys.executable, "-m", "fastpath", "run", "--", "true")
+LOOP: Final = (sys.executable, "-c", "sum(range(30_000_000))")
+"""What the machine takes for work of its CPU's, as most of a boot under TCG is."""
 
 
-def run_s() -> float:
+def took_s(command: tuple[str, ...]) -> float:
     begin = time.monotonic()
-    subprocess.run(COMMAND, check=True, stdin=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
     return time.monotonic() - begin
 
 
 def bench_true(bench):
-    run_s()  # whatever is built or probed at first use
-    took = bench.each(run_s, rounds=3)
+    found = bench.turns([RUN, LOOP], took_s, rounds=5, short=3)
     bench.note(
-        ours=tuple(took),
+        ours=tuple(each[RUN] for each in found),
+        other=tuple(each[LOOP] for each in found),
+        against="a loop of Python's",
         key="run-true",
         group="fastpath run",
         title="a microVM that runs `true`, boot to end",
         unit="s",
         less=True,
         target=Target(MOST_S, "ours"),
+        recorded=True,
     )
-    if min(took) >= MOST_S and not quiet.noise():
-        pytest.fail(f"the fastest of {len(took)} took {min(took):.1f} s")
