@@ -205,7 +205,7 @@ def test_the_guests_requests_do_not_use_up_the_hosts(make_host, make_guest_of):
 
 
 def test_requests_are_taken_again_as_time_goes_by(make_host, make_guest_of):
-    host = make_host(accept_rate=50)
+    host = make_host(accept_rate=2)
     guest = make_guest_of(host)
     while guest.request(ECHO).receive().op == Op.RESPONSE:
         pass

@@ -230,6 +230,7 @@ def test_queries_under_way_are_bounded_for_each_sandbox(monkeypatch):
 def test_a_guest_does_not_fill_the_log(caplog, monkeypatch):
     """Each query here once made a traceback, and each failure a line."""
     monkeypatch.setattr("fastpath.throttle.LINES_A_SECOND", 0)
+    monkeypatch.setattr("fastpath.throttle.TELL_S", LIMIT_S)
     caplog.set_level(logging.INFO)
     odd = (
         struct.pack("!6H", 7, 0x0100, 1, 260, 0, 0) + bomb(260, 120, 33, b"\0" * 6)[12:]
