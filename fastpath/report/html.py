@@ -6,11 +6,14 @@ reader who was not there finds the method and the machine on it.
 
 from __future__ import annotations
 
+import base64
+import gzip
+import json
 from html import escape
 from typing import TYPE_CHECKING, Final
 
 from fastpath import files
-from fastpath.report import hops, svg
+from fastpath.report import hops, jsonfile, svg
 from fastpath.report.figures import BY_KEY
 from fastpath.report.table import (
     costs,
@@ -166,6 +169,7 @@ def render(report: Report) -> str:
             hops.pictures(report.paths.values()),
             _anatomy(tuple(report.paths.values())),
             _method(report),
+            _download(report),
         ]
     )
     return (
@@ -382,6 +386,17 @@ def _numbered(items: Sequence[str]) -> str:
     if not items:
         return "none"
     return "<ol>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ol>"
+
+
+def _download(report: Report) -> str:
+    """A link to all that was measured: the JSON file, within the page."""
+    text = json.dumps(jsonfile.to_dict(report), separators=(",", ":"))
+    packed = base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+    name = "compare.json.gz"
+    return (
+        f'<p><a download="{name}" href="data:application/gzip;base64,{packed}">'
+        f"{name}</a>: each round's samples, as JSON (docs/compare.md)</p>"
+    )
 
 
 def _method(report: Report) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastpath import files
 from fastpath.errors import FastpathError
-from fastpath.report.figures import METRICS, Round
+from fastpath.report.figures import BY_KEY, METRICS, Round
 from fastpath.report.model import Outcome
 
 if TYPE_CHECKING:
@@ -98,7 +98,9 @@ def _round(loaded: dict[str, Any]) -> Round:
         values={k: float(value) for k, value in loaded["values"].items()},
     )
     for key in (*own.times_ns, *own.values):
-        if not (math.isfinite(own.figure(key)) and own.figure(key) > 0):
+        figure, metric = own.figure(key), BY_KEY.get(key)
+        may_be_0 = metric is not None and metric.counted
+        if not (math.isfinite(figure) and (figure > 0 or (may_be_0 and figure == 0))):
             raise ValueError(f"{key} is {own.figure(key)}")
     return own
 
@@ -144,6 +146,8 @@ def to_dict(report: Report) -> dict[str, Any]:
             "cpus": setting.cpus,
             "qemu": setting.qemu,
             "pinning": setting.pinning,
+            "command": setting.command,
+            "version": setting.version,
             "cpu_note": setting.cpu_note,
             "calls_note": setting.calls_note,
             "method": list(setting.method),

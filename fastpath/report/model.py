@@ -189,6 +189,10 @@ class Setting:
     pinning: str
     cpu_note: str
     """What the host CPU figure contains and what not."""
+    command: str = ""
+    """What to type for the same again."""
+    version: str = ""
+    """Of this program."""
     calls_note: str = ""
     """How system calls were counted, or why not; empty: they were not asked for."""
     method: tuple[str, ...]

@@ -38,6 +38,7 @@ def show(report: Report, console: Console) -> None:
 def machine_lines(report: Report) -> tuple[tuple[str, str], ...]:
     """Return what the figures hold for, as (name, value) lines."""
     setting = report.setting
+    program = (("fastpath", setting.version), ("command", setting.command))
     return (
         ("accelerator", f"{setting.accel} ({setting.accel_reason})"),
         *(((f"variant {v.name}"), variant_line(v)) for v in report.variants),
@@ -47,6 +48,7 @@ def machine_lines(report: Report) -> tuple[tuple[str, str], ...]:
         ("vmm", setting.qemu),
         ("pinning", setting.pinning),
         ("rounds", str(report.rounds)),
+        *((name, value) for name, value in program if value),
     )
 
 

@@ -24,6 +24,7 @@ import asyncio
 import contextlib
 import datetime
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -58,6 +59,7 @@ from fastpath.report.model import AT, PathResult, Report, Setting
 from fastpath.scratch import scratch
 from fastpath.vm import accel
 from vhost_user.closing import hangup_is_ignored
+from vhost_user.options import version
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator, Sequence
@@ -425,6 +427,8 @@ class Run:
             cpu_model=cpu.model(),
             cpus=cpu.count(),
             qemu=qemu_version(plan.qemu),
+            command=shlex.join(["fastpath", *sys.argv[1:]]),
+            version=version(),
             pinning=str(plan.pinning),
             cpu_note=cpu.note(),
             calls_note=self._counted.note,

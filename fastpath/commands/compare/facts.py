@@ -391,8 +391,9 @@ def method(
         "which asks Python about each CONNECT."
     )
     within = (
-        "The sidecar is that proxy, too, in the guest: it reads no request, encrypts "
-        "nothing, and so costs less than Envoy. connect() is done when the sidecar has "
+        "The sidecar is a process in the guest (fastpath/commands/compare/proxy, one "
+        "thread, epoll) that copies: it reads no request, encrypts nothing, and so "
+        "costs less than Envoy. connect() is done when the sidecar has "
         "the connection, whatever becomes of the one behind it."
     )
     under_load = (

@@ -423,6 +423,20 @@ def test_a_figure_that_has_no_ratio_is_refused(value, tmp_path):
         jsonfile.read(file)
 
 
+def test_a_count_of_0_is_read_and_has_no_ratio(tmp_path):
+    """None failed on either side: that is nothing to divide by."""
+    file = written(sample.report("tsi"), tmp_path / "a.json")
+    loaded = json.loads(file.read_text())
+    for each in loaded["samples"]["tsi"]:
+        each["values"] |= {"policy_failed": 0.0, "policy_gap": 5.0}
+    file.write_text(json.dumps(loaded))
+    run = jsonfile.read(file)
+    (found,) = report.differences(run, run, Thresholds()).values()
+    keys = {each.metric.key for each in found}
+    assert "policy_gap" in keys
+    assert "policy_failed" not in keys
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FastpathError, match=r"cannot read .*nothing.json: No such"):
         jsonfile.read(tmp_path / "nothing.json")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import gzip
 import io
 import json
 import re
 import xml.etree.ElementTree as ET
+from html import unescape
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from fastpath.report import figures, html, jsonfile, model, stats, table
+from fastpath.report import figures, html, jsonfile, markdown, model, stats, table
 
 from . import report_sample as sample
 
@@ -271,7 +274,27 @@ def test_the_page_is_well_formed_and_needs_nothing_else():
     root = ET.fromstring(page.removeprefix("<!DOCTYPE html>"))
     pictures = root.findall(".//{http://www.w3.org/2000/svg}svg")
     assert len(pictures) == 6  # ratios twice: for a phone, too
-    assert not re.search(r"(src|href)=|url\(|@import|<script", page)
+    assert not re.search(r' src=| href="(?!data:)|url\(|@import|<script', page)
+
+
+def test_the_page_has_the_json_file_to_download():
+    own = sample.report()
+    found = re.findall(
+        r'download="([^"]+)" href="data:[^,]+,([^"]+)"', html.render(own)
+    )
+    ((name, packed),) = found
+    assert name == "compare.json.gz"
+    loaded = json.loads(gzip.decompress(base64.b64decode(packed)))
+    assert loaded == json.loads(json.dumps(jsonfile.to_dict(own)))
+
+
+def test_a_report_has_the_command_to_repeat_it_and_the_version():
+    own = sample.report()
+    command = "fastpath compare --paths 'tsi, plain'"
+    for text in (_shown(own), unescape(html.render(own)), markdown.render(own)):
+        assert command in text
+        assert "0.1.0" in text
+    assert jsonfile.to_dict(own)["setting"]["command"] == command
 
 
 def test_the_page_escapes_what_it_shows():
