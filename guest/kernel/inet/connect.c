@@ -257,8 +257,9 @@ int tsi_connect(struct socket *sock, any_sockaddr *address, int len, int flags)
 	bool asked = false, real = false;
 	int error = 0;
 
-	if (len >= (int)sizeof(plain->sa_family) &&
-	    plain->sa_family == AF_UNSPEC)
+	if (len < (int)sizeof(plain->sa_family))
+		return -EINVAL;
+	if (plain->sa_family == AF_UNSPEC)
 		return disconnect(sock, address, len, flags);
 	lock_sock(sk);
 	inner = inner_get(sk);

@@ -92,6 +92,7 @@ enum phase { CONNECTING, ESTABLISHED, CLOSED, LISTENING };
  * @credit:	Bytes that the host may send ahead of the program
  * @moved:	Bytes that the program has moved since that grew
  * @nospace:	Who was told that there is no room hears of some, once
+ * @refused_from: What had come when both directions were ended
  * @armed:	@patience was scheduled, once or more
  * @patience:	For the host's answer, and for FAILED after a reset
  * @by_port:	In the table of all
@@ -114,6 +115,7 @@ struct inner {
 	int refused;
 	u32 credit;
 	u32 moved;
+	u32 refused_from;
 	atomic_t nospace;
 	bool armed;
 	struct timer_list patience;

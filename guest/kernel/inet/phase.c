@@ -253,11 +253,67 @@ bool inner_has_room(struct inner *inner)
 }
 
 /**
+ * whole() - How long a packet was when it came
+ * @skb:	It
+ *
+ * Returns: bytes; older kernels take off what is read
+ */
+static u32 whole(struct sk_buff *skb)
+{
+	return le32_to_cpu(virtio_vsock_hdr(skb)->len);
+}
+
+/**
+ * received() - How much has come so far?
+ * @trans:	Of a vsock sock
+ *
+ * Returns: bytes, modulo 2^32
+ */
+static u32 received(struct virtio_vsock_sock *trans)
+{
+	struct sk_buff *skb;
+	u32 bytes;
+
+	spin_lock_bh(&trans->rx_lock);
+	bytes = trans->fwd_cnt; /* packets that were read to their end */
+	skb_queue_walk(&trans->rx_queue, skb)
+	{
+		bytes += whole(skb);
+	}
+	spin_unlock_bh(&trans->rx_lock);
+	return bytes;
+}
+
+/**
+ * cut() - Drop what has come behind a point
+ * @unread:	Packets that nobody else has; small ones have one buffer
+ * @keep:	So many bytes stay, with those that are read
+ */
+static void cut(struct sk_buff_head *unread, u32 keep)
+{
+	struct sk_buff *skb, *next;
+
+	skb_queue_walk_safe(unread, skb, next)
+	{
+		u32 gone = whole(skb) - skb->len;
+		u32 stays = min(keep, whole(skb));
+
+		keep -= stays;
+		if (stays > gone + packet_read(skb) &&
+		    !pskb_trim(skb, stays - gone))
+			continue;
+		__skb_unlink(skb, unread);
+		kfree_skb(skb);
+	}
+}
+
+/**
  * refuse() - Bytes have come although the program has ended both directions
  * @sk:		vsock sock, locked
  *
- * TCP resets such a connection, so that the peer doesn't go on. vsock's release
- * sends a RST if the peer is over, and drops what waits without its lock.
+ * TCP resets such a connection, so that the peer doesn't go on, and what came
+ * before can still be read. vsock's release sends a RST if the peer is over,
+ * and drops what waits without its lock.
  */
 static void refuse(struct sock *sk)
 {
@@ -273,12 +329,14 @@ static void refuse(struct sock *sk)
 	__skb_queue_head_init(&unread);
 	spin_lock_bh(&trans->rx_lock);
 	skb_queue_splice_init(&trans->rx_queue, &unread);
-	trans->rx_bytes = 0;
+	cut(&unread, inner->refused_from - trans->fwd_cnt);
 	spin_unlock_bh(&trans->rx_lock);
-	__skb_queue_purge(&unread);
 	WRITE_ONCE(vsk->peer_shutdown, SHUTDOWN_MASK);
 	vsk->transport->release(vsk);
 	sk->sk_state = TCP_CLOSE;
+	spin_lock_bh(&trans->rx_lock);
+	skb_queue_splice(&unread, &trans->rx_queue);
+	spin_unlock_bh(&trans->rx_lock);
 }
 
 /**
@@ -290,6 +348,8 @@ void inner_refuse(struct inner *inner)
 	struct sock *sk = inner->sock->sk;
 
 	write_lock_bh(&sk->sk_callback_lock);
+	if (sk->sk_data_ready != refuse)
+		inner->refused_from = received(vsock_sk(sk)->trans);
 	WRITE_ONCE(sk->sk_data_ready, refuse);
 	write_unlock_bh(&sk->sk_callback_lock);
 }
