@@ -20,32 +20,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import ipaddress
 import logging
+import math
 import os
 import signal
 import socket
 import stat
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
-from fastpath import files, resolvconf
+from fastpath import control, files, resolvconf
+from fastpath.commands.attached import Attached
 from fastpath.commands.progress import build_image
 from fastpath.commands.summary import Recorder, Summary
 from fastpath.deadline import Deadline, TimedOut
 from fastpath.errors import FastpathError
 from fastpath.image import images
 from fastpath.scratch import CONSOLE, scratch
-from fastpath.stdio import Input, Output
 from fastpath.tsi import keys
 from fastpath.tsi.policy import Rule
 from fastpath.tsi.policyfile import Egress
 from fastpath.vm import accel
 from fastpath.vm.console import last_words
-from fastpath.vm.guest import Command, Guest
-from fastpath.vm.machine import Machine
+from fastpath.vm.guest import Guest, GuestGoneError
+from fastpath.vm.machine import SETTLE_S, Machine
 from fastpath.vm.spec import VmSpec
 from fastpath.ztunnel.config import for_sandbox
 from fastpath.ztunnel.model import Publication
@@ -54,7 +55,7 @@ from vhost_user.closing import hangup_is_ignored
 from vhost_user.entry import complain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from fastpath.ztunnel.model import Config
 
@@ -93,9 +94,6 @@ SOCKET: Final = "vhost.sock"
 NAME: Final = "fastpath"
 """The guest's, which is its own addresses there."""
 
-PIPE_GRACE_S: Final = 1.0
-"""Time a program has to end after nobody reads its output any more."""
-
 POD_IP: Final = ipaddress.ip_address("10.200.1.2")
 """What the program sees as its own address; it is never on a wire."""
 POD_IPV6: Final = ipaddress.ip_address("fd6f:5c1e:9b2a::2")
@@ -108,6 +106,8 @@ class RunOptions:
     """What to run, and in what."""
 
     argv: tuple[str, ...]
+    name: str | None = None
+    """For `fastpath exec`, `ps` and `stop`; None: the image's and our process id."""
     image: str = "base"
     files: Mapping[str, Path]
     """Absolute guest path -> host file or directory."""
@@ -312,21 +312,28 @@ class _Run:
         self._uds_path = folder / "vsock"
         self._key_file = folder / "key"
         self._key = keys.make(self._key_file)
-        self._command: Command | None = None
+        self._begun_s = time.monotonic()
+        self._main: asyncio.Task[object]
+        self._guest: asyncio.Future[Guest]
+        """For other processes' commands."""
+        self._over: asyncio.Event
+        """The program has ended, or the guest; the rest follows."""
+        self._attached: Attached | None = None
         """The program: signals go there."""
         self._ended_by: signal.Signals | None = None
-        self._output_closed = False
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def main(self) -> int:
         """Do it all; cancelled by the signals that end a process."""
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None
+        self._main = task
+        self._guest = loop.create_future()
+        self._over = asyncio.Event()
         for signo in FORWARDED:
             if signo != signal.SIGHUP or not hangup_is_ignored():
-                loop.add_signal_handler(signo, self._on_signal, signo, task)
-        self._deadline.hand_over(loop, lambda: self._expire(task))
+                loop.add_signal_handler(signo, self._on_signal, signo)
+        self._deadline.hand_over(loop, self._expire)
         try:
             return await self._boot_and_run()
         except asyncio.CancelledError:
@@ -336,9 +343,9 @@ class _Run:
                 raise
             return 128 + self._ended_by
 
-    def _expire(self, main: asyncio.Task[object]) -> None:
+    def _expire(self) -> None:
         self._timed_out = True
-        main.cancel()
+        self._main.cancel()
 
     def _late(self) -> str:
         """What was not done in time."""
@@ -349,10 +356,12 @@ class _Run:
 
     async def _boot_and_run(self) -> int:
         async with (
+            self._served(),
             Ztunnel(self._ztunnel_config()) as ztunnel,
             Guest(self._uds_path, console=self._spec.console, key=self._key) as guest,
             Machine(self._spec) as machine,
         ):
+            self._guest.set_result(guest)
             info = await machine.watch(guest.ready(self._boot_timeout_s()))
             self._booted = True
             self._recorder.ready(info, self._spec.accel.kind)
@@ -370,6 +379,7 @@ class _Run:
             try:
                 return await machine.watch(self._program(guest))
             finally:
+                self._over.set()
                 stats = ztunnel.sandboxes[SANDBOX].device.handle.stats()
                 self._recorder.summary.connections = stats.opened
 
@@ -378,26 +388,77 @@ class _Run:
 
     async def _program(self, guest: Guest) -> int:
         """Run the program with our stdio."""
-        outputs = [Output(fd, self._on_closed) for fd in (1, 2)]
+        self._attached = Attached(guest, (0, 1, 2))
+        return await self._attached.run(self._options.argv, self._options.env)
+
+    def _served(self) -> contextlib.AbstractAsyncContextManager[object]:
+        """Be there for other processes; without a name only if that is possible."""
         try:
-            with Input(0) as stdin:
-                self._command = await guest.start(
-                    self._options.argv,
-                    tsi=True,
-                    env=self._options.env,
-                    stdin=stdin.reader,
-                    stdout=outputs[0].write,
-                    stderr=outputs[1].write,
-                )
-                status = await self._command.wait()
-        finally:
-            self._command = None
-            for task in self._tasks:
-                task.cancel()
-        for output in outputs:
-            if output.error is not None and output.error.errno != errno.EPIPE:
-                raise output.error
-        return 128 + signal.SIGPIPE if self._output_closed else status
+            return control.Served(self._name, self._serve)
+        except FastpathError as error:
+            if self._options.name:
+                raise
+            _log.info("not in `fastpath ps`: %s", error)
+            return contextlib.nullcontext()
+
+    @property
+    def _name(self) -> str:
+        return self._options.name or f"{self._options.image}-{os.getpid()}"
+
+    def _info(self) -> control.Message:
+        """What `fastpath ps` shows."""
+        return {
+            "name": self._name,
+            "image": self._options.image,
+            "pid": os.getpid(),
+            "ready": self._booted,
+            "up_s": round(time.monotonic() - self._begun_s, 1),
+            "publish": [str(each) for each in self._options.publish],
+            "command": list(self._options.argv),
+        }
+
+    async def _stop(self, grace_s: float) -> None:
+        """End the program, or all at once if it takes longer than `grace_s`."""
+        if self._attached is not None and self._attached.runs:
+            self._attached.signal(signal.SIGTERM)
+            await asyncio.sleep(grace_s)
+        self._ended_by = self._ended_by or signal.SIGTERM
+        self._main.cancel()
+        await asyncio.sleep(math.inf)  # the client waits until all has ended
+
+    async def _serve(
+        self, client: control.Client, asked: control.Message, fds: Sequence[int]
+    ) -> control.Message | None:
+        """Do what another process of this user asks for."""
+        match asked:
+            case {"do": "info"}:
+                return self._info()
+            case {"do": "exec", "argv": list(argv), "env": dict(env), "cwd": str(cwd)}:
+                if len(fds) != control.MAX_FDS:
+                    raise FastpathError("exec", "came without standard streams")
+                attached = Attached(await asyncio.shield(self._guest), fds)
+                client.on_signal = attached.signal
+                return await self._execute(attached, argv, env, cwd)
+            case {"do": "stop", "grace_s": float(grace_s) | int(grace_s)}:
+                await self._stop(grace_s)
+                return None
+            case _:
+                raise FastpathError("request", "is none that this version knows")
+
+    async def _execute(
+        self, attached: Attached, argv: list[str], env: dict[str, str], cwd: str
+    ) -> control.Message | None:
+        """Run another process's command; None: the microVM has ended before it."""
+        try:
+            return {"status": await attached.run(argv, env, cwd)}
+        except OSError as error:
+            raise FastpathError("output", error.strerror or "fails") from error
+        except GuestGoneError:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SETTLE_S):
+                    await self._over.wait()
+                return None
+            raise
 
     def _ztunnel_config(self) -> Config:
         """One sandbox that reaches what we do, but what is denied by default."""
@@ -416,25 +477,9 @@ class _Run:
             access_log=options.access_log or Path(os.devnull),
         )
 
-    def _on_signal(self, signo: signal.Signals, main: asyncio.Task[object]) -> None:
-        if self._command is not None:
-            self._command.signal(signo)
+    def _on_signal(self, signo: signal.Signals) -> None:
+        if self._attached is not None and self._attached.runs:
+            self._attached.signal(signo)
         elif self._ended_by is None and signo in ENDING:
             self._ended_by = signo
-            main.cancel()
-
-    def _on_closed(self) -> None:
-        """Nobody reads the program's output: it ends as in a pipeline."""
-        if not self._output_closed and self._command is not None:
-            self._output_closed = True
-            self._start(self._end_for_pipe(self._command))
-
-    async def _end_for_pipe(self, command: Command) -> None:
-        command.signal(signal.SIGPIPE)
-        await asyncio.sleep(PIPE_GRACE_S)
-        command.signal(signal.SIGKILL)
-
-    def _start(self, work: Coroutine[object, object, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            self._main.cancel()

@@ -24,6 +24,7 @@ from fastpath.commands.cli import (
     policy,
     report,
     run,
+    running,
     ztunnel,
 )
 from fastpath.commands.cli.command import add
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 COMMANDS: Final = {
     "run": run.COMMAND,
+    "exec": running.EXEC,
+    "ps": running.PS,
+    "stop": running.STOP,
     "compare": compare.COMMAND,
     "report": report.COMMAND,
     "doctor": doctor.COMMAND,

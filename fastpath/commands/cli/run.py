@@ -23,6 +23,7 @@ def _declare(parser: Parser) -> None:
         nargs=argparse.REMAINDER,
         help="what to run, with its arguments",
     )
+    add("--name", metavar="NAME", help="for exec, ps and stop (IMAGE-PID)")
     add("--image", metavar="NAME", default="base", help="see `fastpath image list`")
     for option, metavar, what in (
         ("--file", "SRC:DST", "add a host file or directory to the guest"),
@@ -87,6 +88,7 @@ def _call(options: argparse.Namespace) -> int:
     return run.run(
         run.RunOptions(
             argv=argv,
+            name=options.name,
             image=options.image,
             files=run.parse_files(options.file),
             env=run.parse_env(options.env),
