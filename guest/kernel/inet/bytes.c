@@ -243,21 +243,6 @@ int tsi_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 /* ---- receiving ---- */
 
 /**
- * discard() - Take bytes that nobody wants
- * @inner:	Connection
- * @len:	How many at most
- *
- * Returns: how many, or a negated errno
- */
-static int discard(struct inner *inner, size_t len)
-{
-	struct msghdr msg = {};
-
-	iov_iter_discard(&msg.msg_iter, READ, len);
-	return inner->sock->ops->recvmsg(inner->sock, &msg, len, MSG_DONTWAIT);
-}
-
-/**
  * dequeue() - Take bytes although the program has ended this direction
  * @inner:	Connection
  * @msg:	Where to
@@ -278,6 +263,23 @@ static int dequeue(struct inner *inner, struct msghdr *msg, size_t len,
 						     flags & MSG_PEEK);
 	release_sock(&vsk->sk);
 	return got;
+}
+
+/**
+ * discard() - Take bytes that nobody wants
+ * @inner:	Connection
+ * @len:	How many at most
+ *
+ * Returns: how many, or a negated errno
+ */
+static int discard(struct inner *inner, size_t len)
+{
+	struct msghdr msg = {};
+
+	iov_iter_discard(&msg.msg_iter, READ, len);
+	if (inner->outer->sk_shutdown & RCV_SHUTDOWN)
+		return dequeue(inner, &msg, len, 0);
+	return inner->sock->ops->recvmsg(inner->sock, &msg, len, MSG_DONTWAIT);
 }
 
 /**

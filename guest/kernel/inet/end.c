@@ -93,6 +93,22 @@ void end_inner(struct socket *sock, struct inner *inner)
 }
 
 /**
+ * is_closed() - Have both ends ended their direction? TCP is in CLOSE then
+ * @sk:		Outer socket, locked
+ * @inner:	Connection
+ *
+ * Returns: true if so
+ */
+static bool is_closed(const struct sock *sk, const struct inner *inner)
+{
+	struct sock *under = inner->sock->sk;
+	u32 theirs = READ_ONCE(vsock_sk(under)->peer_shutdown);
+
+	return (sk->sk_shutdown & SEND_SHUTDOWN) &&
+	       ((theirs & SEND_SHUTDOWN) || sock_flag(under, SOCK_DONE));
+}
+
+/**
  * tsi_shutdown() - shutdown()
  * @sock:	Socket
  * @how:	SHUT_RD, SHUT_WR or SHUT_RDWR
@@ -124,6 +140,8 @@ int tsi_shutdown(struct socket *sock, int how)
 		sk->sk_state_change(sk);
 		break;
 	case ESTABLISHED:
+		if (is_closed(sk, inner))
+			error = -ENOTCONN;
 		sock->state = SS_CONNECTED; /* as inet_shutdown() */
 		WRITE_ONCE(sk->sk_shutdown, sk->sk_shutdown | directions);
 		if (directions & SEND_SHUTDOWN)
