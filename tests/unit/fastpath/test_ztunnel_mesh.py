@@ -201,8 +201,8 @@ def test_a_policy_at_the_destination_is_what_connect_fails_with(nodes):
 
 
 def test_connections_outlive_certificates_of_both_ends(tmp_path):
-    """Each lives for two seconds."""
-    with World(tmp_path, life_s=2) as world:
+    """Each lives for eight seconds, half of which a slow machine has for the next."""
+    with World(tmp_path, life_s=8) as world:
         nodes = Nodes(world, two=True)
 
         def serials():
