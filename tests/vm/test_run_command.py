@@ -32,7 +32,6 @@ FASTPATH = (sys.executable, "-m", "fastpath")
 def _own_temporary_folder(tmp_path, monkeypatch):
     """What a run leaves behind is seen in here, and nothing else is."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
 
 
 def run(*command, options=(), **kwargs):
@@ -55,10 +54,10 @@ def left_behind(tmp_path):
 
 
 @contextlib.contextmanager
-def started(*command, options=()):
+def started(*command):
     """A run whose program has said `ready`."""
     process = subprocess.Popen(
-        [*FASTPATH, "run", *options, "--", *command],
+        [*FASTPATH, "run", "--", *command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -473,63 +472,3 @@ def test_a_port_to_publish_that_the_policy_does_not_is_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr.count(b"\n") == 1
     assert b"does not publish port 80; hint: add it to `published`" in done.stderr
-
-
-def fastpath(*words, **kwargs):
-    return subprocess.run(
-        [*FASTPATH, *words],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        **kwargs,
-    )
-
-
-def test_a_microvm_that_runs_is_seen_entered_and_stopped(tmp_path):
-    script = "echo kept > /tmp/file; echo ready; exec sleep 600"
-    with started("sh", "-c", script, options=("--name", "box")) as process:
-        (listed,) = json.loads(fastpath("ps", "--json").stdout)
-        assert (listed["name"], listed["pid"]) == ("box", process.pid)
-        inside = "cat /tmp/file - && exit 7"
-        done = fastpath("exec", "box", "--", "sh", "-c", inside, input="and input")
-        assert (done.returncode, done.stdout) == (7, "kept\nand input")
-        other = run("true", options=("--name", "box"), text=True)
-        assert (other.returncode, other.stdout) == (2, "")
-        assert "--name box: is a running microVM's" in other.stderr
-        with entered("box", "sh", "-c", "echo ready; exec sleep 600") as command:
-            command.send_signal(signal.SIGTERM)
-            assert command.wait(TIMEOUT_S) == 143
-        with entered("box", "sh", "-c", "echo ready; exec sleep 600") as command:
-            assert fastpath("stop", "box").returncode == 0
-            assert process.wait(TIMEOUT_S) == 143
-            assert command.wait(TIMEOUT_S) == 2
-            assert "box: has ended, and the command with it" in command.stderr.read()
-    assert fastpath("ps", "--json").stdout == "[]\n"
-    assert left_behind(tmp_path) == []
-
-
-def test_a_program_that_does_not_heed_sigterm_is_stopped_all_the_same():
-    script = "trap : TERM; echo ready; while :; do sleep 1; done"
-    with started("sh", "-c", script, options=("--name", "deaf")) as process:
-        assert fastpath("stop", "--grace", "0.1", "deaf").returncode == 0
-        assert process.wait(TIMEOUT_S) == 143
-
-
-@contextlib.contextmanager
-def entered(name, *command):
-    """A command in a running microVM that has said `ready`."""
-    process = subprocess.Popen(
-        [*FASTPATH, "exec", name, "--", *command],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
