@@ -140,11 +140,11 @@ def test_a_path_that_stands_still_is_a_gap_and_breaks_nothing(probe):
     with server(serve) as port, steady(probe, port) as process:
         wait_until(lambda: len(taken) > 20)
         still.set()
-        time.sleep(0.3)
+        time.sleep(1)  # far more than is asked for: what is under way may end late
         works.set()
         wait_until(lambda: len(taken) > 40)
         result = ended(process)
-    assert result["gap_ns"] > 250e6
+    assert result["gap_ns"] > 100e6
     assert result["tried"] > 20
     assert (result["failed"], result["broken"], result["kept"]) == (0, 0, 16)
 
