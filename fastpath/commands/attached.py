@@ -14,6 +14,15 @@ if TYPE_CHECKING:
 
     from fastpath.vm.guest import Command, Guest
 
+FORWARDED: Final = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+"""Signals that are the command's once it runs."""
 PIPE_GRACE_S: Final = 1.0
 """Time a program has to end after nobody reads its output any more."""
 

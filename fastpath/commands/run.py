@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from fastpath import control, files, resolvconf
-from fastpath.commands.attached import Attached
+from fastpath.commands.attached import FORWARDED, Attached
 from fastpath.commands.progress import build_image
 from fastpath.commands.summary import Recorder, Summary
 from fastpath.deadline import Deadline, TimedOut
@@ -66,16 +66,6 @@ Sockets = Literal["auto", "module", "agent"]
 
 EXIT_TIMEOUT: Final = 124
 """As timeout(1) has it."""
-
-FORWARDED: Final = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-    signal.SIGQUIT,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-)
-"""Signals that are the program's once it runs."""
 
 ENDING: Final = FORWARDED[:4]
 """Those of them that end us before it runs."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from fastpath import control
+from fastpath.commands.attached import FORWARDED
 from fastpath.errors import FastpathError
 from fastpath.stdio import console
 
@@ -17,16 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from fastpath.control import Message
-
-FORWARDED = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-    signal.SIGQUIT,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-)
-"""Signals that are the command's."""
 
 
 def execute(name: str, argv: Sequence[str], *, env: Mapping[str, str], cwd: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -11,7 +10,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,13 +17,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.commands import FASTPATH, said_ready
 from tests.support.limits import GUEST_LIMIT_S as TIMEOUT_S
 from tests.support.limits import wait_until
 from tests.support.ports import free_port
 
 pytestmark = pytest.mark.vm
-
-FASTPATH = (sys.executable, "-m", "fastpath")
 
 
 @pytest.fixture(autouse=True)
@@ -53,23 +50,9 @@ def left_behind(tmp_path):
     ) + [str(path) for path in tmp_path.glob("fastpath-*") if not any(path.iterdir())]
 
 
-@contextlib.contextmanager
 def started(*command):
     """A run whose program has said `ready`."""
-    process = subprocess.Popen(
-        [*FASTPATH, "run", "--", *command],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+    return said_ready("run", "--", *command)
 
 
 def test_true_says_nothing_and_leaves_nothing(tmp_path):

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import subprocess
-import sys
 
 import pytest
 
+from tests.support.commands import FASTPATH, said_ready
 from tests.support.limits import GUEST_LIMIT_S as TIMEOUT_S
 
 pytestmark = pytest.mark.vm
-
-FASTPATH = (sys.executable, "-m", "fastpath")
 
 
 @pytest.fixture(autouse=True)
@@ -22,25 +19,6 @@ def _own_folders(tmp_path, monkeypatch):
     """What a run leaves behind is seen in here, and nothing else is."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-
-
-@contextlib.contextmanager
-def said_ready(*words):
-    """A command of `fastpath`'s whose program has said `ready`."""
-    process = subprocess.Popen(
-        [*FASTPATH, *words],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def fastpath(*words, **kwargs):
